@@ -1,0 +1,73 @@
+"""Named points at which a test stops this process.
+
+Nothing happens unless ``SIDESTREAM_CRASH_AT`` was set when the process started: :func:`crash_point` then costs one
+truth test. With ``SIDESTREAM_CRASH_AT=name:nth`` the nth passage of that point, and every nth one after it in the same
+process, tells the harness (a datagram ``name pid`` to the unix socket in ``SIDESTREAM_CRASH_SOCKET``) and stops the
+whole process with SIGSTOP. The harness kills whom it wants and wakes the rest with SIGCONT. Without a socket the
+process kills itself with SIGKILL at the nth passage.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+
+POINTS: tuple[str, ...] = (
+    "enqueue.inserted",
+    "enqueue.committed",
+    "relay.before_publish",
+    "relay.published",
+    "supervisor.claimed",
+    "supervisor.dispatched",
+    "supervisor.collected",
+    "settle.before_store",
+    "settle.stored",
+    "settle.before_broker",
+    "settle.settled",
+    "release.before",
+    "release.released",
+    "renew.before",
+    "renew.renewed",
+    "crash.noticed",
+    "crash.recorded",
+    "reclaim.claimed",
+    "reclaim.released",
+    "reconcile.before_publish",
+    "reconcile.published",
+    "zygote.forked",
+    "child.received",
+    "child.opened",
+    "child.ran",
+    "child.written",
+    "child.committed",
+    "child.reported",
+)
+"""Every named point, in the order in which a job meets them."""
+
+_name, _, _nth = os.environ.get("SIDESTREAM_CRASH_AT", "").partition(":")
+_every = int(_nth or 1) if _name else 0
+_passages = 0
+
+
+def crash_point(name: str) -> None:
+    """Stop here if the harness asked for it; ``name`` is one of :data:`POINTS`."""
+    if _every and name == _name:
+        _stop()
+
+
+def _stop() -> None:
+    global _passages
+    _passages += 1
+    if _passages % _every:
+        return
+    path = os.environ.get("SIDESTREAM_CRASH_SOCKET")
+    if path is None:
+        os.kill(os.getpid(), signal.SIGKILL)
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as harness:
+        try:
+            harness.sendto(f"{_name} {os.getpid()}".encode(), path)
+        except OSError:
+            return  # the harness is gone: nobody would ever wake us
+    os.kill(os.getpid(), signal.SIGSTOP)

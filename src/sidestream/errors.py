@@ -1,0 +1,142 @@
+"""Every error that Sidestream raises on purpose, in one tree.
+
+::
+
+    SidestreamError
+    ├── SettingsError           a setting is missing, malformed or contradicts another
+    ├── InvalidJob              what the caller asked for cannot become a job (also a ValueError)
+    │   ├── PayloadTooLarge     the encoded arguments pass 64 KiB
+    │   ├── PayloadNotJson      an argument is not JSON
+    │   ├── InvalidName         a queue, action or key name with characters that are not allowed
+    │   ├── UnknownAction       nobody declared that action
+    │   ├── DuplicateAction     two functions declared the same action
+    │   └── UnsupportedOption   an option that this release does not have
+    ├── WireError               bytes from Redis that we did not write, or cannot read
+    │   ├── BadReference        truncated or foreign reference
+    │   ├── BadSignature        a direct job whose signature does not verify
+    │   └── UnknownVersion      written by a release that we do not know
+    ├── BrokerError
+    │   ├── BrokerUnavailable   no answer: refused, timed out, unresolvable, frozen
+    │   ├── BrokerUnsuitable    it answers, but must not be used: version, eviction policy, read-only, rights
+    │   ├── BrokerFull          it answers, but has no memory left for writes
+    │   ├── GenerationMoved     Redis was emptied or replaced since the caller last looked
+    │   └── CapabilityMissing   this broker does not do that (for example direct jobs over PostgreSQL)
+    ├── StoreError
+    │   ├── StoreUnavailable    PostgreSQL does not answer or dropped the connection
+    │   └── SchemaMismatch      our tables are missing or of another release
+    └── ActionError             raised inside a running job
+        ├── SoftLimitExceeded   the job's soft time limit passed
+        ├── CommitRefused       an action committed or rolled back without declaring it
+        └── LockLost            a re-lock after a commit found the job no longer ours
+
+The first line of a docstring below is the message when none is given.
+"""
+
+from __future__ import annotations
+
+
+class SidestreamError(Exception):
+    """Sidestream failed."""
+
+    def __init__(self, message: str | None = None) -> None:
+        super().__init__(message or (type(self).__doc__ or "Sidestream failed.").splitlines()[0])
+
+
+class SettingsError(SidestreamError):
+    """A setting is missing or malformed."""
+
+
+class InvalidJob(SidestreamError, ValueError):
+    """The job cannot be enqueued as asked."""
+
+
+class PayloadTooLarge(InvalidJob):
+    """The job's arguments are larger than 64 KiB; store the data and pass its id instead."""
+
+
+class PayloadNotJson(InvalidJob):
+    """The job's arguments are not JSON; pass ids, text, numbers, lists and dictionaries only."""
+
+
+class InvalidName(InvalidJob):
+    """A name has characters that are not allowed."""
+
+
+class UnknownAction(InvalidJob):
+    """No such action is declared."""
+
+
+class DuplicateAction(InvalidJob):
+    """The action is declared twice."""
+
+
+class UnsupportedOption(InvalidJob):
+    """This release does not have that option."""
+
+
+class WireError(SidestreamError):
+    """Bytes in Redis cannot be read."""
+
+
+class BadReference(WireError):
+    """A reference in Redis is truncated or foreign."""
+
+
+class BadSignature(WireError):
+    """The signature of a direct job does not verify."""
+
+
+class UnknownVersion(WireError):
+    """The bytes were written by a release that this one does not know."""
+
+
+class BrokerError(SidestreamError):
+    """The broker failed."""
+
+
+class BrokerUnavailable(BrokerError):
+    """The broker does not answer."""
+
+
+class BrokerUnsuitable(BrokerError):
+    """The broker answers but must not be used."""
+
+
+class BrokerFull(BrokerError):
+    """The broker has no memory left for writes."""
+
+
+class GenerationMoved(BrokerError):
+    """The broker was emptied or replaced; look at its generation again."""
+
+
+class CapabilityMissing(BrokerError):
+    """This broker does not have that capability."""
+
+
+class StoreError(SidestreamError):
+    """The store failed."""
+
+
+class StoreUnavailable(StoreError):
+    """PostgreSQL does not answer."""
+
+
+class SchemaMismatch(StoreError):
+    """The Sidestream tables are missing or belong to another release."""
+
+
+class ActionError(SidestreamError):
+    """The action broke a rule."""
+
+
+class SoftLimitExceeded(ActionError):
+    """The job's soft time limit passed."""
+
+
+class CommitRefused(ActionError):
+    """An action may not commit or roll back unless it declares commits="relock"."""
+
+
+class LockLost(ActionError):
+    """The job is no longer ours after a commit; it was not continued."""

@@ -1,0 +1,115 @@
+"""Actions: the declared functions that may run in the background. Nothing else ever runs."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+from sidestream.errors import DuplicateAction, SettingsError, UnknownAction
+from sidestream.job.job import DEFAULT_QUEUE
+from sidestream.job.names import check_action, check_queue, tag
+from sidestream.job.retry import RetryPolicy
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """A declared function and how it may run."""
+
+    #: The name that rows and references carry.
+    name: str
+    #: Called as ``function(context, *args, **kwargs)``.
+    function: Callable[..., Any]
+    #: What happens after a failure.
+    retry: RetryPolicy = field(default_factory=RetryPolicy)
+    #: Seconds until :class:`~sidestream.errors.SoftLimitExceeded` is raised inside the job; None means never.
+    soft_limit: float | None = None
+    #: Seconds until the job's process is killed; None means the worker's own limit.
+    hard_limit: float | None = None
+    #: "forbid": commit and rollback are refused. "relock": ``context.commit()`` commits for real, locks and checks again.
+    commits: Literal["forbid", "relock"] = "forbid"
+    #: Backlog that its jobs wait in unless the call says otherwise.
+    queue: str = DEFAULT_QUEUE
+    #: Whether the action needs the database; a direct job of an action that does not runs without one.
+    database: bool = True
+
+    def __post_init__(self) -> None:
+        check_action(self.name)
+        check_queue(self.queue)
+        for option in ("soft_limit", "hard_limit"):
+            limit = getattr(self, option)
+            if limit is not None and limit <= 0:
+                raise SettingsError(f"{option}={limit} of action {self.name!r} is not allowed: expected seconds above 0.")
+        if self.commits not in ("forbid", "relock"):
+            raise SettingsError(f"commits={self.commits!r} of action {self.name!r}: expected 'forbid' or 'relock'.")
+
+
+class Actions:
+    """A set of declared actions. Make one in a module of yours and name it to the worker as ``module:attribute``."""
+
+    def __init__(self) -> None:
+        self._by_name: dict[str, Action] = {}
+        self._by_tag: dict[bytes, Action] = {}
+
+    def action(self, name: str, **options: Any) -> Callable[[Function], Function]:
+        """Declare the decorated function as the action ``name``; ``options`` are :class:`Action`'s fields.
+
+        Raises :class:`~sidestream.errors.DuplicateAction` when the name, or its 4-byte tag, is taken.
+        """
+
+        def declare(function: Function) -> Function:
+            self.add(Action(name, function, **options))
+            return function
+
+        return declare
+
+    def add(self, action: Action) -> None:
+        """Declare ``action``."""
+        taken = self._by_name.get(action.name) or self._by_tag.get(tag(action.name, 4))
+        if taken is not None:
+            raise DuplicateAction(
+                f"The action {action.name!r} is declared twice (the first one is {taken.name!r} by "
+                f"{taken.function.__module__}.{taken.function.__qualname__}); rename one of them."
+            )
+        self._by_name[action.name] = action
+        self._by_tag[tag(action.name, 4)] = action
+
+    def get(self, name: str) -> Action:
+        """Return the action ``name``; raise :class:`~sidestream.errors.UnknownAction` when nobody declared it."""
+        try:
+            return self._by_name[name]
+        except KeyError:
+            known = ", ".join(sorted(self._by_name)) or "none"
+            raise UnknownAction(f"No action {name!r} is declared; declared are: {known}.") from None
+
+    def by_tag(self, action_tag: bytes) -> Action | None:
+        """Return the action whose 4-byte tag a reference carries, or None."""
+        return self._by_tag.get(action_tag)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._by_name
+
+    def __iter__(self) -> Iterator[Action]:
+        return iter(self._by_name.values())
+
+    def __len__(self) -> int:
+        return len(self._by_name)
+
+
+def load_actions(path: str) -> Actions:
+    """Import ``module:attribute`` and return the :class:`Actions` there; raise :class:`SettingsError` otherwise."""
+    module_name, _, attribute = path.partition(":")
+    if not module_name or not attribute:
+        raise SettingsError(f"The application {path!r} is not of the form module:attribute, for example myapp.jobs:actions.")
+    try:
+        found = getattr(importlib.import_module(module_name), attribute)
+    except ImportError as error:
+        raise SettingsError(f"The application {path!r} cannot be imported: {error}.") from error
+    except AttributeError as error:
+        raise SettingsError(f"The module {module_name!r} has no attribute {attribute!r}; name its Actions object.") from error
+    if not isinstance(found, Actions):
+        raise SettingsError(f"{path!r} is a {type(found).__name__}, expected a sidestream.Actions object.")
+    return found

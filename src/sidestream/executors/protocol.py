@@ -1,0 +1,101 @@
+"""What an executor is: it loads the application once, and owns the transaction in which a job's effect is committed.
+
+The zygote calls :meth:`Executor.load` and forks; each child then calls the rest for one job after another::
+
+    opened = executor.open(reference, payload)      # a Verdict says why it cannot run now
+    executor.run(opened)                            # the action
+    executor.commit(opened)                         # effect and "done" in one commit
+    executor.reset()                                # after anything that went wrong: roll back, forget
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from sidestream.job.outcome import Bury, Done, Release
+from sidestream.job.retry import RetryPolicy
+
+
+@dataclass(frozen=True, slots=True)
+class ActionFacts:
+    """What a supervisor, which never imports job code, has to know of an action."""
+
+    name: str
+    tag: bytes
+    hard_limit: float | None
+    retry: RetryPolicy
+
+
+@dataclass(slots=True)
+class Opened:
+    """A job that is ours to run: its row is locked, its arguments are read."""
+
+    #: The action's name.
+    action: str
+    #: Starts that failed or crashed before this one.
+    attempts: int
+    #: Seconds until the soft limit; None means never.
+    soft_limit: float | None
+    #: What happens after a failure.
+    retry: RetryPolicy
+    #: The executor's own: function, arguments, context.
+    body: Any
+    #: (reference, queue, due_ms) of the jobs that the action enqueued in its transaction.
+    follow_ups: list[tuple[bytes, str, int]] = field(default_factory=list)
+
+
+Verdict = Done | Bury | Release
+"""Why a job is not run now: it is over (Done: settle it), it can never run (Bury), or not yet (Release)."""
+
+
+class Conflict(Exception):
+    """Raised by an executor out of open, run or commit: PostgreSQL asks for another try (40001, 40P01, 55P03)."""
+
+
+class Uncertain(Exception):
+    """Raised out of commit: whether it was committed is unknown; :meth:`Executor.verify` finds out."""
+
+
+class Executor(Protocol):
+    """Carries jobs out. One instance a child, used by one thread."""
+
+    #: Called with the pid of the PostgreSQL backend whenever the executor connects, and 0 when it disconnects.
+    on_backend: Callable[[int], None]
+
+    def load(self) -> Sequence[ActionFacts]:
+        """Load the application (in the zygote, once); raise :class:`~sidestream.errors.SettingsError` if it cannot."""
+        ...
+
+    def open(self, reference: bytes, payload: bytes | None, *, attempts: int, careful: bool) -> Opened | Verdict:
+        """Lock the row and read it (or read the direct payload).
+
+        ``attempts`` counts for direct jobs. A suspect (its last host died) is released unless ``careful``.
+        Raises :class:`Conflict` and :class:`~sidestream.errors.StoreUnavailable`.
+        """
+        ...
+
+    def run(self, opened: Opened) -> None:
+        """Call the action; its exceptions come out as they are."""
+        ...
+
+    def commit(self, opened: Opened) -> None:
+        """Write "done" and commit; raise :class:`Conflict` or :class:`Uncertain`, or what a hook raised."""
+        ...
+
+    def verify(self, opened: Opened) -> bool:
+        """After :class:`Uncertain`: end the old session, read the row with a waiting lock; True when it is terminal."""
+        ...
+
+    def reset(self) -> None:
+        """Roll back and forget everything of the job; reconnect when the connection is broken. Raises nothing."""
+        ...
+
+    def release_locks(self, opened: Opened) -> None:
+        """Free what the job held beyond its transaction (its key); called after every end of it."""
+        ...
+
+    def close(self) -> None:
+        """Close connections."""
+        ...

@@ -1,0 +1,42 @@
+"""The job itself: one unit of work, as its row or its signed bytes state it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+DEFAULT_QUEUE = "default"
+DEFAULT_PRIORITY = 5
+MAX_CRASHES = 3
+"""A job that kills its process or its host runs at most this often (promise 7)."""
+MAX_RELEASES = 1000
+"""A job that is handed back more often than this ends as dead with the reason."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One unit of work."""
+
+    #: Name of the declared action.
+    action: str
+    #: Positional arguments, JSON values.
+    args: tuple[Any, ...] = ()
+    #: Keyword arguments, JSON values.
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    #: Named backlog.
+    queue: str = DEFAULT_QUEUE
+    #: Jobs with the same key run one at a time, in the order of their ids; scope is the database.
+    key: str | None = None
+    #: Not to be started before this moment (aware, UTC); None means at once.
+    run_at: datetime | None = None
+    #: The row's id; None for a direct job and for a job that is not inserted yet.
+    id: int | None = None
+    #: The direct job's uuid; None for a row.
+    uuid: UUID | None = None
+    #: Starts that ended in a failure or a crash so far.
+    attempts: int = 0
+    #: How many of them killed their process.
+    crashes: int = 0

@@ -1,0 +1,46 @@
+"""Which names a queue, an action and a key may have, and the short tags that stand for them in Redis."""
+
+from __future__ import annotations
+
+import re
+from hashlib import blake2b
+
+from sidestream.errors import InvalidName
+
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,62}")
+KEY_LIMIT = 200
+"""Longest ordering key, in characters."""
+
+
+def check_queue(name: str) -> str:
+    """Return ``name`` if a queue may be called so, else raise :class:`InvalidName`."""
+    return _check("queue", name)
+
+
+def check_action(name: str) -> str:
+    """Return ``name`` if an action may be called so, else raise :class:`InvalidName`."""
+    return _check("action", name)
+
+
+def check_key(key: str) -> str:
+    """Return ``key`` if it is 1 to 200 characters without control characters, else raise :class:`InvalidName`."""
+    if not isinstance(key, str) or not 0 < len(key) <= KEY_LIMIT or not key.isprintable():
+        raise InvalidName(
+            f"The key {key!r:.80} is not allowed: expected 1 to {KEY_LIMIT} printable characters; "
+            "shorten it, for example to an id."
+        )
+    return key
+
+
+def tag(text: str, size: int) -> bytes:
+    """Return ``size`` bytes (4 or 8) of BLAKE2b that stand for ``text`` inside a reference."""
+    return blake2b(text.encode(), digest_size=size).digest()
+
+
+def _check(kind: str, name: str) -> str:
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise InvalidName(
+            f"The {kind} name {name!r:.80} is not allowed: expected 1 to 63 letters, digits, '_', '-' or '.', "
+            "not beginning with '-' or '.'; rename it."
+        )
+    return name

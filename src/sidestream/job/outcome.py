@@ -1,0 +1,60 @@
+"""How a delivery ends: the four outcomes, as values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """The effect is committed (or the job was found terminal or gone): the delivery is settled."""
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """The attempt failed and another one follows."""
+
+    #: Seconds until the job is due again.
+    delay: float
+    #: What went wrong, for people: one line.
+    error: str
+    #: The traceback, or empty.
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Bury:
+    """The job ends as dead."""
+
+    #: Why, for people: one line.
+    error: str
+    #: The traceback, or empty.
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """Handed back: no attempt is charged."""
+
+    #: Why, one of :class:`ReleaseReason`'s values or a sentence.
+    reason: str
+    #: Seconds until the job may be claimed again; None lets the delay grow with the number of releases.
+    delay: float | None = None
+    #: The smallest open id with the same key that stands before this job, when that is the reason.
+    blocked_by: int | None = None
+
+
+class ReleaseReason:
+    """The reasons that the engine itself gives for a release."""
+
+    LOCKED = "locked"  # another session holds the row: it runs elsewhere, or a form edits it
+    BLOCKED = "blocked"  # an open job with the same key and a smaller id stands before it
+    NOT_DUE = "scheduled"  # its row says later
+    PARKED = "parked"  # no worker here knows the action
+    CONFLICT = "conflict"  # serialization failures outlasted the loop
+    SUSPECT = "suspect"  # its last host died; it has to run alone
+    STOPPING = "stopping"  # this worker is draining, or needs its child back
+    LOST = "lost"  # the store or the lease went away under it
+
+
+Outcome = Done | Retry | Bury | Release

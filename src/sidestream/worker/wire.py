@@ -1,0 +1,139 @@
+"""What the supervisor, the zygote and the children say to each other.
+
+Every message is one packet of a ``SOCK_SEQPACKET`` unix socket (https://man7.org/linux/man-pages/man7/unix.7.html),
+so there is no framing; its bytes are msgpack of one of the tuples below.
+"""
+
+from __future__ import annotations
+
+import socket
+from typing import Any, NamedTuple
+
+import msgpack
+
+from sidestream.job.outcome import Bury, Done, Outcome, Release, Retry
+
+PACKET = 1 << 18
+"""Largest packet that is read, in bytes."""
+BATCH_BYTES = 96 * 1024
+"""Most bytes of references and payloads in one batch; one job alone may be larger (64 KiB of arguments)."""
+
+
+class Item(NamedTuple):
+    """One job of a batch."""
+
+    reference: bytes
+    payload: bytes | None
+    attempts: int
+    crashes: int
+    #: The job runs alone, its attempt row is already written: it may be run although it is a suspect.
+    careful: bool
+
+
+class Batch(NamedTuple):
+    """Supervisor to child: run these in order."""
+
+    number: int
+    items: list[Item]
+
+
+class Finding(NamedTuple):
+    """How one job of a batch ended, when it was not simply done."""
+
+    index: int
+    outcome: Outcome
+    #: The row's attempts when it was opened; -1 when it was not opened.
+    attempts_seen: int
+
+
+class Report(NamedTuple):
+    """Child to supervisor: the jobs of batch ``number`` below ``upto`` ended."""
+
+    number: int
+    #: Jobs with a smaller index ended: done, unless a finding says otherwise.
+    upto: int
+    #: Whether the child is free again; jobs from ``upto`` on were then not started.
+    idle: bool
+    #: Those that were not simply done.
+    findings: list[Finding]
+    #: action tag -> (jobs, microseconds) that ran since the last report.
+    times: dict[bytes, tuple[int, int]]
+    #: (reference, queue, due_ms) of jobs that the actions enqueued in their transactions.
+    follow_ups: list[tuple[bytes, str, int]]
+    #: The child wants to be replaced (age or memory).
+    retiring: bool
+
+
+_KINDS: dict[type, int] = {Done: 0, Retry: 1, Bury: 2, Release: 3}
+
+
+def pair() -> tuple[socket.socket, socket.socket]:
+    """Return two connected packet sockets with room for the largest packet."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    for end in (ours, theirs):
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, PACKET * 2)
+    return ours, theirs
+
+
+def send(end: socket.socket, message: object) -> None:
+    """Send one message; raise OSError when the other side is gone or does not read."""
+    end.send(msgpack.packb(message))
+
+
+def receive(end: socket.socket) -> Any:
+    """Return the next message (tuples come back as lists), or None when the other side closed."""
+    packet = end.recv(PACKET)
+    if not packet:
+        return None
+    return msgpack.unpackb(packet, strict_map_key=False)
+
+
+def send_batch(end: socket.socket, batch: Batch) -> None:
+    """Send a batch to a child."""
+    send(end, batch)
+
+
+def read_batch(message: Any) -> Batch:
+    """Return the batch that :func:`send_batch` sent."""
+    number, items = message
+    return Batch(number, [Item(*item) for item in items])
+
+
+def send_report(end: socket.socket, report: Report) -> None:
+    """Send a report to the supervisor."""
+    findings = [
+        (f.index, _KINDS[type(f.outcome)], *_fields(f.outcome), f.attempts_seen) for f in report.findings
+    ]
+    send(end, report._replace(findings=findings))  # type: ignore[arg-type]  # flattened for the wire
+
+
+def read_report(message: Any) -> Report:
+    """Return the report that :func:`send_report` sent."""
+    number, upto, idle, findings, times, follow_ups, retiring = message
+    return Report(
+        number,
+        upto,
+        idle,
+        [_finding(flat) for flat in findings],
+        times,
+        [(reference, queue, due) for reference, queue, due in follow_ups],
+        retiring,
+    )
+
+
+def _fields(outcome: Outcome) -> tuple[object, ...]:
+    match outcome:
+        case Done():
+            return ()
+        case Retry(delay, error, detail):
+            return (delay, error, detail)
+        case Bury(error, detail):
+            return (error, detail)
+        case Release(reason, delay, blocked_by):
+            return (reason, delay, blocked_by)
+
+
+def _finding(flat: list[Any]) -> Finding:
+    index, kind, *fields, attempts_seen = flat
+    makers: list[type[Outcome]] = [Done, Retry, Bury, Release]
+    return Finding(index, makers[kind](*fields), attempts_seen)
