@@ -1,0 +1,351 @@
+"""From a committed row to the broker, without ever making the user wait for it (D8).
+
+One thread per process does everything that can hang: resolving a name, connecting, talking to a frozen server. The
+caller hands publications over and waits for the answer, at most ``wait`` seconds in all. The first wait that runs out,
+or the first error, opens the breaker: from then on callers do not wait at all, what they hand over is kept (10,000
+references; more are dropped, the reconciler finds their rows), and the thread alone asks the broker again after 0.5 s,
+doubling to 5 s. When all that was kept is published, the breaker closes.
+
+A publication's way: 1. :meth:`Relay.hand_over` queues it. 2. The thread takes up to 500. 3. It connects if it must.
+4. It publishes them. 5. It tells the waiting callers, or opens the breaker and keeps them.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from sidestream.broker.protocol import Broker, Publication
+from sidestream.crashpoints import crash_point
+from sidestream.errors import (
+    BrokerError,
+    BrokerUnavailable,
+    BrokerUnsuitable,
+    CapabilityMissing,
+    GenerationMoved,
+    SidestreamError,
+)
+from sidestream.job.reference import Reference
+
+CHUNK_SIZE = 500
+"""Most publications in one call of the broker, so that no call stops it for long."""
+KEPT_LIMIT = 10_000
+"""Most publications kept while the breaker is open."""
+FIRST_PROBE = 0.5
+"""Seconds until a broker that failed is asked again for the first time."""
+LAST_PROBE = 5.0
+"""Most seconds between two questions to a broker that does not answer."""
+_LOOKS = 3  # how often in a row a generation may move under one publish
+
+_log = logging.getLogger("sidestream.relay")
+
+
+class _Fault(BrokerError):
+    """Publishing failed for a reason that is our own, so repeating it does not help."""
+
+
+@dataclass(eq=False, slots=True)
+class _Ticket:
+    """What one caller waits for."""
+
+    left: int  # publications that are not published yet
+    taken: bool = False  # the thread has begun to publish them
+    error: BrokerError | None = None  # direct jobs only
+
+
+_Item = tuple[Publication, _Ticket]
+
+
+@dataclass(eq=False, slots=True)
+class _Shared:
+    """What callers and the thread share; replaced as a whole in a forked child, whose copy of the lock may be held."""
+
+    changed: threading.Condition = field(default_factory=threading.Condition)
+    rows: deque[_Item] = field(default_factory=deque)
+    direct: deque[_Item] = field(default_factory=deque)
+    thread: threading.Thread | None = None
+    open_since: float | None = None  # monotonic; None while the breaker is closed
+    dropped: int = 0  # since the breaker opened
+    closing: bool = False
+
+
+class Relay:
+    """Publishes what was committed; see the head of this file."""
+
+    def __init__(
+        self,
+        connect: Callable[[], Broker],
+        *,
+        wait: float = 0.2,
+        kept_limit: int = KEPT_LIMIT,
+        first_probe: float = FIRST_PROBE,
+        last_probe: float = LAST_PROBE,
+    ) -> None:
+        """Publish over the broker that ``connect`` returns; it is called in the thread and may be slow.
+
+        ``wait``: most seconds that a caller of :meth:`hand_over` waits. Nothing is started before the first call.
+        """
+        self._connect = connect
+        self._wait = wait
+        self._kept_limit = kept_limit
+        self._first_probe = first_probe
+        self._last_probe = last_probe
+        self._broker: Broker | None = None  # touched by the thread only
+        self._shared = _Shared()
+        _relays.add(self)
+
+    @property
+    def broken(self) -> bool:
+        """Whether the breaker is open: the broker did not answer when it was last asked."""
+        return self._shared.open_since is not None
+
+    @property
+    def kept(self) -> int:
+        """How many publications of rows wait to be published."""
+        return len(self._shared.rows)
+
+    def hand_over(self, publications: Sequence[Publication]) -> bool:
+        """Publish committed rows, and return whether that is done.
+
+        False means "later": this relay keeps them, or the reconciler finds their rows. Waits at most ``wait`` seconds,
+        not at all while the breaker is open, and never raises.
+        """
+        if not publications:
+            return True
+        shared = self._shared
+        ticket = _Ticket(len(publications))
+        deadline = time.monotonic() + self._wait
+        with shared.changed:
+            if shared.closing or not self._start(shared):
+                return False
+            shared.rows.extend((publication, ticket) for publication in publications)
+            self._trim(shared)
+            shared.changed.notify_all()
+            while ticket.left and shared.open_since is None and not shared.closing:
+                if not shared.changed.wait(deadline - time.monotonic()) and ticket.left:
+                    self._break(shared, f"it did not answer within {self._wait:g} s")
+            return not ticket.left
+
+    def publish_direct(self, publication: Publication, timeout: float) -> None:
+        """Publish a direct job, which has no row to fall back on, and return when the broker has it.
+
+        Raises :class:`~sidestream.errors.BrokerUnavailable` (at once while the breaker is open, else after ``timeout``
+        seconds at the latest), :class:`~sidestream.errors.BrokerUnsuitable`, :class:`~sidestream.errors.BrokerFull` or
+        :class:`~sidestream.errors.CapabilityMissing`. The message says whether the job may have been enqueued.
+        """
+        shared = self._shared
+        ticket = _Ticket(1)
+        item = (publication, ticket)
+        deadline = time.monotonic() + timeout
+        with shared.changed:
+            if shared.closing:
+                raise _answer(BrokerUnavailable("The relay is closed."), publication, sent=False)
+            if shared.open_since is not None:
+                away = time.monotonic() - shared.open_since
+                why = BrokerUnavailable(f"The broker has not answered for {away:.1f} s.")
+                raise _answer(why, publication, sent=False)
+            if not self._start(shared):
+                why = BrokerUnavailable("This process cannot start the relay's thread.")
+                raise _answer(why, publication, sent=False)
+            shared.direct.append(item)
+            shared.changed.notify_all()
+            while ticket.left and ticket.error is None:
+                if shared.changed.wait(deadline - time.monotonic()) or not ticket.left or ticket.error is not None:
+                    continue
+                self._break(shared, f"it did not answer within {timeout:g} s")
+                if not ticket.taken:
+                    shared.direct.remove(item)
+                why = BrokerUnavailable(f"The broker did not answer within {timeout:g} s.")
+                raise _answer(why, publication, sent=ticket.taken)
+        if ticket.error is not None:
+            raise ticket.error
+
+    def close(self, timeout: float = 1.0) -> None:
+        """Publish what is kept if the broker answers, wait for that at most ``timeout`` seconds, and stop."""
+        shared = self._shared
+        with shared.changed:
+            shared.closing = True
+            shared.changed.notify_all()
+        if shared.thread is not None:
+            shared.thread.join(timeout)
+
+    # -- callers and thread, under the condition -----------------------------------------------------------------
+
+    def _start(self, shared: _Shared) -> bool:
+        if shared.thread is not None:
+            return True
+        thread = threading.Thread(target=self._run, args=(shared,), name="sidestream-relay", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:  # no more threads, or the interpreter is ending
+            _log.warning("The relay's thread cannot be started: %s.", error, extra={"action": "relay_not_started"})
+            return False
+        shared.thread = thread
+        return True
+
+    def _trim(self, shared: _Shared) -> None:
+        """While the breaker is open, drop the newest beyond the limit."""
+        if shared.open_since is None:
+            return
+        for _ in range(len(shared.rows) - self._kept_limit):
+            shared.rows.pop()
+            shared.dropped += 1
+
+    def _break(self, shared: _Shared, reason: str) -> None:
+        if shared.open_since is None:
+            shared.open_since = time.monotonic()
+            shared.dropped = 0
+            _log.warning("The broker is away: %s; jobs wait in PostgreSQL.", reason, extra={"action": "relay_opened"})
+        self._trim(shared)
+        shared.changed.notify_all()
+
+    def _mend(self, shared: _Shared) -> None:
+        if shared.open_since is not None and not shared.rows:
+            away = time.monotonic() - shared.open_since
+            shared.open_since = None
+            _log.info(
+                "The broker answers again after %.1f s; %d references are left to the reconciler.",
+                away,
+                shared.dropped,
+                extra={"action": "relay_closed"},
+            )
+
+    # -- the thread ----------------------------------------------------------------------------------------------
+
+    def _run(self, shared: _Shared) -> None:
+        pause = self._first_probe
+        while True:
+            with shared.changed:
+                shared.changed.wait_for(
+                    lambda: shared.rows or shared.direct or shared.closing or shared.open_since is not None
+                )
+                if shared.closing and not (shared.rows or shared.direct):
+                    break
+                chunk = _take(shared)
+            error, sent = self._publish([publication for publication, _ in chunk])
+            with shared.changed:
+                if error is None:
+                    pause = self._first_probe
+                    for _, ticket in chunk:
+                        ticket.left -= 1
+                    self._mend(shared)
+                    shared.changed.notify_all()
+                    continue
+                _hand_back(shared, chunk, error, sent=sent)
+                if isinstance(error, CapabilityMissing):  # an answer to one caller, not an absence
+                    shared.changed.notify_all()
+                    continue
+                self._break(shared, str(error))
+                # Only the wish to stop wakes it early: another job is no reason to ask a dead server again.
+                if shared.changed.wait_for(lambda: shared.closing, pause):
+                    break
+                pause = min(pause * 2, self._last_probe)
+        if self._broker is not None:
+            self._broker.close()
+
+    def _publish(self, publications: list[Publication]) -> tuple[BrokerError | None, bool]:
+        """Connect if need be and publish; without publications, ask whether the broker answers.
+
+        Returns the error, and whether the publications may have reached the broker all the same.
+        """
+        sent = False
+        try:
+            if self._broker is None:
+                self._broker = self._connect()
+                _look(self._broker)
+            elif not publications:
+                _look(self._broker)
+            if publications:
+                crash_point("relay.before_publish")
+                sent = True
+                _publish_looking(self._broker, publications)
+                crash_point("relay.published")
+        except BrokerUnavailable as error:
+            return error, sent
+        except BrokerError as error:  # it answered, and refused
+            return error, False
+        except SidestreamError as error:  # a setting that only showed when connecting
+            return BrokerUnsuitable(str(error)), False
+        except Exception as error:  # noqa: BLE001  # the thread must outlive a fault of ours; the rows are safe
+            _log.exception("Publishing failed.", extra={"action": "relay_fault"})
+            return _Fault(f"Publishing failed unexpectedly ({type(error).__name__}: {error})."), sent
+        return None, False
+
+    def _forget(self) -> None:
+        """In a forked child: begin anew; what the parent had queued is the parent's to publish."""
+        closing = self._shared.closing
+        self._shared = _Shared(closing=closing)
+        self._broker = None
+
+
+def _take(shared: _Shared) -> list[_Item]:
+    """Take up to a chunk, direct jobs first: their callers have nothing else to rely on.
+
+    Rows and direct jobs never share a chunk, because an error means something else for each.
+    """
+    source = shared.direct or shared.rows
+    chunk = [source.popleft() for _ in range(min(CHUNK_SIZE, len(source)))]
+    for _, ticket in chunk:
+        ticket.taken = True
+    return chunk
+
+
+def _hand_back(shared: _Shared, chunk: list[_Item], error: BrokerError, *, sent: bool) -> None:
+    """After an error: keep rows (unless they are the fault), tell the callers of direct jobs."""
+    if chunk and chunk[0][0].payload is None:
+        if isinstance(error, _Fault):
+            shared.dropped += len(chunk)
+        else:
+            shared.rows.extendleft(reversed(chunk))
+    else:
+        for publication, ticket in chunk:
+            ticket.error = _answer(error, publication, sent=sent)
+    if not isinstance(error, CapabilityMissing):
+        for publication, ticket in shared.direct:
+            ticket.error = _answer(error, publication, sent=False)
+        shared.direct.clear()
+
+
+def _publish_looking(broker: Broker, publications: list[Publication]) -> None:
+    for _ in range(_LOOKS):
+        try:
+            broker.publish(publications)
+            return
+        except GenerationMoved:  # emptied or replaced: nothing was written, so look again and repeat
+            _look(broker)
+    raise BrokerUnavailable(f"The broker's contents were replaced {_LOOKS} times while it was published to.")
+
+
+def _look(broker: Broker) -> None:
+    if not broker.generation().number:
+        broker.begin_generation()
+
+
+def _answer(error: BrokerError, publication: Publication, *, sent: bool) -> BrokerError:
+    """Return ``error`` with what it means for a direct job."""
+    uuid = Reference.unpack(publication.reference).uuid
+    meaning = (
+        f"The job may have been enqueued; enqueueing it again with id={uuid} is safe."
+        if sent
+        else f"The job was not enqueued; enqueue it again, with id={uuid} if you like."
+    )
+    kind = BrokerError if isinstance(error, _Fault) else type(error)
+    return kind(f"{error} {meaning}")
+
+
+_relays: weakref.WeakSet[Relay] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for relay in list(_relays):
+        relay._forget()
+
+
+# A forked child has no relay thread and may have copied a held lock; Odoo's prefork server forks after import.
+os.register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,372 @@
+"""The relay: nobody waits for a broker that is away, and nothing that was kept is forgotten."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from uuid import UUID
+
+import pytest
+
+from sidestream.broker.protocol import Generation, Publication
+from sidestream.errors import (
+    BrokerError,
+    BrokerFull,
+    BrokerUnavailable,
+    BrokerUnsuitable,
+    CapabilityMissing,
+    GenerationMoved,
+    SettingsError,
+)
+from sidestream.job.reference import direct_reference, row_reference
+from sidestream.relay import CHUNK_SIZE, Relay
+
+DATABASE = b"database"
+UUID_1 = UUID(int=1)
+
+
+def row(row_id: int) -> Publication:
+    return Publication(row_reference(DATABASE, row_id, "a", None).pack(), "lane")
+
+
+def direct(uuid: UUID = UUID_1) -> Publication:
+    return Publication(direct_reference(uuid, "a", None).pack(), "lane", 0, b"signed")
+
+
+class ScriptedBroker:
+    """Does what the test says: answers, fails, or hangs until let go."""
+
+    def __init__(self) -> None:
+        self.published: list[list[Publication]] = []
+        self.errors: list[Exception] = []
+        self.error: Exception | None = None
+        self.number = 1
+        self.begun = 0
+        self.looks = 0
+        self.hang: threading.Event | None = None
+        self.closed = threading.Event()
+
+    def _answer(self) -> None:
+        if self.hang is not None:
+            self.hang.wait(10)
+        if self.errors:
+            raise self.errors.pop(0)
+        if self.error is not None:
+            raise self.error
+
+    def generation(self) -> Generation:
+        self.looks += 1
+        if self.error is not None:
+            raise self.error
+        return Generation(self.number, "run", frozenset())
+
+    def begin_generation(self) -> Generation:
+        self.begun += 1
+        self.number = 1
+        return self.generation()
+
+    def publish(self, jobs: Sequence[Publication], *, force: bool = False) -> int:
+        assert not force
+        self._answer()
+        self.published.append(list(jobs))
+        return len(jobs)
+
+    def close(self) -> None:
+        self.closed.set()
+
+    @property
+    def all(self) -> list[Publication]:
+        return [publication for chunk in self.published for publication in chunk]
+
+
+@pytest.fixture
+def broker() -> ScriptedBroker:
+    return ScriptedBroker()
+
+
+@pytest.fixture
+def relay(broker: ScriptedBroker) -> Iterator[Relay]:
+    relay = Relay(lambda: broker, wait=0.2, first_probe=0.02, last_probe=0.04)  # type: ignore[arg-type,return-value]
+    yield relay
+    if broker.hang is not None:
+        broker.hang.set()
+    relay.close()
+
+
+def eventually(condition: Callable[[], object], what: str) -> None:
+    deadline = time.monotonic() + 5
+    while not condition():
+        assert time.monotonic() < deadline, f"never came true: {what}"
+        threading.Event().wait(0.002)
+
+
+def test_rows_are_published_before_the_call_returns(relay: Relay, broker: ScriptedBroker) -> None:
+    assert relay.hand_over([row(1), row(2)])
+    assert broker.all == [row(1), row(2)]
+    assert not relay.broken
+
+
+def test_nothing_is_connected_for_nothing(broker: ScriptedBroker) -> None:
+    relay = Relay(lambda: pytest.fail("connected"))
+    assert relay.hand_over([])
+
+
+def test_many_rows_go_in_chunks(relay: Relay, broker: ScriptedBroker) -> None:
+    rows = [row(number) for number in range(1, 1201)]
+    assert relay.hand_over(rows)
+    assert [len(chunk) for chunk in broker.published] == [CHUNK_SIZE, CHUNK_SIZE, 200]
+    assert broker.all == rows
+
+
+def test_an_empty_broker_gets_a_generation_first(relay: Relay, broker: ScriptedBroker) -> None:
+    broker.number = 0
+    assert relay.hand_over([row(1)])
+    assert broker.begun == 1
+
+
+def test_a_moved_generation_is_looked_at_and_published_again(relay: Relay, broker: ScriptedBroker) -> None:
+    broker.errors = [GenerationMoved()]
+    assert relay.hand_over([row(1)])
+    assert broker.all == [row(1)]
+    assert broker.looks == 2
+
+
+def test_a_generation_that_never_stands_still_counts_as_away(relay: Relay, broker: ScriptedBroker) -> None:
+    broker.errors = [GenerationMoved(), GenerationMoved(), GenerationMoved()]
+    assert not relay.hand_over([row(1)])
+    eventually(lambda: broker.all == [row(1)], "published once it stands still")
+
+
+def test_an_error_opens_the_breaker_and_what_was_kept_is_published_in_order(
+    relay: Relay, broker: ScriptedBroker
+) -> None:
+    broker.error = BrokerUnavailable("Refused.")
+    assert not relay.hand_over([row(1)])
+    assert relay.broken
+    assert not relay.hand_over([row(2)])
+    assert relay.kept >= 1
+    broker.error = None
+    eventually(lambda: not relay.broken, "the breaker closes")
+    assert broker.all == [row(1), row(2)]
+    assert relay.hand_over([row(3)])
+
+
+@pytest.mark.parametrize("error", [BrokerUnavailable(), BrokerFull(), BrokerUnsuitable(), SettingsError("No server.")])
+def test_a_broker_that_cannot_be_connected_costs_one_short_wait(error: Exception) -> None:
+    def connect() -> ScriptedBroker:
+        raise error
+
+    relay = Relay(connect, wait=0.2, first_probe=60)  # type: ignore[arg-type]
+    started = time.monotonic()
+    assert not relay.hand_over([row(1)])
+    assert time.monotonic() - started < 0.3
+    assert relay.broken
+    assert relay.kept == 1
+    relay.close()
+
+
+def test_a_hanging_broker_costs_the_wait_once_then_nothing(relay: Relay, broker: ScriptedBroker) -> None:
+    broker.hang = threading.Event()
+    started = time.monotonic()
+    assert not relay.hand_over([row(1)])
+    assert 0.19 < time.monotonic() - started < 0.35
+    started = time.monotonic()
+    for number in range(2, 102):
+        assert not relay.hand_over([row(number)])
+    assert (time.monotonic() - started) / 100 < 0.005
+    broker.hang.set()
+    eventually(lambda: not relay.broken, "the breaker closes")
+    assert broker.all == [row(number) for number in range(1, 102)]
+
+
+def test_callers_that_wait_together_stop_waiting_together(relay: Relay, broker: ScriptedBroker) -> None:
+    broker.hang = threading.Event()
+    costs: list[float] = []
+
+    def call(number: int) -> None:
+        started = time.monotonic()
+        relay.hand_over([row(number)])
+        costs.append(time.monotonic() - started)
+
+    threads = [threading.Thread(target=call, args=(number,)) for number in range(1, 9)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert max(costs) < 0.35
+
+
+def test_what_is_kept_is_bounded_and_the_oldest_stay(broker: ScriptedBroker) -> None:
+    broker.error = BrokerUnavailable("Refused.")
+    relay = Relay(lambda: broker, kept_limit=10, first_probe=0.02, last_probe=0.04)  # type: ignore[arg-type,return-value]
+    relay.hand_over([row(number) for number in range(1, 8)])
+    for number in range(8, 30):
+        relay.hand_over([row(number)])
+    # While a probe is under way the thread holds its chunk: the limit is on what waits, and the chunk comes back first.
+    eventually(lambda: relay.kept == 10, "kept to the limit")
+    broker.error = None
+    eventually(lambda: not relay.broken, "the breaker closes")
+    assert broker.all[:7] == [row(number) for number in range(1, 8)]
+    assert len(broker.all) <= 20
+    relay.close()
+
+
+def test_a_fault_of_ours_does_not_end_the_thread_nor_block_what_follows(
+    relay: Relay, broker: ScriptedBroker, caplog: pytest.LogCaptureFixture
+) -> None:
+    broker.errors = [TypeError("a bug")]
+    with caplog.at_level(logging.ERROR):
+        assert not relay.hand_over([row(1)])
+    assert "a bug" in caplog.text
+    eventually(lambda: not relay.broken, "the breaker closes")
+    assert relay.hand_over([row(2)])
+    assert broker.all == [row(2)]
+
+
+def test_the_pause_between_probes_doubles_up_to_the_limit(broker: ScriptedBroker) -> None:
+    times: list[float] = []
+
+    def connect() -> ScriptedBroker:
+        times.append(time.monotonic())
+        raise BrokerUnavailable("Refused.")
+
+    relay = Relay(connect, first_probe=0.05, last_probe=0.2)  # type: ignore[arg-type]
+    relay.hand_over([row(1)])
+    eventually(lambda: len(times) >= 6, "six probes")
+    relay.close()
+    pauses = [after - before for before, after in zip(times, times[1:], strict=False)]
+    for pause, least in zip(pauses, [0.05, 0.1, 0.2, 0.2, 0.2], strict=False):
+        assert least <= pause < least + 0.09
+
+
+def test_handing_over_does_not_probe_sooner(broker: ScriptedBroker) -> None:
+    connects = 0
+
+    def connect() -> ScriptedBroker:
+        nonlocal connects
+        connects += 1
+        raise BrokerUnavailable("Refused.")
+
+    relay = Relay(connect, first_probe=60)  # type: ignore[arg-type]
+    for number in range(1, 20):
+        relay.hand_over([row(number)])
+    assert connects == 1
+    relay.close()
+
+
+def test_closing_publishes_what_is_queued_and_refuses_more(relay: Relay, broker: ScriptedBroker) -> None:
+    assert relay.hand_over([row(1)])
+    relay.close()
+    assert broker.closed.is_set()
+    assert not relay.hand_over([row(2)])
+    with pytest.raises(BrokerUnavailable, match="closed"):
+        relay.publish_direct(direct(), 1)
+
+
+def test_closing_while_the_broker_is_away_is_prompt(relay: Relay, broker: ScriptedBroker) -> None:
+    broker.error = BrokerUnavailable("Refused.")
+    relay.hand_over([row(1)])
+    started = time.monotonic()
+    relay.close()
+    assert time.monotonic() - started < 0.5
+
+
+def test_a_direct_job_is_published(relay: Relay, broker: ScriptedBroker) -> None:
+    relay.publish_direct(direct(), 1)
+    assert broker.all == [direct()]
+
+
+def test_a_direct_job_fails_at_once_while_the_breaker_is_open(relay: Relay, broker: ScriptedBroker) -> None:
+    broker.hang = threading.Event()
+    relay.hand_over([row(1)])
+    started = time.monotonic()
+    with pytest.raises(BrokerUnavailable, match="was not enqueued") as caught:
+        relay.publish_direct(direct(), 5)
+    assert time.monotonic() - started < 0.05
+    assert str(UUID_1) in str(caught.value)
+
+
+def test_a_direct_job_that_hangs_may_have_been_enqueued(relay: Relay, broker: ScriptedBroker) -> None:
+    broker.hang = threading.Event()
+    with pytest.raises(BrokerUnavailable, match=r"may have been enqueued.*id=00000000-0000-0000-0000-000000000001"):
+        relay.publish_direct(direct(), 0.1)
+    assert relay.broken
+
+
+def test_a_direct_job_that_was_never_sent_was_not_enqueued(relay: Relay, broker: ScriptedBroker) -> None:
+    broker.hang = threading.Event()
+    errors: list[BrokerError] = []
+
+    def call(uuid: UUID, timeout: float) -> None:
+        try:
+            relay.publish_direct(direct(uuid), timeout)
+        except BrokerError as error:
+            errors.append(error)
+
+    first = threading.Thread(target=call, args=(UUID(int=1), 1.0))
+    first.start()
+    eventually(lambda: relay._shared.thread is not None and not relay._shared.direct, "the first is being sent")
+    call(UUID(int=2), 0.1)
+    assert "was not enqueued" in str(errors[0])
+    broker.hang.set()
+    first.join()
+    eventually(lambda: not relay.broken, "the breaker closes")
+    assert broker.all == [direct(UUID(int=1))]
+
+
+@pytest.mark.parametrize("error", [BrokerFull("Full."), BrokerUnsuitable("Read-only.")])
+def test_a_direct_job_that_was_refused_was_not_enqueued(
+    relay: Relay, broker: ScriptedBroker, error: BrokerError
+) -> None:
+    broker.error = None
+    broker.errors = [error]
+    with pytest.raises(type(error), match="was not enqueued"):
+        relay.publish_direct(direct(), 1)
+
+
+def test_a_broker_without_direct_jobs_says_so_and_goes_on(relay: Relay, broker: ScriptedBroker) -> None:
+    broker.errors = [CapabilityMissing("Not over PostgreSQL.")]
+    with pytest.raises(CapabilityMissing, match=r"Not over PostgreSQL.*was not enqueued"):
+        relay.publish_direct(direct(), 1)
+    assert not relay.broken
+    assert relay.hand_over([row(1)])
+
+
+def test_direct_jobs_in_line_are_told_when_the_broker_fails(relay: Relay, broker: ScriptedBroker) -> None:
+    broker.hang = threading.Event()
+    errors: list[str] = []
+
+    def call(number: int) -> None:
+        with pytest.raises(BrokerUnavailable) as caught:
+            relay.publish_direct(direct(UUID(int=number)), 5)
+        errors.append(str(caught.value))
+
+    first = threading.Thread(target=call, args=(1,))
+    first.start()
+    eventually(lambda: relay._shared.thread is not None and not relay._shared.direct, "the first is being sent")
+    second = threading.Thread(target=call, args=(2,))
+    second.start()
+    eventually(lambda: relay._shared.direct, "the second stands in line")
+    broker.error = BrokerUnavailable("Reset.")
+    broker.hang.set()
+    first.join()
+    second.join()
+    assert sorted("may have" in error for error in errors) == [False, True]
+
+
+def test_a_forked_child_has_a_relay_of_its_own(relay: Relay, broker: ScriptedBroker) -> None:
+    assert relay.hand_over([row(1)])
+    with relay._shared.changed:  # as if another thread held it at the moment of the fork
+        child = os.fork()
+        if not child:
+            code = 1
+            try:
+                code = 0 if relay.hand_over([row(2)]) and broker.all[-1] == row(2) else 2
+            finally:
+                os._exit(code)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
+    assert relay.hand_over([row(3)])
