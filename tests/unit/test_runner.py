@@ -1,0 +1,147 @@
+"""The runner turns whatever happens in a job into exactly one outcome."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from sidestream.errors import LockLost, StoreUnavailable
+from sidestream.executors.protocol import Conflict, Opened, Uncertain
+from sidestream.job.outcome import Bury, Done, Outcome, Release, Retry
+from sidestream.job.retry import RetryPolicy
+from sidestream.worker.runner import CONFLICT_TRIES, Runner
+
+
+class ScriptedExecutor:
+    """An executor whose every step does what the test says."""
+
+    def __init__(self, **steps: Callable[[], Any]) -> None:
+        self.steps = steps
+        self.calls: list[str] = []
+        self.opened = Opened("act", 0, None, RetryPolicy(max_attempts=2, first_delay=8, jitter=0), None)
+        self.on_backend: Callable[[int], None] = lambda pid: None
+
+    def _step(self, name: str, default: Any = None) -> Any:
+        self.calls.append(name)
+        return self.steps[name]() if name in self.steps else default
+
+    def load(self) -> list[Any]:
+        return []
+
+    def open(self, reference: bytes, payload: bytes | None, *, attempts: int, careful: bool) -> Any:
+        return self._step("open", self.opened)
+
+    def run(self, opened: Opened) -> None:
+        self._step("run")
+
+    def commit(self, opened: Opened) -> None:
+        self._step("commit")
+
+    def verify(self, opened: Opened) -> bool:
+        return bool(self._step("verify", True))
+
+    def reset(self) -> None:
+        self._step("reset")
+
+    def release_locks(self, opened: Opened) -> None:
+        self._step("release_locks")
+
+    def close(self) -> None:
+        self._step("close")
+
+
+def raising(error: BaseException) -> Callable[[], Any]:
+    def step() -> None:
+        raise error
+
+    return step
+
+
+def run(executor: ScriptedExecutor) -> Outcome:
+    runner = Runner(executor, pause=lambda seconds: None)
+    runner.soft_limit.install()
+    return runner.run(b"ref", None, attempts=0, careful=False, on_opened=lambda opened: None)[0]
+
+
+def test_done_after_run_and_commit() -> None:
+    executor = ScriptedExecutor()
+    assert run(executor) == Done()
+    assert executor.calls == ["open", "run", "commit", "release_locks"]
+
+
+def test_a_verdict_is_the_outcome_and_nothing_runs() -> None:
+    executor = ScriptedExecutor(open=lambda: Release("blocked", None, 3))
+    assert run(executor) == Release("blocked", None, 3)
+    assert executor.calls == ["open"]
+
+
+def test_an_exception_is_retried_by_policy_after_a_rollback() -> None:
+    executor = ScriptedExecutor(run=raising(ValueError("no stock")))
+    outcome = run(executor)
+    assert isinstance(outcome, Retry)
+    assert (outcome.delay, outcome.error) == (8, "ValueError: no stock")
+    assert executor.calls == ["open", "run", "reset", "release_locks"]
+
+
+def test_the_last_attempt_buries() -> None:
+    executor = ScriptedExecutor(run=raising(ValueError("no")))
+    executor.opened.attempts = 1
+    assert isinstance(run(executor), Bury)
+
+
+@pytest.mark.parametrize("step", ["open", "run", "commit"])
+def test_conflicts_are_tried_three_times_and_then_handed_back(step: str) -> None:
+    executor = ScriptedExecutor(**{step: raising(Conflict("40001"))})
+    assert run(executor) == Release("conflict")
+    assert executor.calls.count("open") == CONFLICT_TRIES
+    assert executor.calls.count("reset") == CONFLICT_TRIES
+
+
+def test_a_conflict_that_passes_is_nobody_s_failure() -> None:
+    errors = iter([Conflict("40001")])
+
+    def once() -> None:
+        for error in errors:
+            raise error
+
+    assert run(ScriptedExecutor(run=once)) == Done()
+
+
+@pytest.mark.parametrize("error", [StoreUnavailable("gone"), LockLost("not ours")])
+def test_a_lost_store_or_lock_charges_no_attempt(error: Exception) -> None:
+    assert isinstance(run(ScriptedExecutor(run=raising(error))), Release)
+
+
+def test_a_lost_commit_reply_is_verified_before_anything_is_decided() -> None:
+    executor = ScriptedExecutor(commit=raising(Uncertain("connection lost")))
+    assert run(executor) == Done()
+    executor = ScriptedExecutor(commit=raising(Uncertain("connection lost")), verify=lambda: False)
+    assert isinstance(run(executor), Release)
+
+
+def test_leaving_the_process_is_a_failed_attempt() -> None:
+    outcome = run(ScriptedExecutor(run=raising(SystemExit(3))))
+    assert isinstance(outcome, Retry)
+    assert outcome.error == "SystemExit: 3"
+
+
+def test_the_soft_limit_is_raised_inside_the_action() -> None:
+    executor = ScriptedExecutor(run=lambda: time.sleep(30))
+    executor.opened.soft_limit = 0.05
+    outcome = run(executor)
+    assert isinstance(outcome, Retry)
+    assert outcome.error == "It ran longer than its soft limit of 0.05 s."
+
+
+def test_the_soft_limit_does_not_reach_the_next_job() -> None:
+    executor = ScriptedExecutor()
+    executor.opened.soft_limit = 0.02
+    runner = Runner(executor)
+    runner.soft_limit.install()
+    runner.run(b"ref", None, attempts=0, careful=False, on_opened=lambda opened: None)
+    executor.opened.soft_limit = None
+    executor.steps["run"] = lambda: time.sleep(0.05)
+    assert runner.run(b"ref", None, attempts=0, careful=False, on_opened=lambda opened: None)[0] == Done()

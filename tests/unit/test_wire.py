@@ -1,0 +1,49 @@
+"""What the supervisor and its children tell each other arrives as it was meant."""
+
+from __future__ import annotations
+
+from sidestream.job.outcome import Bury, Release, Retry
+from sidestream.worker import wire
+
+
+def test_a_batch_arrives_whole() -> None:
+    ours, theirs = wire.pair()
+    sent = wire.Batch(3, [wire.Item(b"\x01ref", None, 0, 0, False), wire.Item(b"\x02ref", b"s1.k.m.{}", 2, 1, True)])
+    with ours, theirs:
+        wire.send_batch(ours, sent)
+        assert wire.read_batch(wire.receive(theirs)) == sent
+
+
+def test_a_report_arrives_with_every_kind_of_outcome() -> None:
+    ours, theirs = wire.pair()
+    sent = wire.Report(
+        9,
+        4,
+        True,
+        [
+            wire.Finding(0, Retry(1.5, "ValueError: no", "Traceback"), 2),
+            wire.Finding(1, Bury("gone", ""), 0),
+            wire.Finding(2, Release("blocked", None, 17), -1),
+        ],
+        {b"abcd": (4, 1234)},
+        [(b"\x01next", "default", 0)],
+        False,
+    )
+    with ours, theirs:
+        wire.send_report(ours, sent)
+        assert wire.read_report(wire.receive(theirs)) == sent
+
+
+def test_a_closed_side_is_seen_as_the_end() -> None:
+    ours, theirs = wire.pair()
+    ours.close()
+    with theirs:
+        assert wire.receive(theirs) is None
+
+
+def test_the_largest_batch_fits_one_packet() -> None:
+    ours, theirs = wire.pair()
+    sent = wire.Batch(1, [wire.Item(b"r" * 41, b"x" * 66_000, 0, 0, False), wire.Item(b"r", b"y" * wire.BATCH_BYTES, 0, 0, False)])
+    with ours, theirs:
+        wire.send_batch(ours, sent)
+        assert wire.read_batch(wire.receive(theirs)) == sent
