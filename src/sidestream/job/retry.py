@@ -49,6 +49,8 @@ class RetryPolicy:
 
     def delay(self, attempt: int, *, chance: Callable[[], float] = random.random) -> float:
         """Return the seconds to wait after failure number ``attempt``."""
-        # The exponent is capped: factor ** 2000 would overflow long before max_delay could cut it.
-        full = min(self.max_delay, self.first_delay * self.factor ** min(attempt - 1, 64))
+        try:
+            full = min(self.max_delay, self.first_delay * self.factor ** (attempt - 1))
+        except OverflowError:  # beyond any number, so beyond max_delay
+            full = self.max_delay
         return full * (1 - self.jitter * chance())
