@@ -1,0 +1,323 @@
+"""Two brokers as one: the primary (Redis) while it answers, the fallback (PostgreSQL) while it does not (design D13).
+
+A delivery belongs to the broker that gave it: leases of the fallback are recognised by :data:`FALLBACK_PREFIX`. Only
+claims move over to the fallback; everything else that concerns the primary raises
+:class:`~sidestream.errors.BrokerUnavailable` at once while it is away, so that each thread waits for a frozen Redis at
+most once an outage. :meth:`FailoverBroker.probe` brings the primary back.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from typing import NamedTuple, TypeVar
+
+from sidestream.broker.protocol import Broker, Delivery, Generation, Lease, Place, Publication, Reclaimed
+from sidestream.clock import Clock
+from sidestream.errors import BrokerError, BrokerFull, BrokerUnavailable, BrokerUnsuitable, GenerationMoved
+from sidestream.job.reference import NO_TAG8
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+FALLBACK_PREFIX = b"pg:"
+"""The hand-off entries of the PostgreSQL broker begin so; a Redis stream's never do."""
+STABLE_AFTER = 10.0
+"""Seconds that the primary must have been back for its next outage to count as a new one."""
+LONGEST_PAUSE = 5.0
+"""Longest pause, in seconds, before the first probe of a primary that answers probes and then refuses claims."""
+TWICE_DELAY_MS = 1000
+"""How long a job that we already hold under the other broker's lease stays away from us."""
+
+
+class Outage(NamedTuple):
+    """Why, and since when, the primary is not used."""
+
+    since: datetime
+    reason: str
+
+
+def from_fallback(delivery: Delivery) -> bool:
+    """Whether the fallback gave this delivery: it is settled, renewed and released without the primary."""
+    return delivery.lease.entry.startswith(FALLBACK_PREFIX)
+
+
+class FailoverBroker:
+    """Claims from ``primary`` while it is healthy and from ``fallback`` while not. See :class:`Broker` for each method.
+
+    Any BrokerUnavailable out of the primary, and BrokerFull or BrokerUnsuitable out of one of its claims, marks it away.
+    """
+
+    def __init__(self, primary: Broker, fallback: Broker | None, clock: Clock, *, probe_every: float = 0.5) -> None:
+        """Start with the primary in use; ``probe_every`` is the seconds between two probes while it is away."""
+        self.capabilities = primary.capabilities
+        self._primary = primary
+        self._fallback = fallback
+        self._clock = clock
+        self._probe_every = probe_every
+        self._lock = threading.Lock()
+        self._outage: Outage | None = None
+        #: Counts comings and goings: an answer that began before the last one tells nothing about now.
+        self._turn = 0
+        self._back_at = float("-inf")
+        self._pause = probe_every
+        self._probe_at = 0.0
+        self._probing = False
+        #: What was handed out and has not ended, by reference: no job is held under both brokers' leases at once.
+        self._from_primary: dict[bytes, Lease] = {}
+        self._from_fallback: dict[bytes, Lease] = {}
+
+    @property
+    def away_since(self) -> datetime | None:
+        """When the primary went away (UTC); None while it is in use."""
+        outage = self._outage
+        return outage.since if outage is not None else None
+
+    @property
+    def away_because(self) -> str | None:
+        """Why the primary is away, in one sentence; None while it is in use."""
+        outage = self._outage
+        return outage.reason if outage is not None else None
+
+    def probe(self) -> bool:
+        """Ask an absent primary whether it is back, if it is time to; return whether it is in use.
+
+        Called every ``probe_every`` seconds or so by one thread that may wait one socket time-out for it.
+        """
+        with self._lock:
+            if self._outage is None:
+                return True
+            if self._probing or self._clock.monotonic() < self._probe_at:
+                return False
+            self._probing = True
+        try:
+            # Names the generation that we know, unlike generation(): if Redis was emptied meanwhile, the next claim is
+            # still answered "moved", and the supervisor states anew what it holds.
+            self._primary.known(NO_TAG8, 0)
+        except GenerationMoved:
+            self._mark_back()
+        except BrokerError:
+            with self._lock:
+                self._probe_at = self._clock.monotonic() + self._probe_every
+        else:
+            self._mark_back()
+        finally:
+            self._probing = False
+        return self._outage is None
+
+    def generation(self) -> Generation:
+        """Of the primary."""
+        return self._ask(self._primary.generation)
+
+    def begin_generation(self) -> Generation:
+        """In the primary."""
+        return self._ask(self._primary.begin_generation)
+
+    def mark_built(self, database: bytes) -> None:
+        """In the primary."""
+        self._ask(lambda: self._primary.mark_built(database))
+
+    def announce(self, consumer: str, lanes: Sequence[str], info: str, ttl_ms: int) -> None:
+        """To the primary."""
+        self._ask(lambda: self._primary.announce(consumer, lanes, info, ttl_ms))
+
+    def withdraw(self, consumer: str, lanes: Sequence[str]) -> None:
+        """From the primary."""
+        self._ask(lambda: self._primary.withdraw(consumer, lanes))
+
+    def publish(self, jobs: Sequence[Publication], *, force: bool = False) -> int:
+        """To the primary only: the fallback reads the rows themselves."""
+        return self._ask(lambda: self._primary.publish(jobs, force=force))
+
+    def claim(
+        self, consumer: str, lanes: Sequence[str], *, free: int, prefetch: int = 0, wait_ms: int = 0
+    ) -> list[Delivery]:
+        """From the primary if it is in use, else from the fallback; without one the primary's error comes out."""
+        turn = self._turn
+        if self._outage is None:
+            try:
+                found = self._primary.claim(consumer, lanes, free=free, prefetch=prefetch, wait_ms=wait_ms)
+            except (BrokerUnavailable, BrokerFull, BrokerUnsuitable) as error:
+                self._mark_away(error, turn)
+                if self._fallback is None:
+                    raise
+            else:
+                return self._take_in(lanes, found, self._from_primary, self._from_fallback)
+        if self._fallback is None:
+            raise self._absent()
+        found = self._fallback.claim(consumer, lanes, free=free, prefetch=prefetch, wait_ms=wait_ms)
+        return self._take_in(lanes, found, self._from_fallback, self._from_primary)
+
+    def renew(self, consumer: str, lanes: Sequence[str], leases: Sequence[Lease]) -> list[Lease]:
+        """With the giver of each; the fallback's are renewed even when the primary then raises."""
+        theirs = [lease for lease in leases if lease.entry.startswith(FALLBACK_PREFIX)]
+        ours = leases if not theirs else [lease for lease in leases if not lease.entry.startswith(FALLBACK_PREFIX)]
+        lost: list[Lease] = []
+        if theirs and self._fallback is not None:
+            lost += self._fallback.renew(consumer, lanes, theirs)
+        if ours:
+            lost += self._ask(lambda: self._primary.renew(consumer, lanes, ours))
+        if lost:
+            gone = set(lost)
+            with self._lock:
+                for held in (self._from_primary, self._from_fallback):
+                    for reference in [key for key, lease in held.items() if lease in gone]:
+                        del held[reference]
+        return lost
+
+    def settle(self, lanes: Sequence[str], deliveries: Sequence[Delivery]) -> list[Lease]:
+        """With the giver of each; the fallback's are settled even when the primary then raises."""
+        theirs = [delivery for delivery in deliveries if from_fallback(delivery)]
+        ours = deliveries if not theirs else [delivery for delivery in deliveries if not from_fallback(delivery)]
+        lost: list[Lease] = []
+        if theirs and self._fallback is not None:
+            lost += self._fallback.settle(lanes, theirs)
+            self._ended(theirs)
+        if ours:
+            lost += self._ask(lambda: self._primary.settle(lanes, ours))
+            self._ended(ours)
+        return lost
+
+    def release(
+        self,
+        lanes: Sequence[str],
+        delivery: Delivery,
+        *,
+        delay_ms: int | None = 0,
+        blocked_by: int | None = None,
+        charge_attempt: bool = False,
+        charge_crash: bool = False,
+        count: bool = True,
+    ) -> int:
+        """With the giver."""
+        releases = self._giver(
+            delivery,
+            lambda broker: broker.release(
+                lanes,
+                delivery,
+                delay_ms=delay_ms,
+                blocked_by=blocked_by,
+                charge_attempt=charge_attempt,
+                charge_crash=charge_crash,
+                count=count,
+            ),
+        )
+        self._ended([delivery])
+        return releases
+
+    def bury(self, lanes: Sequence[str], delivery: Delivery, error: str) -> bool:
+        """With the giver."""
+        buried = self._giver(delivery, lambda broker: broker.bury(lanes, delivery, error))
+        self._ended([delivery])
+        return buried
+
+    def reclaim(self, consumer: str, lanes: Sequence[str], *, lease_ms: int, renew_ms: int, cursor: str) -> Reclaimed:
+        """From the primary: leases of the fallback are row locks, which end with their session."""
+        return self._ask(
+            lambda: self._primary.reclaim(consumer, lanes, lease_ms=lease_ms, renew_ms=renew_ms, cursor=cursor)
+        )
+
+    def reassert(self, consumer: str, lanes: Sequence[str], deliveries: Sequence[Delivery]) -> list[Delivery]:
+        """State to the primary what it gave; what the fallback gave stays as it is."""
+        theirs = [delivery for delivery in deliveries if from_fallback(delivery)]
+        ours = [delivery for delivery in deliveries if not from_fallback(delivery)]
+        again = self._ask(lambda: self._primary.reassert(consumer, lanes, ours))
+        self._ended(ours)
+        with self._lock:
+            self._from_primary.update((delivery.reference, delivery.lease) for delivery in again)
+        return theirs + again
+
+    def known(self, database: bytes, chunk: int) -> bytes:
+        """Of the primary."""
+        return self._ask(lambda: self._primary.known(database, chunk))
+
+    def locate(self, jobs: Sequence[Publication]) -> list[Place]:
+        """In the primary."""
+        return self._ask(lambda: self._primary.locate(jobs))
+
+    def discard(self, job: Publication) -> bool:
+        """From the primary."""
+        return self._ask(lambda: self._primary.discard(job))
+
+    def close(self) -> None:
+        """Close both."""
+        self._primary.close()
+        if self._fallback is not None:
+            self._fallback.close()
+
+    def _ask(self, call: Callable[[], T]) -> T:
+        """Call the primary, unless it is away."""
+        turn = self._turn
+        if self._outage is not None:
+            raise self._absent()
+        try:
+            return call()
+        except BrokerUnavailable as error:
+            self._mark_away(error, turn)
+            raise
+
+    def _giver(self, delivery: Delivery, call: Callable[[Broker], T]) -> T:
+        if self._fallback is not None and from_fallback(delivery):
+            return call(self._fallback)
+        return self._ask(lambda: call(self._primary))
+
+    def _absent(self) -> BrokerUnavailable:
+        outage = self._outage
+        if outage is None:  # it came back this moment: the caller's next try reaches it
+            return BrokerUnavailable("The broker was away until this moment; try again.")
+        return BrokerUnavailable(f"The broker is away since {outage.since:%H:%M:%S} UTC: {outage.reason}")
+
+    def _take_in(
+        self, lanes: Sequence[str], found: list[Delivery], held: dict[bytes, Lease], others: dict[bytes, Lease]
+    ) -> list[Delivery]:
+        """Note what we hold; give back what we hold already under the other broker's lease."""
+        twice: list[Delivery] = []
+        with self._lock:
+            if others:
+                twice = [delivery for delivery in found if delivery.reference in others]
+                found = [delivery for delivery in found if delivery.reference not in others] if twice else found
+            held.update((delivery.reference, delivery.lease) for delivery in found)
+        for delivery in twice:
+            self._give_back(lanes, delivery)
+        return found
+
+    def _give_back(self, lanes: Sequence[str], delivery: Delivery) -> None:
+        try:
+            self._giver(delivery, lambda broker: broker.release(lanes, delivery, delay_ms=TWICE_DELAY_MS, count=False))
+        except BrokerError as error:
+            # Nobody works on it under this lease, so letting the lease run out is as good.
+            log.info("A job held twice keeps its lease until it runs out: %s", error, extra={"action": "twice_kept"})
+
+    def _ended(self, deliveries: Sequence[Delivery]) -> None:
+        with self._lock:
+            for delivery in deliveries:
+                held = self._from_fallback if from_fallback(delivery) else self._from_primary
+                held.pop(delivery.reference, None)
+
+    def _mark_away(self, error: BrokerError, turn: int) -> None:
+        with self._lock:
+            if self._outage is not None or turn != self._turn:
+                return
+            now = self._clock.monotonic()
+            # A primary that answers probes and refuses claims would be tried twice a second: pause longer each time.
+            flapping = now - self._back_at < STABLE_AFTER
+            self._pause = min(self._pause * 2, max(LONGEST_PAUSE, self._probe_every)) if flapping else self._probe_every
+            self._probe_at = now + self._pause
+            self._turn += 1
+            self._outage = Outage(self._clock.now(), str(error))
+        meanwhile = (
+            "jobs are taken from PostgreSQL meanwhile" if self._fallback is not None else "no job is taken meanwhile"
+        )
+        log.warning("The broker is away, %s: %s", meanwhile, error, extra={"action": "broker_away"})
+
+    def _mark_back(self) -> None:
+        with self._lock:
+            outage, self._outage = self._outage, None
+            self._turn += 1
+            self._back_at = self._clock.monotonic()
+        if outage is not None:
+            seconds = (self._clock.now() - outage.since).total_seconds()
+            log.warning("The broker is back after %.1f s.", seconds, extra={"action": "broker_back"})

@@ -1,0 +1,127 @@
+"""What a keeper is, and the one thread that runs all keepers of a supervisor."""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from sidestream.errors import BrokerError, GenerationMoved, StoreError
+
+log = logging.getLogger(__name__)
+
+
+class Keeper(Protocol):
+    """One kind of background step."""
+
+    #: Its name in logs and for :meth:`KeeperThread.poke`.
+    name: str
+    #: Seconds from the end of one step to the next.
+    every: float
+
+    def step(self) -> bool:
+        """Do a bounded amount of work that may be repeated without harm; return whether more waits to be done at once."""
+        ...
+
+
+def log_failure(name: str, error: Exception) -> None:
+    """Log an error that no outage explains, with its traceback."""
+    log.error("The %s failed and goes on: %s", name, error, exc_info=error, extra={"action": "keeper_failed"})
+
+
+class KeeperThread:
+    """Runs each keeper when it is due, one at a time.
+
+    A server that is away (any BrokerError or StoreError) is logged once when the first keeper meets it and once when the
+    last one that met it works again; meanwhile each is tried at its usual times. Other errors go to ``on_error``.
+    """
+
+    def __init__(
+        self,
+        keepers: Sequence[Keeper],
+        on_error: Callable[[str, Exception], None] = log_failure,
+        *,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._keepers = {keeper.name: keeper for keeper in keepers}
+        self._on_error = on_error
+        self._monotonic = monotonic
+        self._changed = threading.Condition()
+        self._stopping = False
+        #: When each is due next; a busy one is due again behind those that fell due meanwhile, so it starves nobody.
+        self._due = dict.fromkeys(self._keepers, monotonic())
+        #: Which keepers meet an outage now, by the server that is away.
+        self._meeting: dict[str, set[str]] = {"broker": set(), "store": set()}
+        self._thread = threading.Thread(target=self._run, name="sidestream-keepers", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread; every keeper is due at once."""
+        self._thread.start()
+
+    def poke(self, name: str) -> None:
+        """Make the keeper ``name`` due now."""
+        with self._changed:
+            self._due[name] = self._monotonic()
+            self._changed.notify_all()
+
+    def stop(self, timeout: float = 5.0) -> bool:
+        """Ask the thread to end after the step it is in; return whether it ended within ``timeout`` seconds."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify_all()
+        if self._thread.ident is not None:
+            self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        while (name := self._next()) is not None:
+            more = self._step(self._keepers[name])
+            with self._changed:
+                pause = 0.0 if more else self._keepers[name].every
+                # A poke during the step made it due already.
+                self._due[name] = min(self._due[name], self._monotonic() + pause)
+
+    def _next(self) -> str | None:
+        """Wait until a keeper is due; return its name, or None to end."""
+        with self._changed:
+            while not self._stopping:
+                now = self._monotonic()
+                name = min(self._due, key=self._due.__getitem__, default=None)
+                if name is not None and self._due[name] <= now:
+                    self._due[name] = math.inf
+                    return name
+                self._changed.wait(None if name is None else self._due[name] - now)
+        return None
+
+    def _step(self, keeper: Keeper) -> bool:
+        try:
+            more = keeper.step()
+        except GenerationMoved:
+            # Not an outage: the reconciler looks at the generation in its next step, and so does everybody else.
+            return False
+        except (BrokerError, StoreError) as error:
+            self._met(keeper.name, "store" if isinstance(error, StoreError) else "broker", error)
+            return False
+        except Exception as error:  # noqa: BLE001  (a bug in one keeper must not stop the others)
+            self._on_error(keeper.name, error)
+            return False
+        self._worked(keeper.name)
+        return more
+
+    def _met(self, name: str, server: str, error: Exception) -> None:
+        first = not self._meeting[server]
+        self._meeting[server].add(name)
+        if first:
+            log.warning(
+                "The %s waits for the %s: %s", name, server, error, extra={"action": "keeper_waits", "keeper": name}
+            )
+
+    def _worked(self, name: str) -> None:
+        for server, names in self._meeting.items():
+            if name in names:
+                names.discard(name)
+                if not names:
+                    log.info("The keepers reach the %s again.", server, extra={"action": "keeper_back"})

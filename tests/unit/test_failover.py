@@ -1,0 +1,339 @@
+"""The failover broker: who is asked while the primary is healthy, away, and back."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from sidestream.broker.failover import LONGEST_PAUSE, FailoverBroker
+from sidestream.broker.protocol import Broker, Capability, Delivery, Lease
+from sidestream.clock import ManualClock
+from sidestream.errors import BrokerError, BrokerFull, BrokerUnavailable, BrokerUnsuitable, GenerationMoved
+
+LANES = ("00" * 8 + ":default",)
+
+
+class Scripted:
+    """A broker that hands out what it is told to, notes every call, and fails as it is told to."""
+
+    capabilities = frozenset({Capability.LEASES, Capability.KNOWN})
+
+    def __init__(self, prefix: bytes = b"") -> None:
+        self.prefix = prefix
+        self.calls: list[str] = []
+        self.down: BrokerError | None = None
+        self.claims_fail: BrokerError | None = None
+        self.ready: list[bytes] = []
+        self.lost: list[Lease] = []
+        self.released: list[Delivery] = []
+        self.settled: list[Delivery] = []
+
+    def _called(self, name: str) -> None:
+        self.calls.append(name)
+        if self.down is not None:
+            raise self.down
+
+    def claim(
+        self, consumer: str, lanes: Sequence[str], *, free: int, prefetch: int = 0, wait_ms: int = 0
+    ) -> list[Delivery]:
+        self._called("claim")
+        if self.claims_fail is not None:
+            raise self.claims_fail
+        taken, self.ready = self.ready[:free], self.ready[free:]
+        return [Delivery(raw, lanes[0], Lease(self.prefix + raw, consumer, 1), 0) for raw in taken]
+
+    def settle(self, lanes: Sequence[str], deliveries: Sequence[Delivery]) -> list[Lease]:
+        self._called("settle")
+        self.settled.extend(deliveries)
+        return []
+
+    def renew(self, consumer: str, lanes: Sequence[str], leases: Sequence[Lease]) -> list[Lease]:
+        self._called("renew")
+        return [lease for lease in leases if lease in self.lost]
+
+    def release(self, lanes: Sequence[str], delivery: Delivery, **options: Any) -> int:
+        self._called("release")
+        self.released.append(delivery)
+        return 0
+
+    def reassert(self, consumer: str, lanes: Sequence[str], deliveries: Sequence[Delivery]) -> list[Delivery]:
+        self._called("reassert")
+        return [d._replace(lease=d.lease._replace(entry=d.lease.entry + b"'")) for d in deliveries]
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_") or name not in dir(Broker):
+            raise AttributeError(name)
+        return lambda *args, **options: self._called(name)
+
+
+class Pair:
+    """A failover broker over two scripted ones."""
+
+    def __init__(self, *, fallback: bool = True) -> None:
+        self.primary = Scripted()
+        self.fallback = Scripted(b"pg:")
+        self.clock = ManualClock()
+        self.broker = FailoverBroker(self.primary, self.fallback if fallback else None, self.clock)
+
+    def claim(self, free: int = 10) -> list[Delivery]:
+        return self.broker.claim("me", LANES, free=free)
+
+    def lose(self) -> None:
+        self.primary.down = BrokerUnavailable("frozen")
+        self.claim()
+
+    def bring_back(self) -> None:
+        self.primary.down = None
+        self.clock.advance(LONGEST_PAUSE)
+        assert self.broker.probe()
+
+
+@pytest.fixture
+def pair() -> Pair:
+    return Pair()
+
+
+def test_a_healthy_primary_is_used_alone(pair: Pair) -> None:
+    pair.primary.ready = [b"a"]
+    [delivery] = pair.claim()
+    assert pair.broker.settle(LANES, [delivery]) == []
+    assert pair.broker.probe()
+    assert pair.primary.calls == ["claim", "settle"]
+    assert pair.fallback.calls == []
+    assert pair.broker.away_since is None
+
+
+@pytest.mark.parametrize("error", [BrokerUnavailable("gone"), BrokerFull("full"), BrokerUnsuitable("read-only")])
+def test_a_claim_that_fails_moves_over_at_once(
+    pair: Pair, error: BrokerError, caplog: pytest.LogCaptureFixture
+) -> None:
+    pair.primary.claims_fail = error
+    pair.fallback.ready = [b"a", b"b"]
+    with caplog.at_level(logging.WARNING):
+        assert [d.reference for d in pair.claim(1)] == [b"a"]
+        assert [d.reference for d in pair.claim(1)] == [b"b"]
+    assert pair.primary.calls == ["claim"]
+    assert pair.broker.away_since == pair.clock.now()
+    assert pair.broker.away_because == str(error)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"The broker is away, jobs are taken from PostgreSQL meanwhile: {error}"
+    ]
+
+
+def test_without_a_fallback_the_error_comes_out() -> None:
+    pair = Pair(fallback=False)
+    pair.primary.claims_fail = BrokerFull("no memory left")
+    with pytest.raises(BrokerFull, match="no memory left"):
+        pair.claim()
+    with pytest.raises(BrokerUnavailable, match="no memory left"):
+        pair.claim()
+    assert pair.primary.calls == ["claim"]
+
+
+def test_a_moved_generation_is_no_outage(pair: Pair) -> None:
+    pair.primary.claims_fail = GenerationMoved()
+    with pytest.raises(GenerationMoved):
+        pair.claim()
+    assert pair.broker.away_since is None
+
+
+def test_everything_for_an_absent_primary_is_refused_without_asking_it(pair: Pair) -> None:
+    pair.primary.ready = [b"a"]
+    [delivery] = pair.claim()
+    pair.lose()
+    asked = len(pair.primary.calls)
+    for call in (
+        lambda: pair.broker.settle(LANES, [delivery]),
+        lambda: pair.broker.renew("me", LANES, [delivery.lease]),
+        lambda: pair.broker.release(LANES, delivery),
+        lambda: pair.broker.bury(LANES, delivery, "x"),
+        lambda: pair.broker.publish([]),
+        lambda: pair.broker.generation(),
+        lambda: pair.broker.begin_generation(),
+        lambda: pair.broker.mark_built(bytes(8)),
+        lambda: pair.broker.announce("me", LANES, "{}", 1),
+        lambda: pair.broker.withdraw("me", LANES),
+        lambda: pair.broker.reclaim("me", LANES, lease_ms=1, renew_ms=1, cursor="0-0"),
+        lambda: pair.broker.reassert("me", LANES, []),
+        lambda: pair.broker.known(bytes(8), 0),
+        lambda: pair.broker.locate([]),
+    ):
+        with pytest.raises(BrokerUnavailable, match="frozen"):
+            call()
+    assert len(pair.primary.calls) == asked
+
+
+@pytest.mark.parametrize("call", ["settle", "renew", "publish"])
+def test_an_unavailable_primary_is_noticed_by_any_call(pair: Pair, call: str) -> None:
+    pair.primary.ready = [b"a"]
+    [delivery] = pair.claim()
+    pair.primary.down = BrokerUnavailable("gone")
+    with pytest.raises(BrokerUnavailable):
+        match call:
+            case "settle":
+                pair.broker.settle(LANES, [delivery])
+            case "renew":
+                pair.broker.renew("me", LANES, [delivery.lease])
+            case _:
+                pair.broker.publish([])
+    assert pair.broker.away_since is not None
+
+
+def test_a_full_primary_that_refuses_a_publish_still_serves_claims(pair: Pair) -> None:
+    pair.primary.down = BrokerFull("full")
+    with pytest.raises(BrokerFull):
+        pair.broker.publish([])
+    assert pair.broker.away_since is None
+
+
+def test_the_fallbacks_deliveries_end_with_the_fallback_whoever_is_in_use(pair: Pair) -> None:
+    pair.primary.ready = [b"p"]
+    [from_primary] = pair.claim()
+    pair.fallback.ready = [b"f", b"g"]
+    pair.primary.down = BrokerUnavailable("gone")
+    first, second = pair.claim()
+    with pytest.raises(BrokerUnavailable):
+        pair.broker.settle(LANES, [from_primary, first])
+    assert pair.fallback.settled == [first]
+    with pytest.raises(BrokerUnavailable):
+        pair.broker.renew("me", LANES, [from_primary.lease, second.lease])
+    assert pair.fallback.calls[-1] == "renew"
+    pair.bring_back()
+    assert pair.broker.release(LANES, second) == 0
+    assert pair.fallback.released == [second]
+    # The settler repeats the whole batch: the part that is settled already is settled again without harm.
+    assert pair.broker.settle(LANES, [from_primary, first]) == []
+    assert pair.primary.settled == [from_primary]
+
+
+def test_the_primary_is_probed_at_its_time_and_taken_back(pair: Pair, caplog: pytest.LogCaptureFixture) -> None:
+    pair.lose()
+    assert not pair.broker.probe()
+    assert pair.primary.calls == ["claim"]
+    pair.clock.advance(0.5)
+    assert not pair.broker.probe()
+    assert pair.primary.calls == ["claim", "known"]
+    assert not pair.broker.probe()
+    assert pair.primary.calls == ["claim", "known"]
+    pair.primary.down = None
+    pair.clock.advance(0.5)
+    with caplog.at_level(logging.WARNING):
+        assert pair.broker.probe()
+        assert pair.broker.probe()
+    assert [record.getMessage() for record in caplog.records] == [
+        "The broker is away, jobs are taken from PostgreSQL meanwhile: frozen",
+        "The broker is back after 1.0 s.",
+    ]
+    pair.primary.ready = [b"a"]
+    assert [d.reference for d in pair.claim()] == [b"a"]
+
+
+def test_a_primary_that_comes_back_empty_counts_as_back_and_says_moved(pair: Pair) -> None:
+    pair.lose()
+    pair.primary.down = GenerationMoved()
+    pair.clock.advance(0.5)
+    assert pair.broker.probe()
+    with pytest.raises(GenerationMoved):
+        pair.claim()
+
+
+def test_a_primary_that_answers_probes_but_refuses_claims_is_asked_ever_less(pair: Pair) -> None:
+    pair.primary.claims_fail = BrokerFull("full")
+    pauses = []
+    for _ in range(6):
+        pair.claim()
+        waited = 0.0
+        while not pair.broker.probe():
+            pair.clock.advance(0.5)
+            waited += 0.5
+        pauses.append(waited)
+    assert pauses == [0.5, 1.0, 2.0, 4.0, 5.0, 5.0]
+    pair.clock.advance(60)
+    pair.claim()
+    pair.clock.advance(0.5)
+    assert pair.broker.probe(), "an outage after a healthy minute is a new one"
+
+
+@pytest.mark.parametrize("first", ["primary", "fallback"])
+def test_no_job_is_held_under_both_leases(pair: Pair, first: str) -> None:
+    if first == "primary":
+        pair.primary.ready = [b"a"]
+        [held] = pair.claim()
+        pair.lose()
+        giver = pair.fallback
+    else:
+        pair.primary.down = BrokerUnavailable("gone")
+        pair.fallback.ready = [b"a"]
+        [held] = pair.claim()
+        pair.bring_back()
+        giver = pair.primary
+    giver.ready = [b"a", b"b"]
+    assert [d.reference for d in pair.claim()] == [b"b"]
+    assert [d.reference for d in giver.released] == [b"a"]
+    # Once the first lease ended, the job may come from the other side.
+    if first == "primary":
+        pair.bring_back()
+    pair.broker.settle(LANES, [held])
+    if first == "primary":
+        pair.lose()
+    giver.ready = [b"a"]
+    assert [d.reference for d in pair.claim()] == [b"a"]
+
+
+def test_a_lost_lease_is_forgotten(pair: Pair) -> None:
+    pair.primary.ready = [b"a"]
+    [held] = pair.claim()
+    pair.primary.lost = [held.lease]
+    assert pair.broker.renew("me", LANES, [held.lease]) == [held.lease]
+    pair.lose()
+    pair.fallback.ready = [b"a"]
+    assert [d.reference for d in pair.claim()] == [b"a"]
+
+
+def test_reassert_states_only_what_the_primary_gave(pair: Pair) -> None:
+    pair.primary.ready = [b"a"]
+    [ours] = pair.claim()
+    pair.primary.down = BrokerUnavailable("gone")
+    pair.fallback.ready = [b"b"]
+    [theirs] = pair.claim()
+    pair.bring_back()
+    again = pair.broker.reassert("me", LANES, [ours, theirs])
+    assert sorted(d.lease.entry for d in again) == [b"a'", b"pg:b"]
+
+
+def test_a_late_answer_of_the_last_outage_does_not_start_another(pair: Pair) -> None:
+    """Two threads hang on a frozen primary; one is answered after the probe has brought it back."""
+    hanging, answer = threading.Event(), threading.Event()
+
+    def hang(*args: Any, **options: Any) -> int:
+        hanging.set()
+        assert answer.wait(10)
+        raise BrokerUnavailable("timed out")
+
+    pair.primary.publish = hang  # type: ignore[method-assign]
+    errors: list[BrokerError] = []
+
+    def publish() -> None:
+        try:
+            pair.broker.publish([])
+        except BrokerUnavailable as error:
+            errors.append(error)
+
+    late = threading.Thread(target=publish)
+    late.start()
+    assert hanging.wait(10)
+    pair.lose()
+    pair.bring_back()
+    answer.set()
+    late.join(10)
+    assert len(errors) == 1
+    assert pair.broker.away_since is None
+
+
+def test_close_closes_both(pair: Pair) -> None:
+    pair.broker.close()
+    assert (pair.primary.calls, pair.fallback.calls) == (["close"], ["close"])
