@@ -1,0 +1,160 @@
+"""One Redis URL as a pool of connections whose failures are errors of ours.
+
+Nothing is repeated, except once when a pooled connection turns out to be closed; a time-out never is.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+from urllib.parse import urlsplit
+
+from redis import ConnectionPool
+from redis.backoff import NoBackoff
+from redis.exceptions import (
+    AskError,
+    AuthenticationError,
+    AuthorizationError,
+    BusyLoadingError,
+    ClusterDownError,
+    ConnectionError,
+    MaxConnectionsError,
+    NoPermissionError,
+    NoScriptError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisError,
+    TimeoutError,
+    TryAgainError,
+)
+from redis.retry import Retry
+
+from sidestream.errors import BrokerError, BrokerFull, BrokerUnavailable, BrokerUnsuitable, SettingsError
+
+_SCHEMES = ("redis", "rediss", "unix")
+_WAITING = ("MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "BUSY", "NOREPLICAS", "LOADING")
+"""Error codes of a server that will answer again by itself."""
+_FINAL = (AuthenticationError, AuthorizationError, BusyLoadingError, MaxConnectionsError)
+"""Connection errors that a second connection would meet again."""
+
+
+class ScriptMissing(Exception):
+    """The server does not have the script that EVALSHA named."""
+
+
+class RedisConnection:
+    """What the rest of this room talks through: one URL, any number of threads."""
+
+    def __init__(self, url: str, timeout: float = 1.0) -> None:
+        """Prepare connections to ``url`` (``redis://``, ``rediss://`` or ``unix://``); nothing is connected yet.
+
+        Args:
+            url: Where the server is.
+            timeout: Seconds for a connection to be made, and for an answer to begin.
+
+        Raises:
+            SettingsError: The URL is not one of Redis.
+        """
+        if urlsplit(url).scheme not in _SCHEMES:
+            raise SettingsError(
+                f"The Redis URL {shown(url)!r} is not usable: expected redis://, rediss:// or unix://; correct redis_url."
+            )
+        self.url = shown(url)
+        self.timeout = timeout
+        self._closed = False
+        try:
+            self._pool = ConnectionPool.from_url(
+                url,
+                protocol=2,
+                socket_timeout=timeout,
+                socket_connect_timeout=timeout,
+                retry=Retry(NoBackoff(), 0),
+            )
+        except ValueError as error:
+            raise SettingsError(f"The Redis URL {self.url!r} is not usable: {error}; correct redis_url.") from error
+
+    def run(self, *command: Any, wait: float = 0.0) -> Any:
+        """Send one command and return the plain reply (RESP2, bytes).
+
+        Args:
+            command: Its words: bytes, str or int.
+            wait: Seconds that the command itself may block in the server.
+
+        Raises:
+            BrokerError: One of its kinds; see :func:`translate`.
+            ScriptMissing: EVALSHA named a script that the server does not have.
+        """
+        try:
+            return self._once(command, wait)
+        except ConnectionError as error:
+            if isinstance(error, _FINAL):
+                raise translate(error, self.url) from error
+        except (RedisError, OSError, UnicodeError) as error:  # UnicodeError: a host name that IDNA refuses
+            raise self._explain(error) from error
+        try:
+            return self._once(command, wait)
+        except (RedisError, OSError, UnicodeError) as error:  # UnicodeError: a host name that IDNA refuses
+            raise self._explain(error) from error
+
+    def close(self) -> None:
+        """Close every connection; later commands raise :class:`~sidestream.errors.BrokerUnavailable`."""
+        self._closed = True
+        self._pool.disconnect()
+
+    def _once(self, command: tuple[Any, ...], wait: float) -> Any:
+        if self._closed:
+            raise BrokerUnavailable(f"The connection to Redis at {self.url} was closed; open a new broker.")
+        connection = self._pool.get_connection()
+        try:
+            connection.send_command(*command)  # type: ignore[no-untyped-call]  # redis-py does not annotate it
+            if wait:
+                return connection.read_response(disable_decoding=True, timeout=self.timeout + wait)
+            return connection.read_response(disable_decoding=True)
+        finally:
+            self._pool.release(connection)
+
+    def _explain(self, error: Exception) -> Exception:
+        if isinstance(error, NoScriptError):
+            return ScriptMissing()
+        return translate(error, self.url)
+
+
+def shown(url: str) -> str:
+    """Return ``url`` without its password and its options, for messages."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
+def translate(error: Exception, url: str) -> BrokerError:
+    """Return the error of ours that stands for ``error`` out of redis-py, the operating system or the resolver.
+
+    See https://redis.io/docs/latest/develop/reference/protocol-spec/#simple-errors for the codes.
+    """
+    said = str(error).strip().rstrip(".") or type(error).__name__
+    code = said.split(" ", 1)[0]
+    if isinstance(error, TimeoutError):
+        return BrokerUnavailable(f"Redis at {url} did not answer in time: {said}; jobs wait until it does.")
+    if isinstance(error, (BusyLoadingError, ClusterDownError, TryAgainError)) or code in _WAITING:
+        return BrokerUnavailable(f"Redis at {url} is not ready yet: {said}; jobs wait until it is.")
+    if isinstance(error, (AuthenticationError, AuthorizationError)):
+        return BrokerUnsuitable(
+            f"Redis at {url} refuses to let us in: {said}; correct the user and password in redis_url."
+        )
+    if isinstance(error, OutOfMemoryError):
+        return BrokerFull(f"Redis at {url} has no memory left for new jobs: {said}; raise maxmemory or free some.")
+    if isinstance(error, NoPermissionError):
+        return BrokerUnsuitable(
+            f"Redis at {url} does not allow what Sidestream needs: {said}; grant it with ACL SETUSER."
+        )
+    if isinstance(error, ReadOnlyError):
+        return BrokerUnsuitable(f"Redis at {url} is a read-only replica: {said}; name its primary in redis_url.")
+    if isinstance(error, AskError) or code == "CROSSSLOT":
+        return BrokerUnsuitable(f"Redis at {url} is one node of a cluster: {said}; name a single server in redis_url.")
+    if code == "MISCONF":
+        return BrokerUnsuitable(
+            f"Redis at {url} cannot write its data to disk: {said}; free space or correct its folder."
+        )
+    if isinstance(error, (ConnectionError, OSError, UnicodeError)):
+        return BrokerUnavailable(f"Redis at {url} cannot be reached: {said}; start it or correct redis_url.")
+    return BrokerUnsuitable(
+        f"Redis at {url} answered unexpectedly: {said}; look for other programs that write to its keys."
+    )

@@ -1,0 +1,58 @@
+"""From what the scripts hand out to deliveries: the hot path of every claim."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sidestream.broker.protocol import Delivery, Lease
+from sidestream.broker.redis.scripts import Scripts
+from sidestream.job.reference import DIRECT_SIZE, ROW_SIZE
+
+TOKEN_SIZE = 16
+"""An entry is a token of 16 digits, then the reference (``lua/shared/lease.lua``)."""
+_VERSIONS = {ROW_SIZE: 1, DIRECT_SIZE: 2}
+
+
+class EntryReader:
+    """Reads what ``grant`` in ``lua/shared/lease.lua`` wrote and puts foreign bytes aside."""
+
+    def __init__(self, scripts: Scripts) -> None:
+        """Read entries of the shard that ``scripts`` speaks to."""
+        self._scripts = scripts
+        self._lanes: dict[bytes, str] = {}
+
+    def deliveries(self, words: Sequence[bytes], consumer: str, count: int = 1) -> list[Delivery]:
+        """Return deliveries that were handed out ``count`` times; ``words`` are entry, meta, payload or b"" for each."""
+        found: list[Delivery] = []
+        names = self._lanes
+        each = iter(words)
+        for entry, meta, payload in zip(each, each, each, strict=True):
+            ready, name, *tries = meta.split()
+            lane = names.get(name)
+            if lane is None:
+                lane = names[name] = name.decode()
+            lease = Lease(entry, consumer, count)
+            if tries:
+                attempts, crashes, releases = map(int, tries)
+                found.append(
+                    Delivery(entry[16:], lane, lease, int(ready), payload or None, attempts, crashes, releases)
+                )
+            else:
+                found.append(Delivery(entry[16:], lane, lease, int(ready), payload or None))
+        return found
+
+    def handed(self, elements: Sequence[bytes], consumer: str) -> list[Delivery]:
+        """Return the deliveries in elements of a reader's list (entry, meta, line feed, payload)."""
+        words: list[bytes] = []
+        strange: list[bytes] = []
+        for element in elements:
+            size = DIRECT_SIZE if element[TOKEN_SIZE : TOKEN_SIZE + 1] == b"\x02" else ROW_SIZE
+            end = TOKEN_SIZE + size
+            meta, line_feed, payload = element[end:].partition(b"\n")
+            if line_feed and _VERSIONS[size] == element[TOKEN_SIZE] and meta.split(b" ", 1)[0].isdigit():
+                words += (element[:end], meta, payload)
+            else:
+                strange.append(element)
+        if strange:
+            self._scripts.strange(strange)
+        return self.deliveries(words, consumer)

@@ -1,0 +1,31 @@
+#!lua flags=allow-oom
+-- End a direct job as dead: its bytes and its error are kept. (A row is only forgotten: its row says that it is dead.)
+-- KEYS[1] prefix; built: as settle, and dead
+-- ARGV    generation, now, entry, lane, error
+-- Returns {code, 1, or 0 when the lease was lost}
+--@include core
+--@include reference
+--@include known
+--@include tries
+--@include places
+--@include line
+--@include pick
+--@include lease
+--@include hand_off
+--@include forget
+if moved() then return {MOVED} end
+
+local entry, lane = ARGV[3], ARGV[4]
+local reference = reference_of(entry)
+if not holds(call('HGET', LEASES, reference), entry) then return {OK, 0} end
+if is_direct(reference) then
+  local attempts, crashes = read_tries(reference)
+  local uuid = uuid_of(reference)
+  call('HSET', DEAD, uuid, cmsgpack.pack({
+    reference = reference, lane = lane, error = ARGV[5], at = NOW, attempts = attempts, crashes = crashes,
+    payload = call('HGET', DIRECT, uuid) or '',
+  }))
+end
+drop(reference, lane)
+if forget({reference}) then hand_off() end
+return {OK, 1}

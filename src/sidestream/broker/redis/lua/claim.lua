@@ -1,0 +1,49 @@
+#!lua flags=allow-oom
+-- Hand jobs to a consumer: promote what is due, then what was handed to it and not read, then the oldest ready ones.
+-- KEYS[1] prefix; built: meta free hand:<consumer> delayed:<lane> ready:<lane> leases held:<lane> tries direct heads
+--         behind key:<db>:<tag> strange
+-- ARGV    generation, now, half lease ms, consumer, free, prefetch, wait ms, lanes...
+-- Returns {code, ms to block for (0: do not), {entry, meta, payload or '' for each}}
+--@include core
+--@include beat
+--@include reference
+--@include tries
+--@include places
+--@include line
+--@include pick
+--@include lease
+--@include hand_off
+--@include promote
+if beat_or_moved(tonumber(ARGV[3])) then return {MOVED} end
+
+local consumer, free, prefetch, wait = ARGV[4], tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
+local lanes = {unpack(ARGV, 8)}
+call('HDEL', FREE, consumer)
+local promoted = 0
+for _, lane in ipairs(lanes) do promoted = promoted + promote(lane) end
+
+local flat = read_hand(consumer)
+while #flat > 3 * free do -- it announced more children than it has now
+  hand_back(flat[#flat - 2], flat[#flat - 1])
+  for _ = 1, 3 do flat[#flat] = nil end
+end
+local room = free - #flat / 3
+if room + prefetch > 0 then
+  local granted = grant(consumer, pick(lanes, room, prefetch))
+  if flat[1] then
+    for _, word in ipairs(granted) do flat[#flat + 1] = word end
+  else
+    flat = granted
+  end
+end
+if promoted > 0 then hand_off() end
+if flat[1] or wait == 0 or free == 0 then return {OK, 0, flat} end
+
+local block = math.min(wait, 1000)
+for _, lane in ipairs(lanes) do
+  local due = call('ZRANGE', delayed_key(lane), 0, 0, 'WITHSCORES')[2]
+  if due then block = math.max(1, math.min(block, due - NOW)) end
+end
+-- Shorter than the read, so that nothing is handed to a reader that has just given up; what is, its next claim reads.
+call('HSET', FREE, consumer, digits(free) .. ' ' .. digits(NOW + block) .. '\n' .. table.concat(lanes, '\n'))
+return {OK, block, flat}

@@ -1,0 +1,38 @@
+#!lua flags=allow-oom
+-- Remove a waiting reference whose row ended; its known bit goes too, so that a retry by a person publishes it again.
+-- KEYS[1] prefix; built: meta leases held:<lane> ready:<lane> delayed:<lane> heads behind key:<db>:<tag> tries direct
+--         known:<db>:<chunk> free hand:<consumer> strange
+-- ARGV    generation, now, reference, lane
+-- Returns {code, 1, or 0 when it is handed off or nowhere}
+--@include core
+--@include reference
+--@include known
+--@include places
+--@include line
+--@include pick
+--@include lease
+--@include hand_off
+if moved() then return {MOVED} end
+
+local reference, lane = ARGV[3], ARGV[4]
+if handed_off(reference) then return {OK, 0} end
+local found = unplace(reference, lane)
+if found == 0 and keyed(reference) then
+  local one = find_in_line(reference)
+  if one then
+    found = call('ZREM', line_key(reference), one.bytes)
+    leave_line(one)
+  end
+end
+if found == 0 then return {OK, 0} end
+call('HDEL', TRIES, reference)
+if is_direct(reference) then
+  call('HDEL', DIRECT, uuid_of(reference))
+else
+  write_known({reference}, 0)
+end
+if keyed(reference) then
+  free_key(reference)
+  hand_off()
+end
+return {OK, 1}

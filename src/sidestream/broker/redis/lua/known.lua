@@ -1,0 +1,10 @@
+#!lua flags=no-writes
+-- The known bits of one chunk of row ids.
+-- KEYS[1] prefix; built: meta known:<db>:<chunk>
+-- ARGV    generation, now, database (8 bytes), chunk
+-- Returns {code, bitmap}
+--@include core
+--@include reference
+--@include known
+if moved() then return {MOVED} end
+return {OK, call('GET', known_key(ARGV[3], tonumber(ARGV[4]))) or ''}

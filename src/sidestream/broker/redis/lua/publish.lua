@@ -1,0 +1,88 @@
+#!lua
+-- Make jobs claimable. Idempotent: a row whose known bit is set, or a direct job whose bytes are held, is skipped.
+-- Refused as a whole when Redis is out of memory (no allow-oom flag above).
+-- KEYS[1] prefix; built: meta lanes direct dead known:<db>:<chunk> ready:<lane> delayed:<lane> heads behind
+--         key:<db>:<tag> leases held:<lane> free hand:<consumer> tries strange
+-- ARGV    generation, now, force (1: publish known rows too, unless they are found in some place), then for each lane:
+--         lane, how many jobs, and for each of them: reference, due ms (0: now; with a leading + it was attempted and
+--         keeps its place in its key's line while it waits), payload ('' for a row)
+-- Returns {code, how many were new}
+--@include core
+--@include reference
+--@include known
+--@include places
+--@include line
+--@include pick
+--@include lease
+--@include hand_off
+--@include find
+if moved() then return {MOVED} end
+
+local force, count, buried = ARGV[3] == '1', 0, call('EXISTS', DEAD) == 1
+local bits, held = {}, {}
+
+-- Direct jobs first: their bytes are written in one go, those that are held already are left out.
+local uuids, words, rows = {}, {}, {}
+local at = 4
+while ARGV[at] do
+  local last = at + 1 + 3 * ARGV[at + 1]
+  for i = at + 2, last, 3 do
+    local reference = ARGV[i]
+    if is_direct(reference) then uuids[#uuids + 1] = uuid_of(reference) else rows[#rows + 1] = reference end
+  end
+  at = last + 1
+end
+if uuids[1] then
+  local bytes = call('HMGET', DIRECT, unpack(uuids))
+  local dead = buried and call('HMGET', DEAD, unpack(uuids))
+  for i, uuid in ipairs(uuids) do held[uuid] = bytes[i] or (dead and dead[i]) end
+end
+if rows[1] then bits = write_known(rows, 1) end
+
+local function is_new(reference, lane, payload)
+  if is_direct(reference) then
+    local uuid = uuid_of(reference)
+    if held[uuid] then return false end
+    held[uuid] = true
+    words[#words + 1] = uuid
+    words[#words + 1] = payload
+    return true
+  end
+  if bits[reference] == 1 then return force and find(reference, lane) == NOWHERE end
+  bits[reference] = 1
+  return true
+end
+at = 4
+while ARGV[at] do
+  local lane, last, ready_now, later = ARGV[at], at + 1 + 3 * ARGV[at + 1], {}, {}
+  for i = at + 2, last, 3 do
+    local reference, due = ARGV[i], ARGV[i + 1]
+    if is_new(reference, lane, ARGV[i + 2]) then
+      count = count + 1
+      if due == '0' and not keyed(reference) then
+        local n = #ready_now
+        ready_now[n + 1], ready_now[n + 2] = NOW_TEXT, reference
+      else
+        local attempted = string.sub(due, 1, 1) == '+'
+        due = tonumber(due)
+        local ready = due > 0 and due or NOW
+        if due > NOW and not (keyed(reference) and attempted) then
+          later[#later + 1] = digits(due)
+          later[#later + 1] = reference
+        elseif keyed(reference) then
+          stand(stander(reference, lane, ready, due))
+        else
+          ready_now[#ready_now + 1] = digits(ready)
+          ready_now[#ready_now + 1] = reference
+        end
+      end
+    end
+  end
+  if ready_now[1] then call('ZADD', ready_key(lane), unpack(ready_now)) end
+  if later[1] then call('ZADD', delayed_key(lane), unpack(later)) end
+  call('SADD', LANES, lane)
+  at = last + 1
+end
+if words[1] then call('HSET', DIRECT, unpack(words)) end
+if count > 0 then hand_off() end
+return {OK, count}

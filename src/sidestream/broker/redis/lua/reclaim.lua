@@ -1,0 +1,51 @@
+#!lua flags=allow-oom
+-- Take over deliveries whose lease ran out, oldest first, at most 100.
+-- KEYS[1] prefix; built: meta workers leases held:<lane> direct tries heads behind key:<db>:<tag> ready:<lane>
+--         delayed:<lane> free hand:<consumer> strange
+-- ARGV    generation, now, consumer, lease ms, renew ms, lanes...
+-- Returns {code, 1 when there may be more, then for each: {entry, meta, payload or '', deliveries, who lost it}}
+--@include core
+--@include beat
+--@include reference
+--@include places
+--@include line
+--@include pick
+--@include lease
+--@include hand_off
+local consumer, lease_ms, renew_ms = ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
+if beat_or_moved(lease_ms / 2) then return {MOVED} end
+local gap = call('HGET', META, 'gap')
+if gap and NOW - gap < renew_ms then return {OK, 0} end
+
+local references, readies, lanes, counts, losers, more = {}, {}, {}, {}, {}, 0
+for i = 6, #ARGV do
+  local lane, room = ARGV[i], 100 - #references
+  local late = room > 0
+    and call('ZRANGE', held_key(lane), '-inf', digits(NOW - lease_ms), 'BYSCORE', 'LIMIT', 0, room) or {}
+  local leases = late[1] and call('HMGET', LEASES, unpack(late)) or {}
+  for at, reference in ipairs(late) do
+    local count, ready, home, loser = string.match(leases[at] or '', '^%d+ (%d+) (%d+) (%S+) (.*)$')
+    if loser and home == lane and valid(reference) then
+      local n = #references + 1
+      references[n], readies[n], lanes[n], counts[n], losers[reference] = reference, ready, lane, count + 1, loser
+    else
+      call('ZREM', held_key(lane), reference) -- held, but leased nowhere: not written by us, or settled under another lane
+      if not valid(reference) then put_aside(reference) end
+    end
+  end
+  if #late == room then more = 1 end
+end
+local flat, answer = grant(consumer, references, readies, lanes, counts), {OK, more}
+for at = 1, #flat, 3 do
+  local reference = reference_of(flat[at])
+  local count = string.match(call('HGET', LEASES, reference), '^%d+ (%d+)')
+  answer[#answer + 1] = {flat[at], flat[at + 1], flat[at + 2], tonumber(count), losers[reference]}
+end
+
+local workers = call('HGETALL', WORKERS)
+for i = 1, #workers, 2 do
+  local till = string.match(workers[i + 1], '^(%d+)\n')
+  if not till or tonumber(till) < NOW then call('HDEL', WORKERS, workers[i]) end
+end
+hand_off()
+return answer

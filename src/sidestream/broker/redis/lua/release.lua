@@ -1,0 +1,51 @@
+#!lua flags=allow-oom
+-- Hand one job back, to its old place, or after a delay, or behind its key.
+-- KEYS[1] prefix; built: meta leases held:<lane> tries ready:<lane> delayed:<lane> heads behind key:<db>:<tag> direct
+--         free hand:<consumer> strange
+-- ARGV    generation, now, entry, lane, ready ms,
+--         delay ms ('' grows with the releases), blocked (1: an open job of its key stands before it),
+--         attempt (1: charge one), crash (1: charge one), count (1: count this release)
+-- Returns {code, releases since it was last started, or -1 when the lease was lost}
+--@include core
+--@include reference
+--@include tries
+--@include places
+--@include line
+--@include pick
+--@include lease
+--@include hand_off
+if moved() then return {MOVED} end
+
+local entry, lane, ready, blocked = ARGV[3], ARGV[4], tonumber(ARGV[5]), ARGV[7] == '1'
+local reference = reference_of(entry)
+if not holds(call('HGET', LEASES, reference), entry) then return {OK, -1} end
+drop(reference, lane)
+
+local attempts, crashes, releases = read_tries(reference)
+local crash = ARGV[9] == '1'
+if crash or ARGV[8] == '1' then
+  releases = 0
+  if is_direct(reference) then
+    attempts = attempts + 1
+    if crash then crashes = crashes + 1 end
+  end
+elseif ARGV[10] == '1' then
+  releases = releases + 1
+end
+
+local delay = tonumber(ARGV[6])
+if not delay or (blocked and delay == 0) then delay = math.min(30000, 50 * 2 ^ math.min(math.max(releases - 1, 0), 10)) end
+if attempts + crashes + releases + delay > 0 then
+  write_tries(reference, attempts, crashes, releases, ready)
+else
+  call('HDEL', TRIES, reference)
+end
+
+if keyed(reference) then
+  -- Blocked: its row is due, so as soon as the job before it is known here it gives up the head and the delay.
+  stand_back(stander(reference, lane, ready, (blocked or delay == 0) and 0 or NOW + delay), NOW + delay)
+else
+  place(reference, lane, ready, delay == 0 and 0 or NOW + delay)
+end
+hand_off()
+return {OK, releases}

@@ -1,0 +1,24 @@
+#!lua flags=allow-oom
+-- Restart the lease time of deliveries that are still the caller's.
+-- KEYS[1] prefix; built: meta leases held:<lane>
+-- ARGV    generation, now, half lease ms, then the entry of each lease
+-- Returns {code, position of each lost lease (from 1)...}
+--@include core
+--@include beat
+--@include lease
+if beat_or_moved(tonumber(ARGV[3])) then return {MOVED} end
+
+local references, answer, held = {}, {OK}, {}
+for i = 4, #ARGV do references[i - 3] = reference_of(ARGV[i]) end
+for i, lease in ipairs(call('HMGET', LEASES, unpack(references))) do
+  if holds(lease, ARGV[i + 3]) then
+    local lane = lane_of(lease)
+    held[lane] = held[lane] or {}
+    table.insert(held[lane], NOW_TEXT)
+    table.insert(held[lane], references[i])
+  else
+    answer[#answer + 1] = i
+  end
+end
+for lane, words in pairs(held) do call('ZADD', held_key(lane), unpack(words)) end
+return answer

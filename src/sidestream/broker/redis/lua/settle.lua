@@ -1,0 +1,33 @@
+#!lua flags=allow-oom
+-- Final: forget jobs, clear their known bits, free their keys. Works when Redis is out of memory.
+-- KEYS[1] prefix; built: meta leases held:<lane> tries direct known:<db>:<chunk> heads behind key:<db>:<tag>
+--         ready:<lane> delayed:<lane> free hand:<consumer> strange
+-- ARGV    generation, now, then for each lane: lane, how many jobs, the entry of each
+-- Returns {code, position of each lost lease among all entries (from 1)...}
+--@include core
+--@include reference
+--@include known
+--@include places
+--@include line
+--@include pick
+--@include lease
+--@include hand_off
+--@include forget
+if moved() then return {MOVED} end
+
+local at, nth, answer, ended = 3, 0, {OK}, {}
+while ARGV[at] do
+  local lane, count, references, ours = ARGV[at], tonumber(ARGV[at + 1]), {}, {}
+  for i = 1, count do references[i] = reference_of(ARGV[at + 1 + i]) end
+  for i, lease in ipairs(call('HMGET', LEASES, unpack(references))) do
+    if holds(lease, ARGV[at + 1 + i]) then ours[#ours + 1] = references[i] else answer[#answer + 1] = nth + i end
+  end
+  if ours[1] then
+    call('HDEL', LEASES, unpack(ours))
+    call('ZREM', held_key(lane), unpack(ours))
+    if forget(ours) then ended[1] = true end
+  end
+  nth, at = nth + count, at + 2 + count
+end
+if ended[1] then hand_off() end
+return answer

@@ -1,0 +1,13 @@
+-- Jobs ended: their marks and bytes go, and their keys pass on. Answers whether a key did.
+local function forget(references)
+  local uuids, rows, passing = {}, {}, {}
+  for _, reference in ipairs(references) do
+    if keyed(reference) then passing[#passing + 1] = reference end
+    if is_direct(reference) then uuids[#uuids + 1] = uuid_of(reference) else rows[#rows + 1] = reference end
+  end
+  if call('EXISTS', TRIES) == 1 then call('HDEL', TRIES, unpack(references)) end
+  if uuids[1] then call('HDEL', DIRECT, unpack(uuids)) end
+  if rows[1] then write_known(rows, 0) end
+  for _, reference in ipairs(passing) do free_key(reference) end
+  return passing[1] ~= nil
+end

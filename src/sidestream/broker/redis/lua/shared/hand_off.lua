@@ -1,0 +1,58 @@
+-- The straight path. free: consumer -> "<children> <until_ms>" and its lanes, one a line, announced by readers that
+-- block on hand:<consumer>. Whoever makes a job ready gives the oldest ready jobs to the readers that wait for them, no
+-- more than they can run. An element of that list: entry, meta, a line feed, payload.
+local function hand_off()
+  if call('HLEN', FREE) == 0 then return end
+  local announced = call('HGETALL', FREE)
+  for i = 1, #announced, 2 do
+    local consumer = announced[i]
+    local children, till, names = string.match(announced[i + 1], '^(%d+) (%d+)\n(.+)$')
+    children = tonumber(children)
+    if not children or tonumber(till) < NOW then
+      call('HDEL', FREE, consumer)
+    else
+      local lanes = {}
+      for lane in string.gmatch(names, '[^\n]+') do lanes[#lanes + 1] = lane end
+      local flat, elements = grant(consumer, pick(lanes, children, 0)), {}
+      for at = 1, #flat, 3 do
+        elements[#elements + 1] = flat[at] .. flat[at + 1] .. '\n' .. flat[at + 2]
+      end
+      if elements[1] then
+        call('RPUSH', hand_key(consumer), unpack(elements))
+        -- Its leases run out long before; the list of a reader that died goes by itself.
+        call('PEXPIRE', hand_key(consumer), 600000)
+        if #elements == children then
+          call('HDEL', FREE, consumer)
+        else
+          call('HSET', FREE, consumer, digits(children - #elements) .. ' ' .. till .. '\n' .. names)
+        end
+      end
+    end
+  end
+end
+-- Whatever was handed to a reader and not read yet. Answers flat as grant() does; what was reclaimed since is left out.
+local function read_hand(consumer)
+  local flat = {}
+  for _, element in ipairs(call('LPOP', hand_key(consumer), 1000) or {}) do
+    local size = 16 + (string.byte(element, 17) == 2 and 41 or 33)
+    local entry, meta, payload = string.sub(element, 1, size), string.match(string.sub(element, size + 1), '^([^\n]+)\n(.*)$')
+    if not meta or not valid(reference_of(entry)) then
+      put_aside(element)
+    elseif holds(call('HGET', LEASES, reference_of(entry)), entry) then
+      local n = #flat
+      flat[n + 1], flat[n + 2], flat[n + 3] = entry, meta, payload
+    end
+  end
+  return flat
+end
+-- An unread hand-off goes back to where it came from.
+local function hand_back(entry, meta)
+  local reference = reference_of(entry)
+  local ready, lane = string.match(meta, '^(%d+) (%S+)')
+  drop(reference, lane)
+  if keyed(reference) then
+    stand_back(stander(reference, lane, tonumber(ready), 0))
+  else
+    call('ZADD', ready_key(lane), ready, reference)
+  end
+end

@@ -1,0 +1,102 @@
+-- Order by key. heads: key field -> the one job of the key that may run; key:<database>:<kind><tag>: a sorted set of
+-- those behind it, by row id (direct jobs: by first-ready time). Both hold "<reference><ready_ms> <due_ms> <lane>".
+-- behind: lane -> how many of its jobs stand in such lines.
+local function key_field(reference) return string.sub(reference, 1, 9) .. string.sub(reference, -8) end
+local function line_key(reference)
+  return P .. 'key:' .. hex(string.sub(reference, 2, 9)) .. ':' .. (is_direct(reference) and 'd' or 'r')
+    .. hex(string.sub(reference, -8))
+end
+local function rank(reference, ready) return is_direct(reference) and ready or row_id(reference) end
+
+local function stander(reference, lane, ready, due)
+  return {reference = reference, lane = lane, ready = ready, due = due,
+          bytes = reference .. digits(ready) .. ' ' .. digits(due) .. ' ' .. lane}
+end
+local function read_stander(bytes)
+  local size = string.byte(bytes, 1) == 2 and 41 or 33
+  local reference = string.sub(bytes, 1, size)
+  local ready, due, lane = string.match(string.sub(bytes, size + 1), '^(%d+) (%d+) (.+)$')
+  if not lane or not valid(reference) then return nil end
+  return {reference = reference, lane = lane, ready = tonumber(ready), due = tonumber(due), bytes = bytes}
+end
+local function read_head(reference)
+  local bytes = call('HGET', HEADS, key_field(reference))
+  return bytes and read_stander(bytes)
+end
+
+local function join_line(one)
+  if call('ZADD', line_key(one.reference), rank(one.reference, one.ready), one.bytes) == 1 then
+    call('HINCRBY', BEHIND, one.lane, 1)
+  end
+end
+local function leave_line(one)
+  if call('HINCRBY', BEHIND, one.lane, -1) <= 0 then call('HDEL', BEHIND, one.lane) end
+end
+local function become_head(one, hold)
+  call('HSET', HEADS, key_field(one.reference), one.bytes)
+  place(one.reference, one.lane, one.ready, hold or one.due)
+end
+-- The first of the line, foreign members put aside.
+local function first_in_line(reference)
+  local line = line_key(reference)
+  while true do
+    local bytes = call('ZRANGE', line, 0, 0)[1]
+    if not bytes then return nil end
+    local one = read_stander(bytes)
+    if one then return one end
+    call('ZREM', line, bytes)
+    put_aside(bytes)
+  end
+end
+-- The key has no head any more: the first of its line stands up.
+local function seat_next(reference)
+  local one = first_in_line(reference)
+  if not one then
+    call('HDEL', HEADS, key_field(reference))
+    return
+  end
+  call('ZREM', line_key(reference), one.bytes)
+  leave_line(one)
+  become_head(one)
+end
+
+-- A keyed job takes its place by id. A smaller id than the head's becomes head itself, unless the head is handed off.
+-- hold: it waits until then although its row says due (the reason lies elsewhere, so a replaced head forgets it).
+local function stand(one, hold)
+  local head = read_head(one.reference)
+  if not head or head.reference == one.reference then
+    become_head(one, hold)
+  elseif rank(one.reference, one.ready) < rank(head.reference, head.ready) and not handed_off(head.reference) then
+    unplace(head.reference, head.lane)
+    join_line(head)
+    become_head(one, hold)
+  else
+    join_line(one)
+  end
+end
+-- A keyed job comes back from its worker: it stays head unless a smaller id has come meanwhile.
+local function stand_back(one, hold)
+  local head, first = read_head(one.reference), first_in_line(one.reference)
+  if head and head.reference ~= one.reference then
+    stand(one, hold)
+  elseif first and rank(first.reference, first.ready) < rank(one.reference, one.ready) then
+    join_line(one)
+    seat_next(one.reference)
+  else
+    become_head(one, hold)
+  end
+end
+-- A keyed job ended: if it was the head, the next one stands up.
+local function free_key(reference)
+  local head = call('HGET', HEADS, key_field(reference))
+  if head and string.sub(head, 1, #reference) == reference then seat_next(reference) end
+end
+-- Where a row stands in its line, or nil (a direct job is ranked by a time that only its place in line tells).
+local function find_in_line(reference)
+  if is_direct(reference) then return nil end
+  local id = row_id(reference)
+  for _, bytes in ipairs(call('ZRANGEBYSCORE', line_key(reference), id, id)) do
+    if string.sub(bytes, 1, #reference) == reference then return read_stander(bytes) end
+  end
+  return nil
+end

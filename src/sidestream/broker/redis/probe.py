@@ -1,0 +1,55 @@
+"""May this server be used? Asked once at start, so that a wrong one is refused with one sentence."""
+
+from __future__ import annotations
+
+from sidestream.broker.redis.connection import RedisConnection
+from sidestream.errors import BrokerUnavailable, BrokerUnsuitable
+
+FLOOR = (7, 0)
+"""Oldest Redis whose commands we use; every Valkey has them."""
+
+
+def probe(connection: RedisConnection) -> None:
+    """Return if the server may be used.
+
+    Raises:
+        BrokerUnavailable: It does not answer, or is still loading its data.
+        BrokerUnsuitable: It is too old, a replica, evicts keys, or does not allow what we need.
+    """
+    url, told = connection.url, information(connection, "server", "persistence", "replication", "memory")
+    version = told.get("redis_version", "0")
+    if "valkey_version" not in told and _numbers(version) < FLOOR:
+        raise BrokerUnsuitable(
+            f"Redis at {url} has version {version}: expected 7.0 or newer, or any Valkey; upgrade it."
+        )
+    if told.get("loading", "0") != "0":
+        raise BrokerUnavailable(f"Redis at {url} is still loading its data; jobs wait until it is ready.")
+    if told.get("role") == "slave":
+        raise BrokerUnsuitable(f"Redis at {url} is a replica: expected a primary; name its primary in redis_url.")
+    policy = _eviction_policy(connection, told)
+    if policy != "noeviction":
+        raise BrokerUnsuitable(
+            f"Redis at {url} has maxmemory-policy {policy}, under which it throws jobs away: expected noeviction; "
+            "set it with CONFIG SET maxmemory-policy noeviction, and in its configuration file."
+        )
+    # A script that does nothing: a user without the right to run scripts is told now, not at the first job.
+    connection.run("EVAL", "return redis.call('PING')", 0)
+
+
+def information(connection: RedisConnection, *sections: str) -> dict[str, str]:
+    """Return these sections of INFO (https://redis.io/docs/latest/commands/info/) as one dictionary."""
+    text: bytes = connection.run("INFO", *sections)
+    pairs = (line.partition(":") for line in text.decode(errors="replace").splitlines() if not line.startswith("#"))
+    return {name: value for name, colon, value in pairs if colon}
+
+
+def _eviction_policy(connection: RedisConnection, told: dict[str, str]) -> str:
+    # Where INFO does not tell (a hosted Redis may hide it), CONFIG does.
+    if "maxmemory_policy" in told:
+        return told["maxmemory_policy"]
+    reply: list[bytes] = connection.run("CONFIG", "GET", "maxmemory-policy")
+    return reply[1].decode() if len(reply) == 2 else "unknown"
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".")[:2] if part.isdigit())

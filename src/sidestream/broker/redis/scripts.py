@@ -1,0 +1,184 @@
+"""A typed Python face for every script in ``lua/``, and the one table that turns their codes into errors.
+
+A script is sent by its digest (EVALSHA) and in full only when the server does not have it. ``--@include name`` in a
+script stands for ``lua/shared/name.lua``. Every script gets the prefix as KEYS[1], the caller's generation number as
+ARGV[1] and a test's clock (or nothing) as ARGV[2]; its head states the rest. Its answer begins with a code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from hashlib import sha1
+from importlib.resources import files
+from typing import Any, NamedTuple
+
+from sidestream.broker.protocol import Delivery, Lease, Publication
+from sidestream.broker.redis.connection import RedisConnection, ScriptMissing
+from sidestream.errors import BrokerError, GenerationMoved
+
+CODES: dict[int, tuple[type[BrokerError], str]] = {
+    1: (
+        GenerationMoved,
+        "Redis was emptied, replaced or not begun since this process last looked; call generation() and publish again.",
+    ),
+}
+"""What the codes of the scripts mean; 0 is success."""
+
+
+class Script(NamedTuple):
+    """One script as it is sent."""
+
+    source: str
+    digest: str
+
+
+@cache
+def script(name: str) -> Script:
+    """Return the script ``lua/<name>.lua`` with its includes."""
+    folder = files(__package__) / "lua"
+    lines: list[str] = []
+    for line in (folder / f"{name}.lua").read_text().splitlines():
+        if line.startswith("--@include "):
+            lines.append((folder / "shared" / f"{line.split()[1]}.lua").read_text())
+        else:
+            lines.append(line)
+    source = "\n".join(lines)
+    return Script(source, sha1(source.encode(), usedforsecurity=False).hexdigest())
+
+
+class Scripts:
+    """The scripts of one shard, called with one generation number."""
+
+    def __init__(self, connection: RedisConnection, prefix: str, clock_ms: Callable[[], int] | None = None) -> None:
+        """Bind the scripts to ``connection`` and ``prefix``; ``clock_ms`` replaces the server's time in tests."""
+        self.connection = connection
+        self.prefix = prefix
+        #: The generation that every call names; "0" answers ``moved`` until it is set.
+        self.generation = "0"
+        self._clock_ms = clock_ms
+
+    def begin(self) -> int:
+        """Begin a generation if there is none; return its number."""
+        return int(self._call("begin")[0])
+
+    def look(self) -> tuple[int, frozenset[str]]:
+        """Return the generation's number and the databases that are built in it."""
+        number, *built = self._call("generation")
+        return int(number), frozenset(one.decode() for one in built)
+
+    def built(self, database: str) -> None:
+        """Mark the database (16 hex digits) as built."""
+        self._call("built", database)
+
+    def announce(self, consumer: str, info: str, ttl_ms: int, lanes: Sequence[str]) -> None:
+        """Announce a consumer and its lanes."""
+        self._call("announce", consumer, info, ttl_ms, *lanes)
+
+    def withdraw(self, consumer: str) -> None:
+        """Take an announcement back."""
+        self._call("withdraw", consumer)
+
+    def publish(self, jobs: Sequence[Publication], force: bool) -> int:
+        """Publish at most a few hundred jobs; return how many were new."""
+        by_lane: dict[str, list[Any]] = {}
+        for reference, lane, due_ms, payload, attempted in jobs:
+            words = by_lane.get(lane)
+            if words is None:
+                words = by_lane[lane] = []
+            words += (reference, f"+{due_ms}" if attempted else due_ms, payload or b"")
+        sections = (word for lane, words in by_lane.items() for word in (lane, len(words) // 3, *words))
+        return int(self._call("publish", int(force), *sections)[0])
+
+    def claim(
+        self, half_lease: int, consumer: str, free: int, prefetch: int, wait_ms: int, lanes: Sequence[str]
+    ) -> tuple[int, list[bytes]]:
+        """Return how many ms to block for a first job (0: not at all), and entry, meta, payload for each delivery."""
+        block, words = self._call("claim", half_lease, consumer, free, prefetch, wait_ms, *lanes)
+        return block, words
+
+    def renew(self, half_lease: int, leases: Sequence[Lease]) -> list[int]:
+        """Return the positions (from 1) of the leases that were lost."""
+        return self._call("renew", half_lease, *(lease.entry for lease in leases))
+
+    def settle(self, by_lane: Mapping[str, Sequence[bytes]]) -> list[int]:
+        """Settle entries by lane; return the positions (from 1, over all lanes) of those whose leases were lost."""
+        sections = (word for lane, entries in by_lane.items() for word in (lane, len(entries), *entries))
+        return self._call("settle", *sections)
+
+    def release(
+        self,
+        delivery: Delivery,
+        delay_ms: int | None,
+        *,
+        blocked: bool,
+        attempt: bool,
+        crash: bool,
+        count: bool,
+    ) -> int:
+        """Return the releases counted so far, or -1 when the lease was lost."""
+        reply = self._call(
+            "release",
+            delivery.lease.entry,
+            delivery.lane,
+            delivery.ready_ms,
+            "" if delay_ms is None else delay_ms,
+            int(blocked),
+            int(attempt),
+            int(crash),
+            int(count),
+        )
+        return int(reply[0])
+
+    def bury(self, delivery: Delivery, error: str) -> bool:
+        """Return False when the lease was lost."""
+        return bool(self._call("bury", delivery.lease.entry, delivery.lane, error)[0])
+
+    def reclaim(
+        self, consumer: str, lease_ms: int, renew_ms: int, lanes: Sequence[str]
+    ) -> tuple[bool, list[tuple[bytes, bytes, bytes, int, bytes]]]:
+        """Return whether there may be more, and (entry, meta, payload, deliveries, who lost it) for each one taken."""
+        more, *found = self._call("reclaim", consumer, lease_ms, renew_ms, *lanes)
+        return bool(more), found
+
+    def reassert(self, consumer: str, deliveries: Sequence[Delivery]) -> list[tuple[int, bytes]]:
+        """Return (position from 1, entry) for each delivery that is the consumer's again."""
+        words: list[Any] = [consumer]
+        for reference, lane, _, ready_ms, payload, attempts, crashes, releases in deliveries:
+            words += (reference, lane, ready_ms, payload or b"", attempts, crashes, releases)
+        return [(position, entry) for position, entry in self._call("reassert", *words)]
+
+    def known(self, database: bytes, chunk: int) -> bytes:
+        """Return the bitmap of one chunk."""
+        bitmap: bytes = self._call("known", database, chunk)[0]
+        return bitmap
+
+    def locate(self, jobs: Sequence[Publication]) -> list[int]:
+        """Return a place number for each job (``lua/shared/find.lua``)."""
+        words: list[Any] = []
+        for job in jobs:
+            words += (job.reference, job.lane)
+        return self._call("locate", *words)
+
+    def discard(self, job: Publication) -> bool:
+        """Return whether the waiting job was removed."""
+        return bool(self._call("discard", job.reference, job.lane)[0])
+
+    def strange(self, found: Sequence[bytes]) -> None:
+        """Put foreign bytes aside."""
+        self._call("strange", *found)
+
+    def _call(self, name: str, *words: Any) -> list[Any]:
+        now = "" if self._clock_ms is None else self._clock_ms()
+        source, digest = script(name)
+        rest = (1, self.prefix, self.generation, now, *words)
+        try:
+            reply = self.connection.run("EVALSHA", digest, *rest)
+        except ScriptMissing:
+            reply = self.connection.run("EVAL", source, *rest)
+        code: int = reply[0]
+        if code:
+            kind, sentence = CODES[code]
+            raise kind(sentence)
+        answer: list[Any] = reply[1:]
+        return answer
