@@ -56,7 +56,7 @@ class RedisConnection:
         """
         if urlsplit(url).scheme not in _SCHEMES:
             raise SettingsError(
-                f"The Redis URL {shown(url)!r} is not usable: expected redis://, rediss:// or unix://; correct redis_url."
+                f"The Redis URL {shown(url)!r} is not usable: expected redis://, rediss:// or unix://; correct it."
             )
         self.url = shown(url)
         self.timeout = timeout

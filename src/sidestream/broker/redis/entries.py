@@ -22,7 +22,7 @@ class EntryReader:
         self._lanes: dict[bytes, str] = {}
 
     def deliveries(self, words: Sequence[bytes], consumer: str, count: int = 1) -> list[Delivery]:
-        """Return deliveries that were handed out ``count`` times; ``words`` are entry, meta, payload or b"" for each."""
+        """Return one delivery, handed out ``count`` times, for each entry, meta, payload (or b"") in ``words``."""
         found: list[Delivery] = []
         names = self._lanes
         each = iter(words)

