@@ -88,7 +88,9 @@ def ensure(data_dir: Path, *, user: str | None = "nobody", timeout: float = 10.0
         with _lock_if_free(data_dir) as lock:
             if lock is not None:
                 if started:
-                    raise BrokerUnavailable(f"The embedded server in {data_dir} ended at its start: {_reason(data_dir)}")
+                    raise BrokerUnavailable(
+                        f"The embedded server in {data_dir} ended at its start: {_reason(data_dir)}"
+                    )
                 _launch(data_dir, lock, who)
                 started = True
         socket = _socket_of(data_dir)
@@ -234,7 +236,9 @@ def _launch(data_dir: Path, lock: int, who: Account | None) -> None:
             check=False,
         )
     except OSError as error:
-        raise SettingsError(f"The embedded server could not be started: {error}; install util-linux (setsid).") from error
+        raise SettingsError(
+            f"The embedded server could not be started: {error}; install util-linux (setsid)."
+        ) from error
     if launcher.returncode != 0:
         raise BrokerUnavailable(f"The embedded server {binary} could not be started (exit code {launcher.returncode}).")
 

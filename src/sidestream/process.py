@@ -1,0 +1,144 @@
+"""What a Linux process does to itself: its user, its parent's death, its niceness, its rank before the OOM killer."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import pwd
+import signal
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+from sidestream.errors import SettingsError
+
+_PR_SET_PDEATHSIG = 1
+_libc = ctypes.CDLL(None, use_errno=True)  # loaded here: nothing may be loaded between fork and exec
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """A user of this machine, as the password database names it."""
+
+    #: Login name.
+    name: str
+    #: Numeric user id.
+    uid: int
+    #: Numeric id of its first group.
+    gid: int
+    #: Every group it belongs to, the first one included.
+    groups: tuple[int, ...]
+
+
+def account(name: str) -> Account:
+    """Return the user ``name``; raise :class:`~sidestream.errors.SettingsError` when this machine has none."""
+    try:
+        entry = pwd.getpwnam(name)
+    except KeyError:
+        raise SettingsError(f"This machine has no user {name!r}; name an existing unprivileged user instead.") from None
+    return Account(name, entry.pw_uid, entry.pw_gid, tuple(os.getgrouplist(name, entry.pw_gid)))
+
+
+def reaches(who: Account, path: Path) -> bool:
+    """Return whether ``who`` may enter every folder above ``path`` and read it (and execute it, where anybody may).
+
+    Mode bits only (https://man7.org/linux/man-pages/man7/path_resolution.7.html); access control lists are not read.
+    """
+    path = path.resolve()
+    if who.uid == 0:
+        return path.exists()
+    try:
+        if not all(_permits(who, folder.stat(), stat.S_IXOTH) for folder in path.parents):
+            return False
+        status = path.stat()
+    except OSError:
+        return False  # not even we can look at it, or it is not there
+    enter = stat.S_IXOTH if status.st_mode & 0o111 else 0
+    return _permits(who, status, stat.S_IROTH | enter)
+
+
+def _permits(who: Account, status: os.stat_result, wanted: int) -> bool:
+    shift = 6 if status.st_uid == who.uid else 3 if status.st_gid in who.groups else 0
+    return (status.st_mode >> shift) & wanted == wanted
+
+
+def drop_privileges(user: str | None, *paths: Path) -> None:
+    """Become ``user`` for good if we are root; otherwise, or with None, change nothing.
+
+    Args:
+        user: The unprivileged user to become.
+        paths: Files and folders given to that user first (only these themselves, not what lies below them).
+
+    Raises:
+        SettingsError: The user does not exist, is root itself, or cannot read the code that it would go on running.
+
+    https://man7.org/linux/man-pages/man2/setuid.2.html: a root process that calls ``setuid`` changes its real,
+    effective and saved ids, so there is no way back. A parent-death signal is cleared by it: set that afterwards.
+    """
+    if user is None or os.geteuid() != 0:
+        return
+    who = account(user)
+    if who.uid == 0:
+        raise SettingsError(f"The user {user!r} is root; name an unprivileged user to drop to.")
+    code = Path(__file__).parent
+    if not reaches(who, code):
+        raise SettingsError(
+            f"The user {user!r} cannot read {code}, so it could not run the code there; "
+            "install Sidestream in a folder that it can enter, or name another user."
+        )
+    for path in paths:
+        os.chown(path, who.uid, who.gid, follow_symlinks=False)
+    os.setgroups(who.groups)
+    os.setgid(who.gid)
+    os.setuid(who.uid)
+
+
+def die_with_parent(parent: int, signum: int = signal.SIGKILL) -> None:
+    """Ask the kernel to send us ``signum`` when our parent ends; ``parent`` is its pid, taken before the fork.
+
+    https://man7.org/linux/man-pages/man2/PR_SET_PDEATHSIG.2const.html: the "parent" is the *thread* that forked, so
+    fork from one that lives as long as the process; a change of user clears the setting. A parent that ended before
+    this call would never be noticed: then the signal is sent here.
+
+    Raises:
+        OSError: The kernel refused.
+    """
+    if _libc.prctl(_PR_SET_PDEATHSIG, signum, 0, 0, 0) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, f"prctl(PR_SET_PDEATHSIG, {signum}) failed: {os.strerror(code)}")
+    if os.getppid() != parent:
+        os.kill(os.getpid(), signum)
+
+
+def set_nice(value: int) -> None:
+    """Set our niceness to ``value`` (-20 to 19, not a difference).
+
+    Raises:
+        SettingsError: The kernel refused.
+
+    https://man7.org/linux/man-pages/man2/setpriority.2.html
+    """
+    try:
+        os.setpriority(os.PRIO_PROCESS, 0, value)
+    except PermissionError:
+        raise SettingsError(
+            f"nice={value} needs rights that this user does not have; choose a value of at least "
+            f"{os.getpriority(os.PRIO_PROCESS, 0)}."
+        ) from None
+
+
+def oom_score_adj(value: int) -> None:
+    """Make the OOM killer prefer (up to 1000) or spare (down to -1000) this process.
+
+    Raising one's own value needs no rights, lowering it does.
+    https://man7.org/linux/man-pages/man5/proc_pid_oom_score_adj.5.html
+
+    Raises:
+        SettingsError: The kernel refused the value.
+    """
+    try:
+        Path("/proc/self/oom_score_adj").write_text(str(value))
+    except OSError as error:
+        raise SettingsError(
+            f"oom_score_adj={value} was refused ({error.strerror}); expected -1000 to 1000, lowered only by root."
+        ) from error

@@ -1,0 +1,316 @@
+"""One server process of a test: its folder, its user, its port, and the accidents that can be done to it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pwd
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import ClassVar, Self
+
+import psutil
+
+from sidestream.process import Account, account, die_with_parent
+
+DEADLINE = 60.0
+"""Seconds that a start or a stop may take on a busy machine."""
+_PORTS = range(20_000, 32_000)  # below the kernel's ephemeral range: no outgoing connection takes one in a restart
+_PREFIX = "sidestream-"
+
+
+class ServerFailed(Exception):
+    """A test server did not start or stop."""
+
+
+class Server:
+    """One server process in one folder; what PostgreSQL and Redis have in common."""
+
+    #: Names its temporary folders.
+    kind: ClassVar[str]
+    #: The users that root tries, in this order.
+    users: ClassVar[tuple[str, ...]] = ("nobody",)
+    #: What ends it at once when our process dies.
+    death_signal: ClassVar[int] = signal.SIGKILL
+    #: What stops it cleanly.
+    stop_signal: ClassVar[int] = signal.SIGTERM
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self.user = unprivileged(self.users)
+        self._temporary = folder is None
+        if folder is None:
+            _sweep(self.kind)
+            folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{self.kind}-{os.getpid()}-"))
+            folder.chmod(0o755)  # the socket inside is for clients of any user
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        self.log = folder / f"{self.kind}.log"
+        self.port = 0
+        self._process: subprocess.Popen[bytes] | None = None
+        self.give(folder)
+
+    @property
+    def pid(self) -> int:
+        """The server's process id; raises :class:`ServerFailed` when it is not running."""
+        return self._running().pid
+
+    @property
+    def alive(self) -> bool:
+        """Whether the server process exists (frozen counts as alive)."""
+        return self._process is not None and self._process.poll() is None
+
+    def start(self) -> None:
+        """Start it and return when it answers; the port stays the same over restarts."""
+        if self.alive:
+            return
+        for _ in range(5):
+            first = self.port == 0
+            self.port = self.port or free_port()
+            if self._start_once():
+                return
+            if not first:
+                break
+            self.port = 0  # somebody else took it between our look and the server's bind
+        raise ServerFailed(f"{self.kind} did not start on port {self.port}; its log ends with: {self._last_lines()}")
+
+    def stop(self) -> None:
+        """Stop it cleanly and return when it is gone."""
+        if not self.alive:
+            return
+        self.thaw()
+        process = self._running()
+        process.send_signal(self.stop_signal)
+        try:
+            process.wait(DEADLINE)
+        except subprocess.TimeoutExpired:
+            raise ServerFailed(f"{self.kind} did not stop in {DEADLINE:.0f} s: {self._last_lines()}") from None
+
+    def kill(self) -> None:
+        """SIGKILL it with everything it started, as a power cut would, and return when all are gone."""
+        if not self.alive:
+            return
+        own = self._running()
+        family = self._stop_family()
+        for process in family:
+            _signal(process, signal.SIGKILL)
+        own.wait(DEADLINE)
+        deadline = time.monotonic() + DEADLINE
+        while any(_runs(process) for process in family):
+            if time.monotonic() > deadline:
+                raise ServerFailed(f"{self.kind} was killed but some of its processes did not end.")
+            time.sleep(0.002)  # they are not our children: nothing tells us of their end
+
+    def restart(self) -> None:
+        """Stop cleanly, then start on the same port with the same contents."""
+        self.stop()
+        self.start()
+
+    def freeze(self) -> None:
+        """SIGSTOP it with everything it started: connections stay open and nothing answers."""
+        self._stop_family()
+
+    def thaw(self) -> None:
+        """Undo :meth:`freeze`."""
+        for process in self._family():
+            _signal(process, signal.SIGCONT)
+
+    def mend(self) -> None:
+        """Undo whatever a test did to it: it runs and answers afterwards."""
+        if self.alive:
+            self.thaw()
+        else:
+            self.start()
+
+    def close(self) -> None:
+        """End it in the quickest way and remove its folder, if that was a temporary one."""
+        self.kill()
+        if self._temporary:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def command(self) -> Sequence[str]:
+        """Return the command that runs the server in the foreground."""
+        raise NotImplementedError
+
+    def environment(self) -> dict[str, str]:
+        """Return variables that the server needs beyond ours."""
+        return {}
+
+    def ready(self) -> bool:
+        """Return whether the server answers."""
+        raise NotImplementedError
+
+    def give(self, path: Path) -> None:
+        """Make ``path`` the server user's own."""
+        if self.user is not None:
+            os.chown(path, self.user.uid, self.user.gid, follow_symlinks=False)
+
+    def run(self, *command: str) -> None:
+        """Run one of the server's tools as the server's user."""
+        done = _spawn(lambda: popen(command, self.user, self.folder, output=subprocess.PIPE))
+        output, _ = done.communicate(timeout=DEADLINE)
+        if done.returncode:
+            raise ServerFailed(f"{command[0]} failed with exit code {done.returncode}: {output.decode()[-400:]}")
+
+    def _start_once(self) -> bool:
+        self._give_contents()
+        with self.log.open("ab") as log:
+            self._process = _spawn(
+                lambda: popen(
+                    self.command(),
+                    self.user,
+                    self.folder,
+                    output=log.fileno(),
+                    environment=self.environment(),
+                    death_signal=self.death_signal,
+                )
+            )
+        deadline = time.monotonic() + DEADLINE
+        while time.monotonic() < deadline:
+            if self.ready():
+                return True
+            try:
+                self._process.wait(0.01)
+            except subprocess.TimeoutExpired:
+                continue
+            return False
+        self.kill()
+        return False
+
+    def _give_contents(self) -> None:
+        """Files that a test laid here (an older dump, say) belong to the server's user too."""
+        for folder, _, names in os.walk(self.folder):
+            for path in (Path(folder), *(Path(folder, name) for name in names)):
+                if self.user is not None and path.lstat().st_uid != self.user.uid:
+                    self.give(path)
+
+    def _running(self) -> subprocess.Popen[bytes]:
+        if self._process is None or self._process.poll() is not None:
+            raise ServerFailed(f"{self.kind} is not running; call start() first.")
+        return self._process
+
+    def _family(self) -> list[psutil.Process]:
+        try:
+            parent = psutil.Process(self._running().pid)
+            return [parent, *parent.children(recursive=True)]
+        except psutil.NoSuchProcess:
+            return []
+
+    def _stop_family(self) -> list[psutil.Process]:
+        _signal(psutil.Process(self._running().pid), signal.SIGSTOP)  # first: from here on it starts no more children
+        family = self._family()
+        for process in family[1:]:
+            _signal(process, signal.SIGSTOP)
+        return family
+
+    def _last_lines(self) -> str:
+        return self.log.read_text(errors="replace")[-400:].strip() if self.log.exists() else "(no log)"
+
+
+def free_port() -> int:
+    """Return a TCP port of 127.0.0.1 that nobody listens on and that no outgoing connection is given."""
+    for port in random.sample(_PORTS, 200):
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise ServerFailed(f"No free port was found between {_PORTS.start} and {_PORTS.stop}; stop some servers.")
+
+
+def popen(
+    command: Sequence[str],
+    user: Account | None,
+    folder: Path,
+    *,
+    output: int,
+    environment: Mapping[str, str] | None = None,
+    death_signal: int = signal.SIGKILL,
+) -> subprocess.Popen[bytes]:
+    """Start ``command`` as ``user`` in ``folder``, in a session of its own; ``death_signal`` follows our death."""
+    parent = os.getpid()
+    return subprocess.Popen(
+        command,
+        user=None if user is None else user.uid,
+        group=None if user is None else user.gid,
+        extra_groups=None if user is None else user.groups,
+        cwd=folder,
+        env={"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C", **(environment or {})},
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+        preexec_fn=lambda: die_with_parent(parent, death_signal),  # after the change of user, which would clear it
+    )
+
+
+def unprivileged(names: Sequence[str]) -> Account | None:
+    """Return the first of ``names`` that this machine has, if we are root; else None."""
+    if os.geteuid() != 0:
+        return None
+    known = {entry.pw_name for entry in pwd.getpwall()}
+    return account(next(name for name in names if name in known))
+
+
+def _sweep(kind: str) -> None:
+    """Remove the folders of test processes that were killed before they could: the pid stands in the name."""
+    for left in Path(tempfile.gettempdir()).glob(f"{_PREFIX}{kind}-*-*"):
+        pid = left.name.removeprefix(f"{_PREFIX}{kind}-").partition("-")[0]
+        if pid.isdigit() and not psutil.pid_exists(int(pid)):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _runs(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _signal(process: psutil.Process, signum: int) -> None:
+    with contextlib.suppress(psutil.NoSuchProcess):  # it ended by itself meanwhile
+        process.send_signal(signum)
+
+
+_spawner: ThreadPoolExecutor | None = None
+
+
+def _spawn(make: Callable[[], subprocess.Popen[bytes]]) -> subprocess.Popen[bytes]:
+    """Fork from a thread that lives as long as the process: a parent-death signal follows the forking *thread*."""
+    global _spawner
+    if threading.current_thread() is threading.main_thread():
+        return make()
+    if _spawner is None:
+        _spawner = ThreadPoolExecutor(1, thread_name_prefix="sidestream-test-servers")
+    return _spawner.submit(make).result()
+
+
+def _forget_spawner() -> None:
+    global _spawner
+    _spawner = None  # threads do not survive a fork
+
+
+os.register_at_fork(after_in_child=_forget_spawner)

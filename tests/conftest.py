@@ -1,0 +1,52 @@
+"""Fixtures for every test: servers of their own, made when first asked for, one set for each xdist worker."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+
+import pytest
+
+from sidestream.testing.servers import PostgresServer, RedisServer
+
+_numbers = itertools.count(1)
+
+
+@pytest.fixture(scope="session")
+def postgres_process() -> Iterator[PostgresServer]:
+    """A PostgreSQL for this test process; tests take :func:`postgres`, which mends what they did to it."""
+    with PostgresServer(fsync=False) as server:
+        yield server
+
+
+@pytest.fixture
+def postgres(postgres_process: PostgresServer) -> Iterator[PostgresServer]:
+    """A running PostgreSQL; a test may stop, kill or freeze it."""
+    postgres_process.start()
+    yield postgres_process
+    postgres_process.mend()
+
+
+@pytest.fixture
+def database(postgres: PostgresServer) -> Iterator[str]:
+    """The URL of an empty database of this test alone."""
+    name = f"test_{next(_numbers)}"
+    yield postgres.create_database(name)
+    postgres.mend()
+    postgres.drop_database(name)
+
+
+@pytest.fixture(scope="session")
+def redis_process() -> Iterator[RedisServer]:
+    """A Valkey for this test process; tests take :func:`redis_server`, which empties it first."""
+    with RedisServer() as server:
+        yield server
+
+
+@pytest.fixture
+def redis_server(redis_process: RedisServer) -> Iterator[RedisServer]:
+    """An empty, running Valkey; a test may stop, kill or freeze it."""
+    redis_process.start()
+    redis_process.flushall()
+    yield redis_process
+    redis_process.mend()
