@@ -79,7 +79,7 @@ def ensure(data_dir: Path, *, user: str | None = "nobody", timeout: float = 10.0
         SettingsError: The folder cannot be used, no server is installed, or a foreign one is on the socket.
         BrokerUnavailable: The server ended at its start, or does not answer in time (it may still be loading).
     """
-    data_dir = Path(os.path.abspath(data_dir))
+    data_dir = data_dir.absolute()
     who = account(user) if user is not None and os.geteuid() == 0 else None
     _prepare(data_dir, who)
     deadline = time.monotonic() + timeout
@@ -88,9 +88,7 @@ def ensure(data_dir: Path, *, user: str | None = "nobody", timeout: float = 10.0
         with _lock_if_free(data_dir) as lock:
             if lock is not None:
                 if started:
-                    raise BrokerUnavailable(
-                        f"The embedded server in {data_dir} ended at its start: {_reason(data_dir)}"
-                    )
+                    raise BrokerUnavailable(f"The server of {data_dir} ended at its start: {_reason(data_dir)}")
                 _launch(data_dir, lock, who)
                 started = True
         socket = _socket_of(data_dir)
@@ -99,7 +97,7 @@ def ensure(data_dir: Path, *, user: str | None = "nobody", timeout: float = 10.0
             return f"unix://{socket}"
         if time.monotonic() >= deadline:
             raise BrokerUnavailable(
-                f"The embedded server in {data_dir} did not answer within {timeout:g} s ({silence}); its log ends with: "
+                f"The server of {data_dir} did not answer within {timeout:g} s ({silence}); its log ends with: "
                 f"{_reason(data_dir)}"
             )
         time.sleep(_PAUSE)  # nothing tells us when a server that others started begins to listen
@@ -140,7 +138,7 @@ def join(data_dir: Path, *, user: str | None = "nobody") -> Tenant:
 
     Waits while the last worker of another time is stopping the server. Raises as :func:`ensure` does.
     """
-    data_dir = Path(os.path.abspath(data_dir))
+    data_dir = data_dir.absolute()
     _prepare(data_dir, account(user) if user is not None and os.geteuid() == 0 else None)
     lock = os.open(data_dir / "users.lock", os.O_RDWR | os.O_CREAT, 0o600)
     fcntl.flock(lock, fcntl.LOCK_SH)
@@ -163,7 +161,7 @@ def stop(data_dir: Path, *, timeout: float = 10.0) -> bool:
         if not asked and socket is not None:
             asked = _ask_to_end(socket)
         if time.monotonic() >= deadline:
-            raise BrokerUnavailable(f"The embedded server in {data_dir} did not end within {timeout:g} s.")
+            raise BrokerUnavailable(f"The server of {data_dir} did not end within {timeout:g} s.")
         time.sleep(_PAUSE)  # the lock is freed by the server's last breath, which sends nothing
 
 
@@ -214,7 +212,7 @@ def _launch(data_dir: Path, lock: int, who: Account | None) -> None:
     socket = _choose_socket(data_dir, who)
     if _listens(socket):
         raise SettingsError(
-            f"A server that Sidestream did not start listens on {socket}; stop it, or set redis_url or another data_dir."
+            f"A server that Sidestream did not start listens on {socket}; stop it, or set redis_url or data_dir."
         )
     os.ftruncate(lock, 0)
     os.pwrite(lock, os.fsencode(socket), 0)
@@ -224,7 +222,7 @@ def _launch(data_dir: Path, lock: int, who: Account | None) -> None:
     keep = ["--appendonly", "yes", "--appendfsync", "everysec", "--save", ""]
     try:
         launcher = subprocess.run(
-            ["setsid", "--fork", str(binary), *own, *reach, *keep],  # noqa: S607 - the child is nobody's: no zombie here
+            ["setsid", "--fork", str(binary), *own, *reach, *keep],  # nobody's child: no zombie here
             pass_fds=(lock,),
             user=None if who is None else who.uid,
             group=None if who is None else who.gid,
@@ -237,7 +235,7 @@ def _launch(data_dir: Path, lock: int, who: Account | None) -> None:
         )
     except OSError as error:
         raise SettingsError(
-            f"The embedded server could not be started: {error}; install util-linux (setsid)."
+            f"The server {binary} could not be started: {error}; install util-linux (setsid)."
         ) from error
     if launcher.returncode != 0:
         raise BrokerUnavailable(f"The embedded server {binary} could not be started (exit code {launcher.returncode}).")

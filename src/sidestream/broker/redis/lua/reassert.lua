@@ -59,7 +59,7 @@ for i = 4, #ARGV, 7 do
   end
 end
 if rows[1] then write_known(rows, 1) end
-local flat, answer = grant(consumer, references, readies, lanes), {OK}
+local flat, answer = grant(ARGV[3], references, readies, lanes), {OK}
 for i, position in ipairs(positions) do answer[i + 1] = {position, flat[3 * i - 2]} end
 hand_off()
 return answer

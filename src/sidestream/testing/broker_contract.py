@@ -1,0 +1,378 @@
+"""The broker contract as tests: order, keys and waiting. ``broker_leases`` holds leases, contents and direct jobs.
+
+A case asks for the fixture ``bench``, a :class:`Bench` around one broker; what a broker does not do is excused by the
+case's name in the suite that runs them (``tests/contract``).
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Protocol
+from uuid import UUID, uuid4
+
+from sidestream.broker.protocol import Broker, Delivery, Place, Publication, lane
+from sidestream.job.reference import Reference, direct_reference, row_reference
+
+LEASE_MS = 15_000
+RENEW_MS = 3_000
+MANY = 100_000
+
+
+class Bench(Protocol):
+    """One broker set up for one test, with a clock that the test moves."""
+
+    broker: Broker
+    database: bytes
+
+    def second(self) -> Broker:
+        """Return the broker as another process sees it."""
+        ...
+
+    def now(self) -> int:
+        """Return the broker's time in Unix ms."""
+        ...
+
+    def advance(self, ms: int) -> None:
+        """Move the broker's time on (a real clock is waited for)."""
+        ...
+
+    def put(self, jobs: Sequence[Publication]) -> None:
+        """Make jobs open and known to the broker."""
+        ...
+
+    def end(self, deliveries: Sequence[Delivery]) -> None:
+        """End jobs for good, as their worker does."""
+        ...
+
+    def somebody_waits(self) -> bool:
+        """Return whether a reader waits for its first job (True where that makes no difference)."""
+        ...
+
+
+def lanes_of(bench: Bench) -> list[str]:
+    """Return the lanes that the cases' workers serve."""
+    return [lane(bench.database, "default")]
+
+
+def row(bench: Bench, row_id: int, key: str | None = None, *, due: int = 0, attempted: bool = False) -> Publication:
+    """Return the publication of a row."""
+    packed = row_reference(bench.database, row_id, "act", key).pack()
+    return Publication(packed, lane(bench.database, "default"), due, None, attempted)
+
+
+def direct(bench: Bench, key: str | None = None, uuid: UUID | None = None) -> Publication:
+    """Return the publication of a direct job."""
+    packed = direct_reference(uuid or uuid4(), "act", key, bench.database).pack()
+    return Publication(packed, lane(bench.database, "default"), 0, b"signed bytes")
+
+
+def ids(deliveries: Sequence[Delivery]) -> list[int]:
+    """Return the row ids of deliveries."""
+    return [Reference.unpack(delivery.reference).id for delivery in deliveries]
+
+
+def claim(bench: Bench, free: int = 10, prefetch: int = 0, *, consumer: str = "w1", wait_ms: int = 0) -> list[Delivery]:
+    """Claim for a worker of the default lane."""
+    return bench.broker.claim(consumer, lanes_of(bench), free=free, prefetch=prefetch, wait_ms=wait_ms)
+
+
+@contextmanager
+def running(work: Callable[[], object]) -> Iterator[threading.Thread]:
+    """Run ``work`` beside the block and join it."""
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        yield thread
+    finally:
+        thread.join(30)
+        assert not thread.is_alive(), "the work beside the test did not end"
+
+
+class OrderCases:
+    """Who is next."""
+
+    def test_oldest_first_and_ties_by_id(self, bench: Bench) -> None:
+        bench.put([row(bench, 30)])
+        bench.advance(10)
+        bench.put([row(bench, 12), row(bench, 11), row(bench, 256)])
+        assert ids(claim(bench, 2)) + ids(claim(bench, 9)) == [30, 11, 12, 256]
+
+    def test_a_claim_takes_no_more_than_asked(self, bench: Bench) -> None:
+        bench.put([row(bench, number) for number in range(1, 8)])
+        assert len(claim(bench, 2)) == 2
+        assert len(claim(bench, 1, 3)) == 4
+        assert len(claim(bench, 5, 5)) == 1
+        assert claim(bench) == []
+
+    def test_prefetch_stops_at_a_key(self, bench: Bench) -> None:
+        bench.put([row(bench, 1, "a"), row(bench, 2), row(bench, 3, "b"), row(bench, 4)])
+        assert ids(claim(bench, 1, 10)) == [1, 2]
+        assert ids(claim(bench, 0, 10)) == []
+        assert ids(claim(bench, 2)) == [3, 4]
+
+    def test_lanes_are_apart_and_the_oldest_of_several_is_first(self, bench: Bench) -> None:
+        other = lane(bench.database, "other")
+        bench.put([row(bench, 1)._replace(lane=other)])
+        bench.advance(10)
+        bench.put([row(bench, 2)])
+        bench.advance(10)
+        bench.put([row(bench, 3)._replace(lane=other)])
+        assert ids(claim(bench, 1)) == [2]
+        bench.put([row(bench, 4)])
+        assert ids(bench.broker.claim("w2", [*lanes_of(bench), other], free=9)) == [1, 3, 4]
+
+    def test_two_consumers_share_without_overlap(self, bench: Bench) -> None:
+        bench.put([row(bench, number) for number in range(1, 301)])
+        second, found = bench.second(), []
+
+        def work(broker: Broker, consumer: str) -> None:
+            while got := broker.claim(consumer, lanes_of(bench), free=7):
+                found.extend(ids(got))
+
+        with running(lambda: work(second, "w2")):
+            work(bench.broker, "w1")
+        assert sorted(found) == list(range(1, 301))
+
+    def test_publishing_twice_is_publishing_once(self, bench: Bench) -> None:
+        assert bench.broker.publish([row(bench, 1), row(bench, 2), row(bench, 1)]) == 2
+        assert bench.broker.publish([row(bench, 1), row(bench, 3)]) == 1
+        (first, *_) = claim(bench, 1)
+        assert bench.broker.publish([row(bench, 1)]) == 0
+        bench.end([first])
+        bench.advance(10)
+        assert bench.broker.publish([row(bench, 1)]) == 1
+        assert ids(claim(bench)) == [2, 3, 1]
+
+    def test_force_publishes_only_what_is_nowhere(self, bench: Bench) -> None:
+        jobs = [row(bench, 1), row(bench, 2, "k"), row(bench, 3, "k"), row(bench, 4, due=bench.now() + 9000)]
+        bench.put(jobs)
+        assert bench.broker.publish(jobs, force=True) == 0
+        claimed = claim(bench, 1)
+        assert bench.broker.publish(jobs, force=True) == 0
+        assert ids(claimed) == [1]
+
+    def test_a_due_time_in_the_past_is_its_place(self, bench: Bench) -> None:
+        bench.put([row(bench, 1)])
+        bench.put([row(bench, 2, due=bench.now() - 5000)])
+        assert ids(claim(bench)) == [2, 1]
+
+    def test_not_before_it_is_due(self, bench: Bench) -> None:
+        bench.put([row(bench, 1, due=bench.now() + 2000), row(bench, 2)])
+        (second,) = claim(bench)
+        assert ids([second]) == [2]
+        bench.advance(2100)
+        assert ids(claim(bench)) == [1]
+
+    def test_a_released_job_has_its_old_place(self, bench: Bench) -> None:
+        bench.put([row(bench, 1)])
+        bench.advance(10)
+        bench.put([row(bench, 2)])
+        (first,) = claim(bench, 1)
+        assert bench.broker.release(lanes_of(bench), first) == 1
+        again = claim(bench, 2)
+        assert ids(again) == [1, 2]
+        assert (again[0].ready_ms, again[0].releases) == (first.ready_ms, 1)
+
+    def test_a_delayed_release_keeps_its_place_too(self, bench: Bench) -> None:
+        bench.put([row(bench, 1)])
+        (first,) = claim(bench, 1)
+        bench.broker.release(lanes_of(bench), first, delay_ms=700)
+        bench.advance(100)
+        bench.put([row(bench, 2)])
+        bench.advance(300)
+        assert ids(claim(bench, 0, 9)) == [2]
+        bench.advance(500)
+        bench.put([row(bench, 3)])
+        again = claim(bench)
+        assert ids(again) == [1, 3]
+        assert again[0].ready_ms == first.ready_ms
+
+    def test_many_jobs_due_at_once_are_promoted_in_lots(self, bench: Bench) -> None:
+        due = bench.now() + 60_000
+        bench.put([row(bench, number, due=due) for number in range(1, MANY + 1)])
+        bench.advance(61_000)
+        began = time.perf_counter()
+        assert len(claim(bench, 50)) == 50
+        assert time.perf_counter() - began < 0.25
+        assert len(claim(bench, 50, 100)) == 150
+
+
+class KeyCases:
+    """Jobs with the same key run one at a time, in the order of their ids."""
+
+    def test_one_at_a_time_in_the_order_of_ids(self, bench: Bench) -> None:
+        bench.put([row(bench, number, "k") for number in (3, 1, 2)] + [row(bench, 9, "other")])
+        (first, other) = sorted(claim(bench), key=lambda one: ids([one]))
+        assert ids([first, other]) == [1, 9]
+        assert claim(bench) == []
+        for expected in (2, 3):
+            bench.end([first])
+            (first,) = claim(bench)
+            assert ids([first]) == [expected]
+        bench.end([first, other])
+        assert claim(bench) == []
+
+    def test_a_smaller_id_that_arrives_becomes_head(self, bench: Bench) -> None:
+        bench.put([row(bench, 5, "k")])
+        bench.put([row(bench, 4, "k")])
+        (head,) = claim(bench)
+        assert ids([head]) == [4]
+        bench.end([head])
+        assert ids(claim(bench)) == [5]
+
+    def test_a_head_that_runs_is_left_alone(self, bench: Bench) -> None:
+        bench.put([row(bench, 5, "k")])
+        (head,) = claim(bench)
+        bench.put([row(bench, 4, "k")])
+        assert claim(bench) == []
+        bench.broker.release(lanes_of(bench), head, count=False)
+        assert ids(claim(bench)) == [4]
+
+    def test_a_retrying_head_blocks_its_key(self, bench: Bench) -> None:
+        bench.put([row(bench, 1, "k"), row(bench, 2, "k"), row(bench, 3)])
+        head, _ = claim(bench)
+        assert bench.broker.release(lanes_of(bench), head, delay_ms=1500, charge_attempt=True) == 0
+        bench.advance(500)
+        assert claim(bench) == []
+        bench.advance(1500)
+        assert ids(claim(bench)) == [1]
+
+    def test_a_retrying_head_gives_way_to_a_smaller_id_and_is_due_later_all_the_same(self, bench: Bench) -> None:
+        bench.put([row(bench, 2, "k")])
+        (head,) = claim(bench)
+        bench.broker.release(lanes_of(bench), head, delay_ms=2000, charge_attempt=True)
+        bench.put([row(bench, 1, "k")])
+        (smaller,) = claim(bench)
+        assert ids([smaller]) == [1]
+        bench.end([smaller])
+        assert claim(bench) == []
+        bench.advance(2100)
+        assert ids(claim(bench)) == [2]
+
+    def test_a_published_attempt_keeps_its_place_while_it_waits(self, bench: Bench) -> None:
+        bench.put([row(bench, 1, "k", due=bench.now() + 1500, attempted=True), row(bench, 2, "k")])
+        assert claim(bench) == []
+        bench.advance(1600)
+        assert ids(claim(bench)) == [1]
+
+    def test_a_scheduled_job_stands_in_no_line_until_it_is_due(self, bench: Bench) -> None:
+        bench.put([row(bench, 1, "k", due=bench.now() + 1500), row(bench, 2, "k"), row(bench, 3, "k")])
+        (head,) = claim(bench)
+        assert ids([head]) == [2]
+        bench.advance(1600)
+        assert claim(bench) == []
+        bench.end([head])
+        assert ids(claim(bench)) == [1]
+
+    def test_one_key_with_very_many_jobs_is_cheap(self, bench: Bench) -> None:
+        bench.put([row(bench, number, "k") for number in range(1, MANY + 1)])
+        bench.put([row(bench, MANY + 1)])
+        began = time.perf_counter()
+        head, free = claim(bench)
+        assert ids([head, free]) == [1, MANY + 1]
+        bench.end([head])
+        assert ids(claim(bench)) == [2]
+        assert time.perf_counter() - began < 0.25
+
+    def test_blocked_by_a_job_that_waits_here(self, bench: Bench) -> None:
+        bench.put([row(bench, 5, "k")])
+        (head,) = claim(bench)
+        bench.put([row(bench, 4, "k"), row(bench, 6, "k")])
+        bench.broker.release(lanes_of(bench), head, delay_ms=None, blocked_by=4)
+        for expected in (4, 5, 6):
+            (head,) = claim(bench)
+            assert ids([head]) == [expected]
+            bench.end([head])
+
+    def test_blocked_by_a_job_unknown_here_waits_and_gives_way_when_it_comes(self, bench: Bench) -> None:
+        bench.put([row(bench, 5, "k"), row(bench, 6, "k")])
+        (head,) = claim(bench)
+        bench.broker.release(lanes_of(bench), head, delay_ms=60_000, blocked_by=4)
+        assert claim(bench) == []
+        bench.put([row(bench, 4, "k")])
+        (blocker,) = claim(bench)
+        assert ids([blocker]) == [4]
+        bench.end([blocker])
+        assert ids(claim(bench)) == [5], "the delay was only for want of the blocker"
+
+    def test_a_discarded_head_frees_its_key(self, bench: Bench) -> None:
+        first, second, third = (row(bench, number, "k") for number in (1, 2, 3))
+        bench.put([first, second, third])
+        assert bench.broker.discard(second)
+        assert bench.broker.discard(first)
+        assert not bench.broker.discard(first)
+        (running_one,) = claim(bench)
+        assert ids([running_one]) == [3]
+        assert not bench.broker.discard(third)
+        assert bench.broker.publish([first]) == 1, "a person may retry it later"
+
+    def test_every_place_is_told(self, bench: Bench) -> None:
+        jobs = [row(bench, 1), row(bench, 2, "k"), row(bench, 3, "k"), row(bench, 4, due=bench.now() + 9000)]
+        bench.put(jobs)
+        assert bench.broker.locate([*jobs, row(bench, 5)]) == [
+            Place.READY,
+            Place.READY,
+            Place.BEHIND_KEY,
+            Place.DELAYED,
+            Place.NOWHERE,
+        ]
+        assert len(claim(bench, 1)) == 1
+        assert bench.broker.locate(jobs[:1]) == [Place.HANDED_OFF]
+
+
+class WaitingCases:
+    """A claim that finds nothing waits for a first job."""
+
+    def test_nothing_comes(self, bench: Bench) -> None:
+        began = time.monotonic()
+        assert claim(bench, 1, wait_ms=150) == []
+        assert 0.1 < time.monotonic() - began < 1.0
+
+    def test_without_free_children_nobody_waits(self, bench: Bench) -> None:
+        began = time.monotonic()
+        assert claim(bench, 0, 5, wait_ms=5000) == []
+        assert time.monotonic() - began < 1.0
+
+    def test_a_published_job_wakes_the_reader(self, bench: Bench) -> None:
+        second, got = bench.second(), []
+        with running(lambda: got.extend(second.claim("w2", lanes_of(bench), free=2, wait_ms=10_000))):
+            wait_until_blocked(bench)
+            began = time.monotonic()
+            bench.put([row(bench, 7)])
+        assert ids(got) == [7]
+        assert time.monotonic() - began < 1.0
+        assert second.settle(lanes_of(bench), got) == []
+
+    def test_the_next_of_a_key_wakes_the_reader(self, bench: Bench) -> None:
+        bench.put([row(bench, 1, "k"), row(bench, 2, "k")])
+        (head,) = claim(bench)
+        second, got = bench.second(), []
+        with running(lambda: got.extend(second.claim("w2", lanes_of(bench), free=1, wait_ms=10_000))):
+            wait_until_blocked(bench)
+            bench.end([head])
+        assert ids(got) == [2]
+
+    def test_a_reader_gets_no_more_than_it_has_children(self, bench: Bench) -> None:
+        second, got = bench.second(), []
+        with running(lambda: got.extend(second.claim("w2", lanes_of(bench), free=2, wait_ms=10_000))):
+            wait_until_blocked(bench)
+            bench.put([row(bench, number) for number in range(1, 6)])
+        assert ids(got) == [1, 2]
+        assert ids(claim(bench)) == [3, 4, 5]
+
+    def test_a_due_time_ends_the_wait(self, bench: Bench) -> None:
+        bench.put([row(bench, 1, due=bench.now() + 300)])
+        got: list[Delivery] = []
+        with running(lambda: got.extend(claim(bench, 1, wait_ms=10_000))):
+            bench.advance(400)
+        assert ids(got) == [1]
+
+
+def wait_until_blocked(bench: Bench) -> None:
+    """Return when a reader waits."""
+    deadline = time.monotonic() + 10
+    while not bench.somebody_waits():
+        assert time.monotonic() < deadline, "no reader began to wait within 10 s"

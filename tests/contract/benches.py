@@ -1,0 +1,104 @@
+"""The brokers that the contract suite runs on, each around one clock."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from itertools import count
+from pathlib import Path
+
+from sidestream.broker.memory import MemoryBroker
+from sidestream.broker.protocol import Broker, Delivery, Publication
+from sidestream.broker.redis.broker import RedisBroker
+from sidestream.testing.broker_contract import LEASE_MS, lanes_of
+from sidestream.testing.servers import RedisServer
+
+_numbers = count()
+
+
+class MovedClock:
+    """A clock in ms that only a test moves."""
+
+    def __init__(self) -> None:
+        self.ms = int(time.time() * 1000)
+
+    def __call__(self) -> int:
+        return self.ms
+
+
+class MemoryBench:
+    """The memory broker; another process does not exist, so the second view is the first."""
+
+    database = b"testbase"
+
+    def __init__(self) -> None:
+        self.clock = MovedClock()
+        self.broker: Broker = MemoryBroker(lease_ms=LEASE_MS, clock_ms=self.clock)
+
+    def second(self) -> Broker:
+        return self.broker
+
+    def now(self) -> int:
+        return self.clock.ms
+
+    def advance(self, ms: int) -> None:
+        self.clock.ms += ms
+
+    def put(self, jobs: Sequence[Publication]) -> None:
+        self.broker.publish(jobs)
+
+    def end(self, deliveries: Sequence[Delivery]) -> None:
+        assert self.broker.settle(lanes_of(self), deliveries) == []
+
+    def somebody_waits(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        self.broker.close()
+
+
+class RedisBench(MemoryBench):
+    """The Redis broker under a prefix of its own."""
+
+    def __init__(self, server: RedisServer) -> None:
+        self.clock = MovedClock()
+        self.server = server
+        self.prefix = f"test{next(_numbers)}:{{s0}}:"
+        self.brokers: list[RedisBroker] = []
+        self.broker = self._open()
+
+    def _open(self) -> RedisBroker:
+        # The machine may be busy: a time-out of a second would fail a test of something else.
+        broker = RedisBroker(self.server.url, timeout=10, lease_ms=LEASE_MS, prefix=self.prefix, clock_ms=self.clock)
+        self.brokers.append(broker)
+        return broker
+
+    def second(self) -> Broker:
+        broker = self._open()
+        broker.generation()
+        return broker
+
+    def somebody_waits(self) -> bool:
+        with self.server.client() as client:
+            return bool(client.exists(f"{self.prefix}free"))
+
+    def wipe(self) -> None:
+        with self.server.client() as client:
+            client.delete(*self.keys())
+
+    def keys(self) -> list[bytes]:
+        with self.server.client() as client:
+            return list(client.scan_iter(f"{self.prefix}*", count=1000))
+
+    def close(self) -> None:
+        for broker in self.brokers:
+            broker.close()
+        if keys := self.keys():
+            with self.server.client() as client:
+                client.delete(*keys)
+
+
+def started(binary: str | Path) -> Iterator[RedisServer]:
+    """Yield a server of ``binary`` for a session."""
+    with RedisServer(binary=binary) as server:
+        yield server
