@@ -1,4 +1,4 @@
-"""Private PostgreSQL and Redis servers for tests, each in a folder of its own and gone with the process that started it.
+"""Private PostgreSQL and Redis servers for tests: each in its own folder, gone with the process that started it.
 
 Started by root, they run as an unprivileged user. ``kill`` and ``freeze`` do to a server what an accident would.
 """

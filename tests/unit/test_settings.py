@@ -1,0 +1,141 @@
+"""Settings: where a value comes from, and the sentence that a wrong one gets."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sidestream.errors import SettingsError
+from sidestream.settings import CONFIG_VARIABLE, Settings
+
+SECRET = "hunter2-hunter2-hunter2-hunter2"
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_around(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("SIDESTREAM_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+
+
+def test_keyword_before_environment_before_file_before_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "sidestream.toml").write_text("children = 3\nnice = 3\nlease = 33\n")
+    monkeypatch.setenv("SIDESTREAM_CHILDREN", "4")
+    monkeypatch.setenv("SIDESTREAM_NICE", "4")
+    settings = Settings(children=5)
+    assert (settings.children, settings.nice, settings.lease, settings.renew) == (5, 4, 33.0, 3.0)
+
+
+def test_the_file_that_the_variable_names_is_the_one_that_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sidestream.toml").write_text("children = 3\n")
+    (tmp_path / "other.toml").write_text('children = 7\nqueues = ["a", "b"]\nsigning_keys = "k:x,l:y:z"\n')
+    monkeypatch.setenv(CONFIG_VARIABLE, str(tmp_path / "other.toml"))
+    settings = Settings()
+    assert (settings.children, settings.queues) == (7, ("a", "b"))
+    assert settings.signing_keys == (("k", b"x"), ("l", b"y:z"))
+
+
+def test_lists_are_comma_separated_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SIDESTREAM_QUEUES", "mail, pdf")
+    monkeypatch.setenv("SIDESTREAM_SIGNING_KEYS", "new:abc, old:def")
+    settings = Settings()
+    assert settings.queues == ("mail", "pdf")
+    assert settings.signing_keys == (("new", b"abc"), ("old", b"def"))
+
+
+@pytest.mark.parametrize("name", ["redis_url", "database_url", "app", "keep_dead_days", "user"])
+def test_none_can_be_said_in_the_environment(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(f"SIDESTREAM_{name.upper()}", "none")
+    assert getattr(Settings(), name) is None
+
+
+def test_they_cannot_be_changed() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        Settings().children = 9
+
+
+def test_the_data_folder_follows_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert Settings().data_dir == Path("/var/lib/sidestream")
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    assert Settings().data_dir == tmp_path / "sidestream"
+    monkeypatch.delenv("XDG_DATA_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert Settings().data_dir == tmp_path / ".local" / "share" / "sidestream"
+    assert Settings(data_dir="here").data_dir == tmp_path / "here"
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"children": 0}, "The setting children=0 is wrong (Child processes of a worker): input should be greater"),
+        ({"children": "x"}, "children='x' is wrong"),
+        ({"lease": float("nan")}, "lease=nan is wrong"),
+        ({"renew": 6}, "renew=6 is too rare for lease=15"),
+        ({"queues": "a,-b"}, "the queue name '-b' is not allowed"),
+        ({"queues": "a,a"}, "each queue may be named once"),
+        ({"queues": ()}, "queues=() is wrong"),
+        ({"app": "app"}, "expected module:attribute"),
+        ({"log_level": "loud"}, "'debug', 'info', 'warning' or 'error'"),
+        ({"redis_url": "http://x"}, "expected a URL that begins with redis://"),
+        ({"lese": 3}, "There is no setting 'lese'; settings are: app, "),
+        ({"signing_keys": "k"}, "expected id:secret"),
+        ({"user": 7}, "user=7 is wrong"),
+    ],
+)
+def test_a_wrong_value_gets_one_sentence(given: dict[str, Any], said: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        Settings(**given)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert "pydantic" not in str(caught.value)
+
+
+def test_a_misspelt_variable_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SIDESTREAM_CHILDRENS", "4")
+    with pytest.raises(SettingsError, match="SIDESTREAM_CHILDRENS is no setting"):
+        Settings()
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [("children = ", "cannot be read"), ("lese = 3", "no setting 'lese'"), ("children = 'x'", "children='x'")],
+)
+def test_a_wrong_file_is_refused(content: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "sidestream.toml").write_text(content)
+    with pytest.raises(SettingsError, match=said):
+        Settings()
+
+
+def test_a_file_that_was_named_must_exist(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(CONFIG_VARIABLE, "nowhere.toml")
+    with pytest.raises(SettingsError, match=r"nowhere\.toml does not exist"):
+        Settings()
+
+
+def test_no_secret_is_ever_shown() -> None:
+    settings = Settings(
+        signing_keys=f"k:{SECRET}", redis_url=f"redis://:{SECRET}@h", database_url=f"postgresql://u:{SECRET}@h/d"
+    )
+    assert SECRET not in repr(settings) + str(settings)
+    for wrong in (
+        {"signing_keys": SECRET},
+        {"redis_url": f"http://{SECRET}"},
+        {"database_url": SECRET.encode() + b"\xff"},
+    ):
+        with pytest.raises(SettingsError) as caught:
+            Settings(**wrong)
+        assert SECRET not in str(caught.value)
+        assert caught.value.__cause__ is None
+
+
+def test_every_setting_is_described_in_one_sentence() -> None:
+    for name, field in Settings.model_fields.items():
+        assert field.description, name
+        assert field.description.endswith("."), name
