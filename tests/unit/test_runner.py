@@ -31,6 +31,9 @@ class ScriptedExecutor:
     def load(self) -> list[Any]:
         return []
 
+    def begin(self, slot: int) -> None:
+        self._step("begin")
+
     def open(self, reference: bytes, payload: bytes | None, *, attempts: int, careful: bool) -> Any:
         return self._step("open", self.opened)
 

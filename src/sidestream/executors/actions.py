@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 from sidestream.errors import DuplicateAction, SettingsError, UnknownAction
+from sidestream.executors.steps import ThreeSteps
 from sidestream.job.job import DEFAULT_QUEUE
 from sidestream.job.names import check_action, check_queue, tag
 from sidestream.job.retry import RetryPolicy
@@ -35,6 +36,8 @@ class Action:
     queue: str = DEFAULT_QUEUE
     #: Whether the action needs the database; a direct job of an action that does not runs without one.
     database: bool = True
+    #: Set for a three-step action; ``function`` is then its last step.
+    steps: ThreeSteps | None = None
 
     def __post_init__(self) -> None:
         check_action(self.name)
@@ -43,6 +46,8 @@ class Action:
             limit = getattr(self, option)
             if limit is not None and limit <= 0:
                 raise SettingsError(f"{option}={limit} of action {self.name!r} is not allowed: expected seconds above 0.")
+        if self.steps is not None and self.commits == "relock":
+            raise SettingsError(f"The three-step action {self.name!r} cannot declare commits='relock': its steps commit.")
         if self.commits not in ("forbid", "relock"):
             raise SettingsError(f"commits={self.commits!r} of action {self.name!r}: expected 'forbid' or 'relock'.")
 
@@ -65,6 +70,18 @@ class Actions:
             return function
 
         return declare
+
+    def three_step(
+        self,
+        name: str,
+        *,
+        read: Callable[..., Any],
+        call: Callable[..., Any],
+        write: Callable[..., Any],
+        **options: Any,
+    ) -> None:
+        """Declare a three-step action (see :class:`~sidestream.executors.steps.ThreeSteps`)."""
+        self.add(Action(name, write, steps=ThreeSteps(read, call, write), **options))
 
     def add(self, action: Action) -> None:
         """Declare ``action``."""

@@ -1,6 +1,6 @@
 """What an executor is: it loads the application once, and owns the transaction in which a job's effect is committed.
 
-The zygote calls :meth:`Executor.load` and forks; each child then calls the rest for one job after another::
+The zygote calls :meth:`Executor.load` and forks; each child calls :meth:`Executor.begin`, then for one job after another::
 
     opened = executor.open(reference, payload)      # a Verdict says why it cannot run now
     executor.run(opened)                            # the action
@@ -34,7 +34,7 @@ class Opened:
 
     #: The action's name.
     action: str
-    #: Starts that failed or crashed before this one.
+    #: Starts that failed or crashed before this one: the mark that every write about it compares.
     attempts: int
     #: Seconds until the soft limit; None means never.
     soft_limit: float | None
@@ -42,6 +42,8 @@ class Opened:
     retry: RetryPolicy
     #: The executor's own: function, arguments, context.
     body: Any
+    #: How many of them a person's retry wrote off; the retry policy counts the others.
+    forgiven: int = 0
     #: (reference, queue, due_ms) of the jobs that the action enqueued in its transaction.
     follow_ups: list[tuple[bytes, str, int]] = field(default_factory=list)
 
@@ -66,6 +68,10 @@ class Executor(Protocol):
 
     def load(self) -> Sequence[ActionFacts]:
         """Load the application (in the zygote, once); raise :class:`~sidestream.errors.SettingsError` if it cannot."""
+        ...
+
+    def begin(self, slot: int) -> None:
+        """Prepare to run jobs in this process, the child in ``slot``; nothing that a fork would share is open before."""
         ...
 
     def open(self, reference: bytes, payload: bytes | None, *, attempts: int, careful: bool) -> Opened | Verdict:

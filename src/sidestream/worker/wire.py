@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import msgpack
 
+from sidestream.broker.protocol import Publication
 from sidestream.job.outcome import Bury, Done, Outcome, Release, Retry
 
 PACKET = 1 << 18
@@ -40,7 +41,7 @@ class Batch(NamedTuple):
 class Finding(NamedTuple):
     """How one job of a batch ended, when it was not simply done."""
 
-    index: int
+    position: int
     outcome: Outcome
     #: The row's attempts when it was opened; -1 when it was not opened.
     attempts_seen: int
@@ -102,7 +103,7 @@ def read_batch(message: Any) -> Batch:
 def send_report(end: socket.socket, report: Report) -> None:
     """Send a report to the supervisor."""
     findings = [
-        (f.index, _KINDS[type(f.outcome)], *_fields(f.outcome), f.attempts_seen) for f in report.findings
+        (f.position, _KINDS[type(f.outcome)], *_fields(f.outcome), f.attempts_seen) for f in report.findings
     ]
     send(end, report._replace(findings=findings))  # type: ignore[arg-type]  # flattened for the wire
 
@@ -115,10 +116,15 @@ def read_report(message: Any) -> Report:
         upto,
         idle,
         [_finding(flat) for flat in findings],
-        times,
+        {action: (jobs, micros) for action, (jobs, micros) in times.items()},
         [(reference, queue, due) for reference, queue, due in follow_ups],
         retiring,
     )
+
+
+def publications(follow_ups: list[tuple[bytes, str, int]], database: str) -> list[Publication]:
+    """Return what to publish for the jobs that actions enqueued; ``database`` is 16 hex digits."""
+    return [Publication(reference, f"{database}:{queue}", due_ms) for reference, queue, due_ms in follow_ups]
 
 
 def _fields(outcome: Outcome) -> tuple[object, ...]:
@@ -134,6 +140,6 @@ def _fields(outcome: Outcome) -> tuple[object, ...]:
 
 
 def _finding(flat: list[Any]) -> Finding:
-    index, kind, *fields, attempts_seen = flat
+    position, kind, *fields, attempts_seen = flat
     makers: list[type[Outcome]] = [Done, Retry, Bury, Release]
-    return Finding(index, makers[kind](*fields), attempts_seen)
+    return Finding(position, makers[kind](*fields), attempts_seen)

@@ -1,0 +1,307 @@
+"""The plain Python executor: actions are functions, their effects go to the PostgreSQL that holds the rows.
+
+A row's job runs so:
+
+1. its key (or, for relock and three-step actions, its id) is locked for the session, in a statement of its own;
+2. BEGIN at REPEATABLE READ, and the one statement that opens the job;
+3. the action;
+4. "done" with the effect in one COMMIT;
+5. the session lock is freed.
+
+The session lock lives on the same connection as the transaction, so neither can die without the other
+(docs/decisions/0004-key-lock-on-the-same-session.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+
+from sidestream.crashpoints import crash_point
+from sidestream.errors import BadSignature, LockLost, WireError
+from sidestream.executors.actions import Action, Actions, load_actions
+from sidestream.executors.context import Context
+from sidestream.executors.protocol import ActionFacts, Opened, Verdict
+from sidestream.executors.session import Session
+from sidestream.job.building import build_job
+from sidestream.job.codec import Signer, decode_payload, to_ms
+from sidestream.job.job import Job
+from sidestream.job.names import tag
+from sidestream.job.outcome import Bury, Done, Release, ReleaseReason
+from sidestream.job.reference import NO_TAG8, Reference
+from sidestream.store import opening, rows
+
+
+class Body:
+    """What one opened job carries through run and commit."""
+
+    __slots__ = ("action", "context", "job", "locks", "transaction")
+
+    def __init__(self, action: Action, job: Job, locks: list[bytes], *, transaction: bool) -> None:
+        self.action = action
+        self.job = job
+        #: Session-level locks to free when the job ended.
+        self.locks = locks
+        #: Whether there is a database transaction around the action.
+        self.transaction = transaction
+        self.context: Context
+
+
+class PythonCall:
+    """Runs declared Python functions. See :class:`~sidestream.executors.protocol.Executor` for each method."""
+
+    def __init__(
+        self, app: str | Actions, *, dsn: str | None, signer: Signer | None, application_name: Callable[[int], str]
+    ) -> None:
+        """Prepare; nothing is connected before a job needs it.
+
+        Args:
+            app: ``module:attribute`` of the :class:`Actions`, or the object itself.
+            dsn: Where the rows are; None for direct jobs without a database.
+            signer: Verifies direct jobs; None refuses them.
+            application_name: What the session of the child in a slot is called.
+        """
+        self.on_backend: Callable[[int], None] = lambda pid: None
+        self._app = app
+        self._actions = app if isinstance(app, Actions) else Actions()
+        self._signer = signer
+        self._dsn = dsn
+        self._application_name = application_name
+        self._session: Session | None = None
+
+    def load(self) -> Sequence[ActionFacts]:
+        """Import the application's module."""
+        if isinstance(self._app, str):
+            self._actions = load_actions(self._app)
+        return [ActionFacts(a.name, tag(a.name, 4), a.hard_limit, a.retry) for a in self._actions]
+
+    def begin(self, slot: int) -> None:
+        """Name this child's session; it is opened by the first job that needs it."""
+        if self._dsn is not None:
+            self._session = Session(self._dsn, self._application_name(slot), lambda pid: self.on_backend(pid))
+
+    def open(self, reference: bytes, payload: bytes | None, *, attempts: int, careful: bool) -> Opened | Verdict:
+        """Lock and read the job."""
+        try:
+            ref = Reference.unpack(reference)
+        except WireError as error:
+            return Release(f"{ReleaseReason.PARKED}: {error}")
+        action = self._actions.by_tag(ref.action)
+        if action is None:
+            return Release(f"{ReleaseReason.PARKED}: no worker here knows its action")
+        if ref.direct:
+            return self._open_direct(ref, action, payload, attempts)
+        return self._open_row(ref, action, careful)
+
+    def run(self, opened: Opened) -> None:
+        """Call the action, or the three steps of it."""
+        body: Body = opened.body
+        guarded = self._session.guarded if self._session is not None and body.transaction else _plainly
+        guarded(lambda: self._call(opened, body))
+        crash_point("child.ran")
+
+    def commit(self, opened: Opened) -> None:
+        """Write "done" and commit."""
+        body: Body = opened.body
+        session = self._session
+        if session is None or not body.transaction:
+            return
+        if body.job.id is not None:
+            row_id = body.job.id
+            session.guarded(lambda: rows.finish(session.cursor, row_id))
+        elif not session.guarded(lambda: rows.insert_done(session.cursor, body.job)):
+            session.rollback()  # another delivery of this direct job committed its effect meanwhile
+            return
+        crash_point("child.written")
+        session.commit()
+        crash_point("child.committed")
+
+    def verify(self, opened: Opened) -> bool:
+        """Find out whether the commit that got no reply happened."""
+        body: Body = opened.body
+        assert self._session is not None  # only a session's commit is ever uncertain
+        if body.job.id is not None:
+            return self._session.state_after_lost_commit(body.job.id) != "open"
+        return self._session.done_after_lost_commit(body.job.uuid)
+
+    def reset(self) -> None:
+        """Roll back, or drop the connection when that fails."""
+        if self._session is not None:
+            self._session.rollback()
+
+    def release_locks(self, opened: Opened) -> None:
+        """Free the job's key."""
+        self._unlock(opened.body.locks)
+
+    def close(self) -> None:
+        """Close the connection."""
+        if self._session is not None:
+            self._session.close()
+
+    def _open_direct(self, ref: Reference, action: Action, payload: bytes | None, attempts: int) -> Opened | Verdict:
+        if payload is None or self._signer is None:
+            missing = "its signed bytes are gone from Redis" if payload is None else "this worker has no signing keys"
+            return Bury(f"The direct job {ref.uuid} cannot run: {missing}.")
+        try:
+            job = self._signer.open(payload, ref.uuid).job
+        except BadSignature as error:
+            return Bury(str(error))
+        except WireError as error:
+            return Release(f"{ReleaseReason.PARKED}: {error}")
+        if job.action != action.name:
+            return Bury(f"The direct job {ref.uuid} cannot run: its reference and its signed bytes do not belong together.")
+        session = self._session if action.database else None
+        if session is not None:
+            session.begin()
+            uuid = job.uuid
+            if session.guarded(lambda: opening.inbox_has(session.cursor, uuid)):
+                session.rollback()
+                return Done()
+        return self._opened(action, job, attempts, [], transaction=session is not None)
+
+    def _open_row(self, ref: Reference, action: Action, careful: bool) -> Opened | Verdict:
+        session = self._session
+        if session is None:
+            return Release(f"{ReleaseReason.PARKED}: this worker has no database")
+        if ref.database != session.database.tag:
+            return Release(f"{ReleaseReason.PARKED}: it belongs to another database")
+        locks: list[bytes] = []
+        if ref.key != NO_TAG8:
+            locks.append(ref.key)
+        if action.steps is not None or action.commits == "relock":
+            locks.append(tag(f"job {ref.id}", 8))
+        for position, lock in enumerate(locks):
+            if not session.try_lock(lock):
+                self._unlock(locks[:position])
+                return Release(ReleaseReason.LOCKED)
+        try:
+            found = self._open_statement(ref.id)
+        except BaseException:
+            self.reset()
+            self._unlock(locks)
+            raise
+        verdict = self._verdict(found, careful)
+        if verdict is not None:
+            session.rollback()
+            self._unlock(locks)
+            return verdict
+        assert isinstance(found, opening.Opened)
+        crash_point("child.opened")
+        try:
+            args, kwargs = decode_payload(found.payload)
+        except WireError as error:
+            session.rollback()
+            self._unlock(locks)
+            return Release(f"{ReleaseReason.PARKED}: {error}")
+        job = Job(found.action, tuple(args), kwargs, found.queue, found.key, None, ref.id, None, found.attempts, found.crashes)
+        opened = self._opened(action, job, found.attempts, locks, transaction=True)
+        opened.forgiven = found.forgiven
+        return opened
+
+    def _open_statement(self, row_id: int, *, attempts_seen: int | None = None) -> opening.Opening:
+        session = self._session
+        assert session is not None
+        session.begin()
+        return session.guarded(lambda: opening.open_job(session.cursor, row_id, attempts_seen=attempts_seen))
+
+    @staticmethod
+    def _verdict(found: opening.Opening, careful: bool) -> Verdict | None:
+        match found:
+            case opening.Opened():
+                return Release(ReleaseReason.SUSPECT, 0.0) if found.suspects and not careful else None
+            case opening.Terminal() | opening.Missing():
+                return Done()
+            case opening.NotDue():
+                return Release(ReleaseReason.NOT_DUE, found.seconds)
+            case opening.Blocked():
+                return Release(ReleaseReason.BLOCKED, None, found.by)
+            case _:
+                return Release(ReleaseReason.LOCKED)
+
+    def _opened(self, action: Action, job: Job, attempts: int, locks: list[bytes], *, transaction: bool) -> Opened:
+        body = Body(action, job, locks, transaction=transaction)
+        opened = Opened(action.name, attempts, action.soft_limit, action.retry, body)
+        session = self._session if transaction else None
+        if session is not None:
+            session.connection.action = action.name
+        body.context = Context(
+            action=action.name,
+            job_id=job.id,
+            uuid=job.uuid,
+            attempt=attempts + 1,
+            origin=str(session.database.uuid) if session is not None else "direct",
+            connection=session.connection if session is not None else None,
+            enqueue=(lambda *a, **k: self._enqueue(opened, *a, **k)) if session is not None else None,
+            commit=(lambda: self._relock(opened)) if action.commits == "relock" and job.id is not None else None,
+        )
+        return opened
+
+    def _call(self, opened: Opened, body: Body) -> None:
+        args, kwargs = body.job.args, body.job.kwargs
+        steps = body.action.steps
+        if steps is None:
+            body.action.function(body.context, *args, **kwargs)
+            return
+        request = steps.read(body.context, *args, **kwargs)
+        if body.transaction and self._session is not None:
+            # The first step may not write: ending its transaction frees the row and the snapshot while the call runs.
+            self._session.rollback()
+        with body.context.outside():
+            answer = steps.call(body.context, request)
+        if body.transaction:
+            self._open_again(body)
+        steps.write(body.context, request, answer)
+
+    def _relock(self, opened: Opened) -> None:
+        body: Body = opened.body
+        session = self._session
+        assert session is not None
+        session.commit()
+        self._open_again(body)
+
+    def _open_again(self, body: Body) -> None:
+        session = self._session
+        assert session is not None
+        if body.job.id is None:
+            session.begin()
+            return
+        found = self._open_statement(body.job.id, attempts_seen=body.job.attempts)
+        if not isinstance(found, opening.Opened):
+            raise LockLost(
+                f"Job {body.job.id} is no longer ours between two of its transactions ({type(found).__name__}); "
+                "what follows was not run."
+            )
+
+    def _enqueue(
+        self,
+        opened: Opened,
+        action: str,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        *,
+        queue: str | None,
+        key: str | None,
+        run_at: datetime | None,
+    ) -> int:
+        declared = self._actions.get(action)
+        session = self._session
+        assert session is not None
+        now = datetime.now(UTC)
+        job = build_job(action, args, kwargs, now=now, queue=queue or declared.queue, key=key, run_at=run_at)
+        [stored] = session.guarded(lambda: rows.insert(session.cursor, [job]))
+        due_ms = to_ms(job.run_at) if job.run_at is not None else 0
+        opened.follow_ups.append((stored.reference(session.database), stored.queue, due_ms))
+        return stored.id
+
+    def _unlock(self, locks: Sequence[bytes]) -> None:
+        for lock in locks:
+            if self._session is not None:
+                self._session.unlock(lock)
+
+
+def _plainly(call: Callable[[], None]) -> None:
+    call()
+
+

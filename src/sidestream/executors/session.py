@@ -1,0 +1,156 @@
+"""The one PostgreSQL session of a child: who may begin, commit and lock, and what a broken one means."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import psycopg
+from psycopg.pq import TransactionStatus
+
+
+from sidestream.executors.context import GuardedConnection
+from sidestream.executors.protocol import Conflict, Uncertain
+from sidestream.store import opening, schema, sessions
+from sidestream.store.adapter import CONFLICTS, connect, sqlstate, translate
+
+T = TypeVar("T")
+
+BEGIN = "BEGIN ISOLATION LEVEL REPEATABLE READ"
+"""Odoo's isolation: a job sees one snapshot, and a row that changed under it raises 40001."""
+VERIFY_TIMEOUT = 5.0
+"""Longest wait, in seconds, for the lock of a job whose commit got no reply."""
+
+
+class Session:
+    """A lazily opened connection on which transactions are begun and ended by hand."""
+
+    def __init__(self, dsn: str, application_name: str, on_backend: Callable[[int], None]) -> None:
+        self._dsn = dsn
+        self._application_name = application_name
+        self._on_backend = on_backend
+        self._connection: GuardedConnection | None = None
+        self._cursor: psycopg.Cursor[tuple[Any, ...]] | None = None
+        self._database: schema.Database | None = None
+        self._backend = 0
+
+    @property
+    def connection(self) -> GuardedConnection:
+        """The connection, opened when first asked for; raises :class:`StoreUnavailable` or :class:`SchemaMismatch`."""
+        if self._connection is None:
+            connection = connect(
+                self._dsn, self._application_name, autocommit=True, connection_class=GuardedConnection
+            )
+            self._connection, self._cursor = connection, connection.cursor()
+            self._backend = connection.info.backend_pid
+            self._on_backend(self._backend)
+            self._database = self.guarded(lambda: schema.identify(self.cursor))
+        return self._connection
+
+    @property
+    def cursor(self) -> psycopg.Cursor[tuple[Any, ...]]:
+        """The executor's own cursor (an action gets another one)."""
+        cursor = self._cursor
+        if cursor is None:
+            cursor = self.connection.cursor()
+        return cursor
+
+    @property
+    def database(self) -> schema.Database:
+        """Which database this is."""
+        if self._database is None:
+            self._database = self.guarded(lambda: schema.identify(self.connection.cursor()))
+        return self._database
+
+    @property
+    def broken(self) -> bool:
+        """Whether the connection is lost."""
+        return self._connection is not None and (self._connection.closed or self._connection.broken)
+
+    def guarded(self, statement: Callable[[], T]) -> T:
+        """Run a statement; turn conflicts and lost connections into :class:`Conflict` and :class:`StoreUnavailable`."""
+        try:
+            return statement()
+        except psycopg.Error as error:
+            raise self.explain(error) from error
+
+    def explain(self, error: psycopg.Error) -> Exception:
+        """Return what ``error`` means to the runner: a conflict, a lost session, or the error itself."""
+        if sqlstate(error) in CONFLICTS:
+            return Conflict(str(error).strip())
+        if self.broken:
+            return translate(error, "running a job")
+        return error
+
+    def begin(self) -> None:
+        """Begin a transaction."""
+        self.connection  # noqa: B018  # opens it
+        self.guarded(lambda: self.cursor.execute(BEGIN))
+
+    def commit(self) -> None:
+        """Commit; raise :class:`Conflict`, or :class:`Uncertain` when the reply was lost."""
+        try:
+            self.cursor.execute("COMMIT")
+        except psycopg.Error as error:
+            if self.broken:
+                raise Uncertain(str(error).strip()) from error
+            raise self.explain(error) from error
+
+    def rollback(self) -> None:
+        """Roll back if a transaction is open; drop the connection when even that fails."""
+        connection = self._connection
+        if connection is None:
+            return
+        if self.broken:
+            self.close()
+        elif connection.info.transaction_status != TransactionStatus.IDLE:
+            try:
+                self.cursor.execute("ROLLBACK")
+            except psycopg.Error:
+                # The session is of no use any more; the next job opens another one.
+                self.close()
+
+    def try_lock(self, lock: bytes) -> bool:
+        """Take a session-level advisory lock named by 8 bytes, without waiting; False when another session has it."""
+        self.connection  # noqa: B018  # opens it
+        return self.guarded(lambda: opening.lock_tag(self.cursor, lock))
+
+    def unlock(self, lock: bytes) -> None:
+        """Free a lock of :meth:`try_lock`; a lost session freed it by itself."""
+        if self._connection is None or self.broken:
+            return
+        try:
+            opening.unlock_tag(self.cursor, lock)
+        except psycopg.Error:
+            self.close()
+
+    def state_after_lost_commit(self, row_id: int) -> str | None:
+        """End the session whose commit got no reply, then read the row's state with a waiting lock."""
+        lost = self._backend
+        self.close()
+        cursor = self.connection.cursor()
+
+        def read() -> str | None:
+            sessions.terminate_backend(cursor, lost, self._application_name)
+            return opening.state_when_unlocked(cursor, row_id, timeout=VERIFY_TIMEOUT)
+
+        return self.guarded(read)
+
+    def done_after_lost_commit(self, uuid: Any) -> bool:
+        """As :meth:`state_after_lost_commit` for a direct job: whether its inbox row is there."""
+        lost = self._backend
+        self.close()
+        cursor = self.connection.cursor()
+
+        def read() -> bool:
+            sessions.terminate_backend(cursor, lost, self._application_name)
+            return opening.inbox_has(cursor, uuid)
+
+        return self.guarded(read)
+
+    def close(self) -> None:
+        """Close the connection; the next use opens another one."""
+        connection, self._connection, self._cursor = self._connection, None, None
+        if connection is not None:
+            connection.close()
+            self._on_backend(0)

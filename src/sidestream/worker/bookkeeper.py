@@ -1,0 +1,182 @@
+"""Decide what an ended delivery means, and write it to PostgreSQL before anybody tells the broker (design D4, D6).
+
+A direct job has no row: its counts live with the broker, and the decisions are the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import psycopg
+
+from sidestream.broker.protocol import Delivery
+from sidestream.errors import StoreUnavailable
+from sidestream.job.job import MAX_CRASHES, MAX_RELEASES
+from sidestream.job.outcome import Bury, Outcome, Release, ReleaseReason, Retry
+from sidestream.job.reference import Reference
+from sidestream.job.retry import RetryPolicy
+from sidestream.store import attempts, control, rows, sessions
+from sidestream.store.adapter import translate
+from sidestream.worker import wire
+from sidestream.worker.handling import Handling
+from sidestream.worker.options import application_name
+from sidestream.worker.slots import Reading
+from sidestream.worker.state import Doom, WorkerState
+
+COUNT_EVERY = 10
+"""Releases are counted in the row every tenth time, and the first time, so that the row tells the reason."""
+
+
+class RowBusy(Exception):
+    """Another session holds the row for a moment: the write is tried again."""
+
+
+class Bookkeeper:
+    """Writes outcomes to the rows. Used by the settler's thread alone."""
+
+    def __init__(self, state: WorkerState, connect: Callable[[], psycopg.Connection[Any]] | None) -> None:
+        self._state = state
+        self._connect = connect
+        self._connection: psycopg.Connection[Any] | None = None
+
+    def found(self, delivery: Delivery, finding: wire.Finding) -> Handling:
+        """A child reported this outcome."""
+        reference = Reference.unpack(delivery.reference)
+        if isinstance(finding.outcome, Release):
+            return self._release(delivery, reference, finding.outcome)
+        return self._failure(delivery, reference, finding.outcome, finding.attempts_seen, "failed")
+
+    def crashed(self, delivery: Delivery, reading: Reading, slot: int, doom: Doom | None, how: str) -> Handling:
+        """The child that held this delivery is dead; ``how`` says how in words."""
+        reference = Reference.unpack(delivery.reference)
+        if reading.backend and self._connect is not None:
+            # Its transaction may still run in its backend, holding the row (design D7).
+            name = application_name(self._state.options.supervisor, slot)
+            self._run(lambda cursor: sessions.terminate_backend(cursor, reading.backend, name))
+        if not reading.running:
+            return Handling()  # it had ended, only the report is missing: its row tells
+        match doom:
+            case Doom.LIMIT:
+                return self._over_limit(delivery, reference, reading)
+            case Doom.CANCELLED if not reference.direct:
+                self._run(lambda cursor: control.cancel(cursor, reference.id))
+                return Handling(settle=True)
+            case Doom.ZYGOTE if not reference.direct and reading.attempts_seen >= 0:
+                self._run(lambda cursor: rows.suspect(cursor, reference.id, reading.attempts_seen))
+                return Handling()
+            case None:
+                return self._crash(delivery, reference, reading, slot, f"It crashed: {how}.")
+            case _:
+                return Handling()
+
+    def started(self, delivery: Delivery, slot: int, seconds: float) -> None:
+        """Write that this job runs, since ``seconds``."""
+        reference = Reference.unpack(delivery.reference)
+        if not reference.direct and self._connect is not None:
+            self._record(reference, slot, "started", f"since {seconds:.1f} s" if seconds else "alone")
+
+    def released(self, delivery: Delivery, releases: int, reason: str) -> None:
+        """It was handed back for the ``releases``-th time."""
+        reference = Reference.unpack(delivery.reference)
+        if reference.direct or self._connect is None:
+            return
+        if releases == 1 or releases % COUNT_EVERY == 0:
+            self._run(lambda cursor: rows.count_releases(cursor, reference.id, releases, reason, MAX_RELEASES))
+
+    def close(self) -> None:
+        """Close the connection."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def _release(self, delivery: Delivery, reference: Reference, outcome: Release) -> Handling:
+        if outcome.reason == ReleaseReason.SUSPECT:
+            return Handling(alone=True)
+        if reference.direct and delivery.releases + 1 >= MAX_RELEASES:
+            return Handling(bury=f"It was handed back {MAX_RELEASES} times: {outcome.reason}.")
+        return Handling(
+            delay_ms=None if outcome.delay is None else int(outcome.delay * 1000),
+            blocked_by=outcome.blocked_by,
+            count=True,
+            reason=outcome.reason,
+        )
+
+    def _failure(
+        self, delivery: Delivery, reference: Reference, outcome: Outcome, seen: int, event: str
+    ) -> Handling:
+        assert isinstance(outcome, Retry | Bury)
+        delay_ms = int(outcome.delay * 1000) if isinstance(outcome, Retry) else 0
+        if reference.direct:
+            if isinstance(outcome, Bury):
+                return Handling(bury=outcome.error)
+            return Handling(delay_ms=delay_ms, charge_attempt=True)
+
+        def write(cursor: Any) -> rows.Written:
+            if isinstance(outcome, Retry):
+                written = rows.fail(cursor, reference.id, seen, outcome.delay, outcome.error)
+            else:
+                written = rows.bury(cursor, reference.id, max(seen, 0), outcome.error)
+            if written.ours:
+                self._insert(cursor, reference, -1, event, f"{outcome.error}\n{outcome.detail}".strip())
+            return written
+
+        return self._handling(self._run(write), delay_ms)
+
+    def _over_limit(self, delivery: Delivery, reference: Reference, reading: Reading) -> Handling:
+        facts = self._state.actions.get(reference.action)
+        limit = self._state.options.hard_limit
+        if facts is not None and facts.hard_limit is not None:
+            limit = facts.hard_limit
+        policy = facts.retry if facts is not None else RetryPolicy()
+        seen = delivery.attempts if reference.direct else reading.attempts_seen
+        if seen < 0:
+            return Handling()  # killed before its row was opened: nothing ran
+        error = f"It ran longer than its hard limit of {limit:g} s and was killed."
+        return self._failure(delivery, reference, policy.decide(seen + 1, error), seen, "timeout")
+
+    def _crash(self, delivery: Delivery, reference: Reference, reading: Reading, slot: int, error: str) -> Handling:
+        if reference.direct:
+            if delivery.crashes + 1 >= MAX_CRASHES:
+                return Handling(bury=error)
+            return Handling(charge_crash=True)
+        if reading.attempts_seen < 0:
+            return Handling(count=True, delay_ms=0, reason="its process ended before its row was opened")
+
+        def write(cursor: Any) -> rows.Written:
+            written = rows.crash(cursor, reference.id, reading.attempts_seen, error, MAX_CRASHES)
+            if written.ours:
+                self._insert(cursor, reference, slot, "crashed", error)
+            return written
+
+        return self._handling(self._run(write), 0)
+
+    @staticmethod
+    def _handling(written: rows.Written, delay_ms: int) -> Handling:
+        if written.locked:
+            raise RowBusy
+        if written.terminal or written.missing:
+            return Handling(settle=True)
+        if written.ours:
+            return Handling(delay_ms=delay_ms, charge_attempt=True)
+        return Handling()  # somebody else wrote an attempt meanwhile: the row decides when it is opened next
+
+    def _record(self, reference: Reference, slot: int, event: str, detail: str) -> None:
+        self._run(lambda cursor: self._insert(cursor, reference, slot, event, detail))
+
+    def _insert(self, cursor: Any, reference: Reference, slot: int, event: str, detail: str) -> None:
+        attempts.record(cursor, reference.id, self._state.options.supervisor, slot, event, detail)
+
+    def _run(self, statement: Callable[[Any], Any]) -> Any:
+        """Run ``statement`` in a transaction of its own; raise StoreUnavailable when PostgreSQL is away."""
+        if self._connect is None:
+            raise StoreUnavailable("This worker has no database to write a job's outcome to; set SIDESTREAM_DATABASE_URL.")
+        if self._connection is None or self._connection.closed:
+            self._connection = self._connect()
+        try:
+            with self._connection.transaction(), self._connection.cursor() as cursor:
+                return statement(cursor)
+        except psycopg.Error as error:
+            if self._connection.broken or self._connection.closed:
+                self.close()
+            raise translate(error, "writing a job's outcome") from error

@@ -1,0 +1,136 @@
+"""The child: receives a batch, runs its jobs one after another, reports. It has no Redis connection.
+
+It dies with the zygote (parent death signal) and with the supervisor (end of file on its socket). What it started dies
+with it: it leads a process group of its own, which the supervisor, or the zygote in its place, kills.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import resource
+import socket
+import time
+from dataclasses import dataclass
+
+from sidestream.crashpoints import crash_point
+from sidestream.executors.protocol import Executor, Opened
+from sidestream.job.outcome import Done
+from sidestream.worker import wire
+from sidestream.worker.runner import Runner
+from sidestream.worker.slots import Slots
+
+log = logging.getLogger(__name__)
+
+FLUSH_AFTER = 0.01
+"""A finished job waits at most this long, in seconds, for its neighbours before it is reported."""
+MEMORY_EVERY = 64
+"""Jobs between two looks at the child's memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChildLimits:
+    """When a child asks to be replaced."""
+
+    #: Jobs; None means never.
+    max_jobs: int | None
+    #: Peak resident memory in MiB; None means never.
+    max_memory_mb: int | None
+
+
+class Child:
+    """The loop of one child process."""
+
+    def __init__(self, end: socket.socket, executor: Executor, slots: Slots, slot: int, limits: ChildLimits) -> None:
+        self._end = end
+        self._executor = executor
+        self._slots = slots
+        self._slot = slot
+        self._limits = limits
+        self._runner = Runner(executor)
+        self._jobs = 0
+        self._retiring = False
+        self._attempts_seen = -1
+        self._findings: list[wire.Finding] = []
+        self._times: dict[bytes, tuple[int, int]] = {}
+        self._follow_ups: list[tuple[bytes, str, int]] = []
+        executor.on_backend = lambda pid: slots.backend(slot, pid)
+
+    def run(self) -> None:
+        """Serve batches until the supervisor closes the socket."""
+        self._runner.soft_limit.install()
+        self._executor.begin(self._slot)
+        try:
+            while (message := wire.receive(self._end)) is not None:
+                crash_point("child.received")
+                self._batch(wire.read_batch(message))
+        except (BrokenPipeError, ConnectionResetError):
+            log.info("The supervisor is gone; this child ends.", extra={"action": "child_orphaned"})
+        finally:
+            self._executor.close()
+
+    def _batch(self, batch: wire.Batch) -> None:
+        slots, slot = self._slots, self._slot
+        flushed = time.monotonic()
+        upto = 0
+        for index, item in enumerate(batch.items):
+            started = time.monotonic()
+            if upto and started - flushed > FLUSH_AFTER:
+                self._report(batch.number, upto, idle=False)
+                flushed = started
+            slots.start(slot, index, started, item.reference)
+            # The limit is read after the position was written: the supervisor does the opposite (recall).
+            if index >= slots.limit(slot) or self._retiring:
+                slots.stop(slot)
+                break
+            if self._one(index, item, started):
+                self._report(batch.number, index + 1, idle=False)
+            upto = index + 1
+        self._report(batch.number, upto, idle=True)
+        crash_point("child.reported")
+
+    def _one(self, index: int, item: wire.Item, started: float) -> bool:
+        """Run one job; return whether its outcome has to be told at once (everything but done)."""
+        self._attempts_seen = -1
+        outcome, opened = self._runner.run(
+            item.reference, item.payload, attempts=item.attempts, careful=item.careful, on_opened=self._opened
+        )
+        self._slots.stop(self._slot)
+        self._count(item.reference, started)
+        if isinstance(outcome, Done):
+            if opened is not None and opened.follow_ups:
+                self._follow_ups.extend(opened.follow_ups)
+            return False
+        self._findings.append(wire.Finding(index, outcome, self._attempts_seen))
+        return True
+
+    def _opened(self, opened: Opened) -> None:
+        self._attempts_seen = opened.attempts
+        self._slots.opened(self._slot, opened.attempts)
+
+    def _count(self, reference: bytes, started: float) -> None:
+        action = reference[-16:-12]
+        jobs, micros = self._times.get(action, (0, 0))
+        self._times[action] = (jobs + 1, micros + int((time.monotonic() - started) * 1_000_000))
+        self._jobs += 1
+        limits = self._limits
+        if limits.max_jobs is not None and self._jobs >= limits.max_jobs:
+            self._retiring = True
+        if limits.max_memory_mb is not None and self._jobs % MEMORY_EVERY == 0:
+            # ru_maxrss is KiB on Linux: https://man7.org/linux/man-pages/man2/getrusage.2.html
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+            self._retiring = self._retiring or peak > limits.max_memory_mb
+
+    def _report(self, number: int, upto: int, *, idle: bool) -> None:
+        report = wire.Report(number, upto, idle, self._findings, self._times, self._follow_ups, self._retiring and idle)
+        wire.send_report(self._end, report)
+        self._findings, self._times, self._follow_ups = [], {}, []
+
+
+def serve(end: socket.socket, executor: Executor, slots: Slots, slot: int, limits: ChildLimits) -> None:
+    """Run a child until its supervisor is gone; never returns to the zygote's code."""
+    try:
+        Child(end, executor, slots, slot, limits).run()
+    finally:
+        logging.shutdown()
+        os._exit(0)

@@ -1,0 +1,258 @@
+"""Hear from the zygote and the children, and see them die.
+
+It never waits for Redis or PostgreSQL: whatever has to be written goes to the settler's queue.
+"""
+
+from __future__ import annotations
+
+import logging
+import selectors
+import signal
+import socket
+from typing import Any, Protocol
+
+from sidestream.broker.protocol import Delivery
+from sidestream.crashpoints import crash_point
+from sidestream.worker import wire
+from sidestream.worker.dispatcher import Dispatcher
+from sidestream.worker.pool import ProcessPool
+from sidestream.worker.slots import Reading, Slots
+from sidestream.worker.state import ChildState, Doom, WorkerState
+from sidestream.worker.zygote import facts_from_wire, kill_group
+
+log = logging.getLogger(__name__)
+
+TICK = 0.05
+"""Seconds between two looks at limits and stalls."""
+
+
+class Settling(Protocol):
+    """What the collector tells the settler; nothing here waits."""
+
+    def done(self, deliveries: list[Delivery]) -> None:
+        """These are done."""
+        ...
+
+    def finding(self, delivery: Delivery, finding: wire.Finding) -> None:
+        """This one ended otherwise."""
+        ...
+
+    def crashed(self, delivery: Delivery, reading: Reading, slot: int, doom: Doom | None, how: str) -> None:
+        """The child that ran this one ended."""
+        ...
+
+    def follow_ups(self, jobs: list[tuple[bytes, str, int]]) -> None:
+        """Publish these: the transaction that wrote their rows is committed."""
+        ...
+
+
+class Collector:
+    """The thread that reads every socket of the supervisor."""
+
+    def __init__(
+        self, state: WorkerState, pool: ProcessPool, slots: Slots, dispatcher: Dispatcher, settler: Settling, watch: Any
+    ) -> None:
+        self._state = state
+        self._pool = pool
+        self._slots = slots
+        self._dispatcher = dispatcher
+        self._settler = settler
+        self._watch = watch
+        self._selector = selectors.DefaultSelector()
+        #: Children that ended, until the zygote says whether it outlived them.
+        self._ended: dict[int, tuple[ChildState, Reading]] = {}
+        #: Set when the application could not be loaded: the worker cannot go on.
+        self.failure: str | None = None
+
+    def run(self) -> None:
+        """Serve until the worker is stopped."""
+        with self._state.lock:
+            self._start_zygote()
+        while not self._state.stopped and self.failure is None:
+            for key, _ in self._selector.select(TICK):
+                kind, child = key.data
+                with self._state.changed:
+                    if kind == "control":
+                        self._zygote_says()
+                    elif kind == "end":
+                        self._child_says(child)
+                    else:
+                        self._child_ended(child)
+            with self._state.changed:
+                self._watch.tick()
+                self._fill_up()
+
+    def close(self) -> None:
+        """Close the selector."""
+        self._selector.close()
+
+    def _start_zygote(self) -> None:
+        self._selector.register(self._pool.start_zygote(), selectors.EVENT_READ, ("control", None))
+
+    def _zygote_says(self) -> None:
+        control = self._pool.control
+        if control is None:
+            return
+        try:
+            message = wire.receive(control)
+        except ConnectionResetError:
+            message = None
+        match message:
+            case None:
+                self._zygote_ended(control)
+            case ["ready", facts]:
+                self._state.actions = {fact.tag: fact for fact in map(facts_from_wire, facts)}
+                self._pool.ready = True
+            case ["forked", slot, pid]:
+                self._forked(self._state.children.get(slot), pid)
+            case ["exited", pid, status]:
+                self._buried(pid, status)
+            case ["failed", reason]:
+                self.failure = reason
+
+    def _zygote_ended(self, control: socket.socket) -> None:
+        self._selector.unregister(control)
+        log.warning("The zygote ended; its children end with it, another one is started.", extra={"action": "zygote_ended"})
+        self._pool.zygote_gone()
+        for child, reading in list(self._ended.values()):
+            child.doom = child.doom or Doom.ZYGOTE
+            self._settle_dead(child, reading, "its zygote ended")
+        self._ended.clear()
+        for child in list(self._state.children.values()):
+            if not child.pid:  # asked for, never forked
+                self._selector.unregister(child.end)
+                self._pool.forget(child)
+        if not self._state.stopped and self.failure is None:
+            self._start_zygote()
+
+    def _fill_up(self) -> None:
+        if not self._pool.ready or self._state.draining:
+            return
+        for slot in range(self._state.options.children):
+            if slot not in self._state.children and (child := self._pool.spawn(slot)) is not None:
+                self._selector.register(child.end, selectors.EVENT_READ, ("end", child))
+
+    def _forked(self, child: ChildState | None, pid: int) -> None:
+        if child is None:
+            kill_group(pid)  # the request was given up meanwhile
+            return
+        if self._pool.forked(child, pid):
+            self._selector.register(child.pidfd, selectors.EVENT_READ, ("pid", child))
+            self._dispatcher.hand_out()
+            self._state.changed.notify_all()
+        else:
+            self._child_ended(child)
+
+    def _child_says(self, child: ChildState) -> None:
+        message = self._receive(child)
+        if message is None:
+            # End of file: the child closed or died; its pidfd tells for certain.
+            if child.end.fileno() >= 0 and child.end in self._selector.get_map():
+                self._selector.unregister(child.end)
+            return
+        self._reported(child, wire.read_report(message))
+
+    @staticmethod
+    def _receive(child: ChildState) -> Any:
+        try:
+            return wire.receive(child.end)
+        except ConnectionResetError:
+            return None
+
+    def _reported(self, child: ChildState, report: wire.Report) -> None:
+        state = self._state
+        crash_point("supervisor.collected")
+        if report.number != child.batch:
+            return
+        state.measured(report.times)
+        if report.follow_ups:
+            self._settler.follow_ups(report.follow_ups)
+        self._take_results(child, report)
+        if report.idle:
+            unstarted = child.deliveries[report.upto :]
+            child.deliveries, child.reported = [], 0
+            state.backlog.extendleft(reversed(unstarted))
+            if state.exclusive is child:
+                state.exclusive = None
+            if report.retiring:
+                self._pool.retire(child)
+            state.dry = False
+            self._dispatcher.hand_out()
+            state.changed.notify_all()
+
+    def _take_results(self, child: ChildState, report: wire.Report) -> None:
+        found = {finding.position: finding for finding in report.findings}
+        done = []
+        for index in range(child.reported, min(report.upto, len(child.deliveries))):
+            delivery = child.deliveries[index]
+            if index in found:
+                self._settler.finding(delivery, found[index])
+            else:
+                done.append(delivery)
+        child.reported = max(child.reported, report.upto)
+        if done:
+            self._settler.done(done)
+
+    def _child_ended(self, child: ChildState) -> None:
+        """Its process is gone: take what it said before, then what its slot says."""
+        for registered in (child.pidfd, child.end):
+            if registered in self._selector.get_map():
+                self._selector.unregister(registered)
+        while (message := self._drain(child)) is not None:
+            self._reported(child, wire.read_report(message))
+        kill_group(child.pid)
+        reading = self._slots.read(child.slot)
+        # The slot is given to a new child at once; the verdict waits until the zygote said that it outlived this one.
+        self._ended[child.pid] = (child, reading)
+        self._pool.forget(child)
+        if self._state.exclusive is child:
+            self._state.exclusive = None
+        if self._pool.control is None:
+            self._buried(child.pid, signal.SIGKILL)
+
+    @staticmethod
+    def _drain(child: ChildState) -> Any:
+        child.end.setblocking(False)
+        try:
+            return wire.receive(child.end)
+        except (BlockingIOError, ConnectionResetError):
+            return None
+
+    def _buried(self, pid: int, status: int) -> None:
+        """The zygote reaped this child: it outlived it."""
+        ended = self._ended.pop(pid, None)
+        if ended is None:
+            # Told before its pidfd was seen; look again when that arrives.
+            for child in self._state.children.values():
+                if child.pid == pid:
+                    self._child_ended(child)
+                    ended = self._ended.pop(pid, None)
+                    break
+        if ended is not None:
+            self._settle_dead(*ended, _how(status))
+
+    def _settle_dead(self, child: ChildState, reading: Reading, how: str) -> None:
+        """Charge what ran, take back what did not."""
+        state = self._state
+        deliveries = child.deliveries
+        if not deliveries:
+            return
+        started = reading.started > 0 and reading.batch == child.batch
+        position = reading.position if started else -1
+        finished = [d for i, d in enumerate(deliveries) if child.reported <= i < position]
+        if finished:
+            # Whatever did not end as done is reported at once, so these are done.
+            self._settler.done(finished)
+        if started and child.reported <= position < len(deliveries):
+            self._settler.crashed(deliveries[position], reading, child.slot, child.doom, how)
+        state.backlog.extendleft(reversed(deliveries[max(position + 1, child.reported) :]))
+        child.deliveries = []
+        self._dispatcher.hand_out()
+        state.changed.notify_all()
+
+
+def _how(status: int) -> str:
+    if status & 0x7F:
+        name = signal.Signals(status & 0x7F).name
+        return f"its process was killed by {name}"
+    return f"its process ended with exit code {status >> 8}"

@@ -1,0 +1,54 @@
+"""What the broker is told about an ended delivery."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sidestream.broker.protocol import Broker, Delivery
+from sidestream.crashpoints import crash_point
+
+
+@dataclass(frozen=True, slots=True)
+class Handling:
+    """One decision. Without arguments: back to its place, nothing counted."""
+
+    #: It is over: forget it.
+    settle: bool = False
+    #: Error with which a direct job ends as dead.
+    bury: str | None = None
+    #: Milliseconds until it may be claimed again; None lets the delay grow with the releases.
+    delay_ms: int | None = 0
+    #: Smallest open id with the same key that stands before it.
+    blocked_by: int | None = None
+    charge_attempt: bool = False
+    charge_crash: bool = False
+    #: Whether it counts as a release.
+    count: bool = False
+    #: Why it was released.
+    reason: str = ""
+    #: Run it here, alone, instead of giving it back.
+    alone: bool = False
+
+    def tell(self, broker: Broker, lanes: Sequence[str], delivery: Delivery) -> int:
+        """Tell ``broker``; return how often the delivery was released when that counts, else 0. Raises BrokerError."""
+        if self.settle:
+            crash_point("settle.before_broker")
+            broker.settle(lanes, [delivery])
+            crash_point("settle.settled")
+            return 0
+        if self.bury is not None:
+            broker.bury(lanes, delivery, self.bury)
+            return 0
+        crash_point("release.before")
+        releases = broker.release(
+            lanes,
+            delivery,
+            delay_ms=self.delay_ms,
+            blocked_by=self.blocked_by,
+            charge_attempt=self.charge_attempt,
+            charge_crash=self.charge_crash,
+            count=self.count,
+        )
+        crash_point("release.released")
+        return releases if self.count else 0

@@ -1,0 +1,142 @@
+"""Keep what we hold: renew leases, announce that we live, and state our holdings anew after Redis was emptied.
+
+A thread of its own, so that no job, no slow write and no blocked claim can starve it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+import threading
+from collections.abc import Callable
+
+from sidestream.broker.protocol import Broker, Lease
+from sidestream.crashpoints import crash_point
+from sidestream.errors import BrokerError, GenerationMoved
+from sidestream.worker.pool import ProcessPool
+from sidestream.worker.state import Doom, WorkerState
+
+log = logging.getLogger(__name__)
+
+PROBE_EVERY = 0.5
+"""Seconds between two looks at a broker that was away."""
+
+
+class LeaseKeeper:
+    """The renewing thread of a supervisor."""
+
+    def __init__(
+        self, state: WorkerState, broker: Broker, pool: ProcessPool, *, probe: Callable[[], None] | None = None
+    ) -> None:
+        self._state = state
+        self._broker = broker
+        self._pool = pool
+        self._probe = probe
+        self._wake = threading.Condition()
+        self._moved = False
+        self._stopped = False
+        self._away = False
+
+    def run(self) -> None:
+        """Renew every ``options.renew`` seconds until stopped."""
+        due = 0.0
+        while not self._stopped:
+            if self._probe is not None:
+                self._probe()
+            if due <= 0 or self._moved:
+                self._renew()
+                due = self._state.options.renew
+            with self._wake:
+                if not self._moved and not self._stopped:
+                    self._wake.wait(min(due, PROBE_EVERY))
+            due -= PROBE_EVERY
+
+    def moved(self) -> None:
+        """Redis was emptied or replaced: look at once."""
+        with self._wake:
+            self._moved = True
+            self._wake.notify()
+
+    def stop(self) -> None:
+        """End the thread."""
+        with self._wake:
+            self._stopped = True
+            self._wake.notify()
+
+    def _renew(self) -> None:
+        options = self._state.options
+        try:
+            if self._moved:
+                self._reassert()
+            self._broker.announce(options.supervisor, options.lanes, self._info(), int(options.lease * 1000))
+            with self._state.lock:
+                leases = [delivery.lease for delivery in self._state.held.values()]
+            crash_point("renew.before")
+            lost = self._broker.renew(options.supervisor, options.lanes, leases) if leases else []
+            crash_point("renew.renewed")
+            self._away = False
+        except GenerationMoved:
+            self._moved = True
+            return
+        except BrokerError as error:
+            if not self._away:
+                log.warning("Leases cannot be renewed now: %s", error, extra={"action": "renew_failed"})
+            self._away = True
+            return
+        if lost:
+            self._drop(lost)
+
+    def _reassert(self) -> None:
+        """State what we hold in the new generation; everybody does so before the rows are published again."""
+        options = self._state.options
+        if not self._broker.generation().number:
+            self._broker.begin_generation()
+        with self._state.lock:
+            held = list(self._state.held.values())
+        renewed = self._broker.reassert(options.supervisor, options.lanes, held) if held else []
+        with self._state.lock:
+            for delivery in renewed:
+                if delivery.reference in self._state.held:
+                    self._state.held[delivery.reference] = delivery
+        self._moved = False
+        log.warning(
+            "Redis holds a new generation; %s deliveries were stated anew.", len(renewed), extra={"action": "reasserted"}
+        )
+
+    def _drop(self, lost: list[Lease]) -> None:
+        """These leases are no longer ours: what runs under them is killed, what waits is forgotten (design D7)."""
+        gone = set(lost)
+        with self._state.changed:
+            references = {reference for reference, held in self._state.held.items() if held.lease in gone}
+            for reference in references:
+                del self._state.held[reference]
+            for line in (self._state.backlog, self._state.alone):
+                kept = [delivery for delivery in line if delivery.reference not in references]
+                line.clear()
+                line.extend(kept)
+            for child in self._state.children.values():
+                if any(d.reference in references for d in child.deliveries[child.reported :]):
+                    log.warning(
+                        "The lease of a job in slot %s was lost; its process is killed.",
+                        child.slot,
+                        extra={"action": "lease_lost"},
+                    )
+                    self._pool.kill(child, Doom.LOST)
+
+    def _info(self) -> str:
+        state = self._state
+        with state.lock:
+            names = sorted(facts.name for facts in state.actions.values())
+            running = state.running()
+        return json.dumps(
+            {
+                "host": socket.gethostname(),
+                "pid": os.getpid(),
+                "children": state.options.children,
+                "running": running,
+                "draining": state.draining,
+                "actions": names,
+            }
+        )

@@ -1,0 +1,34 @@
+"""From what an action raised to how its delivery ends: pure, so that policies are tested as arithmetic."""
+
+from __future__ import annotations
+
+import traceback
+
+from sidestream.errors import LockLost, SoftLimitExceeded, StoreError
+from sidestream.executors.protocol import Opened
+from sidestream.job.outcome import Outcome, Release, ReleaseReason
+
+ERROR_LIMIT = 500
+"""Longest error line kept, in characters."""
+DETAIL_LIMIT = 16_000
+"""Longest traceback kept, in characters; the end is the part that says what happened."""
+
+
+def outcome_of(error: BaseException, opened: Opened) -> Outcome:
+    """Return how the attempt that raised ``error`` ends."""
+    if isinstance(error, StoreError | LockLost):
+        return Release(f"{ReleaseReason.LOST}: {error}")
+    return opened.retry.decide(opened.attempts - opened.forgiven + 1, one_line(error, opened), detail_of(error))
+
+
+def one_line(error: BaseException, opened: Opened) -> str:
+    """Return the line that a person reads first."""
+    if isinstance(error, SoftLimitExceeded):
+        return f"It ran longer than its soft limit of {opened.soft_limit:g} s."
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}"[:ERROR_LIMIT] if text else type(error).__name__
+
+
+def detail_of(error: BaseException) -> str:
+    """Return the traceback, cut to its end."""
+    return "".join(traceback.format_exception(error))[-DETAIL_LIMIT:]

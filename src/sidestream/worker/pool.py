@@ -1,0 +1,129 @@
+"""The zygote and its children as processes: start, stop, kill, and the descriptors that tell of their deaths."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+import subprocess
+from collections.abc import Sequence
+
+from sidestream.worker import wire
+from sidestream.worker.slots import Slots
+from sidestream.worker.state import ChildState, Doom, WorkerState
+from sidestream.worker.zygote import kill_group
+
+log = logging.getLogger(__name__)
+
+
+class ProcessPool:
+    """Owns the processes of one supervisor. Call every method under the state's lock."""
+
+    def __init__(
+        self, state: WorkerState, slots: Slots, slots_descriptor: int, command: Sequence[str], orders: bytes
+    ) -> None:
+        self._state = state
+        self._slots = slots
+        self._slots_descriptor = slots_descriptor
+        self._command = command
+        self._orders = orders
+        self._process: subprocess.Popen[bytes] | None = None
+        self.control: socket.socket | None = None
+        #: The zygote loaded the application and may be asked for children.
+        self.ready = False
+
+    def start_zygote(self) -> socket.socket:
+        """Start a zygote; return the control socket that tells of it."""
+        ours, theirs = wire.pair()
+        descriptors = (theirs.fileno(), self._slots_descriptor)
+        self._process = subprocess.Popen(
+            [*self._command, *(str(number) for number in descriptors)], pass_fds=descriptors, stdin=subprocess.DEVNULL
+        )
+        theirs.close()
+        ours.send(self._orders)
+        self.control = ours
+        self.ready = False
+        return ours
+
+    @property
+    def zygote_pid(self) -> int:
+        """The zygote's pid; 0 when there is none."""
+        return self._process.pid if self._process is not None else 0
+
+    def zygote_gone(self) -> None:
+        """The control socket ended: every child is dead or dying with it; kill what they started."""
+        if self.control is not None:
+            self.control.close()
+            self.control = None
+        self.ready = False
+        for child in self._state.children.values():
+            if child.doom is None:
+                child.doom = Doom.ZYGOTE
+            if child.pid:
+                kill_group(child.pid)
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def spawn(self, slot: int) -> ChildState | None:
+        """Ask the zygote for a child in ``slot``; None when the zygote is gone."""
+        if self.control is None:
+            return None
+        self._slots.clear(slot)
+        ours, theirs = wire.pair()
+        with theirs:
+            try:
+                socket.send_fds(self.control, [str(slot).encode()], [theirs.fileno()])
+            except OSError:
+                ours.close()
+                return None
+        child = ChildState(slot, ours)
+        self._state.children[slot] = child
+        return child
+
+    def forked(self, child: ChildState, pid: int) -> bool:
+        """The zygote told the child's pid; False when it is gone already."""
+        child.pid = pid
+        try:
+            child.pidfd = os.pidfd_open(pid)
+        except ProcessLookupError:
+            return False
+        return True
+
+    def kill(self, child: ChildState, doom: Doom) -> None:
+        """Kill a child and what it started, for the reason ``doom``."""
+        if child.doom is None:
+            child.doom = doom
+        if child.pid:
+            kill_group(child.pid)
+
+    def retire(self, child: ChildState) -> None:
+        """Let an idle child end: it sees end of file."""
+        child.retiring = True
+        with contextlib.suppress(OSError):
+            child.end.shutdown(socket.SHUT_WR)
+
+    def forget(self, child: ChildState) -> None:
+        """Close what belongs to a child that ended."""
+        child.end.close()
+        if child.pidfd >= 0:
+            os.close(child.pidfd)
+            child.pidfd = -1
+        if self._state.children.get(child.slot) is child:
+            del self._state.children[child.slot]
+
+    def stop(self, patience: float) -> None:
+        """End the zygote, and with it all children."""
+        if self.control is not None:
+            self.control.close()
+            self.control = None
+        if self._process is not None:
+            try:
+                self._process.wait(patience)
+            except subprocess.TimeoutExpired:
+                log.warning("The zygote did not end by itself and is killed.", extra={"action": "zygote_killed"})
+                self._process.kill()
+                self._process.wait()
+            self._process = None

@@ -1,0 +1,102 @@
+"""The folder of one supervisor, and what dead ones on this host left behind.
+
+``<data>/run/<supervisor>/lock`` is held with flock(2) as long as the supervisor lives, so "dead" is certain:
+https://man7.org/linux/man-pages/man2/flock.2.html. A clean stop removes the folder; an unclean end leaves its slots,
+which say exactly what ran.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import psutil
+
+from sidestream.worker.slots import Slots
+from sidestream.worker.zygote import FAMILY
+
+log = logging.getLogger(__name__)
+
+
+class RunFolder:
+    """This supervisor's folder, locked until :meth:`remove` or our death."""
+
+    def __init__(self, data: Path, supervisor: str) -> None:
+        self.path = data / "run" / supervisor
+        # Made and locked under a hidden name: a folder that others see is locked, or its owner is dead.
+        hidden = data / "run" / f".{supervisor}"
+        hidden.mkdir(parents=True, mode=0o700)
+        self._lock = os.open(hidden / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        hidden.rename(self.path)
+
+    def remove(self) -> None:
+        """After a clean stop: leave nothing behind."""
+        shutil.rmtree(self.path, ignore_errors=True)
+        os.close(self._lock)
+
+
+class LeftBehind:
+    """What dead supervisors on this host were running, by supervisor."""
+
+    def __init__(self, data: Path) -> None:
+        self._data = data / "run"
+        self._found: dict[str, frozenset[bytes]] = {}
+
+    def look(self) -> bool:
+        """Read the folders of dead supervisors and kill what their children started; return whether there are any."""
+        for folder in sorted(self._data.glob("[!.]*")):
+            if folder.name not in self._found and _is_dead(folder):
+                slots = Slots.left_behind(folder / "slots")
+                self._found[folder.name] = frozenset(slot.reference for slot in slots if slot.running)
+                kill_family(folder.name)
+        return bool(self._found)
+
+    def running(self, supervisor: str) -> frozenset[bytes] | None:
+        """Return the references that ``supervisor`` was running when it died; None when it is not known here."""
+        if supervisor not in self._found:
+            self.look()
+        return self._found.get(supervisor)
+
+    def forget(self, supervisor: str) -> None:
+        """Everything of ``supervisor`` was reclaimed: remove its folder."""
+        if self._found.pop(supervisor, None) is not None:
+            shutil.rmtree(self._data / supervisor, ignore_errors=True)
+
+    def forget_all(self) -> None:
+        """No lease of a dead supervisor can be left: remove their folders."""
+        for supervisor in list(self._found):
+            self.forget(supervisor)
+
+
+def kill_family(supervisor: str) -> None:
+    """Kill every process that children of ``supervisor`` started and that outlived them all."""
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get(FAMILY) == supervisor and process.pid != os.getpid():
+                process.send_signal(signal.SIGKILL)
+                log.warning(
+                    "Process %s was left behind by the dead supervisor %s and is killed.",
+                    process.pid,
+                    supervisor,
+                    extra={"action": "orphan_killed"},
+                )
+
+
+def _is_dead(folder: Path) -> bool:
+    try:
+        descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False  # it is just being removed
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True

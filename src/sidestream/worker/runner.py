@@ -1,0 +1,136 @@
+"""Run one job: open, run, commit, within its soft limit, with our own conflict loop.
+
+1. open: the executor locks and reads the row, or says why not;
+2. run: the action, under the soft limit;
+3. commit: effect and "done" together;
+4. a conflict with another transaction (40001, 40P01, 55P03) starts again from 1, at most three times;
+5. anything else that went wrong becomes an outcome, and the executor rolls back.
+
+Odoo's ``retrying`` is not used: it sleeps up to 30 s in the slot and commits by itself (design D5).
+"""
+
+from __future__ import annotations
+
+import random
+import signal
+import time
+from collections.abc import Callable
+from types import FrameType
+
+from sidestream.errors import SoftLimitExceeded, StoreError
+from sidestream.executors.protocol import Conflict, Executor, Opened, Uncertain
+from sidestream.job.outcome import Done, Outcome, Release, ReleaseReason
+from sidestream.worker.outcome import outcome_of
+
+CONFLICT_TRIES = 3
+"""How often a conflicting transaction is tried before the job is handed back."""
+CONFLICT_WAIT = 0.05
+"""Longest pause, in seconds, before the next try."""
+
+
+class SoftLimit:
+    """Raises :class:`~sidestream.errors.SoftLimitExceeded` in the main thread when the time is over (SIGALRM)."""
+
+    def __init__(self) -> None:
+        self._armed = False
+
+    def install(self) -> None:
+        """Take over SIGALRM; to be called once, in the child's main thread."""
+        signal.signal(signal.SIGALRM, self._ring)
+
+    def arm(self, seconds: float | None) -> None:
+        """Start the time; None means that there is no limit."""
+        if seconds is not None:
+            self._armed = True
+            signal.setitimer(signal.ITIMER_REAL, seconds)
+
+    def disarm(self) -> None:
+        """Stop the time; an alarm that is under way does nothing from here on."""
+        if self._armed:
+            self._armed = False
+            signal.setitimer(signal.ITIMER_REAL, 0)
+
+    def _ring(self, signum: int, frame: FrameType | None) -> None:
+        if self._armed:
+            self._armed = False
+            raise SoftLimitExceeded
+
+
+class Runner:
+    """Runs jobs with one executor."""
+
+    def __init__(self, executor: Executor, *, pause: Callable[[float], None] = time.sleep) -> None:
+        self._executor = executor
+        self._pause = pause
+        self.soft_limit = SoftLimit()
+
+    def run(
+        self,
+        reference: bytes,
+        payload: bytes | None,
+        *,
+        attempts: int,
+        careful: bool,
+        on_opened: Callable[[Opened], None],
+    ) -> tuple[Outcome, Opened | None]:
+        """Run the job once; return its outcome and, when it was opened, what was opened. Raises nothing."""
+        for attempt in range(1, CONFLICT_TRIES + 1):
+            try:
+                return self._once(reference, payload, attempts=attempts, careful=careful, on_opened=on_opened)
+            except Conflict:
+                if attempt < CONFLICT_TRIES:
+                    # Jitter: two jobs that met once should not meet again in step.
+                    self._pause(random.uniform(0, CONFLICT_WAIT))
+        return Release(ReleaseReason.CONFLICT), None
+
+    def _once(
+        self, reference: bytes, payload: bytes | None, *, attempts: int, careful: bool, on_opened: Callable[[Opened], None]
+    ) -> tuple[Outcome, Opened | None]:
+        executor = self._executor
+        try:
+            opened = executor.open(reference, payload, attempts=attempts, careful=careful)
+        except StoreError as error:
+            executor.reset()
+            return Release(f"{ReleaseReason.LOST}: {error}"), None
+        except Conflict:
+            executor.reset()
+            raise
+        if not isinstance(opened, Opened):
+            return opened, None
+        on_opened(opened)
+        try:
+            return self._carry_out(opened), opened
+        finally:
+            executor.release_locks(opened)
+
+    def _carry_out(self, opened: Opened) -> Outcome:
+        executor = self._executor
+        try:
+            self.soft_limit.arm(opened.soft_limit)
+            try:
+                executor.run(opened)
+            finally:
+                self.soft_limit.disarm()
+            executor.commit(opened)
+            return Done()
+        except Conflict:
+            executor.reset()
+            raise
+        except Uncertain as error:
+            return self._after_lost_commit(opened, error)
+        except BaseException as error:  # noqa: BLE001  # SystemExit in an action ends the attempt, not the worker
+            outcome = outcome_of(error, opened)
+            executor.reset()
+            return outcome
+
+    def _after_lost_commit(self, opened: Opened, error: Uncertain) -> Outcome:
+        """Decide only after the row was read with a waiting lock (design D4)."""
+        try:
+            if self._executor.verify(opened):
+                return Done()
+        except (StoreError, Conflict) as unknown:
+            # Still unknown: the row will tell whoever opens it next.
+            return Release(f"{ReleaseReason.LOST}: {unknown}")
+        finally:
+            self._executor.reset()
+        return Release(f"{ReleaseReason.LOST}: {error}")

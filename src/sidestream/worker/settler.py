@@ -1,0 +1,220 @@
+"""Write outcomes down: failures to PostgreSQL first, then everything to the broker, in batches.
+
+One thread takes whatever lies in its queue. What cannot be written because a server is away stays in line, under a
+lease that goes on being renewed, until it can: nothing is forgotten.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from sidestream.broker.protocol import Broker, Delivery, Publication
+from sidestream.crashpoints import crash_point
+from sidestream.errors import BrokerError, GenerationMoved, StoreError
+from sidestream.worker import wire
+from sidestream.worker.bookkeeper import Bookkeeper, RowBusy
+from sidestream.worker.handling import Handling
+from sidestream.worker.slots import Reading
+from sidestream.worker.state import ChildState, Doom, WorkerState
+
+log = logging.getLogger(__name__)
+
+SETTLE_MOST = 512
+"""Most deliveries in one settle."""
+AGAIN_AFTER = 0.2
+"""Seconds until what could not be written is tried again."""
+
+
+@dataclass(slots=True)
+class Task:
+    """One thing to write that is not a plain "done"."""
+
+    #: What it is, for logs.
+    what: str
+    #: Writes to PostgreSQL and decides; called again later when it raises StoreError or RowBusy.
+    decide: Callable[[], Handling | None]
+    #: Whose outcome it is.
+    delivery: Delivery | None = None
+    #: The decision once it was written: never decided twice, however often the broker has to be told.
+    handling: Handling | None = None
+    decided: bool = False
+
+
+class Settler:
+    """The writing thread of a supervisor."""
+
+    def __init__(
+        self,
+        state: WorkerState,
+        broker: Broker,
+        books: Bookkeeper,
+        *,
+        send_alone: Callable[[Delivery, ChildState], None],
+        on_moved: Callable[[], None],
+    ) -> None:
+        self._state = state
+        self._broker = broker
+        self._books = books
+        self._send_alone = send_alone
+        self._on_moved = on_moved
+        self._queue: queue.SimpleQueue[list[Delivery] | Task | None] = queue.SimpleQueue()
+        self._done: list[Delivery] = []
+        self._tasks: list[Task] = []
+
+    # Told by the other threads; nothing here waits.
+
+    def done(self, deliveries: list[Delivery]) -> None:
+        """These are done: settle them."""
+        self._queue.put(deliveries)
+
+    def finding(self, delivery: Delivery, finding: wire.Finding) -> None:
+        """This one ended otherwise than done."""
+
+        def decide() -> Handling:
+            crash_point("settle.before_store")
+            handling = self._books.found(delivery, finding)
+            crash_point("settle.stored")
+            return handling
+
+        self._queue.put(Task("an outcome", decide, delivery))
+
+    def crashed(self, delivery: Delivery, reading: Reading, slot: int, doom: Doom | None, how: str) -> None:
+        """The child that ran this one is dead."""
+
+        def decide() -> Handling:
+            crash_point("crash.noticed")
+            handling = self._books.crashed(delivery, reading, slot, doom, how)
+            crash_point("crash.recorded")
+            return handling
+
+        self._queue.put(Task("a crash", decide, delivery))
+
+    def started(self, delivery: Delivery, slot: int, seconds: float) -> None:
+        """This one runs for a while: write its attempt row."""
+        self._queue.put(Task("an attempt row", lambda: self._books.started(delivery, slot, seconds)))
+
+    def hand_back(self, deliveries: list[Delivery]) -> None:
+        """Give these back uncharged."""
+        for delivery in deliveries:
+            self._queue.put(Task("a hand-back", Handling, delivery))
+
+    def prepare_alone(self, delivery: Delivery, child: ChildState) -> None:
+        """Write the attempt row of a job that runs alone, then send it."""
+
+        def decide() -> None:
+            self._books.started(delivery, child.slot, 0.0)
+            with self._state.changed:
+                self._send_alone(delivery, child)
+
+        self._queue.put(Task("a lone start", decide))
+
+    def follow_ups(self, jobs: list[tuple[bytes, str, int]]) -> None:
+        """Publish what a committed job enqueued."""
+        publications = wire.publications(jobs, self._state.options.database)
+        self._queue.put(Task("follow-up jobs", lambda: self._publish(publications)))
+
+    def stop(self) -> None:
+        """Write what is in line, as far as the servers answer, then end."""
+        self._queue.put(None)
+
+    def run(self) -> None:
+        """Write until :meth:`stop`."""
+        stopping = False
+        while not stopping:
+            stopping = self._take(AGAIN_AFTER if self._done or self._tasks else None)
+            self._write_tasks()
+            self._settle()
+        if self._done or self._tasks:
+            log.warning(
+                "%s outcomes could not be told to the broker before the stop; their leases run out and the rows decide.",
+                len(self._done) + len(self._tasks),
+                extra={"action": "settle_abandoned"},
+            )
+
+    def _take(self, patience: float | None) -> bool:
+        """Move the queue's contents to our lists; return whether a stop was asked for."""
+        stopping = False
+        try:
+            entry: Any = self._queue.get(timeout=patience)
+            while True:
+                if entry is None:
+                    stopping = True
+                elif isinstance(entry, Task):
+                    self._tasks.append(entry)
+                else:
+                    self._done.extend(entry)
+                entry = self._queue.get_nowait()
+        except queue.Empty:
+            return stopping
+
+    def _write_tasks(self) -> None:
+        tasks, self._tasks = self._tasks, []
+        for position, task in enumerate(tasks):
+            try:
+                self._write(task)
+            except RowBusy:
+                self._tasks.append(task)
+            except GenerationMoved:
+                self._on_moved()
+                self._tasks.append(task)
+            except (StoreError, BrokerError) as error:
+                log.warning("Could not write %s, trying again: %s", task.what, error, extra={"action": "write_again"})
+                # The others would meet the same server: keep their order and come back.
+                self._tasks.extend(tasks[position:])
+                return
+
+    def _write(self, task: Task) -> None:
+        if not task.decided:
+            task.handling = task.decide()
+            task.decided = True
+        if task.handling is not None and task.delivery is not None:
+            self._apply(task.delivery, task.handling)
+
+    def _settle(self) -> None:
+        while self._done:
+            batch = [self._state.current(delivery) for delivery in self._done[:SETTLE_MOST]]
+            crash_point("settle.before_broker")
+            try:
+                self._broker.settle(self._state.options.lanes, batch)
+            except GenerationMoved:
+                self._on_moved()
+                return
+            except BrokerError as error:
+                log.warning("Could not settle, trying again: %s", error, extra={"action": "settle_again"})
+                return
+            crash_point("settle.settled")
+            del self._done[:SETTLE_MOST]
+            self._forget(batch)
+
+    def _apply(self, delivery: Delivery, handling: Handling) -> None:
+        """Tell the broker what the books decided."""
+        held = self._state.current(delivery)
+        if handling.alone:
+            with self._state.changed:
+                self._state.alone.append(held)
+                self._state.changed.notify_all()
+            return
+        releases = handling.tell(self._broker, self._state.options.lanes, held)
+        if releases > 0:
+            self._books.released(delivery, releases, handling.reason)
+        self._forget([held])
+
+    def _publish(self, publications: list[Publication]) -> None:
+        try:
+            self._broker.publish(publications)
+        except GenerationMoved:
+            raise
+        except BrokerError as error:
+            # Their rows are committed: the reconciler publishes them when the broker answers again.
+            log.info("Follow-up jobs are left to the reconciler: %s", error, extra={"action": "publish_left"})
+
+    def _forget(self, deliveries: list[Delivery]) -> None:
+        with self._state.lock:
+            for delivery in deliveries:
+                held = self._state.held.get(delivery.reference)
+                if held is not None and held.lease == delivery.lease:
+                    del self._state.held[delivery.reference]

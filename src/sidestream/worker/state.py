@@ -1,0 +1,130 @@
+"""What the supervisor's threads share: deliveries, children, and the lock around both."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections import deque
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from sidestream.broker.protocol import Delivery
+from sidestream.executors.protocol import ActionFacts
+from sidestream.job.reference import NO_TAG8
+from sidestream.worker.options import WorkerOptions
+
+UNKNOWN_COST = 1.0
+"""Seconds that an action is assumed to take before it was measured: nothing is prefetched for it."""
+SMOOTHING = 0.2
+"""Share of the newest measurement in an action's average."""
+
+
+def is_keyed(delivery: Delivery) -> bool:
+    """Whether the job has an ordering key: such a job is never prefetched and travels alone."""
+    return delivery.reference[-8:] != NO_TAG8
+
+
+class Doom(StrEnum):
+    """Why we killed a child; its running job is then not charged with a crash."""
+
+    LIMIT = "hard limit"
+    LOST = "lease lost"
+    CANCELLED = "cancelled"
+    STOPPING = "stopping"
+    ZYGOTE = "zygote died"
+
+
+@dataclass(eq=False, slots=True)
+class ChildState:
+    """One child process as the supervisor sees it."""
+
+    slot: int
+    end: socket.socket
+    #: 0 until the zygote told it.
+    pid: int = 0
+    #: Opened when the pid is known; readable when the child ended.
+    pidfd: int = -1
+    #: Number of the batch that was sent last.
+    batch: int = 0
+    #: The batch's deliveries; empty when the child is idle.
+    deliveries: list[Delivery] = field(default_factory=list)
+    #: How many of them were reported.
+    reported: int = 0
+    #: Reserved for a job that runs alone, whose attempt row is being written.
+    reserved: bool = False
+    retiring: bool = False
+    doom: Doom | None = None
+    #: Position up to which a recall was asked for, or -1.
+    recalled: int = -1
+    #: (batch, position) for which an attempt row was written.
+    recorded: tuple[int, int] = (0, -1)
+
+    @property
+    def idle(self) -> bool:
+        """Whether a batch may be sent to it."""
+        return self.pid > 0 and not (self.deliveries or self.reserved or self.retiring or self.doom)
+
+
+class WorkerState:
+    """All that is shared. Every attribute is read and written under :attr:`lock` unless it says otherwise."""
+
+    def __init__(self, options: WorkerOptions) -> None:
+        self.options = options
+        self.lock = threading.RLock()
+        #: Notified when a child became idle, a delivery came back, or a stop was asked for.
+        self.changed = threading.Condition(self.lock)
+        self.children: dict[int, ChildState] = {}
+        #: Claimed, not yet sent to a child.
+        self.backlog: deque[Delivery] = deque()
+        #: To be run alone, after an attempt row was written.
+        self.alone: deque[Delivery] = deque()
+        #: The child that runs a job alone now.
+        self.exclusive: ChildState | None = None
+        #: Every lease we hold, by reference.
+        self.held: dict[bytes, Delivery] = {}
+        #: What the zygote knows of the actions, by tag.
+        self.actions: dict[bytes, ActionFacts] = {}
+        #: Average seconds a job of an action takes, by tag.
+        self.costs: dict[bytes, float] = {}
+        #: Average seconds a job takes lately, whatever its action; UNKNOWN_COST until something was measured.
+        self.pace = UNKNOWN_COST
+        #: No more claiming: finish what runs.
+        self.draining = False
+        #: Everything ends now.
+        self.stopped = False
+        #: Until this monotonic time jobs run one at a time.
+        self.careful_until = 0.0
+        #: The last refill came back short: wait for an idle child before asking again.
+        self.dry = False
+
+    def add_held(self, deliveries: list[Delivery]) -> None:
+        """Note that we hold these."""
+        for delivery in deliveries:
+            self.held[delivery.reference] = delivery
+
+    def current(self, delivery: Delivery) -> Delivery:
+        """Return the delivery under its present lease (a new generation gives new ones)."""
+        return self.held.get(delivery.reference, delivery)
+
+    def idle_children(self) -> list[ChildState]:
+        """Return the children that wait for work."""
+        return [child for child in self.children.values() if child.idle]
+
+    def cost(self, delivery: Delivery) -> float:
+        """Return the seconds that this delivery is expected to take."""
+        return self.costs.get(delivery.reference[-16:-12], UNKNOWN_COST)
+
+    def measured(self, times: dict[bytes, tuple[int, int]]) -> None:
+        """Take a child's measurements into the averages."""
+        if not times:
+            return
+        for action, (jobs, micros) in times.items():
+            seconds = micros / jobs / 1_000_000
+            known = self.costs.get(action)
+            self.costs[action] = seconds if known is None else known + SMOOTHING * (seconds - known)
+        latest = sum(micros for _, micros in times.values()) / sum(jobs for jobs, _ in times.values()) / 1_000_000
+        self.pace = latest if self.pace >= UNKNOWN_COST else self.pace + SMOOTHING * (latest - self.pace)
+
+    def running(self) -> int:
+        """Return how many deliveries children hold."""
+        return sum(len(child.deliveries) - child.reported for child in self.children.values())

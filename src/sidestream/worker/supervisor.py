@@ -1,0 +1,181 @@
+"""The supervisor: one a host; it never imports job code.
+
+1. dispatcher thread: claims for free children and hands out batches;
+2. collector thread: hears the children and the zygote, sees deaths, enforces limits;
+3. settler thread: writes outcomes, PostgreSQL first, then the broker;
+4. lease thread: renews, announces, states holdings anew after Redis was emptied;
+5. the main thread waits for signals: SIGTERM or SIGINT drains (no more claims, running jobs end), a second one hands
+   back what runs.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+import time
+from collections.abc import Callable, Sequence
+from types import FrameType
+from typing import Any
+
+import psycopg
+
+from sidestream.broker.protocol import Broker
+from sidestream.errors import BrokerError, SettingsError
+from sidestream.worker.bookkeeper import Bookkeeper
+from sidestream.worker.collector import Collector
+from sidestream.worker.dispatcher import Dispatcher
+from sidestream.worker.lease import LeaseKeeper
+from sidestream.worker.options import WorkerOptions
+from sidestream.worker.pool import ProcessPool
+from sidestream.worker.settler import Settler
+from sidestream.worker.slots import Slots
+from sidestream.worker.state import Doom, WorkerState
+from sidestream.worker.watch import Watch
+
+log = logging.getLogger(__name__)
+
+STOP_PATIENCE = 5.0
+"""Seconds that threads and processes get to end by themselves at the very end."""
+
+
+class Supervisor:
+    """Runs a zygote and its children over one broker."""
+
+    def __init__(
+        self,
+        options: WorkerOptions,
+        broker: Broker,
+        *,
+        zygote_command: Sequence[str],
+        zygote_orders: bytes,
+        connect: Callable[[], psycopg.Connection[Any]] | None,
+        probe: Callable[[], None] | None = None,
+        on_moved: Callable[[], None] | None = None,
+    ) -> None:
+        self._options = options
+        self._broker = broker
+        self._also_on_moved = on_moved
+        self._state = WorkerState(options)
+        if options.after_unclean_end:
+            self._state.careful_until = time.monotonic() + options.careful
+        self._slots, self._slots_descriptor = Slots.create(options.run_folder / "slots", options.children)
+        self._pool = ProcessPool(self._state, self._slots, self._slots_descriptor, zygote_command, zygote_orders)
+        self._books = Bookkeeper(self._state, connect)
+        self._settler = Settler(
+            self._state,
+            broker,
+            self._books,
+            send_alone=lambda delivery, child: self._dispatcher.send_alone(delivery, child),
+            on_moved=self._moved,
+        )
+        self._dispatcher = Dispatcher(
+            self._state, broker, self._slots, prepare_alone=self._settler.prepare_alone, on_moved=self._moved
+        )
+        watch = Watch(self._state, self._pool, self._slots, self._settler)
+        self._collector = Collector(self._state, self._pool, self._slots, self._dispatcher, self._settler, watch)
+        self._leases = LeaseKeeper(self._state, broker, self._pool, probe=probe)
+        self._signals = 0
+        self._signalled = threading.Event()
+
+    def run(self) -> None:
+        """Work until SIGTERM or SIGINT; raise :class:`SettingsError` when the application cannot be loaded."""
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(signum, self._on_signal)
+        self.start()
+        try:
+            while not self._signals and self._collector_alive():
+                self._signalled.wait(0.5)
+        finally:
+            self.stop()
+        if self._collector.failure is not None:
+            raise SettingsError(self._collector.failure)
+
+    def start(self) -> None:
+        """Start the threads and return."""
+        self._threads = {
+            name: threading.Thread(target=target, name=f"sidestream-{name}", daemon=True)
+            for name, target in (
+                ("settler", self._settler.run),
+                ("collector", self._collector.run),
+                ("leases", self._leases.run),
+                ("dispatcher", self._dispatcher.run),
+            )
+        }
+        for thread in self._threads.values():
+            thread.start()
+
+    def stop(self) -> None:
+        """Drain: no more claims; wait for running jobs at most ``drain_timeout`` (a second signal ends the wait)."""
+        log.info("Draining: no more jobs are claimed, running ones end.", extra={"action": "drain"})
+        with self._state.changed:
+            self._state.draining = True
+            self._hand_back_waiting()
+            self._state.changed.notify_all()
+        deadline = time.monotonic() + self._options.drain_timeout
+        with self._state.changed:
+            while self._busy() and self._signals < 2 and time.monotonic() < deadline and self._collector_alive():
+                self._state.changed.wait(0.1)
+            left = self._busy()
+            if left:
+                log.warning("%s running jobs are handed back.", left, extra={"action": "drain_hand_back"})
+            for child in list(self._state.children.values()):
+                self._pool.kill(child, Doom.STOPPING)
+            while self._busy() and time.monotonic() < deadline + STOP_PATIENCE and self._collector_alive():
+                self._state.changed.wait(0.1)
+        self._threads["dispatcher"].join(STOP_PATIENCE)
+        with self._state.lock:
+            self._hand_back_waiting()  # what the last claim brought while it was blocked
+            self._state.stopped = True
+        self._threads["collector"].join(STOP_PATIENCE)
+        self._settler.stop()
+        self._threads["settler"].join(STOP_PATIENCE)
+        self._leases.stop()
+        self._threads["leases"].join(STOP_PATIENCE)
+        try:
+            self._broker.withdraw(self._options.supervisor, self._options.lanes)
+        except BrokerError as error:
+            log.info("The announcement could not be withdrawn and runs out: %s", error, extra={"action": "withdraw"})
+        with self._state.lock:
+            self._pool.stop(STOP_PATIENCE)
+        self._collector.close()
+        self._books.close()
+
+    def stop_running(self, job_id: int) -> bool:
+        """Kill the child that runs the row ``job_id`` here because a person cancelled it; False when none does."""
+        with self._state.lock:
+            for child in self._state.children.values():
+                running = self._slots.read(child.slot)
+                for delivery in child.deliveries[child.reported :]:
+                    if running.reference == delivery.reference and _row_id(delivery.reference) == job_id:
+                        self._pool.kill(child, Doom.CANCELLED)
+                        return True
+        return False
+
+    def moved(self) -> None:
+        """Redis holds another generation: state what we hold at once. Safe to call from any thread."""
+        self._leases.moved()
+
+    def _moved(self) -> None:
+        self._leases.moved()
+        if self._also_on_moved is not None:
+            self._also_on_moved()
+
+    def _busy(self) -> int:
+        return self._state.running()
+
+    def _collector_alive(self) -> bool:
+        return self._threads["collector"].is_alive()
+
+    def _hand_back_waiting(self) -> None:
+        for line in (self._state.backlog, self._state.alone):
+            self._settler.hand_back(list(line))
+            line.clear()
+
+    def _on_signal(self, signum: int, frame: FrameType | None) -> None:
+        self._signals += 1
+        self._signalled.set()
+
+
+def _row_id(reference: bytes) -> int:
+    return int.from_bytes(reference[9:17], "big") if reference[0] == 1 else 0

@@ -1,0 +1,169 @@
+"""The zygote: loads the application once, then only forks children and tells which of them ended.
+
+1. receives its orders from the supervisor (:class:`Orders`);
+2. loads the application, reports the actions it found;
+3. forks a child for each request, handing it the socket that came with the request and keeping no copy;
+4. reaps children and reports each death;
+5. when the supervisor is gone, kills the children's process groups and ends.
+
+It has one thread and no connection of any kind, so a fork copies nothing that two processes could share by accident.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import selectors
+import signal
+import socket
+from dataclasses import asdict
+from typing import Any, NamedTuple
+
+from sidestream.crashpoints import crash_point
+from sidestream.errors import SidestreamError
+from sidestream.executors.protocol import ActionFacts, Executor
+from sidestream.job.retry import RetryPolicy
+from sidestream.process import die_with_parent, oom_score_adj, set_nice
+from sidestream.worker import child, wire
+from sidestream.worker.slots import Slots
+
+log = logging.getLogger(__name__)
+
+FAMILY = "SIDESTREAM_FAMILY"
+"""Environment variable by which what a child started is recognised after everybody above it was killed."""
+OOM_SCORE = 500
+"""Children are preferred by the OOM killer over everything that would take more down with it."""
+
+
+class Orders(NamedTuple):
+    """What a supervisor wants of its zygote."""
+
+    supervisor: str
+    slots: int
+    nice: int
+    max_jobs: int | None
+    max_memory_mb: int | None
+
+
+def facts_to_wire(facts: ActionFacts) -> tuple[object, ...]:
+    """Return the plain values of ``facts``."""
+    return (facts.name, facts.tag, facts.hard_limit, asdict(facts.retry))
+
+
+def facts_from_wire(plain: Any) -> ActionFacts:
+    """Return what :func:`facts_to_wire` took apart."""
+    name, action_tag, hard_limit, retry = plain
+    return ActionFacts(name, action_tag, hard_limit, RetryPolicy(**retry))
+
+
+class Zygote:
+    """The loop of the zygote process."""
+
+    def __init__(self, control: socket.socket, slots: Slots, executor: Executor, orders: Orders) -> None:
+        self._control = control
+        self._slots = slots
+        self._executor = executor
+        self._orders = orders
+        self._children: set[int] = set()
+
+    def run(self) -> None:
+        """Load, then serve until the supervisor is gone."""
+        try:
+            facts = self._executor.load()
+        except SidestreamError as error:
+            wire.send(self._control, ("failed", str(error)))
+            return
+        wire.send(self._control, ("ready", [facts_to_wire(f) for f in facts]))
+        wake, woken = socket.socketpair()
+        wake.setblocking(False)
+        signal.set_wakeup_fd(wake.fileno())
+        signal.signal(signal.SIGCHLD, lambda signum, frame: None)
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._control, selectors.EVENT_READ)
+            selector.register(woken, selectors.EVENT_READ)
+            try:
+                while self._step(selector, woken):
+                    pass
+            finally:
+                self._kill_children()
+
+    def _step(self, selector: selectors.BaseSelector, woken: socket.socket) -> bool:
+        for key, _ in selector.select():
+            if key.fileobj is woken:
+                woken.recv(4096)
+                self._reap()
+            elif not self._serve():
+                return False
+        return True
+
+    def _serve(self) -> bool:
+        """Carry out one request; return False when the supervisor is gone."""
+        packet, descriptors, _, _ = socket.recv_fds(self._control, 4096, 1)
+        if not packet:
+            return False
+        slot = int(packet)
+        with socket.socket(fileno=descriptors[0]) as end:
+            pid = self._fork(end, slot)
+        self._children.add(pid)
+        crash_point("zygote.forked")
+        self._tell(("forked", slot, pid))
+        return True
+
+    def _fork(self, end: socket.socket, slot: int) -> int:
+        zygote = os.getpid()
+        pid = os.fork()
+        if pid:
+            return pid
+        die_with_parent(zygote)
+        os.setpgid(0, 0)
+        signal.set_wakeup_fd(-1)
+        for signum in (signal.SIGCHLD, signal.SIGTERM):
+            signal.signal(signum, signal.SIG_DFL)
+        # A terminal's Ctrl-C goes to the supervisor, which decides what happens to running jobs.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        set_nice(self._orders.nice)
+        oom_score_adj(OOM_SCORE)
+        self._control.close()
+        limits = child.ChildLimits(self._orders.max_jobs, self._orders.max_memory_mb)
+        child.serve(end, self._executor, self._slots, slot, limits)
+        raise AssertionError("a child never returns")  # pragma: no cover
+
+    def _reap(self) -> None:
+        while self._children:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            if pid in self._children:
+                self._children.discard(pid)
+                kill_group(pid)
+                self._tell(("exited", pid, status))
+
+    def _tell(self, message: tuple[object, ...]) -> None:
+        try:
+            wire.send(self._control, message)
+        except (BrokenPipeError, ConnectionResetError):
+            log.info("The supervisor is gone.", extra={"action": "zygote_orphaned"})
+
+    def _kill_children(self) -> None:
+        for pid in self._children:
+            kill_group(pid)
+
+
+def kill_group(leader: int) -> None:
+    """Kill the process group that the child ``leader`` led, if anything of it is left."""
+    try:
+        os.killpg(leader, signal.SIGKILL)
+    except (ProcessLookupError, PermissionError):
+        return  # nothing is left of it, or only what changed its user and is not ours to end
+
+
+def serve(control: socket.socket, slots_descriptor: int, orders: Orders, executor: Executor) -> None:
+    """Run the zygote of ``orders`` over inherited descriptors."""
+    os.environ[FAMILY] = orders.supervisor
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(signum, signal.SIG_IGN)  # the supervisor decides; its death is seen as end of file
+    slots = Slots(slots_descriptor, orders.slots)
+    Zygote(control, slots, executor, orders).run()
