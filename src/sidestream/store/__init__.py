@@ -1,0 +1,6 @@
+"""The truth in rows: the only room that knows our PostgreSQL tables.
+
+Every function takes a DB-API cursor of psycopg 3 or psycopg2 whose rows are tuples, runs in whatever transaction that
+cursor has open, and commits nothing. Errors of the driver come out as they are (the caller may need their SQLSTATE);
+:func:`sidestream.store.adapter.translate` turns them into :class:`~sidestream.errors.StoreError`.
+"""

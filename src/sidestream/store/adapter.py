@@ -1,0 +1,108 @@
+"""The one place that tells database errors apart, by SQLSTATE, and that opens connections.
+
+psycopg 3 calls the code ``sqlstate``, psycopg2 ``pgcode``; neither has one when the server was never reached or went
+away without a word. The codes: https://www.postgresql.org/docs/current/errcodes-appendix.html
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import psycopg
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from sidestream.errors import SchemaMismatch, SettingsError, StoreError, StoreUnavailable
+
+SERIALIZATION_FAILURE = "40001"
+DEADLOCK_DETECTED = "40P01"
+LOCK_NOT_AVAILABLE = "55P03"
+CONFLICTS = frozenset({SERIALIZATION_FAILURE, DEADLOCK_DETECTED, LOCK_NOT_AVAILABLE})
+"""PostgreSQL asks for another try of the same transaction."""
+
+# Connection exceptions, wrong password or role, missing database, no resources, shut down or terminated by an
+# administrator, an error in the system below PostgreSQL.
+_UNAVAILABLE_CLASSES = ("08", "28", "3D", "53", "58")
+_UNAVAILABLE = frozenset({"57P01", "57P02", "57P03", "57P05", "25006"})
+# Undefined table, column, function: our tables are gone or of another release.
+_MISMATCH = frozenset({"42P01", "42703", "42883"})
+# Both drivers raise these, without a code, for a server that is not there or a connection that is closed.
+_DRIVER_LOST = frozenset({"OperationalError", "InterfaceError"})
+
+NAME_LIMIT = 63
+"""Longest application name in bytes: PostgreSQL cuts the rest off, and then no session is found by its name."""
+CONNECT_TIMEOUT = 5
+"""Seconds that a connection attempt may take, for each address."""
+_KEEPALIVE = {"keepalives": 1, "keepalives_idle": 5, "keepalives_interval": 2, "keepalives_count": 3}
+# Through options, because Odoo's pool wipes what SET did. The backend of a vanished client notices within a second on
+# this host, and within 11 s when the client's host lost its power: a lock does not outlive its worker (design D7).
+_OPTIONS = {
+    "client_connection_check_interval": "1000",
+    "tcp_keepalives_idle": "5",
+    "tcp_keepalives_interval": "2",
+    "tcp_keepalives_count": "3",
+}
+
+_Connection = TypeVar("_Connection", bound="psycopg.Connection[Any]")
+
+
+def sqlstate(error: BaseException) -> str | None:
+    """Return the five-character code of a driver's error, or None when it has none."""
+    code = getattr(error, "sqlstate", None) or getattr(error, "pgcode", None)
+    return code if isinstance(code, str) else None
+
+
+def translate(error: Exception, doing: str) -> StoreError:
+    """Return what a driver's ``error`` means, for you to raise; ``doing`` says in a few words what failed."""
+    if isinstance(error, StoreError):
+        return error
+    code = sqlstate(error)
+    lines = str(error).strip().splitlines()
+    said = lines[0] if lines else type(error).__name__
+    if code is None:
+        names = {cls.__name__ for cls in type(error).__mro__}
+        if isinstance(error, OSError) or names & _DRIVER_LOST:
+            return StoreUnavailable(f"PostgreSQL does not answer ({doing}): {said}; check that it runs.")
+        return StoreError(f"PostgreSQL was not asked ({doing}): {type(error).__name__}: {said}.")
+    if code[:2] in _UNAVAILABLE_CLASSES or code in _UNAVAILABLE:
+        return StoreUnavailable(f"PostgreSQL cannot be used ({doing}): {said} (SQLSTATE {code}); it is tried again.")
+    if code in _MISMATCH:
+        return SchemaMismatch(f"The Sidestream tables do not fit ({doing}): {said}; run: sidestream init-db")
+    return StoreError(f"PostgreSQL refused ({doing}): {said} (SQLSTATE {code}).")
+
+
+def connect(
+    dsn: str,
+    application_name: str,
+    *,
+    autocommit: bool,
+    connection_class: type[_Connection] = psycopg.Connection,  # type: ignore[assignment]
+    connect_timeout: int = CONNECT_TIMEOUT,
+) -> _Connection:
+    """Open a psycopg 3 connection on which a vanished peer is noticed by both sides; what ``dsn`` says itself wins.
+
+    ``connect_timeout``: seconds for each address. Needs PostgreSQL 14 or later, reached directly or through a pooler in
+    session mode that passes ``options`` on. Settings:
+    https://www.postgresql.org/docs/current/runtime-config-connection.html
+
+    Raises:
+        SettingsError: ``application_name`` is too long, or ``dsn`` cannot be read.
+        StoreUnavailable: Nobody answers there, or does not let us in.
+    """
+    if len(application_name.encode()) > NAME_LIMIT:
+        raise SettingsError(
+            f"The application name {application_name!r} is over {NAME_LIMIT} bytes; use a shorter supervisor name."
+        )
+    try:
+        wanted = conninfo_to_dict(dsn)
+    except psycopg.ProgrammingError:
+        # Neither the text nor its cause is shown: it may hold a password.
+        raise SettingsError("The database URL cannot be read; expected postgresql://user@host:port/database.") from None
+    given = str(wanted.get("options") or "")
+    ours = (f"-c {name}={value}" for name, value in _OPTIONS.items() if name not in given)
+    options = " ".join([*ours, given]).strip()
+    defaults: dict[str, Any] = {**_KEEPALIVE, "connect_timeout": connect_timeout, "tcp_user_timeout": 10_000}
+    conninfo = make_conninfo(**{**defaults, **wanted, "options": options, "application_name": application_name})
+    try:
+        return connection_class.connect(conninfo, autocommit=autocommit)
+    except psycopg.Error as error:
+        raise translate(error, "connecting") from error

@@ -1,0 +1,98 @@
+"""What a person may do to a job: never by waiting for its row (design D8, C9).
+
+A locked row belongs to a job that runs, maybe for an hour. What cannot be written at once becomes a control row, which
+supervisors read; a job with an unhandled one is not opened.
+"""
+
+# ruff: noqa: S608  (every statement is made of this room's own constants; values are bound)
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from sidestream.job.states import State
+from sidestream.store.cursor import Cursor
+from sidestream.store.written import UTC_NOW, Written, compare_and_set, write
+
+__all__ = ["Request", "Written", "cancel", "handled", "pending", "retry", "run_now"]
+
+_CANCEL = compare_and_set(f"state = 'cancelled', ended_at = {UTC_NOW}", "state = 'open'")
+_ASK = """
+    INSERT INTO sidestream_control (job_id, request) SELECT %(id)s::bigint, 'cancel'
+    WHERE NOT EXISTS (SELECT FROM sidestream_control WHERE job_id = %(id)s::bigint AND handled_at IS NULL)"""
+_HANDLE = f"""
+    UPDATE sidestream_control SET handled_at = {UTC_NOW} WHERE id IN (
+        SELECT id FROM sidestream_control WHERE handled_at IS NULL AND %s FOR NO KEY UPDATE SKIP LOCKED)
+    RETURNING id"""
+_HANDLE_ONE = _HANDLE % "id = %(id)s::bigint"
+_HANDLE_JOB = _HANDLE % "job_id = %(id)s::bigint"
+_ENDED_BADLY = frozenset({State.DEAD, State.CANCELLED})
+# The attempts stay: they mark every compare-and-set, and a late writer of an old attempt must not find its mark again.
+_RETRY = compare_and_set(
+    f"""state = 'open', ended_at = NULL, run_at = {UTC_NOW}, forgiven = j.attempts, crashes = 0, suspects = 0,
+        releases = 0, released_since = NULL, reason = NULL""",
+    "state IN ('dead', 'cancelled')",
+)
+_RUN_NOW = compare_and_set(f"run_at = least(j.run_at, {UTC_NOW})", "state = 'open'")
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A control row that nobody handled yet."""
+
+    id: int
+    job_id: int
+    #: What is asked; this release knows "cancel".
+    request: str
+    #: Aware, UTC.
+    asked_at: datetime
+    #: What the job's row says now; None when it is gone.
+    state: State | None
+
+
+def cancel(cur: Cursor, id: int, *, request: bool = True) -> Written:  # noqa: A002
+    """Cancel an open job, or ask for it: ``locked`` means that a control row says so and a supervisor has to act.
+
+    A job that commits its effect before that stays done. ``request`` False only tries, without asking.
+    """
+    written = write(cur, _CANCEL, {"id": id})
+    if written.locked and request:
+        cur.execute(_ASK, {"id": id})
+    return written
+
+
+def retry(cur: Cursor, id: int) -> Written:  # noqa: A002
+    """Open a dead or cancelled job again, due now, its failures forgiven; ``moved`` means that it is open already.
+
+    It has its old id, but no place in its key's line is promised to it.
+    """
+    written = write(cur, _RETRY, {"id": id}, expected=_ENDED_BADLY)
+    if written.ours:
+        cur.execute(_HANDLE_JOB, {"id": id})
+    return written
+
+
+def run_now(cur: Cursor, id: int) -> Written:  # noqa: A002
+    """Make an open job due now; ``locked`` means that another session has it, so it most likely runs."""
+    return write(cur, _RUN_NOW, {"id": id})
+
+
+def pending(cur: Cursor, limit: int = 1000) -> list[Request]:
+    """Return up to ``limit`` requests that nobody handled, oldest first."""
+    cur.execute(
+        """SELECT c.id, c.job_id, c.request, c.asked_at, j.state
+           FROM sidestream_control c LEFT JOIN sidestream_job j ON j.id = c.job_id
+           WHERE c.handled_at IS NULL ORDER BY c.id LIMIT %(limit)s::integer""",
+        {"limit": limit},
+    )
+    return [
+        Request(found, job_id, request, asked_at.replace(tzinfo=UTC), None if state is None else State(state))
+        for found, job_id, request, asked_at, state in cur.fetchall()
+    ]
+
+
+def handled(cur: Cursor, control_id: int) -> bool:
+    """Mark a request as handled; False when somebody else did, or does so at this moment."""
+    cur.execute(_HANDLE_ONE, {"id": control_id})
+    return cur.fetchone() is not None

@@ -1,0 +1,250 @@
+"""The read side: no statement here locks a row or waits for one."""
+
+# ruff: noqa: S608  (every statement is made of this room's own constants; values are bound)
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+from uuid import UUID
+
+from sidestream.job.states import State
+from sidestream.store.attempts import Attempt, of_job
+from sidestream.store.cursor import Cursor
+from sidestream.store.opening import standing_before
+from sidestream.store.rows import StoredJob
+from sidestream.store.written import UTC_NOW
+
+CHUNK = 32_768
+"""How many ids one chunk has; the same as :data:`sidestream.broker.protocol.CHUNK`."""
+FEW = 5_000
+"""Overdue rows up to which :func:`overdue` finds them by their time; of more, some are met soon in order of ids."""
+
+_STORED = "j.id, j.action, j.queue, j.key, j.run_at, j.attempts"
+_OPEN_AND_DUE = f"""
+    SELECT {_STORED} FROM unnest(%(queues)s::text[]) AS wanted (queue) CROSS JOIN LATERAL (
+        SELECT * FROM sidestream_job job
+        WHERE job.state = 'open' AND job.queue = wanted.queue AND job.run_at <= {UTC_NOW}
+        AND job.id <> ALL (%(excluded)s::bigint[]) AND NOT ({standing_before("job")})
+        ORDER BY job.run_at, job.id LIMIT %(limit)s::integer) j
+    ORDER BY j.run_at, j.id LIMIT %(limit)s::integer"""
+_OPEN_IN_CHUNK = f"""
+    SELECT {_STORED} FROM sidestream_job j
+    WHERE j.state = 'open' AND j.id > greatest(%(after)s::bigint, %(first)s::bigint - 1)
+    AND j.id < %(first)s::bigint + {CHUNK} AND j.run_at <= coalesce(%(until)s::timestamp, 'infinity')"""
+# Redis counts bits from each byte's most significant one, get_bit from its least significant one.
+_UNPUBLISHED = f"""
+    {_OPEN_IN_CHUNK}
+    AND CASE WHEN j.id - %(first)s::bigint < length(%(known)s::bytea) * 8
+        THEN get_bit(%(known)s::bytea, (j.id - %(first)s::bigint) # 7) = 0 ELSE true END
+    ORDER BY j.id LIMIT %(limit)s::integer"""
+# One index probe a chunk that has open rows, however many rows are in it.
+_OPEN_CHUNKS = f"""
+    WITH RECURSIVE chunk AS (
+        (SELECT id / {CHUNK} AS number FROM sidestream_job WHERE state = 'open' ORDER BY id LIMIT 1)
+        UNION ALL
+        SELECT (SELECT id / {CHUNK} FROM sidestream_job
+                WHERE state = 'open' AND id >= (chunk.number + 1) * {CHUNK} ORDER BY id LIMIT 1)
+        FROM chunk WHERE chunk.number IS NOT NULL)
+    SELECT number FROM chunk WHERE number IS NOT NULL"""
+# What is due is few rows of many (the rest waits for a later day), or many of them, or both are few.
+_FEW_OVERDUE = f"""
+    WITH RECURSIVE queues AS (
+        (SELECT queue FROM sidestream_job WHERE state = 'open' ORDER BY queue LIMIT 1)
+        UNION ALL
+        SELECT (SELECT queue FROM sidestream_job WHERE state = 'open' AND queue > queues.queue ORDER BY queue LIMIT 1)
+        FROM queues WHERE queues.queue IS NOT NULL)
+    SELECT array_agg(id) FROM (
+        SELECT due.id FROM queues CROSS JOIN LATERAL (
+            SELECT id FROM sidestream_job WHERE state = 'open' AND queue = queues.queue
+            AND run_at < {UTC_NOW} - %(older)s::float8 * interval '1 second' LIMIT {FEW + 1}) due
+        LIMIT {FEW + 1}) few"""
+_OVERDUE_AMONG = f"""
+    SELECT {_STORED} FROM sidestream_job j
+    WHERE j.state = 'open' AND j.id > %(after)s::bigint AND j.id = ANY (%(few)s::bigint[])
+    ORDER BY j.id LIMIT %(limit)s::integer"""
+_OVERDUE = f"""
+    SELECT {_STORED} FROM sidestream_job j
+    WHERE j.state = 'open' AND j.id > %(after)s::bigint
+    AND j.run_at < {UTC_NOW} - %(older)s::float8 * interval '1 second'
+    ORDER BY j.id LIMIT %(limit)s::integer"""
+_COUNTS = f"""
+    SELECT queue, count(*) FILTER (WHERE state = 'open' AND run_at <= {UTC_NOW}),
+           count(*) FILTER (WHERE state = 'open' AND run_at > {UTC_NOW} AND attempts = 0),
+           count(*) FILTER (WHERE state = 'open' AND run_at > {UTC_NOW} AND attempts > 0),
+           count(*) FILTER (WHERE state = 'dead'), count(*) FILTER (WHERE state = 'cancelled')
+    FROM (SELECT queue, state, run_at, attempts FROM sidestream_job WHERE state = 'open'
+          UNION ALL
+          SELECT queue, state, run_at, attempts FROM sidestream_job WHERE state IN ('dead', 'cancelled')) counted
+    GROUP BY queue ORDER BY queue"""
+_SEEN = f"""
+    j.id, j.uuid::text, j.action, j.queue, j.key, j.state, j.created_at, j.run_at, j.ended_at, j.attempts,
+    j.forgiven, j.crashes, j.suspects, j.releases, j.error, j.reason, j.run_at <= {UTC_NOW},
+    EXISTS (SELECT FROM sidestream_control c WHERE c.job_id = j.id AND c.handled_at IS NULL)"""
+
+
+class QueueCounts(NamedTuple):
+    """How many rows of a queue are in which state; done ones are not counted, there may be millions."""
+
+    queue: str
+    #: Open and due.
+    due: int
+    #: Open, not due, never tried.
+    scheduled: int
+    #: Open, not due, tried before.
+    retrying: int
+    dead: int
+    cancelled: int
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A row as a person sees it, without its arguments. Moments are aware, in UTC."""
+
+    id: int
+    #: Of a direct job; None for others.
+    uuid: UUID | None
+    action: str
+    queue: str
+    key: str | None
+    state: State
+    created_at: datetime
+    run_at: datetime
+    ended_at: datetime | None
+    #: Starts that failed or crashed.
+    attempts: int
+    #: How many of them a person's retry wrote off.
+    forgiven: int
+    crashes: int
+    suspects: int
+    releases: int
+    #: Of the last failure.
+    error: str | None
+    #: Of the last release that was counted.
+    reason: str | None
+    #: Whether ``run_at`` has come.
+    due: bool
+    #: Whether a person asked to cancel it and no supervisor has done so yet.
+    cancelling: bool
+
+
+def open_and_due(cur: Cursor, queues: Sequence[str], limit: int, *, excluded: Sequence[int] = ()) -> list[StoredJob]:
+    """Return up to ``limit`` jobs that could be opened now, oldest due first, ties by id, without the ``excluded`` ids.
+
+    Candidates only: running ones are among them, and :func:`~sidestream.store.opening.open_job` decides. Jobs behind
+    another of their key are left out, so that a long line does not hide what waits behind it. In READ COMMITTED.
+    """
+    cur.execute(_OPEN_AND_DUE, {"queues": list(dict.fromkeys(queues)), "limit": limit, "excluded": list(excluded)})
+    return _stored(cur.fetchall())
+
+
+def open_in_chunk(cur: Cursor, chunk: int, until: datetime | None = None) -> list[StoredJob]:
+    """Return the open rows with ids from ``chunk * CHUNK``, by id; only those due by ``until`` (aware)."""
+    cur.execute(f"{_OPEN_IN_CHUNK} ORDER BY j.id", {"first": chunk * CHUNK, "after": -1, "until": _naive(until)})
+    return _stored(cur.fetchall())
+
+
+def unpublished(
+    cur: Cursor, chunk: int, known: bytes, after_id: int = 0, until: datetime | None = None, limit: int = 500
+) -> list[StoredJob]:
+    """Return up to ``limit`` open rows of the chunk whose bit in ``known`` is unset, with ids above ``after_id``.
+
+    ``known`` is read from the broker *before* this (C1): most significant bit first, maybe shorter than the chunk.
+    ``until``: only what is due by then (aware).
+    """
+    parameters = {"first": chunk * CHUNK, "after": after_id, "until": _naive(until), "known": known, "limit": limit}
+    cur.execute(_UNPUBLISHED, parameters)
+    return _stored(cur.fetchall())
+
+
+def open_chunks(cur: Cursor) -> list[int]:
+    """Return the numbers of the chunks that have open rows, ascending."""
+    cur.execute(_OPEN_CHUNKS)
+    return [number for (number,) in cur.fetchall()]
+
+
+def overdue(cur: Cursor, older_than_s: float, after_id: int = 0, limit: int = 500) -> list[StoredJob]:
+    """Return up to ``limit`` open rows due for over ``older_than_s`` seconds, with ids above ``after_id``, by id.
+
+    Neither a million jobs that wait for a later day nor a million that are overdue make it slow.
+    """
+    parameters = {"older": older_than_s, "after": after_id, "limit": limit}
+    cur.execute(_FEW_OVERDUE, parameters)
+    few = cur.fetchone()[0] or []
+    if len(few) <= FEW:
+        cur.execute(_OVERDUE_AMONG, {**parameters, "few": few})
+    else:
+        cur.execute(_OVERDUE, parameters)
+    return _stored(cur.fetchall())
+
+
+def counts(cur: Cursor) -> list[QueueCounts]:
+    """Return the counts of every queue that has open, dead or cancelled rows, by name."""
+    cur.execute(_COUNTS)
+    return [QueueCounts(*row) for row in cur.fetchall()]
+
+
+def page(
+    cur: Cursor,
+    state: State | str | None = None,
+    queue: str | None = None,
+    before_id: int | None = None,
+    limit: int = 50,
+) -> list[Row]:
+    """Return up to ``limit`` rows, newest first; the next page begins before the last one's id.
+
+    ``state`` and ``queue`` narrow it down; None means all.
+    """
+    conditions = ["true"]
+    if state is not None:
+        # Written out, not bound: only then does the planner see that a partial index has exactly these rows.
+        conditions.append(f"j.state = '{State(state).value}'")
+    if queue is not None:
+        conditions.append("j.queue = %(queue)s::text")
+    if before_id is not None:
+        conditions.append("j.id < %(before)s::bigint")
+    cur.execute(
+        f"SELECT {_SEEN} FROM sidestream_job j WHERE {' AND '.join(conditions)} "
+        "ORDER BY j.id DESC LIMIT %(limit)s::integer",
+        {"queue": queue, "before": before_id, "limit": limit},
+    )
+    return [_row(*row) for row in cur.fetchall()]
+
+
+def job(cur: Cursor, id: int) -> tuple[Row, str, list[Attempt]] | None:  # noqa: A002
+    """Return one row, its payload (JSON) and its attempts, oldest first; None when it is missing."""
+    cur.execute(f"SELECT payload, {_SEEN} FROM sidestream_job j WHERE j.id = %(id)s::bigint", {"id": id})
+    found = cur.fetchone()
+    if found is None:
+        return None
+    payload, *row = found
+    return _row(*row), payload, of_job(cur, id)
+
+
+def _stored(rows: Sequence[Any]) -> list[StoredJob]:
+    return [
+        StoredJob(row_id, action, queue, key, run_at.replace(tzinfo=UTC), attempts)
+        for row_id, action, queue, key, run_at, attempts in rows
+    ]
+
+
+def _row(*columns: Any) -> Row:
+    row_id, uuid, action, queue, key, state, created_at, run_at, ended_at, *rest = columns
+    return Row(
+        row_id,
+        None if uuid is None else UUID(uuid),
+        action,
+        queue,
+        key,
+        State(state),
+        created_at.replace(tzinfo=UTC),
+        run_at.replace(tzinfo=UTC),
+        None if ended_at is None else ended_at.replace(tzinfo=UTC),
+        *rest,
+    )
+
+
+def _naive(moment: datetime | None) -> datetime | None:
+    return None if moment is None else moment.astimezone(UTC).replace(tzinfo=None)

@@ -1,0 +1,54 @@
+"""Forget what ended long ago, in bounded steps."""
+
+# ruff: noqa: S608  (every statement is made of this room's own constants; values are bound)
+
+from __future__ import annotations
+
+from sidestream.store.cursor import Cursor
+from sidestream.store.written import UTC_NOW
+
+# Rows end after they were made, and ids are given roughly in the order of making: so the old ones lie below an id that
+# is found by halving, and no index on the time of ending has to be written for every job.
+_NEXT = "SELECT id, created_at < {cutoff} FROM sidestream_job WHERE id >= %(id)s::bigint ORDER BY id LIMIT 1"
+_CUTOFF = f"({UTC_NOW} - %(days)s::float8 * interval '1 day')"
+_PRUNE = f"""
+    WITH old AS MATERIALIZED (
+        SELECT id FROM sidestream_job
+        WHERE id < %(below)s::bigint AND CASE state
+            WHEN 'done' THEN ended_at < {UTC_NOW} - %(done)s::float8 * interval '1 day'
+            WHEN 'cancelled' THEN ended_at < {UTC_NOW} - %(done)s::float8 * interval '1 day'
+            WHEN 'dead' THEN ended_at < {UTC_NOW} - %(dead)s::float8 * interval '1 day'
+            ELSE false END
+        ORDER BY id LIMIT %(limit)s::integer FOR UPDATE SKIP LOCKED),
+    attempts AS (DELETE FROM sidestream_attempt WHERE job_id IN (SELECT id FROM old)),
+    controls AS (DELETE FROM sidestream_control WHERE job_id IN (SELECT id FROM old)),
+    pruned AS (DELETE FROM sidestream_job WHERE id IN (SELECT id FROM old) RETURNING id)
+    SELECT count(*) FROM pruned"""
+
+
+def prune(cur: Cursor, done_days: float, dead_days: float | None, limit: int) -> int:
+    """Delete up to ``limit`` rows, with their attempts, and return how many; call again while it returns ``limit``.
+
+    Done and cancelled ones go ``done_days`` days after their end, dead ones after ``dead_days`` (None keeps them for
+    ever). Open ones stay. Rows that somebody has locked are skipped, so nobody waits.
+    """
+    days = done_days if dead_days is None else min(done_days, dead_days)
+    below = _first_younger(cur, days)
+    cur.execute(_PRUNE, {"below": below, "done": done_days, "dead": dead_days, "limit": limit})
+    return int(cur.fetchone()[0])
+
+
+def _first_younger(cur: Cursor, days: float) -> int:
+    """Return an id such that rows made more than ``days`` days ago lie below it, but for overlapping transactions."""
+    cur.execute("SELECT coalesce(min(id), 0), coalesce(max(id), -1) + 1 FROM sidestream_job")
+    low, high = cur.fetchone()
+    statement = _NEXT.format(cutoff=_CUTOFF)
+    while low < high:
+        middle = (low + high) // 2
+        cur.execute(statement, {"id": middle, "days": days})
+        row = cur.fetchone()
+        if row is not None and row[1]:
+            low = row[0] + 1
+        else:
+            high = middle
+    return int(low)
