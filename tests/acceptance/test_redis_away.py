@@ -1,0 +1,126 @@
+"""Redis emptied, set back, away or frozen: rows decide, and nothing is lost or doubled (promises 1, 3 and 5)."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from tests.chaos.away import JOBS_PER_SECOND, away
+from tests.chaos.world import LEASE, PATIENCE, World
+
+OPEN_JOBS = 10_000
+AWAY = float(os.environ.get("CHAOS_AWAY", "20"))
+"""Seconds that Redis is away; ``make chaos`` takes 600 with ``--away``."""
+
+
+@pytest.fixture
+def world() -> Iterator[World]:
+    """One supervisor with one child: what it runs keeps everything else waiting."""
+    with World(supervisors=1, children=1, seed="away") as world:
+        yield world
+
+
+def test_ten_thousand_open_jobs_are_published_again_within_10_seconds_of_flushall(world: World) -> None:
+    world.start_workers()
+    hold_the_child(world, 12.0)
+    enqueue_many(world, OPEN_JOBS)
+    world.wait_until(lambda: references(world) >= OPEN_JOBS, "all jobs are published")
+    world.redis.client().flushall()
+    flushed = time.monotonic()
+    world.wait_until(lambda: references(world) >= OPEN_JOBS, "all jobs are published again")
+    took = time.monotonic() - flushed
+    print(f"{OPEN_JOBS} open jobs were published again {took:.2f} s after FLUSHALL")
+    assert took < 10
+    each_ran_once(world)
+
+
+def test_ten_thousand_open_jobs_survive_a_redis_that_is_set_back(world: World) -> None:
+    world.start_workers()
+    hold_the_child(world, 15.0)
+    enqueue_many(world, OPEN_JOBS // 2)
+    world.wait_until(lambda: references(world) >= OPEN_JOBS // 2, "the first half is published")
+    world.redis.stop()
+    old, now = world.folder / "old-dump", world.redis.folder
+    shutil.copytree(now / "appendonlydir", old)
+    world.redis.start()
+    enqueue_many(world, OPEN_JOBS // 2)
+    world.wait_until(lambda: references(world) >= OPEN_JOBS, "both halves are published")
+    world.redis.kill()
+    shutil.rmtree(now / "appendonlydir")
+    shutil.copytree(old, now / "appendonlydir")
+    for path in (now / "appendonlydir", *(now / "appendonlydir").iterdir()):
+        world.redis.give(path)
+    world.redis.start()
+    restarted = time.monotonic()
+    world.wait_until(lambda: references(world) >= OPEN_JOBS, "what the dump does not know is published again")
+    took = time.monotonic() - restarted
+    print(f"{OPEN_JOBS // 2} jobs that the older dump did not know were published again after {took:.2f} s")
+    assert took < 10
+    each_ran_once(world)
+
+
+def test_work_goes_on_while_redis_is_away_and_nothing_runs_twice_after() -> None:
+    with World(seed="away") as world:
+        found = away(world, AWAY)
+    assert found.promised >= (AWAY - 6) * JOBS_PER_SECOND * 0.5, "too little traffic to prove anything"
+    assert found.missing == 0, f"{found.missing} of {found.promised} jobs waited for Redis"
+    assert not found.verdict.violations, str(found.verdict)
+
+
+def test_a_frozen_redis_takes_no_live_job_from_its_worker() -> None:
+    with World(seed="frozen", children=1) as world:
+        world.start_workers()
+        for worker in world.workers:
+            world.wait_for_children(worker)
+        jobs = [world.enqueue("kill.sleep", f"long-{number}", 5 * LEASE) for number in range(2)]
+        for _ in jobs:
+            world.events.next(PATIENCE, "start")
+        world.redis.freeze()
+        time.sleep(3 * LEASE)  # three leases in which nobody could renew
+        world.redis.thaw()
+        ended = [world.events.next(PATIENCE) for _ in jobs]
+        assert sorted(words[:2] for words in ended) == [["ended", "long-0"], ["ended", "long-1"]]
+        world.wait_for("SELECT bool_and(state = 'done') FROM sidestream_job WHERE id = ANY(%s)", jobs)
+        assert world.query("SELECT token, count(*) FROM ledger GROUP BY 1 ORDER BY 1") == [("long-0", 1), ("long-1", 1)]
+        assert world.query("SELECT sum(attempts), sum(crashes) FROM sidestream_job") == [(0, 0)]
+        assert not world.events.drain(), "a job was started twice"
+
+
+def hold_the_child(world: World, seconds: float) -> None:
+    """Occupy the only child, so that what is enqueued next stays open."""
+    world.wait_for_children(world.workers[0])
+    world.enqueue("kill.sleep", "holder", seconds)
+    world.events.next(PATIENCE, "start", "holder")
+
+
+def enqueue_many(world: World, count: int) -> None:
+    """Enqueue ``count`` jobs in one transaction."""
+    with world.jobs().transaction(world.connection()) as tx:
+        [(first,)] = world.connection().execute("SELECT count(*) FROM promised").fetchall()
+        tokens = [f"many-{number}" for number in range(first, first + count)]
+        ids = tx.enqueue_many([world.jobs().job("chaos.effect", (token, None, {})) for token in tokens])
+        with world.connection().cursor() as cursor:
+            cursor.executemany(
+                "INSERT INTO promised (token, job_id) VALUES (%s, %s)", list(zip(tokens, ids, strict=True))
+            )
+
+
+def references(world: World) -> int:
+    """Return how many references Redis holds, wherever they wait."""
+    client = world.redis.client()
+    waiting = sum(client.zcard(key) for kind in ("ready", "delayed") for key in client.scan_iter(f"*:{kind}:*"))
+    return int(waiting + sum(client.hlen(key) for key in client.scan_iter("*:flight")))
+
+
+def each_ran_once(world: World) -> None:
+    """Wait for the end of all jobs: each has one effect, the one that was held ran undisturbed."""
+    world.wait_for("SELECT NOT EXISTS (SELECT FROM sidestream_job WHERE state = 'open')", patience=2 * PATIENCE)
+    assert world.query("SELECT DISTINCT state FROM sidestream_job") == [("done",)]
+    missing = "SELECT count(*) FROM promised p WHERE NOT EXISTS (SELECT FROM ledger l WHERE l.token = p.token)"
+    assert world.query(missing) == [(0,)]
+    assert world.query("SELECT token FROM ledger GROUP BY token HAVING count(*) > 1") == []
+    assert [words[1] for words in world.events.drain() if words[0] == "start"] == []

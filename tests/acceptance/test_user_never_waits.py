@@ -1,0 +1,112 @@
+"""Promise 8: Redis stopped, frozen, behind a black hole or unresolvable costs a user 200 ms, once per process."""
+
+from __future__ import annotations
+
+import socket
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+
+import psycopg
+import pytest
+
+from sidestream import Jobs, Settings
+from sidestream.store import schema
+from sidestream.testing.servers import PostgresServer, RedisServer
+
+ONCE = 0.2
+"""Most seconds that the first commit may take longer."""
+LATER = 0.005
+"""Most seconds that each following one may take longer."""
+MACHINE = 0.03
+"""Seconds for which a busy machine may leave any process waiting; they are not the queue's."""
+COMMITS = 40
+
+
+@contextmanager
+def stopped() -> Iterator[str]:
+    """Nobody listens on the port."""
+    with RedisServer() as server:
+        url = server.tcp_url
+        server.stop()
+        yield url
+
+
+@contextmanager
+def frozen() -> Iterator[str]:
+    """The kernel accepts the connection, the server never answers."""
+    with RedisServer() as server:
+        server.freeze()
+        yield server.tcp_url
+
+
+@contextmanager
+def frozen_later() -> Iterator[str]:
+    """As frozen, over the unix socket."""
+    with RedisServer() as server:
+        server.freeze()
+        yield server.url
+
+
+@contextmanager
+def black_hole() -> Iterator[str]:
+    """A port whose queue of connections is full: packets to it are dropped, as a firewall drops them."""
+    with ExitStack() as stack:
+        hole = stack.enter_context(socket.socket())
+        hole.bind(("127.0.0.1", 0))
+        hole.listen(0)
+        for _ in range(4):
+            filler = stack.enter_context(socket.socket())
+            filler.setblocking(False)
+            filler.connect_ex(hole.getsockname())
+        yield f"redis://127.0.0.1:{hole.getsockname()[1]}/0"
+
+
+@contextmanager
+def unresolvable() -> Iterator[str]:
+    """A name that no server knows (RFC 2606 reserves .invalid)."""
+    yield "redis://queue.sidestream.invalid:6379/0"
+
+
+@pytest.fixture(scope="module")
+def dsn() -> Iterator[str]:
+    """A database with the schema, on a server that does not wait for its disk."""
+    with PostgresServer(fsync=False) as server:
+        dsn = server.create_database("shop")
+        with psycopg.connect(dsn) as connection:
+            schema.install(connection.cursor())
+        yield dsn
+
+
+@pytest.mark.parametrize("outage", [stopped, frozen, frozen_later, black_hole, unresolvable])
+def test_a_request_waits_200_ms_once_and_then_not_at_all(dsn: str, outage: Callable[[], Iterator[str]]) -> None:
+    with outage() as url, psycopg.connect(dsn) as connection:  # type: ignore[attr-defined]
+        jobs = Jobs(Settings(database_url=dsn, redis_url=url))
+        plain = statistics.median(_commit_alone(jobs, connection) for _ in range(COMMITS))
+        first, *later = [_commit(jobs, connection) - plain for _ in range(COMMITS + 1)]
+        closing = time.monotonic()
+        jobs.close()
+        closed = time.monotonic() - closing
+        print(f"{outage.__name__}: first {first * 1e3:.1f} ms, then p50 {statistics.median(later) * 1e3:.2f} ms, "
+              f"most {max(later) * 1e3:.2f} ms more than the {plain * 1e3:.2f} ms of the commit; close {closed:.2f} s")  # fmt: skip
+        assert first < ONCE + MACHINE
+        assert statistics.median(later) < LATER
+        assert max(later) < LATER + MACHINE
+        assert connection.execute("SELECT count(*) FROM sidestream_job").fetchall()[0][0] >= 2 * COMMITS
+
+
+def _commit(jobs: Jobs, connection: psycopg.Connection[tuple[object, ...]]) -> float:
+    """Enqueue one job as a request does; return the seconds that it took."""
+    started = time.monotonic()
+    with jobs.transaction(connection) as tx:
+        tx.enqueue("mail.send", (1,))
+    return time.monotonic() - started
+
+
+def _commit_alone(jobs: Jobs, connection: psycopg.Connection[tuple[object, ...]]) -> float:
+    """The same row and the same commit, and nothing else."""
+    started = time.monotonic()
+    jobs.enqueue("mail.send", (1,), connection=connection)
+    connection.commit()
+    return time.monotonic() - started

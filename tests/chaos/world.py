@@ -1,0 +1,316 @@
+"""Servers, workers and a producer of their own, and what restarts them when they were killed.
+
+A world is one machine in small: a PostgreSQL, a Redis with ``appendfsync always``, one or two supervisors restarted as
+systemd would, a producer. Everything lives in one temporary folder, every process dies with the harness.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import psycopg
+
+from sidestream import Jobs, Settings
+from sidestream.process import reaches
+from sidestream.store import schema
+from sidestream.testing.server_process import popen, unprivileged
+from sidestream.testing.servers import PostgresServer, RedisServer
+from tests.chaos import ledger, processes
+from tests.chaos.app import actions
+from tests.chaos.harness import Events, Harness
+
+ROOT = Path(__file__).resolve().parents[2]
+_NOBODY = unprivileged(("nobody",))
+USER = _NOBODY if _NOBODY is not None and reaches(_NOBODY, ROOT) else None
+"""Who workers and producers run as: not root, where we are root and that user can read the code."""
+LEASE = 2.0
+RENEW = 0.4
+PATIENCE = 60.0
+"""Seconds that anything which has to happen may take on a busy machine."""
+
+
+@dataclass
+class Program:
+    """One process that is restarted when it was killed."""
+
+    name: str
+    command: Sequence[str]
+    environment: Mapping[str, str]
+    log: Path
+    process: subprocess.Popen[bytes] | None = None
+    starts: int = 0
+    #: Environment for the next start only.
+    extra: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def pid(self) -> int:
+        """Its pid, 0 when it does not run."""
+        return self.process.pid if self.process is not None and self.process.poll() is None else 0
+
+    def start(self) -> None:
+        """Start it unless it runs."""
+        if self.pid:
+            return
+        with self.log.open("ab") as log:
+            self.process = popen(
+                self.command, USER, ROOT, output=log.fileno(), environment={**self.environment, **self.extra}
+            )
+        self.starts += 1
+
+    def tree(self) -> list[int]:
+        """Return its processes, itself first."""
+        return processes.tree(self.pid) if self.pid else []
+
+    def terminate(self, patience: float) -> int | None:
+        """Ask it to end and return its exit code; None when it had to be killed after ``patience`` seconds."""
+        if self.process is None:
+            return 0
+        if self.pid:
+            self.process.send_signal(signal.SIGTERM)
+        try:
+            return self.process.wait(patience)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            return None
+
+    def kill(self) -> None:
+        """Kill it and everything below it."""
+        processes.kill(*self.tree())
+        if self.process is not None:
+            self.process.wait()
+
+
+class World:
+    """See the head of this file. Use it as a context manager."""
+
+    def __init__(
+        self,
+        *,
+        supervisors: int = 2,
+        children: int = 2,
+        hosts: int = 1,
+        seed: str = "0",
+        settings: Mapping[str, str] | None = None,
+    ) -> None:
+        """``hosts``: over how many data folders the supervisors are spread; ``settings``: more environment."""
+        self.folder = Path(tempfile.mkdtemp(prefix="sidestream-chaos-"))
+        self.folder.chmod(0o777)
+        self.seed = seed
+        self.postgres = PostgresServer(self.folder / "postgres", fsync=False)
+        self.redis = RedisServer(self.folder / "redis", appendfsync="always")
+        self.harness = Harness(self.folder / "crash")
+        self.events = Events(self.folder / "events")
+        self._supervisors = supervisors
+        self._hosts = hosts
+        self._children = children
+        self._settings = dict(settings or {})
+        self._connection: psycopg.Connection[Any] | None = None
+        self._jobs: Jobs | None = None
+        self.dsn = ""
+        self.workers: list[Program] = []
+        self.producer: Program | None = None
+
+    def __enter__(self) -> Self:
+        try:
+            self._set_up()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _set_up(self) -> None:
+        for name in (ledger.ACCEPTED, ledger.PLAIN):
+            (self.folder / name).touch()
+            self.give(self.folder / name)
+        self.postgres.start()
+        self.redis.start()
+        self.dsn = self.postgres.create_database("chaos")
+        with self.connection().cursor() as cursor:
+            schema.install(cursor)
+        ledger.install(self.connection())
+        self.connection().commit()
+        for number in range(self._supervisors):
+            self.workers.append(self._worker(number))
+
+    def give(self, path: Path) -> None:
+        """Make ``path`` the workers' own."""
+        if USER is not None:
+            os.chown(path, USER.uid, USER.gid)
+
+    def environment(self) -> dict[str, str]:
+        """Return what every process of this world is told."""
+        return {
+            "SIDESTREAM_DATABASE_URL": self.dsn,
+            "SIDESTREAM_REDIS_URL": self.redis.url,
+            "SIDESTREAM_APP": "tests.chaos.app:actions",
+            "SIDESTREAM_CHILDREN": str(self._children),
+            "SIDESTREAM_LEASE": str(LEASE),
+            "SIDESTREAM_RENEW": str(RENEW),
+            "SIDESTREAM_CAREFUL_SECONDS": "0.7",
+            "SIDESTREAM_SIGNING_KEYS": "chaos:0123456789abcdef0123456789abcdef",
+            "SIDESTREAM_CRASH_SOCKET": str(self.harness.path),
+            "SIDESTREAM_DATA_DIR": str(self.folder),
+            "SIDESTREAM_USER": "none",  # they are started as USER already
+            "CHAOS_FOLDER": str(self.folder),
+            "CHAOS_SEED": self.seed,
+            "PYTHONPATH": os.pathsep.join(filter(None, (os.environ.get("PYTHONPATH"), str(ROOT)))),
+            **self._settings,
+        }
+
+    def connection(self) -> psycopg.Connection[Any]:
+        """Return the harness's own session, opened again after PostgreSQL was killed."""
+        if self._connection is None or self._connection.closed or self._connection.broken:
+            self._connection = psycopg.connect(self.dsn, application_name="harness")
+        return self._connection
+
+    def query(self, query: str, *parameters: object) -> list[tuple[Any, ...]]:
+        """Return the rows of ``query``."""
+        rows = self.connection().execute(query, parameters).fetchall()
+        self.connection().commit()
+        return rows
+
+    def execute(self, statement: str, *parameters: object) -> None:
+        """Execute and commit ``statement``."""
+        self.connection().execute(statement, parameters)
+        self.connection().commit()
+
+    def wait_for(
+        self,
+        question: str,
+        *parameters: object,
+        patience: float = PATIENCE,
+        meanwhile: Callable[[], object] = lambda: None,
+    ) -> None:
+        """Wait until the one value that ``question`` selects is true; ``meanwhile`` is called between two looks."""
+        deadline = time.monotonic() + patience
+        while not self.query(question, *parameters)[0][0]:
+            if time.monotonic() > deadline:
+                raise AssertionError(f"Not true after {patience:g} s: {question} with {parameters}\n{self.logs()}")
+            meanwhile()
+            time.sleep(0.01)
+
+    def wait_until(self, true: Callable[[], bool], what: str, patience: float = PATIENCE) -> None:
+        """Wait until ``true()``; fail saying that ``what`` never came true."""
+        deadline = time.monotonic() + patience
+        while not true():
+            if time.monotonic() > deadline:
+                raise AssertionError(f"After {patience:g} s it is still not so that {what}.\n{self.logs()}")
+            time.sleep(0.02)
+
+    def enqueue(self, action: str, *args: object, key: str | None = None) -> int:
+        """Enqueue one job in a transaction of its own and return its id."""
+        with self.jobs().transaction(self.connection()) as tx:
+            return tx.enqueue(action, args, key=key)
+
+    def jobs(self) -> Jobs:
+        """Return the harness's own client."""
+        if self._jobs is None:
+            self._jobs = Jobs(Settings(database_url=self.dsn, redis_url=self.redis.url), actions=actions)
+        return self._jobs
+
+    def forget_connection(self) -> None:
+        """Drop our session: PostgreSQL was killed under it."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def arm(self, point: str, every: int) -> None:
+        """Let every process that is started from now on stop at each ``every``-th passage of ``point``."""
+        for program in (*self.workers, self.producer):
+            if program is not None:
+                program.extra["SIDESTREAM_CRASH_AT"] = f"{point}:{every}"
+
+    def start_workers(self) -> None:
+        """Start every supervisor that does not run."""
+        for worker in self.workers:
+            worker.start()
+
+    def add_producer(self, traffic: Mapping[str, float], pace: float = 0.005) -> Program:
+        """Define the producer with the weights ``traffic``; start it yourself."""
+        environment = {**self.environment(), "CHAOS_TRAFFIC": json.dumps(dict(traffic)), "CHAOS_PACE": str(pace)}
+        command = [sys.executable, "-m", "tests.chaos.producer"]
+        self.producer = Program("producer", command, environment, self.folder / "producer.log")
+        return self.producer
+
+    def zygote(self, worker: Program) -> int:
+        """Return the pid of the zygote of ``worker``, 0 when it has none."""
+        tree = worker.tree()
+        return tree[1] if len(tree) > 1 else 0
+
+    def children(self, worker: Program) -> list[int]:
+        """Return the pids of the children of ``worker``."""
+        zygote = self.zygote(worker)
+        return [pid for pid in worker.tree() if zygote and processes.parent(pid) == zygote]
+
+    def wait_for_children(self, worker: Program, patience: float = PATIENCE) -> list[int]:
+        """Wait until ``worker`` has all its children and return their pids."""
+        deadline = time.monotonic() + patience
+        while time.monotonic() < deadline:
+            if len(found := self.children(worker)) == self._children:
+                return found
+            if not worker.pid:
+                break
+            time.sleep(0.02)
+        raise AssertionError(f"{worker.name} has no children; its log ends with:\n{self.last_words(worker)}")
+
+    def dead_direct(self) -> set[str]:
+        """Return the uuids (hex) of the direct jobs that the broker keeps as dead."""
+        found: set[str] = set()
+        for key in self.redis.client().scan_iter(match="*:dead"):
+            found.update(uuid.hex() for uuid in self.redis.client().hkeys(key))
+        return found
+
+    def last_words(self, program: Program, size: int = 3000) -> str:
+        """Return the end of a program's log."""
+        return program.log.read_text(errors="replace")[-size:] if program.log.exists() else "(no log)"
+
+    def logs(self) -> str:
+        """Return the end of every worker's log."""
+        return "\n".join(f"--- {worker.name}\n{self.last_words(worker)}" for worker in self.workers)
+
+    def stop(self) -> None:
+        """Kill the workers and the producer with everything below them; the servers go on."""
+        programs = [*self.workers, *([self.producer] if self.producer else [])]
+        processes.kill(*(pid for program in programs for pid in program.tree()))
+        for program in programs:
+            if program.process is not None:
+                program.process.wait()
+
+    def close(self) -> None:
+        """End everything and remove the folder."""
+        self.stop()
+        if self._jobs is not None:
+            self._jobs.close()
+        self.forget_connection()
+        for server in (self.redis, self.postgres):
+            server.close()
+        self.harness.close()
+        self.events.close()
+        if not os.environ.get("CHAOS_KEEP"):
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _worker(self, number: int) -> Program:
+        host = number % self._hosts
+        data = self.folder / f"host{host}"
+        data.mkdir(mode=0o700, exist_ok=True)
+        self.give(data)
+        environment = {**self.environment(), "SIDESTREAM_DATA_DIR": str(data)}
+        command = [sys.executable, "-c", "from sidestream.cli.main import main; main()", "worker"]
+        return Program(f"worker{number}", command, environment, self.folder / f"worker{number}.log")

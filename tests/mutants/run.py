@@ -1,0 +1,142 @@
+"""``make mutants``: plant one bug at a time in a copy of the source; the tests named for it must fail within a minute.
+
+1. The unpatched copy passes all these tests, so that a failure below is the bug's.
+2. For each mutant: a fresh copy, ``patch -p1`` (one that does not apply without fuzz fails the run), its tests.
+
+The tests see the copy through PYTHONPATH, in pytest's own process and in every worker that they start.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from sidestream.process import die_with_parent
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+LIMIT = 60.0
+"""Seconds in which a mutant must be caught."""
+TESTS_FAILED = 1
+"""pytest's exit code for "some tests failed"; 2 and more mean that it could not even run them."""
+
+
+class Mutant(NamedTuple):
+    """One planted bug."""
+
+    #: Name of the patch without its suffix, and what it plants.
+    name: str
+    #: The tests that must catch it.
+    tests: tuple[str, ...]
+
+
+MUTANTS = (
+    Mutant("acknowledge-before-commit", ("tests/acceptance/test_leases.py::test_a_direct_job_of_a_killed_child_is_not_lost",)),
+    Mutant("failure-without-compare-and-set", ("tests/acceptance/test_leases.py::test_a_late_failure_does_not_reopen_a_done_job",)),
+    Mutant("no-predecessor-check", ("tests/acceptance/test_leases.py::test_a_job_does_not_start_before_the_open_one_with_its_key",)),
+    Mutant("reconcile-by-watermark", ("tests/acceptance/test_leases.py::test_a_smaller_id_that_commits_later_is_published_too",)),
+    Mutant("crash-count-in-redis", ("tests/acceptance/test_leases.py::test_an_emptied_redis_forgets_no_crash",)),
+    Mutant("lease-not-renewed", ("tests/acceptance/test_leases.py::test_a_job_longer_than_its_lease_stays_with_its_worker",)),
+)  # fmt: skip
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run all mutants, or those that ``arguments`` name, and return the exit code."""
+    signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(143))
+    chosen = [mutant for mutant in MUTANTS if not arguments or mutant.name in arguments]
+    if unknown := set(arguments) - {mutant.name for mutant in MUTANTS}:
+        print(f"There is no mutant {sorted(unknown)}; known are: {', '.join(mutant.name for mutant in MUTANTS)}.")
+        return 2
+    tests = list(dict.fromkeys(test for mutant in chosen for test in mutant.tests))
+    with tempfile.TemporaryDirectory(prefix="sidestream-mutants-") as folder:
+        Path(folder).chmod(0o755)  # workers run as another user
+        print(f"unpatched: {len(tests)} tests", flush=True)
+        code, seconds, output = _test(_copy(Path(folder) / "unpatched"), tests, LIMIT * len(chosen))
+        if code != 0:
+            print(
+                f"The unpatched copy fails its own tests (exit code {code}); nothing below would mean anything.\n{output}"
+            )
+            return 1
+        print(f"  passed in {seconds:.0f} s", flush=True)
+        survivors = [mutant.name for mutant in chosen if not _caught(mutant, Path(folder))]
+    print(
+        f"mutants: {len(chosen) - len(survivors)} of {len(chosen)} caught"
+        + (f"; NOT: {survivors}" if survivors else "")
+    )
+    return 1 if survivors else 0
+
+
+def _caught(mutant: Mutant, folder: Path) -> bool:
+    copy = _copy(folder / mutant.name)
+    patch = ["patch", "-p1", "--fuzz=0", "--no-backup-if-mismatch", "-i", str(HERE / f"{mutant.name}.patch")]
+    patched = subprocess.run(patch, cwd=copy, text=True, capture_output=True, check=False)
+    if patched.returncode:
+        print(f"{mutant.name}: the patch does not apply any more; make it anew.\n{patched.stdout}{patched.stderr}")
+        return False
+    code, seconds, output = _test(copy, mutant.tests, LIMIT)
+    caught = code == TESTS_FAILED and seconds < LIMIT
+    reason = {0: "SURVIVED, its tests passed", TESTS_FAILED: "caught"}.get(code, f"pytest ended with {code}")
+    print(f"{mutant.name}: {reason} after {seconds:.0f} s", flush=True)
+    if not caught:
+        print(output)
+    return caught
+
+
+def _copy(folder: Path) -> Path:
+    shutil.copytree(ROOT / "src", folder / "src", ignore=shutil.ignore_patterns("__pycache__", ".*_cache"))
+    return folder
+
+
+def _test(copy: Path, tests: Sequence[str], limit: float) -> tuple[int, float, str]:
+    """Run ``tests`` on ``copy``; return pytest's exit code (-1 when the time was over), the seconds, the output's end."""
+    source = str(copy / "src")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([source, str(ROOT)]), "PYTHONDONTWRITEBYTECODE": "1"}
+    which = [sys.executable, "-c", "import sidestream; print(sidestream.__file__)"]
+    used = subprocess.run(which, cwd=ROOT, env=environment, text=True, capture_output=True, check=True).stdout.strip()
+    if not used.startswith(source):
+        raise SystemExit(f"The tests would run on {used} instead of the copy in {source}; look at PYTHONPATH.")
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-x",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-o",
+        f"pythonpath={source}",
+        *tests,
+    ]
+    started = time.monotonic()
+    parent = os.getpid()
+    with subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        preexec_fn=lambda: die_with_parent(parent, signal.SIGTERM),
+    ) as process:
+        try:
+            output, _ = process.communicate(timeout=limit)
+        except subprocess.TimeoutExpired:
+            process.terminate()  # pytest ends its servers and workers
+            output, _ = process.communicate()
+            return -1, time.monotonic() - started, output[-4000:]
+        except BaseException:
+            process.terminate()
+            raise
+    return process.returncode, time.monotonic() - started, output[-4000:]
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
