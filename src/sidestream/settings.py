@@ -25,7 +25,8 @@ from sidestream.job.names import check_queue
 PREFIX = "SIDESTREAM_"
 CONFIG_VARIABLE = f"{PREFIX}CONFIG"
 CONFIG_FILE = "sidestream.toml"
-_NOT_SETTINGS = frozenset({CONFIG_VARIABLE, f"{PREFIX}CRASH_AT", f"{PREFIX}CRASH_SOCKET"})
+_NOT_SETTINGS = frozenset(f"{PREFIX}{name}" for name in ("CONFIG", "CRASH_AT", "CRASH_SOCKET", "FAMILY"))
+"""Variables with our prefix that are no settings: the file's name, the crash points', the mark of a worker's family."""
 
 
 def default_data_dir() -> Path:
@@ -43,7 +44,9 @@ class Settings(BaseSettings):
         SettingsError: A value is wrong, two contradict each other, or a name is unknown.
     """
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True, extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, env_ignore_empty=True, extra="forbid", frozen=True, allow_inf_nan=False
+    )
 
     redis_url: Annotated[
         str | None,
@@ -93,6 +96,10 @@ class Settings(BaseSettings):
     batch_ms: Annotated[
         int, Field(ge=0, le=1000, description="Milliseconds of measured work sent to a child in one message.")
     ] = 10
+    careful_seconds: Annotated[
+        float,
+        Field(ge=0, le=3600, description="Seconds after an unclean end in which a worker runs one job at a time."),
+    ] = 60.0
     user: Annotated[str | None, Field(description="User that root becomes; none stays root.")] = "nobody"
     log_level: Annotated[Literal["debug", "info", "warning", "error"], Field(description="Least level logged.")] = (
         "info"

@@ -19,6 +19,8 @@ from typing import Any
 import psycopg
 import redis
 from psycopg import sql
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from sidestream.broker.redis.embedded import find_server, stage
 from sidestream.testing.server_process import Server, ServerFailed
@@ -169,7 +171,7 @@ class RedisServer(Server):
     def ready(self) -> bool:
         """Whether it answers over TCP, as itself and done loading (a leftover socket file proves nothing)."""
         try:
-            with redis.Redis(port=self.port, socket_timeout=1) as client:
+            with redis.Redis(port=self.port, socket_timeout=1, retry=Retry(NoBackoff(), 0)) as client:
                 about: dict[str, Any] = client.info("server")
         except redis.exceptions.RedisError:
             return False

@@ -24,6 +24,8 @@ from hashlib import blake2b
 from pathlib import Path
 
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from sidestream.errors import BrokerUnavailable, SettingsError
 from sidestream.process import Account, account, reaches
@@ -264,7 +266,10 @@ def _socket_of(data_dir: Path) -> Path | None:
 
 
 def _client(socket: Path) -> redis.Redis:
-    return redis.Redis(unix_socket_path=str(socket), socket_timeout=_ANSWER, socket_connect_timeout=_ANSWER)
+    never = Retry(NoBackoff(), 0)  # the library's own repeats would take seconds; our loops have deadlines
+    return redis.Redis(
+        unix_socket_path=str(socket), socket_timeout=_ANSWER, socket_connect_timeout=_ANSWER, retry=never
+    )
 
 
 def _silence(socket: Path) -> str | None:

@@ -1,0 +1,119 @@
+"""What a process does to itself, each in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from sidestream.errors import SettingsError
+from sidestream.process import Account, account, reaches
+
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can drop to another user")
+
+
+def python(code: str) -> str:
+    """Run ``code`` in another process and return what it printed."""
+    head = "import os; from pathlib import Path; from sidestream import process; from sidestream.errors import *\n"
+    done = subprocess.run([sys.executable, "-c", head + code], capture_output=True, text=True, check=False)
+    return (done.stdout + done.stderr).strip()
+
+
+def test_reaches_reads_the_mode_bits_of_every_folder_above(tmp_path: Path) -> None:
+    me, group, other = Account("me", 7001, 7001, (7001,)), Account("g", 7002, 7003, (7003,)), Account("o", 9, 9, (9,))
+    base = Path("/proc/self")  # any folder that everybody may enter
+    assert reaches(other, base.resolve().parent)
+    hidden = tmp_path / "hidden"
+    hidden.mkdir(mode=0o700)
+    (hidden / "file").write_text("")
+    assert not reaches(other, hidden / "file")
+    assert not reaches(me, hidden / "nothing")
+    assert reaches(Account("root", 0, 0, (0,)), hidden / "file")
+    assert not reaches(group, hidden)
+
+
+def test_an_unknown_user_is_refused() -> None:
+    with pytest.raises(SettingsError, match="no user 'nobody-at-all'"):
+        account("nobody-at-all")
+
+
+@as_root
+def test_root_drops_for_good_and_hands_over_the_paths(tmp_path: Path) -> None:
+    path = tmp_path / "data"
+    path.mkdir()
+    who = account("nobody")
+    code = (
+        "process.reaches = lambda who, path: True\n"
+        f"process.drop_privileges('nobody', Path({str(path)!r}))\n"
+        "print(os.getresuid(), os.getresgid(), os.getgroups())\n"
+        "try: os.setuid(0)\nexcept PermissionError: print('for good')"
+    )
+    said = python(code).splitlines()
+    assert said == [f"{(who.uid,) * 3} {(who.gid,) * 3} {[*who.groups]}", "for good"]
+    assert path.stat().st_uid == who.uid
+
+
+@as_root
+@pytest.mark.parametrize(
+    ("before", "user", "said"),
+    [
+        ("", "root", "is root; name an unprivileged user"),
+        ("process.reaches = lambda who, path: False\n", "nobody", "cannot read"),
+    ],
+)
+def test_a_drop_that_cannot_work_is_refused(before: str, user: str, said: str) -> None:
+    out = python(f"{before}try: process.drop_privileges({user!r})\nexcept SettingsError as error: print(error)")
+    assert said in out
+
+
+def test_without_a_user_nothing_changes() -> None:
+    assert python("process.drop_privileges(None); print(os.geteuid())") == str(os.geteuid())
+
+
+@pytest.mark.parametrize("orphaned_first", [False, True])
+def test_it_dies_with_its_parent(orphaned_first: bool) -> None:
+    reader, writer = os.pipe()
+    go_reader, go_writer = os.pipe()
+    parent = os.fork()
+    if parent == 0:
+        mine = os.getpid()
+        if os.fork() == 0:
+            os.close(go_writer)
+            if orphaned_first:
+                os.read(go_reader, 1)  # until the test has killed the parent
+            code = f"from sidestream.process import die_with_parent; die_with_parent({mine}); "
+            code += f"import os; os.write({writer}, b'%d' % os.getpid()); os.read(0, 1)"
+            os.set_inheritable(writer, True)
+            quiet, _ = os.pipe()
+            os.dup2(quiet, 0)
+            os.execv(sys.executable, [sys.executable, "-c", code])
+        signal.pause()
+    os.close(writer)
+    if orphaned_first:
+        os.kill(parent, signal.SIGKILL)
+        os.waitpid(parent, 0)
+        os.close(go_writer)
+        assert os.read(reader, 20) == b"", "it must not go on as an orphan"
+    else:
+        child = psutil.Process(int(os.read(reader, 20)))
+        os.kill(parent, signal.SIGKILL)
+        os.waitpid(parent, 0)
+        child.wait(20)
+        os.close(go_writer)
+    os.close(reader)
+    os.close(go_reader)
+
+
+def test_niceness_and_oom_score() -> None:
+    code = (
+        "process.set_nice(11); process.oom_score_adj(500)\n"
+        "print(os.nice(0), Path('/proc/self/oom_score_adj').read_text().strip())"
+    )
+    assert python(code) == "11 500"
+    refused = python("try: process.oom_score_adj(5000)\nexcept SettingsError as error: print(error)")
+    assert refused.startswith("oom_score_adj=5000 was refused")
