@@ -51,13 +51,13 @@ class Request:
     state: State | None
 
 
-def cancel(cur: Cursor, id: int, *, request: bool = True) -> Written:  # noqa: A002
+def cancel(cur: Cursor, id: int) -> Written:  # noqa: A002
     """Cancel an open job, or ask for it: ``locked`` means that a control row says so and a supervisor has to act.
 
-    A job that commits its effect before that stays done. ``request`` False only tries, without asking.
+    A job that commits its effect before that stays done.
     """
     written = write(cur, _CANCEL, {"id": id})
-    if written.locked and request:
+    if written.locked:
         cur.execute(_ASK, {"id": id})
     return written
 

@@ -27,15 +27,18 @@ _DUE = f"run_at <= {UTC_NOW} + interval '1 second'"
 """A job may be opened up to a second early: Redis and PostgreSQL have clocks of their own (C23)."""
 
 
-def standing_before(job: str) -> str:
-    """Return the condition that some job stands before the row ``job`` in its key's line (promise 4).
+def before_in_line(job: str) -> str:
+    """Return the condition that the row ``before`` stands before the row ``job`` in its key's line (promise 4).
 
     "Due" is the same with the same tolerance for both, else a job that is opened early could pass one due before it.
     """
-    return f"""{job}.key IS NOT NULL AND EXISTS (
-        SELECT FROM sidestream_job before
-        WHERE before.state = 'open' AND before.key = {job}.key AND before.id < {job}.id
-        AND (before.{_DUE} OR before.attempts > 0))"""
+    return f"""before.state = 'open' AND before.key = {job}.key AND before.id < {job}.id
+        AND (before.{_DUE} OR before.attempts > 0)"""
+
+
+def standing_before(job: str) -> str:
+    """Return the condition that any row stands before the row ``job`` in its key's line."""
+    return f"{job}.key IS NOT NULL AND EXISTS (SELECT FROM sidestream_job before WHERE {before_in_line(job)})"
 
 
 _OPENED = """
@@ -62,9 +65,7 @@ _OPEN_AGAIN = f"""
     {_OPENED}"""
 _WHY_NOT = f"""
     SELECT j.state, extract(epoch FROM j.run_at - {UTC_NOW})::float8, NOT j.{_DUE}, NOT {_NOT_CANCELLED},
-           (SELECT min(before.id) FROM sidestream_job before
-            WHERE before.state = 'open' AND before.key = j.key AND before.id < j.id
-            AND (before.{_DUE} OR before.attempts > 0)), j.attempts
+           (SELECT min(before.id) FROM sidestream_job before WHERE {before_in_line("j")}), j.attempts
     FROM sidestream_job j WHERE j.id = %(id)s::bigint"""
 # In one statement, so that the time-out neither waits for a transaction nor outlives one in autocommit mode.
 _STATE_WHEN_UNLOCKED = """

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from sidestream.errors import InvalidJob, LockLost
-from sidestream.job.codec import encode_payload
+from sidestream.job.codec import encode_payload, to_ms
 from sidestream.job.job import Job
 from sidestream.job.reference import row_reference
 from sidestream.store.cursor import Cursor
@@ -72,10 +72,7 @@ _CRASH = compare_and_set(
         ended_at = CASE WHEN {_CRASHES} >= %(max)s::integer THEN {UTC_NOW} END, {_STARTS_AGAIN}""",
     _AS_SEEN,
 )
-_SUSPECT = compare_and_set(
-    "suspects = j.suspects + 1",
-    "state = 'open' AND attempts = coalesce(%(seen)s::integer, attempts)",
-)
+_SUSPECT = compare_and_set("suspects = j.suspects + 1", _AS_SEEN)
 # The broker's count begins again when Redis was emptied: a smaller one than the row's is added, in the steps in which
 # it is reported. A job that is not due is not waiting, so its clock does not run.
 _COUNTED = """CASE WHEN %(releases)s::integer >= j.releases THEN %(releases)s::integer
@@ -109,6 +106,11 @@ class StoredJob:
     run_at: datetime
     #: Starts that failed or crashed.
     attempts: int = 0
+
+    @property
+    def due_ms(self) -> int:
+        """Unix milliseconds at which it is due."""
+        return to_ms(self.run_at)
 
     def reference(self, database: Database) -> bytes:
         """Return the packed reference to this row of ``database``."""
@@ -204,11 +206,8 @@ def crash(cur: Cursor, id: int, attempts_seen: int, error: str, max_crashes: int
     return write(cur, _CRASH, parameters, attempts_seen=attempts_seen)
 
 
-def suspect(cur: Cursor, id: int, attempts_seen: int | None = None) -> Written:  # noqa: A002
-    """Note that it ran when its host or its supervisor died: no attempt is charged, but the next one runs alone.
-
-    ``attempts_seen`` None: whoever takes over from a dead host cannot know them, and nothing is charged.
-    """
+def suspect(cur: Cursor, id: int, attempts_seen: int) -> Written:  # noqa: A002
+    """Note that it ran when its host or its supervisor died: no attempt is charged, but the next one runs alone."""
     return write(cur, _SUSPECT, {"id": id, "seen": attempts_seen}, attempts_seen=attempts_seen)
 
 
