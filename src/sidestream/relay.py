@@ -277,8 +277,8 @@ class Relay:
             return _Fault(f"Publishing failed unexpectedly ({type(error).__name__}: {error})."), sent
         return None, False
 
-    def _forget(self) -> None:
-        """In a forked child: begin anew; what the parent had queued is the parent's to publish."""
+    def begin_anew(self) -> None:
+        """For a forked child: forget everything; what the parent had queued is the parent's to publish."""
         closing = self._shared.closing
         self._shared = _Shared(closing=closing)
         self._broker = None
@@ -344,7 +344,7 @@ _relays: weakref.WeakSet[Relay] = weakref.WeakSet()
 
 def _after_fork() -> None:
     for relay in list(_relays):
-        relay._forget()
+        relay.begin_anew()
 
 
 # A forked child has no relay thread and may have copied a held lock; Odoo's prefork server forks after import.

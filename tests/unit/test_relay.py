@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import threading
@@ -237,7 +238,7 @@ def test_the_pause_between_probes_doubles_up_to_the_limit(broker: ScriptedBroker
     relay.hand_over([row(1)])
     eventually(lambda: len(times) >= 6, "six probes")
     relay.close()
-    pauses = [after - before for before, after in zip(times, times[1:], strict=False)]
+    pauses = [after - before for before, after in itertools.pairwise(times)]
     for pause, least in zip(pauses, [0.05, 0.1, 0.2, 0.2, 0.2], strict=False):
         assert least <= pause < least + 0.09
 

@@ -1,4 +1,4 @@
-"""From what a caller asked for to a checked :class:`~sidestream.job.job.Job`: every option is looked at in one place."""
+"""From what a caller asked for to a checked :class:`~sidestream.job.job.Job`: options are looked at in one place."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def build_job(
 
 
 def check_job(job: Job) -> Job:
-    """Return ``job`` if it may be enqueued as it stands (names, an aware ``run_at``, no id of a row yet), else raise."""
+    """Return ``job`` if it may be enqueued as it stands (names, an aware ``run_at``, no row yet), else raise."""
     check_action(job.action)
     check_queue(job.queue)
     if job.key is not None:
@@ -94,7 +94,7 @@ def _due(action: str, now: datetime, run_at: datetime | None, delay: float | tim
         return run_at.astimezone(UTC)
     if delay is None:
         return None
-    seconds = delay.total_seconds() if isinstance(delay, timedelta) else delay
+    seconds: object = delay.total_seconds() if isinstance(delay, timedelta) else delay
     if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not math.isfinite(seconds) or seconds < 0:
         raise InvalidJob(f"delay={delay!r:.60} for action {action!r:.80}: expected seconds, 0 or more.")
     if not seconds:

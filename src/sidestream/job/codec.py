@@ -4,7 +4,8 @@ The row's payload is the text ``{"v":1,"args":[...],"kwargs":{...}}``. A direct 
 
     s1.<key id>.<64 hex digits: HMAC-SHA256 of the body>.<body>
 
-    body = {"id":"<32 hex>","action":..,"queue":..,"key":..,"run_at":<ms|null>,"at":<ms>,"v":1,"args":[..],"kwargs":{..}}
+    body = {"id":"<32 hex>","action":..,"queue":..,"key":..,"run_at":<ms|null>,"at":<ms>,
+            "v":1,"args":[..],"kwargs":{..}}
 
 Only JSON crosses a process boundary, never pickle: bytes in Redis must not be able to run anything by being read.
 Tuples come back as lists.
@@ -72,8 +73,8 @@ def encode_payload(args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
         size = len(text.encode())
     except UnicodeEncodeError as error:
         raise PayloadNotJson(
-            f"The job's arguments have a text that is not valid Unicode (a lone surrogate, {error.object[error.start]!a}); "
-            "decode it properly before it is passed."
+            "The job's arguments have a text that is not valid Unicode "
+            f"(a lone surrogate, {error.object[error.start]!a}); decode it properly before it is passed."
         ) from error
     except ValueError as error:
         raise PayloadNotJson(f"The job's arguments cannot be written as JSON ({error}); pass text instead.") from error

@@ -24,7 +24,8 @@ def check_action(name: str) -> str:
 
 def check_key(key: str) -> str:
     """Return ``key`` if it is 1 to 200 characters without control characters, else raise :class:`InvalidName`."""
-    if not isinstance(key, str) or not 0 < len(key) <= KEY_LIMIT or not key.isprintable():
+    given: object = key  # whatever a caller passed
+    if not isinstance(given, str) or not 0 < len(given) <= KEY_LIMIT or not given.isprintable():
         raise InvalidName(
             f"The key {key!r:.80} is not allowed: expected 1 to {KEY_LIMIT} printable characters; "
             "shorten it, for example to an id."
@@ -37,7 +38,7 @@ def tag(text: str, size: int) -> bytes:
     return blake2b(text.encode(), digest_size=size).digest()
 
 
-def _check(kind: str, name: str) -> str:
+def _check(kind: str, name: object) -> str:
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise InvalidName(
             f"The {kind} name {name!r:.80} is not allowed: expected 1 to 63 letters, digits, '_', '-' or '.', "

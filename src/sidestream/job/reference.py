@@ -71,7 +71,9 @@ class Reference:
             return cls(database, 0, UUID(bytes=raw_uuid), action, group, key)
         if raw[0] in (_ROW_VERSION, _DIRECT_VERSION) or raw[0] > 0x0F:
             raise BadReference(f"The reference {raw[:48].hex()} in Redis is truncated or foreign ({len(raw)} bytes).")
-        raise UnknownVersion(f"The reference {raw[:48].hex()} in Redis has version {raw[0]}; this release knows 1 and 2.")
+        raise UnknownVersion(
+            f"The reference {raw[:48].hex()} in Redis has version {raw[0]}; this release knows 1 and 2."
+        )
 
 
 def row_reference(database: bytes, row_id: int, action: str, key: str | None) -> Reference:

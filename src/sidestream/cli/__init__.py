@@ -1,0 +1,1 @@
+"""The ``sidestream`` command: words in, words out. Each command parses, calls the wiring and prints."""

@@ -1,0 +1,104 @@
+"""``sidestream enqueue``: put one job in from a shell."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+from typing import Annotated, Any, NoReturn
+from uuid import UUID
+
+import typer
+
+from sidestream.cli.options import AsJson, actions_of, options_of
+from sidestream.cli.output import print_json, print_line
+from sidestream.errors import InvalidJob
+
+DIRECT_TIMEOUT = 5.0
+"""Seconds that --direct waits: a shell may wait longer than a request, and the embedded server may have to start."""
+
+
+def enqueue(
+    context: typer.Context,
+    action: Annotated[str, typer.Argument(help="Name of the action.")],
+    *,
+    arg: Annotated[list[str] | None, typer.Option(help="A positional argument as JSON; may be repeated.")] = None,
+    kwarg: Annotated[list[str] | None, typer.Option(help="A named argument as NAME=JSON; may be repeated.")] = None,
+    queue: Annotated[str | None, typer.Option(help="Its backlog; the action's own if not given.")] = None,
+    key: Annotated[str | None, typer.Option(help="Jobs with the same key run one at a time, in order.")] = None,
+    delay: Annotated[float | None, typer.Option(help="Seconds to wait before it may start.")] = None,
+    run_at: Annotated[str | None, typer.Option(help="Not before this moment: ISO 8601 with a time zone.")] = None,
+    direct: Annotated[bool, typer.Option("--direct", help="Into Redis alone, without a row.")] = False,
+    uuid: Annotated[
+        str | None, typer.Option("--id", help="With --direct: the uuid that makes a repeated call harmless.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Enqueue one job and print its id."""
+    from sidestream.wiring import Jobs, store_connection
+
+    settings = options_of(context).settings()
+    args = [_json("--arg", text) for text in arg or ()]
+    kwargs = dict(map(_pair, kwarg or ()))
+    options: dict[str, Any] = {"queue": queue, "key": key, "delay": delay, "run_at": _moment(run_at)}
+    if uuid is not None and not direct:
+        raise InvalidJob("--id is for --direct jobs; a row's id is given by the database.")
+    made: object
+    published = True
+    with Jobs(settings, actions=actions_of(settings)) as client:
+        if direct:
+            made = client.enqueue_direct(action, args, kwargs, id=_uuid(uuid), timeout=DIRECT_TIMEOUT, **options)
+        else:
+            with store_connection(settings) as connection:
+                transaction = client.transaction(connection)
+                with transaction:
+                    made = transaction.enqueue(action, args, kwargs, **options)
+                published = transaction.published
+    if as_json:
+        print_json({"id": made, "published": published})
+    elif published:
+        print_line(f"Enqueued job {made}.")
+    else:
+        print_line(f"Enqueued job {made}; Redis has not answered yet, so a worker will find it in PostgreSQL.")
+
+
+def _json(option: str, text: str) -> Any:
+    try:
+        return json.loads(text, parse_constant=lambda name: _no_number(option, name))
+    except InvalidJob:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise InvalidJob(
+            f"{option} {text!r:.60} is not JSON ({error}); text needs quotes of its own, for example '\"el\"'."
+        ) from error
+
+
+def _no_number(option: str, name: str) -> NoReturn:
+    raise InvalidJob(f"{option} {name} is not JSON; expected a finite number.")
+
+
+def _pair(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not equals or not name.isidentifier():
+        raise InvalidJob(f"--kwarg {text!r:.60} is not of the form NAME=JSON, for example lang='\"el\"'.")
+    return name, _json(f"--kwarg {name}", value)
+
+
+def _moment(text: str | None) -> datetime | None:
+    if text is None:
+        return None
+    try:
+        return datetime.fromisoformat(text)
+    except ValueError as error:
+        raise InvalidJob(
+            f"--run-at {text!r:.60} is not a moment; expected ISO 8601 with a time zone, "
+            "for example 2026-12-24T18:00:00+02:00."
+        ) from error
+
+
+def _uuid(text: str | None) -> UUID | None:
+    if text is None:
+        return None
+    try:
+        return UUID(text)
+    except ValueError as error:
+        raise InvalidJob(f"--id {text!r:.60} is not a uuid.") from error

@@ -1,0 +1,176 @@
+"""``sidestream jobs`` and ``sidestream job``: look at jobs, and do to one what a person may do."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sidestream.cli.options import AsJson, options_of
+from sidestream.cli.output import fail, print_facts, print_json, print_line, print_table
+from sidestream.errors import InvalidJob
+from sidestream.job.states import OpenBecause, State
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sidestream.settings import Settings
+    from sidestream.store.attempts import Attempt
+    from sidestream.store.queries import Row
+    from sidestream.store.written import Written
+
+MOST = 1000
+"""Most jobs that one page shows."""
+
+
+def jobs(
+    context: typer.Context,
+    *,
+    state: Annotated[str | None, typer.Option(help="Only this state: open, done, dead or cancelled.")] = None,
+    queue: Annotated[str | None, typer.Option(help="Only this queue.")] = None,
+    limit: Annotated[int, typer.Option(help=f"At most so many, up to {MOST}.")] = 20,
+    before: Annotated[int | None, typer.Option(help="Only ids below this: the last id of the page before.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List jobs, newest first."""
+    from sidestream.job.names import check_queue
+    from sidestream.store import queries
+    from sidestream.wiring import store_cursor
+
+    if state is not None and state not in {known.value for known in State}:
+        raise InvalidJob(f"--state {state!r:.40} is not a state; expected {', '.join(State)}.")
+    if queue is not None:
+        check_queue(queue)
+    if not 1 <= limit <= MOST:
+        raise InvalidJob(f"--limit {limit} is not allowed; expected 1 to {MOST}.")
+    with store_cursor(options_of(context).settings()) as cursor:
+        found = queries.page(cursor, state=state, queue=queue, before_id=before, limit=limit)
+    if as_json:
+        print_json({"jobs": [_plain(seen, because(seen)) for seen in found]})
+    elif not found:
+        print_line("No jobs.")
+    else:
+        print_table(
+            ("ID", "STATE", "QUEUE", "ACTION", "KEY", "DUE (UTC)", "ATTEMPTS", "WHY"),
+            [
+                (
+                    seen.id,
+                    seen.state,
+                    seen.queue,
+                    seen.action,
+                    seen.key,
+                    seen.run_at,
+                    seen.attempts - seen.forgiven,
+                    " ".join(filter(None, (because(seen), _first_line(seen.error or seen.reason)))),
+                )
+                for seen in found
+            ],
+        )
+
+
+def job(
+    context: typer.Context,
+    job_id: Annotated[int, typer.Argument(metavar="ID", help="The job's id.")],
+    *,
+    cancel: Annotated[bool, typer.Option("--cancel", help="End it; a running job is stopped by its worker.")] = False,
+    retry: Annotated[bool, typer.Option("--retry", help="Open a dead or cancelled job again, due now.")] = False,
+    run_now: Annotated[bool, typer.Option("--run-now", help="Make a waiting job due now.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show one job with its attempts, or change it."""
+    wanted = [name for name, given in (("cancel", cancel), ("retry", retry), ("run-now", run_now)) if given]
+    if len(wanted) > 1:
+        raise InvalidJob(f"--{wanted[0]} and --{wanted[1]} are both given; give one of them.")
+    if not 0 < job_id < 1 << 63:
+        raise InvalidJob(f"{job_id} is no job's id; expected a positive number, as 'sidestream jobs' shows it.")
+    settings = options_of(context).settings()
+    if wanted:
+        _change(settings, job_id, wanted[0], as_json=as_json)
+    else:
+        _show(settings, job_id, as_json=as_json)
+
+
+def because(seen: Row, attempts: Sequence[Attempt] = ()) -> str | None:
+    """Return in what way a job is open, as far as PostgreSQL tells; None when it is over."""
+    if seen.state is not State.OPEN:
+        return None
+    if seen.cancelling:
+        return "cancelling"
+    if attempts and attempts[-1].event == "started":
+        return OpenBecause.RUNNING
+    if not seen.due:
+        return OpenBecause.RETRYING if seen.attempts > seen.forgiven else OpenBecause.SCHEDULED
+    return OpenBecause.WAITING
+
+
+def _show(settings: Settings, job_id: int, *, as_json: bool) -> None:
+    from sidestream.store import queries
+    from sidestream.wiring import store_cursor
+
+    with store_cursor(settings) as cursor:
+        found = queries.job(cursor, job_id)
+    if found is None:
+        fail(f"There is no job {job_id}; list them with 'sidestream jobs'.")
+    seen, payload, attempts = found
+    facts = {**_plain(seen, because(seen, attempts)), **_arguments(payload)}
+    if as_json:
+        print_json({**facts, "history": [asdict(attempt) for attempt in attempts]})
+        return
+    print_facts({name.replace("_", " "): value for name, value in facts.items()})
+    if attempts:
+        print_line("")
+        print_table(
+            ("AT (UTC)", "EVENT", "WORKER", "CHILD", "DETAIL"),
+            [
+                (entry.at, entry.event, entry.supervisor, None if entry.slot < 0 else entry.slot, entry.detail)
+                for entry in attempts
+            ],
+        )
+
+
+def _change(settings: Settings, job_id: int, wanted: str, *, as_json: bool) -> None:
+    from sidestream.store import control
+    from sidestream.wiring import hasten, store_cursor
+
+    change = {"cancel": control.cancel, "retry": control.retry, "run-now": control.run_now}[wanted]
+    with store_cursor(settings) as cursor:
+        written = change(cursor, job_id)
+    answer = _answer(written, job_id, wanted)
+    if written.ours:
+        hasten(settings, job_id, waiting=wanted != "cancel")
+    if as_json:
+        print_json({"id": job_id, "done": written.ours, "answer": str(written)})
+    else:
+        print_line(answer)
+
+
+def _answer(written: Written, job_id: int, wanted: str) -> str:
+    """Return what a change did, or end the command with why it did nothing."""
+    if written.ours:
+        done = {"cancel": "is cancelled", "retry": "is open again and due now", "run-now": "is due now"}
+        return f"Job {job_id} {done[wanted]}."
+    if written.locked and wanted == "cancel":
+        return f"Job {job_id} is running; its worker is asked to stop it."
+    if written.missing:
+        why = f"There is no job {job_id}; list them with 'sidestream jobs'."
+    elif written.locked:
+        why = f"Job {job_id} is in use by another session, most likely because it runs; try again when it has ended."
+    else:
+        allowed = "dead or cancelled" if wanted == "retry" else "open"
+        why = f"Job {job_id} is {written}; only a job that is {allowed} can be changed so."
+    return fail(why)
+
+
+def _plain(seen: Row, why: str | None) -> dict[str, Any]:
+    return {**asdict(seen), "because": why}
+
+
+def _arguments(payload: str) -> dict[str, Any]:
+    found = json.loads(payload)
+    return {"args": found["args"], "kwargs": found["kwargs"]}
+
+
+def _first_line(text: str | None) -> str | None:
+    return text.partition("\n")[0][:120] if text else None

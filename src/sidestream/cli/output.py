@@ -1,0 +1,90 @@
+"""How the command speaks: tables or JSON on stdout, one sentence on stderr, and an exit code.
+
+Exit codes: 0 done; 1 it could not be done (no such job, a state that does not allow it, a fault); 2 the input or a
+setting is wrong; 3 PostgreSQL or Redis is unavailable or unsuitable.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any, NoReturn
+
+import typer
+
+from sidestream.errors import BrokerError, InvalidJob, SettingsError, SidestreamError, StoreError
+
+EXIT_FAULT = 1
+EXIT_INPUT = 2
+EXIT_SERVER = 3
+
+
+def exit_code(error: SidestreamError) -> int:
+    """Return the exit code that tells scripts what kind of error it was."""
+    if isinstance(error, InvalidJob | SettingsError):
+        return EXIT_INPUT
+    if isinstance(error, BrokerError | StoreError):
+        return EXIT_SERVER
+    return EXIT_FAULT
+
+
+def fail(sentence: str) -> NoReturn:
+    """End the command with code 1 and a sentence: what was asked for cannot be done."""
+    complain(sentence)
+    raise typer.Exit(EXIT_FAULT)
+
+
+def complain(sentence: str) -> None:
+    """Print one sentence on stderr; a message of several lines (PostgreSQL's have some) becomes one."""
+    typer.echo(" ".join(sentence.split()), err=True)
+
+
+def print_json(value: object) -> None:
+    """Print ``value`` as one line of JSON; moments are ISO 8601 in UTC."""
+    typer.echo(json.dumps(value, ensure_ascii=False, default=_plain))
+
+
+def print_line(text: str) -> None:
+    """Print one line for people."""
+    typer.echo(text)
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Print rows for people; a narrow terminal wraps cells, a pipe gets them unwrapped."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(show(cell)) for cell in row))  # Text: what users wrote is never read as markup
+    console = Console(highlight=False, soft_wrap=False)
+    if not console.is_terminal:
+        console.width = max(80, console.measure(table).maximum)
+    console.print(table)
+
+
+def print_facts(facts: Mapping[str, object]) -> None:
+    """Print one thing's facts, a line each; what is unknown or empty is left out."""
+    width = max(len(name) for name in facts)
+    for name, value in facts.items():
+        if value not in (None, "", 0, [], {}):
+            print_line(f"{name:<{width}}  {show(value)}")
+
+
+def show(value: object) -> str:
+    """Return a cell's text: nothing for None, a moment to the second in UTC."""
+    if value is None:
+        return ""
+    if isinstance(value, datetime):
+        return value.strftime("%Y-%m-%d %H:%M:%S")
+    return str(value)
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, datetime):
+        return value.isoformat()
+    return str(value)

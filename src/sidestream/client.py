@@ -1,0 +1,374 @@
+"""Put jobs in: inside a PostgreSQL transaction, or straight into the broker.
+
+Three ways, by what a job may rest on:
+
+- ``with jobs.transaction(connection) as tx: tx.enqueue(...)``: the job exists if and only if the block's transaction
+  commits, and is published right after the commit. The normal way.
+- ``jobs.enqueue(..., connection=connection)``: the same row in a transaction that the caller commits. Nobody tells us
+  of that commit, so the reconciler publishes the job, up to a few seconds later.
+- ``jobs.enqueue_direct(...)``: no database. As durable as Redis; repeating a call with the same id is harmless.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime, timedelta
+from types import TracebackType
+from typing import Any, NamedTuple, Protocol, Self
+from uuid import UUID
+
+from sidestream.broker.protocol import Publication, lane
+from sidestream.clock import Clock, SystemClock
+from sidestream.crashpoints import crash_point
+from sidestream.errors import InvalidJob, SettingsError, SidestreamError, StoreError, UnknownAction
+from sidestream.job.building import build_job, check_job
+from sidestream.job.codec import Signer, to_ms
+from sidestream.job.job import Job
+from sidestream.job.reference import NO_TAG8, direct_reference
+from sidestream.job.uuids import new_uuid
+from sidestream.relay import Relay
+from sidestream.store import rows, schema
+from sidestream.store.adapter import translate
+
+_IN_ERROR = 3
+"""``transaction_status`` of psycopg 3 and psycopg2 after a failed statement: such a commit is silently a rollback."""
+
+
+class Declared(Protocol):
+    """What the client looks at in a declared action."""
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+        ...
+
+    @property
+    def queue(self) -> str:
+        """The backlog that its jobs wait in unless the call says otherwise."""
+        ...
+
+    @property
+    def function(self) -> Callable[..., Any]:
+        """What was decorated."""
+        ...
+
+
+class Catalog(Protocol):
+    """The declared actions; :class:`sidestream.Actions` is one."""
+
+    def get(self, name: str) -> Declared:
+        """Return the action ``name`` or raise :class:`~sidestream.errors.UnknownAction`."""
+        ...
+
+    def __iter__(self) -> Iterator[Declared]: ...
+
+
+ActionLike = str | Declared | Callable[..., Any]
+"""A name, a declared action, or the function that was declared."""
+
+
+class Inserted(NamedTuple):
+    """Rows that exist once their transaction commits."""
+
+    #: The rows' ids, in the order of the jobs.
+    ids: list[int]
+    #: What :meth:`Client.hand_over` publishes after the commit.
+    publications: list[Publication]
+
+
+class Client:
+    """Enqueues jobs; :class:`sidestream.Jobs` is this with the parts that the settings name.
+
+    One per process, safe to share between threads and over a fork.
+    """
+
+    def __init__(
+        self,
+        relay: Relay,
+        signer: Callable[[], Signer],
+        *,
+        actions: Catalog | None = None,
+        direct_timeout: float = 1.0,
+        clock: Clock | None = None,
+    ) -> None:
+        """Publish through ``relay``; sign direct jobs with ``signer()``, which is called at the first one.
+
+        With ``actions`` given, only declared ones are accepted. ``direct_timeout``: seconds that
+        :meth:`enqueue_direct` waits for the broker unless told otherwise.
+        """
+        self._relay = relay
+        self._make_signer = signer
+        self._signer: Signer | None = None
+        self._actions = actions
+        self._direct_timeout = direct_timeout
+        self._clock = clock or SystemClock()
+        # By connection, because one of them stays with one database for its whole life.
+        self._databases: weakref.WeakKeyDictionary[Any, schema.Database] = weakref.WeakKeyDictionary()
+
+    # -- in the caller's transaction -----------------------------------------------------------------------------
+
+    def transaction(self, connection: Any) -> Transaction:
+        """Return a block that commits ``connection`` and then publishes the jobs enqueued in it.
+
+        An exception rolls the connection back and no job exists. ``connection`` is a psycopg 3 (or psycopg2)
+        connection, not in autocommit mode; whatever it had open before the block is committed along.
+        """
+        return Transaction(self, connection)
+
+    def enqueue(
+        self,
+        action: ActionLike,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        *,
+        connection: Any,
+        queue: str | None = None,
+        key: str | None = None,
+        run_at: datetime | None = None,
+        delay: float | timedelta | None = None,
+        **options: Any,
+    ) -> int:
+        """Insert a job in the transaction that ``connection`` has open, and return its id.
+
+        The caller commits; the reconciler then publishes the job. See :meth:`Transaction.enqueue` for the options.
+        """
+        job = self.job(action, args, kwargs, queue=queue, key=key, run_at=run_at, delay=delay, **options)
+        return self.insert(connection, [job]).ids[0]
+
+    def insert(self, connection: Any, jobs: Sequence[Job]) -> Inserted:
+        """Insert ``jobs`` with one statement; for bridges that commit themselves and then call :meth:`hand_over`."""
+        for job in jobs:
+            check_job(job)
+        if not jobs:
+            return Inserted([], [])
+        _refuse_autocommit(connection)
+        with _cursor(connection) as cursor:
+            database = self._databases.get(connection)
+            if database is None:
+                database = self._databases[connection] = schema.identify(cursor)
+            stored = rows.insert(cursor, jobs)
+        crash_point("enqueue.inserted")
+        publications = [
+            Publication(
+                row.reference(database),
+                lane(database.tag, row.queue),
+                0 if job.run_at is None else to_ms(job.run_at),
+            )
+            for row, job in zip(stored, jobs, strict=True)
+        ]
+        return Inserted([row.id for row in stored], publications)
+
+    def hand_over(self, publications: Sequence[Publication]) -> bool:
+        """Publish committed rows; False means that it happens later. Never raises (see :class:`Relay`)."""
+        return self._relay.hand_over(publications)
+
+    # -- without a database --------------------------------------------------------------------------------------
+
+    def enqueue_direct(
+        self,
+        action: ActionLike,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        *,
+        queue: str | None = None,
+        key: str | None = None,
+        run_at: datetime | None = None,
+        delay: float | timedelta | None = None,
+        id: UUID | None = None,  # noqa: A002  # what people call it
+        timeout: float | None = None,
+        **options: Any,
+    ) -> UUID:
+        """Put a job straight into the broker and return its uuid.
+
+        ``id``: the same one makes a repeated call harmless while the job exists; left out, a new one is made.
+        ``timeout``: seconds to wait for the broker. Raises :class:`~sidestream.errors.BrokerError`'s children, whose
+        message says whether the job may have been enqueued and names the id to repeat it with.
+        """
+        job = self.job(action, args, kwargs, queue=queue, key=key, run_at=run_at, delay=delay, **options)
+        if id is not None and not isinstance(id, UUID):
+            raise InvalidJob(f"id={id!r:.60} is a {type(id).__name__}; expected a uuid.UUID.")
+        if timeout is not None and not timeout > 0:
+            raise InvalidJob(f"timeout={timeout!r} is not allowed; expected seconds above 0.")
+        now_ms = to_ms(self._clock.now())
+        uuid = id or new_uuid()
+        if self._signer is None:
+            self._signer = self._make_signer()
+        payload = self._signer.seal(
+            Job(job.action, job.args, job.kwargs, job.queue, job.key, job.run_at, None, uuid), now_ms
+        )
+        self._relay.publish_direct(
+            Publication(
+                direct_reference(uuid, job.action, job.key).pack(),
+                lane(NO_TAG8, job.queue),
+                0 if job.run_at is None else to_ms(job.run_at),
+                payload,
+            ),
+            self._direct_timeout if timeout is None else timeout,
+        )
+        return uuid
+
+    # -- both ----------------------------------------------------------------------------------------------------
+
+    def job(
+        self,
+        action: ActionLike,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        *,
+        queue: str | None = None,
+        key: str | None = None,
+        run_at: datetime | None = None,
+        delay: float | timedelta | None = None,
+        **options: Any,
+    ) -> Job:
+        """Return the checked job value, for :meth:`Transaction.enqueue_many`; nothing is enqueued."""
+        name, default_queue = self._resolve(action)
+        return build_job(
+            name,
+            args,
+            kwargs,
+            now=self._clock.now(),
+            queue=default_queue if queue is None else queue,
+            key=key,
+            run_at=run_at,
+            delay=delay,
+            options=options,
+        )
+
+    def close(self, timeout: float = 1.0) -> None:
+        """Publish what is still kept, at most ``timeout`` seconds long, and stop the relay's thread."""
+        self._relay.close(timeout)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _resolve(self, action: ActionLike) -> tuple[str, str | None]:
+        if isinstance(action, str):
+            if self._actions is None:
+                return action, None
+            found = self._actions.get(action)
+            return found.name, found.queue
+        given: Any = action
+        if hasattr(given, "function") and hasattr(given, "name"):
+            if self._actions is not None:
+                self._actions.get(given.name)
+            return given.name, given.queue
+        for candidate in self._actions or ():
+            if candidate.function is action:
+                return candidate.name, candidate.queue
+        raise UnknownAction(
+            f"{action!r:.80} is not a declared action; pass its name, or declare the function and "
+            "give its Actions object to Jobs(actions=...)."
+        )
+
+
+class Transaction:
+    """The block of :meth:`Client.transaction`; usable until the block ends."""
+
+    def __init__(self, client: Client, connection: Any) -> None:
+        self._client = client
+        self._connection = connection
+        self._publications: list[Publication] = []
+        self._entered = False
+        #: Whether the jobs were published when the block ended; False: the relay or the reconciler does it later.
+        self.published = False
+
+    def enqueue(
+        self,
+        action: ActionLike,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        *,
+        queue: str | None = None,
+        key: str | None = None,
+        run_at: datetime | None = None,
+        delay: float | timedelta | None = None,
+        **options: Any,
+    ) -> int:
+        """Insert a job now, in this transaction, and return its id.
+
+        ``args`` and ``kwargs`` are JSON values for the action. ``queue``: its backlog, else the action's own. ``key``:
+        jobs with the same key run one at a time in the order of their ids. ``run_at`` (aware) or ``delay`` (seconds or
+        timedelta): not before. Raises :class:`~sidestream.errors.InvalidJob`'s children, among them
+        :class:`~sidestream.errors.UnsupportedOption` for any other option, and
+        :class:`~sidestream.errors.StoreError`'s.
+        """
+        job = self._client.job(action, args, kwargs, queue=queue, key=key, run_at=run_at, delay=delay, **options)
+        return self._insert([job])[0]
+
+    def enqueue_many(self, jobs: Iterable[Job]) -> list[int]:
+        """Insert any number of jobs (made with :meth:`Client.job`) with one statement; return their ids in order."""
+        return self._insert(list(jobs))
+
+    def _insert(self, jobs: list[Job]) -> list[int]:
+        if not self._entered:
+            raise StoreError("The transaction block has ended or was not entered; enqueue inside 'with'.")
+        inserted = self._client.insert(self._connection, jobs)
+        # Ids of a savepoint that is rolled back stay in here: a reference without a row is settled when met.
+        self._publications += inserted.publications
+        return inserted.ids
+
+    def __enter__(self) -> Self:
+        _refuse_autocommit(self._connection)
+        self._entered = True
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._entered = False
+        if error is not None:
+            _roll_back(self._connection, error)
+            return
+        _commit(self._connection)
+        crash_point("enqueue.committed")
+        self.published = self._client.hand_over(self._publications)
+
+
+@contextmanager
+def _cursor(connection: Any) -> Iterator[Any]:
+    try:
+        with connection.cursor() as cursor:
+            yield cursor
+    except SidestreamError:
+        raise
+    except Exception as error:
+        raise translate(error, "enqueue a job") from error
+
+
+def _refuse_autocommit(connection: Any) -> None:
+    if connection.autocommit:
+        raise SettingsError(
+            "The connection is in autocommit mode, so a job could not share a transaction with its cause; "
+            "set connection.autocommit = False."
+        )
+
+
+def _commit(connection: Any) -> None:
+    if int(connection.info.transaction_status) == _IN_ERROR:
+        _roll_back(connection)
+        raise StoreError(
+            "A statement of this transaction failed and its error was caught, so PostgreSQL rolls everything back: "
+            "no job was enqueued. Let the error out of the block, or put the statement into a savepoint."
+        )
+    try:
+        connection.commit()
+    except Exception as error:
+        raise translate(error, "commit the transaction of a job") from error
+
+
+def _roll_back(connection: Any, because: BaseException | None = None) -> None:
+    if connection.closed:
+        return  # PostgreSQL rolled back when the connection broke
+    try:
+        connection.rollback()
+    except Exception as error:
+        translated = translate(error, "roll back the transaction of a job")
+        if because is None:
+            raise translated from error
+        because.add_note(str(translated))  # what went wrong first is what the caller has to see

@@ -1,0 +1,165 @@
+"""The one file that picks concrete parts from the settings. It decides nothing else."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import stat
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psycopg
+
+from sidestream.broker.protocol import Broker, Publication, lane
+from sidestream.broker.redis import embedded
+from sidestream.broker.redis.broker import RedisBroker
+from sidestream.client import Client
+from sidestream.errors import BrokerError, SettingsError
+from sidestream.executors.actions import Actions
+from sidestream.job.codec import Signer, to_ms
+from sidestream.job.reference import row_reference
+from sidestream.relay import Relay
+from sidestream.settings import Settings
+from sidestream.store import adapter, queries, schema
+
+KEY_FILE = "signing.key"
+"""Name of the file in the data folder that holds the signing key when the settings name none."""
+
+
+class Jobs(Client):
+    """Enqueues jobs with the parts that the settings name.
+
+    Make one per process. Nothing is connected or started before the first job; a forked child goes on by itself.
+    """
+
+    def __init__(self, settings: Settings | None = None, *, actions: Actions | None = None) -> None:
+        """Take ``settings`` (None: from environment and settings file) and, to have names checked, ``actions``."""
+        chosen = settings or Settings()
+        super().__init__(
+            Relay(lambda: build_broker(chosen), wait=chosen.relay_wait),
+            lambda: Signer(signing_keys(chosen)),
+            actions=actions,
+            direct_timeout=chosen.redis_timeout,
+        )
+
+
+def build_broker(settings: Settings) -> Broker:
+    """Return the Redis broker, its server started if it is the embedded one, and found fit for use.
+
+    Raises :class:`~sidestream.errors.BrokerUnavailable`, :class:`~sidestream.errors.BrokerUnsuitable` and
+    :class:`~sidestream.errors.SettingsError`.
+    """
+    url = settings.redis_url or embedded.ensure(settings.data_dir, user=settings.user)
+    broker = RedisBroker(url, timeout=settings.redis_timeout, lease_ms=round(settings.lease * 1000))
+    try:
+        broker.probe()
+    except BaseException:
+        broker.close()
+        raise
+    return broker
+
+
+def signing_keys(settings: Settings) -> Sequence[tuple[str, bytes]]:
+    """Return the keys of direct jobs: the settings', else the one in the data folder's key file, made when missing."""
+    return settings.signing_keys or [_key_file(settings.data_dir)]
+
+
+@contextmanager
+def store_connection(settings: Settings, name: str = "sidestream/cli") -> Iterator[psycopg.Connection[Any]]:
+    """Connect to the store's database under the application name ``name``, and close when the block ends."""
+    if settings.database_url is None:
+        raise SettingsError(
+            "No database is named; give --database-url or set SIDESTREAM_DATABASE_URL, for example postgresql:///shop."
+        )
+    connection: psycopg.Connection[Any] = adapter.connect(settings.database_url, name, autocommit=False)
+    try:
+        yield connection
+    finally:
+        connection.close()
+
+
+@contextmanager
+def store_cursor(settings: Settings) -> Iterator[psycopg.Cursor[Any]]:
+    """A cursor on such a connection, in a transaction that is committed when the block ends well."""
+    with store_connection(settings) as connection:
+        try:
+            with connection.cursor() as cursor:
+                yield cursor
+            connection.commit()
+        except psycopg.Error as error:
+            raise adapter.translate(error, "asked by the command line") from error
+
+
+def hasten(settings: Settings, job_id: int, *, waiting: bool) -> bool:
+    """Make Redis follow at once what a person did to a row, and return whether it could be told.
+
+    Its old reference is taken from where it waits; when ``waiting``, the job is published as its row now stands. Not
+    needed for any promise: a worker that meets the old reference looks at the row, and the reconciler looks too.
+    """
+    with store_cursor(settings) as cursor:
+        database, found = schema.identify(cursor), queries.job(cursor, job_id)
+    if found is None:
+        return False
+    row = found[0]
+    publication = Publication(
+        row_reference(database.tag, row.id, row.action, row.key).pack(),
+        lane(database.tag, row.queue),
+        to_ms(row.run_at),
+        attempted=row.attempts > row.forgiven,
+    )
+    try:
+        broker = build_broker(settings)
+        try:
+            if not broker.generation().number:
+                return False  # emptied: the reconciler builds it anew
+            broker.discard(publication)
+            if waiting:
+                broker.publish([publication])
+        finally:
+            broker.close()
+    except BrokerError:
+        return False
+    return True
+
+
+def _key_file(folder: Path) -> tuple[str, bytes]:
+    path = folder / KEY_FILE
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not path.exists():
+            _make_key_file(path)
+        if stat.S_IMODE(path.stat().st_mode) & 0o077:
+            raise SettingsError(f"The signing key {path} can be read by others; run: chmod 600 {path}")
+        key_id, colon, secret = path.read_text().strip().partition(":")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(
+            f"The signing key {path} cannot be read or made ({error}); set data_dir to a folder of your own, "
+            "or set signing_keys."
+        ) from error
+    if not colon:
+        raise SettingsError(
+            f"The signing key {path} is not of the form key-id:secret; remove the file to have a new one made."
+        )
+    return key_id, secret.encode()
+
+
+def _make_key_file(path: Path) -> None:
+    """Write a new key so that readers see all of it or nothing, and that of several makers one wins."""
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with os.fdopen(handle, "w") as file:
+            file.write(f"k{secrets.token_hex(4)}:{secrets.token_hex(32)}\n")
+            file.flush()
+            os.fsync(file.fileno())
+        if os.geteuid() == 0:  # root made it, but the folder's owner is who will work with it
+            owner = path.parent.stat()
+            os.chown(draft, owner.st_uid, owner.st_gid)
+        try:
+            os.link(draft, path)
+        except FileExistsError:
+            return  # another process was first, and its key is as good
+    finally:
+        draft.unlink()

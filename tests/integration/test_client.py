@@ -1,0 +1,402 @@
+"""Enqueue from Python, with a real PostgreSQL and a real Redis: what exists after a commit, and what does not."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import psycopg
+import psycopg2
+import pytest
+
+from sidestream import Actions, Job, Jobs, Settings, install
+from sidestream.broker.protocol import Broker, lane
+from sidestream.errors import (
+    BrokerUnavailable,
+    InvalidJob,
+    PayloadNotJson,
+    SchemaMismatch,
+    SettingsError,
+    StoreError,
+    StoreUnavailable,
+    UnknownAction,
+    UnsupportedOption,
+)
+from sidestream.job.codec import Signer, from_ms
+from sidestream.job.reference import NO_TAG8, Reference
+from sidestream.store import schema
+from sidestream.testing.servers import RedisServer
+from sidestream.wiring import build_broker, signing_keys
+
+actions = Actions()
+
+
+@actions.action("invoice.print", queue="print")
+def print_invoice(context: object, invoice_id: int) -> None:
+    raise AssertionError("not run here")
+
+
+@pytest.fixture
+def dsn(database: str) -> str:
+    with psycopg.connect(database) as connection:
+        install(connection.cursor())
+        connection.execute("CREATE TABLE invoice (id int PRIMARY KEY)")
+    return database
+
+
+@pytest.fixture(params=["psycopg3", "psycopg2"])
+def connection(request: pytest.FixtureRequest, dsn: str) -> Iterator[Any]:
+    connect: Callable[[str], Any] = psycopg.connect if request.param == "psycopg3" else psycopg2.connect
+    made = connect(dsn)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def settings(dsn: str, redis_server: RedisServer, tmp_path: Path) -> Settings:
+    return Settings(database_url=dsn, redis_url=redis_server.url, data_dir=tmp_path)
+
+
+@pytest.fixture
+def jobs(settings: Settings) -> Iterator[Jobs]:
+    with Jobs(settings) as made:
+        yield made
+
+
+@pytest.fixture
+def broker(settings: Settings) -> Iterator[Broker]:
+    made = build_broker(settings)
+    if not made.generation().number:
+        made.begin_generation()
+    yield made
+    made.close()
+
+
+def rows(dsn: str) -> list[tuple[Any, ...]]:
+    with psycopg.connect(dsn) as other:
+        return other.execute("SELECT id, action, queue, key FROM sidestream_job ORDER BY id").fetchall()
+
+
+def tag(dsn: str) -> bytes:
+    with psycopg.connect(dsn) as other:
+        return schema.identify(other.cursor()).tag
+
+
+def claimed(broker: Broker, dsn: str, *queues: str) -> list[int]:
+    broker.generation()
+    deliveries = broker.claim("test", [lane(tag(dsn), queue) for queue in queues or ("default",)], free=100)
+    return [Reference.unpack(delivery.reference).id for delivery in deliveries]
+
+
+def insert_invoice(connection: Any, invoice_id: int) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute("INSERT INTO invoice VALUES (%s)", (invoice_id,))
+
+
+# -- with the transaction --------------------------------------------------------------------------------------------
+
+
+def test_a_committed_block_leaves_its_row_and_publishes_it(
+    connection: Any, jobs: Jobs, dsn: str, broker: Broker
+) -> None:
+    with jobs.transaction(connection) as tx:
+        insert_invoice(connection, 42)
+        job_id = tx.enqueue("invoice.print", [42], {"lang": "el"}, key="invoice:42")
+        assert rows(dsn) == []
+    assert tx.published
+    assert rows(dsn) == [(job_id, "invoice.print", "default", "invoice:42")]
+    assert claimed(broker, dsn) == [job_id]
+    with psycopg.connect(dsn) as other:
+        assert other.execute("SELECT id FROM invoice").fetchall() == [(42,)]
+
+
+def test_an_exception_leaves_nothing(connection: Any, jobs: Jobs, dsn: str, broker: Broker) -> None:
+    with pytest.raises(RuntimeError, match="no"), jobs.transaction(connection) as tx:  # noqa: PT012
+        insert_invoice(connection, 42)
+        tx.enqueue("invoice.print")
+        raise RuntimeError("no")
+    assert rows(dsn) == []
+    assert claimed(broker, dsn) == []
+    with jobs.transaction(connection) as tx:  # and the connection is usable
+        insert_invoice(connection, 42)
+
+
+def test_a_savepoint_that_is_rolled_back_takes_its_jobs_along(connection: Any, jobs: Jobs, dsn: str) -> None:
+    with jobs.transaction(connection) as tx:
+        kept = tx.enqueue("a")
+        with connection.cursor() as cursor:
+            cursor.execute("SAVEPOINT s")
+            tx.enqueue("b")
+            cursor.execute("ROLLBACK TO SAVEPOINT s")
+    assert [row[0] for row in rows(dsn)] == [kept]
+
+
+def test_a_swallowed_database_error_is_not_taken_for_a_commit(
+    connection: Any, jobs: Jobs, dsn: str, broker: Broker
+) -> None:
+    with pytest.raises(StoreError, match="no job was enqueued"), jobs.transaction(connection) as tx:  # noqa: PT012
+        tx.enqueue("a")
+        with pytest.raises((psycopg.Error, psycopg2.Error)):
+            insert_invoice(connection, "x")  # type: ignore[arg-type]
+    assert rows(dsn) == []
+    assert claimed(broker, dsn) == []
+
+
+def test_many_jobs_go_in_with_one_statement(connection: Any, jobs: Jobs, dsn: str, broker: Broker) -> None:
+    started = time.monotonic()
+    with jobs.transaction(connection) as tx:
+        ids = tx.enqueue_many(jobs.job("a", [number]) for number in range(10_000))
+    assert time.monotonic() - started < 3  # the bound of 0.7 s is a benchmark's row
+    assert ids == sorted(ids)
+    assert [row[0] for row in rows(dsn)] == ids
+    assert claimed(broker, dsn)[:3] == ids[:3]
+
+
+def test_no_jobs_at_all_are_no_statement(connection: Any, jobs: Jobs) -> None:
+    with jobs.transaction(connection) as tx:
+        assert tx.enqueue_many([]) == []
+
+
+def test_due_times_reach_row_and_broker(connection: Any, jobs: Jobs, dsn: str, broker: Broker) -> None:
+    before = datetime.now(UTC)
+    with jobs.transaction(connection) as tx:
+        later = tx.enqueue("a", delay=3600)
+        soon = tx.enqueue("a", run_at=datetime.now(UTC) - timedelta(days=1))
+    assert claimed(broker, dsn) == [soon]
+    with psycopg.connect(dsn) as other:
+        [(run_at,)] = other.execute("SELECT run_at FROM sidestream_job WHERE id = %s", (later,)).fetchall()
+    assert timedelta(minutes=59) < run_at.replace(tzinfo=UTC) - before < timedelta(minutes=61)
+
+
+def test_a_deferred_constraint_that_fails_at_commit_leaves_nothing(connection: Any, jobs: Jobs, dsn: str) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute("CREATE TABLE late (id int REFERENCES invoice DEFERRABLE INITIALLY DEFERRED)")
+    connection.commit()
+    with pytest.raises(StoreError) as caught, jobs.transaction(connection) as tx:  # noqa: PT012
+        tx.enqueue("a")
+        with connection.cursor() as cursor:
+            cursor.execute("INSERT INTO late VALUES (1)")
+    assert isinstance(caught.value.__cause__, psycopg.Error | psycopg2.Error)
+    assert rows(dsn) == []
+
+
+def test_a_backend_that_is_gone_is_a_typed_error(connection: Any, jobs: Jobs, dsn: str) -> None:
+    with pytest.raises(StoreUnavailable), jobs.transaction(connection) as tx:  # noqa: PT012
+        tx.enqueue("a")
+        with psycopg.connect(dsn, autocommit=True) as other:
+            other.execute(
+                "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity "
+                "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            )
+        tx.enqueue("b")
+    assert rows(dsn) == []
+
+
+def test_an_autocommit_connection_is_refused(connection: Any, jobs: Jobs, dsn: str) -> None:
+    connection.autocommit = True
+    with pytest.raises(SettingsError, match="autocommit"), jobs.transaction(connection):
+        pass
+    with pytest.raises(SettingsError, match="autocommit"):
+        jobs.enqueue("a", connection=connection)
+    assert rows(dsn) == []
+
+
+def test_a_block_that_ended_takes_no_more_jobs(connection: Any, jobs: Jobs) -> None:
+    with jobs.transaction(connection) as tx:
+        pass
+    with pytest.raises(StoreError, match="has ended"):
+        tx.enqueue("a")
+
+
+def test_a_psycopg_block_around_ours_is_refused_and_rolled_back(dsn: str, jobs: Jobs) -> None:
+    with (
+        psycopg.connect(dsn) as connection,
+        pytest.raises(StoreError),
+        connection.transaction(),
+        jobs.transaction(connection) as tx,
+    ):
+        tx.enqueue("a")
+    assert rows(dsn) == []
+
+
+def test_missing_tables_are_named(database: str, jobs: Jobs) -> None:
+    with psycopg.connect(database) as connection:
+        connection.execute("DROP TABLE sidestream_meta CASCADE")
+    with psycopg.connect(database) as connection, pytest.raises(SchemaMismatch), jobs.transaction(connection) as tx:
+        tx.enqueue("a")
+
+
+# -- in somebody else's transaction ----------------------------------------------------------------------------------
+
+
+def test_a_row_alone_is_left_to_the_reconciler(connection: Any, jobs: Jobs, dsn: str, broker: Broker) -> None:
+    job_id = jobs.enqueue("a", connection=connection)
+    assert rows(dsn) == []
+    connection.commit()
+    assert [row[0] for row in rows(dsn)] == [job_id]
+    assert claimed(broker, dsn) == []
+
+
+def test_a_bridge_hands_over_after_its_own_commit(connection: Any, jobs: Jobs, dsn: str, broker: Broker) -> None:
+    inserted = jobs.insert(connection, [jobs.job("a"), jobs.job("b")])
+    connection.commit()
+    assert jobs.hand_over(inserted.publications)
+    assert claimed(broker, dsn) == inserted.ids
+
+
+# -- bad input -------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_refused_leaves_the_transaction_usable(connection: Any, jobs: Jobs, dsn: str) -> None:
+    with jobs.transaction(connection) as tx:
+        for error, options in (
+            (PayloadNotJson, {"args": [object()]}),
+            (InvalidJob, {"delay": -1}),
+            (InvalidJob, {"run_at": datetime(2026, 1, 1)}),  # noqa: DTZ001
+            (InvalidJob, {"queue": "a queue"}),
+            (UnsupportedOption, {"priority": 1}),
+            (UnsupportedOption, {"invoice_id": 1}),
+        ):
+            with pytest.raises(error):
+                tx.enqueue("a", **options)  # type: ignore[arg-type]
+        with pytest.raises(InvalidJob):
+            tx.enqueue_many([Job("a"), Job("b c")])
+        kept = tx.enqueue("a")
+    assert [row[0] for row in rows(dsn)] == [kept]
+
+
+def test_declared_actions_are_checked_and_give_their_queue(connection: Any, settings: Settings, dsn: str) -> None:
+    with Jobs(settings, actions=actions) as jobs:
+        with jobs.transaction(connection) as tx:
+            tx.enqueue("invoice.print", [1])
+            tx.enqueue(print_invoice, [1])
+            tx.enqueue(actions.get("invoice.print"), [1], queue="other")
+            with pytest.raises(UnknownAction, match=r"invoice\.print"):
+                tx.enqueue("invoice.send")
+            with pytest.raises(UnknownAction, match="not a declared action"):
+                tx.enqueue(len)
+        assert [row[1:3] for row in rows(dsn)] == [
+            ("invoice.print", "print"),
+            ("invoice.print", "print"),
+            ("invoice.print", "other"),
+        ]
+
+
+# -- Redis is away ---------------------------------------------------------------------------------------------------
+
+
+def test_a_stopped_redis_costs_one_short_wait_and_loses_nothing(
+    connection: Any, settings: Settings, redis_server: RedisServer, dsn: str
+) -> None:
+    redis_server.freeze()
+    try:
+        with Jobs(settings) as jobs:
+            costs = []
+            for _ in range(20):
+                with jobs.transaction(connection) as tx:
+                    tx.enqueue("a")
+                    started = time.monotonic()
+                costs.append(time.monotonic() - started)
+            assert not tx.published
+            redis_server.thaw()
+            deadline = time.monotonic() + 10
+            while jobs._relay.broken:
+                assert time.monotonic() < deadline, "the breaker never closed"
+                threading.Event().wait(0.01)
+        assert max(costs) < 0.35
+        assert sorted(costs)[-2] < 0.05
+        assert len(rows(dsn)) == 20
+        made = build_broker(settings)
+        assert len(claimed(made, dsn)) == 20
+        made.close()
+    finally:
+        redis_server.thaw()
+
+
+@pytest.mark.parametrize(
+    "url", ["redis://127.0.0.1:1/0", "redis://no-such-host.invalid:6379/0", "redis://192.0.2.1:6379/0"]
+)
+def test_an_unreachable_redis_costs_one_short_wait(connection: Any, settings: Settings, url: str, dsn: str) -> None:
+    with Jobs(settings.model_copy(update={"redis_url": url})) as jobs:
+        costs = []
+        for _ in range(5):
+            with jobs.transaction(connection) as tx:
+                tx.enqueue("a")
+                started = time.monotonic()
+            costs.append(time.monotonic() - started)
+        assert max(costs) < 0.35
+        assert sorted(costs)[-2] < 0.05
+        assert len(rows(dsn)) == 5
+        with pytest.raises(BrokerUnavailable, match="was not enqueued"):
+            jobs.enqueue_direct("a")
+
+
+# -- direct ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_direct_job_needs_no_database(settings: Settings, broker: Broker) -> None:
+    with Jobs(settings.model_copy(update={"database_url": None})) as jobs:
+        run_at = from_ms(1_700_000_000_123)
+        uuid = jobs.enqueue_direct("webhook.store", [{"a": 1}], {"b": None}, key="k", run_at=run_at)
+    [delivery] = broker.claim("test", [lane(NO_TAG8, "default")], free=5)
+    assert Reference.unpack(delivery.reference).uuid == uuid
+    assert delivery.payload is not None
+    job = Signer(signing_keys(settings)).open(delivery.payload, uuid).job
+    assert job == Job("webhook.store", ({"a": 1},), {"b": None}, "default", "k", run_at, None, uuid)
+
+
+def test_a_direct_job_repeated_with_its_id_is_one_job(jobs: Jobs, broker: Broker) -> None:
+    uuid = UUID(int=5)
+    assert jobs.enqueue_direct("a", [1], id=uuid) == jobs.enqueue_direct("a", [1], id=uuid) == uuid
+    assert len(broker.claim("test", [lane(NO_TAG8, "default")], free=5)) == 1
+
+
+@pytest.mark.parametrize("options", [{"id": "5"}, {"timeout": 0}, {"timeout": -1}, {"delay": -1}, {"priority": 1}])
+def test_bad_direct_calls_are_refused(jobs: Jobs, options: dict[str, Any]) -> None:
+    with pytest.raises(InvalidJob):
+        jobs.enqueue_direct("a", **options)
+
+
+# -- the signing key -------------------------------------------------------------------------------------------------
+
+
+def test_a_signing_key_is_made_once_and_kept_private(settings: Settings, tmp_path: Path) -> None:
+    assert repr(Signer(signing_keys(settings))) == repr(Signer(signing_keys(settings)))
+    assert (tmp_path / "signing.key").stat().st_mode & 0o777 == 0o600
+    assert [path.name for path in tmp_path.iterdir()] == ["signing.key"]
+
+
+def test_many_makers_of_the_signing_key_agree(settings: Settings) -> None:
+    together = threading.Barrier(8)
+    made: set[str] = set()
+
+    def make() -> None:
+        together.wait()
+        made.add(repr(Signer(signing_keys(settings))))
+
+    threads = [threading.Thread(target=make) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(made) == 1
+
+
+def test_a_signing_key_that_others_can_read_is_refused(settings: Settings, tmp_path: Path) -> None:
+    Signer(signing_keys(settings))
+    (tmp_path / "signing.key").chmod(0o644)
+    with pytest.raises(SettingsError, match="chmod 600"):
+        Signer(signing_keys(settings))
+
+
+def test_a_broken_key_file_is_explained(settings: Settings, tmp_path: Path) -> None:
+    path = tmp_path / "signing.key"
+    path.write_text("nonsense")
+    path.chmod(0o600)
+    with pytest.raises(SettingsError, match="key-id:secret"):
+        Signer(signing_keys(settings))
