@@ -9,6 +9,7 @@ import logging
 import selectors
 import signal
 import socket
+import time
 from typing import Any, Protocol
 
 from sidestream.broker.protocol import Delivery
@@ -24,6 +25,8 @@ log = logging.getLogger(__name__)
 
 TICK = 0.05
 """Seconds between two looks at limits and stalls."""
+ZYGOTE_PAUSE = 1.0
+"""Seconds until the next zygote when the last one died before it was ready: whatever kills it will kill the next too."""
 
 
 class Settling(Protocol):
@@ -61,14 +64,17 @@ class Collector:
         self._selector = selectors.DefaultSelector()
         #: Children that ended, until the zygote says whether it outlived them.
         self._ended: dict[int, tuple[ChildState, Reading]] = {}
+        #: When a zygote may be started (monotonic).
+        self._start_at = 0.0
         #: Set when the application could not be loaded: the worker cannot go on.
         self.failure: str | None = None
 
     def run(self) -> None:
         """Serve until the worker is stopped."""
-        with self._state.lock:
-            self._start_zygote()
         while not self._state.stopped and self.failure is None:
+            with self._state.changed:
+                self._watch.tick()
+                self._fill_up()
             for key, _ in self._selector.select(TICK):
                 kind, child = key.data
                 with self._state.changed:
@@ -78,9 +84,6 @@ class Collector:
                         self._child_says(child)
                     else:
                         self._child_ended(child)
-            with self._state.changed:
-                self._watch.tick()
-                self._fill_up()
 
     def close(self) -> None:
         """Close the selector."""
@@ -112,7 +115,8 @@ class Collector:
 
     def _zygote_ended(self, control: socket.socket) -> None:
         self._selector.unregister(control)
-        log.warning("The zygote ended; its children end with it, another one is started.", extra={"action": "zygote_ended"})
+        log.warning("The zygote ended; its children end with it; another one is started.", extra={"action": "zygote_ended"})
+        was_ready = self._pool.ready
         self._pool.zygote_gone()
         for child, reading in list(self._ended.values()):
             child.doom = child.doom or Doom.ZYGOTE
@@ -122,10 +126,11 @@ class Collector:
             if not child.pid:  # asked for, never forked
                 self._selector.unregister(child.end)
                 self._pool.forget(child)
-        if not self._state.stopped and self.failure is None:
-            self._start_zygote()
+        self._start_at = time.monotonic() + (0.0 if was_ready else ZYGOTE_PAUSE)
 
     def _fill_up(self) -> None:
+        if self._pool.control is None and self.failure is None and time.monotonic() >= self._start_at:
+            self._start_zygote()
         if not self._pool.ready or self._state.draining:
             return
         for slot in range(self._state.options.children):

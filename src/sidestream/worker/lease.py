@@ -28,7 +28,7 @@ class LeaseKeeper:
     """The renewing thread of a supervisor."""
 
     def __init__(
-        self, state: WorkerState, broker: Broker, pool: ProcessPool, *, probe: Callable[[], None] | None = None
+        self, state: WorkerState, broker: Broker, pool: ProcessPool, *, probe: Callable[[], object] | None = None
     ) -> None:
         self._state = state
         self._broker = broker

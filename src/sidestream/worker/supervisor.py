@@ -50,7 +50,7 @@ class Supervisor:
         zygote_command: Sequence[str],
         zygote_orders: bytes,
         connect: Callable[[], psycopg.Connection[Any]] | None,
-        probe: Callable[[], None] | None = None,
+        probe: Callable[[], object] | None = None,
         on_moved: Callable[[], None] | None = None,
     ) -> None:
         self._options = options
@@ -151,10 +151,6 @@ class Supervisor:
                         self._pool.kill(child, Doom.CANCELLED)
                         return True
         return False
-
-    def moved(self) -> None:
-        """Redis holds another generation: state what we hold at once. Safe to call from any thread."""
-        self._leases.moved()
 
     def _moved(self) -> None:
         self._leases.moved()

@@ -1,0 +1,209 @@
+"""The worker's half of the wiring: which broker, executor, keepers and processes the settings mean."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import socket
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import msgpack
+import psycopg
+
+from sidestream import process
+from sidestream.broker.failover import FailoverBroker
+from sidestream.broker.postgres import PostgresBroker
+from sidestream.broker.protocol import lane
+from sidestream.broker.redis import embedded
+from sidestream.broker.redis.broker import RedisBroker
+from sidestream.clock import SystemClock
+from sidestream.errors import BrokerUnavailable, SettingsError
+from sidestream.job.reference import NO_TAG8
+from sidestream.keepers.controller import Controller
+from sidestream.keepers.janitor import Janitor
+from sidestream.keepers.keeper import Keeper, KeeperThread
+from sidestream.keepers.link import StoreLink
+from sidestream.keepers.reclaimer import Reclaimer
+from sidestream.keepers.reconciler import Reconciler
+from sidestream.settings import Settings
+from sidestream.store import adapter, schema
+from sidestream.wiring import signing_keys
+from sidestream.worker import zygote
+from sidestream.worker.options import WorkerOptions, application_name
+from sidestream.worker.runfolder import LeftBehind, RunFolder
+from sidestream.worker.supervisor import Supervisor
+
+log = logging.getLogger(__name__)
+
+ZYGOTE = "from sidestream.wiring_zygote import run_zygote; run_zygote()"
+EMBEDDED_EVERY = 1.0
+"""Seconds between two looks at whether the embedded server lives."""
+
+
+class EmbeddedKeeper:
+    """Starts the embedded server again when it died."""
+
+    name = "embedded server"
+    every = EMBEDDED_EVERY
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+
+    def step(self) -> bool:
+        """Start it if nobody holds its lock; see :class:`~sidestream.keepers.keeper.Keeper`."""
+        embedded.ensure(self._settings.data_dir)
+        return False
+
+
+class Worker:
+    """One supervisor with its keepers, from settings."""
+
+    def __init__(self, settings: Settings) -> None:
+        if settings.app is None:
+            raise SettingsError("No application is named; give --app or set SIDESTREAM_APP, for example myapp.jobs:actions.")
+        self._settings = settings
+        settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # The signing key is read, or made, while we may: whoever enqueues as root reads the same file.
+        self._keys = signing_keys(settings)
+        process.drop_privileges(settings.user, settings.data_dir)
+        self._tenant = embedded.join(settings.data_dir, user=settings.user) if settings.redis_url is None else None
+        self._name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+        self._database = self._identify()
+        tags = [NO_TAG8] if self._database is None else [self._database.tag, NO_TAG8]
+        self._lanes = tuple(lane(tag, queue) for tag in tags for queue in settings.queues)
+        self._primary = self._redis()
+        self._broker = FailoverBroker(self._primary, self._fallback(), SystemClock())
+        self._left_behind = LeftBehind(settings.data_dir)
+        unclean = self._left_behind.look()
+        self._folder = RunFolder(settings.data_dir, self._name)
+        self._supervisor = Supervisor(
+            self._options(unclean),
+            self._broker,
+            zygote_command=[sys.executable, "-c", ZYGOTE],
+            zygote_orders=self._orders(),
+            connect=self._connector("supervisor") if settings.database_url else None,
+            probe=self._broker.probe,
+            on_moved=lambda: self._keepers.poke(Reconciler.name),
+        )
+        self._keepers = KeeperThread(self._make_keepers())
+
+    def run(self) -> None:
+        """Work until told to stop; see :meth:`Supervisor.run`."""
+        log.info(
+            "Worker %s serves %s with %s children.",
+            self._name,
+            ", ".join(self._settings.queues),
+            self._settings.children,
+            extra={"action": "worker_started"},
+        )
+        self._keepers.start()
+        try:
+            self._supervisor.run()
+        finally:
+            self._keepers.stop()
+            self._broker.close()
+            self._tended.close()
+            self._folder.remove()
+            if self._tenant is not None:
+                self._tenant.stop_if_last()
+        log.info("Worker %s has stopped.", self._name, extra={"action": "worker_stopped"})
+
+    def _identify(self) -> schema.Database | None:
+        if self._settings.database_url is None:
+            return None
+        with self._connector("start")() as connection, connection.cursor() as cursor:
+            return schema.identify(cursor)
+
+    def _redis(self) -> RedisBroker:
+        settings = self._settings
+        self._url = settings.redis_url or embedded.ensure(settings.data_dir, user=settings.user)
+        broker = RedisBroker(self._url, timeout=settings.redis_timeout, lease_ms=round(settings.lease * 1000))
+        try:
+            broker.probe()
+            broker.generation()  # known from the start: only a later change means that it was emptied
+        except BrokerUnavailable as error:
+            if self._database is None:
+                raise
+            log.warning("%s Jobs are taken from PostgreSQL meanwhile.", error, extra={"action": "redis_away_at_start"})
+        return broker
+
+    def _fallback(self) -> PostgresBroker | None:
+        if self._database is None:
+            return None
+        return PostgresBroker(self._connector("claims"), self._database)
+
+    def _connector(self, what: str) -> Callable[[], psycopg.Connection[Any]]:
+        url = self._settings.database_url
+        assert url is not None
+
+        def connect() -> psycopg.Connection[Any]:
+            return adapter.connect(url, application_name(self._name, what), autocommit=True)
+
+        return connect
+
+    def _options(self, unclean: bool) -> WorkerOptions:
+        settings = self._settings
+        return WorkerOptions(
+            supervisor=self._name,
+            lanes=self._lanes,
+            database=(NO_TAG8 if self._database is None else self._database.tag).hex(),
+            run_folder=self._folder.path,
+            children=settings.children,
+            lease=settings.lease,
+            renew=settings.renew,
+            hard_limit=settings.hard_limit,
+            drain_timeout=settings.drain_timeout,
+            prefetch=settings.prefetch_ms / 1000,
+            batch=settings.batch_ms / 1000,
+            careful=settings.careful_seconds,
+            after_unclean_end=unclean,
+        )
+
+    def _orders(self) -> bytes:
+        settings = self._settings
+        orders = zygote.Orders(
+            self._name, settings.children, settings.nice, settings.child_max_jobs, settings.child_max_memory_mb
+        )
+        application = (settings.app, settings.database_url, self._keys, os.getcwd(), settings.log_level, settings.log_format)
+        packed: bytes = msgpack.packb((orders, application))
+        return packed
+
+    def _make_keepers(self) -> list[Keeper]:
+        settings = self._settings
+        clock = SystemClock()
+        tended = self._tended = RedisBroker(
+            self._url, timeout=settings.redis_timeout, lease_ms=round(settings.lease * 1000)
+        )
+        link = StoreLink(self._connector("keepers")) if settings.database_url is not None else None
+        keepers: list[Keeper] = [
+            Reclaimer(
+                tended,
+                link,
+                clock,
+                consumer=self._name,
+                lanes=self._lanes,
+                left_behind=self._left_behind.running,
+                lease=settings.lease,
+                renew=settings.renew,
+            )
+        ]
+        if settings.redis_url is None:
+            keepers.append(EmbeddedKeeper(settings))
+        if link is None:
+            return keepers
+        keepers += [
+            Reconciler(
+                tended,
+                link,
+                clock,
+                every=settings.reconcile_interval,
+                lease=settings.lease,
+                renew=settings.renew,
+            ),
+            Controller(link, stop_running=self._supervisor.stop_running),
+            Janitor(link, keep_done_days=settings.keep_done_days, keep_dead_days=settings.keep_dead_days),
+        ]
+        return keepers
