@@ -1,0 +1,57 @@
+# The same few commands here and in CI; `make help` lists them.
+.DEFAULT_GOAL := help
+.PHONY: help setup lint format test bench-one chaos mutants demo postgres postgres-stop lock clean
+.SILENT:
+MAKEFLAGS += --no-print-directory
+
+BIN := .venv/bin
+ARGS ?=
+CODE := src tests benchmarks scripts
+
+help: ## show this list
+	sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F '\t' '{printf "  make %-14s %s\n", $$1, $$2}'
+
+setup: ## install what the other commands need (skipped when done)
+	scripts/setup.sh
+
+lint: setup ## style, types, import rules, file sizes, pre-commit's own file
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/ruff format --check --quiet $(CODE) || { echo "lint: some files are not formatted; run: make format" >&2; exit 1; }
+	$(BIN)/mypy
+	PYTHONPATH=src $(BIN)/lint-imports --no-cache
+	$(BIN)/loq check
+	$(BIN)/pre-commit validate-config .pre-commit-config.yaml
+
+format: setup ## format the code and mend what can be mended
+	$(BIN)/ruff check --fix $(CODE)
+	$(BIN)/ruff format $(CODE)
+
+test: setup ## every test (ARGS="-k name" for some)
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal $(ARGS)
+
+bench-one: setup ## one benchmark: make bench-one SCRIPT=benchmarks/latency.py
+	test -n "$(SCRIPT)" -a -f "$(SCRIPT)" || { echo "bench-one: name a script, for example SCRIPT=benchmarks/latency.py" >&2; exit 2; }
+	$(BIN)/python $(SCRIPT) $(ARGS)
+
+chaos: setup ## kill everything at every named point and count (under 60 minutes)
+	$(BIN)/python -m tests.chaos.run $(ARGS)
+
+mutants: setup ## plant known bugs and show that the tests see each
+	$(BIN)/python -m tests.mutants.run $(ARGS)
+
+demo: setup ## watch jobs survive kill -9 and an emptied Redis
+	$(BIN)/python scripts/demo.py $(ARGS)
+
+postgres: setup ## start a private PostgreSQL for development and print its URL
+	$(BIN)/python scripts/postgres.py start
+
+postgres-stop: ## stop it
+	test ! -x $(BIN)/python || $(BIN)/python scripts/postgres.py stop
+
+lock: setup ## resolve the dependencies anew into requirements/dev.lock
+	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes --upgrade \
+		--no-emit-index-url --no-emit-find-links --no-header --no-annotate -q -o requirements/dev.lock
+
+clean: postgres-stop ## remove everything that was made here, the private PostgreSQL included
+	rm -rf .venv .sidestream-dev .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
+	find . -name __pycache__ -prune -exec rm -rf {} + ; rm -rf src/*.egg-info
