@@ -172,14 +172,13 @@ def test_an_unavailable_primary_is_noticed_by_any_call(pair: Pair, call: str) ->
     pair.primary.ready = [b"a"]
     [delivery] = pair.claim()
     pair.primary.down = BrokerUnavailable("gone")
+    calls = {
+        "settle": lambda: pair.broker.settle(LANES, [delivery]),
+        "renew": lambda: pair.broker.renew("me", LANES, [delivery.lease]),
+        "publish": lambda: pair.broker.publish([]),
+    }
     with pytest.raises(BrokerUnavailable):
-        match call:
-            case "settle":
-                pair.broker.settle(LANES, [delivery])
-            case "renew":
-                pair.broker.renew("me", LANES, [delivery.lease])
-            case _:
-                pair.broker.publish([])
+        calls[call]()
     assert pair.broker.away_since is not None
 
 

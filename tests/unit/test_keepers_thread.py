@@ -14,6 +14,7 @@ from sidestream.errors import BrokerUnavailable, GenerationMoved, StoreUnavailab
 from sidestream.keepers.keeper import Keeper, KeeperThread
 
 PATIENCE = 10.0
+IDLE, MORE = False, True
 
 
 class Told:
@@ -64,10 +65,10 @@ def running(*keepers: Keeper, errors: list[tuple[str, Exception]] | None = None)
 def test_each_keeper_runs_at_once_and_then_when_poked() -> None:
     keeper = Told()
     with running(keeper) as thread:
-        keeper.answers.put(False)
+        keeper.answers.put(IDLE)
         assert keeper.began.get(timeout=PATIENCE) == "told"
         thread.poke("told")
-        keeper.answers.put(False)
+        keeper.answers.put(IDLE)
         assert keeper.began.get(timeout=PATIENCE) == "told"
 
 
@@ -76,9 +77,9 @@ def test_a_poke_during_a_step_is_not_lost() -> None:
     with running(keeper) as thread:
         keeper.began.get(timeout=PATIENCE)
         thread.poke("told")
-        keeper.answers.put(False)
+        keeper.answers.put(IDLE)
         keeper.began.get(timeout=PATIENCE)
-        keeper.answers.put(False)
+        keeper.answers.put(IDLE)
     assert keeper.began.empty()
 
 
@@ -124,7 +125,7 @@ def test_an_outage_is_logged_once_however_many_keepers_meet_it(
                 thread.poke(keeper.name)
         for keeper in (one, two):
             keeper.began.get(timeout=PATIENCE)
-            keeper.answers.put(False)
+            keeper.answers.put(IDLE)
     server = "store" if isinstance(error, StoreUnavailable) else "broker"
     assert [record.getMessage() for record in caplog.records] == [
         f"The one waits for the {server}: {error}",
@@ -147,7 +148,7 @@ def test_a_bug_in_a_keeper_is_told_and_the_keeper_goes_on() -> None:
         keeper.answers.put(bug)
         keeper.began.get(timeout=PATIENCE)
         thread.poke("told")
-        keeper.answers.put(False)
+        keeper.answers.put(IDLE)
         keeper.began.get(timeout=PATIENCE)
     assert errors == [("told", bug)]
 
@@ -170,7 +171,7 @@ def test_stop_is_bounded_when_a_step_hangs() -> None:
     thread.start()
     keeper.began.get(timeout=PATIENCE)
     assert not thread.stop(timeout=0.01)
-    keeper.answers.put(True)
+    keeper.answers.put(MORE)
     assert thread.stop(PATIENCE)
     assert keeper.began.empty(), "no step begins after a stop, not even when more work waits"
 

@@ -48,7 +48,7 @@ def from_fallback(delivery: Delivery) -> bool:
 class FailoverBroker:
     """Claims from ``primary`` while it is healthy and from ``fallback`` while not. See :class:`Broker` for each method.
 
-    Any BrokerUnavailable out of the primary, and BrokerFull or BrokerUnsuitable out of one of its claims, marks it away.
+    BrokerUnavailable out of any call of the primary marks it away, BrokerFull and BrokerUnsuitable out of a claim.
     """
 
     def __init__(self, primary: Broker, fallback: Broker | None, clock: Clock, *, probe_every: float = 0.5) -> None:

@@ -23,20 +23,26 @@ class Keeper(Protocol):
     every: float
 
     def step(self) -> bool:
-        """Do a bounded amount of work that may be repeated without harm; return whether more waits to be done at once."""
+        """Do a bounded amount of work that may be repeated without harm; return whether more can be done at once."""
         ...
 
 
 def log_failure(name: str, error: Exception) -> None:
     """Log an error that no outage explains, with its traceback."""
-    log.error("The %s failed and goes on: %s", name, error, exc_info=error, extra={"action": "keeper_failed"})
+    log.error(
+        "The %s failed and goes on: %s",
+        name,
+        error,
+        exc_info=error,
+        extra={"action": "keeper_failed"},
+    )
 
 
 class KeeperThread:
     """Runs each keeper when it is due, one at a time.
 
-    A server that is away (any BrokerError or StoreError) is logged once when the first keeper meets it and once when the
-    last one that met it works again; meanwhile each is tried at its usual times. Other errors go to ``on_error``.
+    A server that is away (any BrokerError or StoreError) is logged once when the first keeper meets it, and once when
+    the last one that met it works again; meanwhile each is tried at its usual times. Other errors go to ``on_error``.
     """
 
     def __init__(
@@ -103,7 +109,11 @@ class KeeperThread:
             # Not an outage: the reconciler looks at the generation in its next step, and so does everybody else.
             return False
         except (BrokerError, StoreError) as error:
-            self._met(keeper.name, "store" if isinstance(error, StoreError) else "broker", error)
+            self._met(
+                keeper.name,
+                "store" if isinstance(error, StoreError) else "broker",
+                error,
+            )
             return False
         except Exception as error:  # noqa: BLE001  (a bug in one keeper must not stop the others)
             self._on_error(keeper.name, error)
@@ -116,7 +126,11 @@ class KeeperThread:
         self._meeting[server].add(name)
         if first:
             log.warning(
-                "The %s waits for the %s: %s", name, server, error, extra={"action": "keeper_waits", "keeper": name}
+                "The %s waits for the %s: %s",
+                name,
+                server,
+                error,
+                extra={"action": "keeper_waits", "keeper": name},
             )
 
     def _worked(self, name: str) -> None:
@@ -124,4 +138,8 @@ class KeeperThread:
             if name in names:
                 names.discard(name)
                 if not names:
-                    log.info("The keepers reach the %s again.", server, extra={"action": "keeper_back"})
+                    log.info(
+                        "The keepers reach the %s again.",
+                        server,
+                        extra={"action": "keeper_back"},
+                    )

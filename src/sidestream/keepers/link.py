@@ -1,0 +1,84 @@
+"""The one PostgreSQL connection that all keepers of a supervisor share: they run in one thread."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import psycopg
+
+from sidestream.errors import SchemaMismatch
+from sidestream.store import schema
+from sidestream.store.adapter import translate
+
+Cursor = psycopg.Cursor[tuple[Any, ...]]
+
+
+class StoreLink:
+    """Opened when first needed, opened again when it was lost."""
+
+    def __init__(self, connect: Callable[[], psycopg.Connection[Any]]) -> None:
+        """``connect`` opens an autocommit connection in a bounded time, or raises StoreUnavailable."""
+        self._connect = connect
+        self._connection: psycopg.Connection[Any] | None = None
+        self._database: schema.Database | None = None
+
+    @contextmanager
+    def cursor(self, doing: str) -> Iterator[Cursor]:
+        """Give a cursor whose statements commit one by one; ``doing`` says in errors what could not be done.
+
+        Raises:
+            StoreUnavailable: PostgreSQL does not answer, or dropped the connection.
+            SchemaMismatch: Our tables are missing, of another release, or in another database than before.
+            StoreError: A statement failed for another reason.
+        """
+        try:
+            with self._opened().cursor() as cursor:
+                yield cursor
+        except psycopg.Error as error:
+            if self._connection is not None and (self._connection.closed or self._connection.broken):
+                self.close()
+            raise translate(error, doing) from error
+
+    @contextmanager
+    def transaction(self, doing: str) -> Iterator[Cursor]:
+        """Give a cursor whose statements commit together; raises as :meth:`cursor`."""
+        with self.cursor(doing) as cursor, cursor.connection.transaction():
+            yield cursor
+
+    def database(self) -> schema.Database:
+        """Return which database this is; raises as :meth:`cursor`."""
+        if self._database is None:
+            with self.cursor("asking which database this is"):
+                pass  # opening the connection identifies it
+        assert self._database is not None
+        return self._database
+
+    def close(self) -> None:
+        """Close the connection; the next use opens another one."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+
+    def _opened(self) -> psycopg.Connection[Any]:
+        if self._connection is None or self._connection.closed:
+            connection = self._connect()
+            try:
+                with connection.cursor() as cursor:
+                    self._identify(cursor)
+            except BaseException:
+                connection.close()
+                raise
+            self._connection = connection
+        return self._connection
+
+    def _identify(self, cursor: Cursor) -> None:
+        found = schema.identify(cursor)
+        if self._database is not None and found != self._database:
+            # Its rows' ids would be published under the name of the first one's.
+            raise SchemaMismatch(
+                f"The database behind the worker's address was {self._database.uuid} and is now {found.uuid}; "
+                "restart the worker."
+            )
+        self._database = found

@@ -1,0 +1,293 @@
+"""Take over what dead supervisors held (design D4, D6, D7).
+
+For each delivery whose lease ran out:
+
+1. who lost it: ourselves (we never got the answer, or were frozen), somebody still announced (likewise), or the dead;
+2. the sessions that a dead supervisor left in PostgreSQL are ended, so that its rows are free;
+3. what ran there is written to its row first: a crash when it ran alone, a suspicion when it may have been the cause;
+4. only then is the delivery given back, or settled when its row is at an end.
+
+What was claimed but did not run is charged with nothing. While PostgreSQL is away, deliveries of rows stay with us.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+from sidestream.broker.protocol import Broker, Delivery
+from sidestream.clock import Clock
+from sidestream.crashpoints import crash_point
+from sidestream.errors import GenerationMoved, StoreError, WireError
+from sidestream.job.job import MAX_CRASHES
+from sidestream.job.reference import Reference
+from sidestream.keepers.link import Cursor, StoreLink
+from sidestream.store import attempts, queries, rows, sessions
+from sidestream.store.attempts import Attempt, Event
+
+log = logging.getLogger(__name__)
+
+START = "0-0"
+"""The cursor before the first page and behind the last one."""
+ALONE = "alone"
+"""Detail of the attempt row that a supervisor writes before it starts a job that runs alone."""
+MOST_PAGES = 10
+"""Most pages (of up to 100 deliveries) that one step takes over."""
+
+
+def _nobody(owner: str) -> bool:  # noqa: ARG001  (without announcements everybody whose lease ran out is dead)
+    return False
+
+
+class Verdict(Enum):
+    """What the broker is told of a delivery, once the row says what it has to."""
+
+    GIVE_BACK = "give back"
+    CHARGE_CRASH = "give back with a crash"
+    BURY = "bury"
+    SETTLE = "settle"
+
+
+@dataclass(slots=True, eq=False)
+class Taken:
+    """A delivery that we took over."""
+
+    delivery: Delivery
+    #: None when its bytes cannot be read.
+    reference: Reference | None
+    #: Who lost it.
+    owner: str
+    #: Monotonic time at which we took it.
+    since: float
+    #: Never decided twice, however often the broker has to be told.
+    verdict: Verdict | None = None
+
+
+class Reclaimer:
+    """Gives back what nobody renews any more."""
+
+    name = "reclaimer"
+
+    def __init__(
+        self,
+        broker: Broker,
+        link: StoreLink | None,
+        clock: Clock,
+        *,
+        consumer: str,
+        lanes: Sequence[str],
+        left_behind: Callable[[str], frozenset[bytes] | None],
+        alive: Callable[[str], bool] = _nobody,
+        lease: float = 15.0,
+        renew: float = 3.0,
+    ) -> None:
+        """Take over nothing yet.
+
+        Args:
+            broker: The one with leases.
+            clock: Of this host.
+            consumer: Who takes over.
+            lanes: Which lanes are tended.
+            link: Where the rows are; None for a worker without a database.
+            left_behind: The references that the slots of a dead supervisor name as running, or None when nobody here
+                can read its slots (another host, or lost with the power).
+            alive: Whether a supervisor is still announced. A claim whose answer got lost leaves deliveries that their
+                owner does not know of; its other jobs must not be ended for them.
+            lease: Seconds after which a delivery that nobody renewed is taken over.
+            renew: Seconds that owners get to renew after a gap in which nobody could.
+        """
+        self.every = min(1.0, lease / 4)
+        self._broker = broker
+        self._link = link
+        self._clock = clock
+        self._consumer = consumer
+        self._lanes = lanes
+        self._left_behind = left_behind
+        self._alive = alive
+        self._lease = lease
+        self._renew = renew
+        self._cursor = START
+        self._taken: list[Taken] = []
+
+    def step(self) -> bool:
+        """Deal with what we took over before, then take over more; return whether the round goes on."""
+        try:
+            return self._round()
+        except GenerationMoved:
+            # What we hold of the old one is decided all the same; telling the broker then finds the lease lost.
+            self._broker.generation()
+            return False
+
+    def _round(self) -> bool:
+        self._keep()
+        trouble = self._deal()
+        more = False
+        for _ in range(MOST_PAGES):
+            more = self._take_over()
+            trouble = self._deal() or trouble
+            if not more:
+                break
+        if trouble is not None:
+            raise trouble
+        return more
+
+    def _take_over(self) -> bool:
+        """Reclaim one page; return whether there is another."""
+        found = self._broker.reclaim(
+            self._consumer,
+            self._lanes,
+            lease_ms=int(self._lease * 1000),
+            renew_ms=int(self._renew * 1000),
+            cursor=self._cursor,
+        )
+        if found.deliveries:
+            crash_point("reclaim.claimed")
+        now = self._clock.monotonic()
+        self._taken += [Taken(delivery, _read(delivery), owner, now) for delivery, owner in found.deliveries]
+        # Nothing on this page and no way forward: after a gap the broker gives the owners time first.
+        stuck = found.cursor == self._cursor and not found.deliveries
+        self._cursor = found.cursor
+        return not stuck and found.cursor != START
+
+    def _keep(self) -> None:
+        """Renew what we still hold, so that nobody takes it over from us."""
+        if self._taken:
+            lost = set(
+                self._broker.renew(
+                    self._consumer,
+                    self._lanes,
+                    [one.delivery.lease for one in self._taken],
+                )
+            )
+            # What is not decided is decided all the same: whoever has it now knows nothing of its first owner.
+            self._taken = [one for one in self._taken if one.verdict is None or one.delivery.lease not in lost]
+
+    def _deal(self) -> StoreError | None:
+        """Decide, write down and give back as far as the servers answer; return what PostgreSQL refused with."""
+        trouble: StoreError | None = None
+        for owner in dict.fromkeys(one.owner for one in self._taken if one.verdict is None):
+            try:
+                self._decide(
+                    owner,
+                    [one for one in self._taken if one.owner == owner and one.verdict is None],
+                )
+            except StoreError as error:
+                trouble = error
+        for one in [one for one in self._taken if one.verdict is not None]:
+            self._tell(one)
+            self._taken.remove(one)
+        return trouble
+
+    def _decide(self, owner: str, lost: Sequence[Taken]) -> None:
+        """Give each of these, which ``owner`` lost, its verdict; leave it without one if it has to wait."""
+        if owner == self._consumer:
+            _all(lost, Verdict.GIVE_BACK)
+            return
+        if self._alive(owner):
+            # An announcement may outlast its supervisor a little; a whole lease on, the supervisor lives.
+            patience = self._clock.monotonic() - self._lease
+            _all([one for one in lost if one.since <= patience], Verdict.GIVE_BACK)
+            return
+        running = self._left_behind(owner)
+        of_rows = []
+        for one in lost:
+            if one.reference is None:
+                one.verdict = Verdict.GIVE_BACK
+            elif one.reference.direct:
+                one.verdict = _direct_verdict(one.delivery, running)
+            else:
+                of_rows.append(one)
+        if of_rows:
+            self._decide_rows(owner, of_rows, running)
+
+    def _decide_rows(self, owner: str, lost: Sequence[Taken], running: frozenset[bytes] | None) -> None:
+        """Free the rows of a dead supervisor and write down which of them may have killed it."""
+        if self._link is None:
+            _all(lost, Verdict.GIVE_BACK)
+            return
+        with self._link.cursor("ending the sessions of a dead worker") as cursor:
+            gone, _ = sessions.terminate_supervisor(cursor, owner)
+        if not gone:
+            raise StoreError(f"A PostgreSQL session of the dead worker {owner} does not end; it is ended again.")
+        ran = [one for one in lost if running is None or one.delivery.reference in running]
+        if ran:
+            with self._link.transaction("charging the jobs of a dead worker") as cursor:
+                verdicts = [(one, _charge(cursor, one)) for one in ran]
+            for one, verdict in verdicts:
+                one.verdict = verdict
+        _all([one for one in lost if one not in ran], Verdict.GIVE_BACK)
+
+    def _tell(self, one: Taken) -> None:
+        """Tell the broker the verdict; a lease that was lost meanwhile is somebody else's to end."""
+        match one.verdict:
+            case Verdict.SETTLE:
+                self._broker.settle(self._lanes, [one.delivery])
+            case Verdict.BURY:
+                self._broker.bury(
+                    self._lanes,
+                    one.delivery,
+                    f"It killed its worker {MAX_CRASHES} times.",
+                )
+            case _:
+                crashed = one.verdict is Verdict.CHARGE_CRASH
+                self._broker.release(
+                    self._lanes,
+                    one.delivery,
+                    delay_ms=0,
+                    charge_crash=crashed,
+                    count=False,
+                )
+                crash_point("reclaim.released")
+
+
+def _read(delivery: Delivery) -> Reference | None:
+    try:
+        return Reference.unpack(delivery.reference)
+    except WireError as error:
+        log.warning(
+            "A delivery is given back unread: %s",
+            error,
+            extra={"action": "reclaim_unread"},
+        )
+        return None
+
+
+def _charge(cursor: Cursor, one: Taken) -> Verdict | None:
+    """Write to the row what its owner's death means; None when another session holds the row for now."""
+    assert one.reference is not None
+    row_id = one.reference.id
+    found = queries.job(cursor, row_id)
+    if found is None:
+        return Verdict.SETTLE
+    # The sessions of its owner are gone: the attempts read here are those that it was started with.
+    row, _, history = found
+    if _ran_alone(history, one.owner):
+        error = f"It crashed: the worker {one.owner} died while it ran there alone."
+        written = rows.crash(cursor, row_id, row.attempts, error, MAX_CRASHES)
+        if written.ours:
+            attempts.record(cursor, row_id, one.owner, -1, Event.CRASHED, error)
+    else:
+        written = rows.suspect(cursor, row_id, row.attempts)
+    if written.locked:
+        return None
+    return Verdict.SETTLE if written.terminal or written.missing else Verdict.GIVE_BACK
+
+
+def _ran_alone(history: Sequence[Attempt], owner: str) -> bool:
+    """Whether the last that ``owner`` wrote of the job is that it started it alone."""
+    ours = [attempt for attempt in history if attempt.supervisor == owner]
+    return bool(ours) and ours[-1].event is Event.STARTED and ours[-1].detail == ALONE
+
+
+def _direct_verdict(delivery: Delivery, running: frozenset[bytes] | None) -> Verdict:
+    """A direct job is charged only when it alone ran on the dead supervisor: it has no row to be suspected in."""
+    if running != frozenset({delivery.reference}):
+        return Verdict.GIVE_BACK
+    return Verdict.BURY if delivery.crashes + 1 >= MAX_CRASHES else Verdict.CHARGE_CRASH
+
+
+def _all(some: Sequence[Taken], verdict: Verdict) -> None:
+    for one in some:
+        one.verdict = verdict

@@ -1,0 +1,239 @@
+"""Make the broker match the rows (design D9).
+
+One bit a row says that the broker was given its reference. So nothing here remembers how far it came: whatever is open
+without its bit is published, whichever transaction committed in whatever order. See docs/explanation/reconciler.md.
+
+Each step looks at the generation first, then does one of these:
+
+1. nobody began a generation: begin one;
+2. the generation is new and not built: wait one renew interval, in which supervisors state what they hold, then compare
+   every chunk of ids, then mark it built;
+3. the server's run id changed, its contents kept: compare every chunk, as fast as the step's budget allows;
+4. otherwise: compare the newest chunk and a few of the others in turn, and look for rows that are overdue although
+   their bit is set.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Sequence
+from datetime import timedelta
+
+from sidestream.broker.protocol import Broker, Generation, Place, Publication, lane
+from sidestream.clock import Clock
+from sidestream.crashpoints import crash_point
+from sidestream.keepers.link import Cursor, StoreLink
+from sidestream.store import queries
+from sidestream.store.rows import StoredJob
+
+log = logging.getLogger(__name__)
+
+HORIZON = timedelta(minutes=15)
+"""What is due later than that from now stays in PostgreSQL: a small Redis, and its edits are one UPDATE."""
+PUBLISH_LOT = 500
+"""Most references in one publish: about 3 ms of Redis's time."""
+LOCATE_LOT = 100
+"""Most references in one locate."""
+OVERDUE_LOT = 500
+"""Most overdue rows that one step looks for."""
+GRACE = 1.25
+"""How many renew intervals a new generation waits: every supervisor renews once in one, and gets a moment for it."""
+BUSY_BUDGET = 0.5
+"""Seconds after which a step that rebuilds or compares everything makes room for the other keepers."""
+IDLE_BUDGET = 0.03
+"""Seconds after which an ordinary step takes no further chunk."""
+
+
+class Reconciler:
+    """Publishes what is open and unknown to the broker."""
+
+    name = "reconciler"
+
+    def __init__(
+        self,
+        broker: Broker,
+        link: StoreLink,
+        clock: Clock,
+        *,
+        every: float = 1.0,
+        lease: float = 15.0,
+        renew: float = 3.0,
+    ) -> None:
+        """Keep ``broker`` true to the rows behind ``link``.
+
+        ``broker`` is an object of the keepers' own onto the server that can be emptied: asking for the generation makes
+        an object accept it, while the supervisor's has to hear "moved", to state what it holds.
+        """
+        self.every = every
+        self._broker = broker
+        self._link = link
+        self._clock = clock
+        self._lease = lease
+        self._renew = renew
+        self._number = 0
+        self._run_id = ""
+        #: The generation is not built: once this monotonic time has come, everything is compared.
+        self._build_at: float | None = None
+        self._building = False
+        #: Compare every chunk from the next step on.
+        self._everything = False
+        #: Chunks to compare as fast as the budget allows; None when nothing is urgent.
+        self._urgent: deque[int] | None = None
+        #: The chunk that the rotation compared last.
+        self._turned = -1
+        #: The overdue row that was looked for last, 0 at the begin of a lap.
+        self._looked = 0
+        #: When rows were first missed (monotonic), by id: of this lap, and of the one before.
+        self._missed: dict[int, float] = {}
+        self._missed_before: dict[int, float] = {}
+
+    def step(self) -> bool:
+        """Do one bounded step; return whether more can be done at once."""
+        self._look()
+        if self._build_at is not None:
+            if self._clock.monotonic() < self._build_at:
+                return False
+            self._build_at, self._building, self._everything = None, True, True
+        with self._link.cursor("comparing Redis with the rows") as cursor:
+            if self._everything:
+                self._urgent = deque(reversed(queries.open_chunks(cursor)))
+                self._everything = False
+            if self._urgent is not None:
+                return self._hurry(cursor, self._urgent)
+            return self._stroll(cursor)
+
+    def _look(self) -> None:
+        """See whether the broker's contents are still those that we knew."""
+        found = self._broker.generation()
+        if found.number == 0:
+            found = self._broker.begin_generation()
+        built = self._link.database().tag.hex() in found.built
+        if found.number != self._number:
+            self._begin(found, built=built)
+        elif found.run_id != self._run_id:
+            # Restarted or failed over: a second or so of what it held may be gone, bits and references alike.
+            self._run_id = found.run_id
+            self._everything = True
+        if built:  # by whoever was first; our comparison goes on, but nobody waits for it
+            self._build_at, self._building = None, False
+
+    def _begin(self, found: Generation, *, built: bool) -> None:
+        log.info(
+            "The broker's contents are of generation %s, %s.",
+            found.number,
+            "complete" if built else "to be published from the rows",
+            extra={"action": "generation_found"},
+        )
+        self._number, self._run_id = found.number, found.run_id
+        # Supervisors state what they hold in the meantime, so that a running job is not handed out as well.
+        self._build_at = None if built else self._clock.monotonic() + GRACE * self._renew
+        self._building = False
+        # Built by others or before our time: what happened to the server since then nobody told us.
+        self._everything = built
+        self._urgent = None
+        self._missed, self._missed_before = {}, {}
+
+    def _hurry(self, cursor: Cursor, urgent: deque[int]) -> bool:
+        """Compare chunk after chunk until the budget is used; True when there are more."""
+        deadline = self._clock.monotonic() + BUSY_BUDGET
+        while urgent:
+            if not self._compare(cursor, urgent[0], deadline):
+                return True
+            urgent.popleft()
+            if urgent and self._clock.monotonic() >= deadline:
+                return True
+        self._urgent = None
+        if self._building:
+            self._broker.mark_built(self._link.database().tag)
+            self._building = False
+            log.info(
+                "Every open row is published in generation %s.",
+                self._number,
+                extra={"action": "generation_built"},
+            )
+        return False
+
+    def _stroll(self, cursor: Cursor) -> bool:
+        """Compare the newest chunk, some others in turn, and look for overdue rows; True when a lot was missing."""
+        began = self._clock.monotonic()
+        chunks = queries.open_chunks(cursor)
+        for number, chunk in enumerate(self._in_turn(chunks)):
+            if number > 1 and self._clock.monotonic() - began >= IDLE_BUDGET:
+                break
+            if not self._compare(cursor, chunk, began + BUSY_BUDGET):
+                return True
+            if number:
+                self._turned = chunk
+        self._look_for_overdue(cursor)
+        return False
+
+    def _in_turn(self, chunks: Sequence[int]) -> list[int]:
+        """Return ``chunks`` (ascending) as the newest, then the others, going on behind the one compared last."""
+        others = chunks[:-1]
+        behind = [chunk for chunk in others if chunk > self._turned]
+        return [
+            *chunks[-1:],
+            *behind,
+            *(chunk for chunk in others if chunk <= self._turned),
+        ]
+
+    def _compare(self, cursor: Cursor, chunk: int, deadline: float) -> bool:
+        """Publish the chunk's open rows whose bit is unset; False when the deadline came before the end."""
+        # The bits first: read after the rows, the bit of a row that was settled in between would look unset.
+        known = self._broker.known(self._link.database().tag, chunk)
+        until, after = self._clock.now() + HORIZON, 0
+        while missing := queries.unpublished(cursor, chunk, known, after, until, PUBLISH_LOT):
+            self._publish(missing, force=False)
+            after = missing[-1].id
+            if len(missing) < PUBLISH_LOT:
+                break
+            if self._clock.monotonic() >= deadline:
+                return False
+        return True
+
+    def _look_for_overdue(self, cursor: Cursor) -> None:
+        """Look where the next rows are that have been due for longer than a lease; publish the twice missed by force.
+
+        Missed once is no proof: its holder may be stating it anew, or its settle may be under way. After a lease more
+        neither can be, and the row, read anew, is still open and due.
+        """
+        rows = queries.overdue(cursor, self._lease, self._looked, OVERDUE_LOT)
+        now = self._clock.monotonic()
+        lost = []
+        for start in range(0, len(rows), LOCATE_LOT):
+            lot = rows[start : start + LOCATE_LOT]
+            for row, place in zip(lot, self._broker.locate(self._publications(lot)), strict=True):
+                if place == Place.NOWHERE:
+                    first = self._missed_before.get(row.id, now)
+                    if now - first >= self._lease:
+                        lost.append(row)
+                    else:
+                        self._missed[row.id] = first
+        if lost:
+            log.warning(
+                "%s jobs were known to the broker and in no place there; they are published by force.",
+                len(lost),
+                extra={"action": "lost_found", "jobs": [row.id for row in lost]},
+            )
+            self._publish(lost, force=True)
+        self._looked = rows[-1].id if len(rows) == OVERDUE_LOT else 0
+        if not self._looked:
+            self._missed_before, self._missed = self._missed, {}
+
+    def _publish(self, rows: Sequence[StoredJob], *, force: bool) -> None:
+        crash_point("reconcile.before_publish")
+        self._broker.publish(self._publications(rows), force=force)
+        crash_point("reconcile.published")
+
+    def _publications(self, rows: Sequence[StoredJob]) -> list[Publication]:
+        database = self._link.database()
+        return [
+            Publication(
+                row.reference(database),
+                lane(database.tag, row.queue),
+                int(row.run_at.timestamp() * 1000),
+                attempted=row.attempts > 0,
+            )
+            for row in rows
+        ]

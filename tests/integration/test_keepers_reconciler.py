@@ -1,0 +1,428 @@
+"""The reconciler on a real PostgreSQL and a real Valkey: what is open and unknown is published, and nothing else."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import psycopg
+import pytest
+
+from sidestream.broker.protocol import CHUNK, Place, Publication, lane
+from sidestream.broker.redis import keys
+from sidestream.broker.redis.broker import RedisBroker
+from sidestream.clock import ManualClock, SystemClock
+from sidestream.errors import BrokerUnavailable, StoreUnavailable
+from sidestream.job.job import Job
+from sidestream.job.reference import Reference, row_reference
+from sidestream.keepers.keeper import KeeperThread
+from sidestream.keepers.link import StoreLink
+from sidestream.keepers.reconciler import GRACE, Reconciler
+from sidestream.store import rows, schema
+from sidestream.store.adapter import connect
+from sidestream.testing.servers import PostgresServer, RedisServer
+
+LEASE = 15.0
+RENEW = 3.0
+
+
+class Bench:
+    """A database with our tables, an empty Valkey, and a reconciler whose clock the test moves."""
+
+    def __init__(self, dsn: str, redis: RedisServer) -> None:
+        self.dsn = dsn
+        self.redis = redis
+        self.connection = self.connect()
+        with self.connection.transaction(), self.connection.cursor() as cursor:
+            self.database = schema.install(cursor)
+        self.clock = ManualClock(datetime.now(UTC))
+        self.lane = lane(self.database.tag, "default")
+        #: What workers use; the reconciler has an object of its own.
+        self.broker = RedisBroker(redis.url)
+        self.links: list[StoreLink] = []
+        self.reconciler = self.another()
+
+    def connect(self) -> psycopg.Connection[Any]:
+        return connect(self.dsn, "sidestream/test/bench", autocommit=True)
+
+    def another(self) -> Reconciler:
+        link = StoreLink(self.connect)
+        self.links.append(link)
+        return Reconciler(RedisBroker(self.redis.url), link, self.clock, lease=LEASE, renew=RENEW)
+
+    def insert(self, *jobs: Job) -> list[int]:
+        with self.connection.cursor() as cursor:
+            return [stored.id for stored in rows.insert(cursor, jobs or [Job("act")])]
+
+    def insert_many(self, count: int, *, first: int = 1) -> None:
+        """Insert open rows with ids from ``first`` on, that were due an hour ago."""
+        self.connection.execute(
+            "INSERT INTO sidestream_job (id, action, queue, payload, run_at)"
+            " SELECT id, 'act', 'default', '{\"v\":1,\"args\":[],\"kwargs\":{}}',"
+            " now() AT TIME ZONE 'UTC' - interval '1 hour'"
+            " FROM generate_series(%s::bigint, %s::bigint) AS id",
+            (first, first + count - 1),
+        )
+        self.connection.execute("SELECT setval('sidestream_job_id_seq', (SELECT max(id) FROM sidestream_job))")
+        self.connection.execute("ANALYZE sidestream_job")
+
+    def publication(self, row_id: int) -> Publication:
+        return Publication(row_reference(self.database.tag, row_id, "act", None).pack(), self.lane)
+
+    def steps(self, reconciler: Reconciler | None = None) -> int:
+        """Step until there is no more to do at once; return how many steps that took."""
+        count = 1
+        while (reconciler or self.reconciler).step():
+            count += 1
+        return count
+
+    def build(self) -> None:
+        """Let the first generation begin and be built."""
+        self.steps()
+        self.clock.advance(GRACE * RENEW)
+        self.steps()
+        self.broker.generation()
+
+    def answers(self) -> bool:
+        try:
+            return bool(self.broker.generation().number)
+        except BrokerUnavailable:
+            return False
+
+    def claimed(self, most: int = 1000) -> list[int]:
+        """Claim everything that is ready; return the rows' ids."""
+        self.broker.generation()
+        found: list[int] = []
+        while deliveries := self.broker.claim("worker", [self.lane], free=most):
+            found += [Reference.unpack(delivery.reference).id for delivery in deliveries]
+        return found
+
+    def close(self) -> None:
+        for link in self.links:
+            link.close()
+        self.connection.close()
+        self.broker.close()
+
+
+@pytest.fixture
+def bench(database: str, redis_server: RedisServer) -> Iterator[Bench]:
+    made = Bench(database, redis_server)
+    yield made
+    made.close()
+
+
+def test_open_rows_are_published_once_the_generation_is_built(bench: Bench) -> None:
+    ids = bench.insert(*[Job("act") for _ in range(3)])
+    bench.steps()
+    assert bench.claimed() == [], "supervisors get one renew interval to state what they hold"
+    bench.clock.advance(GRACE * RENEW - 0.1)
+    bench.steps()
+    assert bench.claimed() == []
+    bench.clock.advance(0.1)
+    bench.steps()
+    assert bench.claimed() == ids
+    assert bench.broker.generation().built == frozenset({bench.database.tag.hex()})
+
+
+def test_a_row_that_nobody_published_is_found_by_the_next_step(bench: Bench) -> None:
+    bench.build()
+    [late] = bench.insert()
+    bench.steps()
+    assert bench.claimed() == [late]
+    bench.steps()
+    assert bench.claimed() == []
+
+
+def test_c1_an_id_that_commits_after_a_higher_one_is_found(bench: Bench) -> None:
+    """A watermark would have passed it: ids are given at the INSERT, rows are seen at the COMMIT."""
+    bench.build()
+    slow = bench.connect()
+    with slow.transaction(), slow.cursor() as cursor:
+        [low] = rows.insert(cursor, [Job("act")])
+        [high] = bench.insert()
+        assert low.id < high
+        bench.steps()
+        assert bench.claimed() == [high]
+    slow.close()
+    bench.steps()
+    assert bench.claimed() == [low.id]
+
+
+def test_a_rolled_back_row_is_never_published(bench: Bench) -> None:
+    bench.build()
+    with bench.connection.transaction(force_rollback=True):
+        bench.insert()
+        bench.steps()
+    bench.steps()
+    assert bench.claimed() == []
+
+
+def test_ended_rows_are_not_published_and_reopened_ones_are(bench: Bench) -> None:
+    ids = bench.insert(*[Job("act") for _ in range(3)])
+    bench.connection.execute("UPDATE sidestream_job SET state = 'dead' WHERE id = %s", (ids[0],))
+    bench.connection.execute("UPDATE sidestream_job SET state = 'done' WHERE id = %s", (ids[1],))
+    bench.build()
+    assert bench.claimed() == ids[2:]
+    bench.connection.execute("UPDATE sidestream_job SET state = 'open' WHERE id = %s", (ids[0],))
+    bench.steps()
+    assert bench.claimed() == ids[:1]
+
+
+def test_what_is_due_in_more_than_15_minutes_stays_in_postgresql(bench: Bench) -> None:
+    now = bench.clock.now()
+    later, soon = bench.insert(
+        Job("act", run_at=now + timedelta(minutes=16)), Job("act", run_at=now + timedelta(minutes=14))
+    )
+    bench.build()
+    places = bench.broker.locate([bench.publication(later), bench.publication(soon)])
+    assert places == [Place.NOWHERE, Place.DELAYED]
+    bench.clock.advance(90)
+    bench.steps()
+    assert bench.broker.locate([bench.publication(later)]) == [Place.DELAYED]
+
+
+def test_settled_rows_stay_settled(bench: Bench) -> None:
+    """The bits are read before the rows: a job that ends in between is not published again."""
+    [row_id] = bench.insert()
+    bench.build()
+    [delivery] = bench.broker.claim("worker", [bench.lane], free=1)
+    known = bench.reconciler._broker.known
+
+    def known_then_settled(database: bytes, chunk: int) -> bytes:
+        bits = known(database, chunk)
+        bench.connection.execute("UPDATE sidestream_job SET state = 'done' WHERE id = %s", (row_id,))
+        bench.broker.settle([bench.lane], [delivery])
+        return bits
+
+    bench.reconciler._broker.known = known_then_settled  # type: ignore[method-assign]
+    bench.steps()
+    assert bench.claimed() == []
+    assert bench.broker.known(bench.database.tag, 0).strip(b"\0") == b""
+
+
+def test_emptied_redis_is_a_new_generation_that_is_built_anew(bench: Bench) -> None:
+    bench.insert_many(1200)
+    bench.build()
+    assert len(bench.claimed()) == 1200
+    bench.redis.flushall()
+    bench.steps()
+    bench.clock.advance(GRACE * RENEW)
+    bench.steps()
+    assert bench.claimed() == list(range(1, 1201))
+
+
+def test_redis_emptied_in_the_middle_of_a_rebuild_begins_again(bench: Bench) -> None:
+    bench.insert_many(1200)
+    bench.steps()
+    bench.clock.advance(GRACE * RENEW)
+    publish = bench.reconciler._broker.publish
+    published = []
+
+    def publish_then_lose(jobs: Sequence[Publication], *, force: bool = False) -> int:
+        published.append(len(jobs))
+        if len(published) == 2:
+            bench.redis.flushall()
+        return publish(jobs, force=force)
+
+    bench.reconciler._broker.publish = publish_then_lose  # type: ignore[method-assign]
+    thread = KeeperThread([bench.reconciler])
+    thread.start()
+    wait_until(lambda: bench.broker.generation().number and len(published) == 2, "the second generation")
+    wait_until(lambda: bench.reconciler._build_at is not None, "the second wait")
+    bench.clock.advance(GRACE * RENEW)
+    wait_until(lambda: bench.broker.generation().built, "the second build")
+    assert thread.stop()
+    assert sorted(bench.claimed()) == list(range(1, 1201))
+
+
+def test_a_second_reconciler_finds_the_generation_built(bench: Bench) -> None:
+    bench.insert_many(10)
+    bench.build()
+    assert len(bench.claimed()) == 10
+    other = bench.another()
+    assert bench.steps(other) == 1
+    assert other._build_at is None
+    assert bench.claimed() == []
+
+
+def test_two_reconcilers_that_build_at_once_publish_each_row_once(bench: Bench) -> None:
+    bench.insert_many(3000)
+    both = [bench.reconciler, bench.another()]
+    for reconciler in both:
+        bench.steps(reconciler)
+    bench.clock.advance(GRACE * RENEW)
+    threads = [threading.Thread(target=bench.steps, args=(reconciler,)) for reconciler in both]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert sorted(bench.claimed()) == list(range(1, 3001))
+
+
+def test_a_restart_that_lost_the_last_second_is_mended_in_one_go(bench: Bench) -> None:
+    """Another run id, the contents kept: bits and references of some chunks are missing, all are compared at once."""
+    chunks = [0, 1, 7, 40]
+    for chunk in chunks:
+        bench.insert_many(5, first=chunk * CHUNK + 1)
+    bench.build()
+    assert len(bench.claimed()) == 20
+    with bench.redis.client() as client:
+        for chunk in (0, 7):
+            client.delete(f"{keys.PREFIX}known:{bench.database.tag.hex()}:{chunk}")
+            for row_id in range(chunk * CHUNK + 1, chunk * CHUNK + 6):
+                client.zrem(keys.held(keys.PREFIX, bench.lane), bench.publication(row_id).reference)
+                client.hdel(f"{keys.PREFIX}leases", bench.publication(row_id).reference)
+    bench.redis.restart()
+    wait_until(bench.answers, "the end of loading")
+    assert bench.steps() == 1
+    assert bench.claimed() == [chunk * CHUNK + n for chunk in (0, 7) for n in range(1, 6)]
+
+
+def test_old_chunks_are_compared_in_rotation(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sidestream.keepers.reconciler.IDLE_BUDGET", 0.0)  # one other chunk a step
+    for chunk in range(6):
+        bench.insert_many(1, first=chunk * CHUNK + 1)
+    bench.build()
+    bench.claimed()
+    compared: list[int] = []
+    known = bench.reconciler._broker.known
+
+    def note(database: bytes, chunk: int) -> bytes:
+        compared.append(chunk)
+        return known(database, chunk)
+
+    bench.reconciler._broker.known = note  # type: ignore[method-assign]
+    for _ in range(7):
+        bench.steps()
+    assert compared == [5, 0, 5, 1, 5, 2, 5, 3, 5, 4, 5, 0, 5, 1]
+
+
+def test_a_lost_reference_is_published_by_force_after_two_looks_a_lease_apart(bench: Bench) -> None:
+    bench.insert_many(3)
+    bench.build()
+    bench.broker.claim("worker", [bench.lane], free=1)
+    with bench.redis.client() as client:
+        assert client.zrem(keys.ready(keys.PREFIX, bench.lane), bench.publication(3).reference) == 1
+    bench.steps()
+    bench.clock.advance(LEASE - 0.1)
+    bench.steps()
+    assert bench.broker.locate([bench.publication(3)]) == [Place.NOWHERE], "missed once is no proof"
+    bench.clock.advance(0.1)
+    bench.steps()
+    assert bench.broker.locate([bench.publication(row_id) for row_id in (1, 2, 3)]) == [
+        Place.HANDED_OFF,
+        Place.READY,
+        Place.READY,
+    ]
+
+
+def test_a_reference_that_was_found_again_is_missed_anew(bench: Bench) -> None:
+    bench.insert_many(1)
+    bench.build()
+    with bench.redis.client() as client:
+        ready = keys.ready(keys.PREFIX, bench.lane)
+        score = client.zscore(ready, bench.publication(1).reference)
+        client.zrem(ready, bench.publication(1).reference)
+        bench.steps()
+        client.zadd(ready, {bench.publication(1).reference: score})
+        bench.steps()
+        client.zrem(ready, bench.publication(1).reference)
+    bench.clock.advance(LEASE + 1)
+    bench.steps()
+    assert bench.broker.locate([bench.publication(1)]) == [Place.NOWHERE]
+    bench.clock.advance(LEASE)
+    bench.steps()
+    assert bench.broker.locate([bench.publication(1)]) == [Place.READY]
+
+
+def test_overdue_rows_are_looked_for_in_laps(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sidestream.keepers.reconciler.OVERDUE_LOT", 10)
+    bench.insert_many(25)
+    bench.build()
+    with bench.redis.client() as client:
+        client.zrem(keys.ready(keys.PREFIX, bench.lane), bench.publication(24).reference)
+    for _ in range(3):
+        bench.steps()
+    bench.clock.advance(LEASE)
+    for _ in range(3):
+        bench.steps()
+    assert bench.broker.locate([bench.publication(24)]) == [Place.READY]
+
+
+def test_a_step_stops_at_its_budget_and_goes_on(bench: Bench) -> None:
+    bench.insert_many(1700)
+    bench.steps()
+    bench.clock.advance(GRACE * RENEW)
+    publish = bench.reconciler._broker.publish
+
+    def slowly(jobs: Sequence[Publication], *, force: bool = False) -> int:
+        bench.clock.advance(0.3)
+        return publish(jobs, force=force)
+
+    bench.reconciler._broker.publish = slowly  # type: ignore[method-assign]
+    assert bench.steps() == 2
+    assert bench.claimed() == list(range(1, 1701))
+
+
+def test_servers_that_are_away_raise_and_are_met_again(bench: Bench, postgres: PostgresServer) -> None:
+    bench.build()
+    [row_id] = bench.insert()
+    bench.redis.kill()
+    with pytest.raises(BrokerUnavailable):
+        bench.reconciler.step()
+    bench.redis.start()
+    wait_until(bench.answers, "the end of loading")
+    postgres.kill()
+    with pytest.raises(StoreUnavailable):
+        bench.reconciler.step()
+    postgres.start()
+    bench.steps()
+    assert bench.claimed() == [row_id]
+
+
+def test_10_000_open_jobs_are_back_within_10_s_of_flushall(bench: Bench) -> None:
+    """With real clocks, real intervals and the wait of one renew interval (promise 5)."""
+    bench.insert_many(10_000)
+    bench.build()
+    link = StoreLink(bench.connect)
+    bench.links.append(link)
+    thread = KeeperThread([Reconciler(RedisBroker(bench.redis.url), link, SystemClock(), lease=LEASE, renew=RENEW)])
+    thread.start()
+    with bench.redis.client() as client:
+        assert client.zcard(keys.ready(keys.PREFIX, bench.lane)) == 10_000
+        bench.redis.flushall()
+        began = time.monotonic()
+        wait_until(lambda: client.zcard(keys.ready(keys.PREFIX, bench.lane)) == 10_000, "10,000 ready jobs")
+        assert time.monotonic() - began < 10
+    assert thread.stop()
+
+
+def test_a_step_over_200_000_open_rows_stays_under_100_ms(bench: Bench) -> None:
+    bench.insert_many(200_000)
+    for start in range(1, 200_001, 5000):
+        bench.broker.generation()
+        if start == 1:
+            bench.broker.begin_generation()
+        bench.broker.publish([bench.publication(row_id) for row_id in range(start, start + 5000)])
+    bench.broker.mark_built(bench.database.tag)
+    reconciler = Reconciler(RedisBroker(bench.redis.url), bench.links[0], SystemClock(), lease=LEASE, renew=RENEW)
+    while reconciler.step():
+        pass
+    times = []
+    for _ in range(15):
+        began = time.perf_counter()
+        assert not reconciler.step()
+        times.append(time.perf_counter() - began)
+    assert sorted(times)[7] < 0.1, f"steps took {[round(1000 * taken) for taken in times]} ms"
+
+
+def wait_until(true: Any, what: str, deadline: float = 30.0) -> None:
+    """Look until it is true, giving the others time in between; fail saying what never came."""
+    looked = threading.Event()
+    end = time.monotonic() + deadline
+    while not true():
+        assert time.monotonic() < end, f"never came: {what}"
+        looked.wait(0.01)
