@@ -6,10 +6,16 @@ import time
 from collections.abc import Iterator, Sequence
 from itertools import count
 from pathlib import Path
+from threading import Event
+
+import psycopg
 
 from sidestream.broker.memory import MemoryBroker
+from sidestream.broker.postgres import PostgresBroker
 from sidestream.broker.protocol import Broker, Delivery, Publication
 from sidestream.broker.redis.broker import RedisBroker
+from sidestream.job.reference import Reference
+from sidestream.store import adapter, schema
 from sidestream.testing.broker_contract import LEASE_MS, lanes_of
 from sidestream.testing.servers import RedisServer
 
@@ -96,6 +102,68 @@ class RedisBench(MemoryBench):
         if keys := self.keys():
             with self.server.client() as client:
                 client.delete(*keys)
+
+
+class PostgresBench(MemoryBench):
+    """The PostgreSQL broker over a table of its own; its clock is the real one."""
+
+    def __init__(self, dsn: str) -> None:
+        self.dsn = dsn
+        self.connection = self._connect()
+        with self.connection.cursor() as cursor:
+            self.identity = schema.install(cursor)
+        self.database = self.identity.tag
+        self.brokers: list[PostgresBroker] = []
+        self.broker = self.second()
+
+    def _connect(self) -> psycopg.Connection[tuple[object, ...]]:
+        return adapter.connect(self.dsn, "contract", autocommit=True)
+
+    def second(self) -> Broker:
+        broker = PostgresBroker(self._connect, self.identity)
+        self.brokers.append(broker)
+        return broker
+
+    def now(self) -> int:
+        return int(time.time() * 1000)
+
+    def advance(self, ms: int) -> None:
+        Event().wait(ms / 1000)
+
+    def put(self, jobs: Sequence[Publication]) -> None:
+        rows = [
+            (
+                named.id,
+                job.lane.partition(":")[2],
+                named.key.hex() if any(named.key) else None,
+                job.due_ms,
+                job.attempted,
+            )
+            for job in jobs
+            for named in [Reference.unpack(job.reference)]
+        ]
+        with self.connection.cursor() as cursor:
+            cursor.execute(
+                "INSERT INTO sidestream_job (id, action, queue, key, payload, run_at, attempts)"
+                " SELECT id, 'act', queue, key, '{}', CASE due WHEN 0 THEN statement_timestamp() AT TIME ZONE 'UTC'"
+                " ELSE to_timestamp(due / 1000.0) AT TIME ZONE 'UTC' END, attempted::int"
+                " FROM unnest(%s::bigint[], %s::text[], %s::text[], %s::bigint[], %s::bool[])"
+                " AS new (id, queue, key, due, attempted)",
+                [list(column) for column in zip(*rows, strict=True)],
+            )
+        for broker in self.brokers:
+            broker.publish(jobs)
+
+    def end(self, deliveries: Sequence[Delivery]) -> None:
+        with self.connection.cursor() as cursor:
+            ids = [Reference.unpack(delivery.reference).id for delivery in deliveries]
+            cursor.execute("UPDATE sidestream_job SET state = 'done' WHERE id = ANY (%s)", [ids])
+        assert self.broker.settle(lanes_of(self), deliveries) == []
+
+    def close(self) -> None:
+        for broker in self.brokers:
+            broker.close()
+        self.connection.close()
 
 
 def started(binary: str | Path) -> Iterator[RedisServer]:

@@ -6,11 +6,10 @@ from collections.abc import Iterator
 
 import pytest
 
-pytest.register_assert_rewrite("sidestream.testing.broker_contract", "sidestream.testing.broker_leases")
-
-from benches import MemoryBench, RedisBench, started  # noqa: E402  # after the rewrite is registered
+pytest.register_assert_rewrite("sidestream.testing.broker_contract", "sidestream.testing.broker_contract_leases")
 
 from sidestream.testing.servers import RedisServer, ServerFailed, find_redis7  # noqa: E402
+from tests.contract.benches import MemoryBench, PostgresBench, RedisBench, started  # noqa: E402  # after the rewrite is registered
 
 EXCUSED = {
     "memory": {
@@ -34,13 +33,19 @@ def redis7() -> Iterator[RedisServer]:
     yield from started("redis7")
 
 
-@pytest.fixture(params=["memory", "valkey", "redis7"])
+@pytest.fixture(params=["memory", "valkey", "redis7", "postgres"])
 def empty_bench(request: pytest.FixtureRequest) -> Iterator[MemoryBench]:
     kind: str = request.param
     reason = EXCUSED.get(kind, {}).get(request.node.originalname)
     if reason:
         pytest.skip(f"The {kind} broker is excused: {reason}.")
-    bench = MemoryBench() if kind == "memory" else RedisBench(request.getfixturevalue(kind))
+    bench: MemoryBench
+    if kind == "memory":
+        bench = MemoryBench()
+    elif kind == "postgres":
+        bench = PostgresBench(request.getfixturevalue("database"))
+    else:
+        bench = RedisBench(request.getfixturevalue(kind))
     yield bench
     bench.close()
 

@@ -1,6 +1,6 @@
 """Every broker keeps the contract of ``sidestream.broker.protocol``."""
 
-from sidestream.testing import broker_contract, broker_leases
+from sidestream.testing import broker_contract, broker_contract_leases
 
 
 class TestOrder(broker_contract.OrderCases):
@@ -15,13 +15,13 @@ class TestWaiting(broker_contract.WaitingCases):
     pass
 
 
-class TestLeases(broker_leases.LeaseCases):
+class TestLeases(broker_contract_leases.LeaseCases):
     pass
 
 
-class TestContents(broker_leases.ContentsCases):
+class TestContents(broker_contract_leases.ContentsCases):
     pass
 
 
-class TestDirect(broker_leases.DirectCases):
+class TestDirect(broker_contract_leases.DirectCases):
     pass

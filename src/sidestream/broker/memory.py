@@ -4,6 +4,7 @@ A job is in one place at a time (:class:`~sidestream.broker.protocol.Place`). Th
 says the truth about its job is skipped when it comes up, so nothing is ever searched in them.
 """
 
+# ruff: noqa: ARG002  # the contract's signatures, also where an argument makes no difference
 from __future__ import annotations
 
 import threading
@@ -17,9 +18,8 @@ from sidestream.broker.protocol import CHUNK, Capability, Delivery, Generation, 
 from sidestream.errors import BrokerUnavailable, GenerationMoved
 from sidestream.job.reference import NO_TAG8, Reference
 
-PROMOTE_MOST = 100
-"""Most due jobs of a lane that one claim promotes."""
-RECLAIM_MOST = 100
+PROMOTE_MOST = RECLAIM_MOST = 100
+"""Most due jobs of a lane that one claim promotes, most deliveries that one call takes over."""
 _Heap = list[tuple[int, bytes]]
 _Key = tuple[bytes, bool, bytes]
 
@@ -192,7 +192,7 @@ class MemoryBroker:
             for job in late[:RECLAIM_MOST]:
                 loser = job.lease.consumer if job.lease else ""
                 taken.append((self._grant(job, consumer), loser))
-            return Reclaimed(f"{int(cursor.split('-')[0]) + 1}-0" if len(late) > RECLAIM_MOST else "0-0", taken)
+            return Reclaimed(f"{int(cursor.partition('-')[0]) + 1}-0" if len(late) > RECLAIM_MOST else "0-0", taken)
 
     def reassert(self, consumer: str, lanes: Sequence[str], deliveries: Sequence[Delivery]) -> list[Delivery]:
         """See :meth:`Broker.reassert`; these contents are never emptied: what is not lost is still held."""
@@ -246,7 +246,7 @@ class MemoryBroker:
         if named.direct:
             if job.reference in self._jobs or job.reference in self._dead:
                 return False
-        elif self._mark(named, True) and not (force and job.reference not in self._jobs):
+        elif self._mark(named, known=True) and not (force and job.reference not in self._jobs):
             return False
         now = self._now()
         key = None if named.key == NO_TAG8 else (named.database, named.direct, named.key)
@@ -260,7 +260,7 @@ class MemoryBroker:
             self._stand(one, job.due_ms)
         return True
 
-    def _mark(self, named: Reference, known: bool) -> bool:
+    def _mark(self, named: Reference, *, known: bool) -> bool:
         if named.direct:
             return False
         chunk, bit = divmod(named.id, CHUNK)
@@ -389,7 +389,7 @@ class MemoryBroker:
 
     def _forget(self, job: _Job) -> None:
         del self._jobs[job.reference]
-        self._mark(Reference.unpack(job.reference), False)
+        self._mark(Reference.unpack(job.reference), known=False)
         job.place = Place.NOWHERE
         if job.key and self._heads.get(job.key) is job:
             self._seat_next(job.key)

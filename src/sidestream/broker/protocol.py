@@ -1,16 +1,16 @@
 """What a broker is. It speaks of references and leases, never of Redis or of rows.
 
-Three brokers keep this contract: :mod:`sidestream.broker.memory` (the shortest true one), :mod:`sidestream.broker.redis`
-and :mod:`sidestream.broker.postgres` (for when Redis is away). ``sidestream.testing.broker_contract`` is its suite.
+Three brokers keep this contract: :mod:`sidestream.broker.memory` (the shortest true one),
+:mod:`sidestream.broker.redis` and :mod:`sidestream.broker.postgres` (for when Redis is away).
+``sidestream.testing.broker_contract`` and ``broker_contract_leases`` are its suite.
 
 A *lane* is a backlog of one database: ``<16 hex digits of the database tag>:<queue>``. A worker serves a fixed tuple of
-lanes; workers with the same lanes share a hand-off stream.
+lanes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple, Protocol
 
@@ -50,7 +50,7 @@ class Publication(NamedTuple):
 class Lease(NamedTuple):
     """The proof of who holds a delivery; compared on every settle, renew and release."""
 
-    #: The hand-off entry.
+    #: The hand-off: never given out twice, whoever takes a delivery over gets a new one.
     entry: bytes
     #: Who holds it.
     consumer: str
@@ -200,7 +200,7 @@ class Broker(Protocol):
         ...
 
     def known(self, database: bytes, chunk: int) -> bytes:
-        """Return the known bitmap of ids ``chunk * CHUNK`` and up, most significant bit first, maybe shorter or empty."""
+        """Return the known bits of ids from ``chunk * CHUNK``, most significant bit first, maybe shorter or empty."""
         ...
 
     def locate(self, jobs: Sequence[Publication]) -> list[Place]:
@@ -208,7 +208,7 @@ class Broker(Protocol):
         ...
 
     def discard(self, job: Publication) -> bool:
-        """Remove a waiting reference whose row ended (cancelled by a person); False when it is handed off or nowhere."""
+        """Remove a waiting reference whose row ended (a person cancelled it); False when handed off or nowhere."""
         ...
 
     def close(self) -> None:

@@ -1,4 +1,6 @@
-"""The broker contract as tests: order, keys and waiting. ``broker_leases`` holds leases, contents and direct jobs.
+"""The broker contract as tests: order, keys and waiting.
+
+``broker_contract_leases`` holds leases, contents and direct jobs.
 
 A case asks for the fixture ``bench``, a :class:`Bench` around one broker; what a broker does not do is excused by the
 case's name in the suite that runs them (``tests/contract``).

@@ -16,16 +16,16 @@ from redis.exceptions import (
     AuthorizationError,
     BusyLoadingError,
     ClusterDownError,
-    ConnectionError,
     MaxConnectionsError,
     NoPermissionError,
     NoScriptError,
     OutOfMemoryError,
     ReadOnlyError,
     RedisError,
-    TimeoutError,
     TryAgainError,
 )
+from redis.exceptions import ConnectionError as ConnectionFailed
+from redis.exceptions import TimeoutError as TimedOut
 from redis.retry import Retry
 
 from sidestream.errors import BrokerError, BrokerFull, BrokerUnavailable, BrokerUnsuitable, SettingsError
@@ -85,7 +85,7 @@ class RedisConnection:
         """
         try:
             return self._once(command, wait)
-        except ConnectionError as error:
+        except ConnectionFailed as error:
             if isinstance(error, _FINAL):
                 raise translate(error, self.url) from error
         except (RedisError, OSError, UnicodeError) as error:  # UnicodeError: a host name that IDNA refuses
@@ -131,7 +131,7 @@ def translate(error: Exception, url: str) -> BrokerError:
     """
     said = str(error).strip().rstrip(".") or type(error).__name__
     code = said.split(" ", 1)[0]
-    if isinstance(error, TimeoutError):
+    if isinstance(error, TimedOut):
         return BrokerUnavailable(f"Redis at {url} did not answer in time: {said}; jobs wait until it does.")
     if isinstance(error, (BusyLoadingError, ClusterDownError, TryAgainError)) or code in _WAITING:
         return BrokerUnavailable(f"Redis at {url} is not ready yet: {said}; jobs wait until it is.")
@@ -153,7 +153,7 @@ def translate(error: Exception, url: str) -> BrokerError:
         return BrokerUnsuitable(
             f"Redis at {url} cannot write its data to disk: {said}; free space or correct its folder."
         )
-    if isinstance(error, (ConnectionError, OSError, UnicodeError)):
+    if isinstance(error, (ConnectionFailed, OSError, UnicodeError)):
         return BrokerUnavailable(f"Redis at {url} cannot be reached: {said}; start it or correct redis_url.")
     return BrokerUnsuitable(
         f"Redis at {url} answered unexpectedly: {said}; look for other programs that write to its keys."

@@ -76,7 +76,9 @@ class LeaseCases:
             bench.broker.renew("alive", lanes_of(bench), [one.lease for one in alive])
         found: list[Delivery] = []
         cursor = "0-0"
-        for calls in range(1, 20):
+        calls = 0
+        while calls < 20:
+            calls += 1
             page = reclaim(bench, cursor=cursor)
             assert len(page.deliveries) <= 100
             found += (one for one, _ in page.deliveries)

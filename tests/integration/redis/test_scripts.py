@@ -1,0 +1,244 @@
+"""Each script alone: what it finds, what it leaves behind in every key."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from typing import Any
+from uuid import UUID
+
+import msgpack
+import pytest
+import redis
+
+from sidestream.broker.protocol import Delivery, Publication, lane
+from sidestream.broker.redis.broker import RedisBroker
+from sidestream.broker.redis.scripts import script
+from sidestream.errors import GenerationMoved
+from sidestream.job.reference import direct_reference, row_reference
+from tests.integration.redis.conftest import START, Clock
+
+DB = b"testbase"
+LANE = lane(DB, "default")
+P = "sidestream:{s0}:"
+KNOWN = f"{P}known:{DB.hex()}:0"
+
+
+def row(number: int, key: str | None = None, due: int = 0, *, attempted: bool = False) -> Publication:
+    return Publication(row_reference(DB, number, "act", key).pack(), LANE, due, None, attempted)
+
+
+def direct(number: int, key: str | None = None) -> Publication:
+    return Publication(direct_reference(UUID(int=number), "act", key, DB).pack(), LANE, 0, b"signed")
+
+
+def contents(client: redis.Redis) -> dict[str, Any]:
+    """Return everything but meta and lanes, by key name without the prefix."""
+    readers = {
+        b"zset": lambda key: dict(client.zrange(key, 0, -1, withscores=True)),
+        b"hash": client.hgetall,
+        b"list": lambda key: client.lrange(key, 0, -1),
+        b"set": client.smembers,
+        b"string": client.get,
+    }
+    names = sorted(client.scan_iter(f"{P}*"))
+    found = {name.decode().removeprefix(P): readers[client.type(name)](name) for name in names}
+    return {name: value for name, value in found.items() if name not in ("meta", "lanes")}
+
+
+def bits(client: redis.Redis) -> int:
+    return client.bitcount(KNOWN)
+
+
+def claimed(broker: RedisBroker, free: int = 10) -> list[Delivery]:
+    return broker.claim("w1", [LANE], free=free)
+
+
+def test_every_script_states_its_contract() -> None:
+    folder = files("sidestream.broker.redis") / "lua"
+    names = [entry.name.removesuffix(".lua") for entry in folder.iterdir() if entry.name.endswith(".lua")]
+    assert len(names) >= 17
+    for name in names:
+        source = script(name).source
+        assert source.startswith("#!lua"), name
+        for word in ("-- KEYS[1] prefix", "-- ARGV ", "-- Returns {code"):
+            assert word in source, (name, word)
+        assert "--@include" not in source
+
+
+def test_publish_row(broker: RedisBroker, client: redis.Redis) -> None:
+    assert broker.publish([row(5), row(6, due=START + 9000), row(7, "k"), row(8, "k")]) == 4
+    found = contents(client)
+    assert found[f"ready:{LANE}"] == {row(5).reference: START, row(7, "k").reference: START}
+    assert found[f"delayed:{LANE}"] == {row(6).reference: START + 9000}
+    stander = f"{START} 0 {LANE}".encode()
+    assert list(found["heads"].values()) == [row(7, "k").reference + stander]
+    (line,) = (value for name, value in found.items() if name.startswith("key:"))
+    assert line == {row(8, "k").reference + stander: 8}
+    assert found["behind"] == {LANE.encode(): b"1"}
+    assert bits(client) == 4
+    assert client.smembers(f"{P}lanes") == {LANE.encode()}
+
+
+def test_publish_direct(broker: RedisBroker, client: redis.Redis) -> None:
+    assert broker.publish([direct(1), direct(1)]) == 1
+    assert contents(client) == {
+        f"ready:{LANE}": {direct(1).reference: START},
+        "direct": {UUID(int=1).bytes: b"signed"},
+    }
+
+
+def test_claim(broker: RedisBroker, client: redis.Redis) -> None:
+    broker.publish([row(5), direct(1)])
+    both = claimed(broker)
+    found = contents(client)
+    assert set(found) == {f"known:{DB.hex()}:0", "direct", "leases", f"held:{LANE}"}
+    assert found[f"held:{LANE}"] == {row(5).reference: START, direct(1).reference: START}
+    token = both[0].lease.entry[:16]
+    assert found["leases"][row(5).reference] == token + f" 1 {START} {LANE} w1".encode()
+
+
+def test_claim_announces_free_children_while_it_waits(broker: RedisBroker, client: redis.Redis, clock: Clock) -> None:
+    assert broker.claim("w1", [LANE], free=3, wait_ms=40) == []
+    assert contents(client) == {"free": {b"w1": f"3 {START + 40}\n{LANE}".encode()}}
+    broker.publish([row(1), row(2)])
+    found = contents(client)
+    assert found["free"] == {b"w1": f"1 {START + 40}\n{LANE}".encode()}
+    assert len(found["hand:w1"]) == 2
+    assert 0 < client.pttl(f"{P}hand:w1") <= 600_000
+    clock.ms += 41
+    broker.publish([row(3)])
+    assert f"ready:{LANE}" in contents(client), "the announcement ran out"
+    assert len(claimed(broker, free=2)) == 2
+    assert set(contents(client)) == {f"ready:{LANE}", f"known:{DB.hex()}:0", "leases", f"held:{LANE}"}
+
+
+def test_claim_gives_back_what_it_has_no_child_for(broker: RedisBroker, client: redis.Redis) -> None:
+    broker.claim("w1", [LANE], free=3, wait_ms=40)
+    broker.publish([row(1, "k"), row(2), row(3)])
+    (only,) = claimed(broker, free=1)
+    assert only.reference == row(1, "k").reference
+    assert set(contents(client)[f"ready:{LANE}"]) == {row(2).reference, row(3).reference}
+
+
+def test_renew(broker: RedisBroker, client: redis.Redis, clock: Clock) -> None:
+    broker.publish([row(1), row(2)])
+    first, second = claimed(broker)
+    clock.ms += 500
+    assert broker.renew("w1", [LANE], [first.lease]) == []
+    assert contents(client)[f"held:{LANE}"] == {first.reference: START + 500, second.reference: START}
+
+
+def test_settle_leaves_nothing(broker: RedisBroker, client: redis.Redis) -> None:
+    broker.publish([row(1), row(2, "k"), direct(3), direct(4, "k")])
+    held = claimed(broker)
+    broker.release([LANE], held[0])
+    held[0:1] = claimed(broker)
+    assert broker.settle([LANE], held) == []
+    assert set(contents(client)) == {f"known:{DB.hex()}:0"}
+    assert bits(client) == 0
+
+
+def test_release(broker: RedisBroker, client: redis.Redis) -> None:
+    broker.publish([row(1)])
+    (one,) = claimed(broker)
+    assert broker.release([LANE], one, delay_ms=700) == 1
+    found = contents(client)
+    assert set(found) == {f"known:{DB.hex()}:0", f"delayed:{LANE}", "tries"}
+    assert found[f"delayed:{LANE}"] == {one.reference: START + 700}
+    assert found["tries"] == {one.reference: f"0 0 1 {START}".encode()}
+
+
+def test_bury(broker: RedisBroker, client: redis.Redis) -> None:
+    broker.publish([direct(1)])
+    (one,) = claimed(broker)
+    assert broker.bury([LANE], one, "no such printer")
+    found = contents(client)
+    assert set(found) == {"dead"}
+    kept = msgpack.unpackb(found["dead"][UUID(int=1).bytes], raw=True)
+    assert (kept[b"payload"], kept[b"error"], kept[b"at"]) == (b"signed", b"no such printer", START)
+
+
+def test_reclaim_forgets_dead_workers(broker: RedisBroker, client: redis.Redis, clock: Clock) -> None:
+    broker.announce("old", [LANE], "{}", 1000)
+    clock.ms += 500
+    broker.announce("new", [LANE], "{}", 1000)
+    clock.ms += 600
+    broker.reclaim("new", [LANE], lease_ms=15_000, renew_ms=3000, cursor="0-0")
+    assert set(contents(client)["workers"]) == {b"new"}
+
+
+def test_reclaim_takes_a_hand_off_whose_reader_died(broker: RedisBroker, client: redis.Redis, clock: Clock) -> None:
+    broker.claim("dead", [LANE], free=1, wait_ms=10)
+    broker.publish([direct(1)])
+    assert contents(client)["hand:dead"]
+    for _ in range(4):
+        clock.ms += 5000
+        broker.claim("alive", [LANE], free=1)
+    ((one, loser),) = broker.reclaim("alive", [LANE], lease_ms=15_000, renew_ms=3000, cursor="0-0").deliveries
+    assert (one.payload, loser) == (b"signed", "dead")
+    assert broker.claim("dead", [LANE], free=1) == [], "what the dead one had is worth nothing any more"
+
+
+def test_reassert(broker: RedisBroker, client: redis.Redis, redis_server: Any) -> None:
+    broker.publish([row(1, "k"), direct(2)])
+    held = claimed(broker)
+    redis_server.flushall()
+    broker.begin_generation()
+    again = broker.reassert("w1", [LANE], held)
+    found = contents(client)
+    assert set(found) == {f"known:{DB.hex()}:0", "direct", "leases", f"held:{LANE}", "heads"}
+    assert [one.reference for one in again] == [one.reference for one in held]
+    assert {one.lease.entry for one in again}.isdisjoint(one.lease.entry for one in held)
+
+
+def test_locate_mends_a_line_whose_head_is_nowhere(broker: RedisBroker, client: redis.Redis) -> None:
+    broker.publish([row(1, "k"), row(2, "k"), row(3, "k")])
+    client.zrem(f"{P}ready:{LANE}", row(1, "k").reference)
+    assert claimed(broker) == []
+    assert [place.value for place in broker.locate([row(3, "k"), row(2, "k")])] == ["behind key", "ready"]
+    assert [one.reference for one in claimed(broker)] == [row(2, "k").reference]
+
+
+def test_discard(broker: RedisBroker, client: redis.Redis) -> None:
+    broker.publish([row(1), row(2, due=START + 9000), row(3, "k"), row(4, "k")])
+    for job in (row(1), row(2), row(4, "k"), row(3, "k")):
+        assert broker.discard(job)
+    assert set(contents(client)) == {f"known:{DB.hex()}:0"}
+    assert bits(client) == 0
+
+
+def test_begin_is_won_by_the_first(broker: RedisBroker, redis_server: Any) -> None:
+    other = RedisBroker(redis_server.url, timeout=10)
+    assert other.begin_generation() == broker.generation()
+    other.close()
+
+
+def test_generation_writes_nothing(redis_server: Any, client: redis.Redis) -> None:
+    fresh = RedisBroker(redis_server.url, timeout=10)
+    assert fresh.generation().number == 0
+    assert client.dbsize() == 0
+    with pytest.raises(GenerationMoved, match="call generation"):
+        fresh.mark_built(DB)
+    fresh.close()
+
+
+def test_built_and_known(broker: RedisBroker, client: redis.Redis) -> None:
+    broker.mark_built(DB)
+    assert broker.generation().built == {DB.hex()}
+    broker.publish([row(9)])
+    assert broker.known(DB, 0) == client.get(KNOWN) == b"\x00\x40"
+    assert broker.known(DB, 1) == b""
+
+
+def test_announce_and_withdraw(broker: RedisBroker, client: redis.Redis) -> None:
+    broker.announce("w1", [LANE, "other"], '{"a": 1}', 2000)
+    assert contents(client) == {"workers": {b"w1": f'{START + 2000}\n{LANE} other\n{{"a": 1}}'.encode()}}
+    broker.withdraw("w1", [LANE])
+    assert contents(client) == {}
+
+
+def test_a_server_that_forgot_the_scripts(broker: RedisBroker, client: redis.Redis) -> None:
+    client.script_flush()
+    assert broker.publish([row(1)]) == 1
+    client.script_flush()
+    assert len(claimed(broker)) == 1
