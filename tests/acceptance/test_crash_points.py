@@ -33,4 +33,4 @@ def test_a_kill_there_breaks_no_promise(world: World, point: str) -> None:
     finally:
         world.stop()
     assert not result.failures, "\n".join(result.failures)
-    assert result.kills.total() == 2
+    assert sum(result.kills.values()) == 2

@@ -50,9 +50,8 @@ def main(seconds: float, seed: str) -> int:
     print(f"chaos: Redis away for {seconds:g} s at {JOBS_PER_SECOND} jobs/s, seed {seed}", flush=True)
     with World(seed=seed) as world:
         found = away(world, seconds)
-    print(
-        f"{found.promised} jobs promised while it was away, {found.missing} not done by then; after all: {found.verdict}"
-    )
+    print(f"{found.promised} jobs promised while it was away, {found.missing} of them not done by then")
+    print(f"after all: {found.verdict}")
     return 1 if found.missing or found.verdict.violations else 0
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -24,7 +23,7 @@ class Result:
 
     point: str
     seed: str
-    kills: Counter[str] = field(default_factory=Counter)
+    kills: dict[str, int] = field(default_factory=dict)
     #: Deliveries under a lease, and transactions of jobs open, summed over all kills.
     leased: int = 0
     open: int = 0
@@ -80,7 +79,7 @@ class Campaign:
                 result.failures.append(f"Nobody came to {result.point} within {PATIENCE:g} s; {world.logs()}")
                 return False
             exposure = self._striker.strike(hit, target)
-        result.kills[target] += 1
+        result.kills[target] = result.kills.get(target, 0) + 1
         result.leased += exposure.leased
         result.open += exposure.open
         return self._progress(target)

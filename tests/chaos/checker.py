@@ -1,4 +1,4 @@
-"""What the ledger proves. Reads the two tables and the two files; of the product only who is dead, to count it apart."""
+"""What the ledger proves: reads the two tables and the two files, and of the product only who is dead."""
 
 from __future__ import annotations
 

@@ -15,11 +15,13 @@ from typing import Any
 import psycopg
 
 SCHEMA = """
-CREATE TABLE IF NOT EXISTS promised (token text NOT NULL, job_id bigint, key text, at timestamptz DEFAULT clock_timestamp());
+CREATE TABLE IF NOT EXISTS promised (
+    token text NOT NULL, job_id bigint, key text, at timestamptz DEFAULT clock_timestamp());
 CREATE TABLE IF NOT EXISTS ledger (
     token text NOT NULL, job_id bigint, uuid uuid, key text, seen bigint, attempt int, pid int,
     at timestamptz DEFAULT clock_timestamp(), xid xid8 DEFAULT pg_current_xact_id());
 CREATE INDEX IF NOT EXISTS ledger_key ON ledger (key, job_id);
+CREATE INDEX IF NOT EXISTS ledger_at ON ledger (at);
 CREATE INDEX IF NOT EXISTS ledger_token ON ledger (token);
 CREATE INDEX IF NOT EXISTS promised_token ON promised (token);
 """

@@ -30,9 +30,9 @@ def parent(pid: int) -> int:
 def tree(root: int) -> list[int]:
     """Return the live processes below ``root``, it first, parents before children."""
     below: dict[int, list[int]] = defaultdict(list)
-    for entry in os.listdir("/proc"):
-        if entry.isdigit() and (fields := _stat(int(entry))) and fields[0] not in "ZX":
-            below[int(fields[1])].append(int(entry))
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and (fields := _stat(int(entry.name))) and fields[0] not in "ZX":
+            below[int(fields[1])].append(int(entry.name))
     found = [root] if alive(root) else []
     for pid in found or [root]:
         found.extend(below.get(pid, ()))

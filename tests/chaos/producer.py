@@ -1,8 +1,8 @@
 """The enqueuing process: transactions of every kind, as fast as the workers take them, until SIGTERM.
 
-Each transaction writes what it promises (:mod:`tests.chaos.ledger`) together with its jobs; some are rolled back, whole
-or to a savepoint, and promise nothing. One process, one thread, and keys of its own: the ids of one key are in the order
-of their commits, which is the order that promise 4 speaks of.
+Each transaction writes what it promises (:mod:`tests.chaos.ledger`) together with its jobs; some are rolled back,
+whole or to a savepoint, and promise nothing. One process, one thread, and keys of its own: the ids of one key are in
+the order of their commits, which is the order that promise 4 speaks of.
 """
 
 from __future__ import annotations

@@ -38,14 +38,15 @@ class Mutant(NamedTuple):
     tests: tuple[str, ...]
 
 
+_LEASES = "tests/acceptance/test_leases.py::"
 MUTANTS = (
-    Mutant("acknowledge-before-commit", ("tests/acceptance/test_leases.py::test_a_direct_job_of_a_killed_child_is_not_lost",)),
-    Mutant("failure-without-compare-and-set", ("tests/acceptance/test_leases.py::test_a_late_failure_does_not_reopen_a_done_job",)),
-    Mutant("no-predecessor-check", ("tests/acceptance/test_leases.py::test_a_job_does_not_start_before_the_open_one_with_its_key",)),
-    Mutant("reconcile-by-watermark", ("tests/acceptance/test_leases.py::test_a_smaller_id_that_commits_later_is_published_too",)),
-    Mutant("crash-count-in-redis", ("tests/acceptance/test_leases.py::test_an_emptied_redis_forgets_no_crash",)),
-    Mutant("lease-not-renewed", ("tests/acceptance/test_leases.py::test_a_job_longer_than_its_lease_stays_with_its_worker",)),
-)  # fmt: skip
+    Mutant("acknowledge-before-commit", (f"{_LEASES}test_a_direct_job_of_a_killed_child_is_not_lost",)),
+    Mutant("failure-without-compare-and-set", (f"{_LEASES}test_a_late_failure_does_not_reopen_a_done_job",)),
+    Mutant("no-predecessor-check", (f"{_LEASES}test_a_job_does_not_start_before_the_open_one_with_its_key",)),
+    Mutant("reconcile-by-watermark", (f"{_LEASES}test_a_smaller_id_that_commits_later_is_published_too",)),
+    Mutant("crash-count-in-redis", (f"{_LEASES}test_an_emptied_redis_forgets_no_crash",)),
+    Mutant("lease-not-renewed", (f"{_LEASES}test_a_job_longer_than_its_lease_stays_with_its_worker",)),
+)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -61,9 +62,8 @@ def main(arguments: Sequence[str]) -> int:
         print(f"unpatched: {len(tests)} tests", flush=True)
         code, seconds, output = _test(_copy(Path(folder) / "unpatched"), tests, LIMIT * len(chosen))
         if code != 0:
-            print(
-                f"The unpatched copy fails its own tests (exit code {code}); nothing below would mean anything.\n{output}"
-            )
+            print(f"The unpatched copy fails its own tests (exit code {code}): nothing below would mean anything.")
+            print(output)
             return 1
         print(f"  passed in {seconds:.0f} s", flush=True)
         survivors = [mutant.name for mutant in chosen if not _caught(mutant, Path(folder))]
@@ -96,7 +96,7 @@ def _copy(folder: Path) -> Path:
 
 
 def _test(copy: Path, tests: Sequence[str], limit: float) -> tuple[int, float, str]:
-    """Run ``tests`` on ``copy``; return pytest's exit code (-1 when the time was over), the seconds, the output's end."""
+    """Run ``tests`` on ``copy``; return pytest's exit code (-1: the time was over), the seconds, the output's end."""
     source = str(copy / "src")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([source, str(ROOT)]), "PYTHONDONTWRITEBYTECODE": "1"}
     which = [sys.executable, "-c", "import sidestream; print(sidestream.__file__)"]
