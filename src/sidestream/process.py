@@ -7,6 +7,7 @@ import os
 import pwd
 import signal
 import stat
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,12 +81,12 @@ def drop_privileges(user: str | None, *paths: Path) -> None:
     who = account(user)
     if who.uid == 0:
         raise SettingsError(f"The user {user!r} is root; name an unprivileged user to drop to.")
-    code = Path(__file__).parent
-    if not reaches(who, code):
-        raise SettingsError(
-            f"The user {user!r} cannot read {code}, so it could not run the code there; "
-            "install Sidestream in a folder that it can enter, or name another user."
-        )
+    for code in (Path(__file__).parent, Path(sys.prefix)):
+        if not reaches(who, code):
+            raise SettingsError(
+                f"The user {user!r} cannot read {code}, so it could not run the code there; "
+                "install Sidestream in a folder that it can enter, or name another user."
+            )
     for path in paths:
         os.chown(path, who.uid, who.gid, follow_symlinks=False)
     os.setgroups(who.groups)

@@ -10,6 +10,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -21,7 +22,8 @@ from typing import ClassVar, Self
 
 import psutil
 
-from sidestream.process import Account, account, die_with_parent
+import sidestream.process
+from sidestream.process import Account, account, die_with_parent, reaches
 
 DEADLINE = 60.0
 """Seconds that a start or a stop may take on a busy machine."""
@@ -273,6 +275,16 @@ def unprivileged(names: Sequence[str]) -> Account | None:
         return None
     known = {entry.pw_name for entry in pwd.getpwall()}
     return account(next(name for name in names if name in known))
+
+
+def worker_user() -> str:
+    """Return what SIDESTREAM_USER must be for workers that root starts: "none" where "nobody" cannot reach the code.
+
+    A clone below a private folder is such a place; a worker there would rightly refuse to drop its privileges.
+    """
+    nobody = account("nobody")
+    code = (Path(sidestream.process.__file__).parent, Path(sys.prefix))
+    return nobody.name if all(reaches(nobody, path) for path in code) else "none"
 
 
 def _sweep(kind: str) -> None:
