@@ -1,0 +1,1 @@
+"""Other job queues, each in an environment of its own."""

@@ -1,0 +1,149 @@
+"""What does a waiting job cost Redis, and does claiming stay as cheap when a million of them wait?
+
+Two servers, one with 1,000 waiting jobs and one with 1,000,000, are measured call by call in turn. After each claim and
+settle as many new X
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import ExitStack
+from typing import NamedTuple
+
+from harness import Bar, Figure, Row, figure, finish, head, in_turn, note, options, percentile, say
+from world import World, server_versions
+
+from sidestream.broker.protocol import Broker, Publication, lane
+from sidestream.job.reference import row_reference
+from sidestream.wiring import build_broker
+
+FEW = 1_000
+CHUNK = 500
+DATABASE = bytes.fromhex("0011223344556677")
+LANES = (lane(DATABASE, "default"),)
+CONSUMER = "bench"
+SINGLES, BATCHES, BATCH = 500, 100, 64
+
+
+class Cost(NamedTuple):
+    """Microseconds of claim + settle in one round."""
+
+    single_p50: float
+    single_p95: float
+    batch_p50: float
+    batch_p95: float
+
+
+class Both(NamedTuple):
+    """One round."""
+
+    few: Cost
+    many: Cost
+
+
+class Lane:
+    """A server with so many waiting jobs."""
+
+    def __init__(self, world: World, depth: int) -> None:
+        self.world = world
+        self.broker: Broker = build_broker(world.settings())
+        self.broker.begin_generation()
+        self.broker.announce(CONSUMER, LANES, "{}", 3_600_000)
+        self._next = 1
+        before = self._memory()
+        for _ in range(depth // CHUNK):
+            self.publish(CHUNK)
+        self.bytes_a_job = (self._memory() - before) / depth
+
+    def publish(self, count: int) -> None:
+        """Add ``count`` jobs."""
+        numbers = range(self._next, self._next + count)
+        self._next += count
+        self.broker.publish(
+            [Publication(row_reference(DATABASE, n, "bench.noop", None).pack(), LANES[0]) for n in numbers]
+        )
+
+    def claim_and_settle(self, count: int) -> float:
+        """Return the microseconds that claiming and settling ``count`` jobs took; then publish as many."""
+        started = time.perf_counter()
+        found = self.broker.claim(CONSUMER, LANES, free=count)
+        lost = self.broker.settle(LANES, found)
+        took = time.perf_counter() - started
+        if len(found) != count or lost:
+            raise AssertionError(f"Asked for {count} jobs: {len(found)} came, {len(lost)} leases were lost.")
+        self.publish(count)
+        return took * 1e6
+
+    def _memory(self) -> int:
+        return int(self.world.client.info("memory")["used_memory"])
+
+
+def main() -> None:
+    """Measure and report."""
+    asked = options(__doc__, jobs=1_000_000, quick_jobs=100_000, rounds=5)
+    with ExitStack() as stack:
+        worlds = [stack.enter_context(World()) for _ in (0, 1)]
+        head(
+            "waiting",
+            {
+                **server_versions(worlds[0]),
+                "rounds": f"{asked.rounds} x ({SINGLES} single, {BATCHES} batches of {BATCH})",
+            },
+        )
+        few = Lane(worlds[0], FEW)
+        say(f"publishing {asked.jobs:,} jobs ...")
+        started = time.perf_counter()
+        many = Lane(worlds[1], asked.jobs)
+        note(f"published at {asked.jobs / (time.perf_counter() - started):,.0f} jobs/s in chunks of {CHUNK}")
+        found = in_turn(asked.rounds, {"both": lambda: measure(few, many)})["both"]
+        few.broker.close()
+        many.broker.close()
+    report(asked.jobs, few.bytes_a_job, many.bytes_a_job, found)
+
+
+def measure(few: Lane, many: Lane) -> Both:
+    """Measure both lanes, call by call in turn, so that what the machine does meanwhile hits both."""
+    took: dict[tuple[Lane, int], list[float]] = {(lane_, count): [] for lane_ in (few, many) for count in (1, BATCH)}
+    for count, times in ((1, SINGLES), (BATCH, BATCHES)):
+        for turn in range(times):
+            for one in (few, many) if turn % 2 == 0 else (many, few):
+                took[one, count].append(one.claim_and_settle(count))
+    costs = [
+        Cost(*(percentile(took[one, count], share) for count in (1, BATCH) for share in (0.5, 0.95)))
+        for one in (few, many)
+    ]
+    return Both(*costs)
+
+
+def report(depth: int, small: float, large: float, found: list[Both]) -> None:
+    """Print the rows."""
+    flat = Bar("ratio", "<=", 1.2)
+    rows = [
+        Row(f"Redis memory a waiting job, {depth:,} waiting", figure(large), "bytes", "", None, Bar("value", "<", 250)),
+        Row(f"Redis memory a waiting job, {FEW:,} waiting", figure(small), "bytes"),
+    ]
+    for what, field, bar in (
+        ("claim + settle of 1, p50", "single_p50", flat),
+        ("claim + settle of 1, p95", "single_p95", None),
+        (f"claim + settle of {BATCH}, p50", "batch_p50", flat),
+        (f"claim + settle of {BATCH}, p95", "batch_p95", None),
+    ):
+        rows.append(
+            Row(
+                f"{what}, {depth:,} waiting",
+                _each([both.many for both in found], field),
+                "us",
+                f"{FEW:,} waiting",
+                _each([both.few for both in found], field),
+                bar,
+            )
+        )
+    finish("waiting", rows)
+
+
+def _each(costs: list[Cost], field: str) -> Figure:
+    return figure([getattr(cost, field) for cost in costs])
+
+
+if __name__ == "__main__":
+    main()
