@@ -7,6 +7,7 @@ folder at its top; whatever needs a database, Redis or the user's code is import
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import traceback
@@ -64,6 +65,8 @@ def global_options(
 
 def main() -> None:
     """Run the command line; an error becomes one sentence on stderr and an exit code (see ``cli/output.py``)."""
+    # Commands speak for themselves; only the worker, which sets up handlers of its own, writes a log.
+    logging.getLogger("sidestream").addHandler(logging.NullHandler())
     try:
         app()
     except SidestreamError as error:

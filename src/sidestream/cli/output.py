@@ -18,6 +18,7 @@ from sidestream.errors import BrokerError, InvalidJob, SettingsError, Sidestream
 EXIT_FAULT = 1
 EXIT_INPUT = 2
 EXIT_SERVER = 3
+_PIPE_WIDTH = 10_000  # wide enough for any row: who reads a pipe wants a line a row
 
 
 def exit_code(error: SidestreamError) -> int:
@@ -61,9 +62,9 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Non
         table.add_column(column, overflow="fold")
     for row in rows:
         table.add_row(*(Text(show(cell)) for cell in row))  # Text: what users wrote is never read as markup
-    console = Console(highlight=False, soft_wrap=False)
+    console = Console(highlight=False)
     if not console.is_terminal:
-        console.width = max(80, console.measure(table).maximum)
+        console.width = _PIPE_WIDTH
     console.print(table)
 
 

@@ -1,0 +1,374 @@
+"""The real command, as a shell runs it: what it prints, what it leaves in the database, and how it fails."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import psycopg
+import pytest
+
+from sidestream.broker.protocol import lane
+from sidestream.cli.main import main
+from sidestream.job.reference import NO_TAG8, Reference
+from sidestream.settings import Settings
+from sidestream.store import schema
+from sidestream.testing.servers import PostgresServer, RedisServer
+from sidestream.wiring import build_broker
+
+SIDESTREAM = str(Path(sys.executable).with_name("sidestream"))
+
+
+class Finished(NamedTuple):
+    """What became of a command."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+Run = Callable[..., Finished]
+
+
+@pytest.fixture
+def run(
+    database: str,
+    redis_server: RedisServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> Run:
+    """Run ``sidestream`` with these words in a folder of its own, inside this process: a start costs half a second."""
+    for name in os.environ:
+        if name.startswith("SIDESTREAM_"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("SIDESTREAM_CONFIG", "noted here, so that what --config sets is undone after the test")
+    monkeypatch.setenv("SIDESTREAM_DATABASE_URL", database)
+    monkeypatch.setenv("SIDESTREAM_REDIS_URL", redis_server.url)
+    monkeypatch.setenv("SIDESTREAM_DATA_DIR", str(tmp_path / "data"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+
+    def call(*words: str) -> Finished:
+        capfd.readouterr()
+        monkeypatch.setattr(sys, "argv", ["sidestream", *words])
+        monkeypatch.delenv("SIDESTREAM_CONFIG", raising=False)
+        with pytest.raises(SystemExit) as ended:
+            main()
+        said = capfd.readouterr()
+        code = ended.value.code
+        return Finished(code if isinstance(code, int) else 0, said.out, said.err)
+
+    return call
+
+
+@pytest.fixture
+def ready(run: Run) -> Run:
+    """The same, with the tables made."""
+    assert run("init-db").returncode == 0
+    return run
+
+
+def answer(done: Finished) -> Any:
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert done.stdout.count("\n") == 1
+    return json.loads(done.stdout)
+
+
+def refused(done: Finished, code: int, said: str) -> None:
+    assert done.returncode == code, (done.stdout, done.stderr)
+    assert said in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert "Traceback" not in done.stderr
+
+
+def execute(dsn: str, statement: str) -> None:
+    with psycopg.connect(dsn) as connection:
+        connection.execute(statement)  # type: ignore[call-overload]
+
+
+# -- without any server ----------------------------------------------------------------------------------------------
+
+
+def test_help_is_quick_and_names_every_command() -> None:
+    fastest = 60.0
+    for _ in range(3):
+        started = time.monotonic()
+        done = subprocess.run([SIDESTREAM, "--help"], capture_output=True, text=True, check=True)
+        fastest = min(fastest, time.monotonic() - started)
+    for command in ("init-db", "enqueue", "jobs", "job", "queues", "worker"):
+        assert command in done.stdout
+    assert fastest < 1.5  # 0.25 s on an idle machine; these cores are shared
+
+
+@pytest.mark.parametrize("command", ["init-db", "enqueue", "jobs", "job", "queues", "worker"])
+def test_every_command_explains_itself(run: Run, command: str) -> None:
+    done = run(command, "--help")
+    assert done.returncode == 0
+    assert "Usage: sidestream" in done.stdout
+
+
+def test_an_error_of_the_real_process_is_one_sentence_and_its_code(database: str, tmp_path: Path) -> None:
+    environment = {**os.environ, "SIDESTREAM_DATABASE_URL": database, "SIDESTREAM_DATA_DIR": str(tmp_path)}
+    done = subprocess.run(
+        [SIDESTREAM, "jobs"], env=environment, cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    refused(Finished(done.returncode, done.stdout, done.stderr), 3, "sidestream init-db")
+
+
+def test_help_imports_neither_drivers_nor_settings() -> None:
+    script = (
+        "import sys; from sidestream.cli import main; "
+        "print([name for name in ('psycopg', 'redis', 'pydantic', 'sidestream.store', 'sidestream.wiring') "
+        "if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_version_is_told(run: Run) -> None:
+    assert run("--version").stdout.startswith("sidestream 0.")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["enqueue", "a", "--arg", "el"], "--arg 'el' is not JSON"),
+        (["enqueue", "a", "--arg", "NaN"], "--arg NaN is not JSON"),
+        (["enqueue", "a", "--kwarg", "lang"], "not of the form NAME=JSON"),
+        (["enqueue", "a", "--kwarg", "1x=2"], "not of the form NAME=JSON"),
+        (["enqueue", "a", "--kwarg", "lang=el"], "--kwarg lang 'el' is not JSON"),
+        (["enqueue", "a", "--run-at", "tomorrow"], "is not a moment"),
+        (["enqueue", "a", "--run-at", "2026-12-24T18:00:00"], "has no time zone"),
+        (["enqueue", "a", "--run-at", "2026-12-24T18:00:00Z", "--delay", "1"], "give one of them"),
+        (["enqueue", "a", "--delay=-1"], "expected seconds, 0 or more"),
+        (["enqueue", "a", "--id", "x"], "--id is for --direct jobs"),
+        (["enqueue", "a", "--id", "x", "--direct"], "is not a uuid"),
+        (["enqueue", "a b"], "action name 'a b' is not allowed"),
+        (["enqueue", "a", "--queue", "a b"], "queue name 'a b' is not allowed"),
+        (["enqueue", "a", "--arg", json.dumps("x" * 66_000)], "larger than 64 KiB|more than 65536"),
+        (["jobs", "--state", "closed"], "is not a state; expected open, done, dead, cancelled"),
+        (["jobs", "--limit", "0"], "expected 1 to 1000"),
+        (["jobs", "--queue", "a b"], "queue name 'a b' is not allowed"),
+        (["job", "5", "--cancel", "--retry"], "--cancel and --retry are both given"),
+        (["job", "0"], "is no job's id"),
+        (["--app", "nothing.here:actions", "enqueue", "a"], "cannot be imported"),
+        (["--app", "nothing", "enqueue", "a"], "module:attribute"),
+        (["--config", "nowhere.toml", "jobs"], "nowhere.toml does not exist"),
+        (["--redis-url", "http://x", "jobs"], "redis://"),
+    ],
+)
+def test_wrong_input_is_one_sentence_and_code_2(ready: Run, words: list[str], said: str) -> None:
+    done = ready(*words)
+    refused(done, 2, next((part for part in said.split("|") if part in done.stderr), said))
+    assert answer(ready("jobs", "--json")) == {"jobs": []}
+
+
+@pytest.mark.parametrize(
+    "words", [["nonsense"], ["job"], ["job", "five"], ["jobs", "--limit", "x"], ["jobs", "--what"]]
+)
+def test_a_wrong_command_line_is_code_2_without_a_traceback(run: Run, words: list[str]) -> None:
+    done = run(*words)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert done.stderr
+
+
+def test_no_database_is_named(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SIDESTREAM_DATABASE_URL")
+    refused(run("jobs"), 2, "give --database-url or set SIDESTREAM_DATABASE_URL")
+
+
+# -- servers that are not as they should be --------------------------------------------------------------------------
+
+
+def test_a_postgresql_that_is_not_there_is_code_3(run: Run) -> None:
+    for words in (["jobs"], ["job", "1"], ["queues"], ["init-db"], ["enqueue", "a"]):
+        refused(run("--database-url", "postgresql://127.0.0.1:1/none", *words), 3, "PostgreSQL")
+
+
+def test_a_database_without_tables_is_code_3(run: Run) -> None:
+    for words in (["jobs"], ["queues"], ["job", "1"], ["job", "1", "--retry"], ["enqueue", "a"]):
+        refused(run(*words), 3, "sidestream init-db")
+
+
+def test_tables_of_another_release_are_code_3(ready: Run, database: str) -> None:
+    execute(database, "UPDATE sidestream_meta SET version = 99")
+    refused(ready("enqueue", "a"), 3, "version 99")
+    refused(ready("init-db"), 3, "version 99")
+
+
+def test_a_redis_that_is_not_there_leaves_the_row(ready: Run) -> None:
+    done = ready("--redis-url", "redis://127.0.0.1:1/0", "enqueue", "a", "--json")
+    assert answer(done) == {"id": 1, "published": False}
+    assert [job["id"] for job in answer(ready("jobs", "--json"))["jobs"]] == [1]
+
+
+def test_a_direct_job_without_redis_is_code_3(ready: Run) -> None:
+    refused(ready("--redis-url", "redis://127.0.0.1:1/0", "enqueue", "a", "--direct"), 3, "was not enqueued")
+
+
+def test_an_unsuitable_redis_is_code_3(ready: Run, redis_server: RedisServer) -> None:
+    redis_server.client().config_set("maxmemory-policy", "allkeys-lru")
+    try:
+        refused(ready("enqueue", "a", "--direct"), 3, "noeviction")
+    finally:
+        redis_server.client().config_set("maxmemory-policy", "noeviction")
+
+
+# -- what it does ----------------------------------------------------------------------------------------------------
+
+
+def test_the_tables_are_made_once(run: Run, database: str) -> None:
+    first = answer(run("init-db", "--json"))
+    assert answer(run("init-db", "--json")) == first
+    assert first["version"] == schema.SCHEMA_VERSION
+    assert "version 1" in run("init-db").stdout
+
+
+def test_a_job_is_enqueued_and_published(ready: Run, database: str, redis_server: RedisServer) -> None:
+    done = ready(
+        "enqueue", "invoice.print", "--arg", "42", "--arg", '"x"', "--kwarg", 'lang="el"', "--kwarg", "copies=2",
+        "--key", "invoice:42", "--queue", "print", "--json",
+    )  # fmt: skip
+    assert answer(done) == {"id": 1, "published": True}
+    shown = answer(ready("job", "1", "--json"))
+    assert (shown["args"], shown["kwargs"]) == ([42, "x"], {"lang": "el", "copies": 2})
+    assert (shown["action"], shown["queue"], shown["key"]) == ("invoice.print", "print", "invoice:42")
+    assert (shown["state"], shown["because"], shown["history"]) == ("open", "waiting", [])
+    with psycopg.connect(database) as connection:
+        tag = schema.identify(connection.cursor()).tag
+    broker = build_broker(Settings(redis_url=redis_server.url))
+    broker.generation()
+    [delivery] = broker.claim("test", [lane(tag, "print")], free=5)
+    broker.close()
+    assert Reference.unpack(delivery.reference).id == 1
+
+
+def test_a_job_for_later_is_scheduled(ready: Run) -> None:
+    assert answer(ready("enqueue", "a", "--run-at", "2099-12-24T18:00:00+02:00", "--json"))["id"] == 1
+    assert answer(ready("enqueue", "a", "--delay", "3600", "--json"))["id"] == 2
+    first = answer(ready("job", "1", "--json"))
+    assert first["because"] == "scheduled"
+    assert datetime.fromisoformat(first["run_at"]) == datetime(2099, 12, 24, 16, tzinfo=UTC)
+
+
+def test_a_direct_job_is_repeated_with_its_id(ready: Run, redis_server: RedisServer) -> None:
+    uuid = "01a206c8-86de-748f-8b5f-a51b65d2cbf4"
+    for _ in range(2):
+        assert answer(ready("enqueue", "a", "--direct", "--id", uuid, "--json"))["id"] == uuid
+    made = answer(ready("enqueue", "a", "--direct", "--json"))["id"]
+    broker = build_broker(Settings(redis_url=redis_server.url))
+    broker.generation()
+    deliveries = broker.claim("test", [lane(NO_TAG8, "default")], free=5)
+    broker.close()
+    assert sorted(str(Reference.unpack(delivery.reference).uuid) for delivery in deliveries) == sorted([uuid, made])
+
+
+def test_the_application_s_actions_are_checked(ready: Run, tmp_path: Path) -> None:
+    (tmp_path / "shop_jobs.py").write_text(
+        "from sidestream import Actions\n"
+        "actions = Actions()\n"
+        "@actions.action('invoice.print', queue='print')\n"
+        "def print_invoice(context, number): ...\n"
+    )
+    refused(ready("--app", "shop_jobs:actions", "enqueue", "invoice.send"), 2, "declared are: invoice.print")
+    answer(ready("--app", "shop_jobs:actions", "enqueue", "invoice.print", "--json"))
+    assert answer(ready("job", "1", "--json"))["queue"] == "print"
+
+
+def test_jobs_are_listed_by_page_state_and_queue(ready: Run, database: str) -> None:
+    execute(
+        database,
+        "INSERT INTO sidestream_job (action, queue, payload, state) "
+        """SELECT 'a', CASE WHEN n % 2 = 0 THEN 'even' ELSE 'odd' END, '{"v":1,"args":[],"kwargs":{}}', """
+        "CASE WHEN n <= 4 THEN 'dead' ELSE 'open' END FROM generate_series(1, 10) n",
+    )
+
+    def ids(*words: str) -> list[int]:
+        return [job["id"] for job in answer(ready("jobs", "--json", *words))["jobs"]]
+
+    assert ids() == list(range(10, 0, -1))
+    assert ids("--limit", "3") == [10, 9, 8]
+    assert ids("--limit", "3", "--before", "8") == [7, 6, 5]
+    assert ids("--state", "dead") == [4, 3, 2, 1]
+    assert ids("--state", "dead", "--queue", "even") == [4, 2]
+    assert ids("--state", "done") == []
+    listed = ready("jobs").stdout
+    assert listed.splitlines()[0].split()[:4] == ["ID", "STATE", "QUEUE", "ACTION"]
+    assert len(listed.splitlines()) == 11
+    assert ready("jobs", "--state", "done").stdout == "No jobs.\n"
+    counts = answer(ready("queues", "--json"))["queues"]
+    assert [(queue["queue"], queue["due"], queue["dead"]) for queue in counts] == [("even", 3, 2), ("odd", 3, 2)]
+    assert ready("queues").stdout.splitlines()[1].split() == ["even", "3", "0", "0", "2", "0"]
+
+
+def test_what_users_wrote_is_shown_as_it_is(ready: Run, database: str) -> None:
+    answer(ready("enqueue", "a", "--key", "[red]order 5[/red]", "--json"))
+    execute(database, "UPDATE sidestream_job SET state = 'dead', error = E'[bold]no\\nsecond line'")
+    assert "[red]order 5[/red]" in ready("jobs").stdout
+    assert "[bold]no" in ready("jobs").stdout
+    assert "second line" not in ready("jobs").stdout
+    assert "second line" in ready("job", "1").stdout
+
+
+def test_a_job_is_cancelled_opened_again_and_hastened(ready: Run, database: str, redis_server: RedisServer) -> None:
+    answer(ready("enqueue", "a", "--delay", "3600", "--json"))
+    assert ready("job", "1", "--cancel").stdout == "Job 1 is cancelled.\n"
+    assert answer(ready("job", "1", "--json"))["state"] == "cancelled"
+    refused(ready("job", "1", "--cancel"), 1, "Job 1 is cancelled; only a job that is open can be changed so")
+    assert answer(ready("job", "1", "--retry", "--json")) == {"id": 1, "done": True, "answer": "open"}
+    refused(ready("job", "1", "--retry"), 1, "only a job that is dead or cancelled")
+    with psycopg.connect(database) as connection:
+        tag = schema.identify(connection.cursor()).tag
+    broker = build_broker(Settings(redis_url=redis_server.url))
+    broker.generation()
+    [delivery] = broker.claim("test", [lane(tag, "default")], free=5)
+    broker.settle([lane(tag, "default")], [delivery])
+
+    answer(ready("enqueue", "a", "--delay", "3600", "--json"))
+    assert broker.claim("test", [lane(tag, "default")], free=5) == []
+    assert ready("job", "2", "--run-now").stdout == "Job 2 is due now.\n"
+    [delivery] = broker.claim("test", [lane(tag, "default")], free=5)
+    broker.close()
+    assert Reference.unpack(delivery.reference).id == 2
+
+
+def test_a_running_job_is_asked_to_stop(ready: Run, database: str) -> None:
+    answer(ready("enqueue", "a", "--json"))
+    with psycopg.connect(database) as worker:
+        worker.execute("SELECT FROM sidestream_job WHERE id = 1 FOR NO KEY UPDATE")
+        refused(ready("job", "1", "--run-now"), 1, "in use by another session")
+        assert ready("job", "1", "--cancel").stdout == "Job 1 is running; its worker is asked to stop it.\n"
+        assert answer(ready("job", "1", "--json"))["because"] == "cancelling"
+
+
+def test_a_job_that_is_not_there_is_code_1(ready: Run) -> None:
+    for words in (["job", "7"], ["job", "7", "--cancel"], ["job", "7", "--retry", "--json"], ["job", str(2**62)]):
+        refused(ready(*words), 1, "There is no job")
+
+
+def test_a_frozen_redis_does_not_hold_the_command(ready: Run, redis_server: RedisServer) -> None:
+    redis_server.freeze()
+    try:
+        started = time.monotonic()
+        assert answer(ready("enqueue", "a", "--json"))["published"] is False
+        assert time.monotonic() - started < 10
+    finally:
+        redis_server.thaw()
+
+
+def test_a_frozen_postgresql_is_code_3(ready: Run, postgres: PostgresServer) -> None:
+    postgres.freeze()
+    try:
+        refused(ready("jobs"), 3, "PostgreSQL does not answer")
+    finally:
+        postgres.thaw()
