@@ -65,7 +65,7 @@ class Worker:
         if settings.app is None:
             raise SettingsError("No application is named; give --app or set SIDESTREAM_APP, for example myapp.jobs:actions.")
         self._settings = settings
-        settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _make_data_folder(settings)
         # The signing key is read, or made, while we may: whoever enqueues as root reads the same file.
         self._keys = signing_keys(settings)
         process.drop_privileges(settings.user, settings.data_dir)
@@ -207,3 +207,22 @@ class Worker:
             Janitor(link, keep_done_days=settings.keep_done_days, keep_dead_days=settings.keep_dead_days),
         ]
         return keepers
+
+
+def _make_data_folder(settings: Settings) -> None:
+    """Make the data folder, and see that the user that the worker becomes may use it."""
+    refused = f"The data folder {settings.data_dir} cannot be used"
+    try:
+        settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise SettingsError(f"{refused} ({error.strerror}); set data_dir to a folder that you can write to.") from error
+    if os.geteuid() == 0 and settings.user is not None:
+        who = process.account(settings.user)
+        os.chown(settings.data_dir, who.uid, who.gid)
+        if not process.reaches(who, settings.data_dir):
+            raise SettingsError(
+                f"{refused} by the user {settings.user!r}, which a worker started by root becomes; "
+                "set data_dir to a folder that this user can reach, or name another user."
+            )
+    elif not os.access(settings.data_dir, os.W_OK | os.X_OK):
+        raise SettingsError(f"{refused} (no right to write there); set data_dir to a folder of your own.")

@@ -53,7 +53,8 @@ class Bookkeeper:
         if reading.backend and self._connect is not None:
             # Its transaction may still run in its backend, holding the row (design D7).
             name = application_name(self._state.options.supervisor, slot)
-            self._run(lambda cursor: sessions.terminate_backend(cursor, reading.backend, name))
+            if not self._run(lambda cursor: sessions.terminate_backend(cursor, reading.backend, name)):
+                raise RowBusy
         if not reading.running:
             return Handling()  # it had ended, only the report is missing: its row tells
         match doom:

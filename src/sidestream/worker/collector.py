@@ -212,7 +212,7 @@ class Collector:
         self._pool.forget(child)
         if self._state.exclusive is child:
             self._state.exclusive = None
-        if self._pool.control is None:
+        if child.orphaned:
             self._buried(child.pid, signal.SIGKILL)
 
     @staticmethod

@@ -58,8 +58,8 @@ class ProcessPool:
             self.control = None
         self.ready = False
         for child in self._state.children.values():
-            if child.doom is None:
-                child.doom = Doom.ZYGOTE
+            child.orphaned = True
+            child.doom = child.doom or Doom.ZYGOTE
             if child.pid:
                 kill_group(child.pid)
         if self._process is not None:

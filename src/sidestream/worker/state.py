@@ -54,6 +54,8 @@ class ChildState:
     reserved: bool = False
     retiring: bool = False
     doom: Doom | None = None
+    #: Its zygote is gone: nobody will tell that it was reaped.
+    orphaned: bool = False
     #: Position up to which a recall was asked for, or -1.
     recalled: int = -1
     #: (batch, position) for which an attempt row was written.
@@ -90,6 +92,8 @@ class WorkerState:
         self.pace = UNKNOWN_COST
         #: No more claiming: finish what runs.
         self.draining = False
+        #: A thread of ours failed, which is a fault in Sidestream: its name and the error.
+        self.fault: str | None = None
         #: Everything ends now.
         self.stopped = False
         #: Until this monotonic time jobs run one at a time.

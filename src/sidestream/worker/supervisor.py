@@ -21,7 +21,7 @@ from typing import Any
 import psycopg
 
 from sidestream.broker.protocol import Broker
-from sidestream.errors import BrokerError, SettingsError
+from sidestream.errors import BrokerError, SettingsError, SidestreamError
 from sidestream.worker.bookkeeper import Bookkeeper
 from sidestream.worker.collector import Collector
 from sidestream.worker.dispatcher import Dispatcher
@@ -84,17 +84,29 @@ class Supervisor:
             signal.signal(signum, self._on_signal)
         self.start()
         try:
-            while not self._signals and self._collector_alive():
-                self._signalled.wait(0.5)
+            self._signalled.wait()
         finally:
             self.stop()
         if self._collector.failure is not None:
             raise SettingsError(self._collector.failure)
+        if self._state.fault is not None:
+            raise SidestreamError(f"The worker ended because {self._state.fault}; this is a fault in Sidestream.")
+
+    def _guard(self, name: str, target: Callable[[], None]) -> None:
+        """Run a thread; a fault in one ends the worker, which a service manager starts again."""
+        try:
+            target()
+        except Exception as error:  # noqa: BLE001  # whatever it is, the leases must not be renewed for ever without it
+            log.exception("The %s thread failed.", name, extra={"action": "thread_failed"})
+            self._state.fault = f"its {name} thread failed ({type(error).__name__}: {error})"
+            self._signalled.set()
+        if name == "collector":
+            self._signalled.set()
 
     def start(self) -> None:
         """Start the threads and return."""
         self._threads = {
-            name: threading.Thread(target=target, name=f"sidestream-{name}", daemon=True)
+            name: threading.Thread(target=self._guard, args=(name, target), name=f"sidestream-{name}", daemon=True)
             for name, target in (
                 ("settler", self._settler.run),
                 ("collector", self._collector.run),
@@ -114,14 +126,14 @@ class Supervisor:
             self._state.changed.notify_all()
         deadline = time.monotonic() + self._options.drain_timeout
         with self._state.changed:
-            while self._busy() and self._signals < 2 and time.monotonic() < deadline and self._collector_alive():
+            while self._busy() and self._signals < 2 and time.monotonic() < deadline and self._collector_works():
                 self._state.changed.wait(0.1)
             left = self._busy()
             if left:
                 log.warning("%s running jobs are handed back.", left, extra={"action": "drain_hand_back"})
             for child in list(self._state.children.values()):
                 self._pool.kill(child, Doom.STOPPING)
-            while self._busy() and time.monotonic() < deadline + STOP_PATIENCE and self._collector_alive():
+            while self._busy() and time.monotonic() < deadline + STOP_PATIENCE and self._collector_works():
                 self._state.changed.wait(0.1)
         self._threads["dispatcher"].join(STOP_PATIENCE)
         with self._state.lock:
@@ -160,8 +172,8 @@ class Supervisor:
     def _busy(self) -> int:
         return self._state.running()
 
-    def _collector_alive(self) -> bool:
-        return self._threads["collector"].is_alive()
+    def _collector_works(self) -> bool:
+        return self._threads["collector"].is_alive() and self._state.fault is None
 
     def _hand_back_waiting(self) -> None:
         for line in (self._state.backlog, self._state.alone):

@@ -1,0 +1,111 @@
+"""Actions that the worker's acceptance tests enqueue."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from typing import Any
+
+from sidestream import Actions, Context, RetryPolicy
+
+actions = Actions()
+AT_ONCE = RetryPolicy(max_attempts=2, first_delay=0, jitter=0)
+
+
+def _note(context: Context, what: str) -> None:
+    context.cursor.execute(
+        "INSERT INTO effect (job_id, uuid, attempt, pid, what) VALUES (%s, %s, %s, %s, %s)",
+        (context.job_id, context.uuid, context.attempt, os.getpid(), what),
+    )
+
+
+@actions.action("note")
+def note(context: Context, what: str = "noted") -> None:
+    _note(context, what)
+
+
+@actions.action("fail", retry=AT_ONCE)
+def fail(context: Context) -> None:
+    _note(context, "never seen")
+    raise ValueError("no stock")
+
+
+@actions.action("wait")
+def wait(context: Context, seconds: float) -> None:
+    _note(context, "waited")
+    time.sleep(seconds)
+
+
+@actions.action("soft", soft_limit=0.2, retry=RetryPolicy(max_attempts=1))
+def soft(context: Context) -> None:
+    time.sleep(30)
+
+
+@actions.action("hard", hard_limit=0.5, retry=RetryPolicy(max_attempts=1))
+def hard(context: Context, file: str) -> None:
+    child = subprocess.Popen(["sleep", "60"])
+    with open(file, "w") as out:
+        out.write(str(child.pid))
+    child.wait()
+
+
+@actions.action("commits")
+def commits(context: Context) -> None:
+    _note(context, "never seen")
+    context.connection.commit()
+
+
+@actions.action("commits.sql", retry=AT_ONCE)
+def commits_in_sql(context: Context) -> None:
+    context.cursor.execute("COMMIT")
+    context.cursor.execute("BEGIN")
+    _note(context, "never seen")
+
+
+@actions.action("relock", commits="relock")
+def relock(context: Context) -> None:
+    for part in range(3):
+        _note(context, f"part {part}")
+        context.commit()
+    _note(context, "end")
+
+
+def _read(context: Context, number: int) -> dict[str, Any]:
+    return {"number": number, "key": context.idempotency_key("ship")}
+
+
+def _call(context: Context, request: dict[str, Any]) -> dict[str, Any]:
+    assert context.job_id is not None
+    return {"tracking": f"T{request['number']}"}
+
+
+def _write(context: Context, request: dict[str, Any], answer: dict[str, Any]) -> None:
+    _note(context, f"{request['key'].split(':')[-1]} {answer['tracking']}")
+
+
+actions.three_step("ship", read=_read, call=_call, write=_write)
+
+
+@actions.action("parent")
+def parent(context: Context) -> None:
+    context.enqueue("note", ("from the parent",))
+
+
+@actions.action("parent.fails", retry=RetryPolicy(max_attempts=1))
+def failing_parent(context: Context) -> None:
+    context.enqueue("note", ("a ghost",))
+    raise RuntimeError("no")
+
+
+@actions.action("die")
+def die(context: Context) -> None:
+    os._exit(7)
+
+
+@actions.action("broken.cursor", retry=RetryPolicy(max_attempts=1))
+def broken_cursor(context: Context) -> None:
+    try:
+        context.cursor.execute("SELECT 1/0")
+    except Exception:
+        return
