@@ -1,0 +1,64 @@
+"""One database with our tables for this folder, emptied before each test, and sessions over both drivers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from sidestream.store import schema
+from sidestream.testing.servers import PostgresServer
+from tests.integration.store.sessions import DRIVERS, Session
+
+Connect = Callable[..., Session]
+
+
+@pytest.fixture(params=list(DRIVERS))
+def driver(request: pytest.FixtureRequest) -> str:
+    """Every test that asks for it, or for a session, runs over psycopg 3 and over psycopg2."""
+    return str(request.param)
+
+
+@pytest.fixture(scope="session")
+def store_name(postgres_process: PostgresServer) -> str:
+    postgres_process.create_database("store")
+    session = Session("psycopg", postgres_process.dsn("store"))
+    schema.install(session.cur)
+    session.close()
+    return "store"
+
+
+@pytest.fixture
+def store_dsn(postgres: PostgresServer, store_name: str) -> str:
+    """The URL of a database with our tables, empty."""
+    dsn = postgres.dsn(store_name)
+    session = Session("psycopg", dsn)
+    session.execute("TRUNCATE sidestream_job, sidestream_attempt, sidestream_control RESTART IDENTITY")
+    session.close()
+    return dsn
+
+
+@pytest.fixture
+def connect(driver: str, store_dsn: str) -> Iterator[Connect]:
+    """Open sessions on the store; they are closed at the end."""
+    opened: list[Session] = []
+
+    def make(**options: str) -> Session:
+        opened.append(Session(driver, store_dsn, **options))
+        return opened[-1]
+
+    yield make
+    for session in opened:
+        session.close()
+
+
+@pytest.fixture
+def a(connect: Connect) -> Session:
+    """A session."""
+    return connect()
+
+
+@pytest.fixture
+def b(connect: Connect) -> Session:
+    """Another session."""
+    return connect()

@@ -1,0 +1,123 @@
+"""Sessions that a test steps through one statement at a time, over either driver; it waits for events, not time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import psycopg
+import psycopg2
+
+from sidestream.job.job import Job
+from sidestream.store import opening, rows
+from sidestream.store.rows import StoredJob
+
+T = TypeVar("T")
+
+DRIVERS: dict[str, Callable[..., Any]] = {"psycopg": psycopg.connect, "psycopg2": psycopg2.connect}
+ERRORS = (psycopg.Error, psycopg2.Error)
+DEADLINE = 20.0
+
+
+class Session:
+    """One connection in autocommit mode: transactions are begun and ended by hand, as the executor does it."""
+
+    def __init__(self, driver: str, dsn: str, **options: str) -> None:
+        # A statement that waits for somebody's row must fail here, not hang.
+        settings = {"lock_timeout": "3s", **options}
+        self.connection = DRIVERS[driver](
+            dsn, options=" ".join(f"-c {name}={value}" for name, value in settings.items()), application_name="test"
+        )
+        self.connection.autocommit = True
+        self.cur = self.connection.cursor()
+        self.pid: int = self.value("SELECT pg_backend_pid()")
+
+    def execute(self, statement: str, parameters: dict[str, Any] | None = None) -> None:
+        self.cur.execute(statement, parameters)
+
+    def all(self, statement: str, parameters: dict[str, Any] | None = None) -> list[tuple[Any, ...]]:
+        self.cur.execute(statement, parameters)
+        return self.cur.fetchall()
+
+    def value(self, statement: str, parameters: dict[str, Any] | None = None) -> Any:
+        [(value,)] = self.all(statement, parameters)
+        return value
+
+    def begin(self) -> None:
+        """Begin as jobs, and Odoo's requests, do."""
+        self.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
+
+    def commit(self) -> None:
+        self.execute("COMMIT")
+
+    def rollback(self) -> None:
+        self.execute("ROLLBACK")
+
+    def insert(self, *jobs: Job) -> list[StoredJob]:
+        return rows.insert(self.cur, jobs)
+
+    def one(self, **options: Any) -> int:
+        """Insert one job and return its id."""
+        return self.insert(Job("test.act", **options))[0].id
+
+    def open(self, job_id: int, **options: Any) -> opening.Opening:
+        """Begin a job's transaction and try to open the job in it."""
+        self.begin()
+        return opening.open_job(self.cur, job_id, **options)
+
+    def hold(self, job_id: int) -> opening.Opened:
+        """Open a job that must open."""
+        found = self.open(job_id)
+        assert isinstance(found, opening.Opened), found
+        return found
+
+    def done(self, job_id: int) -> None:
+        """Run a job that must open to its end."""
+        self.hold(job_id)
+        rows.finish(self.cur, job_id)
+        self.commit()
+
+    def row(self, job_id: int, columns: str = "state, attempts, crashes") -> tuple[Any, ...]:
+        [found] = self.all(f"SELECT {columns} FROM sidestream_job WHERE id = %(id)s::bigint", {"id": job_id})
+        return found
+
+    def close(self) -> None:
+        self.connection.close()
+
+
+def wait_until(condition: Callable[[], T], what: str) -> T:
+    """Return what ``condition`` gives as soon as it is true."""
+    deadline = time.monotonic() + DEADLINE
+    while time.monotonic() < deadline:
+        if found := condition():
+            return found
+        time.sleep(0.005)
+    raise AssertionError(f"It never came true that {what}.")
+
+
+def until_waiting(watcher: Session, pid: int) -> None:
+    """Return once the backend ``pid`` waits for a lock."""
+    query = "SELECT EXISTS (SELECT FROM pg_locks WHERE pid = %(pid)s::integer AND NOT granted)"
+    wait_until(lambda: watcher.value(query, {"pid": pid}), f"backend {pid} waits for a lock")
+
+
+def until_busy(watcher: Session, pid: int) -> None:
+    """Return once the backend ``pid`` is in the middle of a pg_sleep."""
+    query = "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE pid = %(pid)s::integer AND wait_event = 'PgSleep')"
+    wait_until(lambda: watcher.value(query, {"pid": pid}), f"backend {pid} sleeps")
+
+
+def until_gone(watcher: Session, pid: int) -> None:
+    """Return once the backend ``pid`` does not exist any more."""
+    query = "SELECT NOT EXISTS (SELECT FROM pg_stat_activity WHERE pid = %(pid)s::integer)"
+    wait_until(lambda: watcher.value(query, {"pid": pid}), f"backend {pid} is gone")
+
+
+def beside(call: Callable[[], T]) -> Future[T]:
+    """Run ``call`` in a thread."""
+    pool = ThreadPoolExecutor(1)
+    future = pool.submit(call)
+    pool.shutdown(wait=False)
+    return future

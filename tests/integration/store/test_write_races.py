@@ -1,0 +1,259 @@
+"""Races about every write that is not "done", and about people. Each test names its C-number and the guard it needs.
+
+- C1: ``queries.unpublished`` compares bits and rows; no watermark, whatever order transactions commit in.
+- C3, C7: ``rows._AS_SEEN`` (open, and the attempts that the writer saw), looked at again under the row's lock.
+- C7, C9: ``SKIP LOCKED`` in ``written.compare_and_set``: no write waits for a job that runs.
+- C8: ``sessions``: the backend of a dead worker is ended, by number *and* name.
+- C9: ``rows._INSERT`` shares no constraint; ``control.cancel`` asks by an insert-only row, ``opening._NOT_CANCELLED``.
+- C22: ``queries.open_and_due`` takes no lock.
+"""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+import pytest
+
+from sidestream.job.job import MAX_CRASHES, Job
+from sidestream.job.states import State
+from sidestream.store import control, opening, queries, rows, sessions
+from sidestream.store.adapter import SERIALIZATION_FAILURE, sqlstate
+from tests.integration.store.conftest import Connect
+from tests.integration.store.sessions import ERRORS, Session, beside, until_busy, until_gone, until_waiting
+
+WRITES = {
+    "fail": lambda session, job, seen: rows.fail(session.cur, job, seen, 5, "It failed."),
+    "bury": lambda session, job, seen: rows.bury(session.cur, job, seen, "It can never work."),
+    "crash": lambda session, job, seen: rows.crash(session.cur, job, seen, "It crashed.", MAX_CRASHES),
+    "suspect": lambda session, job, seen: rows.suspect(session.cur, job, seen),
+    "count": lambda session, job, seen: rows.count_releases(session.cur, job, 1, "locked", 1000),
+    "cancel": lambda session, job, seen: control.cancel(session.cur, job),
+    "retry": lambda session, job, seen: control.retry(session.cur, job),
+    "run_now": lambda session, job, seen: control.run_now(session.cur, job),
+}
+DIRECT = UUID("01890a5d-ac96-774b-bcce-b302099a8057")
+
+
+def test_c01_a_transaction_that_commits_late_is_found_below_ids_that_were_compared(a: Session, b: Session) -> None:
+    a.begin()
+    late = a.one()
+    early = b.one()
+    known = bytes([0b1000_0000 >> early])
+    assert [job.id for job in queries.unpublished(b.cur, 0, b"")] == [early]
+    a.commit()
+    assert [job.id for job in queries.unpublished(b.cur, 0, known)] == [late]
+
+
+@pytest.mark.parametrize("write", ["fail", "bury", "crash", "suspect"])
+def test_c03_nothing_reopens_or_charges_a_job_that_is_done(a: Session, b: Session, write: str) -> None:
+    job = a.one()
+    a.done(job)
+    before = b.row(job, "*")
+    written = WRITES[write](b, job, 0)
+    assert (written.ours, written.locked, written.state, written.terminal) == (False, False, State.DONE, True)
+    assert b.row(job, "*") == before
+
+
+@pytest.mark.parametrize("write", ["fail", "bury", "crash", "suspect"])
+def test_c03_a_late_writer_of_an_older_attempt_changes_nothing(a: Session, b: Session, write: str) -> None:
+    job = a.one()
+    assert rows.fail(a.cur, job, 0, 0, "It failed.").ours
+    before = b.row(job, "*")
+    written = WRITES[write](b, job, 0)
+    assert (written.ours, written.moved, written.attempts) == (False, True, 1)
+    assert b.row(job, "*") == before
+
+
+@pytest.mark.parametrize("write", ["fail", "bury", "crash", "suspect", "count", "cancel", "run_now"])
+def test_c07_no_write_waits_for_a_job_that_runs(a: Session, b: Session, write: str) -> None:
+    job = a.one()
+    a.hold(job)
+    before = b.row(job, "*")
+    assert WRITES[write](b, job, 0).locked
+    assert b.row(job, "*") == before
+    a.rollback()
+    assert WRITES[write](b, job, 0).ours
+
+
+@pytest.mark.parametrize("write", ["fail", "bury", "crash", "suspect", "count", "cancel", "retry", "run_now"])
+def test_c07_a_row_that_is_gone_is_missing(a: Session, write: str) -> None:
+    written = WRITES[write](a, 10_000, 0)
+    assert (written.ours, written.locked, written.missing, written.terminal) == (False, False, True, True)
+
+
+def test_c07_two_supervisors_charge_one_crash_once(a: Session, b: Session) -> None:
+    job = a.one()
+    a.begin()
+    assert rows.crash(a.cur, job, 0, "It crashed.", MAX_CRASHES).ours
+    assert rows.crash(b.cur, job, 0, "It crashed.", MAX_CRASHES).locked
+    a.commit()
+    assert rows.crash(b.cur, job, 0, "It crashed.", MAX_CRASHES).moved
+    assert b.row(job) == ("open", 1, 1)
+
+
+def test_c07_the_condition_is_looked_at_again_under_the_lock(a: Session, b: Session) -> None:
+    """The row changes between the writer's snapshot and its lock; READ COMMITTED reads it anew."""
+    job = a.one()
+    b.execute(
+        """CREATE OR REPLACE FUNCTION pg_temp.meet() RETURNS boolean LANGUAGE plpgsql AS $$
+           BEGIN PERFORM pg_advisory_lock_shared(77); PERFORM pg_advisory_unlock_shared(77); RETURN true; END $$"""
+    )
+    a.execute("SELECT pg_advisory_lock(77)")
+    statement = rows._FAIL.replace("WHERE id =", "WHERE pg_temp.meet() AND id =", 1)
+    b.execute("SET lock_timeout = '20s'")
+    writing = beside(lambda: rows.write(b.cur, statement, {"id": job, "seen": 0, "delay": 0.0, "error": "It failed."}))
+    until_waiting(a, b.pid)
+    assert rows.fail(a.cur, job, 0, 0, "It failed first.").ours
+    a.execute("SELECT pg_advisory_unlock(77)")
+    assert not writing.result(20).ours
+    assert a.row(job, "attempts, error") == (1, "It failed first.")
+
+
+def test_c07_the_third_crash_is_the_end(a: Session) -> None:
+    job = a.one()
+    for seen in range(MAX_CRASHES - 1):
+        written = rows.crash(a.cur, job, seen, "It crashed.", MAX_CRASHES)
+        assert (written.ours, written.dead) == (True, False)
+    written = rows.crash(a.cur, job, MAX_CRASHES - 1, "It crashed again.", MAX_CRASHES)
+    assert (written.ours, written.dead, written.terminal) == (True, True, True)
+    assert a.row(job, "state, attempts, crashes, error") == ("dead", 3, 3, "It crashed again.")
+    assert a.row(job, "ended_at IS NOT NULL") == (True,)
+
+
+def test_c07_a_suspicion_charges_nothing_until_it_is_confirmed(a: Session) -> None:
+    job = a.one()
+    assert rows.suspect(a.cur, job, 0).ours
+    assert a.row(job, "state, attempts, crashes, suspects") == ("open", 0, 0, 1)
+    assert a.hold(job).suspects == 1
+    a.rollback()
+    assert rows.crash(a.cur, job, 0, "It crashed, alone.", MAX_CRASHES).ours
+    assert a.row(job, "attempts, crashes, suspects") == (1, 2, 0)
+
+
+def test_c07_a_failure_clears_the_suspicion(a: Session) -> None:
+    job = a.one()
+    assert rows.suspect(a.cur, job, 0).ours
+    assert rows.fail(a.cur, job, 0, 0, "It failed.").ours
+    assert a.row(job, "attempts, crashes, suspects") == (1, 0, 0)
+
+
+def test_c08_the_backend_of_a_dead_worker_holds_its_rows_no_longer(a: Session, b: Session) -> None:
+    job = a.one()
+    a.execute("SET application_name = 'sidestream/host-1/0'")
+    a.hold(job)
+    asleep = beside(lambda: a.execute("SELECT pg_sleep(60)"))  # SIGKILLed in the middle of a statement
+    until_busy(b, a.pid)
+    assert b.open(job) == opening.Locked()
+    b.rollback()
+    assert sessions.terminate_backend(b.cur, a.pid, "sidestream/host-1/0")
+    assert isinstance(b.open(job), opening.Opened)  # at once: it waits until the backend is gone
+    assert isinstance(asleep.exception(10), ERRORS)
+
+
+def test_c08_a_process_number_that_was_given_again_is_spared(a: Session, b: Session) -> None:
+    a.execute("SET application_name = 'the accountant'")
+    assert sessions.terminate_backend(b.cur, a.pid, "sidestream/host-1/0")
+    assert sessions.terminate_backend(b.cur, b.pid, "test")  # never oneself
+    assert a.value("SELECT 1") == 1
+
+
+def test_c08_a_dead_supervisors_sessions_are_ended_and_no_others(connect: Connect, b: Session) -> None:
+    theirs, almost, ours = connect(), connect(), b
+    theirs.execute("SET application_name = 'sidestream/host_1/3'")
+    almost.execute("SET application_name = 'sidestream/host_10/3'")
+    ours.execute("SET application_name = 'sidestream/host_1/keepers'")
+    assert sessions.terminate_supervisor(ours.cur, "host_1") == (True, 1)
+    until_gone(ours, theirs.pid)
+    assert almost.value("SELECT 1") == 1
+    assert sessions.terminate_supervisor(ours.cur, "host_1") == (True, 0)
+
+
+def test_c09_enqueue_waits_for_nobodys_rows(a: Session, b: Session) -> None:
+    held = a.one(key="k")
+    a.hold(held)
+    mine = a.one(key="k")  # uncommitted
+    b.begin()
+    theirs = b.one(key="k")
+    b.commit()
+    a.commit()
+    assert held < mine < theirs
+
+
+def test_c09_cancelling_a_running_job_asks_for_it_once(a: Session, b: Session) -> None:
+    job = a.one()
+    a.hold(job)
+    b.begin()  # as in a person's request
+    assert control.cancel(b.cur, job).locked
+    assert control.cancel(b.cur, job).locked
+    b.commit()
+    [request] = control.pending(b.cur)
+    assert (request.job_id, request.request, request.state) == (job, "cancel", State.OPEN)
+    a.rollback()  # its process was killed for it
+    assert a.open(job) == opening.Cancelling()
+    a.rollback()
+    assert control.cancel(b.cur, job).ours
+    assert control.handled(b.cur, request.id)
+    assert not control.handled(b.cur, request.id)
+    assert (control.pending(b.cur), b.row(job)[0]) == ([], "cancelled")
+
+
+def test_c09_a_cancel_that_comes_too_late_changes_nothing(a: Session, b: Session) -> None:
+    job = a.one()
+    a.hold(job)
+    assert control.cancel(b.cur, job).locked
+    rows.finish(a.cur, job)
+    a.commit()
+    [request] = control.pending(b.cur)
+    assert request.state is State.DONE
+    written = control.cancel(b.cur, job)
+    assert (written.ours, written.locked, written.state) == (False, False, State.DONE)
+    assert control.handled(b.cur, request.id)
+
+
+def test_c09_two_keepers_handle_a_request_without_waiting(a: Session, b: Session) -> None:
+    job = a.one()
+    a.hold(job)
+    control.cancel(b.cur, job)
+    a.rollback()
+    [request] = control.pending(b.cur)
+    a.begin()
+    assert control.handled(a.cur, request.id)
+    assert not control.handled(b.cur, request.id)
+    a.commit()
+
+
+def test_c09_a_person_changes_an_ended_job_without_waiting(a: Session, b: Session) -> None:
+    job = a.one()
+    assert rows.bury(a.cur, job, 0, "It can never work.").ours
+    a.begin()
+    a.execute("SELECT FROM sidestream_job WHERE id = %(id)s FOR UPDATE", {"id": job})
+    assert control.retry(b.cur, job).locked
+    a.rollback()
+    assert control.retry(b.cur, job).ours
+
+
+def test_c22_candidates_are_read_without_a_lock(a: Session, b: Session) -> None:
+    running, free = a.one(), a.one()
+    a.hold(running)
+    assert [job.id for job in queries.open_and_due(b.cur, ["default"], 10)] == [running, free]
+    assert [job.id for job in queries.open_and_due(b.cur, ["default"], 10, excluded=[running])] == [free]
+    assert b.value("SELECT count(*) FROM pg_locks WHERE pid = pg_backend_pid() AND mode LIKE 'Row%%'", {}) == 0
+
+
+def test_two_deliveries_of_a_direct_job_commit_one_effect(a: Session, b: Session) -> None:
+    """Promise 3 for direct jobs: the unique uuid, in the effect's own transaction."""
+    job = Job("test.act", uuid=DIRECT)
+    for session in (a, b):
+        session.begin()
+        assert not opening.inbox_has(session.cur, DIRECT)
+    assert rows.insert_done(a.cur, job)
+    b.execute("SET lock_timeout = '20s'")
+    second = beside(lambda: rows.insert_done(b.cur, job))
+    until_waiting(a, b.pid)
+    a.commit()
+    error = second.exception(20)
+    assert isinstance(error, ERRORS)
+    assert sqlstate(error) == SERIALIZATION_FAILURE
+    b.rollback()
+    assert opening.inbox_has(b.cur, DIRECT)
+    assert not rows.insert_done(b.cur, job)
