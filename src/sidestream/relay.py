@@ -246,8 +246,7 @@ class Relay:
                 if shared.changed.wait_for(lambda: shared.closing, pause):
                     break
                 pause = min(pause * 2, self._last_probe)
-        if self._broker is not None:
-            self._broker.close()
+        self._hang_up()
 
     def _publish(self, publications: list[Publication]) -> tuple[BrokerError | None, bool]:
         """Connect if need be and publish; without publications, ask whether the broker answers.
@@ -267,6 +266,7 @@ class Relay:
                 _publish_looking(self._broker, publications)
                 crash_point("relay.published")
         except BrokerUnavailable as error:
+            self._hang_up()  # the next probe connects anew: the address, or an embedded server's life, may have changed
             return error, sent
         except BrokerError as error:  # it answered, and refused
             return error, False
@@ -276,6 +276,11 @@ class Relay:
             _log.exception("Publishing failed.", extra={"action": "relay_fault"})
             return _Fault(f"Publishing failed unexpectedly ({type(error).__name__}: {error})."), sent
         return None, False
+
+    def _hang_up(self) -> None:
+        broker, self._broker = self._broker, None
+        if broker is not None:
+            broker.close()
 
     def begin_anew(self) -> None:
         """For a forked child: forget everything; what the parent had queued is the parent's to publish."""

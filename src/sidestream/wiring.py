@@ -20,6 +20,7 @@ from sidestream.errors import BrokerError, SettingsError
 from sidestream.executors.actions import Actions
 from sidestream.job.codec import Signer, to_ms
 from sidestream.job.reference import row_reference
+from sidestream.process import account
 from sidestream.relay import Relay
 from sidestream.settings import Settings
 from sidestream.store import adapter, queries, schema
@@ -63,7 +64,7 @@ def build_broker(settings: Settings) -> Broker:
 
 def signing_keys(settings: Settings) -> Sequence[tuple[str, bytes]]:
     """Return the keys of direct jobs: the settings', else the one in the data folder's key file, made when missing."""
-    return settings.signing_keys or [_key_file(settings.data_dir)]
+    return settings.signing_keys or [_key_file(settings.data_dir, settings.user)]
 
 
 @contextmanager
@@ -124,12 +125,12 @@ def hasten(settings: Settings, job_id: int, *, waiting: bool) -> bool:
     return True
 
 
-def _key_file(folder: Path) -> tuple[str, bytes]:
+def _key_file(folder: Path, user: str | None) -> tuple[str, bytes]:
     path = folder / KEY_FILE
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not path.exists():
-            _make_key_file(path)
+            _make_key_file(path, user)
         if stat.S_IMODE(path.stat().st_mode) & 0o077:
             raise SettingsError(f"The signing key {path} can be read by others; run: chmod 600 {path}")
         key_id, colon, secret = path.read_text().strip().partition(":")
@@ -145,7 +146,7 @@ def _key_file(folder: Path) -> tuple[str, bytes]:
     return key_id, secret.encode()
 
 
-def _make_key_file(path: Path) -> None:
+def _make_key_file(path: Path, user: str | None) -> None:
     """Write a new key so that readers see all of it or nothing, and that of several makers one wins."""
     draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -154,9 +155,9 @@ def _make_key_file(path: Path) -> None:
             file.write(f"k{secrets.token_hex(4)}:{secrets.token_hex(32)}\n")
             file.flush()
             os.fsync(file.fileno())
-        if os.geteuid() == 0:  # root made it, but the folder's owner is who will work with it
-            owner = path.parent.stat()
-            os.chown(draft, owner.st_uid, owner.st_gid)
+        if user is not None and os.geteuid() == 0:  # root made it, but its workers become this user
+            who = account(user)
+            os.chown(draft, who.uid, who.gid)
         try:
             os.link(draft, path)
         except FileExistsError:

@@ -243,6 +243,19 @@ def test_the_pause_between_probes_doubles_up_to_the_limit(broker: ScriptedBroker
         assert least <= pause < least + 0.09
 
 
+def test_a_broker_that_went_away_is_connected_anew() -> None:
+    first, second = ScriptedBroker(), ScriptedBroker()
+    connects = iter([first, second])
+    relay = Relay(lambda: next(connects), first_probe=0.02)  # type: ignore[arg-type,return-value]
+    assert relay.hand_over([row(1)])
+    first.error = BrokerUnavailable("Gone.")
+    relay.hand_over([row(2)])
+    eventually(lambda: not relay.broken, "the breaker closes")
+    assert first.closed.is_set()
+    assert second.all == [row(2)]
+    relay.close()
+
+
 def test_handing_over_does_not_probe_sooner(broker: ScriptedBroker) -> None:
     connects = 0
 
