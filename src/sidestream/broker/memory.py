@@ -4,7 +4,7 @@ A job is in one place at a time (:class:`~sidestream.broker.protocol.Place`). Th
 says the truth about its job is skipped when it comes up, so nothing is ever searched in them.
 """
 
-# ruff: noqa: ARG002  # the contract's signatures, also where an argument makes no difference
+# the contract's signatures, also where an argument makes no difference
 from __future__ import annotations
 
 import threading

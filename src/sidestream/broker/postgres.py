@@ -5,7 +5,7 @@ a job (D2) takes the row's lock, and that lock is the lease: it ends with the se
 process holds or has put off is left out of its own claims, in memory only.
 """
 
-# ruff: noqa: ARG002  # the contract's signatures, also where an argument makes no difference
+# the contract's signatures, also where an argument makes no difference
 from __future__ import annotations
 
 import threading
@@ -34,6 +34,8 @@ ENTRY_PREFIX = b"pg:"
 """What the entry of every lease of this broker begins with."""
 POLL = 0.2
 """Seconds between two looks while a claim waits; a publication in this process ends the pause at once."""
+BLOCKED_PAUSE_MS = 100
+"""How long a blocked job is left out here, in case its blocker was still open when the query looked."""
 FORGET_AFTER = 600.0
 """Seconds after which a job that was put off and never came back is forgotten here (it ran elsewhere)."""
 
@@ -148,8 +150,11 @@ class PostgresBroker:
             before = self._put_off.get(row_id)
             releases = before.releases if before else 0
             releases = 0 if charge_attempt or charge_crash else releases + count
-            if delay_ms is None or (blocked_by is not None and not delay_ms):
-                delay_ms = min(30_000, 50 * 2 ** min(max(releases - 1, 0), 10))
+            if delay_ms is None or blocked_by is not None:
+                # Blocked rows are left out by the query itself, so a long delay would only outlast the blocker.
+                delay_ms = (
+                    min(30_000, 50 * 2 ** min(max(releases - 1, 0), 10)) if blocked_by is None else BLOCKED_PAUSE_MS
+                )
             self._put_off[row_id] = _PutOff(time.monotonic() + delay_ms / 1000, releases)
             self._changed.notify_all()
             return releases

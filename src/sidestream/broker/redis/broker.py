@@ -4,7 +4,7 @@ A job's way: publish -> claim (ready -> stream, read) -> renew ... -> settle, or
 reclaim. When Redis was emptied: begin_generation, reassert, publish.
 """
 
-# ruff: noqa: ARG002  # the contract's signatures, also where an argument makes no difference
+# the contract's signatures, also where an argument makes no difference
 from __future__ import annotations
 
 import time

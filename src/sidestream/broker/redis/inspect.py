@@ -1,0 +1,136 @@
+"""The read side: what a page or a command shows of one shard. Nothing here writes, and nothing is read without a bound.
+
+The figures come from several commands, so they need not agree to the last job while workers run.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+from uuid import UUID
+
+import msgpack
+
+from sidestream.broker.redis import keys
+from sidestream.broker.redis.connection import RedisConnection
+
+
+class LaneDepth(NamedTuple):
+    """How many jobs of a lane are where."""
+
+    lane: str
+    #: Claimable now.
+    ready: int
+    #: Due later, or waiting for another try.
+    delayed: int
+    #: Behind another job with the same key.
+    behind_key: int
+    #: In a worker's hands, :attr:`Overview.undelivered` ones included.
+    handed_off: int
+
+
+class AnnouncedWorker(NamedTuple):
+    """A consumer that said it is alive."""
+
+    consumer: str
+    lanes: tuple[str, ...]
+    #: JSON, as it announced it.
+    info: str
+    #: Unix milliseconds until which the announcement holds.
+    until_ms: int
+
+
+class DeadJob(NamedTuple):
+    """A direct job that ended as dead."""
+
+    uuid: UUID
+    lane: str
+    error: str
+    #: Unix milliseconds.
+    at_ms: int
+    attempts: int
+    crashes: int
+    #: Its signed bytes.
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Overview:
+    """One shard at a glance."""
+
+    lanes: tuple[LaneDepth, ...]
+    workers: tuple[AnnouncedWorker, ...]
+    #: Given to announced workers that have not read them yet.
+    undelivered: int
+    #: Direct jobs that are not over.
+    direct: int
+    #: Direct jobs that ended as dead.
+    dead: int
+    #: Foreign or truncated entries met in our keys so far.
+    strange: int
+
+
+class RedisInspector:
+    """Reads one shard through the connection of its broker."""
+
+    def __init__(self, connection: RedisConnection, prefix: str = keys.PREFIX) -> None:
+        """Read the shard of ``prefix``; every method may raise a BrokerError."""
+        self._connection = connection
+        self._prefix = prefix
+
+    def overview(self) -> Overview:
+        """Return the depth of every lane, the workers, and what is out of the ordinary."""
+        run, prefix = self._connection.run, self._prefix
+        behind = _pairs(run("HGETALL", keys.behind(prefix)))
+        names = sorted(run("SMEMBERS", keys.lanes(prefix)))
+        workers = self.workers()
+        return Overview(
+            lanes=tuple(self._depth(name.decode(), int(behind.get(name, 0))) for name in names),
+            workers=workers,
+            undelivered=sum(run("LLEN", keys.hand(prefix, worker.consumer)) for worker in workers),
+            direct=run("HLEN", keys.direct(prefix)),
+            dead=run("HLEN", keys.dead(prefix)),
+            strange=int(run("HGET", keys.meta(prefix), "strange") or 0),
+        )
+
+    def workers(self) -> tuple[AnnouncedWorker, ...]:
+        """Return the announced workers, by name; one whose announcement ran out stays for a while, with its time."""
+        found = []
+        for consumer, told in sorted(_pairs(self._connection.run("HGETALL", keys.workers(self._prefix))).items()):
+            until, lanes, info = told.decode(errors="replace").split("\n", 2)
+            found.append(AnnouncedWorker(consumer.decode(errors="replace"), tuple(lanes.split()), info, int(until)))
+        return tuple(found)
+
+    def dead_jobs(self, cursor: int = 0, count: int = 100) -> tuple[int, list[DeadJob]]:
+        """Return about ``count`` dead direct jobs and the next cursor (0 at the end), as HSCAN pages them."""
+        following, flat = self._connection.run("HSCAN", keys.dead(self._prefix), cursor, "COUNT", count)
+        found = []
+        for uuid, packed in _pairs(flat).items():
+            kept: dict[bytes, Any] = msgpack.unpackb(packed, raw=True)
+            found.append(
+                DeadJob(
+                    UUID(bytes=uuid),
+                    kept[b"lane"].decode(),
+                    kept[b"error"].decode(errors="replace"),
+                    int(kept[b"at"]),
+                    kept[b"attempts"],
+                    kept[b"crashes"],
+                    kept[b"payload"],
+                )
+            )
+        return int(following), found
+
+    def strange(self, count: int = 100) -> list[bytes]:
+        """Return the last ``count`` foreign entries that were put aside."""
+        found: list[bytes] = self._connection.run("LRANGE", keys.strange(self._prefix), 0, count - 1)
+        return found
+
+    def _depth(self, lane: str, behind: int) -> LaneDepth:
+        run, prefix = self._connection.run, self._prefix
+        ready = run("ZCARD", keys.ready(prefix, lane))
+        delayed = run("ZCARD", keys.delayed(prefix, lane))
+        return LaneDepth(lane, ready, delayed, behind, run("ZCARD", keys.held(prefix, lane)))
+
+
+def _pairs(flat: list[bytes]) -> dict[bytes, bytes]:
+    return dict(zip(flat[::2], flat[1::2], strict=True))

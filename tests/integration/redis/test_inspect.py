@@ -1,0 +1,54 @@
+"""What pages and commands are told about a shard."""
+
+from __future__ import annotations
+
+import redis
+
+from sidestream.broker.redis.broker import RedisBroker
+from sidestream.broker.redis.inspect import AnnouncedWorker, LaneDepth, RedisInspector
+from tests.integration.redis.conftest import START
+from tests.integration.redis.test_scripts import LANE, P, claimed, direct, row
+
+
+def test_an_empty_shard(broker: RedisBroker) -> None:
+    seen = RedisInspector(broker.connection).overview()
+    assert (seen.lanes, seen.workers, seen.undelivered, seen.direct, seen.dead, seen.strange) == ((), (), 0, 0, 0, 0)
+
+
+def test_every_figure(broker: RedisBroker, client: redis.Redis) -> None:
+    broker.announce("w1", [LANE], '{"host": "a"}', 5000)
+    broker.publish([row(1), row(2), row(3, "k"), row(4, "k"), row(5, "k"), row(6, due=START + 9000), direct(7)])
+    claimed(broker, 1)
+    client.zadd(f"{P}ready:{LANE}", {b"hello": 0})
+    claimed(broker, 1)
+    broker.claim("w2", [LANE], free=1)
+    inspector = RedisInspector(broker.connection)
+    seen = inspector.overview()
+    assert seen.lanes == (LaneDepth(LANE, ready=1, delayed=1, behind_key=2, handed_off=3),)
+    assert seen.workers == (AnnouncedWorker("w1", (LANE,), '{"host": "a"}', START + 5000),)
+    assert (seen.undelivered, seen.direct, seen.dead, seen.strange) == (0, 1, 0, 1)
+    assert inspector.strange() == [b"hello"]
+
+
+def test_what_a_reader_has_not_read(broker: RedisBroker) -> None:
+    broker.announce("w1", [LANE], "{}", 5000)
+    broker.claim("w1", [LANE], free=2, wait_ms=20)
+    broker.publish([row(1)])
+    seen = RedisInspector(broker.connection).overview()
+    assert (seen.undelivered, seen.lanes[0].handed_off) == (1, 1)
+
+
+def test_dead_direct_jobs_by_page(broker: RedisBroker) -> None:
+    broker.publish([direct(number) for number in range(300)])
+    for one in claimed(broker, 300):
+        broker.bury([LANE], one, "it is \N{GREEK SMALL LETTER ALPHA} test")
+    inspector, cursor, found = RedisInspector(broker.connection), 0, []
+    while True:
+        cursor, page = inspector.dead_jobs(cursor)
+        found += page
+        if cursor == 0:
+            break
+    assert {job.uuid.int for job in found} == set(range(300))
+    assert {(job.error, job.lane, job.at_ms, job.payload) for job in found} == {
+        ("it is \N{GREEK SMALL LETTER ALPHA} test", LANE, START, b"signed")
+    }
