@@ -1,10 +1,10 @@
 """From a committed row to the broker, without ever making the user wait for it (D8).
 
 One thread per process does everything that can hang: resolving a name, connecting, talking to a frozen server. The
-caller hands publications over and waits for the answer, at most ``wait`` seconds in all. The first wait that runs out,
-or the first error, opens the breaker: from then on callers do not wait at all, what they hand over is kept (10,000
-references; more are dropped, the reconciler finds their rows), and the thread alone asks the broker again after 0.5 s,
-doubling to 5 s. When all that was kept is published, the breaker closes.
+caller hands publications over and waits for the answer, at most ``wait`` seconds in all. The first error, or the first
+wait in which nothing moved, opens the breaker: from then on callers do not wait at all, what they hand over is kept
+(10,000 references; more are dropped, the reconciler finds their rows), and the thread alone asks the broker again after
+0.5 s, doubling to 5 s. When all that was kept is published, the breaker closes.
 
 A publication's way: 1. :meth:`Relay.hand_over` queues it. 2. The thread takes up to 500. 3. It connects if it must.
 4. It publishes them. 5. It tells the waiting callers, or opens the breaker and keeps them.
@@ -72,6 +72,7 @@ class _Shared:
     thread: threading.Thread | None = None
     open_since: float | None = None  # monotonic; None while the breaker is closed
     dropped: int = 0  # since the breaker opened
+    progress: int = 0  # chunks published so far
     closing: bool = False
 
 
@@ -124,12 +125,19 @@ class Relay:
         with shared.changed:
             if shared.closing or not self._start(shared):
                 return False
+            behind_a_bulk = len(shared.rows) > CHUNK_SIZE  # its own committer waits for it, nobody else has to
+            progress = shared.progress
             shared.rows.extend((publication, ticket) for publication in publications)
             self._trim(shared)
             shared.changed.notify_all()
+            if behind_a_bulk:
+                return False
             while ticket.left and shared.open_since is None and not shared.closing:
-                if not shared.changed.wait(deadline - time.monotonic()) and ticket.left:
+                if shared.changed.wait(deadline - time.monotonic()) or not ticket.left:
+                    continue
+                if shared.progress == progress:
                     self._break(shared, f"it did not answer within {self._wait:g} s")
+                break
             return not ticket.left
 
     def publish_direct(self, publication: Publication, timeout: float) -> None:
@@ -153,12 +161,14 @@ class Relay:
             if not self._start(shared):
                 why = BrokerUnavailable("This process cannot start the relay's thread.")
                 raise _answer(why, publication, sent=False)
+            progress = shared.progress
             shared.direct.append(item)
             shared.changed.notify_all()
             while ticket.left and ticket.error is None:
                 if shared.changed.wait(deadline - time.monotonic()) or not ticket.left or ticket.error is not None:
                     continue
-                self._break(shared, f"it did not answer within {timeout:g} s")
+                if shared.progress == progress:
+                    self._break(shared, f"it did not answer within {timeout:g} s")
                 if not ticket.taken:
                     shared.direct.remove(item)
                 why = BrokerUnavailable(f"The broker did not answer within {timeout:g} s.")
@@ -232,6 +242,7 @@ class Relay:
             with shared.changed:
                 if error is None:
                     pause = self._first_probe
+                    shared.progress += 1
                     for _, ticket in chunk:
                         ticket.left -= 1
                     self._mend(shared)

@@ -308,7 +308,7 @@ def test_a_stopped_redis_costs_one_short_wait_and_loses_nothing(
             while jobs._relay.broken:
                 assert time.monotonic() < deadline, "the breaker never closed"
                 threading.Event().wait(0.01)
-        assert max(costs) < 0.35
+        assert max(costs) < 0.6
         assert sorted(costs)[-2] < 0.05
         assert len(rows(dsn)) == 20
         made = build_broker(settings)
@@ -329,7 +329,7 @@ def test_an_unreachable_redis_costs_one_short_wait(connection: Any, settings: Se
                 tx.enqueue("a")
                 started = time.monotonic()
             costs.append(time.monotonic() - started)
-        assert max(costs) < 0.35
+        assert max(costs) < 0.6
         assert sorted(costs)[-2] < 0.05
         assert len(rows(dsn)) == 5
         with pytest.raises(BrokerUnavailable, match="was not enqueued"):

@@ -163,7 +163,7 @@ def test_a_broker_that_cannot_be_connected_costs_one_short_wait(error: Exception
     relay = Relay(connect, wait=0.2, first_probe=60)  # type: ignore[arg-type]
     started = time.monotonic()
     assert not relay.hand_over([row(1)])
-    assert time.monotonic() - started < 0.3
+    assert time.monotonic() - started < 0.6
     assert relay.broken
     assert relay.kept == 1
     relay.close()
@@ -173,7 +173,7 @@ def test_a_hanging_broker_costs_the_wait_once_then_nothing(relay: Relay, broker:
     broker.hang = threading.Event()
     started = time.monotonic()
     assert not relay.hand_over([row(1)])
-    assert 0.19 < time.monotonic() - started < 0.35
+    assert 0.19 < time.monotonic() - started < 0.6
     started = time.monotonic()
     for number in range(2, 102):
         assert not relay.hand_over([row(number)])
@@ -197,7 +197,31 @@ def test_callers_that_wait_together_stop_waiting_together(relay: Relay, broker: 
         thread.start()
     for thread in threads:
         thread.join()
-    assert max(costs) < 0.35
+    assert max(costs) < 0.6
+
+
+def test_a_slow_bulk_holds_up_its_own_caller_only_and_breaks_nothing() -> None:
+    slow = ScriptedBroker()
+    publish = slow.publish
+
+    def slowly(jobs: Sequence[Publication], *, force: bool = False) -> int:
+        threading.Event().wait(0.05)
+        return publish(jobs, force=force)
+
+    slow.publish = slowly  # type: ignore[method-assign]
+    relay = Relay(lambda: slow, wait=0.3)  # type: ignore[arg-type,return-value]
+    bulk = [row(number) for number in range(1, 20 * CHUNK_SIZE)]
+    started = time.monotonic()
+    assert not relay.hand_over(bulk)
+    assert 0.29 < time.monotonic() - started < 0.9
+    assert not relay.broken
+    started = time.monotonic()
+    assert not relay.hand_over([row(1_000_000)])
+    assert time.monotonic() - started < 0.2
+    relay.publish_direct(direct(), 5)
+    eventually(lambda: len(slow.all) == len(bulk) + 2, "all is published")
+    relay.close()
+    assert [publication for publication in slow.all if publication != direct()] == [*bulk, row(1_000_000)]
 
 
 def test_what_is_kept_is_bounded_and_the_oldest_stay(broker: ScriptedBroker) -> None:
@@ -240,7 +264,7 @@ def test_the_pause_between_probes_doubles_up_to_the_limit(broker: ScriptedBroker
     relay.close()
     pauses = [after - before for before, after in itertools.pairwise(times)]
     for pause, least in zip(pauses, [0.05, 0.1, 0.2, 0.2, 0.2], strict=False):
-        assert least <= pause < least + 0.09
+        assert least <= pause < least + 0.5
 
 
 def test_a_broker_that_went_away_is_connected_anew() -> None:
@@ -299,7 +323,7 @@ def test_a_direct_job_fails_at_once_while_the_breaker_is_open(relay: Relay, brok
     started = time.monotonic()
     with pytest.raises(BrokerUnavailable, match="was not enqueued") as caught:
         relay.publish_direct(direct(), 5)
-    assert time.monotonic() - started < 0.05
+    assert time.monotonic() - started < 0.2
     assert str(UUID_1) in str(caught.value)
 
 
