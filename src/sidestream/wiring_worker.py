@@ -7,7 +7,9 @@ import os
 import secrets
 import socket
 import sys
+import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import msgpack
@@ -19,6 +21,7 @@ from sidestream.broker.postgres import PostgresBroker
 from sidestream.broker.protocol import lane
 from sidestream.broker.redis import embedded
 from sidestream.broker.redis.broker import RedisBroker
+from sidestream.broker.redis.inspect import RedisInspector
 from sidestream.clock import SystemClock
 from sidestream.errors import BrokerUnavailable, SettingsError
 from sidestream.job.reference import NO_TAG8
@@ -55,6 +58,23 @@ class EmbeddedKeeper:
     def step(self) -> bool:
         """Start it if nobody holds its lock; see :class:`~sidestream.keepers.keeper.Keeper`."""
         embedded.ensure(self._settings.data_dir)
+        return False
+
+
+class LeftBehindKeeper:
+    """Ends what dead workers of this host left running, and removes their folders once nobody needs them."""
+
+    name = "dead workers' folders"
+    every = 1.0
+
+    def __init__(self, left_behind: LeftBehind, kept: float) -> None:
+        self._left_behind = left_behind
+        self._kept = kept
+
+    def step(self) -> bool:
+        """Look once; see :class:`~sidestream.keepers.keeper.Keeper`."""
+        self._left_behind.look()
+        self._left_behind.tidy(self._kept)
         return False
 
 
@@ -186,10 +206,12 @@ class Worker:
                 consumer=self._name,
                 lanes=self._lanes,
                 left_behind=self._left_behind.running,
+                alive=partial(_is_announced, RedisInspector(tended.connection)),
                 lease=settings.lease,
                 renew=settings.renew,
             )
         ]
+        keepers.append(LeftBehindKeeper(self._left_behind, 2 * settings.lease + settings.renew))
         if settings.redis_url is None:
             keepers.append(EmbeddedKeeper(settings))
         if link is None:
@@ -207,6 +229,12 @@ class Worker:
             Janitor(link, keep_done_days=settings.keep_done_days, keep_dead_days=settings.keep_dead_days),
         ]
         return keepers
+
+
+def _is_announced(inspector: RedisInspector, supervisor: str) -> bool:
+    # Announcements that ran out are listed for a while; a host's clock that is a little off only delays the verdict.
+    now_ms = time.time() * 1000
+    return any(worker.consumer == supervisor and worker.until_ms > now_ms for worker in inspector.workers())
 
 
 def _make_data_folder(settings: Settings) -> None:

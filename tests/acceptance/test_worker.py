@@ -254,9 +254,12 @@ def test_a_direct_job_with_a_database_leaves_its_row_with_the_effect(shared: Rig
 
 def test_sigterm_lets_running_jobs_end(rig: Rig) -> None:
     worker = rig.start()
-    job = rig.enqueue("wait", 1.5)
+    file = rig.log.parent / "go on"
+    job = rig.enqueue("until", str(file))
     rig.until(lambda: "started" in rig.events(job))
     worker.send_signal(signal.SIGTERM)
+    rig.until(lambda: b"Draining" in rig.log.read_bytes())
+    file.touch()
     assert worker.wait(20) == 0
     assert rig.job(job).state == "done"
     assert rig.job(job).attempts == 0
@@ -264,7 +267,8 @@ def test_sigterm_lets_running_jobs_end(rig: Rig) -> None:
 
 def test_a_second_sigterm_hands_back_what_runs(rig: Rig) -> None:
     worker = rig.start()
-    job = rig.enqueue("wait", 3)
+    file = rig.log.parent / "go on"
+    job = rig.enqueue("until", str(file))
     rig.until(lambda: "started" in rig.events(job))
     worker.send_signal(signal.SIGTERM)
     rig.until(lambda: b"Draining" in rig.log.read_bytes())
@@ -272,6 +276,7 @@ def test_a_second_sigterm_hands_back_what_runs(rig: Rig) -> None:
     assert worker.wait(20) == 0
     row = rig.job(job)
     assert (row.state, row.attempts, row.crashes) == ("open", 0, 0)
+    file.touch()
     rig.start()
     assert rig.ends(job).state == "done"
 

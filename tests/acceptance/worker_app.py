@@ -37,6 +37,14 @@ def wait(context: Context, seconds: float) -> None:
     time.sleep(seconds)
 
 
+@actions.action("until")
+def until(context: Context, file: str) -> None:
+    """Run until ``file`` is there."""
+    _note(context, "waited")
+    while not os.path.exists(file):
+        time.sleep(0.02)
+
+
 @actions.action("soft", soft_limit=0.2, retry=RetryPolicy(max_attempts=1))
 def soft(context: Context) -> None:
     time.sleep(30)

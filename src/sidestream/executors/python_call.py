@@ -141,21 +141,22 @@ class PythonCall:
             self._session.close()
 
     def _open_direct(self, ref: Reference, action: Action, payload: bytes | None, attempts: int) -> Opened | Verdict:
+        uuid = ref.uuid
+        assert uuid is not None  # that is what a direct reference is
         if payload is None or self._signer is None:
             missing = "its signed bytes are gone from Redis" if payload is None else "this worker has no signing keys"
-            return Bury(f"The direct job {ref.uuid} cannot run: {missing}.")
+            return Bury(f"The direct job {uuid} cannot run: {missing}.")
         try:
-            job = self._signer.open(payload, ref.uuid).job
+            job = self._signer.open(payload, uuid).job
         except BadSignature as error:
             return Bury(str(error))
         except WireError as error:
             return Release(f"{ReleaseReason.PARKED}: {error}")
         if job.action != action.name:
-            return Bury(f"The direct job {ref.uuid} cannot run: its reference and its signed bytes do not belong together.")
+            return Bury(f"The direct job {uuid} cannot run: its reference and its signed bytes do not belong together.")
         session = self._session if action.database else None
         if session is not None:
             session.begin()
-            uuid = job.uuid
             if session.guarded(lambda: opening.inbox_has(session.cursor, uuid)):
                 session.rollback()
                 return Done()

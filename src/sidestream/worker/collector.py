@@ -75,6 +75,7 @@ class Collector:
             with self._state.changed:
                 self._watch.tick()
                 self._fill_up()
+                self._dispatcher.hand_out()  # what came back since: recalled jobs, jobs that have to run alone
             for key, _ in self._selector.select(TICK):
                 kind, child = key.data
                 with self._state.changed:

@@ -13,6 +13,8 @@ import logging
 import os
 import shutil
 import signal
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -44,9 +46,11 @@ class RunFolder:
 class LeftBehind:
     """What dead supervisors on this host were running, by supervisor."""
 
-    def __init__(self, data: Path) -> None:
+    def __init__(self, data: Path, *, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._data = data / "run"
+        self._monotonic = monotonic
         self._found: dict[str, frozenset[bytes]] = {}
+        self._found_at: dict[str, float] = {}
 
     def look(self) -> bool:
         """Read the folders of dead supervisors and kill what their children started; return whether there are any."""
@@ -54,6 +58,7 @@ class LeftBehind:
             if folder.name not in self._found and _is_dead(folder):
                 slots = Slots.left_behind(folder / "slots")
                 self._found[folder.name] = frozenset(slot.reference for slot in slots if slot.running)
+                self._found_at[folder.name] = self._monotonic()
                 kill_family(folder.name)
         return bool(self._found)
 
@@ -63,15 +68,11 @@ class LeftBehind:
             self.look()
         return self._found.get(supervisor)
 
-    def forget(self, supervisor: str) -> None:
-        """Everything of ``supervisor`` was reclaimed: remove its folder."""
-        if self._found.pop(supervisor, None) is not None:
+    def tidy(self, kept: float) -> None:
+        """Remove the folders that were found ``kept`` seconds ago: by then every lease of theirs is taken over."""
+        for supervisor in [name for name, at in self._found_at.items() if self._monotonic() - at > kept]:
+            del self._found[supervisor], self._found_at[supervisor]
             shutil.rmtree(self._data / supervisor, ignore_errors=True)
-
-    def forget_all(self) -> None:
-        """No lease of a dead supervisor can be left: remove their folders."""
-        for supervisor in list(self._found):
-            self.forget(supervisor)
 
 
 def kill_family(supervisor: str) -> None:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import logging
 import queue
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from sidestream.broker.protocol import Broker, Delivery, Publication
 from sidestream.crashpoints import crash_point
@@ -19,12 +19,14 @@ from sidestream.worker import wire
 from sidestream.worker.bookkeeper import Bookkeeper, RowBusy
 from sidestream.worker.handling import Handling
 from sidestream.worker.slots import Reading
-from sidestream.worker.state import ChildState, Doom, WorkerState
+from sidestream.worker.state import ChildState, Doom, WorkerState, is_keyed
 
 log = logging.getLogger(__name__)
 
 SETTLE_MOST = 512
 """Most deliveries in one settle."""
+GATHER = 0.005
+"""Longest time, in seconds, that a job without a key waits to be settled together with others: nobody waits for it."""
 AGAIN_AFTER = 0.2
 """Seconds until what could not be written is tried again."""
 
@@ -137,19 +139,25 @@ class Settler:
 
     def _take(self, patience: float | None) -> bool:
         """Move the queue's contents to our lists; return whether a stop was asked for."""
-        stopping = False
+        deadline: float | None = None
         try:
-            entry: Any = self._queue.get(timeout=patience)
+            entry = self._queue.get(timeout=patience)
             while True:
                 if entry is None:
-                    stopping = True
-                elif isinstance(entry, Task):
+                    return True
+                if isinstance(entry, Task):
                     self._tasks.append(entry)
+                    deadline = 0.0
                 else:
                     self._done.extend(entry)
-                entry = self._queue.get_nowait()
+                    if len(self._done) >= SETTLE_MOST or any(map(is_keyed, entry)):
+                        deadline = 0.0  # the next job of its key waits for it
+                    elif deadline is None:
+                        deadline = time.monotonic() + GATHER
+                left = 0.0 if deadline == 0.0 or deadline is None else deadline - time.monotonic()
+                entry = self._queue.get(timeout=left) if left > 0 else self._queue.get_nowait()
         except queue.Empty:
-            return stopping
+            return False
 
     def _write_tasks(self) -> None:
         tasks, self._tasks = self._tasks, []

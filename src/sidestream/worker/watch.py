@@ -57,7 +57,7 @@ class Watch:
         stalled = bool(self._state.children)
         for child in list(self._state.children.values()):
             if not child.deliveries:
-                stalled = stalled and child.retiring
+                stalled = stalled and (child.retiring or self._state.exclusive is not None)
                 continue
             reading = self._slots.read(child.slot)
             if reading.batch != child.batch or not reading.running:
