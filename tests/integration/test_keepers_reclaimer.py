@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from sidestream.broker.protocol import Delivery, Publication, lane
+from sidestream.broker.protocol import Delivery, Lease, Publication, Reclaimed, lane
 from sidestream.broker.redis.broker import RedisBroker
 from sidestream.clock import ManualClock
 from sidestream.errors import BrokerUnavailable, StoreUnavailable
@@ -33,12 +34,13 @@ class Bench:
 
     def __init__(self, dsn: str, redis: RedisServer) -> None:
         self.dsn = dsn
+        self.redis = redis
         self.connection = self.session("bench")
         with self.connection.transaction(), self.connection.cursor() as cursor:
             self.database = schema.install(cursor)
         self.clock = ManualClock(datetime.now(UTC))
         self.lanes = [lane(self.database.tag, "default"), lane(NO_TAG8, "default")]
-        self.broker = RedisBroker(redis.url, clock_ms=lambda: int(self.clock.now().timestamp() * 1000))
+        self.broker = self.another_broker()
         self.broker.begin_generation()
         self.link = StoreLink(lambda: connect(dsn, f"sidestream/{US}/keepers", autocommit=True))
         #: What the slots of dead supervisors say; a supervisor that is not here is of another host.
@@ -48,6 +50,9 @@ class Bench:
 
     def session(self, name: str) -> psycopg.Connection[Any]:
         return connect(self.dsn, f"sidestream/{name}/0", autocommit=True)
+
+    def another_broker(self) -> RedisBroker:
+        return RedisBroker(self.redis.url, clock_ms=lambda: int(self.clock.now().timestamp() * 1000))
 
     def another(self, consumer: str) -> Reclaimer:
         return Reclaimer(
@@ -144,7 +149,8 @@ def test_what_was_claimed_and_did_not_run_comes_back_uncharged(bench: Bench) -> 
     bench.claim(DEAD)
     bench.die()
     bench.run_out()
-    assert bench.claimable() == ids
+    back = bench.claim("next")
+    assert [(Reference.unpack(d.reference).id, d.releases) for d in back] == [(row_id, 0) for row_id in ids]
     assert [charges(bench.row(row_id)) for row_id in ids] == [(0, 0, 0)] * 3
 
 
@@ -426,3 +432,41 @@ def test_a_worker_without_a_database_gives_rows_back(bench: Bench) -> None:
     )
     bench.run_out()
     assert bench.claimable() == [row_id]
+
+
+def test_what_we_took_over_is_charged_even_when_redis_is_emptied(bench: Bench, postgres: PostgresServer) -> None:
+    [row_id] = bench.insert()
+    bench.claim(DEAD)
+    bench.start_alone(row_id)
+    bench.die(known=False)
+    postgres.kill()
+    for _ in range(20):
+        bench.clock.advance(1.0)
+        with contextlib.suppress(StoreUnavailable):
+            bench.reclaimer.step()
+    bench.redis.flushall()
+    other = bench.another_broker()
+    other.begin_generation()
+    postgres.start()
+    bench.connection.close()
+    bench.connection = bench.session("bench")
+    bench.step()
+    bench.step()
+    assert charges(bench.row(row_id)) == (1, 1, 0)
+    other.publish([Publication(bench.reference(row_id), bench.lanes[0])])
+    assert [d.reference for d in other.claim("next", bench.lanes, free=1)] == [bench.reference(row_id)]
+    bench.clock.advance(1.0)
+    bench.step()
+    lease = Lease(b"unknown", "next", 1)
+    assert bench.broker.renew("next", bench.lanes, [lease]) == [lease], "it knows the new generation by itself"
+    other.close()
+
+
+def test_a_delivery_that_cannot_be_read_is_given_back(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    strange = Delivery(b"\x01 truncated", bench.lanes[0], Lease(b"entry", US, 2), 0)
+    pages = [Reclaimed("0-0", [(strange, DEAD)])]
+    monkeypatch.setattr(bench.broker, "reclaim", lambda *args, **options: pages.pop())
+    released: list[Delivery] = []
+    monkeypatch.setattr(bench.broker, "release", lambda lanes, delivery, **options: released.append(delivery))
+    bench.reclaimer.step()
+    assert released == [strange]

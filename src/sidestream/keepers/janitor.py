@@ -30,9 +30,5 @@ class Janitor:
         with self._link.transaction("removing old jobs") as cursor:
             removed = retention.prune(cursor, self._keep_done_days, self._keep_dead_days, PRUNE_LOT)
         if removed:
-            log.info(
-                "Removed %s jobs that were kept long enough.",
-                removed,
-                extra={"action": "jobs_pruned"},
-            )
+            log.info("Removed %s jobs that were kept long enough.", removed, extra={"action": "jobs_pruned"})
         return removed >= PRUNE_LOT

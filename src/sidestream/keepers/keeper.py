@@ -29,13 +29,7 @@ class Keeper(Protocol):
 
 def log_failure(name: str, error: Exception) -> None:
     """Log an error that no outage explains, with its traceback."""
-    log.error(
-        "The %s failed and goes on: %s",
-        name,
-        error,
-        exc_info=error,
-        extra={"action": "keeper_failed"},
-    )
+    log.error("The %s failed and goes on: %s", name, error, exc_info=error, extra={"action": "keeper_failed"})
 
 
 class KeeperThread:
@@ -109,11 +103,7 @@ class KeeperThread:
             # Not an outage: the reconciler looks at the generation in its next step, and so does everybody else.
             return False
         except (BrokerError, StoreError) as error:
-            self._met(
-                keeper.name,
-                "store" if isinstance(error, StoreError) else "broker",
-                error,
-            )
+            self._met(keeper.name, "store" if isinstance(error, StoreError) else "broker", error)
             return False
         except Exception as error:  # noqa: BLE001  (a bug in one keeper must not stop the others)
             self._on_error(keeper.name, error)
@@ -126,11 +116,7 @@ class KeeperThread:
         self._meeting[server].add(name)
         if first:
             log.warning(
-                "The %s waits for the %s: %s",
-                name,
-                server,
-                error,
-                extra={"action": "keeper_waits", "keeper": name},
+                "The %s waits for the %s: %s", name, server, error, extra={"action": "keeper_waits", "keeper": name}
             )
 
     def _worked(self, name: str) -> None:
@@ -138,8 +124,4 @@ class KeeperThread:
             if name in names:
                 names.discard(name)
                 if not names:
-                    log.info(
-                        "The keepers reach the %s again.",
-                        server,
-                        extra={"action": "keeper_back"},
-                    )
+                    log.info("The keepers reach the %s again.", server, extra={"action": "keeper_back"})

@@ -154,13 +154,7 @@ class Reclaimer:
     def _keep(self) -> None:
         """Renew what we still hold, so that nobody takes it over from us."""
         if self._taken:
-            lost = set(
-                self._broker.renew(
-                    self._consumer,
-                    self._lanes,
-                    [one.delivery.lease for one in self._taken],
-                )
-            )
+            lost = set(self._broker.renew(self._consumer, self._lanes, [one.delivery.lease for one in self._taken]))
             # What is not decided is decided all the same: whoever has it now knows nothing of its first owner.
             self._taken = [one for one in self._taken if one.verdict is None or one.delivery.lease not in lost]
 
@@ -169,10 +163,7 @@ class Reclaimer:
         trouble: StoreError | None = None
         for owner in dict.fromkeys(one.owner for one in self._taken if one.verdict is None):
             try:
-                self._decide(
-                    owner,
-                    [one for one in self._taken if one.owner == owner and one.verdict is None],
-                )
+                self._decide(owner, [one for one in self._taken if one.owner == owner and one.verdict is None])
             except StoreError as error:
                 trouble = error
         for one in [one for one in self._taken if one.verdict is not None]:
@@ -225,20 +216,10 @@ class Reclaimer:
             case Verdict.SETTLE:
                 self._broker.settle(self._lanes, [one.delivery])
             case Verdict.BURY:
-                self._broker.bury(
-                    self._lanes,
-                    one.delivery,
-                    f"It killed its worker {MAX_CRASHES} times.",
-                )
+                self._broker.bury(self._lanes, one.delivery, f"It killed its worker {MAX_CRASHES} times.")
             case _:
                 crashed = one.verdict is Verdict.CHARGE_CRASH
-                self._broker.release(
-                    self._lanes,
-                    one.delivery,
-                    delay_ms=0,
-                    charge_crash=crashed,
-                    count=False,
-                )
+                self._broker.release(self._lanes, one.delivery, delay_ms=0, charge_crash=crashed, count=False)
                 crash_point("reclaim.released")
 
 
@@ -246,11 +227,7 @@ def _read(delivery: Delivery) -> Reference | None:
     try:
         return Reference.unpack(delivery.reference)
     except WireError as error:
-        log.warning(
-            "A delivery is given back unread: %s",
-            error,
-            extra={"action": "reclaim_unread"},
-        )
+        log.warning("A delivery is given back unread: %s", error, extra={"action": "reclaim_unread"})
         return None
 
 

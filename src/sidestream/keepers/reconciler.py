@@ -148,9 +148,7 @@ class Reconciler:
             self._broker.mark_built(self._link.database().tag)
             self._building = False
             log.info(
-                "Every open row is published in generation %s.",
-                self._number,
-                extra={"action": "generation_built"},
+                "Every open row is published in generation %s.", self._number, extra={"action": "generation_built"}
             )
         return False
 
@@ -172,11 +170,7 @@ class Reconciler:
         """Return ``chunks`` (ascending) as the newest, then the others, going on behind the one compared last."""
         others = chunks[:-1]
         behind = [chunk for chunk in others if chunk > self._turned]
-        return [
-            *chunks[-1:],
-            *behind,
-            *(chunk for chunk in others if chunk <= self._turned),
-        ]
+        return [*chunks[-1:], *behind, *(chunk for chunk in others if chunk <= self._turned)]
 
     def _compare(self, cursor: Cursor, chunk: int, deadline: float) -> bool:
         """Publish the chunk's open rows whose bit is unset; False when the deadline came before the end."""
