@@ -65,7 +65,7 @@ def test_an_emptied_redis_forgets_no_crash(world: World) -> None:
     poison = world.enqueue("kill.own", "poison")
     for _ in range(3):
         world.events.next(PATIENCE / 3, "start", "poison")
-        world.redis.client().flushall()
+        world.redis.flushall()
     world.wait_for("SELECT state <> 'open' FROM sidestream_job WHERE id = %s", poison, patience=20)
     assert world.query("SELECT state, crashes FROM sidestream_job WHERE id = %s", poison) == [("dead", 3)]
     assert not world.events.drain(), "it ran a fourth time"

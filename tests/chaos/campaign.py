@@ -115,7 +115,7 @@ class Campaign:
         for name, tokens in verdict.violations.items():
             result.failures.append(f"{len(tokens)} {name}: {', '.join(tokens[:5])}")
         if verdict.lost:
-            result.failures += checker.stuck(world.connection(), verdict.lost)
+            result.failures += world.whereabouts(verdict.lost)
         if verdict.violations:
             result.failures.append(world.logs())
 

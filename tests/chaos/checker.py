@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -91,20 +91,6 @@ def wait_until_settled(
             if late or not (verdict.lost or verdict.direct_lost):
                 return verdict
         time.sleep(0.05)
-
-
-def stuck(connection: psycopg.Connection[Any], tokens: Sequence[str]) -> list[str]:
-    """Return what the rows say of these tokens, for a person who has to find out why."""
-    query = (
-        "SELECT p.token, j.* FROM promised p JOIN sidestream_job j ON j.id = p.job_id WHERE p.token = ANY(%s) LIMIT 20"
-    )
-    cursor = connection.execute(query, (list(tokens),))
-    names = [column.name for column in cursor.description or ()]
-    found = [
-        " ".join(f"{n}={v}" for n, v in zip(names, row, strict=True) if v is not None) for row in cursor.fetchall()
-    ]
-    connection.commit()
-    return found
 
 
 def _reordered(effects: Iterable[tuple[Any, ...]]) -> Iterable[str]:

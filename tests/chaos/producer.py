@@ -18,7 +18,7 @@ from typing import Any
 import psycopg
 
 from sidestream import Jobs
-from sidestream.errors import BrokerError
+from sidestream.errors import BrokerError, StoreError
 from tests.chaos import ledger
 from tests.chaos.app import actions, folder
 
@@ -75,7 +75,7 @@ class Producer:
             try:
                 make()
                 self._throttle()
-            except psycopg.Error:
+            except (psycopg.Error, StoreError):
                 # Whether it was committed does not matter: promised and jobs stand or fall together.
                 self._disconnect()
                 time.sleep(0.05)

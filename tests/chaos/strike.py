@@ -112,7 +112,7 @@ class Striker:
     def _exposure(self) -> Exposure:
         [(transactions,)] = self.world.query(_IN_TRANSACTION)
         try:
-            leased = sum(self.world.redis.client().hlen(key) for key in ("sidestream:{s0}:flight",))
+            leased = int(self.world.valkey.hlen("sidestream:{s0}:leases"))
         except redis.RedisError:
             leased = 0  # it was restarted this moment and still loads
         return Exposure(leased, transactions)

@@ -21,19 +21,19 @@ from types import TracebackType
 from typing import Any, Self
 
 import psycopg
+import redis
 
 from sidestream import Jobs, Settings
-from sidestream.process import reaches
+from sidestream.job.reference import row_reference
 from sidestream.store import schema
-from sidestream.testing.server_process import popen, unprivileged
+from sidestream.testing.server_process import popen, unprivileged, worker_user
 from sidestream.testing.servers import PostgresServer, RedisServer
 from tests.chaos import ledger, processes
 from tests.chaos.app import actions
 from tests.chaos.harness import Events, Harness
 
 ROOT = Path(__file__).resolve().parents[2]
-_NOBODY = unprivileged(("nobody",))
-USER = _NOBODY if _NOBODY is not None and reaches(_NOBODY, ROOT) else None
+USER = unprivileged(("nobody",)) if worker_user() == "nobody" else None
 """Who workers and producers run as: not root, where we are root and that user can read the code."""
 LEASE = 2.0
 RENEW = 0.4
@@ -110,6 +110,7 @@ class World:
         self.seed = seed
         self.postgres = PostgresServer(self.folder / "postgres", fsync=False)
         self.redis = RedisServer(self.folder / "redis", appendfsync="always")
+        self.valkey: redis.Redis = self.redis.client()
         self.harness = Harness(self.folder / "crash")
         self.events = Events(self.folder / "events")
         self._supervisors = supervisors
@@ -273,9 +274,35 @@ class World:
     def dead_direct(self) -> set[str]:
         """Return the uuids (hex) of the direct jobs that the broker keeps as dead."""
         found: set[str] = set()
-        for key in self.redis.client().scan_iter(match="*:dead"):
-            found.update(uuid.hex() for uuid in self.redis.client().hkeys(key))
+        for key in self.valkey.scan_iter(match="*:dead"):
+            found.update(uuid.hex() for uuid in self.valkey.hkeys(key))
         return found
+
+    def whereabouts(self, tokens: Sequence[str]) -> list[str]:
+        """Return what the rows and Redis say of these tokens, for a person who has to find out why."""
+        query = "SELECT j.* FROM promised p JOIN sidestream_job j ON j.id = p.job_id WHERE p.token = ANY(%s) LIMIT 20"
+        cursor = self.connection().execute(query, (list(tokens),))
+        names = [column.name for column in cursor.description or ()]
+        rows = [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
+        with self.connection().cursor() as other:
+            database = schema.identify(other)
+        self.connection().commit()
+        found = []
+        for row in rows:
+            reference = row_reference(database.tag, row["id"], row["action"], row["key"]).pack()
+            head = self.valkey.hget("sidestream:{s0}:heads", reference[:9] + reference[-8:])
+            known = self.valkey.getbit(f"sidestream:{{s0}}:known:{database.tag.hex()}:{row['id'] // 32768}", row["id"])
+            said = {
+                **{name: value for name, value in row.items() if value is not None},
+                "lease": self.valkey.hget("sidestream:{s0}:leases", reference),
+                "tries": self.valkey.hget("sidestream:{s0}:tries", reference),
+                "known": known,
+                "head": head and int.from_bytes(head[9:17], "big"),
+                "in": [key for key in self.valkey.scan_iter(_type="zset") if self.valkey.zscore(key, reference)],
+            }
+            found.append(" ".join(f"{name}={value}" for name, value in said.items()))
+        names = ("meta", "workers", "free")
+        return found + [f"{name}: {self.valkey.hgetall('sidestream:{s0}:' + name)}" for name in names]
 
     def last_words(self, program: Program, size: int = 3000) -> str:
         """Return the end of a program's log."""
@@ -299,6 +326,7 @@ class World:
         if self._jobs is not None:
             self._jobs.close()
         self.forget_connection()
+        self.valkey.close()
         for server in (self.redis, self.postgres):
             server.close()
         self.harness.close()
