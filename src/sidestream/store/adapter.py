@@ -40,6 +40,7 @@ _OPTIONS = {
     "tcp_keepalives_idle": "5",
     "tcp_keepalives_interval": "2",
     "tcp_keepalives_count": "3",
+    "jit": "off",  # our statements are short: compiling one takes longer than running it
 }
 
 _Connection = TypeVar("_Connection", bound="psycopg.Connection[Any]")

@@ -19,16 +19,24 @@ from sidestream.store.written import UTC_NOW
 
 CHUNK = 32_768
 """How many ids one chunk has; the same as :data:`sidestream.broker.protocol.CHUNK`."""
-FEW = 5_000
+WIDE = 10_000
+"""How many of the oldest due jobs of a queue are looked at when the first few are not candidates enough."""
+WIDEST = 400_000
+"""How many are looked at when these are not enough either: one key has a very long line."""
+FEW = 20_000
 """Overdue rows up to which :func:`overdue` finds them by their time; of more, some are met soon in order of ids."""
 
 _STORED = "j.id, j.action, j.queue, j.key, j.run_at, j.attempts"
+# Of a key's jobs among the oldest, only the first can be its head; whether any stands before is asked for that alone.
 _OPEN_AND_DUE = f"""
-    SELECT {_STORED} FROM unnest(%(queues)s::text[]) AS wanted (queue) CROSS JOIN LATERAL (
-        SELECT * FROM sidestream_job job
-        WHERE job.state = 'open' AND job.queue = wanted.queue AND job.run_at <= {UTC_NOW}
-        AND job.id <> ALL (%(excluded)s::bigint[]) AND NOT ({standing_before("job")})
-        ORDER BY job.run_at, job.id LIMIT %(limit)s::integer) j
+    WITH oldest AS MATERIALIZED (
+        SELECT due.* FROM unnest(%(queues)s::text[]) AS wanted (queue) CROSS JOIN LATERAL (
+            SELECT id, action, queue, key, run_at, attempts FROM sidestream_job
+            WHERE state = 'open' AND queue = wanted.queue AND run_at <= {UTC_NOW}
+            ORDER BY run_at, id LIMIT %(window)s::integer) due),
+    placed AS (SELECT *, row_number() OVER (PARTITION BY key ORDER BY id) AS place FROM oldest)
+    SELECT {_STORED} FROM placed j
+    WHERE (j.key IS NULL OR j.place = 1) AND j.id <> ALL (%(excluded)s::bigint[]) AND NOT ({standing_before("j")})
     ORDER BY j.run_at, j.id LIMIT %(limit)s::integer"""
 _OPEN_IN_CHUNK = f"""
     SELECT {_STORED} FROM sidestream_job j
@@ -49,22 +57,22 @@ _OPEN_CHUNKS = f"""
                 WHERE state = 'open' AND id >= (chunk.number + 1) * {CHUNK} ORDER BY id LIMIT 1)
         FROM chunk WHERE chunk.number IS NOT NULL)
     SELECT number FROM chunk WHERE number IS NOT NULL"""
-# What is due is few rows of many (the rest waits for a later day), or many of them, or both are few.
-_FEW_OVERDUE = f"""
+# Looked up by their time, as most open rows may wait for a later day; the first column says whether that were all.
+_OVERDUE_AMONG_FEW = f"""
     WITH RECURSIVE queues AS (
         (SELECT queue FROM sidestream_job WHERE state = 'open' ORDER BY queue LIMIT 1)
         UNION ALL
         SELECT (SELECT queue FROM sidestream_job WHERE state = 'open' AND queue > queues.queue ORDER BY queue LIMIT 1)
-        FROM queues WHERE queues.queue IS NOT NULL)
-    SELECT array_agg(id) FROM (
-        SELECT due.id FROM queues CROSS JOIN LATERAL (
-            SELECT id FROM sidestream_job WHERE state = 'open' AND queue = queues.queue
+        FROM queues WHERE queues.queue IS NOT NULL),
+    few AS MATERIALIZED (
+        SELECT due.* FROM queues CROSS JOIN LATERAL (
+            SELECT id, action, queue, key, run_at, attempts FROM sidestream_job
+            WHERE state = 'open' AND queue = queues.queue
             AND run_at < {UTC_NOW} - %(older)s::float8 * interval '1 second' LIMIT {FEW + 1}) due
-        LIMIT {FEW + 1}) few"""
-_OVERDUE_AMONG = f"""
-    SELECT {_STORED} FROM sidestream_job j
-    WHERE j.state = 'open' AND j.id > %(after)s::bigint AND j.id = ANY (%(few)s::bigint[])
-    ORDER BY j.id LIMIT %(limit)s::integer"""
+        LIMIT {FEW + 1}),
+    found AS MATERIALIZED (SELECT * FROM few WHERE id > %(after)s::bigint ORDER BY id LIMIT %(limit)s::integer)
+    SELECT (SELECT count(*) FROM few) <= {FEW}, {_STORED}
+    FROM (SELECT) always LEFT JOIN found j ON true ORDER BY j.id"""
 _OVERDUE = f"""
     SELECT {_STORED} FROM sidestream_job j
     WHERE j.state = 'open' AND j.id > %(after)s::bigint
@@ -134,10 +142,17 @@ def open_and_due(cur: Cursor, queues: Sequence[str], limit: int, *, excluded: Se
     """Return up to ``limit`` jobs that could be opened now, oldest due first, ties by id, without the ``excluded`` ids.
 
     Candidates only: running ones are among them, and :func:`~sidestream.store.opening.open_job` decides. Jobs behind
-    another of their key are left out, so that a long line does not hide what waits behind it. In READ COMMITTED.
+    another of their key are left out, so that a line of up to :data:`WIDEST` does not hide what waits behind it. In
+    READ COMMITTED.
     """
-    cur.execute(_OPEN_AND_DUE, {"queues": list(dict.fromkeys(queues)), "limit": limit, "excluded": list(excluded)})
-    return _stored(cur.fetchall())
+    parameters = {"queues": list(dict.fromkeys(queues)), "limit": limit, "excluded": list(excluded)}
+    found: list[StoredJob] = []
+    for window in (4 * limit + len(excluded), WIDE, WIDEST):
+        cur.execute(_OPEN_AND_DUE, {**parameters, "window": window})
+        found = _stored(cur.fetchall())
+        if len(found) >= limit:
+            break
+    return found
 
 
 def open_in_chunk(cur: Cursor, chunk: int, until: datetime | None = None) -> list[StoredJob]:
@@ -171,12 +186,11 @@ def overdue(cur: Cursor, older_than_s: float, after_id: int = 0, limit: int = 50
     Neither a million jobs that wait for a later day nor a million that are overdue make it slow.
     """
     parameters = {"older": older_than_s, "after": after_id, "limit": limit}
-    cur.execute(_FEW_OVERDUE, parameters)
-    few = cur.fetchone()[0] or []
-    if len(few) <= FEW:
-        cur.execute(_OVERDUE_AMONG, {**parameters, "few": few})
-    else:
-        cur.execute(_OVERDUE, parameters)
+    cur.execute(_OVERDUE_AMONG_FEW, parameters)
+    found = cur.fetchall()
+    if found[0][0]:
+        return _stored([row for _, *row in found if row[0] is not None])
+    cur.execute(_OVERDUE, parameters)
     return _stored(cur.fetchall())
 
 

@@ -5,13 +5,14 @@ CREATE TABLE sidestream_job (
     id              bigserial PRIMARY KEY,
     -- Unchangeable after the INSERT: references are built from these.
     uuid            uuid,                   -- of a direct job whose effect, or failure, was written here (its inbox)
-    action          text NOT NULL,
-    queue           text NOT NULL,
-    key             text,                   -- jobs with the same key run one at a time, in the order of their ids
+    -- "C": they are compared for equality alone, as bytes, whatever language the database speaks.
+    action          text COLLATE "C" NOT NULL,
+    queue           text COLLATE "C" NOT NULL,
+    key             text COLLATE "C",       -- jobs with the same key run one at a time, in the order of their ids
     payload         text NOT NULL,          -- JSON {"v": 1, "args": [], "kwargs": {}}
     created_at      timestamp NOT NULL DEFAULT (statement_timestamp() AT TIME ZONE 'UTC'),
     -- Changing.
-    state           text NOT NULL DEFAULT 'open' CHECK (state IN ('open', 'done', 'dead', 'cancelled')),
+    state           text COLLATE "C" NOT NULL DEFAULT 'open' CHECK (state IN ('open', 'done', 'dead', 'cancelled')),
     run_at          timestamp NOT NULL DEFAULT (statement_timestamp() AT TIME ZONE 'UTC'),
     ended_at        timestamp,
     attempts        integer NOT NULL DEFAULT 0,     -- starts that failed or crashed; only ever grows: the mark of every compare-and-set
@@ -47,7 +48,7 @@ CREATE UNIQUE INDEX sidestream_job_uuid ON sidestream_job (uuid) WHERE uuid IS N
 CREATE TABLE sidestream_attempt (
     id              bigserial PRIMARY KEY,
     job_id          bigint NOT NULL,
-    supervisor      text NOT NULL,
+    supervisor      text COLLATE "C" NOT NULL,
     slot            smallint NOT NULL,      -- which child; -1 when none is meant
     event           text NOT NULL CHECK (event IN ('started', 'failed', 'crashed', 'released', 'done', 'timeout', 'cancelled')),
     at              timestamp NOT NULL DEFAULT (clock_timestamp() AT TIME ZONE 'UTC'),

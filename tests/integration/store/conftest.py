@@ -53,6 +53,20 @@ def connect(driver: str, store_dsn: str) -> Iterator[Connect]:
 
 
 @pytest.fixture
+def fresh(driver: str, database: str) -> Iterator[Connect]:
+    """Open sessions on a database without our tables; they are closed at the end."""
+    opened: list[Session] = []
+
+    def make(**options: str) -> Session:
+        opened.append(Session(driver, database, **options))
+        return opened[-1]
+
+    yield make
+    for session in opened:
+        session.close()
+
+
+@pytest.fixture
 def a(connect: Connect) -> Session:
     """A session."""
     return connect()
