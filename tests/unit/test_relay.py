@@ -7,80 +7,20 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from uuid import UUID
+from collections.abc import Iterator, Sequence
 
 import pytest
 
-from sidestream.broker.protocol import Generation, Publication
+from sidestream.broker.protocol import Publication
 from sidestream.errors import (
-    BrokerError,
     BrokerFull,
     BrokerUnavailable,
     BrokerUnsuitable,
-    CapabilityMissing,
     GenerationMoved,
     SettingsError,
 )
-from sidestream.job.reference import direct_reference, row_reference
 from sidestream.relay import CHUNK_SIZE, Relay
-
-DATABASE = b"database"
-UUID_1 = UUID(int=1)
-
-
-def row(row_id: int) -> Publication:
-    return Publication(row_reference(DATABASE, row_id, "a", None).pack(), "lane")
-
-
-def direct(uuid: UUID = UUID_1) -> Publication:
-    return Publication(direct_reference(uuid, "a", None).pack(), "lane", 0, b"signed")
-
-
-class ScriptedBroker:
-    """Does what the test says: answers, fails, or hangs until let go."""
-
-    def __init__(self) -> None:
-        self.published: list[list[Publication]] = []
-        self.errors: list[Exception] = []
-        self.error: Exception | None = None
-        self.number = 1
-        self.begun = 0
-        self.looks = 0
-        self.hang: threading.Event | None = None
-        self.closed = threading.Event()
-
-    def _answer(self) -> None:
-        if self.hang is not None:
-            self.hang.wait(10)
-        if self.errors:
-            raise self.errors.pop(0)
-        if self.error is not None:
-            raise self.error
-
-    def generation(self) -> Generation:
-        self.looks += 1
-        if self.error is not None:
-            raise self.error
-        return Generation(self.number, "run", frozenset())
-
-    def begin_generation(self) -> Generation:
-        self.begun += 1
-        self.number = 1
-        return self.generation()
-
-    def publish(self, jobs: Sequence[Publication], *, force: bool = False) -> int:
-        assert not force
-        self._answer()
-        self.published.append(list(jobs))
-        return len(jobs)
-
-    def close(self) -> None:
-        self.closed.set()
-
-    @property
-    def all(self) -> list[Publication]:
-        return [publication for chunk in self.published for publication in chunk]
+from tests.unit.relay_parts import ScriptedBroker, direct, eventually, row
 
 
 @pytest.fixture
@@ -95,13 +35,6 @@ def relay(broker: ScriptedBroker) -> Iterator[Relay]:
     if broker.hang is not None:
         broker.hang.set()
     relay.close()
-
-
-def eventually(condition: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + 5
-    while not condition():
-        assert time.monotonic() < deadline, f"never came true: {what}"
-        threading.Event().wait(0.002)
 
 
 def test_rows_are_published_before_the_call_returns(relay: Relay, broker: ScriptedBroker) -> None:
@@ -312,89 +245,6 @@ def test_closing_while_the_broker_is_away_is_prompt(relay: Relay, broker: Script
     started = time.monotonic()
     relay.close()
     assert time.monotonic() - started < 0.5
-
-
-def test_a_direct_job_is_published(relay: Relay, broker: ScriptedBroker) -> None:
-    relay.publish_direct(direct(), 1)
-    assert broker.all == [direct()]
-
-
-def test_a_direct_job_fails_at_once_while_the_breaker_is_open(relay: Relay, broker: ScriptedBroker) -> None:
-    broker.hang = threading.Event()
-    relay.hand_over([row(1)])
-    started = time.monotonic()
-    with pytest.raises(BrokerUnavailable, match="was not enqueued") as caught:
-        relay.publish_direct(direct(), 5)
-    assert time.monotonic() - started < 0.2
-    assert str(UUID_1) in str(caught.value)
-
-
-def test_a_direct_job_that_hangs_may_have_been_enqueued(relay: Relay, broker: ScriptedBroker) -> None:
-    broker.hang = threading.Event()
-    with pytest.raises(BrokerUnavailable, match=r"may have been enqueued.*id=00000000-0000-0000-0000-000000000001"):
-        relay.publish_direct(direct(), 0.1)
-    assert relay.broken
-
-
-def test_a_direct_job_that_was_never_sent_was_not_enqueued(relay: Relay, broker: ScriptedBroker) -> None:
-    broker.hang = threading.Event()
-    errors: list[BrokerError] = []
-
-    def call(uuid: UUID, timeout: float) -> None:
-        try:
-            relay.publish_direct(direct(uuid), timeout)
-        except BrokerError as error:
-            errors.append(error)
-
-    first = threading.Thread(target=call, args=(UUID(int=1), 1.0))
-    first.start()
-    eventually(lambda: relay._shared.thread is not None and not relay._shared.direct, "the first is being sent")
-    call(UUID(int=2), 0.1)
-    assert "was not enqueued" in str(errors[0])
-    broker.hang.set()
-    first.join()
-    eventually(lambda: not relay.broken, "the breaker closes")
-    assert broker.all == [direct(UUID(int=1))]
-
-
-@pytest.mark.parametrize("error", [BrokerFull("Full."), BrokerUnsuitable("Read-only.")])
-def test_a_direct_job_that_was_refused_was_not_enqueued(
-    relay: Relay, broker: ScriptedBroker, error: BrokerError
-) -> None:
-    broker.error = None
-    broker.errors = [error]
-    with pytest.raises(type(error), match="was not enqueued"):
-        relay.publish_direct(direct(), 1)
-
-
-def test_a_broker_without_direct_jobs_says_so_and_goes_on(relay: Relay, broker: ScriptedBroker) -> None:
-    broker.errors = [CapabilityMissing("Not over PostgreSQL.")]
-    with pytest.raises(CapabilityMissing, match=r"Not over PostgreSQL.*was not enqueued"):
-        relay.publish_direct(direct(), 1)
-    assert not relay.broken
-    assert relay.hand_over([row(1)])
-
-
-def test_direct_jobs_in_line_are_told_when_the_broker_fails(relay: Relay, broker: ScriptedBroker) -> None:
-    broker.hang = threading.Event()
-    errors: list[str] = []
-
-    def call(number: int) -> None:
-        with pytest.raises(BrokerUnavailable) as caught:
-            relay.publish_direct(direct(UUID(int=number)), 5)
-        errors.append(str(caught.value))
-
-    first = threading.Thread(target=call, args=(1,))
-    first.start()
-    eventually(lambda: relay._shared.thread is not None and not relay._shared.direct, "the first is being sent")
-    second = threading.Thread(target=call, args=(2,))
-    second.start()
-    eventually(lambda: relay._shared.direct, "the second stands in line")
-    broker.error = BrokerUnavailable("Reset.")
-    broker.hang.set()
-    first.join()
-    second.join()
-    assert sorted("may have" in error for error in errors) == [False, True]
 
 
 def test_a_forked_child_has_a_relay_of_its_own(relay: Relay, broker: ScriptedBroker) -> None:
