@@ -73,7 +73,9 @@ def test_the_job_of_a_killed_child_starts_again_within_a_second(calm: World, sil
         _, _, _, again, attempt = calm.events.next(PATIENCE, "start", token)
         delays.append(float(again) - killed)
         assert int(attempt) == 2
-        assert not processes.wait_gone(started, 1.0), "the program that the killed job started is still there"
+        assert not processes.wait_gone(processes.identities(started), 1.0), (
+            "the program that the killed job started is still there"
+        )
         calm.wait_for("SELECT state = 'done' FROM sidestream_job WHERE id = %s", job_id)
         assert calm.query("SELECT count(*) FROM ledger WHERE token = %s", token) == [(1,)]
         assert calm.query("SELECT attempts, crashes FROM sidestream_job WHERE id = %s", job_id) == [(1, 1)]
@@ -89,12 +91,13 @@ def test_the_jobs_of_a_killed_supervisor_start_again_within_lease_and_5_seconds(
     _, _, pid, *_ = calm.events.next(PATIENCE, "start", "host")
     [owner] = [worker for worker in calm.workers if int(pid) in worker.tree()]
     family = owner.tree()
+    below = processes.identities(family[1:])
     killed = time.monotonic()
     processes.kill(owner.pid)  # it is not started again here: the other one has to take over
     _, _, second, again, _ = calm.events.next(PATIENCE, "start", "host")
     assert float(again) - killed < LEASE + 5
     assert int(second) not in family
-    assert not processes.wait_gone(family[1:], 1.0), "what the killed supervisor had started is still there"
+    assert not processes.wait_gone(below, 1.0), "what the killed supervisor had started is still there"
     calm.wait_for("SELECT state = 'done' FROM sidestream_job WHERE id = %s", job_id)
     assert calm.query("SELECT count(*) FROM ledger WHERE token = 'host'") == [(1,)]
     assert calm.query("SELECT attempts, crashes FROM sidestream_job WHERE id = %s", job_id) == [(0, 0)]

@@ -7,7 +7,10 @@ import os
 import signal
 import time
 from collections import defaultdict
-from pathlib import Path
+from collections.abc import Iterable
+
+_START = 19
+"""Place of the start time behind the process's name: proc_pid_stat(5), field 22."""
 
 
 def state(pid: int) -> str:
@@ -30,9 +33,11 @@ def parent(pid: int) -> int:
 def tree(root: int) -> list[int]:
     """Return the live processes below ``root``, it first, parents before children."""
     below: dict[int, list[int]] = defaultdict(list)
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and (fields := _stat(int(entry.name))) and fields[0] not in "ZX":
-            below[int(fields[1])].append(int(entry.name))
+    with os.scandir("/proc") as entries:
+        pids = [int(entry.name) for entry in entries if entry.name.isdigit()]
+    for pid in pids:
+        if (fields := _stat(pid)) and fields[0] not in "ZX":
+            below[int(fields[1])].append(pid)
     found = [root] if alive(root) else []
     for pid in found or [root]:
         found.extend(below.get(pid, ()))
@@ -66,18 +71,30 @@ def resume(pid: int) -> None:
         os.kill(pid, signal.SIGCONT)
 
 
-def wait_gone(pids: list[int], patience: float) -> list[int]:
-    """Wait until all are gone; return those that are not after ``patience`` seconds."""
+def identities(pids: Iterable[int]) -> list[tuple[int, int]]:
+    """Return each live process with its start time: pids are used again within minutes here."""
+    found = ((pid, _stat(pid)) for pid in pids)
+    return [(pid, int(fields[_START])) for pid, fields in found if fields and fields[0] not in "ZX"]
+
+
+def wait_gone(those: list[tuple[int, int]], patience: float) -> list[int]:
+    """Wait until all of these :func:`identities` are gone; return those that are not after ``patience`` seconds."""
     deadline = time.monotonic() + patience
-    left = [pid for pid in pids if alive(pid)]
-    while left and time.monotonic() < deadline:
+    while left := [pid for pid, start in those if (pid, start) in identities([pid])]:
+        if time.monotonic() > deadline:
+            break
         time.sleep(0.01)
-        left = [pid for pid in left if alive(pid)]
     return left
 
 
 def _stat(pid: int) -> list[str]:
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        descriptor = os.open(f"/proc/{pid}/stat", os.O_RDONLY)  # several hundred a kill: pathlib would take most of it
     except OSError:
         return []
+    try:
+        return os.read(descriptor, 512).decode(errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return []
+    finally:
+        os.close(descriptor)

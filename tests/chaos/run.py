@@ -24,7 +24,8 @@ from sidestream.process import die_with_parent
 from tests.chaos import away
 from tests.chaos.campaign import Campaign, Result, sequence
 from tests.chaos.points import PRODUCER, TARGETS, plan
-from tests.chaos.world import ROOT, World
+from tests.chaos.programs import ROOT, Launcher
+from tests.chaos.world import World
 
 COLUMNS = ("point", "kills", "leased", "open", "promised", "direct", "lost", "doubled", "ghosts", "reordered",
            "direct lost", "repeats", "dead", "seconds")  # fmt: skip
@@ -96,8 +97,13 @@ def _single(options: argparse.Namespace) -> int:
     seed = f"{options.seed}/{point}"
     targets = [target for target in options.targets if target in its.targets]
     settings = {"SIDESTREAM_CHILD_MAX_JOBS": "10"} if its.recycle else {}
-    hosts = random.Random(seed).choice((1, 2))
-    with World(seed=f"{options.seed}-{POINTS.index(point)}", settings=settings, hosts=hosts) as world:
+    # Alone, a supervisor finds what it left behind itself; two share a host, or do not know each other's folders.
+    supervisors, hosts = random.Random(seed).choice(((1, 1), (2, 1), (2, 2)))
+    name = f"{options.seed}-{POINTS.index(point)}"
+    with (
+        Launcher() as launcher,
+        World(supervisors=supervisors, hosts=hosts, seed=name, settings=settings, launcher=launcher) as world,
+    ):
         result = Campaign(world, point, sequence(targets, options.repeats, seed), options.seed).run()
     print(json.dumps(_plain(result)))
     return 0

@@ -11,7 +11,8 @@ import redis
 from tests.chaos import processes
 from tests.chaos.harness import Hit
 from tests.chaos.points import PRODUCER
-from tests.chaos.world import Program, World
+from tests.chaos.programs import Program
+from tests.chaos.world import World
 
 ORPHAN_PATIENCE = 15.0
 """Seconds after which nothing that a dead supervisor started may be left."""
@@ -36,7 +37,7 @@ class Striker:
     world: World
     chance: random.Random
     #: What the killed supervisors had started.
-    families: list[int] = field(default_factory=list)
+    families: list[tuple[int, int]] = field(default_factory=list)
 
     def strike(self, hit: Hit, target: str) -> Exposure | None:
         """Kill ``target`` while ``hit`` stands still, then restart; None when there was nobody to kill."""
@@ -75,11 +76,12 @@ class Striker:
                 family = [pid for each in world.workers for pid in each.tree()]
                 processes.stop(*family)  # so that none of them sees another one die
                 processes.kill(*family)
-                self._reap(world.workers)
+                for each in world.workers:
+                    each.reap()
             case "supervisor":
-                self.families += worker.tree()
+                self.families += processes.identities(worker.tree())
                 processes.kill(worker.pid)
-                self._reap([worker])
+                worker.reap()
             case "zygote":
                 if not (zygote := world.zygote(worker)):
                     return False
@@ -91,7 +93,7 @@ class Striker:
                 processes.kill(hit.pid if hit.pid in children else self.chance.choice(children))
             case _ if target == PRODUCER and world.producer is not None:
                 processes.kill(world.producer.pid)
-                self._reap([world.producer])
+                world.producer.reap()
             case _:
                 raise ValueError(f"There is nobody called {target!r} to kill here.")
         return True
@@ -102,12 +104,6 @@ class Striker:
                 return worker
         running = [worker for worker in self.world.workers if worker.pid]
         return self.chance.choice(running or self.world.workers)
-
-    @staticmethod
-    def _reap(programs: list[Program]) -> None:
-        for program in programs:
-            if program.process is not None:
-                program.process.wait()
 
     def _exposure(self) -> Exposure:
         [(transactions,)] = self.world.query(_IN_TRANSACTION)

@@ -9,13 +9,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -26,70 +23,16 @@ import redis
 from sidestream import Jobs, Settings
 from sidestream.job.reference import row_reference
 from sidestream.store import schema
-from sidestream.testing.server_process import popen, unprivileged, worker_user
 from sidestream.testing.servers import PostgresServer, RedisServer
 from tests.chaos import ledger, processes
 from tests.chaos.app import actions
 from tests.chaos.harness import Events, Harness
+from tests.chaos.programs import ROOT, USER, Launcher, Program, execute
 
-ROOT = Path(__file__).resolve().parents[2]
-USER = unprivileged(("nobody",)) if worker_user() == "nobody" else None
-"""Who workers and producers run as: not root, where we are root and that user can read the code."""
 LEASE = 2.0
 RENEW = 0.4
 PATIENCE = 60.0
 """Seconds that anything which has to happen may take on a busy machine."""
-
-
-@dataclass
-class Program:
-    """One process that is restarted when it was killed."""
-
-    name: str
-    command: Sequence[str]
-    environment: Mapping[str, str]
-    log: Path
-    process: subprocess.Popen[bytes] | None = None
-    starts: int = 0
-    #: Environment for the next start only.
-    extra: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def pid(self) -> int:
-        """Its pid, 0 when it does not run."""
-        return self.process.pid if self.process is not None and self.process.poll() is None else 0
-
-    def start(self) -> None:
-        """Start it unless it runs."""
-        if self.pid:
-            return
-        with self.log.open("ab") as log:
-            self.process = popen(
-                self.command, USER, ROOT, output=log.fileno(), environment={**self.environment, **self.extra}
-            )
-        self.starts += 1
-
-    def tree(self) -> list[int]:
-        """Return its processes, itself first."""
-        return processes.tree(self.pid) if self.pid else []
-
-    def terminate(self, patience: float) -> int | None:
-        """Ask it to end and return its exit code; None when it had to be killed after ``patience`` seconds."""
-        if self.process is None:
-            return 0
-        if self.pid:
-            self.process.send_signal(signal.SIGTERM)
-        try:
-            return self.process.wait(patience)
-        except subprocess.TimeoutExpired:
-            self.kill()
-            return None
-
-    def kill(self) -> None:
-        """Kill it and everything below it."""
-        processes.kill(*self.tree())
-        if self.process is not None:
-            self.process.wait()
 
 
 class World:
@@ -103,8 +46,18 @@ class World:
         hosts: int = 1,
         seed: str = "0",
         settings: Mapping[str, str] | None = None,
+        launcher: Launcher | None = None,
     ) -> None:
-        """``hosts``: over how many data folders the supervisors are spread; ``settings``: more environment."""
+        """Prepare one.
+
+        Args:
+            supervisors: How many.
+            children: Of each.
+            hosts: Over how many data folders the supervisors are spread.
+            seed: Of the producer.
+            settings: More environment.
+            launcher: Starts the supervisors; None executes ``sidestream worker`` each time.
+        """
         self.folder = Path(tempfile.mkdtemp(prefix="sidestream-chaos-"))
         self.folder.chmod(0o777)
         self.seed = seed
@@ -117,6 +70,7 @@ class World:
         self._hosts = hosts
         self._children = children
         self._settings = dict(settings or {})
+        self._begin = launcher.start if launcher is not None else execute
         self._connection: psycopg.Connection[Any] | None = None
         self._jobs: Jobs | None = None
         self.dsn = ""
@@ -171,6 +125,7 @@ class World:
             "SIDESTREAM_USER": "none",  # they are started as USER already
             "CHAOS_FOLDER": str(self.folder),
             "CHAOS_SEED": self.seed,
+            "PATH": os.environ.get("PATH", os.defpath),
             "PYTHONPATH": os.pathsep.join(filter(None, (os.environ.get("PYTHONPATH"), str(ROOT)))),
             **self._settings,
         }
@@ -317,8 +272,7 @@ class World:
         programs = [*self.workers, *([self.producer] if self.producer else [])]
         processes.kill(*(pid for program in programs for pid in program.tree()))
         for program in programs:
-            if program.process is not None:
-                program.process.wait()
+            program.reap()
 
     def close(self) -> None:
         """End everything and remove the folder."""
@@ -341,4 +295,4 @@ class World:
         self.give(data)
         environment = {**self.environment(), "SIDESTREAM_DATA_DIR": str(data)}
         command = [sys.executable, "-c", "from sidestream.cli.main import main; main()", "worker"]
-        return Program(f"worker{number}", command, environment, self.folder / f"worker{number}.log")
+        return Program(f"worker{number}", command, environment, self.folder / f"worker{number}.log", self._begin)
