@@ -66,16 +66,15 @@ def test_the_job_of_a_killed_child_starts_again_within_a_second(calm: World, sil
         token = f"{inside}-{number}"
         job_id = calm.enqueue(f"kill.{inside}", token, *([silent_server] if inside == "http" else []))
         _, _, pid, *_ = calm.events.next(PATIENCE, "start", token)
-        started = [int(calm.events.next(PATIENCE, "program", token)[2])] if inside == "subprocess" else []
+        program = [int(calm.events.next(PATIENCE, "program", token)[2])] if inside == "subprocess" else []
+        below = processes.identities(program)
         time.sleep(chance.uniform(0, 0.05))  # anywhere inside the call, also at its very beginning
         killed = time.monotonic()
         processes.kill(int(pid))
         _, _, _, again, attempt = calm.events.next(PATIENCE, "start", token)
         delays.append(float(again) - killed)
         assert int(attempt) == 2
-        assert not processes.wait_gone(processes.identities(started), 1.0), (
-            "the program that the killed job started is still there"
-        )
+        assert not processes.wait_gone(below, 1.0), "the program that the killed job started is still there"
         calm.wait_for("SELECT state = 'done' FROM sidestream_job WHERE id = %s", job_id)
         assert calm.query("SELECT count(*) FROM ledger WHERE token = %s", token) == [(1,)]
         assert calm.query("SELECT attempts, crashes FROM sidestream_job WHERE id = %s", job_id) == [(1, 1)]

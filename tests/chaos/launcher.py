@@ -1,4 +1,4 @@
-"""The process that :class:`tests.chaos.programs.Launcher` starts: it imports what a supervisor needs, then only forks."""
+"""What :class:`tests.chaos.programs.Launcher` starts: it imports what a supervisor needs, then only forks."""
 
 from __future__ import annotations
 

@@ -86,8 +86,8 @@ class Forked:
 class Launcher:
     """Starts supervisors by forking a process that imported all of theirs already.
 
-    The code that runs is that of ``sidestream worker`` from its entry point on; what is saved is half a second of imports
-    a start, of which ``make chaos`` makes thousands.
+    The code that runs is that of ``sidestream worker`` from its entry point on; what is saved is half a second of
+    imports a start, of which ``make chaos`` makes thousands.
     """
 
     def __init__(self) -> None:
