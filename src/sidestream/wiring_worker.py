@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import msgpack
@@ -83,7 +84,9 @@ class Worker:
 
     def __init__(self, settings: Settings) -> None:
         if settings.app is None:
-            raise SettingsError("No application is named; give --app or set SIDESTREAM_APP, for example myapp.jobs:actions.")
+            raise SettingsError(
+                "No application is named; give --app or set SIDESTREAM_APP, for example myapp.jobs:actions."
+            )
         self._settings = settings
         _make_data_folder(settings)
         # The signing key is read, or made, while we may: whoever enqueues as root reads the same file.
@@ -187,7 +190,14 @@ class Worker:
         orders = zygote.Orders(
             self._name, settings.children, settings.nice, settings.child_max_jobs, settings.child_max_memory_mb
         )
-        application = (settings.app, settings.database_url, self._keys, os.getcwd(), settings.log_level, settings.log_format)
+        application = (
+            settings.app,
+            settings.database_url,
+            self._keys,
+            str(Path.cwd()),
+            settings.log_level,
+            settings.log_format,
+        )
         packed: bytes = msgpack.packb((orders, application))
         return packed
 

@@ -1,4 +1,4 @@
-"""The zygote's part of the wiring: small on purpose, because every worker start and every restart of a zygote imports it."""
+"""The zygote's part of the wiring: small on purpose, because every start of a zygote imports it."""
 
 from __future__ import annotations
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import time
+from pathlib import Path
 from typing import Any
 
 from sidestream import Actions, Context, RetryPolicy
@@ -41,7 +42,7 @@ def wait(context: Context, seconds: float) -> None:
 def until(context: Context, file: str) -> None:
     """Run until ``file`` is there."""
     _note(context, "waited")
-    while not os.path.exists(file):
+    while not Path(file).exists():
         time.sleep(0.02)
 
 
@@ -53,8 +54,7 @@ def soft(context: Context) -> None:
 @actions.action("hard", hard_limit=0.5, retry=RetryPolicy(max_attempts=1))
 def hard(context: Context, file: str) -> None:
     child = subprocess.Popen(["sleep", "60"])
-    with open(file, "w") as out:
-        out.write(str(child.pid))
+    Path(file).write_text(str(child.pid))
     child.wait()
 
 

@@ -43,7 +43,9 @@ def test_a_closed_side_is_seen_as_the_end() -> None:
 
 def test_the_largest_batch_fits_one_packet() -> None:
     ours, theirs = wire.pair()
-    sent = wire.Batch(1, [wire.Item(b"r" * 41, b"x" * 66_000, 0, 0, False), wire.Item(b"r", b"y" * wire.BATCH_BYTES, 0, 0, False)])
+    sent = wire.Batch(
+        1, [wire.Item(b"r" * 41, b"x" * 66_000, 0, 0, False), wire.Item(b"r", b"y" * wire.BATCH_BYTES, 0, 0, False)]
+    )
     with ours, theirs:
         wire.send_batch(ours, sent)
         assert wire.read_batch(wire.receive(theirs)) == sent

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import sys
+from pathlib import Path
 
 import typer
 
@@ -20,11 +20,9 @@ def worker(
     from sidestream.logs import set_up_logging
     from sidestream.wiring_worker import Worker
 
-    settings = options_of(context).settings(
-        queues=queues, children=children, log_format="json" if as_json else None
-    )
+    settings = options_of(context).settings(queues=queues, children=children, log_format="json" if as_json else None)
     set_up_logging(settings.log_level, settings.log_format)
-    folder = os.getcwd()
+    folder = str(Path.cwd())
     if folder not in sys.path:
         sys.path.insert(0, folder)  # where the user's own module most likely is; the zygote is told the same
     Worker(settings).run()

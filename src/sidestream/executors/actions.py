@@ -30,7 +30,7 @@ class Action:
     soft_limit: float | None = None
     #: Seconds until the job's process is killed; None means the worker's own limit.
     hard_limit: float | None = None
-    #: "forbid": commit and rollback are refused. "relock": ``context.commit()`` commits for real, locks and checks again.
+    #: "forbid": commit and rollback are refused. "relock": ``context.commit()`` commits, locks and checks again.
     commits: Literal["forbid", "relock"] = "forbid"
     #: Backlog that its jobs wait in unless the call says otherwise.
     queue: str = DEFAULT_QUEUE
@@ -45,9 +45,13 @@ class Action:
         for option in ("soft_limit", "hard_limit"):
             limit = getattr(self, option)
             if limit is not None and limit <= 0:
-                raise SettingsError(f"{option}={limit} of action {self.name!r} is not allowed: expected seconds above 0.")
+                raise SettingsError(
+                    f"{option}={limit} of action {self.name!r} is not allowed: expected seconds above 0."
+                )
         if self.steps is not None and self.commits == "relock":
-            raise SettingsError(f"The three-step action {self.name!r} cannot declare commits='relock': its steps commit.")
+            raise SettingsError(
+                f"The three-step action {self.name!r} cannot declare commits='relock': its steps commit."
+            )
         if self.commits not in ("forbid", "relock"):
             raise SettingsError(f"commits={self.commits!r} of action {self.name!r}: expected 'forbid' or 'relock'.")
 
@@ -120,13 +124,17 @@ def load_actions(path: str) -> Actions:
     """Import ``module:attribute`` and return the :class:`Actions` there; raise :class:`SettingsError` otherwise."""
     module_name, _, attribute = path.partition(":")
     if not module_name or not attribute:
-        raise SettingsError(f"The application {path!r} is not of the form module:attribute, for example myapp.jobs:actions.")
+        raise SettingsError(
+            f"The application {path!r} is not of the form module:attribute, for example myapp.jobs:actions."
+        )
     try:
         found = getattr(importlib.import_module(module_name), attribute)
     except ImportError as error:
         raise SettingsError(f"The application {path!r} cannot be imported: {error}.") from error
     except AttributeError as error:
-        raise SettingsError(f"The module {module_name!r} has no attribute {attribute!r}; name its Actions object.") from error
+        raise SettingsError(
+            f"The module {module_name!r} has no attribute {attribute!r}; name its Actions object."
+        ) from error
     if not isinstance(found, Actions):
         raise SettingsError(f"{path!r} is a {type(found).__name__}, expected a sidestream.Actions object.")
     return found

@@ -1,6 +1,6 @@
 """What an executor is: it loads the application once, and owns the transaction in which a job's effect is committed.
 
-The zygote calls :meth:`Executor.load` and forks; each child calls :meth:`Executor.begin`, then for one job after another::
+The zygote calls :meth:`Executor.load` and forks; each child calls :meth:`Executor.begin`, then for each job::
 
     opened = executor.open(reference, payload)      # a Verdict says why it cannot run now
     executor.run(opened)                            # the action
@@ -71,7 +71,7 @@ class Executor(Protocol):
         ...
 
     def begin(self, slot: int) -> None:
-        """Prepare to run jobs in this process, the child in ``slot``; nothing that a fork would share is open before."""
+        """Prepare to run jobs in this process, the child in ``slot``; nothing that a fork shares is open before."""
         ...
 
     def open(self, reference: bytes, payload: bytes | None, *, attempts: int, careful: bool) -> Opened | Verdict:

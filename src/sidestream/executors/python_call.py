@@ -18,7 +18,6 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-
 from sidestream.crashpoints import crash_point
 from sidestream.errors import BadSignature, LockLost, WireError
 from sidestream.executors.actions import Action, Actions, load_actions
@@ -196,7 +195,9 @@ class PythonCall:
             session.rollback()
             self._unlock(locks)
             return Release(f"{ReleaseReason.PARKED}: {error}")
-        job = Job(found.action, tuple(args), kwargs, found.queue, found.key, None, ref.id, None, found.attempts, found.crashes)
+        job = Job(
+            found.action, tuple(args), kwargs, found.queue, found.key, None, ref.id, None, found.attempts, found.crashes
+        )
         opened = self._opened(action, job, found.attempts, locks, transaction=True)
         opened.forgiven = found.forgiven
         return opened
@@ -304,5 +305,3 @@ class PythonCall:
 
 def _plainly(call: Callable[[], None]) -> None:
     call()
-
-

@@ -8,7 +8,6 @@ from typing import Any, TypeVar
 import psycopg
 from psycopg.pq import TransactionStatus
 
-
 from sidestream.executors.context import GuardedConnection
 from sidestream.executors.protocol import Conflict, Uncertain
 from sidestream.store import opening, schema, sessions
@@ -38,9 +37,7 @@ class Session:
     def connection(self) -> GuardedConnection:
         """The connection, opened when first asked for; raises :class:`StoreUnavailable` or :class:`SchemaMismatch`."""
         if self._connection is None:
-            connection = connect(
-                self._dsn, self._application_name, autocommit=True, connection_class=GuardedConnection
-            )
+            connection = connect(self._dsn, self._application_name, autocommit=True, connection_class=GuardedConnection)
             self._connection, self._cursor = connection, connection.cursor()
             self._backend = connection.info.backend_pid
             self._on_backend(self._backend)

@@ -103,9 +103,7 @@ class Bookkeeper:
             reason=outcome.reason,
         )
 
-    def _failure(
-        self, delivery: Delivery, reference: Reference, outcome: Outcome, seen: int, event: str
-    ) -> Handling:
+    def _failure(self, delivery: Delivery, reference: Reference, outcome: Outcome, seen: int, event: str) -> Handling:
         assert isinstance(outcome, Retry | Bury)
         delay_ms = int(outcome.delay * 1000) if isinstance(outcome, Retry) else 0
         if reference.direct:
@@ -171,7 +169,9 @@ class Bookkeeper:
     def _run(self, statement: Callable[[Any], Any]) -> Any:
         """Run ``statement`` in a transaction of its own; raise StoreUnavailable when PostgreSQL is away."""
         if self._connect is None:
-            raise StoreUnavailable("This worker has no database to write a job's outcome to; set SIDESTREAM_DATABASE_URL.")
+            raise StoreUnavailable(
+                "This worker has no database to write a job's outcome to; set SIDESTREAM_DATABASE_URL."
+            )
         if self._connection is None or self._connection.closed:
             self._connection = self._connect()
         try:

@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 TICK = 0.05
 """Seconds between two looks at limits and stalls."""
 ZYGOTE_PAUSE = 1.0
-"""Seconds until the next zygote when the last one died before it was ready: whatever kills it will kill the next too."""
+"""Seconds until the next zygote when the last one died before it was ready: the next may meet the same."""
 
 
 class Settling(Protocol):
@@ -116,7 +116,9 @@ class Collector:
 
     def _zygote_ended(self, control: socket.socket) -> None:
         self._selector.unregister(control)
-        log.warning("The zygote ended; its children end with it; another one is started.", extra={"action": "zygote_ended"})
+        log.warning(
+            "The zygote ended; its children end with it; another one is started.", extra={"action": "zygote_ended"}
+        )
         was_ready = self._pool.ready
         self._pool.zygote_gone()
         for child, reading in list(self._ended.values()):

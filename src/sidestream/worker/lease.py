@@ -102,7 +102,9 @@ class LeaseKeeper:
                     self._state.held[delivery.reference] = delivery
         self._moved = False
         log.warning(
-            "Redis holds a new generation; %s deliveries were stated anew.", len(renewed), extra={"action": "reasserted"}
+            "Redis holds a new generation; %s deliveries were stated anew.",
+            len(renewed),
+            extra={"action": "reasserted"},
         )
 
     def _drop(self, lost: list[Lease]) -> None:

@@ -84,7 +84,13 @@ class Runner:
         return Release(ReleaseReason.CONFLICT), None
 
     def _once(
-        self, reference: bytes, payload: bytes | None, *, attempts: int, careful: bool, on_opened: Callable[[Opened], None]
+        self,
+        reference: bytes,
+        payload: bytes | None,
+        *,
+        attempts: int,
+        careful: bool,
+        on_opened: Callable[[Opened], None],
     ) -> tuple[Outcome, Opened | None]:
         executor = self._executor
         try:

@@ -132,7 +132,7 @@ class Settler:
             self._settle()
         if self._done or self._tasks:
             log.warning(
-                "%s outcomes could not be told to the broker before the stop; their leases run out and the rows decide.",
+                "%s outcomes could not be told to the broker before the stop; their leases run out, the rows decide.",
                 len(self._done) + len(self._tasks),
                 extra={"action": "settle_abandoned"},
             )

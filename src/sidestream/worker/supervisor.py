@@ -96,7 +96,7 @@ class Supervisor:
         """Run a thread; a fault in one ends the worker, which a service manager starts again."""
         try:
             target()
-        except Exception as error:  # noqa: BLE001  # whatever it is, the leases must not be renewed for ever without it
+        except Exception as error:  # whatever it is, the leases must not be renewed for ever without it
             log.exception("The %s thread failed.", name, extra={"action": "thread_failed"})
             self._state.fault = f"its {name} thread failed ({type(error).__name__}: {error})"
             self._signalled.set()

@@ -102,9 +102,7 @@ def read_batch(message: Any) -> Batch:
 
 def send_report(end: socket.socket, report: Report) -> None:
     """Send a report to the supervisor."""
-    findings = [
-        (f.position, _KINDS[type(f.outcome)], *_fields(f.outcome), f.attempts_seen) for f in report.findings
-    ]
+    findings = [(f.position, _KINDS[type(f.outcome)], *_fields(f.outcome), f.attempts_seen) for f in report.findings]
     send(end, report._replace(findings=findings))  # type: ignore[arg-type]  # flattened for the wire
 
 
