@@ -6,6 +6,6 @@
 --@include core
 local answer = {OK, call('HGET', META, 'gen') or '0'}
 for _, field in ipairs(call('HKEYS', META)) do
-  if string.sub(field, 1, 6) == 'built:' then answer[#answer + 1] = string.sub(field, 7) end
+  if sub(field, 1, 6) == 'built:' then answer[#answer + 1] = sub(field, 7) end
 end
 return answer

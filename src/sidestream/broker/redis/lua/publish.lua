@@ -63,7 +63,7 @@ while ARGV[at] do
         local n = #ready_now
         ready_now[n + 1], ready_now[n + 2] = NOW_TEXT, reference
       else
-        local attempted = string.sub(due, 1, 1) == '+'
+        local attempted = sub(due, 1, 1) == '+'
         due = tonumber(due)
         local ready = due > 0 and due or NOW
         if due > NOW and not (keyed(reference) and attempted) then

@@ -18,9 +18,10 @@ if moved() then return {MOVED} end
 local at, nth, answer, ended = 3, 0, {OK}, {}
 while ARGV[at] do
   local lane, count, references, ours = ARGV[at], tonumber(ARGV[at + 1]), {}, {}
-  for i = 1, count do references[i] = reference_of(ARGV[at + 1 + i]) end
-  for i, lease in ipairs(call('HMGET', LEASES, unpack(references))) do
-    if holds(lease, ARGV[at + 1 + i]) then ours[#ours + 1] = references[i] else answer[#answer + 1] = nth + i end
+  for i = 1, count do references[i] = sub(ARGV[at + 1 + i], 17) end
+  local leases = call('HMGET', LEASES, unpack(references))
+  for i = 1, count do
+    if holds(leases[i], ARGV[at + 1 + i]) then ours[#ours + 1] = references[i] else answer[#answer + 1] = nth + i end
   end
   if ours[1] then
     call('HDEL', LEASES, unpack(ours))

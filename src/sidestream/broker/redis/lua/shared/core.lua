@@ -10,7 +10,7 @@ local function held_key(lane) return P .. 'held:' .. lane end
 local function hand_key(consumer) return P .. 'hand:' .. consumer end
 
 local OK, MOVED = 0, 1
-local call = redis.call
+local call, sub, byte = redis.call, string.sub, string.byte
 
 -- Lua prints large numbers with an exponent; Redis and Python want digits.
 local function digits(number) return string.format('%d', number) end

@@ -1,9 +1,10 @@
 -- Jobs ended: their marks and bytes go, and their keys pass on. Answers whether a key did.
 local function forget(references)
   local uuids, rows, passing = {}, {}, {}
-  for _, reference in ipairs(references) do
-    if keyed(reference) then passing[#passing + 1] = reference end
-    if is_direct(reference) then uuids[#uuids + 1] = uuid_of(reference) else rows[#rows + 1] = reference end
+  for i = 1, #references do
+    local reference = references[i]
+    if sub(reference, -8) ~= NO_KEY then passing[#passing + 1] = reference end
+    if byte(reference) == 2 then uuids[#uuids + 1] = sub(reference, 10, 25) else rows[#rows + 1] = reference end
   end
   if call('EXISTS', TRIES) == 1 then call('HDEL', TRIES, unpack(references)) end
   if uuids[1] then call('HDEL', DIRECT, unpack(uuids)) end

@@ -34,8 +34,8 @@ end
 local function read_hand(consumer)
   local flat = {}
   for _, element in ipairs(call('LPOP', hand_key(consumer), 1000) or {}) do
-    local size = 16 + (string.byte(element, 17) == 2 and 41 or 33)
-    local entry, meta, payload = string.sub(element, 1, size), string.match(string.sub(element, size + 1), '^([^\n]+)\n(.*)$')
+    local size = 16 + (byte(element, 17) == 2 and 41 or 33)
+    local entry, meta, payload = sub(element, 1, size), string.match(sub(element, size + 1), '^([^\n]+)\n(.*)$')
     if not meta or not valid(reference_of(entry)) then
       put_aside(element)
     elseif holds(call('HGET', LEASES, reference_of(entry)), entry) then

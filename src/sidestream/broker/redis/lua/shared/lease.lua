@@ -4,9 +4,9 @@
 local function new_token()
   return string.format('%016d', call('HINCRBY', META, 'token', 1))
 end
-local function token_of(entry) return string.sub(entry, 1, 16) end
-local function reference_of(entry) return string.sub(entry, 17) end
-local function holds(lease, entry) return lease and string.sub(lease, 1, 16) == string.sub(entry, 1, 16) end
+local function token_of(entry) return sub(entry, 1, 16) end
+local function reference_of(entry) return sub(entry, 17) end
+local function holds(lease, entry) return lease and sub(lease, 1, 16) == sub(entry, 1, 16) end
 local function lane_of(lease) return string.match(lease, '^%d+ %d+ %d+ (%S+) ') end
 
 -- Give references (with ready times, lanes, delivery counts or nil for the first) to a consumer.
@@ -15,34 +15,35 @@ local function grant(consumer, references, readies, lanes, counts)
   local flat, leases, held, uuids, nth = {}, {}, {}, {}, {}
   if not references[1] then return flat end
   local token, n, m = new_token(), 0, 0
-  for i, reference in ipairs(references) do
-    if is_direct(reference) then
+  for i = 1, #references do
+    local reference = references[i]
+    if byte(reference) == 2 then
       uuids[#uuids + 1] = uuid_of(reference)
       nth[i] = #uuids
     end
   end
   local payloads = uuids[1] and call('HMGET', DIRECT, unpack(uuids))
   local tries = call('EXISTS', TRIES) == 1 and call('HMGET', TRIES, unpack(references))
-  local first, by, mine = token .. ' 1 ', ' ' .. consumer, nil
-  for i, reference in ipairs(references) do
+  local first, by, mine, mine_at, of = token .. ' 1 ', ' ' .. consumer, nil, 0, nil
+  for i = 1, #references do
+    local reference, lane = references[i], lanes[i]
     local payload = nth[i] and payloads[nth[i]]
     if nth[i] and not payload then
       put_aside(reference) -- its bytes are gone: nobody could run it
       call('HDEL', LEASES, reference)
-      call('ZREM', held_key(lanes[i]), reference)
+      call('ZREM', held_key(lane), reference)
       if keyed(reference) then free_key(reference) end
     else
-      local meta = readies[i] .. ' ' .. lanes[i]
+      local meta = readies[i] .. ' ' .. lane
       leases[m + 1] = reference
       leases[m + 2] = (counts and token .. ' ' .. counts[i] .. ' ' or first) .. meta .. by
       m = m + 2
-      mine = held[lanes[i]]
-      if not mine then
-        mine = {}
-        held[lanes[i]] = mine
+      if lane ~= of then
+        mine, of = held[lane] or {}, lane
+        held[lane], mine_at = mine, #mine
       end
-      mine[#mine + 1] = NOW_TEXT
-      mine[#mine + 1] = reference
+      mine[mine_at + 1], mine[mine_at + 2] = NOW_TEXT, reference
+      mine_at = mine_at + 2
       if tries and tries[i] then meta = meta .. ' ' .. string.match(tries[i], '^%d+ %d+ %d+') end
       flat[n + 1], flat[n + 2], flat[n + 3] = token .. reference, meta, payload or ''
       n = n + 3

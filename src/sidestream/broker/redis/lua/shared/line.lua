@@ -1,10 +1,10 @@
 -- Order by key. heads: key field -> the one job of the key that may run; key:<database>:<kind><tag>: a sorted set of
 -- those behind it, by row id (direct jobs: by first-ready time). Both hold "<reference><ready_ms> <due_ms> <lane>".
 -- behind: lane -> how many of its jobs stand in such lines.
-local function key_field(reference) return string.sub(reference, 1, 9) .. string.sub(reference, -8) end
+local function key_field(reference) return sub(reference, 1, 9) .. sub(reference, -8) end
 local function line_key(reference)
-  return P .. 'key:' .. hex(string.sub(reference, 2, 9)) .. ':' .. (is_direct(reference) and 'd' or 'r')
-    .. hex(string.sub(reference, -8))
+  return P .. 'key:' .. hex(sub(reference, 2, 9)) .. ':' .. (is_direct(reference) and 'd' or 'r')
+    .. hex(sub(reference, -8))
 end
 local function rank(reference, ready) return is_direct(reference) and ready or row_id(reference) end
 
@@ -13,9 +13,9 @@ local function stander(reference, lane, ready, due)
           bytes = reference .. digits(ready) .. ' ' .. digits(due) .. ' ' .. lane}
 end
 local function read_stander(bytes)
-  local size = string.byte(bytes, 1) == 2 and 41 or 33
-  local reference = string.sub(bytes, 1, size)
-  local ready, due, lane = string.match(string.sub(bytes, size + 1), '^(%d+) (%d+) (.+)$')
+  local size = byte(bytes, 1) == 2 and 41 or 33
+  local reference = sub(bytes, 1, size)
+  local ready, due, lane = string.match(sub(bytes, size + 1), '^(%d+) (%d+) (.+)$')
   if not lane or not valid(reference) then return nil end
   return {reference = reference, lane = lane, ready = tonumber(ready), due = tonumber(due), bytes = bytes}
 end
@@ -89,14 +89,14 @@ end
 -- A keyed job ended: if it was the head, the next one stands up.
 local function free_key(reference)
   local head = call('HGET', HEADS, key_field(reference))
-  if head and string.sub(head, 1, #reference) == reference then seat_next(reference) end
+  if head and sub(head, 1, #reference) == reference then seat_next(reference) end
 end
 -- Where a row stands in its line, or nil (a direct job is ranked by a time that only its place in line tells).
 local function find_in_line(reference)
   if is_direct(reference) then return nil end
   local id = row_id(reference)
   for _, bytes in ipairs(call('ZRANGEBYSCORE', line_key(reference), id, id)) do
-    if string.sub(bytes, 1, #reference) == reference then return read_stander(bytes) end
+    if sub(bytes, 1, #reference) == reference then return read_stander(bytes) end
   end
   return nil
 end

@@ -26,7 +26,7 @@ local function pick(lanes, free, prefetch)
     if not valid(reference) then
       put_aside(reference)
     else
-      if count >= free and keyed(reference) then break end
+      if count >= free and sub(reference, -8) ~= NO_KEY then break end
       count = count + 1
       picked[count], readies[count], homes[count] = reference, rows[at + 1], best.lane
     end

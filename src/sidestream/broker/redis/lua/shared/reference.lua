@@ -3,23 +3,17 @@ local NO_KEY = string.rep('\0', 8)
 
 -- Lengths by version: 33 bytes for a row, 41 for a direct job.
 local function valid(reference)
-  local size, version = #reference, string.byte(reference, 1)
+  local size, version = #reference, byte(reference, 1)
   return (size == 33 and version == 1) or (size == 41 and version == 2)
 end
-local function is_direct(reference) return string.byte(reference, 1) == 2 end
-local function uuid_of(reference) return string.sub(reference, 10, 25) end
+local function is_direct(reference) return byte(reference, 1) == 2 end
+local function uuid_of(reference) return sub(reference, 10, 25) end
 local function row_id(reference) return struct.unpack('>I8', reference, 10) end
-local function keyed(reference) return string.sub(reference, -8) ~= NO_KEY end
+local function keyed(reference) return sub(reference, -8) ~= NO_KEY end
 
-local hexed = {}
-local function hex(bytes)
-  local text = hexed[bytes]
-  if not text then
-    text = string.gsub(bytes, '.', function(c) return string.format('%02x', string.byte(c)) end)
-    hexed[bytes] = text
-  end
-  return text
-end
+-- Of 8 bytes: a database or a key tag.
+local HEX = string.rep('%02x', 8)
+local function hex(bytes) return string.format(HEX, byte(bytes, 1, 8)) end
 
 -- Foreign or truncated bytes found where a reference should be are put aside, bounded, and counted.
 local function put_aside(bytes)
