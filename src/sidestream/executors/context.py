@@ -35,9 +35,8 @@ class GuardedConnection(psycopg.Connection[tuple[Any, ...]]):
 
     def _refusal(self, verb: str) -> CommitRefused:
         return CommitRefused(
-            f"The action {self.action!r} tried to {verb} its job's transaction, in which its effect and its 'done' are "
+            f"The action {self.action!r} tried to {verb} its job's transaction, in which its effect and 'done' are "
             'committed together. Remove the call, or declare the action with commits="relock" and call context.commit().'
-        ).'
         )
 
 
@@ -109,7 +108,7 @@ class Context:
         key: str | None = None,
         run_at: datetime | None = None,
     ) -> int:
-        """Enqueue a follow-up job in this job's transaction; return its id. It exists if and only if this job is done."""
+        """Enqueue a follow-up job in this job's transaction; return its id. It exists if, and only if, this is done."""
         if self._enqueue is None:
             raise CommitRefused(f"The action {self.action!r} has no transaction here to enqueue a follow-up job in.")
         return self._enqueue(action, args, kwargs or {}, queue=queue, key=key, run_at=run_at)
