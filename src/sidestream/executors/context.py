@@ -35,8 +35,8 @@ class GuardedConnection(psycopg.Connection[tuple[Any, ...]]):
 
     def _refusal(self, verb: str) -> CommitRefused:
         return CommitRefused(
-            f"The action {self.action!r} tried to {verb} its job's transaction, in which its effect and 'done' "
-            'are committed together. Remove the call, or declare the action with commits="relock" and call context.commit().'
+            f"The action {self.action!r} tried to {verb} its job's transaction, in which effect and 'done' belong "
+            'together. Remove the call, or declare the action with commits="relock" and call context.commit().'
         )
 
 
