@@ -301,9 +301,18 @@ def test_old_chunks_are_compared_in_rotation(bench: Bench, monkeypatch: pytest.M
         return known(database, chunk)
 
     bench.reconciler._broker.known = note  # type: ignore[method-assign]
+    looks: list[int] = []
+    look = bench.reconciler._look_for_overdue
+
+    def note_look(cursor: Any) -> None:
+        looks.append(len(compared))
+        look(cursor)
+
+    monkeypatch.setattr(bench.reconciler, "_look_for_overdue", note_look)
     for _ in range(7):
         bench.steps()
     assert compared == [5, 0, 5, 1, 5, 2, 5, 3, 5, 4, 5, 0, 5, 1]
+    assert looks == [2, 6, 10], "when the budget is used, overdue rows are looked for in every other step"
 
 
 def test_a_lost_reference_is_published_by_force_after_two_looks_a_lease_apart(bench: Bench) -> None:

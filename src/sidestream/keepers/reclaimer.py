@@ -37,7 +37,8 @@ MOST_PAGES = 10
 """Most pages (of up to 100 deliveries) that one step takes over."""
 
 
-def _nobody(owner: str) -> bool:  # noqa: ARG001  (without announcements everybody whose lease ran out is dead)
+def _nobody(owner: str) -> bool:
+    """Without announcements, everybody whose lease ran out is dead."""
     return False
 
 

@@ -82,6 +82,8 @@ class Reconciler:
         self._urgent: deque[int] | None = None
         #: The chunk that the rotation compared last.
         self._turned = -1
+        #: The last step had no time to look for overdue rows.
+        self._look_first = False
         #: The overdue row that was looked for last, 0 at the begin of a lap.
         self._looked = 0
         #: When rows were first missed (monotonic), by id: of this lap, and of the one before.
@@ -155,15 +157,21 @@ class Reconciler:
     def _stroll(self, cursor: Cursor) -> bool:
         """Compare the newest chunk, some others in turn, and look for overdue rows; True when a lot was missing."""
         began = self._clock.monotonic()
-        chunks = queries.open_chunks(cursor)
-        for number, chunk in enumerate(self._in_turn(chunks)):
+        look_first, self._look_first = self._look_first, False
+        if look_first:
+            self._look_for_overdue(cursor)
+        for number, chunk in enumerate(self._in_turn(queries.open_chunks(cursor))):
             if number > 1 and self._clock.monotonic() - began >= IDLE_BUDGET:
                 break
             if not self._compare(cursor, chunk, began + BUSY_BUDGET):
                 return True
             if number:
                 self._turned = chunk
-        self._look_for_overdue(cursor)
+        if not look_first:
+            # With very many open rows the two take turns.
+            self._look_first = self._clock.monotonic() - began >= IDLE_BUDGET
+            if not self._look_first:
+                self._look_for_overdue(cursor)
         return False
 
     def _in_turn(self, chunks: Sequence[int]) -> list[int]:
