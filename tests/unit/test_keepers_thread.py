@@ -83,6 +83,14 @@ def test_a_poke_during_a_step_is_not_lost() -> None:
     assert keeper.began.empty()
 
 
+def test_a_poke_for_a_keeper_that_is_not_there_does_nothing() -> None:
+    keeper = Told()
+    with running(keeper) as thread:
+        thread.poke("reconciler")
+        keeper.answers.put(IDLE)
+        keeper.began.get(timeout=PATIENCE)
+
+
 def test_more_work_runs_again_at_once_and_starves_nobody() -> None:
     log: list[str] = []
     enough = threading.Event()

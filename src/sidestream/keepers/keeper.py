@@ -62,10 +62,11 @@ class KeeperThread:
         self._thread.start()
 
     def poke(self, name: str) -> None:
-        """Make the keeper ``name`` due now."""
+        """Make the keeper ``name`` due now; without such a keeper (no database: no reconciler) do nothing."""
         with self._changed:
-            self._due[name] = self._monotonic()
-            self._changed.notify_all()
+            if name in self._due:
+                self._due[name] = self._monotonic()
+                self._changed.notify_all()
 
     def stop(self, timeout: float = 5.0) -> bool:
         """Ask the thread to end after the step it is in; return whether it ended within ``timeout`` seconds."""
