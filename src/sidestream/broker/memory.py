@@ -215,10 +215,9 @@ class MemoryBroker:
         self._check()
         with self._changed:
             found = self._jobs.get(job.reference)
-            if found is None or found.place in (Place.HANDED_OFF, Place.NOWHERE):
-                return False
-            self._forget(found)
-            return True
+            if found and found.place is not Place.HANDED_OFF:
+                self._forget(found)
+            return found is not None and found.place is Place.NOWHERE
 
     def close(self) -> None:
         """See :meth:`Broker.close`."""
@@ -276,7 +275,8 @@ class MemoryBroker:
             self._promote(lane)
         found: list[Delivery] = []
         while len(found) < free + prefetch:
-            oldest = min((job for lane in lanes if (job := self._first(lane))), key=_age, default=None)
+            firsts = ((job.ready_ms, job.reference, job) for lane in lanes if (job := self._first(lane)))
+            oldest = min(firsts, default=(0, b"", None))[2]
             if oldest is None or (len(found) >= free and oldest.key):
                 break
             found.append(self._grant(oldest, consumer))
@@ -316,7 +316,7 @@ class MemoryBroker:
         head = self._heads.get(job.key) if job.key else None
         if job.key is None or head is None or head is job:
             self._become_head(job, until)
-        elif job.rank < head.rank and head.place is not Place.HANDED_OFF:
+        elif _turn(job) < _turn(head) and head.place is not Place.HANDED_OFF:
             self._join_line(head)
             self._become_head(job, until)
         else:
@@ -325,7 +325,7 @@ class MemoryBroker:
     def _stand_back(self, job: _Job, until: int) -> None:
         """A job comes back from its worker: it stays head unless a smaller id stands in line by now."""
         first = self._next_in_line(job.key)
-        if job.key and first and first.rank < job.rank and self._heads.get(job.key) is job:
+        if job.key and first and _turn(first) < _turn(job) and self._heads.get(job.key) is job:
             self._join_line(job)
             self._seat_next(job.key)
         else:
@@ -339,7 +339,7 @@ class MemoryBroker:
     def _join_line(self, job: _Job) -> None:
         assert job.key is not None
         job.place = Place.BEHIND_KEY
-        heappush(self._lines[job.key], (job.rank, job.reference))
+        heappush(self._lines[job.key], _turn(job))
 
     def _next_in_line(self, key: _Key | None) -> _Job | None:
         line = self._lines[key] if key else []
@@ -395,5 +395,5 @@ class MemoryBroker:
             self._seat_next(job.key)
 
 
-def _age(job: _Job) -> tuple[int, bytes]:
-    return job.ready_ms, job.reference
+def _turn(job: _Job) -> tuple[int, bytes]:
+    return job.rank, job.reference

@@ -76,6 +76,15 @@ class Delivery(NamedTuple):
     releases: int = 0
 
 
+FALLBACK_PREFIX = b"pg:"
+"""Hand-off entries of a broker that needs no Redis begin so; no other broker's do."""
+
+
+def from_fallback(delivery: Delivery) -> bool:
+    """Whether a broker that needs no Redis gave this delivery: it is settled while Redis is away."""
+    return delivery.lease.entry.startswith(FALLBACK_PREFIX)
+
+
 class Generation(NamedTuple):
     """Which life of the broker's contents this is."""
 

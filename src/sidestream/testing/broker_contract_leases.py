@@ -181,7 +181,7 @@ class ContentsCases:
         bench.put([row(bench, number) for number in numbers])
 
         def known() -> list[int]:
-            found = []
+            found: list[int] = []
             for chunk in range(6):
                 for at, byte in enumerate(broker.known(bench.database, chunk)):
                     found += (chunk * CHUNK + at * 8 + bit for bit in range(8) if byte & (0x80 >> bit))

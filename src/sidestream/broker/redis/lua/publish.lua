@@ -19,7 +19,7 @@
 if moved() then return {MOVED} end
 
 local force, count, buried = ARGV[3] == '1', 0, call('EXISTS', DEAD) == 1
-local bits, held = {}, {}
+local bits, held, TAKEN = {}, {}, 2 -- taken: seen in this call already
 
 -- Direct jobs first: their bytes are written in one go, those that are held already are left out.
 local uuids, words, rows = {}, {}, {}
@@ -48,9 +48,9 @@ local function is_new(reference, lane, payload)
     words[#words + 1] = payload
     return true
   end
-  if bits[reference] == 1 then return force and find(reference, lane) == NOWHERE end
-  bits[reference] = 1
-  return true
+  local before = bits[reference]
+  bits[reference] = TAKEN
+  return before == 0 or (before == 1 and force and find(reference, lane) == NOWHERE)
 end
 at = 4
 while ARGV[at] do

@@ -7,6 +7,10 @@ local function line_key(reference)
     .. hex(sub(reference, -8))
 end
 local function rank(reference, ready) return is_direct(reference) and ready or row_id(reference) end
+local function stands_before(one, other)
+  local a, b = rank(one.reference, one.ready), rank(other.reference, other.ready)
+  return a < b or (a == b and one.reference < other.reference)
+end
 
 local function stander(reference, lane, ready, due)
   return {reference = reference, lane = lane, ready = ready, due = due,
@@ -66,7 +70,7 @@ local function stand(one, hold)
   local head = read_head(one.reference)
   if not head or head.reference == one.reference then
     become_head(one, hold)
-  elseif rank(one.reference, one.ready) < rank(head.reference, head.ready) and not handed_off(head.reference) then
+  elseif stands_before(one, head) and not handed_off(head.reference) then
     unplace(head.reference, head.lane)
     join_line(head)
     become_head(one, hold)
@@ -79,7 +83,7 @@ local function stand_back(one, hold)
   local head, first = read_head(one.reference), first_in_line(one.reference)
   if head and head.reference ~= one.reference then
     stand(one, hold)
-  elseif first and rank(first.reference, first.ready) < rank(one.reference, one.ready) then
+  elseif first and stands_before(first, one) then
     join_line(one)
     seat_next(one.reference)
   else
