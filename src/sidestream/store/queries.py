@@ -34,10 +34,13 @@ _OPEN_AND_DUE = f"""
             SELECT id, action, queue, key, run_at, attempts FROM sidestream_job
             WHERE state = 'open' AND queue = wanted.queue AND run_at <= {UTC_NOW}
             ORDER BY run_at, id LIMIT %(window)s::integer) due),
-    placed AS (SELECT *, row_number() OVER (PARTITION BY key ORDER BY id) AS place FROM oldest)
-    SELECT {_STORED} FROM placed j
-    WHERE (j.key IS NULL OR j.place = 1) AND j.id <> ALL (%(excluded)s::bigint[]) AND NOT ({standing_before("j")})
-    ORDER BY j.run_at, j.id LIMIT %(limit)s::integer"""
+    placed AS (SELECT *, row_number() OVER (PARTITION BY key ORDER BY id) AS place FROM oldest),
+    found AS (
+        SELECT * FROM placed p
+        WHERE (p.key IS NULL OR p.place = 1) AND p.id <> ALL (%(excluded)s::bigint[]) AND NOT ({standing_before("p")})
+        ORDER BY p.run_at, p.id LIMIT %(limit)s::integer)
+    SELECT EXISTS (SELECT FROM oldest GROUP BY queue HAVING count(*) = %(window)s::integer), {_STORED}
+    FROM (SELECT) always LEFT JOIN found j ON true ORDER BY j.run_at, j.id"""
 _OPEN_IN_CHUNK = f"""
     SELECT {_STORED} FROM sidestream_job j
     WHERE j.state = 'open' AND j.id > greatest(%(after)s::bigint, %(first)s::bigint - 1)
@@ -57,7 +60,7 @@ _OPEN_CHUNKS = f"""
                 WHERE state = 'open' AND id >= (chunk.number + 1) * {CHUNK} ORDER BY id LIMIT 1)
         FROM chunk WHERE chunk.number IS NOT NULL)
     SELECT number FROM chunk WHERE number IS NOT NULL"""
-# Looked up by their time, as most open rows may wait for a later day; the first column says whether that were all.
+# Looked up by their time, as most open rows may wait for a later day; the first column says whether there are more.
 _OVERDUE_AMONG_FEW = f"""
     WITH RECURSIVE queues AS (
         (SELECT queue FROM sidestream_job WHERE state = 'open' ORDER BY queue LIMIT 1)
@@ -71,7 +74,7 @@ _OVERDUE_AMONG_FEW = f"""
             AND run_at < {UTC_NOW} - %(older)s::float8 * interval '1 second' LIMIT {FEW + 1}) due
         LIMIT {FEW + 1}),
     found AS MATERIALIZED (SELECT * FROM few WHERE id > %(after)s::bigint ORDER BY id LIMIT %(limit)s::integer)
-    SELECT (SELECT count(*) FROM few) <= {FEW}, {_STORED}
+    SELECT (SELECT count(*) FROM few) > {FEW}, {_STORED}
     FROM (SELECT) always LEFT JOIN found j ON true ORDER BY j.id"""
 _OVERDUE = f"""
     SELECT {_STORED} FROM sidestream_job j
@@ -149,8 +152,9 @@ def open_and_due(cur: Cursor, queues: Sequence[str], limit: int, *, excluded: Se
     found: list[StoredJob] = []
     for window in (4 * limit + len(excluded), WIDE, WIDEST):
         cur.execute(_OPEN_AND_DUE, {**parameters, "window": window})
-        found = _stored(cur.fetchall())
-        if len(found) >= limit:
+        rows = cur.fetchall()
+        found = _found(rows)
+        if len(found) >= limit or not rows[0][0]:
             break
     return found
 
@@ -187,9 +191,9 @@ def overdue(cur: Cursor, older_than_s: float, after_id: int = 0, limit: int = 50
     """
     parameters = {"older": older_than_s, "after": after_id, "limit": limit}
     cur.execute(_OVERDUE_AMONG_FEW, parameters)
-    found = cur.fetchall()
-    if found[0][0]:
-        return _stored([row for _, *row in found if row[0] is not None])
+    rows = cur.fetchall()
+    if not rows[0][0]:
+        return _found(rows)
     cur.execute(_OVERDUE, parameters)
     return _stored(cur.fetchall())
 
@@ -235,6 +239,11 @@ def job(cur: Cursor, id: int) -> tuple[Row, str, list[Attempt]] | None:  # noqa:
         return None
     payload, *row = found
     return _row(*row), payload, of_job(cur, id)
+
+
+def _found(rows: Sequence[Any]) -> list[StoredJob]:
+    """Return the jobs of an answer whose first column is about the whole of it, and stands alone when there are none."""
+    return _stored([row for _, *row in rows if row[0] is not None])
 
 
 def _stored(rows: Sequence[Any]) -> list[StoredJob]:

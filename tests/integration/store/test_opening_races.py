@@ -76,6 +76,14 @@ def test_c02_another_jobs_lock_does_not_finish_this_one(a: Session) -> None:
         rows.finish(a.cur, second)
 
 
+def test_c02_done_is_written_once(a: Session) -> None:
+    job = a.one()
+    a.hold(job)
+    rows.finish(a.cur, job)
+    with pytest.raises(LockLost):
+        rows.finish(a.cur, job)
+
+
 def test_c02_a_row_that_was_locked_cannot_be_finished(a: Session, b: Session) -> None:
     job = a.one()
     a.hold(job)

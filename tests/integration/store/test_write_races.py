@@ -10,6 +10,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from uuid import UUID
 
 import pytest
@@ -148,6 +150,16 @@ def test_c08_the_backend_of_a_dead_worker_holds_its_rows_no_longer(a: Session, b
     assert sessions.terminate_backend(b.cur, a.pid, "sidestream/host-1/0")
     assert isinstance(b.open(job), opening.Opened)  # at once: it waits until the backend is gone
     assert isinstance(asleep.exception(10), ERRORS)
+
+
+def test_c08_a_backend_that_does_not_end_is_not_called_gone(a: Session, b: Session) -> None:
+    os.kill(a.pid, signal.SIGSTOP)
+    try:
+        assert not sessions.terminate_backend(b.cur, a.pid, "test", patience=0.05)
+    finally:
+        os.kill(a.pid, signal.SIGCONT)
+    until_gone(b, a.pid)
+    assert sessions.terminate_backend(b.cur, a.pid, "test")
 
 
 def test_c08_a_process_number_that_was_given_again_is_spared(a: Session, b: Session) -> None:
