@@ -126,7 +126,8 @@ class Worker:
         try:
             self._supervisor.run()
         finally:
-            self._keepers.stop()
+            if self._keepers.stop() and self._link is not None:
+                self._link.close()
             self._broker.close()
             self._tended.close()
             self._folder.remove()
@@ -207,7 +208,7 @@ class Worker:
         tended = self._tended = RedisBroker(
             self._url, timeout=settings.redis_timeout, lease_ms=round(settings.lease * 1000)
         )
-        link = StoreLink(self._connector("keepers")) if settings.database_url is not None else None
+        link = self._link = StoreLink(self._connector("keepers")) if settings.database_url is not None else None
         keepers: list[Keeper] = [
             Reclaimer(
                 tended,

@@ -10,9 +10,9 @@ from typing import Any
 import psycopg
 import pytest
 
-from sidestream.broker.failover import FailoverBroker, from_fallback
+from sidestream.broker.failover import FailoverBroker
 from sidestream.broker.postgres import PostgresBroker
-from sidestream.broker.protocol import Delivery, Publication, lane
+from sidestream.broker.protocol import Delivery, Publication, from_fallback, lane
 from sidestream.broker.redis.broker import RedisBroker
 from sidestream.clock import SystemClock
 from sidestream.errors import BrokerUnavailable, GenerationMoved

@@ -1,6 +1,7 @@
 """Two brokers as one: the primary (Redis) while it answers, the fallback (PostgreSQL) while it does not (design D13).
 
-A delivery belongs to the broker that gave it: leases of the fallback are recognised by :data:`FALLBACK_PREFIX`. Only
+A delivery belongs to the broker that gave it: leases of the fallback are recognised by
+:data:`~sidestream.broker.protocol.FALLBACK_PREFIX`. Only
 claims move over to the fallback; everything else that concerns the primary raises
 :class:`~sidestream.errors.BrokerUnavailable` at once while it is away, so that each thread waits for a frozen Redis at
 most once an outage. :meth:`FailoverBroker.probe` brings the primary back.
@@ -14,7 +15,17 @@ from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import NamedTuple, TypeVar
 
-from sidestream.broker.protocol import Broker, Delivery, Generation, Lease, Place, Publication, Reclaimed
+from sidestream.broker.protocol import (
+    FALLBACK_PREFIX,
+    Broker,
+    Delivery,
+    Generation,
+    Lease,
+    Place,
+    Publication,
+    Reclaimed,
+    from_fallback,
+)
 from sidestream.clock import Clock
 from sidestream.errors import BrokerError, BrokerFull, BrokerUnavailable, BrokerUnsuitable, GenerationMoved
 from sidestream.job.reference import NO_TAG8
@@ -23,8 +34,6 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-FALLBACK_PREFIX = b"pg:"
-"""The hand-off entries of the PostgreSQL broker begin so; a Redis stream's never do."""
 STABLE_AFTER = 10.0
 """Seconds that the primary must have been back for its next outage to count as a new one."""
 LONGEST_PAUSE = 5.0
@@ -38,11 +47,6 @@ class Outage(NamedTuple):
 
     since: datetime
     reason: str
-
-
-def from_fallback(delivery: Delivery) -> bool:
-    """Whether the fallback gave this delivery: it is settled, renewed and released without the primary."""
-    return delivery.lease.entry.startswith(FALLBACK_PREFIX)
 
 
 class FailoverBroker:

@@ -16,7 +16,16 @@ from typing import Any
 
 import psycopg
 
-from sidestream.broker.protocol import Capability, Delivery, Generation, Lease, Place, Publication, Reclaimed
+from sidestream.broker.protocol import (
+    FALLBACK_PREFIX,
+    Capability,
+    Delivery,
+    Generation,
+    Lease,
+    Place,
+    Publication,
+    Reclaimed,
+)
 from sidestream.errors import (
     BrokerError,
     BrokerUnavailable,
@@ -30,8 +39,6 @@ from sidestream.store import queries, schema
 from sidestream.store.adapter import translate
 from sidestream.store.rows import StoredJob
 
-ENTRY_PREFIX = b"pg:"
-"""What the entry of every lease of this broker begins with."""
 POLL = 0.2
 """Seconds between two looks while a claim waits; a publication in this process ends the pause at once."""
 BLOCKED_PAUSE_MS = 100
@@ -230,7 +237,7 @@ class PostgresBroker:
                 if len(found) >= free + prefetch or (len(found) >= free and job.key is not None):
                     break
                 self._entries += 1
-                lease = Lease(b"%s%d" % (ENTRY_PREFIX, self._entries), consumer, 1)
+                lease = Lease(b"%s%d" % (FALLBACK_PREFIX, self._entries), consumer, 1)
                 self._held[reference] = (job.id, lease)
                 put_off = self._put_off.get(job.id)
                 found.append(

@@ -41,6 +41,8 @@ GRACE = 1.25
 """How many renew intervals a new generation waits: every supervisor renews once in one, and gets a moment for it."""
 BUSY_BUDGET = 0.5
 """Seconds after which a step that rebuilds or compares everything makes room for the other keepers."""
+LONGEST_RELEASE = 30.0
+"""Longest delay, in seconds, with which a broker hands back a job by itself."""
 IDLE_BUDGET = 0.03
 """Seconds after which an ordinary step takes no further chunk."""
 
@@ -206,7 +208,7 @@ class Reconciler:
         for start in range(0, len(rows), LOCATE_LOT):
             lot = rows[start : start + LOCATE_LOT]
             for row, place in zip(lot, self._broker.locate(self._publications(lot)), strict=True):
-                if place == Place.NOWHERE:
+                if place == Place.NOWHERE or (place == Place.DELAYED and self._delayed_too_long(row)):
                     first = self._missed_before.get(row.id, now)
                     if now - first >= self._lease:
                         lost.append(row)
@@ -214,14 +216,20 @@ class Reconciler:
                         self._missed[row.id] = first
         if lost:
             log.warning(
-                "%s jobs were known to the broker and in no place there; they are published by force.",
+                "%s jobs were known to the broker and not where their rows say; they are published by force.",
                 len(lost),
                 extra={"action": "lost_found", "jobs": [row.id for row in lost]},
             )
+            for job in self._publications(lost):
+                self._broker.discard(job)  # out of a delay that no longer holds
             self._publish(lost, force=True)
         self._looked = rows[-1].id if len(rows) == OVERDUE_LOT else 0
         if not self._looked:
             self._missed_before, self._missed = self._missed, {}
+
+    def _delayed_too_long(self, row: StoredJob) -> bool:
+        """Whether no release explains the delay: a person said "now" while Redis was away."""
+        return (self._clock.now() - row.run_at).total_seconds() > self._lease + LONGEST_RELEASE
 
     def _publish(self, rows: Sequence[StoredJob], *, force: bool) -> None:
         crash_point("reconcile.before_publish")

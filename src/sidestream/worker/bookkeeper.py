@@ -28,6 +28,10 @@ COUNT_EVERY = 10
 """Releases are counted in the row every tenth time, and the first time, so that the row tells the reason."""
 
 
+ALONE = "alone"
+"""Detail of the attempt row of a job that runs alone; the reclaimer looks for it."""
+
+
 class RowBusy(Exception):
     """Another session holds the row for a moment: the write is tried again."""
 
@@ -39,11 +43,16 @@ class Bookkeeper:
         self._state = state
         self._connect = connect
         self._connection: psycopg.Connection[Any] | None = None
+        #: Rows whose lone start was written: its end has to be written too, or a later death would be charged to them.
+        self._alone: set[int] = set()
 
     def found(self, delivery: Delivery, finding: wire.Finding) -> Handling:
         """A child reported this outcome."""
         reference = Reference.unpack(delivery.reference)
         if isinstance(finding.outcome, Release):
+            if reference.id in self._alone:
+                self._record(reference, -1, "released", finding.outcome.reason)
+                self._alone.discard(reference.id)
             return self._release(delivery, reference, finding.outcome)
         return self._failure(delivery, reference, finding.outcome, finding.attempts_seen, "failed")
 
@@ -75,7 +84,9 @@ class Bookkeeper:
         """Write that this job runs, since ``seconds``."""
         reference = Reference.unpack(delivery.reference)
         if not reference.direct and self._connect is not None:
-            self._record(reference, slot, "started", f"since {seconds:.1f} s" if seconds else "alone")
+            self._record(reference, slot, "started", f"since {seconds:.1f} s" if seconds else ALONE)
+            if not seconds:
+                self._alone.add(reference.id)
 
     def released(self, delivery: Delivery, releases: int, reason: str) -> None:
         """It was handed back for the ``releases``-th time."""

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from sidestream.broker.protocol import Broker, Delivery, Publication
+from sidestream.broker.protocol import Broker, Delivery, Publication, from_fallback
 from sidestream.crashpoints import crash_point
 from sidestream.errors import BrokerError, GenerationMoved, StoreError
 from sidestream.worker import wire
@@ -183,20 +183,28 @@ class Settler:
             self._apply(task.delivery, task.handling)
 
     def _settle(self) -> None:
-        while self._done:
-            batch = [self._state.current(delivery) for delivery in self._done[:SETTLE_MOST]]
+        # Apart, because what PostgreSQL gave out can be settled while Redis is away.
+        kept = [held for held in self._done if from_fallback(held)]
+        shared = [held for held in self._done if not from_fallback(held)] if kept else self._done
+        self._done = self._settle_these(kept) + self._settle_these(shared)
+
+    def _settle_these(self, done: list[Delivery]) -> list[Delivery]:
+        """Settle in lots; return what could not be settled now."""
+        while done:
+            batch = [self._state.current(delivery) for delivery in done[:SETTLE_MOST]]
             crash_point("settle.before_broker")
             try:
                 self._broker.settle(self._state.options.lanes, batch)
             except GenerationMoved:
                 self._on_moved()
-                return
+                return done
             except BrokerError as error:
                 log.warning("Could not settle, trying again: %s", error, extra={"action": "settle_again"})
-                return
+                return done
             crash_point("settle.settled")
-            del self._done[:SETTLE_MOST]
+            done = done[SETTLE_MOST:]
             self._forget(batch)
+        return done
 
     def _apply(self, delivery: Delivery, handling: Handling) -> None:
         """Tell the broker what the books decided."""
