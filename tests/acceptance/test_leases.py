@@ -48,7 +48,7 @@ def test_a_late_failure_does_not_reopen_a_done_job(world: World) -> None:
 
 def test_a_smaller_id_that_commits_later_is_published_too(world: World) -> None:
     """Ids are drawn in one order and committed in another: no watermark can stand between them."""
-    world.start_workers()
+    world.workers[0].start()
     with psycopg.connect(world.dsn) as slow:
         smaller = world.jobs().enqueue("chaos.effect", ("smaller", None, {}), connection=slow)
         larger = world.jobs().enqueue("chaos.effect", ("larger", None, {}), connection=world.connection())
@@ -72,11 +72,12 @@ def test_an_emptied_redis_forgets_no_crash(world: World) -> None:
 
 
 def test_a_job_longer_than_its_lease_stays_with_its_worker(world: World) -> None:
+    """A direct job without a database: no lock stands behind the lease."""
     world.start_workers()
     for worker in world.workers:
         world.wait_for_children(worker)
-    job_id = world.enqueue("kill.sleep", "long", 4 * LEASE)
+    world.jobs().enqueue_direct("kill.outside", ("long", 4 * LEASE))
     _, _, pid, *_ = world.events.next(PATIENCE, "start", "long")
     assert world.events.next(PATIENCE)[:3] == ["ended", "long", pid]
-    world.wait_for("SELECT state = 'done' FROM sidestream_job WHERE id = %s", job_id)
-    assert world.query("SELECT attempts, crashes FROM sidestream_job WHERE id = %s", job_id) == [(0, 0)]
+    world.wait_until(lambda: not world.valkey.hlen("sidestream:{s0}:leases"), "its delivery is settled")
+    assert not world.events.drain(), "it was started twice"

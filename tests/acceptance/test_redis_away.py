@@ -26,7 +26,7 @@ def world() -> Iterator[World]:
 
 def test_ten_thousand_open_jobs_are_published_again_within_10_seconds_of_flushall(world: World) -> None:
     world.start_workers()
-    hold_the_child(world, 12.0)
+    hold_the_child(world)
     enqueue_many(world, OPEN_JOBS)
     world.wait_until(lambda: references(world) >= OPEN_JOBS, "all jobs are published")
     world.redis.flushall()
@@ -40,7 +40,7 @@ def test_ten_thousand_open_jobs_are_published_again_within_10_seconds_of_flushal
 
 def test_ten_thousand_open_jobs_survive_a_redis_that_is_set_back(world: World) -> None:
     world.start_workers()
-    hold_the_child(world, 15.0)
+    hold_the_child(world)
     enqueue_many(world, OPEN_JOBS // 2)
     world.wait_until(lambda: references(world) >= OPEN_JOBS // 2, "the first half is published")
     world.redis.stop()
@@ -90,10 +90,10 @@ def test_a_frozen_redis_takes_no_live_job_from_its_worker() -> None:
         assert not world.events.drain(), "a job was started twice"
 
 
-def hold_the_child(world: World, seconds: float) -> None:
-    """Occupy the only child, so that what is enqueued next stays open."""
+def hold_the_child(world: World) -> None:
+    """Occupy the only child, so that what is enqueued next stays open until :func:`each_ran_once`."""
     world.wait_for_children(world.workers[0])
-    world.enqueue("kill.sleep", "holder", seconds)
+    world.enqueue("kill.hold", "holder")
     world.events.next(PATIENCE, "start", "holder")
 
 
@@ -117,7 +117,8 @@ def references(world: World) -> int:
 
 
 def each_ran_once(world: World) -> None:
-    """Wait for the end of all jobs: each has one effect, the one that was held ran undisturbed."""
+    """Let the child go and wait for the end of all jobs: each has one effect, the one that held it ran undisturbed."""
+    (world.folder / "holder").touch()
     world.wait_for("SELECT NOT EXISTS (SELECT FROM sidestream_job WHERE state = 'open')", patience=2 * PATIENCE)
     assert world.query("SELECT DISTINCT state FROM sidestream_job") == [("done",)]
     missing = "SELECT count(*) FROM promised p WHERE NOT EXISTS (SELECT FROM ledger l WHERE l.token = p.token)"

@@ -139,6 +139,22 @@ def in_sleep(context: Context, token: str, seconds: float) -> None:
     tell("ended", token, os.getpid(), time.monotonic())
 
 
+@actions.action("kill.outside", retry=PATIENT, database=False)
+def outside(context: Context, token: str, seconds: float) -> None:
+    """Run without a database: no row's lock keeps a second start away, only the lease does."""
+    tell("start", token, os.getpid(), time.monotonic(), context.attempt)
+    time.sleep(seconds)
+    tell("ended", token, os.getpid(), time.monotonic())
+
+
+@actions.action("kill.hold", retry=PATIENT)
+def hold(context: Context, token: str) -> None:
+    """Run until the harness lets go: until a file of that name is there."""
+    _started(context, token)
+    while not (folder() / token).exists():
+        time.sleep(0.02)
+
+
 @actions.action("kill.own", retry=PATIENT)
 def poison_child(context: Context, token: str) -> None:
     """Kill its own process on every start."""

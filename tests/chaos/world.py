@@ -29,6 +29,7 @@ from tests.chaos.app import actions
 from tests.chaos.harness import Events, Harness
 from tests.chaos.programs import ROOT, USER, Launcher, Program, execute
 
+SIGNING_KEY = "chaos:0123456789abcdef0123456789abcdef"
 LEASE = 2.0
 RENEW = 0.4
 PATIENCE = 60.0
@@ -119,7 +120,7 @@ class World:
             "SIDESTREAM_LEASE": str(LEASE),
             "SIDESTREAM_RENEW": str(RENEW),
             "SIDESTREAM_CAREFUL_SECONDS": "0.7",
-            "SIDESTREAM_SIGNING_KEYS": "chaos:0123456789abcdef0123456789abcdef",
+            "SIDESTREAM_SIGNING_KEYS": SIGNING_KEY,
             "SIDESTREAM_CRASH_SOCKET": str(self.harness.path),
             "SIDESTREAM_DATA_DIR": str(self.folder),
             "SIDESTREAM_USER": "none",  # they are started as USER already
@@ -178,7 +179,8 @@ class World:
     def jobs(self) -> Jobs:
         """Return the harness's own client."""
         if self._jobs is None:
-            self._jobs = Jobs(Settings(database_url=self.dsn, redis_url=self.redis.url), actions=actions)
+            settings = Settings(database_url=self.dsn, redis_url=self.redis.url, signing_keys=SIGNING_KEY)
+            self._jobs = Jobs(settings, actions=actions)
         return self._jobs
 
     def forget_connection(self) -> None:

@@ -39,10 +39,14 @@ class Mutant(NamedTuple):
 
 
 _LEASES = "tests/acceptance/test_leases.py::"
+_RACES = "tests/integration/store/test_opening_races.py::"
 MUTANTS = (
     Mutant("acknowledge-before-commit", (f"{_LEASES}test_a_direct_job_of_a_killed_child_is_not_lost",)),
     Mutant("failure-without-compare-and-set", (f"{_LEASES}test_a_late_failure_does_not_reopen_a_done_job",)),
-    Mutant("no-predecessor-check", (f"{_LEASES}test_a_job_does_not_start_before_the_open_one_with_its_key",)),
+    Mutant(
+        "no-predecessor-check",
+        (f"{_RACES}test_c05_whatever_the_locks_say_an_open_predecessor_blocks",),
+    ),
     Mutant("reconcile-by-watermark", (f"{_LEASES}test_a_smaller_id_that_commits_later_is_published_too",)),
     Mutant("crash-count-in-redis", (f"{_LEASES}test_an_emptied_redis_forgets_no_crash",)),
     Mutant("lease-not-renewed", (f"{_LEASES}test_a_job_longer_than_its_lease_stays_with_its_worker",)),
