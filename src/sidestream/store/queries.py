@@ -242,7 +242,7 @@ def job(cur: Cursor, id: int) -> tuple[Row, str, list[Attempt]] | None:  # noqa:
 
 
 def _found(rows: Sequence[Any]) -> list[StoredJob]:
-    """Return the jobs of an answer whose first column is about the whole of it, and stands alone when there are none."""
+    """Return the jobs of an answer whose first column is about the whole of it, and alone when there are none."""
     return _stored([row for _, *row in rows if row[0] is not None])
 
 
