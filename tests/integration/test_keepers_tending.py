@@ -80,6 +80,7 @@ def test_a_running_job_is_stopped_and_then_cancelled(bench: Bench) -> None:
     assert not bench.controller.step()
     assert bench.stopped == [row_id]
     assert (bench.state(row_id), bench.pending()) == ("open", [row_id])
+    child.execute("ROLLBACK")  # close() alone does not wait until the lock is free
     child.close()
     bench.controller.step()
     assert (bench.state(row_id), bench.pending()) == ("cancelled", [])
