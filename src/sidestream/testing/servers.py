@@ -172,8 +172,10 @@ class RedisServer(Server):
         """Whether it answers over TCP, as itself and done loading (a leftover socket file proves nothing)."""
         try:
             with redis.Redis(port=self.port, socket_timeout=1, retry=Retry(NoBackoff(), 0)) as client:
-                about: dict[str, Any] = client.info("server")
+                about: dict[str, Any] = client.info("server", "persistence")
         except redis.exceptions.RedisError:
+            return False
+        if about["loading"]:  # INFO is answered meanwhile, commands are not
             return False
         return self._process is not None and about["process_id"] == self._process.pid and self.socket_path.exists()
 
