@@ -43,6 +43,8 @@ from sidestream.worker.supervisor import Supervisor
 log = logging.getLogger(__name__)
 
 ZYGOTE = "from sidestream.wiring_zygote import run_zygote; run_zygote()"
+HOST_LIMIT = 22
+"""Characters of the host's name in a worker's name."""
 EMBEDDED_EVERY = 1.0
 """Seconds between two looks at whether the embedded server lives."""
 
@@ -93,7 +95,8 @@ class Worker:
         self._keys = signing_keys(settings)
         process.drop_privileges(settings.user, settings.data_dir)
         self._tenant = embedded.join(settings.data_dir, user=settings.user) if settings.redis_url is None else None
-        self._name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+        # Short enough for "sidestream/<name>/supervisor" to be a PostgreSQL application name (63 bytes).
+        self._name = f"{socket.gethostname()[:HOST_LIMIT]}-{os.getpid()}-{secrets.token_hex(4)}"
         self._database = self._identify()
         tags = [NO_TAG8] if self._database is None else [self._database.tag, NO_TAG8]
         self._lanes = tuple(lane(tag, queue) for tag in tags for queue in settings.queues)

@@ -1,0 +1,84 @@
+"""A whole Sidestream in one process: a real PostgreSQL, the memory broker, the embedded worker."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import psycopg
+import pytest
+
+from sidestream import Actions
+from sidestream.broker.memory import MemoryBroker
+from sidestream.broker.protocol import lane
+from sidestream.client import Client
+from sidestream.executors.python_call import PythonCall
+from sidestream.job.codec import Signer
+from sidestream.job.outcome import Outcome
+from sidestream.job.reference import NO_TAG8
+from sidestream.relay import Relay
+from sidestream.store import adapter, queries, schema
+from sidestream.worker.embedded import EmbeddedWorker
+from sidestream.worker.options import WorkerOptions
+
+
+class Shop:
+    """An application with its actions, its database, its client and its worker."""
+
+    def __init__(self, dsn: str, tmp_path: Any) -> None:
+        self.actions = Actions()
+        self.connection = psycopg.connect(dsn)
+        with self.connection.cursor() as cursor:
+            database = schema.install(cursor)
+            cursor.execute("CREATE TABLE stock (product text, amount int)")
+        self.connection.commit()
+        broker = MemoryBroker()
+        broker.begin_generation()
+        signer = Signer([("lesson", b"l" * 32)])
+        self.jobs = Client(Relay(lambda: broker), lambda: signer)
+        self._dsn = dsn
+        self._broker = broker
+        self._signer = signer
+        self._options = WorkerOptions(
+            supervisor="lesson",
+            lanes=(lane(database.tag, "default"), lane(NO_TAG8, "default")),
+            database=database.tag.hex(),
+            run_folder=tmp_path,
+        )
+
+    def work(self) -> list[Outcome]:
+        """Run every job that can run now; return how each ended."""
+        worker = EmbeddedWorker(
+            self._broker,
+            PythonCall(
+                self.actions, dsn=self._dsn, signer=self._signer, application_name=lambda slot: f"lesson/{slot}"
+            ),
+            self._options,
+            lambda: adapter.connect(self._dsn, "lesson/books", autocommit=True),
+        )
+        try:
+            return [outcome for _, outcome in worker.run_until_idle()]
+        finally:
+            worker.close()
+
+    def stock(self) -> list[tuple[Any, ...]]:
+        """Return what the actions wrote, in the order of writing."""
+        found = self.connection.execute("SELECT product, amount FROM stock ORDER BY ctid").fetchall()
+        self.connection.commit()
+        return found
+
+    def row(self, job_id: int) -> queries.Row:
+        """Return a job's row."""
+        with self.connection.cursor() as cursor:
+            found = queries.job(cursor, job_id)
+        self.connection.commit()
+        assert found is not None
+        return found[0]
+
+
+@pytest.fixture
+def shop(database: str, tmp_path: Any) -> Iterator[Shop]:
+    """An empty shop."""
+    shop = Shop(database, tmp_path)
+    yield shop
+    shop.connection.close()

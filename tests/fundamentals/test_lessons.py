@@ -1,0 +1,176 @@
+"""Sidestream in twelve lessons: one concept a test. Edge cases live elsewhere."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from sidestream import Context, RetryPolicy
+from sidestream.errors import UnsupportedOption
+from sidestream.job.outcome import Bury, Done, Release, Retry
+
+if TYPE_CHECKING:
+    from tests.fundamentals.conftest import Shop
+
+
+def count(context: Context, product: str, amount: int) -> None:
+    """The action of most lessons."""
+    context.cursor.execute("INSERT INTO stock VALUES (%s, %s)", (product, amount))
+
+
+def test_an_action_runs_in_the_background_and_is_done_with_its_effect(shop: Shop) -> None:
+    shop.actions.action("count")(count)
+
+    with shop.jobs.transaction(shop.connection) as tx:
+        job = tx.enqueue("count", ("chair", 4))
+
+    assert shop.row(job).state == "open"
+    assert shop.work() == [Done()]
+    assert shop.row(job).state == "done"
+    assert shop.stock() == [("chair", 4)]
+
+
+def test_a_job_of_a_rolled_back_transaction_never_runs(shop: Shop) -> None:
+    shop.actions.action("count")(count)
+
+    with pytest.raises(ZeroDivisionError), shop.jobs.transaction(shop.connection) as tx:
+        tx.enqueue("count", ("chair", 4))
+        raise ZeroDivisionError
+
+    assert shop.work() == []
+    assert shop.stock() == []
+
+
+def test_a_failure_rolls_the_effect_back_and_comes_again(shop: Shop) -> None:
+    @shop.actions.action("count", retry=RetryPolicy(max_attempts=2, first_delay=0, jitter=0))
+    def fails_once(context: Context, product: str, amount: int) -> None:
+        count(context, product, amount)
+        if context.attempt == 1:
+            raise ValueError("the scanner fell down")
+
+    with shop.jobs.transaction(shop.connection) as tx:
+        job = tx.enqueue("count", ("chair", 4))
+
+    first, second = shop.work()
+    assert isinstance(first, Retry)
+    assert first.error == "ValueError: the scanner fell down"
+    assert second == Done()
+    assert shop.stock() == [("chair", 4)]
+    assert shop.row(job).attempts == 1
+
+
+def test_a_job_that_fails_for_good_is_dead_and_kept_with_its_error(shop: Shop) -> None:
+    @shop.actions.action("count", retry=RetryPolicy(max_attempts=1))
+    def fails(context: Context) -> None:
+        raise ValueError("no such product")
+
+    with shop.jobs.transaction(shop.connection) as tx:
+        job = tx.enqueue("count")
+
+    assert [type(outcome) for outcome in shop.work()] == [Bury]
+    assert (shop.row(job).state, shop.row(job).error) == ("dead", "ValueError: no such product")
+
+
+def test_jobs_with_the_same_key_run_in_the_order_of_their_ids(shop: Shop) -> None:
+    shop.actions.action("count")(count)
+
+    with shop.jobs.transaction(shop.connection) as tx:
+        for amount in range(5):
+            tx.enqueue("count", ("chair", amount), key="chair")
+
+    shop.work()
+    assert [amount for _, amount in shop.stock()] == [0, 1, 2, 3, 4]
+
+
+def test_a_failing_head_blocks_its_key_and_nobody_else(shop: Shop) -> None:
+    shop.actions.action("count")(count)
+
+    @shop.actions.action("fails", retry=RetryPolicy(first_delay=3600))
+    def fails(context: Context) -> None:
+        raise ValueError("later")
+
+    with shop.jobs.transaction(shop.connection) as tx:
+        tx.enqueue("fails", key="chair")
+        tx.enqueue("count", ("chair", 1), key="chair")
+        tx.enqueue("count", ("table", 2), key="table")
+
+    shop.work()
+    assert shop.stock() == [("table", 2)]
+
+
+def test_a_follow_up_exists_if_and_only_if_its_parent_is_done(shop: Shop) -> None:
+    shop.actions.action("count")(count)
+
+    @shop.actions.action("inventory")
+    def inventory(context: Context) -> None:
+        for product in ("chair", "table"):
+            context.enqueue("count", (product, 1))
+
+    with shop.jobs.transaction(shop.connection) as tx:
+        tx.enqueue("inventory")
+
+    assert shop.work() == [Done(), Done(), Done()]
+    assert shop.stock() == [("chair", 1), ("table", 1)]
+
+
+def test_an_action_may_not_commit_behind_our_back(shop: Shop) -> None:
+    @shop.actions.action("count", retry=RetryPolicy(max_attempts=1))
+    def commits(context: Context) -> None:
+        count(context, "chair", 1)
+        context.connection.commit()
+
+    with shop.jobs.transaction(shop.connection) as tx:
+        tx.enqueue("count")
+
+    [outcome] = shop.work()
+    assert isinstance(outcome, Bury)
+    assert outcome.error.startswith("CommitRefused: The action 'count' tried to commit")
+    assert shop.stock() == []
+
+
+def test_a_slow_call_stands_between_two_transactions(shop: Shop) -> None:
+    calls: list[dict[str, Any]] = []
+
+    def read(context: Context, order: int) -> dict[str, Any]:
+        return {"order": order, "key": context.idempotency_key("ship")}
+
+    def call(context: Context, request: dict[str, Any]) -> str:
+        calls.append(request)
+        return "T-1"
+
+    def write(context: Context, request: dict[str, Any], answer: str) -> None:
+        count(context, answer, request["order"])
+
+    shop.actions.three_step("ship", read=read, call=call, write=write)
+    with shop.jobs.transaction(shop.connection) as tx:
+        job = tx.enqueue("ship", (7,))
+
+    assert shop.work() == [Done()]
+    assert shop.stock() == [("T-1", 7)]
+    assert calls[0]["key"].endswith(f":{job}:ship")
+
+
+def test_an_action_that_nobody_declared_is_parked_not_lost(shop: Shop) -> None:
+    with shop.jobs.transaction(shop.connection) as tx:
+        job = tx.enqueue("from.the.next.release")
+
+    [outcome] = shop.work()
+    assert isinstance(outcome, Release)
+    assert outcome.reason == "parked: no worker here knows its action"
+    assert shop.row(job).state == "open"
+
+
+def test_a_direct_job_needs_no_transaction_and_is_repeated_safely_by_its_id(shop: Shop) -> None:
+    shop.actions.action("count")(count)
+
+    uuid = shop.jobs.enqueue_direct("count", ("chair", 1))
+    assert shop.jobs.enqueue_direct("count", ("chair", 1), id=uuid) == uuid
+
+    assert shop.work() == [Done()]
+    assert shop.stock() == [("chair", 1)]
+
+
+def test_options_of_later_releases_are_refused_not_ignored(shop: Shop) -> None:
+    with pytest.raises(UnsupportedOption, match="priority"), shop.jobs.transaction(shop.connection) as tx:
+        tx.enqueue("count", ("chair", 1), priority=1)
