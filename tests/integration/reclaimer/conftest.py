@@ -1,0 +1,132 @@
+"""A reclaimer with a real PostgreSQL and Valkey, and supervisors that die when the test says so."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+import psycopg
+import pytest
+
+from sidestream.broker.protocol import Delivery, Publication, lane
+from sidestream.broker.redis.broker import RedisBroker
+from sidestream.clock import ManualClock
+from sidestream.job.job import Job
+from sidestream.job.reference import NO_TAG8, Reference, direct_reference, row_reference
+from sidestream.job.uuids import new_uuid
+from sidestream.keepers.link import StoreLink
+from sidestream.keepers.reclaimer import Reclaimer
+from sidestream.store import attempts, queries, rows, schema
+from sidestream.store.adapter import connect
+from sidestream.testing.servers import RedisServer
+
+LEASE = 15.0
+RENEW = 3.0
+DEAD = "host-1-dead"
+US = "host-2-us"
+
+
+class Bench:
+    """Jobs that a dead supervisor held, and the reclaimer of another one; the test moves the clock of both."""
+
+    def __init__(self, dsn: str, redis: RedisServer) -> None:
+        self.dsn = dsn
+        self.redis = redis
+        self.connection = self.session("bench")
+        with self.connection.transaction(), self.connection.cursor() as cursor:
+            self.database = schema.install(cursor)
+        self.clock = ManualClock(datetime.now(UTC))
+        self.lanes = [lane(self.database.tag, "default"), lane(NO_TAG8, "default")]
+        self.broker = self.another_broker()
+        self.broker.begin_generation()
+        self.link = StoreLink(lambda: connect(dsn, f"sidestream/{US}/keepers", autocommit=True))
+        #: What the slots of dead supervisors say; a supervisor that is not here is of another host.
+        self.slots: dict[str, frozenset[bytes]] = {}
+        self.announced: set[str] = set()
+        self.reclaimer = self.another(US)
+
+    def session(self, name: str) -> psycopg.Connection[Any]:
+        return connect(self.dsn, f"sidestream/{name}/0", autocommit=True)
+
+    def another_broker(self) -> RedisBroker:
+        return RedisBroker(self.redis.url, clock_ms=lambda: int(self.clock.now().timestamp() * 1000))
+
+    def another(self, consumer: str) -> Reclaimer:
+        return Reclaimer(
+            self.broker,
+            self.link,
+            self.clock,
+            consumer=consumer,
+            lanes=self.lanes,
+            left_behind=self.slots.get,
+            alive=self.announced.__contains__,
+            lease=LEASE,
+            renew=RENEW,
+        )
+
+    def insert(self, count: int = 1) -> list[int]:
+        with self.connection.cursor() as cursor:
+            ids = [stored.id for stored in rows.insert(cursor, [Job("act")] * count)]
+        self.broker.publish([Publication(self.reference(row_id), self.lanes[0]) for row_id in ids])
+        return ids
+
+    def enqueue_direct(self, count: int = 1) -> list[bytes]:
+        references = [direct_reference(new_uuid(), "act", None).pack() for _ in range(count)]
+        self.broker.publish([Publication(reference, self.lanes[1], payload=b"signed") for reference in references])
+        return references
+
+    def reference(self, row_id: int) -> bytes:
+        return row_reference(self.database.tag, row_id, "act", None).pack()
+
+    def claim(self, consumer: str, most: int = 10_000) -> list[Delivery]:
+        return self.broker.claim(consumer, self.lanes, free=most)
+
+    def die(self, *running: bytes, known: bool = True) -> None:
+        """The supervisor that claimed is gone, and these ran in its children."""
+        if known:
+            self.slots[DEAD] = frozenset(running)
+
+    def run_out(self, leases: float = 1.0) -> None:
+        """Let time pass as it does: in small steps, in which we go on reclaiming."""
+        for _ in range(int(leases * 15) + 1):
+            self.clock.advance(LEASE / 15)
+            self.step()
+
+    def step(self) -> None:
+        while self.reclaimer.step():
+            pass
+
+    def row(self, row_id: int) -> queries.SeenJob:
+        with self.connection.cursor() as cursor:
+            found = queries.job(cursor, row_id)
+        assert found is not None
+        return found[0]
+
+    def history(self, row_id: int) -> list[tuple[str, str]]:
+        with self.connection.cursor() as cursor:
+            return [(entry.event.value, entry.supervisor) for entry in attempts.of_job(cursor, row_id)]
+
+    def start_alone(self, row_id: int, supervisor: str = DEAD) -> None:
+        """What a careful supervisor writes before it starts a job."""
+        with self.connection.cursor() as cursor:
+            attempts.record(cursor, row_id, supervisor, 0, "started", "alone")
+
+    def claimable(self) -> list[int]:
+        return [Reference.unpack(delivery.reference).id for delivery in self.claim("next")]
+
+    def close(self) -> None:
+        self.link.close()
+        self.connection.close()
+        self.broker.close()
+
+
+@pytest.fixture
+def bench(database: str, redis_server: RedisServer) -> Iterator[Bench]:
+    made = Bench(database, redis_server)
+    yield made
+    made.close()
+
+
+def charges(row: queries.SeenJob) -> tuple[int, int, int]:
+    return row.attempts, row.crashes, row.suspects

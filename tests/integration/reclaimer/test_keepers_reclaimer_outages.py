@@ -1,0 +1,143 @@
+"""The reclaimer while servers are away, other reclaimers compete, and much is lost at once."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import pytest
+
+from sidestream.broker.protocol import Delivery, Lease, Publication, Reclaimed
+from sidestream.errors import BrokerUnavailable, StoreUnavailable
+from sidestream.keepers.reclaimer import Reclaimer
+from sidestream.testing.servers import PostgresServer
+from tests.integration.reclaimer.conftest import DEAD, LEASE, RENEW, US, Bench, charges
+
+
+def test_a_charge_is_written_once_however_often_the_broker_has_to_be_told(bench: Bench) -> None:
+    [row_id] = bench.insert()
+    bench.claim(DEAD)
+    bench.start_alone(row_id)
+    bench.die(bench.reference(row_id))
+    release = bench.broker.release
+    told = 0
+
+    def refuse(*args: Any, **options: Any) -> int:
+        nonlocal told
+        told += 1
+        if told <= 2:
+            raise BrokerUnavailable("no answer")
+        return release(*args, **options)
+
+    bench.broker.release = refuse  # type: ignore[method-assign]
+    refused = 0
+    for _ in range(20):
+        bench.clock.advance(1.0)
+        try:
+            bench.step()
+        except BrokerUnavailable:
+            refused += 1
+    assert refused == 2
+    assert charges(bench.row(row_id)) == (1, 1, 0)
+    assert bench.claimable() == [row_id]
+
+
+def test_a_second_reclaimer_that_takes_over_from_the_first_charges_nothing_more(bench: Bench) -> None:
+    """The first died between PostgreSQL and Redis: crash point "reclaim.claimed", or just before the release."""
+    [row_id] = bench.insert()
+    bench.claim(DEAD)
+    bench.start_alone(row_id)
+    bench.die(bench.reference(row_id))
+
+    def die(*args: Any, **options: Any) -> int:
+        raise BrokerUnavailable("we are dead")
+
+    release, bench.broker.release = bench.broker.release, die  # type: ignore[method-assign]
+    for _ in range(16):
+        bench.clock.advance(1.0)
+        try:
+            bench.step()
+        except BrokerUnavailable:
+            break
+    bench.broker.release = release  # type: ignore[method-assign]
+    bench.slots[US] = frozenset()
+    bench.reclaimer = bench.another("host-4-other")
+    bench.run_out(leases=2)
+    assert charges(bench.row(row_id)) == (1, 1, 0)
+    assert bench.claimable() == [row_id]
+
+
+def test_more_than_a_thousand_deliveries_come_back_in_one_round(bench: Bench) -> None:
+    ids = bench.insert(1200)
+    bench.claim(DEAD)
+    bench.die()
+    for _ in range(15):
+        bench.clock.advance(1.0)
+        bench.reclaimer.step()
+    steps = 1
+    while bench.reclaimer.step():
+        steps += 1
+    assert steps <= 2
+    assert bench.claimable() == ids
+
+
+def test_a_silence_of_the_broker_is_nobodys_fault(bench: Bench) -> None:
+    """Redis was frozen: owners get one renew interval before anything is taken from them."""
+    bench.insert()
+    [delivery] = bench.claim("host-3-alive")
+    bench.clock.advance(60)
+    bench.step()
+    bench.clock.advance(RENEW / 2)
+    bench.step()
+    assert bench.broker.renew("host-3-alive", bench.lanes, [delivery.lease]) == []
+    bench.clock.advance(RENEW)
+    bench.step()
+    assert bench.claimable() == []
+
+
+def test_a_worker_without_a_database_gives_rows_back(bench: Bench) -> None:
+    [row_id] = bench.insert()
+    bench.claim(DEAD)
+    bench.reclaimer = Reclaimer(
+        bench.broker, None, bench.clock, consumer=US, lanes=bench.lanes, left_behind=bench.slots.get, lease=LEASE
+    )
+    bench.run_out()
+    assert bench.claimable() == [row_id]
+
+
+def test_what_we_took_over_is_charged_even_when_redis_is_emptied(bench: Bench, postgres: PostgresServer) -> None:
+    [row_id] = bench.insert()
+    bench.claim(DEAD)
+    bench.start_alone(row_id)
+    bench.die(known=False)
+    postgres.kill()
+    for _ in range(20):
+        bench.clock.advance(1.0)
+        with contextlib.suppress(StoreUnavailable):
+            bench.reclaimer.step()
+    bench.redis.flushall()
+    other = bench.another_broker()
+    other.begin_generation()
+    postgres.start()
+    bench.connection.close()
+    bench.connection = bench.session("bench")
+    bench.step()
+    bench.step()
+    assert charges(bench.row(row_id)) == (1, 1, 0)
+    other.publish([Publication(bench.reference(row_id), bench.lanes[0])])
+    assert [d.reference for d in other.claim("next", bench.lanes, free=1)] == [bench.reference(row_id)]
+    bench.clock.advance(1.0)
+    bench.step()
+    lease = Lease(b"unknown", "next", 1)
+    assert bench.broker.renew("next", bench.lanes, [lease]) == [lease], "it knows the new generation by itself"
+    other.close()
+
+
+def test_a_delivery_that_cannot_be_read_is_given_back(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    strange = Delivery(b"\x01 truncated", bench.lanes[0], Lease(b"entry", US, 2), 0)
+    pages = [Reclaimed("0-0", [(strange, DEAD)])]
+    monkeypatch.setattr(bench.broker, "reclaim", lambda *args, **options: pages.pop())
+    released: list[Delivery] = []
+    monkeypatch.setattr(bench.broker, "release", lambda lanes, delivery, **options: released.append(delivery))
+    bench.reclaimer.step()
+    assert released == [strange]
