@@ -51,7 +51,9 @@ class Striker:
     def restart(self) -> None:
         """Start what does not run, as an operating system's service manager would."""
         world = self.world
-        world.redis.start()
+        if not world.redis.alive:
+            world.redis.start()
+            world.wait_until(world.redis_answers, "Redis has loaded what it held")
         if not world.postgres.alive:
             world.postgres.start()
             world.forget_connection()

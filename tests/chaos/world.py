@@ -228,6 +228,13 @@ class World:
             time.sleep(0.02)
         raise AssertionError(f"{worker.name} has no children; its log ends with:\n{self.last_words(worker)}")
 
+    def redis_answers(self) -> bool:
+        """Whether Redis is there and done loading."""
+        try:
+            return bool(self.valkey.ping())
+        except redis.RedisError:
+            return False
+
     def dead_direct(self) -> set[str]:
         """Return the uuids (hex) of the direct jobs that the broker keeps as dead."""
         found: set[str] = set()
