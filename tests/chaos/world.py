@@ -32,6 +32,7 @@ from tests.chaos.programs import ROOT, USER, Launcher, Program, execute
 SIGNING_KEY = "chaos:0123456789abcdef0123456789abcdef"
 LEASE = 2.0
 RENEW = 0.4
+_PREFIX = "sidestream-chaos-"
 PATIENCE = 60.0
 """Seconds that anything which has to happen may take on a busy machine."""
 
@@ -59,7 +60,8 @@ class World:
             settings: More environment.
             launcher: Starts the supervisors; None executes ``sidestream worker`` each time.
         """
-        self.folder = Path(tempfile.mkdtemp(prefix="sidestream-chaos-"))
+        _sweep()
+        self.folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-"))
         self.folder.chmod(0o777)
         self.seed = seed
         self.postgres = PostgresServer(self.folder / "postgres", fsync=False)
@@ -305,3 +307,11 @@ class World:
         environment = {**self.environment(), "SIDESTREAM_DATA_DIR": str(data)}
         command = [sys.executable, "-c", "from sidestream.cli.main import main; main()", "worker"]
         return Program(f"worker{number}", command, environment, self.folder / f"worker{number}.log", self._begin)
+
+
+def _sweep() -> None:
+    """Remove the folders of harnesses that were killed before they could: the pid stands in the name."""
+    for left in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*-*"):
+        pid = left.name.removeprefix(_PREFIX).partition("-")[0]
+        if pid.isdigit() and not processes.alive(int(pid)) and not os.environ.get("CHAOS_KEEP"):
+            shutil.rmtree(left, ignore_errors=True)
