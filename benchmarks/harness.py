@@ -10,7 +10,9 @@ import argparse
 import json
 import os
 import platform
+import signal
 import statistics
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -105,6 +107,8 @@ def options(about: str | None, *, jobs: int, quick_jobs: int, rounds: int = 3, q
     parser.add_argument("--rounds", type=int, help=f"how often each side is measured (default {rounds})")
     parser.add_argument("--jobs", type=int, help=f"jobs a round (default {jobs:,})")
     given = parser.parse_args()
+    # As Ctrl-C does: leave the blocks, so that servers, workers and folders go.
+    signal.signal(signal.SIGTERM, lambda signum, _: sys.exit(128 + signum))
     return Options(
         given.quick,
         given.rounds or (quick_rounds if given.quick else rounds),

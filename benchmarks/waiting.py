@@ -10,11 +10,12 @@ import time
 from contextlib import ExitStack
 from typing import NamedTuple
 
-from harness import Bar, Figure, Row, figure, finish, head, in_turn, note, options, percentile, say
+from harness import Bar, Figure, Row, figure, finish, head, note, options, percentile, say
 from world import World, server_versions
 
 from sidestream.broker.protocol import Broker, Publication, lane
 from sidestream.job.reference import row_reference
+from sidestream.testing.server_process import ServerFailed
 from sidestream.wiring import build_broker
 
 FEW = 1_000
@@ -41,6 +42,15 @@ class Both(NamedTuple):
     many: Cost
 
 
+class Scenario(NamedTuple):
+    """One pair of servers in one state."""
+
+    name: str
+    few_bytes: float
+    many_bytes: float
+    rounds: list[Both]
+
+
 class Lane:
     """A server with so many waiting jobs."""
 
@@ -63,6 +73,11 @@ class Lane:
             [Publication(row_reference(DATABASE, n, "bench.noop", None).pack(), LANES[0]) for n in numbers]
         )
 
+    def restart(self) -> None:
+        """Stop the server and start it on what it wrote down."""
+        self.world.redis.restart()
+        self.broker.generation()
+
     def claim_and_settle(self, count: int) -> float:
         """Return the microseconds that claiming and settling ``count`` jobs took; then publish as many."""
         started = time.perf_counter()
@@ -81,24 +96,35 @@ class Lane:
 def main() -> None:
     """Measure and report."""
     asked = options(__doc__, jobs=1_000_000, quick_jobs=100_000, rounds=5)
+    rounds = f"{asked.rounds} x ({SINGLES} single, {BATCHES} batches of {BATCH})"
+    head("waiting", {"rounds": rounds, "redis server": "unix socket, appendonly yes, appendfsync everysec"})
+    scenarios = serve("valkey", asked.jobs, asked.rounds, restart=True)
+    try:
+        scenarios += serve("redis7", asked.jobs, asked.rounds, restart=False)
+    except ServerFailed as error:
+        note(f"Redis 7.0 is left out: {error}")
+    report(asked.jobs, scenarios)
+
+
+def serve(binary: str, depth: int, rounds: int, *, restart: bool) -> list[Scenario]:
+    """Measure on two servers of one kind, and again after their restart if asked."""
     with ExitStack() as stack:
-        worlds = [stack.enter_context(World()) for _ in (0, 1)]
-        head(
-            "waiting",
-            {
-                **server_versions(worlds[0]),
-                "rounds": f"{asked.rounds} x ({SINGLES} single, {BATCHES} batches of {BATCH})",
-            },
-        )
+        worlds = [stack.enter_context(World(binary=binary)) for _ in (0, 1)]
+        name = server_versions(worlds[0])["redis server"].partition(",")[0]
         few = Lane(worlds[0], FEW)
-        say(f"publishing {asked.jobs:,} jobs ...")
+        say(f"{name}: publishing {depth:,} jobs ...")
         started = time.perf_counter()
-        many = Lane(worlds[1], asked.jobs)
-        note(f"published at {asked.jobs / (time.perf_counter() - started):,.0f} jobs/s in chunks of {CHUNK}")
-        found = in_turn(asked.rounds, {"both": lambda: measure(few, many)})["both"]
+        many = Lane(worlds[1], depth)
+        note(f"{name}: published at {depth / (time.perf_counter() - started):,.0f} jobs/s in chunks of {CHUNK}")
+        lanes = (few.bytes_a_job, many.bytes_a_job)
+        found = [Scenario(f"{name}, just published", *lanes, [measure(few, many) for _ in range(rounds)])]
+        if restart:
+            few.restart()
+            many.restart()
+            found.append(Scenario(f"{name}, after a restart", *lanes, [measure(few, many) for _ in range(rounds)]))
         few.broker.close()
         many.broker.close()
-    report(asked.jobs, few.bytes_a_job, many.bytes_a_job, found)
+    return found
 
 
 def measure(few: Lane, many: Lane) -> Both:
@@ -115,29 +141,38 @@ def measure(few: Lane, many: Lane) -> Both:
     return Both(*costs)
 
 
-def report(depth: int, small: float, large: float, found: list[Both]) -> None:
+def report(depth: int, scenarios: list[Scenario]) -> None:
     """Print the rows."""
-    flat = Bar("ratio", "<=", 1.2)
+    flat, small = Bar("ratio", "<=", 1.2), Bar("value", "<", 250)
     rows = [
-        Row(f"Redis memory a waiting job, {depth:,} waiting", figure(large), "bytes", "", None, Bar("value", "<", 250)),
-        Row(f"Redis memory a waiting job, {FEW:,} waiting", figure(small), "bytes"),
+        Row(
+            f"Redis memory a waiting job, {depth:,} waiting; {one.name}",
+            figure(one.many_bytes),
+            "bytes",
+            "",
+            None,
+            small,
+        )
+        for one in scenarios
+        if one.name.endswith("published")
     ]
     for what, field, bar in (
-        ("claim + settle of 1, p50", "single_p50", flat),
-        ("claim + settle of 1, p95", "single_p95", None),
-        (f"claim + settle of {BATCH}, p50", "batch_p50", flat),
-        (f"claim + settle of {BATCH}, p95", "batch_p95", None),
+        ("1, p50", "single_p50", flat),
+        ("1, p95", "single_p95", None),
+        (f"{BATCH}, p50", "batch_p50", flat),
+        (f"{BATCH}, p95", "batch_p95", None),
     ):
-        rows.append(
+        rows += [
             Row(
-                f"{what}, {depth:,} waiting",
-                _each([both.many for both in found], field),
+                f"claim + settle of {what}, {depth:,} waiting; {one.name}",
+                _each([both.many for both in one.rounds], field),
                 "us",
                 f"{FEW:,} waiting",
-                _each([both.few for both in found], field),
+                _each([both.few for both in one.rounds], field),
                 bar,
             )
-        )
+            for one in scenarios
+        ]
     finish("waiting", rows)
 
 

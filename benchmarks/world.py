@@ -71,10 +71,9 @@ class Worker(NamedTuple):
 class World:
     """A Redis (Valkey), a PostgreSQL if asked for, and a folder for the ledgers."""
 
-    def __init__(self, *, postgres: bool = False, appendonly: bool = True) -> None:
-        self._want_postgres = postgres
+    def __init__(self, *, postgres: bool = False, binary: str = "valkey") -> None:
         self._stack = ExitStack()
-        self.redis = RedisServer(binary="valkey", appendfsync="everysec", appendonly=appendonly)
+        self.redis = RedisServer(binary=binary, appendfsync="everysec")
         self.postgres = PostgresServer(settings={"shared_buffers": "256MB"}) if postgres else None
         self.dsn: str | None = None
 
@@ -170,12 +169,13 @@ class World:
         info: dict[str, Any] = self.client.info("cpu")
         calls: dict[str, Any] = self.client.info("commandstats")
         trips = sum(int(calls.get(f"cmdstat_{name}", {"calls": 0})["calls"]) for name in ROUND_TRIPS)
-        below = worker.supervisor.children(recursive=True) if worker is not None else []
+        # Through the zygote, which reaps children that are replaced.
+        below = worker.supervisor.children() if worker is not None else []
         return Reading(
             redis=info["used_cpu_sys"] + info["used_cpu_user"],
             postgres=family_cpu(self.postgres.pid) if self.postgres is not None else 0.0,
             supervisor=own_cpu(worker.supervisor) if worker is not None else 0.0,
-            children=sum(own_cpu(process) for process in below),
+            children=sum(family_cpu(process.pid) for process in below),
             trips=trips,
         )
 
