@@ -66,7 +66,7 @@ class World:
         self.seed = seed
         self.postgres = PostgresServer(self.folder / "postgres", fsync=False)
         self.redis = RedisServer(self.folder / "redis", appendfsync="always")
-        self.valkey: redis.Redis = self.redis.client()
+        self.valkey: Any = self.redis.client()  # redis-py's types leave bytes or text open
         self.harness = Harness(self.folder / "crash")
         self.events = Events(self.folder / "events")
         self._supervisors = supervisors
@@ -267,8 +267,8 @@ class World:
                 "in": [key for key in self.valkey.scan_iter(_type="zset") if self.valkey.zscore(key, reference)],
             }
             found.append(" ".join(f"{name}={value}" for name, value in said.items()))
-        names = ("meta", "workers", "free")
-        return found + [f"{name}: {self.valkey.hgetall('sidestream:{s0}:' + name)}" for name in names]
+        hashes = ("meta", "workers", "free")
+        return found + [f"{name}: {self.valkey.hgetall('sidestream:{s0}:' + name)}" for name in hashes]
 
     def last_words(self, program: Program, size: int = 3000) -> str:
         """Return the end of a program's log."""
