@@ -15,6 +15,8 @@ from tests.chaos.world import LEASE, PATIENCE, World
 OPEN_JOBS = 10_000
 AWAY = float(os.environ.get("CHAOS_AWAY", "20"))
 """Seconds that Redis is away; ``make chaos`` takes 600 with ``--away``."""
+FROZEN = float(os.environ.get("CHAOS_FROZEN", str(3 * LEASE)))
+"""Seconds that Redis is frozen; ``make chaos`` takes 60."""
 
 
 @pytest.fixture
@@ -76,13 +78,13 @@ def test_a_frozen_redis_takes_no_live_job_from_its_worker() -> None:
         world.start_workers()
         for worker in world.workers:
             world.wait_for_children(worker)
-        jobs = [world.enqueue("kill.sleep", f"long-{number}", 5 * LEASE) for number in range(2)]
+        jobs = [world.enqueue("kill.sleep", f"long-{number}", FROZEN + 2 * LEASE) for number in range(2)]
         for _ in jobs:
             world.events.next(PATIENCE, "start")
         world.redis.freeze()
-        time.sleep(3 * LEASE)  # three leases in which nobody could renew
+        time.sleep(FROZEN)  # leases in which nobody could renew
         world.redis.thaw()
-        ended = [world.events.next(PATIENCE) for _ in jobs]
+        ended = [world.events.next(FROZEN + PATIENCE) for _ in jobs]
         assert sorted(words[:2] for words in ended) == [["ended", "long-0"], ["ended", "long-1"]]
         world.wait_for("SELECT bool_and(state = 'done') FROM sidestream_job WHERE id = ANY(%s)", jobs)
         assert world.query("SELECT token, count(*) FROM ledger GROUP BY 1 ORDER BY 1") == [("long-0", 1), ("long-1", 1)]
