@@ -243,7 +243,7 @@ def _charge(cursor: Cursor, one: Taken) -> Verdict | None:
     row, _, history = found
     if _ran_alone(history, one.owner):
         error = f"It crashed: the worker {one.owner} died while it ran there alone."
-        written = rows.crash(cursor, row_id, row.attempts, error, MAX_CRASHES)
+        written = rows.crash(cursor, row_id, row.attempts, error, MAX_CRASHES, with_host=True)
         if written.ours:
             attempts.record(cursor, row_id, one.owner, -1, Event.CRASHED, error)
     else:

@@ -89,7 +89,7 @@ class Opened:
     forgiven: int
     #: How many killed their process.
     crashes: int
-    #: Deaths of its host for which it may be to blame: above 0, run it alone.
+    #: Deaths of its host for which it may be to blame, -1 when it was charged with one: unless 0, run it alone.
     suspects: int
     #: The PostgreSQL process that holds the lock.
     backend_pid: int

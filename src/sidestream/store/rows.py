@@ -33,6 +33,8 @@ __all__ = [
 
 AGE_CAP = 24 * 3600.0
 """Seconds after its first counted release for which a job may be handed back again and again."""
+CHARGED = -1
+"""In ``suspects``: it killed its host, which is charged already, and goes on running alone."""
 AGE_CAP_FROM = 10
 """Releases below which the age does not count: waiting a day for one's turn is no fault."""
 
@@ -65,14 +67,15 @@ _BURY = compare_and_set(
     f"state = 'dead', ended_at = {UTC_NOW}, attempts = j.attempts + %(charge)s::integer, error = %(error)s::text",
     _AS_SEEN,
 )
-_CRASHES = "j.crashes + 1 + j.suspects"
+_CRASHES = "j.crashes + 1 + greatest(j.suspects, 0)"
 _CRASH = compare_and_set(
     f"""attempts = j.attempts + 1, crashes = {_CRASHES},
         state = CASE WHEN {_CRASHES} >= %(max)s::integer THEN 'dead' ELSE 'open' END,
-        ended_at = CASE WHEN {_CRASHES} >= %(max)s::integer THEN {UTC_NOW} END, {_STARTS_AGAIN}""",
+        ended_at = CASE WHEN {_CRASHES} >= %(max)s::integer THEN {UTC_NOW} END,
+        {_STARTS_AGAIN.replace("suspects = 0", "suspects = %(suspects)s::integer")}""",
     _AS_SEEN,
 )
-_SUSPECT = compare_and_set("suspects = j.suspects + 1", _AS_SEEN)
+_SUSPECT = compare_and_set("suspects = greatest(j.suspects, 0) + 1", _AS_SEEN)
 # The broker's count begins again when Redis was emptied: a smaller one than the row's is added, in the steps in which
 # it is reported. A job that is not due is not waiting, so its clock does not run.
 _COUNTED = """CASE WHEN %(releases)s::integer >= j.releases THEN %(releases)s::integer
@@ -200,9 +203,27 @@ def bury(
     return write(cur, _BURY, parameters, attempts_seen=attempts_seen)
 
 
-def crash(cur: Cursor, id: int, attempts_seen: int, error: str, max_crashes: int) -> Written:  # noqa: A002
-    """Charge an attempt that killed its process, and what it was suspected of before; dead at ``max_crashes``."""
-    parameters = {"id": id, "seen": attempts_seen, "max": max_crashes, "error": storable(error)}
+def crash(
+    cur: Cursor,
+    id: int,  # noqa: A002
+    attempts_seen: int,
+    error: str,
+    max_crashes: int,
+    *,
+    with_host: bool = False,
+) -> Written:
+    """Charge an attempt that killed its process, and what it was suspected of before; dead at ``max_crashes``.
+
+    ``with_host``: it took its supervisor along. It stays a suspect, so it runs alone again and is charged at once if it
+    does so a third time.
+    """
+    parameters = {
+        "id": id,
+        "seen": attempts_seen,
+        "max": max_crashes,
+        "suspects": CHARGED if with_host else 0,
+        "error": storable(error),
+    }
     return write(cur, _CRASH, parameters, attempts_seen=attempts_seen)
 
 

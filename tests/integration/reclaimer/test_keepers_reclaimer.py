@@ -60,7 +60,7 @@ def test_what_ran_alone_is_charged_with_a_crash(bench: Bench, known: bool) -> No
     bench.start_alone(row_id)
     bench.die(bench.reference(row_id), known=known)
     bench.run_out()
-    assert charges(bench.row(row_id)) == (1, 1, 0)
+    assert charges(bench.row(row_id)) == (1, 1, -1)
     assert bench.history(row_id) == [("started", DEAD), ("crashed", DEAD)]
     assert bench.claimable() == [row_id]
 
