@@ -100,6 +100,8 @@ class Campaign:
     def _look(self) -> bool:
         verdict = checker.check(self._world.connection(), self._world.folder, self._world.dead_direct())
         wrong = verdict.doubled or verdict.ghosts or verdict.reordered
+        if wrong:
+            self.result.failures.append(f"Stopped early, after {sum(self.result.kills.values())} kills: {verdict}")
         if orphans := self._striker.orphans():
             self.result.failures.append(f"Left behind by a killed supervisor: processes {orphans}.")
         return not wrong

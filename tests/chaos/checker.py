@@ -56,11 +56,12 @@ AND NOT EXISTS (SELECT FROM sidestream_job j WHERE j.id = p.job_id AND j.state =
 
 def check(connection: psycopg.Connection[Any], folder: Path, dead_direct: Collection[str] = ()) -> Verdict:
     """Return what the ledger proves at this moment; ``dead_direct`` are the uuids (hex) that the broker buried."""
-    promised = _rows(connection, "SELECT token, job_id, key FROM promised ORDER BY job_id")
+    # Effects first: traffic may go on, and what is promised and done in between must not look like a ghost.
     effects = _rows(connection, "SELECT token, job_id, key, seen, uuid FROM ledger ORDER BY at")
+    plain_runs = Counter(token for (token,) in ledger.lines(folder / ledger.PLAIN))
+    promised = _rows(connection, "SELECT token, job_id, key FROM promised ORDER BY job_id")
     dead = {job_id for (job_id,) in _rows(connection, "SELECT id FROM sidestream_job WHERE state = 'dead'")}
     intents, accepted = _direct_notes(folder)
-    plain_runs = Counter(token for (token,) in ledger.lines(folder / ledger.PLAIN))
     counts = Counter(token for token, *_ in effects)
     wanted = {token: job_id for token, job_id, _ in promised}
 
