@@ -90,21 +90,20 @@ class LeaseKeeper:
 
     def _reassert(self) -> None:
         """State what we hold in the new generation; everybody does so before the rows are published again."""
-        options = self._state.options
-        if not self._broker.generation().number:
-            self._broker.begin_generation()
-        with self._state.lock:
-            held = list(self._state.held.values())
-        renewed = self._broker.reassert(options.supervisor, options.lanes, held) if held else []
-        with self._state.lock:
-            for delivery in renewed:
-                if delivery.reference in self._state.held:
-                    self._state.held[delivery.reference] = delivery
+        options, state = self._state.options, self._state
+        with state.telling:
+            if not self._broker.generation().number:
+                self._broker.begin_generation()
+            with state.lock:
+                held = list(state.held.values())
+            renewed = self._broker.reassert(options.supervisor, options.lanes, held) if held else []
+            with state.lock:
+                for delivery in renewed:
+                    if delivery.reference in state.held:
+                        state.held[delivery.reference] = delivery
         self._moved = False
         log.warning(
-            "Redis holds a new generation; %s deliveries were stated anew.",
-            len(renewed),
-            extra={"action": "reasserted"},
+            "Redis holds a new generation; %s jobs were stated anew.", len(renewed), extra={"action": "reasserted"}
         )
 
     def _drop(self, lost: list[Lease]) -> None:

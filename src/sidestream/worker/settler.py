@@ -191,10 +191,12 @@ class Settler:
     def _settle_these(self, done: list[Delivery]) -> list[Delivery]:
         """Settle in lots; return what could not be settled now."""
         while done:
-            batch = [self._state.current(delivery) for delivery in done[:SETTLE_MOST]]
             crash_point("settle.before_broker")
             try:
-                self._broker.settle(self._state.options.lanes, batch)
+                with self._state.telling:
+                    batch = [self._state.current(delivery) for delivery in done[:SETTLE_MOST]]
+                    self._broker.settle(self._state.options.lanes, batch)
+                    self._forget(batch)
             except GenerationMoved:
                 self._on_moved()
                 return done
@@ -203,21 +205,21 @@ class Settler:
                 return done
             crash_point("settle.settled")
             done = done[SETTLE_MOST:]
-            self._forget(batch)
         return done
 
     def _apply(self, delivery: Delivery, handling: Handling) -> None:
         """Tell the broker what the books decided."""
-        held = self._state.current(delivery)
         if handling.alone:
             with self._state.changed:
-                self._state.alone.append(held)
+                self._state.alone.append(self._state.current(delivery))
                 self._state.changed.notify_all()
             return
-        releases = handling.tell(self._broker, self._state.options.lanes, held)
+        with self._state.telling:
+            held = self._state.current(delivery)
+            releases = handling.tell(self._broker, self._state.options.lanes, held)
+            self._forget([held])
         if releases > 0:
             self._books.released(delivery, releases, handling.reason)
-        self._forget([held])
 
     def _publish(self, publications: list[Publication]) -> None:
         try:
