@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -164,18 +164,18 @@ class World:
                     process.kill()
                     process.wait()
 
-    def read(self, worker: Worker | None = None) -> Reading:
-        """Return what the servers and ``worker`` used up so far."""
+    def read(self, worker: Worker | None = None, *, loops: Sequence[int] = ()) -> Reading:
+        """Return what the servers, and ``worker`` or the bare ``loops`` (pids), used up so far."""
         info: dict[str, Any] = self.client.info("cpu")
         calls: dict[str, Any] = self.client.info("commandstats")
         trips = sum(int(calls.get(f"cmdstat_{name}", {"calls": 0})["calls"]) for name in ROUND_TRIPS)
         # Through the zygote, which reaps children that are replaced.
-        below = worker.supervisor.children() if worker is not None else []
+        below = [process.pid for process in worker.supervisor.children()] if worker is not None else loops
         return Reading(
             redis=info["used_cpu_sys"] + info["used_cpu_user"],
             postgres=family_cpu(self.postgres.pid) if self.postgres is not None else 0.0,
             supervisor=own_cpu(worker.supervisor) if worker is not None else 0.0,
-            children=sum(family_cpu(process.pid) for process in below),
+            children=sum(family_cpu(pid) for pid in below),
             trips=trips,
         )
 
