@@ -203,12 +203,14 @@ class Collector:
 
     def _child_ended(self, child: ChildState) -> None:
         """Its process is gone: take what it said before, then what its slot says."""
-        for registered in (child.pidfd, child.end):
-            if registered in self._selector.get_map():
-                self._selector.unregister(registered)
+        if child.pidfd >= 0 and child.pidfd in self._selector.get_map():
+            self._selector.unregister(child.pidfd)
+        if child.end in self._selector.get_map():
+            self._selector.unregister(child.end)
         while (message := self._drain(child)) is not None:
             self._reported(child, wire.read_report(message))
         kill_group(child.pid)
+        child.ended = True
         reading = self._slots.read(child.slot)
         # The slot is given to a new child at once; the verdict waits until the zygote said that it outlived this one.
         self._ended[child.pid] = (child, reading)

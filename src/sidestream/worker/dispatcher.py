@@ -75,11 +75,13 @@ class Dispatcher:
     def send_alone(self, delivery: Delivery, child: ChildState) -> None:
         """Send a job that runs alone, now that its attempt row is written. Call it under the state's lock."""
         child.reserved = False
-        if child.doom is None and child.pid:
+        if child.doom is None and not child.ended:
             self._send(child, [delivery], careful=True)
-        else:
+            return
+        # It died while the row was being written, maybe because PostgreSQL was away: another child takes its place.
+        if self._state.exclusive is child:
             self._state.exclusive = None
-            self._state.alone.appendleft(delivery)
+        self._state.alone.appendleft(delivery)
 
     def _wait_for_room(self) -> tuple[int, int] | None:
         """Wait until a claim makes sense; return (free, prefetch), or None when draining."""

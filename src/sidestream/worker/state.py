@@ -54,6 +54,8 @@ class ChildState:
     reserved: bool = False
     retiring: bool = False
     doom: Doom | None = None
+    #: Its process is gone and its deliveries were taken back: nothing may be sent to it any more.
+    ended: bool = False
     #: Its zygote is gone: nobody will tell that it was reaped.
     orphaned: bool = False
     #: Position up to which a recall was asked for, or -1.
@@ -64,7 +66,7 @@ class ChildState:
     @property
     def idle(self) -> bool:
         """Whether a batch may be sent to it."""
-        return self.pid > 0 and not (self.deliveries or self.reserved or self.retiring or self.doom)
+        return self.pid > 0 and not (self.deliveries or self.reserved or self.retiring or self.doom or self.ended)
 
 
 class WorkerState:

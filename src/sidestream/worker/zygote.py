@@ -98,7 +98,10 @@ class Zygote:
 
     def _serve(self) -> bool:
         """Carry out one request; return False when the supervisor is gone."""
-        packet, descriptors, _, _ = socket.recv_fds(self._control, 4096, 1)
+        try:
+            packet, descriptors, _, _ = socket.recv_fds(self._control, 4096, 1)
+        except ConnectionResetError:
+            return False  # it died with a message of ours unread
         if not packet:
             return False
         slot = int(packet)
