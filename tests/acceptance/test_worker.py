@@ -260,7 +260,7 @@ def test_sigterm_lets_running_jobs_end(rig: Rig) -> None:
     worker.send_signal(signal.SIGTERM)
     rig.until(lambda: b"Draining" in rig.log.read_bytes())
     file.touch()
-    assert worker.wait(20) == 0
+    assert worker.wait(20) == 0, rig.log.read_text()
     assert rig.job(job).state == "done"
     assert rig.job(job).attempts == 0
 
@@ -273,7 +273,7 @@ def test_a_second_sigterm_hands_back_what_runs(rig: Rig) -> None:
     worker.send_signal(signal.SIGTERM)
     rig.until(lambda: b"Draining" in rig.log.read_bytes())
     worker.send_signal(signal.SIGTERM)
-    assert worker.wait(20) == 0
+    assert worker.wait(20) == 0, rig.log.read_text()
     row = rig.job(job)
     assert (row.state, row.attempts, row.crashes) == ("open", 0, 0)
     file.touch()

@@ -81,6 +81,8 @@ class Collector:
                 with self._state.changed:
                     if kind == "control":
                         self._zygote_says()
+                    elif child.ended:
+                        continue  # an event before this one, of the same look, told of its end
                     elif kind == "end":
                         self._child_says(child)
                     else:
