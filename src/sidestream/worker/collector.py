@@ -128,8 +128,10 @@ class Collector:
             self._settle_dead(child, reading, "its zygote ended")
         self._ended.clear()
         for child in list(self._state.children.values()):
-            if not child.pid:  # asked for, never forked
-                self._selector.unregister(child.end)
+            if not child.pid:  # asked for, never forked; its end of file may have been seen before
+                if child.end in self._selector.get_map():
+                    self._selector.unregister(child.end)
+                child.ended = True
                 self._pool.forget(child)
         self._start_at = time.monotonic() + (0.0 if was_ready else ZYGOTE_PAUSE)
 
