@@ -3,12 +3,12 @@
 Call :func:`open_job` first in the job's transaction, at REPEATABLE READ. Its own snapshot then proves two things at
 once: that nothing stands before the job, and that the effects of all that stood before it are visible.
 
-1. :func:`lock_key`, when the job has a key: in a statement of its own *before* BEGIN. A lock taken inside the
+1. :func:`lock_tag`, when the job has a key: in a statement of its own *before* BEGIN. A lock taken inside the
    transaction would come after its snapshot, and the holder before us would be over but not visible (C5).
 2. :func:`open_job`. Serialization failures (40001: the row changed after the snapshot) come out as they are; the
    executor's loop tries again with a new snapshot.
 3. :func:`sidestream.store.rows.finish` in the same transaction.
-4. :func:`unlock_key`.
+4. :func:`unlock_tag`.
 """
 
 # ruff: noqa: S608  (every statement is made of this room's own constants; values are bound)
@@ -18,7 +18,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from uuid import UUID
 
-from sidestream.job.names import tag
 from sidestream.job.states import State
 from sidestream.store.cursor import Cursor
 from sidestream.store.written import UTC_NOW
@@ -193,16 +192,6 @@ def inbox_has(cur: Cursor, uuid: UUID) -> bool:
         {"uuid": str(uuid)},
     )
     return bool(cur.fetchone()[0])
-
-
-def lock_key(cur: Cursor, key: str) -> bool:
-    """Take the session's lock on ``key`` without waiting, before BEGIN; False when another session has it."""
-    return lock_tag(cur, tag(key, 8))
-
-
-def unlock_key(cur: Cursor, key: str) -> bool:
-    """Free what :func:`lock_key` took; False when this session did not have it."""
-    return unlock_tag(cur, tag(key, 8))
 
 
 def lock_tag(cur: Cursor, lock: bytes) -> bool:

@@ -18,6 +18,7 @@ import pytest
 
 from sidestream.errors import LockLost
 from sidestream.job.job import Job
+from sidestream.job.names import tag
 from sidestream.job.states import State
 from sidestream.store import attempts, control, opening, rows
 from sidestream.store.adapter import LOCK_NOT_AVAILABLE, SERIALIZATION_FAILURE, sqlstate
@@ -231,25 +232,25 @@ def test_c05_who_opens_sees_what_its_predecessor_did(a: Session, b: Session) -> 
 
 
 def test_c05_the_keys_lock_outlives_transactions_and_dies_with_its_session(a: Session, b: Session) -> None:
-    assert opening.lock_key(a.cur, "k")
-    assert not opening.lock_key(b.cur, "k")
-    assert opening.lock_key(b.cur, "another")
+    assert opening.lock_tag(a.cur, tag("k", 8))
+    assert not opening.lock_tag(b.cur, tag("k", 8))
+    assert opening.lock_tag(b.cur, tag("another", 8))
     a.begin()
     a.value("SELECT 1")
     a.commit()
     a.begin()
     a.rollback()
-    assert not opening.lock_key(b.cur, "k")
+    assert not opening.lock_tag(b.cur, tag("k", 8))
     b.value("SELECT pg_terminate_backend(%(pid)s, 5000)", {"pid": a.pid})
-    assert opening.lock_key(b.cur, "k")
-    assert opening.unlock_key(b.cur, "k")
+    assert opening.lock_tag(b.cur, tag("k", 8))
+    assert opening.unlock_tag(b.cur, tag("k", 8))
 
 
 def test_c05_a_key_is_unlocked_by_its_holder_alone(a: Session, b: Session) -> None:
-    assert opening.lock_key(a.cur, "k")
+    assert opening.lock_tag(a.cur, tag("k", 8))
     b.execute("SET client_min_messages = error")
-    assert not opening.unlock_key(b.cur, "k")
-    assert opening.unlock_key(a.cur, "k")
+    assert not opening.unlock_tag(b.cur, tag("k", 8))
+    assert opening.unlock_tag(a.cur, tag("k", 8))
     assert opening.lock_tag(b.cur, b"\xff" * 8)  # tags above 2**63 are numbers below zero
     assert opening.unlock_tag(b.cur, b"\xff" * 8)
 
