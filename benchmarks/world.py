@@ -29,7 +29,7 @@ HERE = Path(__file__).resolve().parent
 SIGNING_KEYS = "bench:0123456789abcdef0123456789abcdef"
 """Only ever used on servers that live as long as a script."""
 DATABASE = "bench"
-ROUND_TRIPS = ("evalsha", "eval", "blmpop", "blpop")
+ROUND_TRIPS = ("fcall", "blmpop", "blpop")
 """The commands that Sidestream's clients send; none of them can be called by a script."""
 WORKER_STOPS = 30.0
 """Seconds that a worker is given to stop."""

@@ -22,7 +22,7 @@ from psycopg import sql
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from sidestream.broker.redis.embedded import find_server, stage
+from sidestream.broker.redis.embedded import ALLOCATOR, find_server, stage
 from sidestream.testing.server_process import Server, ServerFailed
 
 POSTGRES_BINARIES = Path("/usr/lib/postgresql/15/bin")
@@ -165,8 +165,9 @@ class RedisServer(Server):
         return [str(self._binary), *own, *socket, "--save", "", "--maxmemory-policy", "noeviction", *self._arguments]
 
     def environment(self) -> dict[str, str]:
-        """Redis from Debian finds the libraries that were unpacked beside it."""
-        return {"LD_LIBRARY_PATH": str(self._binary.parent)} if any(self._binary.parent.glob("*.so*")) else {}
+        """The embedded one's allocator settings; Redis from Debian finds the libraries that were unpacked beside it."""
+        beside = {"LD_LIBRARY_PATH": str(self._binary.parent)} if any(self._binary.parent.glob("*.so*")) else {}
+        return ALLOCATOR | beside
 
     def ready(self) -> bool:
         """Whether it answers over TCP, as itself and done loading (a leftover socket file proves nothing)."""

@@ -15,7 +15,7 @@ from sidestream.broker.redis.connection import RedisConnection, shown
 from sidestream.errors import BrokerFull, BrokerUnavailable, BrokerUnsuitable, SettingsError
 from sidestream.testing.servers import RedisServer
 from tests.integration.redis.conftest import Clock
-from tests.integration.redis.test_scripts import DB, LANE, P, claimed, direct, row
+from tests.integration.redis.test_functions import DB, LANE, P, claimed, direct, row
 
 
 def strange(client: redis.Redis) -> tuple[int, int]:
@@ -162,9 +162,9 @@ class TestServers:
 
     def test_missing_rights(self, own_server: RedisServer) -> None:
         with own_server.client() as client:
-            client.execute_command("ACL", "SETUSER", "poor", "on", ">secret", "~*", "+@all", "-eval", "-evalsha")
+            client.execute_command("ACL", "SETUSER", "poor", "on", ">secret", "~*", "+@all", "-fcall")
             client.execute_command("ACL", "SETUSER", "lone", "on", ">secret", "~other:*", "+@all")
-        for user, path in (("poor", "eval"), ("lone", "key")):
+        for user, path in (("poor", "fcall"), ("lone", "key")):
             url = f"redis://{user}:secret@127.0.0.1:{own_server.port}"
             broker = RedisBroker(url, timeout=10)
             ask = broker.probe if user == "poor" else broker.begin_generation

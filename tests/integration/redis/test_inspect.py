@@ -7,7 +7,7 @@ import redis
 from sidestream.broker.redis.broker import RedisBroker
 from sidestream.broker.redis.inspect import AnnouncedWorker, LaneDepth, RedisInspector
 from tests.integration.redis.conftest import START
-from tests.integration.redis.test_scripts import LANE, P, claimed, direct, row
+from tests.integration.redis.test_functions import LANE, P, claimed, direct, row
 
 
 def test_an_empty_shard(broker: RedisBroker) -> None:

@@ -1,4 +1,4 @@
-"""The Redis broker: each method is the keys' prefix and one script.
+"""The Redis broker: each method is the keys' prefix and one function of ``lua/``.
 
 A job's way: publish -> claim (ready -> stream, read) -> renew ... -> settle, or release / bury. When a worker dies:
 reclaim. When Redis was emptied: begin_generation, reassert, publish.
@@ -15,11 +15,11 @@ from sidestream.broker.protocol import Capability, Delivery, Generation, Lease, 
 from sidestream.broker.redis import keys
 from sidestream.broker.redis.connection import RedisConnection
 from sidestream.broker.redis.entries import EntryReader
+from sidestream.broker.redis.functions import Functions
 from sidestream.broker.redis.probe import information, probe
-from sidestream.broker.redis.scripts import Scripts
 
 CHUNK = 500
-"""Most jobs in one script call: Redis serves nobody else meanwhile (about 5 us each)."""
+"""Most jobs in one function call: Redis serves nobody else meanwhile (about 5 us each)."""
 _PLACES = (Place.NOWHERE, Place.READY, Place.DELAYED, Place.BEHIND_KEY, Place.HANDED_OFF)
 Item = TypeVar("Item")
 
@@ -52,41 +52,42 @@ class RedisBroker:
         """
         self.connection = RedisConnection(url, timeout)
         self.prefix = prefix
-        self._scripts = Scripts(self.connection, prefix, clock_ms)
+        self._functions = Functions(self.connection, prefix, clock_ms)
         self._half_lease = lease_ms // 2
-        self._reader = EntryReader(self._scripts)
+        self._reader = EntryReader(self._functions)
 
     def probe(self) -> None:
         """Return if this server may be used; raises BrokerUnavailable or BrokerUnsuitable with the reason."""
         probe(self.connection)
+        self._functions.look()  # a user without the right to load and call functions is told now, not at the first job
 
     def generation(self) -> Generation:
         """See :meth:`Broker.generation`."""
-        number, built = self._scripts.look()
+        number, built = self._functions.look()
         told = information(self.connection, "server", "replication")
-        self._scripts.generation = str(number)
+        self._functions.generation = str(number)
         return Generation(number, f"{told.get('run_id', '')}/{told.get('master_replid', '')}", built)
 
     def begin_generation(self) -> Generation:
         """See :meth:`Broker.begin_generation`."""
-        self._scripts.begin()
+        self._functions.begin()
         return self.generation()
 
     def mark_built(self, database: bytes) -> None:
         """See :meth:`Broker.mark_built`."""
-        self._scripts.built(database.hex())
+        self._functions.built(database.hex())
 
     def announce(self, consumer: str, lanes: Sequence[str], info: str, ttl_ms: int) -> None:
         """See :meth:`Broker.announce`."""
-        self._scripts.announce(consumer, info, ttl_ms, lanes)
+        self._functions.announce(consumer, info, ttl_ms, lanes)
 
     def withdraw(self, consumer: str, lanes: Sequence[str]) -> None:
         """See :meth:`Broker.withdraw`."""
-        self._scripts.withdraw(consumer)
+        self._functions.withdraw(consumer)
 
     def publish(self, jobs: Sequence[Publication], *, force: bool = False) -> int:
         """See :meth:`Broker.publish`; a large number goes in chunks, so an error may leave the first ones published."""
-        return sum(self._scripts.publish(chunk, force) for chunk in _chunks(jobs))
+        return sum(self._functions.publish(chunk, force) for chunk in _chunks(jobs))
 
     def claim(
         self, consumer: str, lanes: Sequence[str], *, free: int, prefetch: int = 0, wait_ms: int = 0
@@ -96,7 +97,7 @@ class RedisBroker:
             return []
         deadline = time.monotonic() + wait_ms / 1000
         while True:
-            block_ms, words = self._scripts.claim(self._half_lease, consumer, free, prefetch, wait_ms, lanes)
+            block_ms, words = self._functions.claim(self._half_lease, consumer, free, prefetch, wait_ms, lanes)
             if words or not block_ms:
                 return self._reader.deliveries(words, consumer)
             deliveries = self._wait(consumer, free, block_ms)
@@ -108,7 +109,7 @@ class RedisBroker:
         """See :meth:`Broker.renew`."""
         lost = [lease for lease in leases if lease.consumer != consumer]
         for chunk in _chunks([lease for lease in leases if lease.consumer == consumer]):
-            lost += (chunk[at - 1] for at in self._scripts.renew(self._half_lease, chunk))
+            lost += (chunk[at - 1] for at in self._functions.renew(self._half_lease, chunk))
         return lost
 
     def settle(self, lanes: Sequence[str], deliveries: Sequence[Delivery]) -> list[Lease]:
@@ -121,7 +122,7 @@ class RedisBroker:
                 if entries is None:
                     entries = by_lane[delivery.lane] = []
                 entries.append(delivery.lease.entry)
-            positions = self._scripts.settle(by_lane)
+            positions = self._functions.settle(by_lane)
             if positions:
                 order = [entry for entries in by_lane.values() for entry in entries]
                 gone = {order[position - 1] for position in positions}
@@ -140,7 +141,7 @@ class RedisBroker:
         count: bool = True,
     ) -> int:
         """See :meth:`Broker.release`."""
-        return self._scripts.release(
+        return self._functions.release(
             delivery,
             delay_ms,
             blocked=blocked_by is not None,
@@ -151,11 +152,11 @@ class RedisBroker:
 
     def bury(self, lanes: Sequence[str], delivery: Delivery, error: str) -> bool:
         """See :meth:`Broker.bury`."""
-        return self._scripts.bury(delivery, error)
+        return self._functions.bury(delivery, error)
 
     def reclaim(self, consumer: str, lanes: Sequence[str], *, lease_ms: int, renew_ms: int, cursor: str) -> Reclaimed:
         """See :meth:`Broker.reclaim`; late leases are found by their age, so the cursor only counts the calls."""
-        more, found = self._scripts.reclaim(consumer, lease_ms, renew_ms, lanes)
+        more, found = self._functions.reclaim(consumer, lease_ms, renew_ms, lanes)
         taken: list[tuple[Delivery, str]] = []
         for *words, count, loser in found:
             taken += ((delivery, loser.decode()) for delivery in self._reader.deliveries(words, consumer, count))
@@ -165,21 +166,21 @@ class RedisBroker:
         """See :meth:`Broker.reassert`."""
         ours: list[Delivery] = []
         for chunk in _chunks(deliveries):
-            for position, entry in self._scripts.reassert(consumer, chunk):
+            for position, entry in self._functions.reassert(consumer, chunk):
                 ours.append(chunk[position - 1]._replace(lease=Lease(entry, consumer, 1)))
         return ours
 
     def known(self, database: bytes, chunk: int) -> bytes:
         """See :meth:`Broker.known`."""
-        return self._scripts.known(database, chunk)
+        return self._functions.known(database, chunk)
 
     def locate(self, jobs: Sequence[Publication]) -> list[Place]:
         """See :meth:`Broker.locate`."""
-        return [_PLACES[number] for chunk in _chunks(jobs) for number in self._scripts.locate(chunk)]
+        return [_PLACES[number] for chunk in _chunks(jobs) for number in self._functions.locate(chunk)]
 
     def discard(self, job: Publication) -> bool:
         """See :meth:`Broker.discard`."""
-        return self._scripts.discard(job)
+        return self._functions.discard(job)
 
     def close(self) -> None:
         """See :meth:`Broker.close`."""

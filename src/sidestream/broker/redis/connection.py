@@ -18,7 +18,6 @@ from redis.exceptions import (
     ClusterDownError,
     MaxConnectionsError,
     NoPermissionError,
-    NoScriptError,
     OutOfMemoryError,
     ReadOnlyError,
     RedisError,
@@ -37,8 +36,8 @@ _FINAL = (AuthenticationError, AuthorizationError, BusyLoadingError, MaxConnecti
 """Connection errors that a second connection would meet again."""
 
 
-class ScriptMissing(Exception):
-    """The server does not have the script that EVALSHA named."""
+class FunctionMissing(Exception):
+    """The server does not have the function that FCALL named."""
 
 
 class RedisConnection:
@@ -81,7 +80,7 @@ class RedisConnection:
 
         Raises:
             BrokerError: One of its kinds; see :func:`translate`.
-            ScriptMissing: EVALSHA named a script that the server does not have.
+            FunctionMissing: FCALL named a function that the server does not have.
         """
         try:
             return self._once(command, wait)
@@ -113,8 +112,8 @@ class RedisConnection:
             self._pool.release(connection)
 
     def _explain(self, error: Exception) -> Exception:
-        if isinstance(error, NoScriptError):
-            return ScriptMissing()
+        if str(error) == "Function not found":
+            return FunctionMissing()
         return translate(error, self.url)
 
 

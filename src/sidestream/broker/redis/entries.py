@@ -1,11 +1,11 @@
-"""From what the scripts hand out to deliveries: the hot path of every claim."""
+"""From what the functions hand out to deliveries: the hot path of every claim."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from sidestream.broker.protocol import Delivery, Lease
-from sidestream.broker.redis.scripts import Scripts
+from sidestream.broker.redis.functions import Functions
 from sidestream.job.reference import DIRECT_SIZE, ROW_SIZE
 
 TOKEN_SIZE = 16
@@ -16,9 +16,9 @@ _VERSIONS = {ROW_SIZE: 1, DIRECT_SIZE: 2}
 class EntryReader:
     """Reads what ``grant`` in ``lua/shared/lease.lua`` wrote and puts foreign bytes aside."""
 
-    def __init__(self, scripts: Scripts) -> None:
-        """Read entries of the shard that ``scripts`` speaks to."""
-        self._scripts = scripts
+    def __init__(self, functions: Functions) -> None:
+        """Read entries of the shard that ``functions`` speaks to."""
+        self._functions = functions
         self._lanes: dict[bytes, str] = {}
 
     def deliveries(self, words: Sequence[bytes], consumer: str, count: int = 1) -> list[Delivery]:
@@ -54,5 +54,5 @@ class EntryReader:
             else:
                 strange.append(element)
         if strange:
-            self._scripts.strange(strange)
+            self._functions.strange(strange)
         return self.deliveries(words, consumer)

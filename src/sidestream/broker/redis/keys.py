@@ -1,6 +1,6 @@
 """Every key that Sidestream keeps in Redis: one function a key, all below the shard's tagged prefix.
 
-The scripts build the same names from ``KEYS[1]`` (``lua/shared/core.lua``); ``docs/reference/keys.md`` is the table.
+The functions build the same names from ``KEYS[1]`` (``lua/shared/core.lua``); ``docs/reference/keys.md`` is the table.
 """
 
 from __future__ import annotations

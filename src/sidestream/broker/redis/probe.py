@@ -32,8 +32,6 @@ def probe(connection: RedisConnection) -> None:
             f"Redis at {url} has maxmemory-policy {policy}, under which it throws jobs away: expected noeviction; "
             "set it with CONFIG SET maxmemory-policy noeviction, and in its configuration file."
         )
-    # A script that does nothing: a user without the right to run scripts is told now, not at the first job.
-    connection.run("EVAL", "return redis.call('PING')", 0)
 
 
 def information(connection: RedisConnection, *sections: str) -> dict[str, str]:

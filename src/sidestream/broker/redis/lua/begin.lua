@@ -1,9 +1,8 @@
-#!lua
 -- Begin a generation if there is none; the first caller wins. Its number is this server's time in microseconds.
 -- KEYS[1] prefix; built: meta
 -- ARGV    none used (generation and now as everywhere)
 -- Returns {code, generation number}
---@include core
+-- Flags   none
 local time = call('TIME')
 local number = digits(time[1] * 1000000 + time[2])
 -- Tokens go on from there, so that no lease of an earlier generation can be taken for one of this.

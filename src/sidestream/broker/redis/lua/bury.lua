@@ -1,18 +1,8 @@
-#!lua flags=allow-oom
 -- End a direct job as dead: its bytes and its error are kept. (A row is only forgotten: its row says that it is dead.)
 -- KEYS[1] prefix; built: as settle, and dead
 -- ARGV    generation, now, entry, lane, error
 -- Returns {code, 1, or 0 when the lease was lost}
---@include core
---@include reference
---@include known
---@include tries
---@include places
---@include line
---@include pick
---@include lease
---@include hand_off
---@include forget
+-- Flags   allow-oom
 if moved() then return {MOVED} end
 
 local entry, lane = ARGV[3], ARGV[4]

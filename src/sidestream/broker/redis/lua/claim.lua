@@ -1,19 +1,9 @@
-#!lua flags=allow-oom
 -- Hand jobs to a consumer: promote what is due, then what was handed to it and not read, then the oldest ready ones.
 -- KEYS[1] prefix; built: meta free hand:<consumer> delayed:<lane> ready:<lane> leases held:<lane> tries direct heads
 --         behind key:<db>:<tag> strange
 -- ARGV    generation, now, half lease ms, consumer, free, prefetch, wait ms, lanes...
 -- Returns {code, ms to block for (0: do not), {entry, meta, payload or '' for each}}
---@include core
---@include beat
---@include reference
---@include tries
---@include places
---@include line
---@include pick
---@include lease
---@include hand_off
---@include promote
+-- Flags   allow-oom
 if beat_or_moved(tonumber(ARGV[3])) then return {MOVED} end
 
 local consumer, free, prefetch, wait = ARGV[4], tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])

@@ -1,17 +1,9 @@
-#!lua flags=allow-oom
 -- Remove a waiting reference whose row ended; its known bit goes too, so that a retry by a person publishes it again.
 -- KEYS[1] prefix; built: meta leases held:<lane> ready:<lane> delayed:<lane> heads behind key:<db>:<tag> tries direct
 --         known:<db>:<chunk> free hand:<consumer> strange
 -- ARGV    generation, now, reference, lane
 -- Returns {code, 1, or 0 when it is handed off or nowhere}
---@include core
---@include reference
---@include known
---@include places
---@include line
---@include pick
---@include lease
---@include hand_off
+-- Flags   allow-oom
 if moved() then return {MOVED} end
 
 local reference, lane = ARGV[3], ARGV[4]

@@ -1,10 +1,7 @@
-#!lua flags=no-writes
 -- The known bits of one chunk of row ids.
 -- KEYS[1] prefix; built: meta known:<db>:<chunk>
 -- ARGV    generation, now, database (8 bytes), chunk
 -- Returns {code, bitmap}
---@include core
---@include reference
---@include known
+-- Flags   no-writes
 if moved() then return {MOVED} end
 return {OK, call('GET', known_key(ARGV[3], tonumber(ARGV[4]))) or ''}

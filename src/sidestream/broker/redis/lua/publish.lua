@@ -1,4 +1,3 @@
-#!lua
 -- Make jobs claimable. Idempotent: a row whose known bit is set, or a direct job whose bytes are held, is skipped.
 -- Refused as a whole when Redis is out of memory (no allow-oom flag above).
 -- KEYS[1] prefix; built: meta lanes direct dead known:<db>:<chunk> ready:<lane> delayed:<lane> heads behind
@@ -7,15 +6,7 @@
 --         lane, how many jobs, and for each of them: reference, due ms (0: now; with a leading + it was attempted and
 --         keeps its place in its key's line while it waits), payload ('' for a row)
 -- Returns {code, how many were new}
---@include core
---@include reference
---@include known
---@include places
---@include line
---@include pick
---@include lease
---@include hand_off
---@include find
+-- Flags   none
 if moved() then return {MOVED} end
 
 local force, count, buried = ARGV[3] == '1', 0, call('EXISTS', DEAD) == 1

@@ -1,19 +1,10 @@
-#!lua flags=allow-oom
 -- In a new generation: a consumer states what it holds. A job that somebody else holds by now is not given back.
 -- KEYS[1] prefix; built: meta leases held:<lane> known:<db>:<chunk> direct tries heads behind key:<db>:<tag>
 --         ready:<lane> delayed:<lane> free hand:<consumer> strange lanes
 -- ARGV    generation, now, consumer, then for each job: reference, lane, ready ms, payload ('' for a row), attempts,
 --         crashes, releases
 -- Returns {code, {position (from 1), entry}...}
---@include core
---@include reference
---@include known
---@include tries
---@include places
---@include line
---@include pick
---@include lease
---@include hand_off
+-- Flags   allow-oom
 if moved() then return {MOVED} end
 
 -- Out of every waiting place; false when it is handed off already.

@@ -1,17 +1,9 @@
-#!lua flags=allow-oom
 -- Take over deliveries whose lease ran out, oldest first, at most 100.
 -- KEYS[1] prefix; built: meta workers leases held:<lane> direct tries heads behind key:<db>:<tag> ready:<lane>
 --         delayed:<lane> free hand:<consumer> strange
 -- ARGV    generation, now, consumer, lease ms, renew ms, lanes...
 -- Returns {code, 1 when there may be more, then for each: {entry, meta, payload or '', deliveries, who lost it}}
---@include core
---@include beat
---@include reference
---@include places
---@include line
---@include pick
---@include lease
---@include hand_off
+-- Flags   allow-oom
 local consumer, lease_ms, renew_ms = ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
 if beat_or_moved(lease_ms / 2) then return {MOVED} end
 local gap = call('HGET', META, 'gap')

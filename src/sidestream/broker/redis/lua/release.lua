@@ -1,4 +1,3 @@
-#!lua flags=allow-oom
 -- Hand one job back, to its old place, or after a delay, or behind its key.
 -- KEYS[1] prefix; built: meta leases held:<lane> tries ready:<lane> delayed:<lane> heads behind key:<db>:<tag> direct
 --         free hand:<consumer> strange
@@ -6,14 +5,7 @@
 --         delay ms ('' grows with the releases), blocked (1: an open job of its key stands before it),
 --         attempt (1: charge one), crash (1: charge one), count (1: count this release)
 -- Returns {code, releases since it was last started, or -1 when the lease was lost}
---@include core
---@include reference
---@include tries
---@include places
---@include line
---@include pick
---@include lease
---@include hand_off
+-- Flags   allow-oom
 if moved() then return {MOVED} end
 
 local entry, lane, ready, blocked = ARGV[3], ARGV[4], tonumber(ARGV[5]), ARGV[7] == '1'

@@ -1,11 +1,8 @@
-#!lua flags=allow-oom
 -- Restart the lease time of deliveries that are still the caller's.
 -- KEYS[1] prefix; built: meta leases held:<lane>
 -- ARGV    generation, now, half lease ms, then the entry of each lease
 -- Returns {code, position of each lost lease (from 1)...}
---@include core
---@include beat
---@include lease
+-- Flags   allow-oom
 if beat_or_moved(tonumber(ARGV[3])) then return {MOVED} end
 
 local references, answer, held = {}, {OK}, {}

@@ -1,18 +1,9 @@
-#!lua flags=allow-oom
 -- Final: forget jobs, clear their known bits, free their keys. Works when Redis is out of memory.
 -- KEYS[1] prefix; built: meta leases held:<lane> tries direct known:<db>:<chunk> heads behind key:<db>:<tag>
 --         ready:<lane> delayed:<lane> free hand:<consumer> strange
 -- ARGV    generation, now, then for each lane: lane, how many jobs, the entry of each
 -- Returns {code, position of each lost lease among all entries (from 1)...}
---@include core
---@include reference
---@include known
---@include places
---@include line
---@include pick
---@include lease
---@include hand_off
---@include forget
+-- Flags   allow-oom
 if moved() then return {MOVED} end
 
 local at, nth, answer, ended = 3, 0, {OK}, {}

@@ -1,16 +1,9 @@
-#!lua flags=allow-oom
 -- Take an announcement back; what was handed to the consumer and not read goes back to where it came from.
 -- KEYS[1] prefix; built: meta workers free hand:<consumer> leases held:<lane> ready:<lane> delayed:<lane> heads behind
 --         key:<db>:<tag> direct tries strange
 -- ARGV    generation, now, consumer
 -- Returns {code}
---@include core
---@include reference
---@include places
---@include line
---@include pick
---@include lease
---@include hand_off
+-- Flags   allow-oom
 if moved() then return {MOVED} end
 call('HDEL', FREE, ARGV[3])
 call('HDEL', WORKERS, ARGV[3])

@@ -1,5 +1,5 @@
 -- What a packed reference says (sidestream/job/reference.py): version, database, id or uuid, action, group, key tag.
-local NO_KEY = string.rep('\0', 8)
+local NO_KEY = '\0\0\0\0\0\0\0\0'
 
 -- Lengths by version: 33 bytes for a row, 41 for a direct job.
 local function valid(reference)
@@ -12,7 +12,7 @@ local function row_id(reference) return struct.unpack('>I8', reference, 10) end
 local function keyed(reference) return sub(reference, -8) ~= NO_KEY end
 
 -- Of 8 bytes: a database or a key tag.
-local HEX = string.rep('%02x', 8)
+local HEX = '%02x%02x%02x%02x%02x%02x%02x%02x'
 local function hex(bytes) return string.format(HEX, byte(bytes, 1, 8)) end
 
 -- Foreign or truncated bytes found where a reference should be are put aside, bounded, and counted.

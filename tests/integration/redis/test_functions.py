@@ -1,4 +1,4 @@
-"""Each script alone: what it finds, what it leaves behind in every key."""
+"""Each function alone: what it finds, what it leaves behind in every key."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import redis
 
 from sidestream.broker.protocol import Delivery, Publication, lane
 from sidestream.broker.redis.broker import RedisBroker
-from sidestream.broker.redis.scripts import script
+from sidestream.broker.redis.functions import SHARED, functions, library
 from sidestream.errors import GenerationMoved
 from sidestream.job.reference import direct_reference, row_reference
 from tests.integration.redis.conftest import START, Clock
@@ -53,16 +53,20 @@ def claimed(broker: RedisBroker, free: int = 10) -> list[Delivery]:
     return broker.claim("w1", [LANE], free=free)
 
 
-def test_every_script_states_its_contract() -> None:
+def test_every_function_states_its_contract() -> None:
     folder = files("sidestream.broker.redis") / "lua"
-    names = [entry.name.removesuffix(".lua") for entry in folder.iterdir() if entry.name.endswith(".lua")]
-    assert len(names) >= 17
-    for name in names:
-        source = script(name).source
-        assert source.startswith("#!lua"), name
-        for word in ("-- KEYS[1] prefix", "-- ARGV ", "-- Returns {code"):
+    assert len(functions()) >= 17
+    for name in functions():
+        source = (folder / f"{name}.lua").read_text()
+        for word in ("-- KEYS[1] prefix", "-- ARGV ", "-- Returns {code", "-- Flags "):
             assert word in source, (name, word)
-        assert "--@include" not in source
+    assert {entry.name for entry in (folder / "shared").iterdir()} == {f"{name}.lua" for name in SHARED}
+
+
+def test_the_library_is_named_after_its_source() -> None:
+    source, prefix = library()
+    assert source.startswith(f"#!lua name={prefix.rstrip('_')}\n")
+    assert all(f"function_name = '{prefix}{name}'" in source for name in functions())
 
 
 def test_publish_row(broker: RedisBroker, client: redis.Redis) -> None:
@@ -237,8 +241,8 @@ def test_announce_and_withdraw(broker: RedisBroker, client: redis.Redis) -> None
     assert contents(client) == {}
 
 
-def test_a_server_that_forgot_the_scripts(broker: RedisBroker, client: redis.Redis) -> None:
-    client.script_flush()
+def test_a_server_that_forgot_the_functions(broker: RedisBroker, client: redis.Redis) -> None:
+    client.function_flush()
     assert broker.publish([row(1)]) == 1
-    client.script_flush()
+    client.function_flush()
     assert len(claimed(broker)) == 1

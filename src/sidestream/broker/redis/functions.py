@@ -1,8 +1,12 @@
-"""A typed Python face for every script in ``lua/``, and the one table that turns their codes into errors.
+"""A typed Python face for every function in ``lua/``, and the one table that turns their codes into errors.
 
-A script is sent by its digest (EVALSHA) and in full only when the server does not have it. ``--@include name`` in a
-script stands for ``lua/shared/name.lua``. Every script gets the prefix as KEYS[1], the caller's generation number as
-ARGV[1] and a test's clock (or nothing) as ARGV[2]; its head states the rest. Its answer begins with a code.
+All of ``lua/`` is one Redis function library, loaded once into a server: its helpers in ``lua/shared/`` are built then,
+not at every call (`EVALSHA` would build some 45 of them each time: docs/decisions/0005). Its name carries the digest of
+its source, so two releases of Sidestream on one Redis have two libraries and call their own. Every function gets the
+prefix as KEYS[1], the caller's generation number as ARGV[1] and a test's clock (or nothing) as ARGV[2]; its head states
+the rest. Its answer begins with a code.
+
+See https://redis.io/docs/latest/develop/programmability/functions-intro/ and https://redis.io/docs/latest/commands/fcall/.
 """
 
 from __future__ import annotations
@@ -14,7 +18,7 @@ from importlib.resources import files
 from typing import Any, NamedTuple
 
 from sidestream.broker.protocol import Delivery, Lease, Publication
-from sidestream.broker.redis.connection import RedisConnection, ScriptMissing
+from sidestream.broker.redis.connection import FunctionMissing, RedisConnection
 from sidestream.errors import BrokerError, GenerationMoved
 
 CODES: dict[int, tuple[type[BrokerError], str]] = {
@@ -23,35 +27,65 @@ CODES: dict[int, tuple[type[BrokerError], str]] = {
         "Redis was emptied, replaced or not begun since this process last looked; call generation() and publish again.",
     ),
 }
-"""What the codes of the scripts mean; 0 is success."""
+"""What the codes of the functions mean; 0 is success."""
 
 
-class Script(NamedTuple):
-    """One script as it is sent."""
+SHARED = (
+    "core",
+    "beat",
+    "reference",
+    "known",
+    "tries",
+    "places",
+    "line",
+    "pick",
+    "lease",
+    "hand_off",
+    "promote",
+    "find",
+    "forget",
+)
+"""What ``lua/shared/`` holds, each after what it calls."""
+
+
+class Library(NamedTuple):
+    """The function library as it is loaded."""
 
     source: str
-    digest: str
+    #: What the name of each of its functions begins with.
+    prefix: str
 
 
 @cache
-def script(name: str) -> Script:
-    """Return the script ``lua/<name>.lua`` with its includes."""
+def library() -> Library:
+    """Return everything in ``lua/`` as one library."""
     folder = files(__package__) / "lua"
-    lines: list[str] = []
-    for line in (folder / f"{name}.lua").read_text().splitlines():
-        if line.startswith("--@include "):
-            lines.append((folder / "shared" / f"{line.split()[1]}.lua").read_text())
-        else:
-            lines.append(line)
-    source = "\n".join(lines)
-    return Script(source, sha1(source.encode(), usedforsecurity=False).hexdigest())
+    parts = [(folder / "shared" / f"{name}.lua").read_text() for name in SHARED]
+    for name in functions():
+        body = (folder / f"{name}.lua").read_text()
+        flags = next(line for line in body.splitlines() if line.startswith("-- Flags ")).split()[2]
+        listed = "" if flags == "none" else f"'{flags}'"
+        parts.append(
+            f"redis.register_function{{function_name = '@{name}', flags = {{{listed}}}, "
+            f"callback = function(keys, argv)\nbegin_call(keys, argv)\n{body}end}}\n"
+        )
+    body = "\n".join(parts)
+    prefix = f"sidestream_{sha1(body.encode(), usedforsecurity=False).hexdigest()[:12]}"
+    return Library(f"#!lua name={prefix}\n{body}".replace("'@", f"'{prefix}_"), f"{prefix}_")
 
 
-class Scripts:
-    """The scripts of one shard, called with one generation number."""
+@cache
+def functions() -> tuple[str, ...]:
+    """Return the names of the functions, sorted: one a file of ``lua/``."""
+    names = (entry.name for entry in (files(__package__) / "lua").iterdir())
+    return tuple(sorted(name.removesuffix(".lua") for name in names if name.endswith(".lua")))
+
+
+class Functions:
+    """The functions of one shard, called with one generation number."""
 
     def __init__(self, connection: RedisConnection, prefix: str, clock_ms: Callable[[], int] | None = None) -> None:
-        """Bind the scripts to ``connection`` and ``prefix``; ``clock_ms`` replaces the server's time in tests."""
+        """Bind the functions to ``connection`` and ``prefix``; ``clock_ms`` replaces the server's time in tests."""
         self.connection = connection
         self.prefix = prefix
         #: The generation that every call names; "0" answers ``moved`` until it is set.
@@ -170,12 +204,13 @@ class Scripts:
 
     def _call(self, name: str, *words: Any) -> list[Any]:
         now = "" if self._clock_ms is None else self._clock_ms()
-        source, digest = script(name)
-        rest = (1, self.prefix, self.generation, now, *words)
+        found = library()
+        command = ("FCALL", found.prefix + name, 1, self.prefix, self.generation, now, *words)
         try:
-            reply = self.connection.run("EVALSHA", digest, *rest)
-        except ScriptMissing:
-            reply = self.connection.run("EVAL", source, *rest)
+            reply = self.connection.run(*command)
+        except FunctionMissing:
+            self.connection.run("FUNCTION", "LOAD", "REPLACE", found.source)
+            reply = self.connection.run(*command)
         code: int = reply[0]
         if code:
             kind, sentence = CODES[code]
