@@ -1,11 +1,12 @@
 # The same few commands here and in CI; `make help` lists them.
 .DEFAULT_GOAL := help
-.PHONY: help setup lint format test bench-one chaos mutants demo postgres postgres-stop lock clean
+.PHONY: help setup lint format test bench-one chaos mutants odoo demo demo-engine postgres postgres-stop lock clean
 .SILENT:
 MAKEFLAGS += --no-print-directory
 
 BIN := .venv/bin
 ARGS ?=
+ODOO_PYTHON = $(firstword $(ODOO_COMMAND) .sidestream-dev/odoo-venv/bin/python)
 CODE := src tests benchmarks scripts
 
 help: ## show this list
@@ -39,8 +40,15 @@ chaos: setup ## kill everything at every named point and count (under 60 minutes
 mutants: setup ## plant known bugs and show that the tests see each
 	$(BIN)/python -m tests.mutants.run $(ARGS)
 
-demo: setup ## watch jobs survive kill -9 and an emptied Redis
-	$(BIN)/python scripts/demo.py $(ARGS)
+odoo: setup ## unpack a real Odoo 19 here, with what it needs (ODOO_COMMAND names yours instead)
+	scripts/odoo.sh
+
+demo: export DEMO_BEGAN := $(shell date +%s.%N)
+demo: setup odoo ## real Odoo orders, shipped and invoiced in the background (HOLD=no ends it by itself)
+	$(ODOO_PYTHON) scripts/demo/run.py $(ARGS)
+
+demo-engine: setup ## the engine alone: jobs survive kill -9 and an emptied Redis
+	$(BIN)/python scripts/demo_engine.py $(ARGS)
 
 postgres: setup ## start a private PostgreSQL for development and print its URL
 	$(BIN)/python scripts/postgres.py start

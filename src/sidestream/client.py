@@ -147,9 +147,11 @@ class Client:
         with _cursor(connection) as cursor:
             database = self._databases.get(connection)
             if database is None:
-                database = self._databases[connection] = schema.identify(cursor)
+                database = self._databases[connection] = schema.identify(cursor, allow_copy=True)
             stored = rows.insert(cursor, jobs)
         crash_point("enqueue.inserted")
+        if database.copied:  # the jobs wait for the person who adopts this database
+            return Inserted([row.id for row in stored], [])
         publications = [
             Publication(
                 row.reference(database),

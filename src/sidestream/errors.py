@@ -23,8 +23,10 @@
     │   └── CapabilityMissing   this broker does not do that (for example direct jobs over PostgreSQL)
     ├── StoreError
     │   ├── StoreUnavailable    PostgreSQL does not answer or dropped the connection
+    │   ├── ForeignDatabase     a copied or restored database that nobody adopted: nothing of it runs
     │   └── SchemaMismatch      our tables are missing or of another release
     └── ActionError             raised inside a running job
+        ├── GiveUp              another attempt cannot help: the job ends as dead
         ├── SoftLimitExceeded   the job's soft time limit passed
         ├── CommitRefused       an action committed or rolled back without declaring it
         └── LockLost            a re-lock after a commit found the job no longer ours
@@ -126,8 +128,16 @@ class SchemaMismatch(StoreError):
     """The Sidestream tables are missing or belong to another release."""
 
 
+class ForeignDatabase(StoreError):
+    """The database is a copy of another one; its jobs are not run before somebody adopts it."""
+
+
 class ActionError(SidestreamError):
     """The action broke a rule."""
+
+
+class GiveUp(ActionError):
+    """The job cannot succeed; it is not tried again."""
 
 
 class SoftLimitExceeded(ActionError):

@@ -1,7 +1,8 @@
 """Every setting, once: its name, default, meaning and check.
 
 Where a value comes from, first found wins: keyword, environment (``SIDESTREAM_LEASE=10``), settings file (TOML, the one
-that ``SIDESTREAM_CONFIG`` names, else ``sidestream.toml`` in the current folder if there is one), default.
+that ``SIDESTREAM_CONFIG`` names, else ``sidestream.toml`` in the current folder if there is one; with
+``odoo_config``, the section ``[sidestream]`` of that file instead), default.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from pydantic_settings import (
 
 from sidestream.errors import InvalidName, SettingsError
 from sidestream.job.names import check_queue
+from sidestream.odoo_config import settings_section
 
 PREFIX = "SIDESTREAM_"
 CONFIG_VARIABLE = f"{PREFIX}CONFIG"
@@ -58,6 +60,11 @@ class Settings(BaseSettings):
     data_dir: Annotated[
         Path, Field(default_factory=default_data_dir, description="Folder of the embedded Redis, keys and locks.")
     ]
+    odoo_config: Annotated[
+        Path | None,
+        Field(description="Odoo's configuration file; the worker then runs the actions of an Odoo database."),
+    ] = None
+    odoo_database: Annotated[str | None, Field(min_length=1, description="Name of that database.")] = None
     app: Annotated[str | None, Field(description="Where the actions are declared, as module:attribute.")] = None
     queues: Annotated[
         tuple[str, ...], NoDecode, Field(min_length=1, description="Queues that a worker serves, comma-separated.")
@@ -126,7 +133,9 @@ class Settings(BaseSettings):
         del dotenv_settings, file_secret_settings
         return init_settings, env_settings, _FileSource(settings_cls)
 
-    @field_validator("redis_url", "database_url", "app", "keep_dead_days", "user", mode="before")
+    @field_validator(
+        "redis_url", "database_url", "app", "odoo_config", "odoo_database", "keep_dead_days", "user", mode="before"
+    )
     @classmethod
     def _none(cls, value: object) -> object:
         return None if value == "none" else value  # the environment has no other way to say so
@@ -176,10 +185,10 @@ class Settings(BaseSettings):
             raise ValueError("expected module:attribute, for example myapp.jobs:actions")
         return value
 
-    @field_validator("data_dir")
+    @field_validator("data_dir", "odoo_config")
     @classmethod
-    def _absolute(cls, value: Path) -> Path:
-        return value.expanduser().absolute()
+    def _absolute(cls, value: Path | None) -> Path | None:
+        return None if value is None else value.expanduser().absolute()
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:
@@ -188,11 +197,15 @@ class Settings(BaseSettings):
                 f"renew={self.renew:g} is too rare for lease={self.lease:g}: expected at most a third of it, "
                 "so that two lost renewals cost no job; lower renew or raise lease"
             )
+        if self.odoo_database is not None and self.odoo_config is None:
+            raise ValueError("odoo_database is given without odoo_config; give the path of Odoo's configuration file")
+        if self.app is not None and self.odoo_config is not None:
+            raise ValueError("app and odoo_config are both given; a worker runs one application: leave one out")
         return self
 
 
 class _FileSource(PydanticBaseSettingsSource):
-    """The settings file, if there is one."""
+    """The settings file, if there is one; beside Odoo its configuration file."""
 
     def get_field_value(self, field: Any, field_name: str) -> tuple[Any, str, bool]:
         """Unused: :meth:`__call__` gives all values at once."""
@@ -200,6 +213,9 @@ class _FileSource(PydanticBaseSettingsSource):
 
     def __call__(self) -> dict[str, Any]:
         """Return the file's values; raise :class:`~sidestream.errors.SettingsError` when it cannot be read."""
+        odoo = self.current_state.get("odoo_config")
+        if odoo not in (None, "none"):
+            return settings_section(Path(str(odoo)).expanduser())
         named = os.environ.get(CONFIG_VARIABLE)
         path = Path(named or CONFIG_FILE)
         try:

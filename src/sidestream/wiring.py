@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
+from psycopg.conninfo import make_conninfo
 
 from sidestream.broker.protocol import Broker, Publication, lane
 from sidestream.broker.redis import embedded
@@ -20,6 +21,7 @@ from sidestream.errors import BrokerError, SettingsError
 from sidestream.executors.actions import Actions
 from sidestream.job.codec import Signer, to_ms
 from sidestream.job.reference import row_reference
+from sidestream.odoo_config import database_parameters
 from sidestream.process import account
 from sidestream.relay import Relay
 from sidestream.settings import Settings
@@ -67,14 +69,22 @@ def signing_keys(settings: Settings) -> Sequence[tuple[str, bytes]]:
     return settings.signing_keys or [_key_file(settings.data_dir, settings.user)]
 
 
+def store_url(settings: Settings) -> str | None:
+    """Return the URL of the store's database: the one given, else where Odoo's configuration says; None: neither."""
+    if settings.database_url is not None or settings.odoo_config is None or settings.odoo_database is None:
+        return settings.database_url
+    return make_conninfo(**database_parameters(settings.odoo_config, settings.odoo_database))
+
+
 @contextmanager
 def store_connection(settings: Settings, name: str = "sidestream/cli") -> Iterator[psycopg.Connection[Any]]:
     """Connect to the store's database under the application name ``name``, and close when the block ends."""
-    if settings.database_url is None:
+    url = store_url(settings)
+    if url is None:
         raise SettingsError(
             "No database is named; give --database-url or set SIDESTREAM_DATABASE_URL, for example postgresql:///shop."
         )
-    connection: psycopg.Connection[Any] = adapter.connect(settings.database_url, name, autocommit=False)
+    connection: psycopg.Connection[Any] = adapter.connect(url, name, autocommit=False)
     try:
         yield connection
     finally:

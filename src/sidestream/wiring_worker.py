@@ -34,7 +34,7 @@ from sidestream.keepers.reclaimer import Reclaimer
 from sidestream.keepers.reconciler import Reconciler
 from sidestream.settings import Settings
 from sidestream.store import adapter, schema
-from sidestream.wiring import signing_keys
+from sidestream.wiring import signing_keys, store_url
 from sidestream.worker import zygote
 from sidestream.worker.options import WorkerOptions, application_name
 from sidestream.worker.runfolder import LeftBehind, RunFolder
@@ -85,11 +85,15 @@ class Worker:
     """One supervisor with its keepers, from settings."""
 
     def __init__(self, settings: Settings) -> None:
-        if settings.app is None:
+        if settings.app is None and settings.odoo_config is None:
             raise SettingsError(
-                "No application is named; give --app or set SIDESTREAM_APP, for example myapp.jobs:actions."
+                "No application is named; give --app or set SIDESTREAM_APP, for example myapp.jobs:actions, or give "
+                "--odoo-config and --odoo-database."
             )
+        if settings.odoo_config is not None and settings.odoo_database is None:
+            raise SettingsError("No Odoo database is named; give --odoo-database or set SIDESTREAM_ODOO_DATABASE.")
         self._settings = settings
+        self._store_url = store_url(settings)
         _make_data_folder(settings)
         # The signing key is read, or made, while we may: whoever enqueues as root reads the same file.
         self._keys = signing_keys(settings)
@@ -98,7 +102,9 @@ class Worker:
         # Short enough for "sidestream/<name>/supervisor" to be a PostgreSQL application name (63 bytes).
         self._name = f"{socket.gethostname()[:HOST_LIMIT]}-{os.getpid()}-{secrets.token_hex(4)}"
         self._database = self._identify()
-        tags = [NO_TAG8] if self._database is None else [self._database.tag, NO_TAG8]
+        tags = [] if self._database is None else [self._database.tag]
+        if settings.odoo_config is None:
+            tags.append(NO_TAG8)  # direct jobs
         self._lanes = tuple(lane(tag, queue) for tag in tags for queue in settings.queues)
         self._primary = self._redis()
         self._broker = FailoverBroker(self._primary, self._fallback(), SystemClock())
@@ -110,7 +116,7 @@ class Worker:
             self._broker,
             zygote_command=[sys.executable, "-c", ZYGOTE],
             zygote_orders=self._orders(),
-            connect=self._connector("supervisor") if settings.database_url else None,
+            connect=self._connector("supervisor") if self._store_url else None,
             probe=self._broker.probe,
             on_moved=lambda: self._keepers.poke(Reconciler.name),
         )
@@ -139,7 +145,7 @@ class Worker:
         log.info("Worker %s has stopped.", self._name, extra={"action": "worker_stopped"})
 
     def _identify(self) -> schema.Database | None:
-        if self._settings.database_url is None:
+        if self._store_url is None:
             return None
         with self._connector("start")() as connection, connection.cursor() as cursor:
             return schema.identify(cursor)
@@ -163,7 +169,7 @@ class Worker:
         return PostgresBroker(self._connector("claims"), self._database)
 
     def _connector(self, what: str) -> Callable[[], psycopg.Connection[Any]]:
-        url = self._settings.database_url
+        url = self._store_url
         assert url is not None
 
         def connect() -> psycopg.Connection[Any]:
@@ -196,7 +202,9 @@ class Worker:
         )
         application = (
             settings.app,
-            settings.database_url,
+            None if settings.odoo_config is None else str(settings.odoo_config),
+            settings.odoo_database,
+            self._store_url,
             self._keys,
             str(Path.cwd()),
             settings.log_level,
@@ -211,7 +219,7 @@ class Worker:
         tended = self._tended = RedisBroker(
             self._url, timeout=settings.redis_timeout, lease_ms=round(settings.lease * 1000)
         )
-        link = self._link = StoreLink(self._connector("keepers")) if settings.database_url is not None else None
+        link = self._link = StoreLink(self._connector("keepers")) if self._store_url is not None else None
         keepers: list[Keeper] = [
             Reclaimer(
                 tended,

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import socket
 import sys
+from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import msgpack
 
+from sidestream.errors import SettingsError
+from sidestream.executors.protocol import Executor
 from sidestream.executors.python_call import PythonCall
 from sidestream.job.codec import Signer
 from sidestream.logs import set_up_logging
@@ -19,15 +23,26 @@ def run_zygote() -> None:
     """Be the zygote whose orders come over the inherited control socket: ``python -c`` with its two descriptors."""
     control = socket.socket(fileno=int(sys.argv[1]))
     packed, application = msgpack.unpackb(control.recv(1 << 16))
-    app, dsn, keys, folder, log_level, log_format = application
+    app, odoo_config, odoo_database, dsn, keys, folder, log_level, log_format = application
     orders = zygote.Orders(*packed)
     set_up_logging(log_level, log_format)
     if folder not in sys.path:
         sys.path.insert(0, folder)
-    executor = PythonCall(
-        app,
-        dsn=dsn,
-        signer=Signer([(key, secret) for key, secret in keys]),
-        application_name=partial(application_name, orders.supervisor),
-    )
-    zygote.serve(control, int(sys.argv[2]), orders, executor)
+    name = partial(application_name, orders.supervisor)
+    make: Callable[[], Executor]
+    if odoo_config is not None:
+        make = partial(_odoo_executor, Path(odoo_config), odoo_database, dsn, name)
+    else:
+        make = partial(PythonCall, app, dsn=dsn, signer=Signer([(k, s) for k, s in keys]), application_name=name)
+    zygote.serve(control, int(sys.argv[2]), orders, make)
+
+
+def _odoo_executor(config: Path, database: str, dsn: str, name: Callable[[int], str]) -> Executor:
+    """Import Odoo, which only its own Python can, and return its executor."""
+    try:
+        from sidestream.executors.odoo_orm import OdooOrm
+    except ImportError as error:
+        raise SettingsError(
+            f"Odoo cannot be imported ({error}); run the worker with the Python that runs Odoo."
+        ) from error
+    return OdooOrm(config, database, dsn=dsn, application_name=name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import signal
 import threading
 import time
 from collections.abc import Sequence
@@ -109,8 +110,12 @@ class Campaign:
     def _come_to_rest(self) -> None:
         """No more traffic and no more kills: every promise is kept within the time, or it is broken."""
         world, result = self._world, self.result
-        if world.producer is not None and world.producer.terminate(PATIENCE) != 0:
-            result.failures.append(f"The producer did not end well: {world.last_words(world.producer)}")
+        if world.producer is not None:
+            code = world.producer.terminate(PATIENCE)
+            # Ended by the signal itself: the last kill was its own, and it was only just being started again.
+            if code not in (0, -signal.SIGTERM):
+                words = world.last_words(world.producer)
+                result.failures.append(f"The producer did not end well (exit code {code}): {words}")
         self._striker.orphans()
         verdict = checker.wait_until_settled(world.connection(), world.folder, PATIENCE, world.dead_direct)
         result.verdict = verdict

@@ -30,6 +30,7 @@ app = typer.Typer(
 )
 app.command("worker")(worker.worker)
 app.command("init-db")(queues.init_db)
+app.command("adopt")(queues.adopt)
 app.command("enqueue")(enqueue.enqueue)
 app.command("jobs")(jobs.jobs)
 app.command("job")(jobs.job)
@@ -53,6 +54,10 @@ def global_options(
     application: Annotated[
         str | None, typer.Option("--app", help="Your actions as module:attribute (SIDESTREAM_APP).")
     ] = None,
+    odoo_config: Annotated[
+        str | None, typer.Option(help="Odoo's configuration file, instead of --app (SIDESTREAM_ODOO_CONFIG).")
+    ] = None,
+    odoo_database: Annotated[str | None, typer.Option(help="The Odoo database (SIDESTREAM_ODOO_DATABASE).")] = None,
     config: Annotated[str | None, typer.Option(help="A settings file in TOML (SIDESTREAM_CONFIG).")] = None,
     show_version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
@@ -60,7 +65,14 @@ def global_options(
 ) -> None:
     """Background jobs for Odoo on Redis. Global options come before the command's name."""
     del show_version  # its callback has done it
-    context.obj = GlobalOptions(database_url=database_url, redis_url=redis_url, app=application, config=config)
+    context.obj = GlobalOptions(
+        database_url=database_url,
+        redis_url=redis_url,
+        app=application,
+        config=config,
+        odoo_config=odoo_config,
+        odoo_database=odoo_database,
+    )
 
 
 def main() -> None:

@@ -26,6 +26,8 @@ class GlobalOptions:
     redis_url: str | None = None
     app: str | None = None
     config: str | None = None
+    odoo_config: str | None = None
+    odoo_database: str | None = None
 
     def settings(self, **of_the_command: object) -> Settings:
         """Return the settings, with what the command's own options say (None: not given).
@@ -36,7 +38,13 @@ class GlobalOptions:
 
         if self.config is not None:
             os.environ["SIDESTREAM_CONFIG"] = self.config  # where Settings looks, and what child processes inherit
-        given: dict[str, Any] = {"database_url": self.database_url, "redis_url": self.redis_url, "app": self.app}
+        given: dict[str, Any] = {
+            "database_url": self.database_url,
+            "redis_url": self.redis_url,
+            "app": self.app,
+            "odoo_config": self.odoo_config,
+            "odoo_database": self.odoo_database,
+        }
         given |= of_the_command
         return Settings(**{name: value for name, value in given.items() if value is not None})
 

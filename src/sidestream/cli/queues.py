@@ -34,3 +34,16 @@ def init_db(context: typer.Context, *, as_json: AsJson = False) -> None:
         print_json({"database": database.uuid, "version": schema.SCHEMA_VERSION})
     else:
         print_line(f"The tables are there, version {schema.SCHEMA_VERSION}; this database is {database.uuid}.")
+
+
+def adopt(context: typer.Context, *, as_json: AsJson = False) -> None:
+    """Let a copied, restored or moved database run its open jobs here, under an identity of its own."""
+    from sidestream.store import schema
+    from sidestream.wiring import store_cursor
+
+    with store_cursor(options_of(context).settings()) as cursor:
+        database = schema.adopt(cursor)
+    if as_json:
+        print_json({"database": database.uuid})
+    else:
+        print_line(f"This database is now {database.uuid}; start its workers again.")

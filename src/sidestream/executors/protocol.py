@@ -63,6 +63,8 @@ class Uncertain(Exception):
 class Executor(Protocol):
     """Carries jobs out. One instance a child, used by one thread."""
 
+    #: The application changed since :meth:`load`: this process, and the zygote it came from, are of no more use.
+    stale: bool
     #: Called with the pid of the PostgreSQL backend whenever the executor connects, and 0 when it disconnects.
     on_backend: Callable[[int], None]
 

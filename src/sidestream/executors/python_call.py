@@ -51,6 +51,8 @@ class Body:
 class PythonCall:
     """Runs declared Python functions. See :class:`~sidestream.executors.protocol.Executor` for each method."""
 
+    stale = False
+
     def __init__(
         self, app: str | Actions, *, dsn: str | None, signer: Signer | None, application_name: Callable[[int], str]
     ) -> None:

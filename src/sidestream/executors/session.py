@@ -107,6 +107,17 @@ class Session:
                 # The session is of no use any more; the next job opens another one.
                 self.close()
 
+    def alive(self) -> bool:
+        """Whether the session, and with it what it locked, is still there; asks the server."""
+        if self._connection is None:
+            return False
+        try:
+            self.cursor.execute("SELECT 1")
+        except psycopg.Error:
+            self.close()
+            return False
+        return True
+
     def try_lock(self, lock: bytes) -> bool:
         """Take a session-level advisory lock named by 8 bytes, without waiting; False when another session has it."""
         self.connection  # noqa: B018  # opens it

@@ -40,3 +40,10 @@ class Job:
     attempts: int = 0
     #: How many of them killed their process.
     crashes: int = 0
+    #: The company it belongs to, and the user it runs as; None where there are none.
+    company_id: int | None = None
+    user_id: int | None = None
+    #: What else it runs with (language, time zone, allowed companies): JSON, by whoever enqueued it.
+    context: str | None = None
+    #: Model and ids of the records that it is about, so that they find it.
+    records: tuple[str, tuple[int, ...]] | None = None

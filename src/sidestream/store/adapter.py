@@ -43,6 +43,9 @@ _OPTIONS = {
     "jit": "off",  # our statements are short: compiling one takes longer than running it
 }
 
+SERVER_OPTIONS = " ".join(f"-c {name}={value}" for name, value in _OPTIONS.items())
+"""The same for a driver that reads them from PGOPTIONS."""
+
 _Connection = TypeVar("_Connection", bound="psycopg.Connection[Any]")
 
 

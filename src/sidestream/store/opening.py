@@ -15,7 +15,9 @@ once: that nothing stands before the job, and that the effects of all that stood
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 from uuid import UUID
 
 from sidestream.job.states import State
@@ -40,11 +42,12 @@ def standing_before(job: str) -> str:
     return f"{job}.key IS NOT NULL AND EXISTS (SELECT FROM sidestream_job before WHERE {before_in_line(job)})"
 
 
-_OPENED = """
+_ALONG = "/* along */"
+_OPENED = f"""
     -- "sidestream.job" lasts as long as this transaction: rows.finish asks for it. MATERIALIZED, because it must not be
     -- set for a row that turns out to be locked.
     SELECT set_config('sidestream.job', id::text, true), pg_backend_pid(), id, action, payload, queue, key, attempts,
-           forgiven, crashes, suspects FROM mine"""
+           forgiven, crashes, suspects, user_id, context{_ALONG} FROM mine"""
 _NOT_CANCELLED = """NOT EXISTS (
     SELECT FROM sidestream_control c WHERE c.job_id = j.id AND c.handled_at IS NULL AND c.request = 'cancel')"""
 _OPEN = f"""
@@ -92,6 +95,11 @@ class Opened:
     suspects: int
     #: The PostgreSQL process that holds the lock.
     backend_pid: int
+    #: The user that it runs as, and with what else: JSON.
+    user_id: int | None = None
+    context: str | None = None
+    #: The values of ``along``.
+    along: tuple[Any, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,20 +150,43 @@ class Locked:
 Opening = Opened | Terminal | Missing | NotDue | Blocked | Cancelling | Moved | Locked
 
 
-def open_job(cur: Cursor, id: int, *, attempts_seen: int | None = None) -> Opening:  # noqa: A002
+def open_job(
+    cur: Cursor,
+    id: int,  # noqa: A002
+    *,
+    attempts_seen: int | None = None,
+    along: Sequence[str] = (),
+) -> Opening:
     """Lock the job's row and read it, or say why not (a second, plain read).
+
+    ``along``: SQL expressions (of the caller's own constants) that are read in the same statement, as
+    :attr:`Opened.along`.
 
     ``attempts_seen``: give it in the second and later transactions of a three-step or ``relock`` job, which holds a
     session lock; the job is then opened in the state it was in, whatever became due before it meanwhile.
     """
-    if attempts_seen is None:
-        cur.execute(_OPEN, {"id": id})
-    else:
-        cur.execute(_OPEN_AGAIN, {"id": id, "seen": attempts_seen})
+    statement = (_OPEN if attempts_seen is None else _OPEN_AGAIN).replace(_ALONG, "".join(f", {one}" for one in along))
+    cur.execute(statement, {"id": id, "seen": attempts_seen})
     row = cur.fetchone()
     if row is not None:
-        _, backend_pid, found, action, payload, queue, key, attempts, forgiven, crashes, suspects = row
-        return Opened(found, action, payload, queue, key, attempts, forgiven, crashes, suspects, backend_pid)
+        _, backend_pid, found, action, payload, queue, key, attempts, forgiven, crashes, suspects, user, context = row[
+            :13
+        ]
+        return Opened(
+            found,
+            action,
+            payload,
+            queue,
+            key,
+            attempts,
+            forgiven,
+            crashes,
+            suspects,
+            backend_pid,
+            user,
+            context,
+            tuple(row[13:]),
+        )
     cur.execute(_WHY_NOT, {"id": id})
     row = cur.fetchone()
     if row is None:

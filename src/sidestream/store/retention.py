@@ -21,6 +21,7 @@ _PRUNE = f"""
             ELSE false END
         ORDER BY id LIMIT %(limit)s::integer FOR UPDATE SKIP LOCKED),
     attempts AS (DELETE FROM sidestream_attempt WHERE job_id IN (SELECT id FROM old)),
+    records AS (DELETE FROM sidestream_job_record WHERE job_id IN (SELECT id FROM old)),
     controls AS (DELETE FROM sidestream_control WHERE job_id IN (SELECT id FROM old)),
     pruned AS (DELETE FROM sidestream_job WHERE id IN (SELECT id FROM old) RETURNING id)
     SELECT count(*) FROM pruned"""

@@ -40,11 +40,15 @@ AGE_CAP_FROM = 10
 
 # One statement and one round trip for any number, in the order of the jobs, which becomes the order of their ids.
 _INSERT = f"""
-    INSERT INTO sidestream_job (action, queue, key, payload, run_at)
-    SELECT action, queue, key, payload, coalesce(run_at, {UTC_NOW})
+    INSERT INTO sidestream_job (action, queue, key, payload, run_at, company_id, user_id, context)
+    SELECT action, queue, key, payload, coalesce(run_at, {UTC_NOW}), company_id, user_id, context
     FROM unnest(%(actions)s::text[], %(queues)s::text[], %(keys)s::text[], %(payloads)s::text[],
-                %(run_ats)s::timestamp[]) WITH ORDINALITY AS new (action, queue, key, payload, run_at, place)
+                %(run_ats)s::timestamp[], %(companies)s::integer[], %(users)s::integer[], %(contexts)s::text[])
+         WITH ORDINALITY AS new (action, queue, key, payload, run_at, company_id, user_id, context, place)
     ORDER BY place RETURNING id, run_at"""
+_INSERT_RECORDS = """
+    INSERT INTO sidestream_job_record (model, record_id, job_id)
+    SELECT DISTINCT * FROM unnest(%(models)s::text[], %(records)s::integer[], %(jobs)s::bigint[])"""
 _INSERT_DONE = """
     INSERT INTO sidestream_job (uuid, action, queue, key, payload, state, ended_at, attempts, crashes)
     VALUES (%(uuid)s::uuid, %(action)s::text, %(queue)s::text, %(key)s::text, %(payload)s::text, 'done',
@@ -137,12 +141,25 @@ def insert(cur: Cursor, jobs: Sequence[Job]) -> list[StoredJob]:
         "keys": [job.key for job in jobs],
         "payloads": [encode_payload(job.args, job.kwargs) for job in jobs],
         "run_ats": [_naive_utc(job) for job in jobs],
+        "companies": [job.company_id for job in jobs],
+        "users": [job.user_id for job in jobs],
+        "contexts": [job.context for job in jobs],
     }
     cur.execute(_INSERT, parameters)
-    return [
+    stored = [
         StoredJob(row_id, job.action, job.queue, job.key, run_at.replace(tzinfo=UTC))
         for (row_id, run_at), job in zip(cur.fetchall(), jobs, strict=True)
     ]
+    links = [
+        (job.records[0], record, row.id)
+        for row, job in zip(stored, jobs, strict=True)
+        if job.records is not None
+        for record in job.records[1]
+    ]
+    if links:
+        models, records, ids = (list(column) for column in zip(*links, strict=True))
+        cur.execute(_INSERT_RECORDS, {"models": models, "records": records, "jobs": ids})
+    return stored
 
 
 def insert_done(cur: Cursor, job: Job) -> bool:

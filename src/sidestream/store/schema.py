@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 from uuid import UUID
 
-from sidestream.errors import SchemaMismatch
+from sidestream.errors import ForeignDatabase, SchemaMismatch
 from sidestream.store.cursor import Cursor
 
 SCHEMA_VERSION = 1
@@ -16,15 +16,23 @@ SCHEMA_VERSION = 1
 _INSTALL_LOCK = 0x73696465_7374726D
 # to_regclass answers NULL where naming a missing table would fail, and with it the caller's transaction.
 _INSTALLED = "SELECT to_regclass('sidestream_meta') IS NOT NULL"
-_META = "SELECT version, database_uuid::text FROM sidestream_meta"
+# https://www.postgresql.org/docs/current/functions-info.html#FUNCTIONS-PG-CONTROL-SYSTEM
+_HOME = """(SELECT system_identifier || '/' || d.oid FROM pg_control_system(), pg_database d
+            WHERE d.datname = current_database())"""
+# ruff: noqa: S608  (made of this room's own constants)
+_META = f"SELECT version, database_uuid::text, home = {_HOME} FROM sidestream_meta"
+_INSTALL = f"INSERT INTO sidestream_meta (version, home) SELECT %(version)s::integer, {_HOME}"
+_ADOPT = f"UPDATE sidestream_meta SET database_uuid = gen_random_uuid(), home = {_HOME}"
 
 
 @dataclass(frozen=True, slots=True)
 class Database:
     """Which database the rows are in."""
 
-    #: Made at installation; a copy made by other means than ours has the same one.
+    #: Made at installation.
     uuid: UUID
+    #: It is a copy, or was restored elsewhere, and nobody said yet whose jobs these are: nothing of it may run.
+    copied: bool = False
 
     @property
     def tag(self) -> bytes:
@@ -41,15 +49,27 @@ def install(cur: Cursor) -> Database:
     cur.execute("SELECT pg_advisory_xact_lock(%(lock)s::bigint)", {"lock": _INSTALL_LOCK})
     if not _installed(cur):
         cur.execute(files(__package__).joinpath("schema.sql").read_text(encoding="utf-8"))
-        cur.execute("INSERT INTO sidestream_meta (version) VALUES (%(version)s::integer)", {"version": SCHEMA_VERSION})
+        cur.execute(_INSTALL, {"version": SCHEMA_VERSION})
+    return identify(cur, allow_copy=True)
+
+
+def adopt(cur: Cursor) -> Database:
+    """Give a copied, restored or moved database an identity of its own, so that its open jobs run; the caller commits.
+
+    Raises:
+        SchemaMismatch: The tables are missing or of another release.
+    """
+    identify(cur, allow_copy=True)
+    cur.execute(_ADOPT)
     return identify(cur)
 
 
-def identify(cur: Cursor) -> Database:
+def identify(cur: Cursor, *, allow_copy: bool = False) -> Database:
     """Return which database this is; the caller's transaction survives a refusal.
 
     Raises:
         SchemaMismatch: The tables are missing or of another release.
+        ForeignDatabase: It is a copy that nobody adopted (unless ``allow_copy``).
     """
     if not _installed(cur):
         raise SchemaMismatch("The database has no Sidestream tables (no sidestream_meta); run: sidestream init-db")
@@ -57,11 +77,16 @@ def identify(cur: Cursor) -> Database:
     found = cur.fetchone()
     if found is None:
         raise SchemaMismatch("The table sidestream_meta is empty, expected one row; restore it from a backup.")
-    version, uuid = found
+    version, uuid, at_home = found
     if version != SCHEMA_VERSION:
         what = "upgrade Sidestream" if version > SCHEMA_VERSION else "run the release's upgrade"
         raise SchemaMismatch(f"The Sidestream tables have version {version}, expected {SCHEMA_VERSION}; {what}.")
-    return Database(UUID(uuid))
+    if not at_home and not allow_copy:
+        raise ForeignDatabase(
+            "This database is a copy, or was restored elsewhere: its open jobs may be running at the original. "
+            "To cancel them here, run Odoo's neutralize on it; to let them run here, run: sidestream adopt"
+        )
+    return Database(UUID(uuid), copied=not at_home)
 
 
 def _installed(cur: Cursor) -> bool:

@@ -57,6 +57,15 @@ CREATE TABLE sidestream_attempt (
 CREATE INDEX sidestream_attempt_job ON sidestream_attempt (job_id, id);
 CREATE INDEX sidestream_attempt_started ON sidestream_attempt (supervisor, id) WHERE event = 'started';
 
+-- Which records a job is about: insert-only, so that a record's jobs are found at once and "done" writes no index of it.
+CREATE TABLE sidestream_job_record (
+    model           text COLLATE "C" NOT NULL,
+    record_id       integer NOT NULL,
+    job_id          bigint NOT NULL,
+    PRIMARY KEY (model, record_id, job_id)
+);
+CREATE INDEX sidestream_job_record_job ON sidestream_job_record (job_id);
+
 -- What a person asked of a job whose row was locked. Insert-only but for the mark that it was handled.
 CREATE TABLE sidestream_control (
     id              bigserial PRIMARY KEY,
@@ -72,6 +81,8 @@ CREATE TABLE sidestream_meta (
     single          boolean PRIMARY KEY DEFAULT true CHECK (single),
     version         integer NOT NULL,
     database_uuid   uuid NOT NULL DEFAULT gen_random_uuid(),
+    -- Cluster and database that the uuid was made in: a copy or a restored dump is elsewhere, and runs nothing until told.
+    home            text NOT NULL,
     installed_at    timestamp NOT NULL DEFAULT (now() AT TIME ZONE 'UTC')
 );
 

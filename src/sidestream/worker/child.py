@@ -80,7 +80,7 @@ class Child:
                 flushed = started
             slots.start(slot, index, started, item.reference)
             # The limit is read after the position was written: the supervisor does the opposite (recall).
-            if index >= slots.limit(slot) or self._retiring:
+            if index >= slots.limit(slot) or self._retiring or self._executor.stale:
                 slots.stop(slot)
                 break
             if self._one(index, item, started):
@@ -122,7 +122,9 @@ class Child:
             self._retiring = self._retiring or peak > limits.max_memory_mb
 
     def _report(self, number: int, upto: int, *, idle: bool) -> None:
-        report = wire.Report(number, upto, idle, self._findings, self._times, self._follow_ups, self._retiring and idle)
+        stale = self._executor.stale
+        retiring = (self._retiring or stale) and idle
+        report = wire.Report(number, upto, idle, self._findings, self._times, self._follow_ups, retiring, stale)
         wire.send_report(self._end, report)
         self._findings, self._times, self._follow_ups = [], {}, []
 

@@ -80,7 +80,7 @@ class Collector:
                 kind, child = key.data
                 with self._state.changed:
                     if kind == "control":
-                        self._zygote_says()
+                        self._zygote_says(child)
                     elif child.ended:
                         continue  # an event before this one, of the same look, told of its end
                     elif kind == "end":
@@ -93,12 +93,10 @@ class Collector:
         self._selector.close()
 
     def _start_zygote(self) -> None:
-        self._selector.register(self._pool.start_zygote(), selectors.EVENT_READ, ("control", None))
+        control = self._pool.start_zygote()
+        self._selector.register(control, selectors.EVENT_READ, ("control", control))
 
-    def _zygote_says(self) -> None:
-        control = self._pool.control
-        if control is None:
-            return
+    def _zygote_says(self, control: socket.socket) -> None:
         try:
             message = wire.receive(control)
         except ConnectionResetError:
@@ -108,7 +106,7 @@ class Collector:
                 self._zygote_ended(control)
             case ["ready", facts]:
                 self._state.actions = {fact.tag: fact for fact in map(facts_from_wire, facts)}
-                self._pool.ready = True
+                self._pool.ready = control is self._pool.control
             case ["forked", slot, pid]:
                 self._forked(self._state.children.get(slot), pid)
             case ["exited", pid, status]:
@@ -122,13 +120,15 @@ class Collector:
             "The zygote ended; its children end with it; another one is started.", extra={"action": "zygote_ended"}
         )
         was_ready = self._pool.ready
-        self._pool.zygote_gone()
-        for child, reading in list(self._ended.values()):
+        self._pool.zygote_gone(control)
+        for child, reading in [ended for ended in self._ended.values() if ended[0].control is control]:
             child.doom = child.doom or Doom.ZYGOTE
             self._settle_dead(child, reading, "its zygote ended")
-        self._ended.clear()
+            del self._ended[child.pid]
         for child in list(self._state.children.values()):
-            if not child.pid:  # asked for, never forked; its end of file may have been seen before
+            if (
+                child.control is control and not child.pid
+            ):  # asked for, never forked; its end of file may have been seen before
                 if child.end in self._selector.get_map():
                     self._selector.unregister(child.end)
                 child.ended = True
@@ -136,6 +136,9 @@ class Collector:
         self._start_at = time.monotonic() + (0.0 if was_ready else ZYGOTE_PAUSE)
 
     def _fill_up(self) -> None:
+        for control in self._pool.outdated([child for child, _ in self._ended.values()]):
+            self._selector.unregister(control)
+            self._pool.zygote_gone(control)
         if self._pool.control is None and self.failure is None and time.monotonic() >= self._start_at:
             self._start_zygote()
         if not self._pool.ready or self._state.draining:
@@ -186,6 +189,8 @@ class Collector:
             state.backlog.extendleft(reversed(unstarted))
             if state.exclusive is child:
                 state.exclusive = None
+            if report.stale:
+                self._pool.renew(child.control)
             if report.retiring:
                 self._pool.retire(child)
             state.dry = False

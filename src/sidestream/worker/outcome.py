@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import traceback
 
-from sidestream.errors import LockLost, SoftLimitExceeded, StoreError
+from sidestream.errors import GiveUp, LockLost, SoftLimitExceeded, StoreError
 from sidestream.executors.protocol import Opened
-from sidestream.job.outcome import Outcome, Release, ReleaseReason
+from sidestream.job.outcome import Bury, Outcome, Release, ReleaseReason
 
 ERROR_LIMIT = 500
 """Longest error line kept, in characters."""
@@ -18,6 +18,8 @@ def outcome_of(error: BaseException, opened: Opened) -> Outcome:
     """Return how the attempt that raised ``error`` ends."""
     if isinstance(error, StoreError | LockLost):
         return Release(f"{ReleaseReason.LOST}: {error}")
+    if isinstance(error, GiveUp):
+        return Bury(" ".join(str(error).split())[:ERROR_LIMIT], detail_of(error))
     return opened.retry.decide(opened.attempts - opened.forgiven + 1, one_line(error, opened), detail_of(error))
 
 

@@ -30,6 +30,8 @@ class ProcessPool:
         self._orders = orders
         self._process: subprocess.Popen[bytes] | None = None
         self.control: socket.socket | None = None
+        #: Zygotes whose application changed: no more children of theirs, but those that run a job finish it.
+        self._outdated: dict[socket.socket, subprocess.Popen[bytes]] = {}
         #: The zygote loaded the application and may be asked for children.
         self.ready = False
 
@@ -51,21 +53,38 @@ class ProcessPool:
         """The zygote's pid; 0 when there is none."""
         return self._process.pid if self._process is not None else 0
 
-    def zygote_gone(self) -> None:
-        """The control socket ended: every child is dead or dying with it; kill what they started."""
-        if self.control is not None:
-            self.control.close()
-            self.control = None
-        self.ready = False
+    def renew(self, control: socket.socket | None) -> None:
+        """The application changed since the zygote behind ``control`` loaded it: another one is to be started."""
+        if control is None or control is not self.control or self._process is None:
+            return
+        log.info("The application changed; it is loaded anew.", extra={"action": "zygote_renewed"})
+        self._outdated[control] = self._process
+        self.control, self._process, self.ready = None, None, False
         for child in self._state.children.values():
+            if child.control is control:
+                self.retire(child)  # when it has finished what it runs
+
+    def outdated(self, waited_for: Sequence[ChildState]) -> list[socket.socket]:
+        """Return the control sockets of renewed zygotes that no child, nor one of ``waited_for``, needs."""
+        needed = {child.control for child in [*self._state.children.values(), *waited_for]}
+        return [control for control in self._outdated if control not in needed]
+
+    def zygote_gone(self, control: socket.socket) -> None:
+        """The control socket ended: every child is dead or dying with it; kill what they started."""
+        control.close()
+        process = self._outdated.pop(control, None)
+        if control is self.control:
+            process, self._process, self.control, self.ready = self._process, None, None, False
+        for child in self._state.children.values():
+            if child.control is not control:
+                continue
             child.orphaned = True
             child.doom = child.doom or Doom.ZYGOTE
             if child.pid:
                 kill_group(child.pid)
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            self._process = None
+        if process is not None:
+            process.kill()
+            process.wait()
 
     def spawn(self, slot: int) -> ChildState | None:
         """Ask the zygote for a child in ``slot``; None when the zygote is gone."""
@@ -79,7 +98,7 @@ class ProcessPool:
             except OSError:
                 ours.close()
                 return None
-        child = ChildState(slot, ours)
+        child = ChildState(slot, ours, self.control)
         self._state.children[slot] = child
         return child
 
@@ -116,6 +135,8 @@ class ProcessPool:
 
     def stop(self, patience: float) -> None:
         """End the zygote, and with it all children."""
+        for control in list(self._outdated):
+            self.zygote_gone(control)
         if self.control is not None:
             self.control.close()
             self.control = None

@@ -40,6 +40,8 @@ class ChildState:
 
     slot: int
     end: socket.socket
+    #: The control socket of the zygote that it comes from.
+    control: socket.socket | None = None
     #: 0 until the zygote told it.
     pid: int = 0
     #: Opened when the pid is known; readable when the child ended.

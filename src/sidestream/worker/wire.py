@@ -63,6 +63,8 @@ class Report(NamedTuple):
     follow_ups: list[tuple[bytes, str, int]]
     #: The child wants to be replaced (age or memory).
     retiring: bool
+    #: The application changed since its zygote loaded it: a new zygote is needed.
+    stale: bool = False
 
 
 _KINDS: dict[type, int] = {Done: 0, Retry: 1, Bury: 2, Release: 3}
@@ -108,7 +110,7 @@ def send_report(end: socket.socket, report: Report) -> None:
 
 def read_report(message: Any) -> Report:
     """Return the report that :func:`send_report` sent."""
-    number, upto, idle, findings, times, follow_ups, retiring = message
+    number, upto, idle, findings, times, follow_ups, retiring, stale = message
     return Report(
         number,
         upto,
@@ -117,6 +119,7 @@ def read_report(message: Any) -> Report:
         {action: (jobs, micros) for action, (jobs, micros) in times.items()},
         [(reference, queue, due) for reference, queue, due in follow_ups],
         retiring,
+        stale,
     )
 
 

@@ -16,6 +16,7 @@ import os
 import selectors
 import signal
 import socket
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
@@ -59,16 +60,18 @@ def facts_from_wire(plain: Any) -> ActionFacts:
 class Zygote:
     """The loop of the zygote process."""
 
-    def __init__(self, control: socket.socket, slots: Slots, executor: Executor, orders: Orders) -> None:
+    def __init__(self, control: socket.socket, slots: Slots, make: Callable[[], Executor], orders: Orders) -> None:
         self._control = control
         self._slots = slots
-        self._executor = executor
+        self._make = make
+        self._executor: Executor
         self._orders = orders
         self._children: set[int] = set()
 
     def run(self) -> None:
         """Load, then serve until the supervisor is gone."""
         try:
+            self._executor = self._make()
             facts = self._executor.load()
         except SidestreamError as error:
             wire.send(self._control, ("failed", str(error)))
@@ -163,10 +166,10 @@ def kill_group(leader: int) -> None:
         return  # nothing is left of it, or only what changed its user and is not ours to end
 
 
-def serve(control: socket.socket, slots_descriptor: int, orders: Orders, executor: Executor) -> None:
-    """Run the zygote of ``orders`` over inherited descriptors."""
+def serve(control: socket.socket, slots_descriptor: int, orders: Orders, make: Callable[[], Executor]) -> None:
+    """Run the zygote of ``orders`` over inherited descriptors, with the executor that ``make`` makes."""
     os.environ[FAMILY] = orders.supervisor
     for signum in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signum, signal.SIG_IGN)  # the supervisor decides; its death is seen as end of file
     slots = Slots(slots_descriptor, orders.slots)
-    Zygote(control, slots, executor, orders).run()
+    Zygote(control, slots, make, orders).run()

@@ -1,0 +1,22 @@
+{
+    "name": "Sidestream: Background Jobs",
+    "summary": "Move slow work out of the user's request, and lose nothing of it",
+    "version": "19.0.0.1.0",
+    "category": "Technical",
+    "license": "LGPL-3",
+    "author": "Sidestream",
+    "website": "https://github.com/sidestream/sidestream",
+    "depends": ["base", "web"],
+    "external_dependencies": {"python": ["sidestream"]},
+    "data": [
+        "security/sidestream_groups.xml",
+        "security/ir.model.access.csv",
+        "security/sidestream_rules.xml",
+        "views/sidestream_job_views.xml",
+        "views/res_company_views.xml",
+    ],
+    "pre_init_hook": "pre_init_hook",
+    "uninstall_hook": "uninstall_hook",
+    "installable": True,
+    "application": True,
+}

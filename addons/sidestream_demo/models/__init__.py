@@ -1,0 +1,1 @@
+from . import account_move, delivery_carrier, sale_order

@@ -1,0 +1,15 @@
+import base64
+
+from odoo import models
+
+
+class AccountMove(models.Model):
+    _inherit = "account.move"
+
+    def render_again(self):
+        """Return the invoice's PDF rendered anew, as base64: the proof that a job's PDF is the same."""
+        self.ensure_one()
+        self.check_access("read")
+        report = self.env["ir.actions.report"].with_context(report_pdf_no_attachment=True)
+        pdf, _kind = report._render_qweb_pdf("account.account_invoices", res_ids=self.ids)
+        return base64.b64encode(pdf).decode()

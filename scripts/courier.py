@@ -1,0 +1,89 @@
+"""A courier's API as a process of its own: slow, sometimes failing, and honest about what it received.
+
+``python scripts/courier.py LEDGER PORT``: POST /shipments with an ``Idempotency-Key`` is answered after 0.8 to 1.5 s; one
+in twenty fails, half of those after the parcel was accepted, as it happens when a reply is lost. A key that was
+accepted before gets the same reference again. Every call is a line of JSON in the ledger.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+FASTEST, SLOWEST = 0.8, 1.5
+FAILS = 0.05
+
+
+class Courier(ThreadingHTTPServer):
+    """The server with its ledger."""
+
+    daemon_threads = True
+
+    def __init__(self, ledger: Path, port: int) -> None:
+        super().__init__(("127.0.0.1", port), Desk)
+        self._ledger = ledger.open("a")
+        self._lock = threading.Lock()
+        self._accepted: dict[str, str] = {}
+
+    def note(self, **line: object) -> None:
+        """Write a line to the ledger."""
+        self._ledger.write(json.dumps({"at": time.time(), **line}) + "\n")
+        self._ledger.flush()
+
+    def take(self, key: str, order: str) -> tuple[int, str]:
+        """Take a parcel; return the status and the reference."""
+        with self._lock:
+            self.note(order=order, key=key, result="called")
+        time.sleep(random.uniform(FASTEST, SLOWEST))
+        fate = random.random()
+        with self._lock:
+            if fate < FAILS / 2:
+                self.note(order=order, key=key, result="refused")
+                return 503, ""
+            known = self._accepted.get(key)
+            reference = self._accepted.setdefault(key, f"SHIP{len(self._accepted) + 1:05}")
+            self.note(order=order, key=key, result="accepted" if known is None else "repeated", reference=reference)
+        return (502, "") if fate < FAILS else (200, reference)
+
+
+class Desk(BaseHTTPRequestHandler):
+    """One request."""
+
+    server: Courier
+
+    def do_POST(self) -> None:
+        """POST /shipments {"order": ...}."""
+        body = json.loads(self.rfile.read(int(self.headers.get("Content-Length", 0))))
+        key = self.headers.get("Idempotency-Key")
+        if self.path != "/shipments" or not key:
+            self.send_error(400, "expected POST /shipments with an Idempotency-Key")
+            return
+        status, reference = self.server.take(key, body["order"])
+        if status != 200:
+            self.send_error(status, "the courier has a bad moment")
+            return
+        answer = json.dumps({"reference": reference}).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(answer)))
+        self.end_headers()
+        self.wfile.write(answer)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Write nothing: the ledger says it all."""
+
+
+def main() -> None:
+    """Serve until killed."""
+    if len(sys.argv) != 3 or not sys.argv[2].isdigit():
+        sys.exit("usage: courier.py LEDGER PORT")
+    Courier(Path(sys.argv[1]), int(sys.argv[2])).serve_forever()
+
+
+if __name__ == "__main__":
+    main()

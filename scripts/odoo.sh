@@ -1,0 +1,97 @@
+#!/usr/bin/env bash
+# make odoo: a real Odoo 19 in .sidestream-dev/odoo, from Debian's package, with the Python packages that it pins.
+# Each step says what it does, is skipped when it is done, and fails with one sentence.
+# ODOO_COMMAND="/path/to/python /path/to/odoo-bin" names an Odoo of yours instead; Sidestream must be installed in its Python.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+PYTHON=/usr/bin/python3.11
+TOOLS=$PWD/.sidestream-dev
+ODOO=$TOOLS/odoo
+VENV=$TOOLS/odoo-venv
+APT_OPTIONS=(-qq -o Dpkg::Use-Pty=0 -o Acquire::Retries=3)
+PACKAGES=(wkhtmltopdf poppler-utils chromium chromium-driver libjs-jquery fonts-font-awesome fonts-roboto-unhinted)
+# In the folder of Odoo's Python packages, as Debian packs it.
+DIST=usr/lib/python3/dist-packages
+
+say() { printf 'odoo: %s\n' "$*"; }
+fail() { printf 'odoo: %s\n' "$*" >&2; exit 1; }
+
+# quietly WHAT COMMAND...: run it; show its output, and one sentence, only when it fails.
+quietly() {
+    local what=$1 output
+    shift
+    output=$("$@" 2>&1) || { printf '%s\n' "$output" | tail -n 20 >&2; fail "$what"; }
+}
+
+if [ -n "${ODOO_COMMAND:-}" ]; then
+    read -r -a command <<<"$ODOO_COMMAND"
+    quietly "ODOO_COMMAND=$ODOO_COMMAND does not answer --version; expected \"PYTHON SCRIPT\"." "${command[@]}" --version
+    quietly "Sidestream is not installed in the Python of ODOO_COMMAND; run: ${command[0]} -m pip install -e $PWD" \
+        "${command[0]}" -c 'import sidestream'
+    exit 0
+fi
+command -v dpkg-deb >/dev/null || fail "Odoo is unpacked from Debian's package, and this is not Debian; name yours with ODOO_COMMAND"
+
+# 1. Debian's packages: what prints, what shows, what the web client loads
+missing=()
+for package in "${PACKAGES[@]}"; do
+    dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing+=("$package")
+done
+if [ ${#missing[@]} -gt 0 ]; then
+    [ "$(id -u)" = 0 ] || fail "${missing[*]} is missing; run as root: apt-get install ${missing[*]}, then repeat: make odoo"
+    say "installing ${missing[*]} from Debian"
+    quietly "apt-get update failed; check this machine's network and its package sources, then repeat: make odoo" \
+        apt-get "${APT_OPTIONS[@]}" update
+    DEBIAN_FRONTEND=noninteractive quietly "apt-get could not install ${missing[*]}; read its message above, then repeat: make odoo" \
+        apt-get "${APT_OPTIONS[@]}" install -y --no-install-recommends "${missing[@]}"
+fi
+
+# 2. Odoo 19 itself: Debian has it in its unstable suite, from which nothing is installed, only unpacked here
+if ! [ -f "$ODOO/.complete" ]; then
+    # A file that does not exist is no error here: Debian 12 keeps its sources in one of three forms.
+    mirror=$({ sed -n 's/^URIs: *\([^ ]*\/debian\/\{0,1\}\)$/\1/p; s/^deb  *\(\[[^]]*\] *\)\{0,1\}\([^ ]*\/debian\/\{0,1\}\) .*/\2/p' \
+        /etc/apt/sources.list.d/*.sources /etc/apt/sources.list.d/*.list /etc/apt/sources.list 2>/dev/null || :; } | head -n 1)
+    [ -n "$mirror" ] || fail "no Debian mirror is named in /etc/apt; add one, then repeat: make odoo"
+    say "unpacking Odoo 19 from Debian into .sidestream-dev/odoo"
+    mkdir -p "$TOOLS"
+    work=$(mktemp -d "$TOOLS/odoo-download.XXXXXX")
+    trap 'rm -rf "$work"' EXIT
+    mkdir -p "$work"/{lists/partial,cache/archives/partial,parts}
+    echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $mirror sid main" >"$work/sources.list"
+    own=("${APT_OPTIONS[@]}" -o "Dir::Etc::sourcelist=$work/sources.list" -o "Dir::Etc::sourceparts=$work/parts"
+        -o "Dir::State::Lists=$work/lists" -o "Dir::Cache=$work/cache" -o APT::Sandbox::User=root)
+    quietly "Debian's package lists could not be read; check the network, then repeat: make odoo" apt-get "${own[@]}" update
+    (cd "$work" && quietly "Odoo 19 could not be downloaded; check the network, then repeat: make odoo" \
+        apt-get "${own[@]}" download odoo-19)
+    rm -rf "$ODOO"
+    mkdir -p "$ODOO"
+    # Left out: a second copy of the addons that nothing reads, and translations (800 MB).
+    dpkg-deb --fsys-tarfile "$work"/odoo-19_*.deb | tar -x -C "$ODOO" --no-same-owner \
+        --exclude="./$DIST/addons" --exclude='*/i18n/*.po'
+    # Debian's links are relative: /usr/share/javascript and the fonts are looked for beside Odoo.
+    for share in javascript fonts fonts-font-awesome; do
+        [ -e "$ODOO/usr/share/$share" ] || ln -s "/usr/share/$share" "$ODOO/usr/share/$share"
+    done
+    # A file that Debian removed and the web client's bundle still names.
+    selfie=$ODOO/$DIST/odoo/addons/mail/static/lib/selfie_segmentation/selfie_segmentation.js
+    if ! [ -e "$selfie" ]; then mkdir -p "$(dirname "$selfie")"; rm -f "$selfie"; echo '/* not in Debian */' >"$selfie"; fi
+    chmod -R go+rX "$ODOO"
+    touch "$ODOO/.complete"
+fi
+
+# 3. Python's packages: Odoo's own pins, and this package beside them
+wanted=$(cat requirements/odoo.lock pyproject.toml | sha256sum | cut -d' ' -f1)
+if [ "$(cat "$VENV/.sidestream-setup" 2>/dev/null)" != "$wanted $PWD" ]; then
+    say "installing Odoo's locked Python packages into .sidestream-dev/odoo-venv"
+    if ! [ -x "$VENV/bin/python" ] || [ "$("$VENV/bin/python" -c 'import sys; print(sys.prefix)')" != "$VENV" ]; then
+        rm -rf "$VENV"
+        quietly "$PYTHON could not make $VENV; see above." "$PYTHON" -m venv "$VENV"
+    fi
+    quietly "pip could not install requirements/odoo.lock; check the network, then repeat: make odoo" \
+        "$VENV/bin/python" -m pip install --disable-pip-version-check --no-input -q --require-hashes -r requirements/odoo.lock
+    quietly "pip could not install this package; see above." \
+        "$VENV/bin/python" -m pip install --disable-pip-version-check --no-input -q --no-build-isolation --no-deps --no-index -e .
+    echo "$ODOO/$DIST" >"$("$VENV/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/odoo-from-debian.pth"
+    echo "$wanted $PWD" >"$VENV/.sidestream-setup"
+fi

@@ -1,0 +1,5 @@
+"""``python -m sidestream``: the command line."""
+
+from sidestream.cli.main import main
+
+main()

@@ -1,0 +1,115 @@
+"""Odoo's cursor inside a job: only the executor ends its transaction (design D5).
+
+Made of whatever cursor class Odoo has, so that nothing here imports odoo.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+from sidestream.errors import CommitRefused
+
+
+class Guard:
+    """What the running job may do with the cursor; everything is allowed between jobs."""
+
+    def __init__(self) -> None:
+        #: Name of the action that runs, or None between jobs.
+        self.action: str | None = None
+        #: (reference, queue, due_ms) of the jobs that it enqueued: a child has no connection to Redis.
+        self.follow_ups: list[tuple[bytes, str, int]] | None = None
+        self._part: Callable[[], None] | None = None
+        self._outside = False
+        self._ours = False
+
+    def begin(self, action: str, follow_ups: list[tuple[bytes, str, int]], part: Callable[[], None] | None) -> None:
+        """A job begins; ``part`` commits a part of it, if it declared that."""
+        self.action, self.follow_ups, self._part = action, follow_ups, part
+
+    def end(self) -> None:
+        """The job ended."""
+        self.action = self.follow_ups = self._part = None
+        self._outside = False
+
+    @contextmanager
+    def outside(self) -> Iterator[None]:
+        """The middle step of a three-step action: no transaction, so nothing to ask the database."""
+        self._outside = True
+        try:
+            yield
+        finally:
+            self._outside = False
+
+    def commit(self, cr: Any, commit: Callable[[Any], None]) -> None:
+        """An action, or Odoo inside it, asks for a commit."""
+        if self.action is None:
+            commit(cr)
+        elif self._part is not None and not self._ours:
+            self._ours = True
+            try:
+                self._part()
+            finally:
+                self._ours = False
+        else:
+            raise self._refusal("commit")
+
+    def rollback(self, cr: Any) -> None:
+        """Roll back for the executor."""
+        action, self.action = self.action, None
+        try:
+            cr.rollback()
+        finally:
+            self.action = action
+
+    def check(self, verb: str) -> None:
+        """Raise :class:`~sidestream.errors.CommitRefused` when a job runs."""
+        if self.action is not None:
+            raise self._refusal(verb)
+
+    def check_execute(self) -> None:
+        """Raise :class:`~sidestream.errors.CommitRefused` between the transactions of a three-step action."""
+        if self._outside:
+            raise CommitRefused(
+                f"The action {self.action!r} asked the database in its second step, which runs outside any "
+                "transaction; read what the call needs in the first step."
+            )
+
+    def _refusal(self, verb: str) -> CommitRefused:
+        return CommitRefused(
+            f"The action {self.action!r} tried to {verb} its job's transaction, in which effect and 'done' belong "
+            'together. Remove the call, or declare the action with commits="relock".'
+        )
+
+
+@cache
+def guard_class(cursor_class: type) -> type:
+    """Return ``cursor_class`` with the guard before commit, rollback, close and execute."""
+
+    class GuardedCursor(cursor_class):  # type: ignore[misc]  # whatever Odoo's is
+        """Odoo's cursor, guarded."""
+
+        sidestream: Guard
+
+        def execute(self, *args: Any, **kwargs: Any) -> Any:
+            """Execute, unless there is no transaction."""
+            self.sidestream.check_execute()
+            return super().execute(*args, **kwargs)
+
+        def commit(self) -> None:
+            """Refuse inside a job that did not declare it."""
+            self.sidestream.commit(self, super().commit.__func__)
+
+        def rollback(self) -> None:
+            """Refuse inside a job."""
+            self.sidestream.check("roll back")
+            super().rollback()
+
+        def close(self) -> None:
+            """Refuse inside a job."""
+            self.sidestream.check("close")
+            super().close()
+
+    return GuardedCursor

@@ -1,0 +1,98 @@
+"""What ``@action`` says about a method of an Odoo model, and how a registry's declared methods are found.
+
+Nothing here imports odoo: the addon makes these values, the ORM executor collects them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+from sidestream.errors import DuplicateAction, SettingsError
+from sidestream.job.job import DEFAULT_QUEUE
+from sidestream.job.names import check_action, check_queue, tag
+from sidestream.job.retry import RetryPolicy
+
+MARK = "_sidestream_action"
+"""Attribute of a function by which its declaration is found; an override needs no decorator of its own."""
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True, slots=True)
+class ModelAction:
+    """A declared method of a model and how it may run."""
+
+    #: Backlog that its jobs wait in unless the call says otherwise.
+    queue: str = DEFAULT_QUEUE
+    #: Ordering key of its jobs: text with fields of the record in braces ("carrier:{carrier_id}"), or a function of the
+    #: recordset; None: no order.
+    key: str | Callable[[Any], str | None] | None = None
+    #: "user": the one who enqueued it, never as superuser; "superuser"; or the xml id of a user for services.
+    run_as: str = "user"
+    #: What happens after a failure.
+    retry: RetryPolicy = field(default_factory=RetryPolicy)
+    #: Seconds until :class:`~sidestream.errors.SoftLimitExceeded` is raised inside the job; None means never.
+    soft_limit: float | None = None
+    #: Seconds until the job's process is killed; None means the worker's own limit.
+    hard_limit: float | None = None
+    #: "forbid": commit and rollback are refused. "relock": ``self.env.cr.commit()`` commits, locks and checks again.
+    commits: Literal["forbid", "relock"] = "forbid"
+    #: The method is a generator: what it yields is called outside any transaction, with an idempotency key.
+    three_step: bool = False
+    #: What a person reads; None: made of the method's name.
+    label: str | None = None
+
+    def __post_init__(self) -> None:
+        check_queue(self.queue)
+        if self.commits not in ("forbid", "relock"):
+            raise SettingsError(f"commits={self.commits!r} of an action: expected 'forbid' or 'relock'.")
+        if self.three_step and self.commits == "relock":
+            raise SettingsError("A three-step action cannot declare commits='relock': its steps commit.")
+        if self.run_as not in ("user", "superuser") and "." not in self.run_as:
+            raise SettingsError(
+                f"run_as={self.run_as!r} of an action: expected 'user', 'superuser' or the xml id of a user "
+                "(module.name)."
+            )
+        for option in ("soft_limit", "hard_limit"):
+            limit = getattr(self, option)
+            if limit is not None and limit <= 0:
+                raise SettingsError(f"{option}={limit} of an action is not allowed: expected seconds above 0.")
+
+    def declare(self, function: Function) -> Function:
+        """Mark ``function`` as declared."""
+        setattr(function, MARK, self)
+        return function
+
+
+def declared(model: type, method: str) -> ModelAction | None:
+    """Return what is declared of a model class's method: by itself, or by what it overrides."""
+    for base in model.__mro__:
+        found = getattr(base.__dict__.get(method), MARK, None)
+        if isinstance(found, ModelAction):
+            return found
+    return None
+
+
+def collect(registry: Mapping[str, type]) -> dict[str, ModelAction]:
+    """Return every declared method of a registry's models as ``model.method``.
+
+    Raises :class:`~sidestream.errors.DuplicateAction` when two names share a tag, and
+    :class:`~sidestream.errors.InvalidName`.
+    """
+    found: dict[str, ModelAction] = {}
+    tags: dict[bytes, str] = {}
+    for model, cls in registry.items():
+        for method in _marked(cls.__mro__):
+            name = check_action(f"{model}.{method}")
+            action = declared(cls, method)
+            assert action is not None
+            other = tags.setdefault(tag(name, 4), name)
+            if other != name:
+                raise DuplicateAction(f"The actions {name!r} and {other!r} have the same tag; rename one of them.")
+            found[name] = action
+    return found
+
+
+def _marked(bases: Iterable[type]) -> set[str]:
+    return {name for base in bases for name, value in base.__dict__.items() if hasattr(value, MARK)}

@@ -1,0 +1,347 @@
+"""The ORM executor: actions are declared methods of Odoo models. The only file of the engine that imports odoo.
+
+A job runs so:
+
+1. its key (or, for relock and three-step actions, its id) is locked on the guard connection, in autocommit;
+2. the statement that opens the job, on Odoo's cursor; it also tells whether another process changed the registry or its
+   caches, and whether modules are being installed;
+3. the addon's ``sidestream.job._sidestream_call``: user, company, language, records and arguments, then the method;
+4. flush, "done", COMMIT; hooks after the commit, whose errors no longer change what happened;
+5. the locks are freed.
+
+Our own statements go past Odoo's cursor to psycopg2's, so that a conflict is no error in Odoo's log.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import threading
+from collections.abc import Callable, Generator, Sequence
+from pathlib import Path
+from typing import Any
+
+import odoo.api
+import odoo.exceptions
+import odoo.init  # first: it makes the package
+import odoo.sql_db
+import odoo.tools
+from odoo.modules.registry import Registry
+from odoo.service.server import load_server_wide_modules
+
+from sidestream.crashpoints import crash_point
+from sidestream.errors import ActionError, LockLost, SettingsError, WireError
+from sidestream.executors.model_action import ModelAction, collect
+from sidestream.executors.odoo_session import OdooSession
+from sidestream.executors.protocol import ActionFacts, Opened, Verdict
+from sidestream.executors.session import Session
+from sidestream.job.codec import decode_payload
+from sidestream.job.names import tag
+from sidestream.job.outcome import Done, Release, ReleaseReason
+from sidestream.job.reference import NO_TAG8, Reference
+from sidestream.store import opening, rows, sessions
+from sidestream.store.adapter import SERVER_OPTIONS
+
+log = logging.getLogger(__name__)
+
+ADDON = "sidestream"
+MODULES_CHANGE = "EXISTS (SELECT FROM ir_module_module WHERE state IN ('to install', 'to upgrade', 'to remove'))"
+UPGRADE_DELAY = 2.0
+"""Seconds after which a job is looked at again while modules are being installed, upgraded or removed."""
+VERIFY_TIMEOUT = 5.0
+"""Longest wait, in seconds, for the lock of a job whose commit got no reply."""
+
+
+class Body:
+    """What one opened job carries through run and commit."""
+
+    __slots__ = ("action", "args", "kwargs", "locks", "name", "row")
+
+    def __init__(self, name: str, action: ModelAction, row: opening.Opened, locks: list[bytes]) -> None:
+        self.name = name
+        self.action = action
+        self.row = row
+        #: Session-level locks to free when the job ended.
+        self.locks = locks
+        args, kwargs = decode_payload(row.payload)
+        self.args: Sequence[Any] = args
+        self.kwargs: dict[str, Any] = dict(kwargs)
+
+
+class OdooOrm:
+    """Runs declared methods of models. See :class:`~sidestream.executors.protocol.Executor` for each method."""
+
+    def __init__(self, config: Path, database: str, *, dsn: str, application_name: Callable[[int], str]) -> None:
+        """Prepare; nothing is loaded or connected yet.
+
+        Args:
+            config: Odoo's configuration file.
+            database: Name of the database.
+            dsn: The same database for our own connections.
+            application_name: What the sessions of the child in a slot are called.
+        """
+        self.stale = False
+        self.on_backend: Callable[[int], None] = lambda pid: None
+        self._config = config
+        self._database = database
+        self._dsn = dsn
+        self._application_name = application_name
+        self._name = ""
+        self._actions: dict[bytes, tuple[str, ModelAction]] = {}
+        self._registry: Any = None
+        self._along: tuple[str, ...] = ()
+        self._odoo: OdooSession
+        self._locks: Session
+
+    # -- once ----------------------------------------------------------------------------------------------------
+
+    def load(self) -> Sequence[ActionFacts]:
+        """Load Odoo and the database's registry; leave no connection open."""
+        registry = self._registry = self._load_registry()
+        if ADDON not in registry._init_modules:
+            raise SettingsError(
+                f"The addon {ADDON!r} is not installed in the database {self._database!r}; "
+                f"run: odoo -d {self._database} -i {ADDON}"
+            )
+        actions = collect(registry.models)
+        self._actions = {tag(name, 4): (name, action) for name, action in actions.items()}
+        self._along = (
+            "(SELECT max(id) FROM orm_signaling_registry)",
+            *(f"(SELECT max(id) FROM orm_signaling_{cache})" for cache in registry.cache_sequences),  # noqa: S608
+            MODULES_CHANGE,
+        )
+        odoo.sql_db.close_all()  # a connection that parent and child share would be one session for both
+        gc.collect()
+        gc.freeze()  # what is loaded stays shared with every child
+        return [ActionFacts(name, tag(name, 4), action.hard_limit, action.retry) for name, action in actions.items()]
+
+    def _load_registry(self) -> Any:
+        arguments = ["-c", str(self._config), "-d", self._database, "--no-http"]
+        odoo.tools.config.parse_config(arguments, setup_logging=False)
+        self._connect_as("sidestream/zygote")
+        try:
+            load_server_wide_modules()
+            return Registry(self._database)
+        except Exception as error:
+            first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            raise SettingsError(
+                f"The database {self._database!r} cannot be loaded as an Odoo database ({first}); check its name, and "
+                f"what {self._config} says of PostgreSQL."
+            ) from error
+
+    def begin(self, slot: int) -> None:
+        """Name this child's sessions; they are opened by the first job that needs them."""
+        name = self._name = self._application_name(slot)
+        self._connect_as(name)
+        threading.current_thread().dbname = self._database  # type: ignore[attr-defined]  # for Odoo's log lines
+        self._locks = Session(self._dsn, name, lambda pid: None)
+        self._odoo = OdooSession(self._registry, lambda pid: self.on_backend(pid), odoo.exceptions.ConcurrencyError)
+
+    @staticmethod
+    def _connect_as(name: str) -> None:
+        odoo.tools.config["db_app_name"] = name
+        # libpq reads it for every connection of this process: a vanished worker's backend notices soon (design D7).
+        os.environ["PGOPTIONS"] = SERVER_OPTIONS
+
+    # -- each job ------------------------------------------------------------------------------------------------
+
+    def open(self, reference: bytes, payload: bytes | None, *, attempts: int, careful: bool) -> Opened | Verdict:
+        """Lock and read the job."""
+        try:
+            ref = Reference.unpack(reference)
+        except WireError as error:
+            return Release(f"{ReleaseReason.PARKED}: {error}")
+        known = self._actions.get(ref.action)
+        if known is None or ref.direct:
+            return Release(f"{ReleaseReason.PARKED}: no worker here knows its action")
+        name, action = known
+        locks = self._lock(ref, action)
+        if locks is None:
+            return Release(ReleaseReason.LOCKED)
+        try:
+            found = self._open_row(ref.id)
+            verdict = self._verdict(found, careful)
+            if verdict is None:
+                assert isinstance(found, opening.Opened)
+                crash_point("child.opened")
+                return self._opened(name, action, found, locks)
+        except WireError as error:
+            verdict = Release(f"{ReleaseReason.PARKED}: {error}")
+        except BaseException:
+            self.reset()
+            self._unlock(locks)
+            raise
+        self.reset()
+        self._unlock(locks)
+        return verdict
+
+    def _opened(self, name: str, action: ModelAction, row: opening.Opened, locks: list[bytes]) -> Opened:
+        opened = Opened(name, row.attempts, action.soft_limit, action.retry, Body(name, action, row, locks))
+        opened.forgiven = row.forgiven
+        part = (lambda: self._part(opened)) if action.commits == "relock" else None
+        self._odoo.guard.begin(name, opened.follow_ups, part)
+        return opened
+
+    def run(self, opened: Opened) -> None:
+        """Call the method, or the three steps of it."""
+        self._odoo.guarded(lambda: self._call(opened))
+        crash_point("child.ran")
+
+    def commit(self, opened: Opened) -> None:
+        """Write "done" and commit; then run the hooks and tell other processes what changed."""
+        body: Body = opened.body
+        session = self._odoo
+        session.guarded(session.cr.flush)
+        self._check_locks(body)
+        session.guarded(lambda: rows.finish(session.raw, body.row.id))
+        crash_point("child.written")
+        session.commit()
+        crash_point("child.committed")
+        session.guard.end()
+        try:
+            session.committed()
+        except Exception:  # the effect is committed: nothing that fails now may start it again
+            log.exception(
+                "Job %s (%s) is done, but a hook after its commit failed; it is not repeated.",
+                body.row.id,
+                body.name,
+                extra={"action": "hook_failed"},
+            )
+            session.rollback()
+
+    def verify(self, opened: Opened) -> bool:
+        """Find out whether the commit that got no reply happened."""
+        session, lost = self._locks, self._odoo.backend
+        self._odoo.drop()
+
+        def read() -> bool:
+            cursor = session.cursor
+            sessions.terminate_backend(cursor, lost, self._name)
+            return opening.state_when_unlocked(cursor, opened.body.row.id, timeout=VERIFY_TIMEOUT) != "open"
+
+        return session.guarded(read)
+
+    def reset(self) -> None:
+        """Roll back, or drop the cursor when that fails."""
+        self._odoo.guard.end()
+        self._odoo.rollback()
+
+    def release_locks(self, opened: Opened) -> None:
+        """Free the job's key."""
+        self._unlock(opened.body.locks)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._odoo.drop()
+        self._locks.close()
+
+    # -- opening -------------------------------------------------------------------------------------------------
+
+    def _lock(self, ref: Reference, action: ModelAction) -> list[bytes] | None:
+        wanted = [ref.key] if ref.key != NO_TAG8 else []
+        if action.three_step or action.commits == "relock":
+            wanted.append(tag(f"job {ref.id}", 8))
+        for position, lock in enumerate(wanted):
+            if not self._locks.try_lock(lock):
+                self._unlock(wanted[:position])
+                return None
+        return wanted
+
+    def _unlock(self, locks: Sequence[bytes]) -> None:
+        for lock in locks:
+            self._locks.unlock(lock)
+
+    def _check_locks(self, body: Body) -> None:
+        """A job whose guard connection died holds its key no more."""
+        if body.locks and not self._locks.alive():
+            raise LockLost(f"Job {body.row.id} lost the connection that holds its key; nothing more was committed.")
+
+    def _open_row(self, row_id: int, *, attempts_seen: int | None = None) -> opening.Opening:
+        raw = self._odoo.raw
+        return self._odoo.guarded(lambda: opening.open_job(raw, row_id, attempts_seen=attempts_seen, along=self._along))
+
+    def _verdict(self, found: opening.Opening, careful: bool) -> Verdict | None:
+        match found:
+            case opening.Opened():
+                if found.suspects and not careful:
+                    return Release(ReleaseReason.SUSPECT, 0.0)
+                return self._fresh(found.along)
+            case opening.Terminal() | opening.Missing():
+                return Done()
+            case opening.NotDue():
+                return Release(ReleaseReason.NOT_DUE, found.seconds)
+            case opening.Blocked():
+                return Release(ReleaseReason.BLOCKED, None, found.by)
+            case _:
+                return Release(ReleaseReason.LOCKED)
+
+    def _fresh(self, along: Sequence[Any]) -> Verdict | None:
+        """Look at what other processes did since: a new registry, other caches, modules on the way."""
+        sequence, *caches, modules_change = along
+        if modules_change:
+            return Release("paused: modules are being installed, upgraded or removed", UPGRADE_DELAY)
+        registry = self._registry
+        if sequence != registry.registry_sequence:
+            self.stale = True
+            return Release(ReleaseReason.STOPPING, 0.0)
+        if caches != list(registry.cache_sequences.values()):
+            registry.check_signaling(self._odoo.cr)
+        return None
+
+    # -- running -------------------------------------------------------------------------------------------------
+
+    def _call(self, opened: Opened) -> None:
+        body: Body = opened.body
+        row = body.row
+        jobs = odoo.api.Environment(self._odoo.cr, odoo.SUPERUSER_ID, {})[f"{ADDON}.job"]
+        result = jobs._sidestream_call(
+            body.name,
+            body.args,
+            body.kwargs,
+            job_id=row.id,
+            user_id=row.user_id,
+            context=row.context,
+            attempt=row.attempts + 1,
+        )
+        if body.action.three_step:
+            self._three_steps(body, result, jobs._sidestream_idempotency_key(row.id))
+
+    def _three_steps(self, body: Body, steps: Generator[Any, Any, Any], key: str) -> None:
+        session = self._odoo
+        try:
+            call = next(steps)
+        except StopIteration:
+            return  # there was nothing to call
+        if not callable(call):
+            raise ActionError(
+                f"The three-step action {body.name!r} yielded {call!r:.60}; expected a function that is called with "
+                "the idempotency key, outside any transaction."
+            )
+        session.guard.rollback(session.cr)  # the first step may not write: this ends its snapshot and frees its row
+        with session.guard.outside():
+            answer = call(key)
+        self._open_again(body)
+        try:
+            steps.send(answer)
+        except StopIteration:
+            return
+        raise ActionError(f"The three-step action {body.name!r} yielded twice; expected one call: make two jobs of it.")
+
+    def _part(self, opened: Opened) -> None:
+        """A commit that was declared: what was done so far, then lock and check again."""
+        session = self._odoo
+        session.guarded(session.cr.flush)
+        self._check_locks(opened.body)
+        session.commit()
+        session.committed()
+        self._open_again(opened.body)
+
+    def _open_again(self, body: Body) -> None:
+        self._check_locks(body)
+        found = self._open_row(body.row.id, attempts_seen=body.row.attempts)
+        if not isinstance(found, opening.Opened):
+            raise LockLost(
+                f"Job {body.row.id} is no longer ours between two of its transactions ({type(found).__name__}); "
+                "what follows was not run."
+            )

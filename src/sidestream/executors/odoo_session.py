@@ -1,0 +1,124 @@
+"""The child's one cursor of Odoo, kept from job to job: who ends its transaction, and what its errors mean.
+
+It is made by Odoo's registry, so that Odoo's pool, settings and hooks are what they are everywhere; nothing here
+imports odoo.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import psycopg2
+
+from sidestream.errors import ActionError
+from sidestream.executors.guarded_cursor import Guard, guard_class
+from sidestream.executors.protocol import Conflict, Uncertain
+from sidestream.store.adapter import CONFLICTS, sqlstate, translate
+
+log = logging.getLogger(__name__)
+
+BROKEN = "25P02"
+"""A statement after an error in the same transaction."""
+T = TypeVar("T")
+
+
+class OdooSession:
+    """A lazily made cursor on which only the executor commits."""
+
+    def __init__(self, registry: Any, on_backend: Callable[[int], None], conflict: type[Exception]) -> None:
+        """Prepare; nothing is connected.
+
+        Args:
+            registry: Odoo's, of the database.
+            on_backend: Told the pid of the PostgreSQL backend, and 0 when it is given up.
+            conflict: Odoo's own exception for "try again".
+        """
+        self.registry = registry
+        self.guard = Guard()
+        #: Pid of the backend that was used last.
+        self.backend = 0
+        self._on_backend = on_backend
+        self._conflict = conflict
+        self._cr: Any = None
+
+    @property
+    def cr(self) -> Any:
+        """Odoo's cursor, made when first asked for or when the last one broke."""
+        if self._cr is not None and self._cr.closed:
+            self.drop()
+        if self._cr is None:
+            cr = self.guarded(self.registry.cursor)
+            cr.__class__ = guard_class(cr.__class__)
+            cr.sidestream = self.guard
+            self._cr = cr
+            self.backend = cr._cnx.get_backend_pid()
+            self._on_backend(self.backend)
+        return self._cr
+
+    @property
+    def raw(self) -> Any:
+        """psycopg2's cursor below it: what fails there is no error in Odoo's log."""
+        return self.cr._obj
+
+    def guarded(self, statement: Callable[[], T]) -> T:
+        """Run something; turn conflicts and lost connections into :class:`Conflict` and :class:`StoreUnavailable`."""
+        try:
+            return statement()
+        except self._conflict as error:
+            raise Conflict(str(error)) from error
+        except psycopg2.Error as error:
+            raise self._explain(error) from error
+
+    def commit(self) -> None:
+        """Commit what was flushed, without a hook; raise :class:`Conflict`, or :class:`Uncertain` without a reply."""
+        cnx = self._cr._cnx
+        try:
+            cnx.commit()
+        except psycopg2.Error as error:
+            if cnx.closed:
+                raise Uncertain(str(error).strip()) from error
+            raise self._explain(error) from error
+
+    def committed(self) -> None:
+        """After a commit: forget what was cached, run the hooks, tell other processes what changed."""
+        cr = self._cr
+        cr.clear()
+        cr._now = None
+        cr.prerollback.clear()
+        cr.postrollback.clear()
+        cr.postcommit.run()
+        self.registry.signal_changes()
+
+    def rollback(self) -> None:
+        """Roll back; give the cursor up when that fails. Raises nothing."""
+        if self._cr is not None:
+            try:
+                self.guard.rollback(self._cr)
+            except Exception as error:  # noqa: BLE001  # a hook, or the connection: this cursor is of no more use
+                log.info("A cursor is given up: %s", error, extra={"action": "cursor_dropped"})
+                self.drop()
+        self.registry.reset_changes()
+
+    def drop(self) -> None:
+        """Close the connection; the next use makes another one."""
+        cr, self._cr = self._cr, None
+        if cr is None:
+            return
+        self._on_backend(0)
+        if not cr._cnx.closed:
+            cr._cnx.close()
+        cr._closed = True
+
+    def _explain(self, error: Exception) -> Exception:
+        if sqlstate(error) in CONFLICTS:
+            return Conflict(str(error).strip())
+        if sqlstate(error) == BROKEN:
+            return ActionError(
+                "The action went on after an error of PostgreSQL, so nothing that it wrote can be committed; put what "
+                "may fail inside: with self.env.cr.savepoint()."
+            )
+        if self._cr is None or self._cr._cnx.closed:
+            return translate(error, "running a job")
+        return error

@@ -1,0 +1,48 @@
+"""Odoo's configuration file, as far as we read it: where its PostgreSQL is, and a section of ours.
+
+No import of odoo: the supervisor and the command line read it too. See
+https://www.odoo.com/documentation/19.0/developer/reference/cli.html#configuration-file
+"""
+
+from __future__ import annotations
+
+from configparser import ConfigParser
+from configparser import Error as ConfigError
+from pathlib import Path
+from typing import Any
+
+from sidestream.errors import SettingsError
+
+SECTION = "sidestream"
+"""Section of that file in which settings of ours may stand, each by its name."""
+_NONE = ("", "False", "None")
+
+
+def settings_section(path: Path) -> dict[str, Any]:
+    """Return what stands in the file's section ``[sidestream]``; raise :class:`SettingsError` when it is unreadable."""
+    parser = _parse(path)
+    return dict(parser[SECTION]) if parser.has_section(SECTION) else {}
+
+
+def database_parameters(path: Path, database: str) -> dict[str, str]:
+    """Return libpq's parameters for ``database`` where the file says that PostgreSQL is."""
+    parser = _parse(path)
+    options = parser["options"] if parser.has_section("options") else {}
+    found = {"dbname": database}
+    for ours, theirs in (("host", "db_host"), ("port", "db_port"), ("user", "db_user"), ("password", "db_password"),
+                         ("sslmode", "db_sslmode")):  # fmt: skip
+        value = str(options.get(theirs, "")).strip()
+        if value not in _NONE:
+            found[ours] = value
+    return found
+
+
+def _parse(path: Path) -> ConfigParser:
+    parser = ConfigParser(interpolation=None)
+    try:
+        with path.open(encoding="utf-8") as file:
+            parser.read_file(file)
+    except (OSError, UnicodeDecodeError, ConfigError) as error:
+        first = str(error).splitlines()[0]
+        raise SettingsError(f"Odoo's configuration {path} cannot be read: {first}; correct odoo_config.") from error
+    return parser

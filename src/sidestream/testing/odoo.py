@@ -1,0 +1,324 @@
+"""A real Odoo of our own: database, configuration, HTTP server and workers in one temporary folder.
+
+The database with Odoo's modules (and demo data) is made once and kept in ``.sidestream-dev/odoo-base``; every world
+begins with a copy of it, into which the addons under test are installed.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import tempfile
+import time
+import urllib.request
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import psycopg
+
+from sidestream.broker.redis import embedded
+from sidestream.process import account
+from sidestream.testing.server_process import Server, ServerFailed, free_port, worker_user
+from sidestream.testing.servers import PostgresServer
+
+ROOT = Path(__file__).resolve().parents[3]
+ADDONS = ROOT / "addons"
+TOOLS = ROOT / ".sidestream-dev"
+DATABASE = "shop"
+SHOP = ("sale_management", "stock", "account", "delivery")
+"""The modules of the main job."""
+INSTALL_PATIENCE = 900.0
+"""Seconds that installing modules may take on a busy machine."""
+
+
+def odoo_command() -> list[str]:
+    """Return what runs Odoo: ODOO_COMMAND's words, else the one that ``make odoo`` unpacked."""
+    given = os.environ.get("ODOO_COMMAND")
+    if given:
+        return shlex.split(given)
+    command = [TOOLS / "odoo-venv" / "bin" / "python", TOOLS / "odoo" / "usr" / "bin" / "odoo"]
+    if not all(part.exists() for part in command):
+        raise ServerFailed("There is no Odoo here; run: make odoo")
+    return [str(part) for part in command]
+
+
+class OdooServer(Server):
+    """Odoo's HTTP server of one world."""
+
+    kind = "odoo"
+    death_signal = 15  # its own processes end with it
+
+    def __init__(self, world: OdooWorld, workers: int) -> None:
+        """``workers``: 0 for one process with threads, else so many processes ("prefork")."""
+        super().__init__(world.folder / "server")
+        self._world = world
+        self._workers = workers
+
+    @property
+    def url(self) -> str:
+        """Where a browser finds it."""
+        return f"http://127.0.0.1:{self.port}"
+
+    def command(self) -> Sequence[str]:
+        """See :meth:`Server.command`."""
+        return [
+            *self._world.odoo(),
+            f"--http-port={self.port}",
+            f"--gevent-port={free_port()}",
+            f"--workers={self._workers}",
+        ]
+
+    def environment(self) -> dict[str, str]:
+        """See :meth:`Server.environment`."""
+        return self._world.environment()
+
+    def ready(self) -> bool:
+        """Whether it answers."""
+        try:
+            with urllib.request.urlopen(f"{self.url}/web/health", timeout=2) as answer:  # noqa: S310  # our own server
+                return bool(answer.status == 200)
+        except OSError:
+            return False
+
+
+class OdooWorld:
+    """One database with what serves it."""
+
+    def __init__(
+        self,
+        addons: Sequence[str],
+        *,
+        base: Sequence[str] = SHOP,
+        demo_data: bool = True,
+        addon_paths: Sequence[Path] = (),
+        settings: Mapping[str, object] | None = None,
+        options: Mapping[str, object] | None = None,
+        fsync: bool = True,
+    ) -> None:
+        """Prepare; :meth:`start` does it.
+
+        Args:
+            addons: What is installed beside ``base``.
+            base: Odoo's own modules.
+            demo_data: With Odoo's demo data.
+            addon_paths: Folders of addons beside ours.
+            settings: Sidestream's, for the section of that name.
+            options: More of Odoo's own options.
+            fsync: Whether PostgreSQL waits for the disk.
+        """
+        self.folder = Path(tempfile.mkdtemp(prefix=f"sidestream-odoo-{os.getpid()}-"))
+        self.folder.chmod(0o755)
+        self.user = worker_user() if os.geteuid() == 0 else "none"
+        self.postgres = PostgresServer(fsync=fsync, settings={"shared_buffers": "256MB"})
+        self.config = self.folder / "odoo.conf"
+        self.log = self.folder / "odoo.log"
+        self._addons = tuple(addons)
+        self._base = tuple(base)
+        self._demo_data = demo_data
+        self._addon_paths = (ADDONS, *addon_paths)
+        self._settings = dict(settings or {})
+        self._options = dict(options or {})
+        self._workers: list[subprocess.Popen[bytes]] = []
+        self._servers: list[OdooServer] = []
+
+    # -- database ------------------------------------------------------------------------------------------------
+
+    def start(self) -> Self:
+        """Copy the base, start PostgreSQL, install the addons."""
+        base = _base(self._base, demo_data=self._demo_data)
+        _copy(base / "data", self.postgres.data)
+        self.postgres.start()
+        self.prepare(base / "filestore")
+        if self._addons:
+            self.install(*self._addons)
+        return self
+
+    def prepare(self, filestore: Path | None = None, **options: object) -> None:
+        """Make the folders and the configuration; ``options`` are more of Odoo's own."""
+        for name in ("data", "sidestream", "home", "server"):
+            (self.folder / name).mkdir()
+        if filestore is not None:
+            _copy(filestore, self.folder / "data" / "filestore")
+        self._options |= options
+        self._write_config()
+        self._own()
+
+    def install(self, *modules: str, upgrade: bool = False) -> None:
+        """Install (or upgrade) modules with Odoo's own command line."""
+        self.run_odoo("-u" if upgrade else "-i", ",".join(modules))
+
+    def run_odoo(self, *arguments: str) -> str:
+        """Run Odoo with these arguments until it stops; return its output."""
+        return _run([*self.odoo(), "--no-http", "--stop-after-init", *arguments], self)
+
+    def odoo(self) -> list[str]:
+        """Return Odoo's command line for this database."""
+        return [*odoo_command(), "server", "-c", str(self.config), "-d", DATABASE]
+
+    def connect(self) -> psycopg.Connection[Any]:
+        """Return a connection to the database, in autocommit mode, for looking from outside."""
+        return psycopg.connect(self.postgres.dsn(DATABASE), autocommit=True)
+
+    def environment(self) -> dict[str, str]:
+        """Return the environment of Odoo's processes and of the workers."""
+        kept = {name: value for name, value in os.environ.items() if name.startswith("SIDESTREAM_CRASH")}
+        return kept | {
+            "PATH": os.environ.get("PATH", os.defpath),
+            "HOME": str(self.folder / "home"),
+            "LC_ALL": "C.UTF-8",
+            "PYTHONUNBUFFERED": "1",
+        }
+
+    # -- processes -----------------------------------------------------------------------------------------------
+
+    def serve(self, workers: int = 0) -> OdooServer:
+        """Start an HTTP server and return it."""
+        server = OdooServer(self, workers)
+        self._servers.append(server)
+        server.start()
+        return server
+
+    def work(self, *arguments: str, environment: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
+        """Start ``sidestream worker`` as an operator would, and return it once its application is loaded."""
+        log = self.folder / f"worker{len(self._workers)}.log"
+        command = [odoo_command()[0], "-m", "sidestream", "--odoo-config", str(self.config)]
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                [*command, "--odoo-database", DATABASE, "worker", *arguments],
+                env=self.environment() | dict(environment or {}),
+                cwd=self.folder,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+        self._workers.append(process)
+        return process
+
+    def worker_log(self) -> str:
+        """Return what the last worker wrote."""
+        return (self.folder / f"worker{len(self._workers) - 1}.log").read_text(errors="replace")
+
+    def redis_url(self) -> str:
+        """Return the URL of the embedded server of this world, started if need be."""
+        return embedded.ensure(self.folder / "sidestream", user=None if self.user == "none" else self.user)
+
+    def close(self) -> None:
+        """End everything and remove the folder."""
+        for process in self._workers:
+            if process.poll() is None:
+                process.terminate()
+        for process in self._workers:
+            try:
+                process.wait(40)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        for server in self._servers:
+            server.close()
+        if (self.folder / "sidestream" / "redis.lock").exists():
+            embedded.stop(self.folder / "sidestream")
+        self.postgres.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _write_config(self) -> None:
+        options: dict[str, object] = {
+            "addons_path": ",".join(str(path) for path in self._addon_paths),
+            "data_dir": self.folder / "data",
+            "db_host": "127.0.0.1",
+            "db_port": self.postgres.port,
+            "db_user": "odoo",
+            "http_interface": "127.0.0.1",
+            "max_cron_threads": 0,
+            "list_db": False,
+            "dbfilter": f"^{DATABASE}$",
+            "without_demo": True,
+            **self._options,
+        }
+        ours = {"data_dir": self.folder / "sidestream", "user": self.user, **self._settings}
+        lines = ["[options]", *(f"{name} = {value}" for name, value in options.items())]
+        lines += ["", "[sidestream]", *(f"{name} = {value}" for name, value in ours.items())]
+        self.config.write_text("\n".join(lines) + "\n")
+
+    def _own(self) -> None:
+        if self.user == "none":
+            return
+        who = account(self.user)
+        for path in [self.folder, *self.folder.rglob("*")]:
+            os.chown(path, who.uid, who.gid)
+
+
+def _base(modules: Sequence[str], *, demo_data: bool) -> Path:
+    """Return the folder of a stopped cluster with ``modules`` in the database, made when it is not there."""
+    version = (TOOLS / "odoo" / ".complete").stat().st_mtime_ns if not os.environ.get("ODOO_COMMAND") else 0
+    recipe = json.dumps([odoo_command(), version, sorted(modules), demo_data, os.geteuid()])
+    base = TOOLS / "odoo-base" / hashlib.sha256(recipe.encode()).hexdigest()[:16]
+    base.parent.mkdir(parents=True, exist_ok=True)
+    with Path(f"{base}.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another process may be making it
+        if not base.exists():
+            _make_base(base, modules, demo_data=demo_data)
+    return base
+
+
+def _make_base(base: Path, modules: Sequence[str], *, demo_data: bool) -> None:
+    world = OdooWorld((), fsync=False)
+    try:
+        world.postgres.start()
+        with psycopg.connect(world.postgres.dsn(), autocommit=True) as connection:
+            connection.execute("CREATE ROLE odoo LOGIN CREATEDB")
+            connection.execute(f"CREATE DATABASE {DATABASE} OWNER odoo TEMPLATE template0")
+        world.prepare(without_demo=not demo_data)
+        world.run_odoo("-i", ",".join(modules), *(["--with-demo"] if demo_data else []))
+        world.postgres.stop()
+        draft = base.with_suffix(".draft")
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir()
+        _copy(world.postgres.data, draft / "data")
+        _copy(world.folder / "data" / "filestore", draft / "filestore")
+        draft.rename(base)
+    finally:
+        world.close()
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy a folder with its owners; sharing blocks where the file system can."""
+    subprocess.run(["cp", "-a", "--reflink=auto", str(source), str(target)], check=True)
+
+
+def _run(command: Sequence[str], world: OdooWorld) -> str:
+    who = None if world.user == "none" else account(world.user)
+    began = time.monotonic()
+    done = subprocess.run(
+        command,
+        env=world.environment(),
+        cwd=world.folder,
+        user=None if who is None else who.uid,
+        group=None if who is None else who.gid,
+        extra_groups=None if who is None else who.groups,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=INSTALL_PATIENCE,
+        check=False,
+        text=True,
+        errors="replace",
+    )
+    if done.returncode != 0 or " CRITICAL " in done.stdout:
+        last = "\n".join(done.stdout.splitlines()[-25:])
+        raise ServerFailed(f"Odoo failed after {time.monotonic() - began:.0f} s ({shlex.join(command)}):\n{last}")
+    return done.stdout
