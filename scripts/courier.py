@@ -68,6 +68,12 @@ class Desk(BaseHTTPRequestHandler):
             self.send_error(status, "the courier has a bad moment")
             return
         answer = json.dumps({"reference": reference}).encode()
+        try:
+            self._answer(answer)
+        except BrokenPipeError:
+            return  # the caller was killed meanwhile; the ledger has its call
+
+    def _answer(self, answer: bytes) -> None:
         self.send_response(200)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(answer)))

@@ -99,8 +99,8 @@ class Shop:
     def mode(self, mode: str) -> None:
         """Say what Confirm does: "off" (what Odoo does), "inline", or "background"."""
         self.user.call("ir.config_parameter", "set_param", "sidestream_demo.mode", "off" if mode == "off" else "on")
-        company = self.user.call("res.company", "search", [], limit=1)
-        self.user.call("res.company", "write", company, {"sidestream_enabled": mode != "inline"})
+        companies = self.user.call("res.company", "search", [])
+        self.user.call("res.company", "write", companies, {"sidestream_enabled": mode != "inline"})
 
     def open_jobs(self) -> int:
         """Return how many jobs are not finished."""

@@ -134,6 +134,8 @@ class OdooOrm:
         """Name this child's sessions; they are opened by the first job that needs them."""
         name = self._name = self._application_name(slot)
         self._connect_as(name)
+        # The registry keeps what it connected with in the zygote, under the zygote's name.
+        self._registry._db = odoo.sql_db.db_connect(self._database)
         threading.current_thread().dbname = self._database  # type: ignore[attr-defined]  # for Odoo's log lines
         self._locks = Session(self._dsn, name, lambda pid: None)
         self._odoo = OdooSession(self._registry, lambda pid: self.on_backend(pid), odoo.exceptions.ConcurrencyError)

@@ -6,6 +6,7 @@ A direct job has no row: its counts live with the broker, and the decisions are 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import psycopg
@@ -159,7 +160,8 @@ class Bookkeeper:
                 self._insert(cursor, reference, slot, "crashed", error)
             return written
 
-        return self._handling(self._run(write), 0)
+        handling = self._handling(self._run(write), 0)
+        return replace(handling, again=True) if handling.charge_attempt else handling
 
     @staticmethod
     def _handling(written: rows.Written, delay_ms: int) -> Handling:

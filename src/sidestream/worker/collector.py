@@ -18,7 +18,7 @@ from sidestream.worker import wire
 from sidestream.worker.dispatcher import Dispatcher
 from sidestream.worker.pool import ProcessPool
 from sidestream.worker.slots import Reading, Slots
-from sidestream.worker.state import ChildState, Doom, WorkerState
+from sidestream.worker.state import RECOVERY, ChildState, Doom, WorkerState
 from sidestream.worker.zygote import facts_from_wire, kill_group
 
 log = logging.getLogger(__name__)
@@ -263,6 +263,8 @@ class Collector:
             # Whatever did not end as done is reported at once, so these are done.
             self._settler.done(finished)
         if started and child.reported <= position < len(deliveries):
+            if child.doom is None:
+                state.recovering[deliveries[position].reference] = time.monotonic() + RECOVERY
             self._settler.crashed(deliveries[position], reading, child.slot, child.doom, how)
         state.backlog.extendleft(reversed(deliveries[max(position + 1, child.reported) :]))
         child.deliveries = []

@@ -29,6 +29,8 @@ class Handling:
     reason: str = ""
     #: Run it here, alone, instead of giving it back.
     alone: bool = False
+    #: Run it here at once, before everything else, instead of giving it back; while draining the other fields count.
+    again: bool = False
 
     def tell(self, broker: Broker, lanes: Sequence[str], delivery: Delivery) -> int:
         """Tell ``broker``; return how often the delivery was released when that counts, else 0. Raises BrokerError."""

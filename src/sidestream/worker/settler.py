@@ -214,6 +214,14 @@ class Settler:
                 self._state.alone.append(self._state.current(delivery))
                 self._state.changed.notify_all()
             return
+        with self._state.changed:
+            self._state.recovering.pop(delivery.reference, None)
+            held_here = self._state.held.get(delivery.reference)
+            ready = not self._state.draining and self._state.careful_until <= time.monotonic()
+            if handling.again and held_here is not None and ready:
+                self._state.backlog.appendleft(held_here)
+                self._state.changed.notify_all()
+                return
         with self._state.telling:
             held = self._state.current(delivery)
             releases = handling.tell(self._broker, self._state.options.lanes, held)

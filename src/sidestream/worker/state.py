@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 from collections import deque
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -15,6 +16,8 @@ from sidestream.worker.options import WorkerOptions
 
 UNKNOWN_COST = 1.0
 """Seconds that an action is assumed to take before it was measured: nothing is prefetched for it."""
+RECOVERY = 1.0
+"""Seconds for which a child is kept free for a job whose crash is being written."""
 SMOOTHING = 0.2
 """Share of the newest measurement in an action's average."""
 
@@ -105,6 +108,9 @@ class WorkerState:
         self.stopped = False
         #: Until this monotonic time jobs run one at a time.
         self.careful_until = 0.0
+        #: Jobs whose child died while they ran, until their crash is written, at the latest until then (monotonic): the
+        #: child that takes the place of theirs is for them.
+        self.recovering: dict[bytes, float] = {}
         #: The last refill came back short: wait for an idle child before asking again.
         self.dry = False
 
@@ -118,8 +124,12 @@ class WorkerState:
         return self.held.get(delivery.reference, delivery)
 
     def idle_children(self) -> list[ChildState]:
-        """Return the children that wait for work."""
-        return [child for child in self.children.values() if child.idle]
+        """Return the children that wait for work, but for those that wait for a job whose crash is being written."""
+        idle = [child for child in self.children.values() if child.idle]
+        if self.recovering:
+            now = time.monotonic()
+            self.recovering = {reference: until for reference, until in self.recovering.items() if until > now}
+        return idle[len(self.recovering) :]
 
     def cost(self, delivery: Delivery) -> float:
         """Return the seconds that this delivery is expected to take."""
