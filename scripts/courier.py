@@ -1,7 +1,7 @@
 """A courier's API as a process of its own: slow, sometimes failing, and honest about what it received.
 
-``python scripts/courier.py LEDGER PORT``: POST /shipments with an ``Idempotency-Key`` is answered after 0.8 to 1.5 s; one
-in twenty fails, half of those after the parcel was accepted, as it happens when a reply is lost. A key that was
+``python scripts/courier.py LEDGER PORT``: POST /shipments with an ``Idempotency-Key`` is answered after 0.8 to 1.5 s;
+one in twenty fails, half of those after the parcel was accepted, as it happens when a reply is lost. A key that was
 accepted before gets the same reference again. Every call is a line of JSON in the ledger.
 """
 
@@ -80,7 +80,7 @@ class Desk(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(answer)
 
-    def log_message(self, format: str, *args: object) -> None:
+    def log_message(self, *_: object) -> None:
         """Write nothing: the ledger says it all."""
 
 

@@ -83,7 +83,9 @@ def background(shop: Shop) -> tuple[list[float], list[Sample], list[int], float]
 
 def table(figures: dict[str, float], proof: Proof, samples: dict[str, int]) -> Table:
     """Return what a person reads."""
-    shown = Table("", "Odoo's own Confirm", "all inline", "with Sidestream", title="Confirm a quotation: ship it, invoice it")
+    shown = Table(
+        "", "Odoo's own Confirm", "all inline", "with Sidestream", title="Confirm a quotation: ship it, invoice it"
+    )
     shown.add_row(
         "the user waits (median of ten)",
         f"{figures['confirm_only_s']:.2f} s",

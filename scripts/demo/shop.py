@@ -15,7 +15,6 @@ from typing import Any
 import psutil
 import psycopg
 import redis
-
 from screens import Session, StockScreen
 
 from sidestream.testing.odoo import DATABASE, OdooWorld
@@ -23,7 +22,7 @@ from sidestream.testing.server_process import free_port
 
 HERE = Path(__file__).parent
 CHILDREN = 2
-SERVER_PROCESSES = 2
+SERVER_PROCESSES = 4
 BUSY = """SELECT count(*) FROM pg_stat_activity
           WHERE application_name ~ '^sidestream/.*/[0-9]+$' AND backend_type = 'client backend' AND xact_start IS NOT NULL"""
 
@@ -42,7 +41,7 @@ class Shop:
     """Odoo, courier and worker of one demo."""
 
     def __init__(self, say: Callable[[str], None]) -> None:
-        self.world = OdooWorld(("sidestream", "sidestream_demo"))
+        self.world = OdooWorld(("sidestream", "sidestream_demo"), settings={"nice": 19})
         self._say = say
         self._courier: subprocess.Popen[bytes] | None = None
         self.worker: subprocess.Popen[bytes]
@@ -74,7 +73,9 @@ class Shop:
         values = {"name": "Desk lamp", "is_storable": True, "invoice_policy": "order", "list_price": 39}
         self._product = self.user.call("product.product", "create", [values])[0]
         self._carrier = self.user.call("delivery.carrier", "search", [], limit=1)[0]
-        self._partners = self.user.call("res.partner", "search", [["customer_rank", ">", 0], ["is_company", "=", True]], limit=5)
+        self._partners = self.user.call(
+            "res.partner", "search", [["customer_rank", ">", 0], ["is_company", "=", True]], limit=5
+        )
 
     # -- orders --------------------------------------------------------------------------------------------------
 
