@@ -1,0 +1,235 @@
+"""The measures: each takes the shop and one side, and gives the figures of one round.
+
+A job counts as done when the database says so, and the ledger says that it ran once; a drain in which one of the two is
+wrong fails the script.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from harness import percentile
+from shop import PROCESSES, Shop, StandAlone
+
+PATIENCE = 240.0
+PAUSE = 0.05
+WARM_UP = 10
+TABLES = "sidestream_job, sidestream_job_record, bench_job, res_partner, queue_job, queue_job_lock"
+DONE = {
+    "ours": "SELECT count(*) FROM sidestream_job WHERE id > %s AND state = 'done'",
+    "oca": "SELECT count(*) FROM queue_job WHERE id > %s AND state = 'done'",
+}
+NEWEST = {
+    "ours": "SELECT coalesce(max(id), 0) FROM sidestream_job",
+    "oca": "SELECT coalesce(max(id), 0) FROM queue_job",
+}
+WORKS = {"ours": ("supervisor", "children"), "oca": ("oca",), "bare": ("loops",)}
+"""Whose CPU belongs to a side, beside PostgreSQL's; Redis' is shown on its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """One of the three jobs."""
+
+    name: str
+    model: str
+    method: str
+
+
+NOOP = Kind("no-op", "bench.job", "noop")
+TOUCH = Kind("light write (an Integer)", "bench.job", "touch")
+WRITE = Kind("heavy write (res.partner)", "res.partner", "bench_write")
+
+
+class Drain(NamedTuple):
+    """One drain; CPU in seconds a job."""
+
+    rate: float
+    own: float
+    postgres: float
+    redis: float
+
+
+class Latency(NamedTuple):
+    """Milliseconds of one round."""
+
+    called_p50: float
+    called_p99: float
+    committed_p50: float
+    committed_p99: float
+
+
+class Enqueue(NamedTuple):
+    """Seconds for ``size`` jobs, and milliseconds of one call."""
+
+    size: int
+    call: float
+    commit: float
+    one_p50: float
+
+
+class Memory(NamedTuple):
+    """MB of one process of each kind."""
+
+    child_pss: float
+    child_uss: float
+    zygote_pss: float
+    alone_pss: float
+    alone_uss: float
+
+
+def ids_for(shop: Shop, kind: Kind, size: int) -> list[int]:
+    """Return the records that ``size`` jobs of a kind are about."""
+    return (shop.heavy if kind is WRITE else shop.light)[:size]
+
+
+def drain(shop: Shop, side: str, kind: Kind, size: int) -> Drain:
+    """Enqueue ``size`` jobs in one transaction and measure their run."""
+    return bare_loop(shop, kind, size) if side == "bare" else worker(shop, side, kind, size)
+
+
+def worker(shop: Shop, side: str, kind: Kind, size: int) -> Drain:
+    """A drain by a worker, which begins as soon as the jobs are committed."""
+    ids = ids_for(shop, kind, size)
+    settle(shop)
+    mark = scalar(shop, NEWEST[side])
+    shop.user.ask("enqueue", side=side, model=kind.model, method=kind.method, ids=ids)
+    early = wait(shop, lambda: shop.stamps.count(), 1, pause=0.001)
+    before = shop.cpu()
+    wait(shop, lambda: shop.stamps.count(), size)
+    used = spent(before, shop.cpu())
+    wait(shop, lambda: scalar(shop, DONE[side], mark), size)
+    return result(shop, side, ids, used, size - early)
+
+
+def bare_loop(shop: Shop, kind: Kind, size: int) -> Drain:
+    """A drain by loops that are told the ids; the rows lie in a queue that no worker serves."""
+    ids = ids_for(shop, kind, size)
+    settle(shop)
+    mark = scalar(shop, NEWEST["ours"])
+    *_, jobs = shop.user.ask("enqueue", side="ours", model=kind.model, method=kind.method, ids=ids, parked=True)
+    pairs = list(zip(jobs, ids, strict=True))
+    for number, loop in enumerate(shop.loops):
+        loop.send("loop", model=kind.model, method=kind.method, pairs=pairs[number :: len(shop.loops)])
+    early = wait(shop, lambda: shop.stamps.count(), 1, pause=0.001)
+    before = shop.cpu()
+    wait(shop, lambda: shop.stamps.count(), size)
+    used = spent(before, shop.cpu())
+    for loop in shop.loops:
+        loop.answer()
+    wait(shop, lambda: scalar(shop, DONE["ours"], mark), size)
+    return result(shop, "bare", ids, used, size - early)
+
+
+def result(shop: Shop, side: str, ids: list[int], used: dict[str, float], counted: int) -> Drain:
+    """Check the ledger and return the figures."""
+    times = [shop.stamps.at(number) for number in ids]
+    if shop.stamps.count() != len(ids) or not all(times):
+        raise AssertionError(f"{shop.stamps.count()} jobs ran, expected {len(ids)}.")
+    rate = (len(ids) - 1) / (max(times) - min(times))
+    own = sum(used[who] for who in WORKS[side]) / counted
+    return Drain(rate, own, used["postgres"] / counted, used["redis"] / counted)
+
+
+def latency(shop: Shop, side: str, size: int) -> Latency:
+    """One job after another on an idle system: from the call, and from PostgreSQL's commit, to the job's first line."""
+    ids = ids_for(shop, NOOP, size + WARM_UP)
+    settle(shop)
+    called, committed = shop.user.ask("paced", side=side, model=NOOP.model, method=NOOP.method, ids=ids, pause=PAUSE)
+    wait(shop, lambda: shop.stamps.count(), len(ids))
+    times = [shop.stamps.at(number) for number in ids]
+    from_call = [(at - then) * 1000 for at, then in zip(times, called, strict=True)][WARM_UP:]
+    from_commit = [(at - then) * 1000 for at, then in zip(times, committed, strict=True)][WARM_UP:]
+    return Latency(
+        percentile(from_call, 0.5), percentile(from_call, 0.99), percentile(from_commit, 0.5),
+        percentile(from_commit, 0.99),
+    )  # fmt: skip
+
+
+def enqueue(shop: Shop, side: str, size: int, singles: int) -> Enqueue:
+    """What the enqueueing transaction pays: ``size`` jobs, and a call of one job. Nothing of it ever runs."""
+    settle(shop)
+    mark = scalar(shop, NEWEST[side])
+    order = {"side": side, "model": NOOP.model, "method": NOOP.method}
+    took = shop.user.ask("one_by_one", ids=ids_for(shop, NOOP, singles + WARM_UP), **order)
+    call, commit, _ = shop.user.ask("enqueue", ids=ids_for(shop, NOOP, size), parked=True, **order)
+    if side == "ours":
+        shop.look.execute("DELETE FROM sidestream_job_record WHERE job_id > %s", [mark])
+    shop.look.execute(f"DELETE FROM {'sidestream_job' if side == 'ours' else 'queue_job'} WHERE id > %s", [mark])
+    return Enqueue(size, call, commit, percentile(took[WARM_UP:], 0.5))
+
+
+def memory(shop: Shop, size: int) -> Memory:
+    """Run ``size`` mixed jobs in each child of a fresh worker, and the same in a fresh stand-alone Odoo."""
+    shop.worker.terminate()
+    shop.worker.wait(60)
+    settle(shop)
+    mark, mixed = scalar(shop, NEWEST["ours"]), []
+    parts = [(NOOP, size * 9 // 20), (TOUCH, size * 9 // 20), (WRITE, size // 10)]
+    for kind, part in parts:
+        order = {"side": "ours", "model": kind.model, "method": kind.method}
+        for _ in range(PROCESSES):
+            shop.user.ask("enqueue", ids=ids_for(shop, kind, part), **order)
+        *_, jobs = shop.user.ask("enqueue", ids=ids_for(shop, kind, part), parked=True, **order)
+        mixed.append((kind, list(zip(jobs, ids_for(shop, kind, part), strict=True))))
+    shop.end_all_but_worker()
+    with ExitStack() as stack:
+        alone: StandAlone = shop.stand_alone(stack, "alone-memory")
+        shop.worker = shop.world.work("--children", str(PROCESSES))
+        for kind, pairs in mixed:
+            alone.ask("loop", model=kind.model, method=kind.method, pairs=pairs)
+        everything = (PROCESSES + 1) * sum(part for _, part in parts)
+        wait(shop, lambda: scalar(shop, DONE["ours"], mark), everything, check=False)
+        children = [megabytes(child.pid) for child in shop.children()]
+        (zygote,) = (megabytes(process.pid) for process in _zygotes(shop))
+        whole = megabytes(alone.process.pid)
+    return Memory(
+        max(pss for pss, _ in children), max(uss for _, uss in children), zygote[0], whole[0], whole[1]
+    )  # fmt: skip
+
+
+def _zygotes(shop: Shop) -> list[Any]:
+    return list({child.parent().pid: child.parent() for child in shop.children()}.values())
+
+
+def megabytes(pid: int) -> tuple[float, float]:
+    """Return a process's PSS and what is its alone (USS)."""
+    found = {}
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]:
+        name, _, rest = line.partition(":")
+        found[name] = int(rest.split()[0]) / 1024
+    return found["Pss"], found["Private_Clean"] + found["Private_Dirty"]
+
+
+def settle(shop: Shop) -> None:
+    """Give every measure the same start: an empty ledger, no dirty pages, no dead rows, fresh statistics."""
+    shop.stamps.clear()
+    shop.look.execute(f"VACUUM ANALYZE {TABLES}")
+    shop.look.execute("CHECKPOINT")
+
+
+def scalar(shop: Shop, query: str, *values: object) -> int:
+    """Return the one value of a query."""
+    return int(shop.look.execute(query, values).fetchone()[0])  # type: ignore[index]
+
+
+def wait(shop: Shop, seen: Callable[[], int], wanted: int, *, pause: float = 0.02, check: bool = True) -> int:
+    """Return what ``seen`` says as soon as it is ``wanted``; raise :class:`TimeoutError` when that takes too long."""
+    end = time.monotonic() + PATIENCE
+    while (found := seen()) < wanted:
+        if time.monotonic() > end:
+            raise TimeoutError(f"{wanted - found} of {wanted} jobs did not run within {PATIENCE:.0f} s.")
+        if check:
+            shop.check()
+        time.sleep(pause)
+    return found
+
+
+def spent(before: dict[str, float], after: dict[str, float]) -> dict[str, float]:
+    """Return what was used up between two readings."""
+    return {name: after[name] - value for name, value in before.items()}

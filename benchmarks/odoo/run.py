@@ -1,0 +1,135 @@
+"""How much does a job cost inside a real Odoo, beside OCA's queue_job and beside no queue at all?
+
+Ours: ``records.enqueue().method()`` and a worker with two children. Theirs: ``records.with_delay().method()`` and a
+prefork server with two HTTP workers and channels root:2. The limit: two bare loops that are told the ids, with the
+store's own opening statement over the same table, the run-as environment, the method, "done" and one commit. All three
+call the same methods in the same database and stamp the same ledger.
+
+On a crash: ours runs a job again unless its effect is committed, and effect and "done" are one transaction, so the
+effect happens once. OCA commits "started" first, then effect and "done" together; a dead job is found ten seconds later.
+A bare loop that dies is noticed by nobody.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+sys.path.insert(1, str(Path(__file__).resolve().parents[1]))  # beside the other scripts: harness and stamps
+
+import measure
+from harness import Bar, Figure, Row, figure, finish, head, in_turn, options, say
+from measure import NOOP, TOUCH, WRITE, Drain, Enqueue, Kind, Latency
+from shop import PROCESSES, Shop
+
+MANY = 10_000
+SINGLES = 200
+OCA = "OCA queue_job, 2 HTTP workers (dead jobs again after 10 s)"
+LOOP = "bare loop in 2 processes (survives no crash)"
+T = TypeVar("T")
+
+
+def main() -> None:
+    """Measure and report."""
+    asked = options(__doc__, jobs=3_000, quick_jobs=240)
+    sizes = {
+        NOOP: {"ours": asked.jobs, "oca": asked.jobs // 6, "bare": asked.jobs},
+        TOUCH: {"ours": asked.jobs, "oca": asked.jobs // 6, "bare": asked.jobs},
+        WRITE: {"ours": asked.jobs // 5, "oca": asked.jobs // 10, "bare": asked.jobs // 5},
+    }
+    hops = 30 if asked.quick else 100
+    say("One Odoo for all sides: a database (made once, then copied), three addons, their processes ...")
+    with Shop(MANY, max(asked.jobs // 5, 200)) as shop:
+        head("odoo", {**shop.versions(), "jobs": f"{asked.jobs:,} a drain; OCA and heavy writes fewer, by their rates"})
+        warm_up(shop)
+        hop = in_turn(asked.rounds, both(lambda side: measure.latency(shop, side, hops)))
+        drains = {
+            kind: in_turn(
+                asked.rounds,
+                {f"{kind.name}: {side}": partial(measure.drain, shop, side, kind, n) for side, n in of.items()},
+            )
+            for kind, of in sizes.items()
+        }
+        calls = in_turn(
+            asked.rounds,
+            both(lambda side: measure.enqueue(shop, side, MANY if side == "ours" else hops * 10, SINGLES)),
+        )
+        say("memory: a fresh worker, a fresh stand-alone Odoo, the same jobs ...")
+        memory = measure.memory(shop, 200 if asked.quick else 2_000)
+    rows = [*latency_rows(hop["ours"], hop["oca"])]
+    for kind, found in drains.items():
+        rows += drain_rows(kind, *found.values())
+    rows += enqueue_rows(calls["ours"], calls["oca"])
+    alone = figure(memory.alone_pss)
+    each = f"PSS of a child, of {PROCESSES}, after {200 if asked.quick else 2_000:,} mixed jobs each"
+    rows += [
+        Row(each, figure(memory.child_pss), "MB", "stand-alone Odoo, same jobs", alone, Bar("ratio", "<", 0.3)),
+        Row("private memory of that child", figure(memory.child_uss), "MB", "the same", figure(memory.alone_uss)),
+        Row("PSS of the zygote, once a worker", figure(memory.zygote_pss), "MB", "the same", alone),
+    ]
+    finish("odoo", rows)
+
+
+def both(measured: Callable[[str], T]) -> dict[str, Callable[[], T]]:
+    """Return the measure of our side and of OCA's."""
+    return {side: partial(measured, side) for side in ("ours", "oca")}
+
+
+def warm_up(shop: Shop) -> None:
+    """Let every process run some jobs of every kind: caches of the ORM are filled when the measures begin."""
+    for side in ("ours", "oca", "bare"):
+        for kind in (NOOP, TOUCH, WRITE):
+            say(f"warming up: {side}, {kind.name}")
+            measure.drain(shop, side, kind, 40)
+
+
+def latency_rows(ours: Sequence[Latency], oca: Sequence[Latency]) -> list[Row]:
+    """Return the rows of one job at a time."""
+    sooner = Bar("ratio", "<=", 0.2)
+    wanted = {
+        "called_p50": "idle, call of enqueue (its INSERT and COMMIT included) -> start, p50",
+        "called_p99": "the same, p99",
+        "committed_p50": "idle, PostgreSQL's commit -> start, p50",
+        "committed_p99": "the same, p99",
+    }
+    return [Row(what, column(ours, name), "ms", OCA, column(oca, name), sooner) for name, what in wanted.items()]
+
+
+def drain_rows(kind: Kind, ours: Sequence[Drain], oca: Sequence[Drain], loop: Sequence[Drain]) -> list[Row]:
+    """Return the rows of one kind of job."""
+    rate = column(ours, "rate")
+    heavy = kind is WRITE
+    what, micro = f"{kind.name}, jobs/s", 1e6
+    return [
+        Row(what, rate, "jobs/s", OCA, column(oca, "rate"), None if heavy else Bar("ratio", ">=", 6)),
+        Row(what, rate, "jobs/s", LOOP, column(loop, "rate"), Bar("ratio", ">=", 0.9 if heavy else 0.8)),
+        Row("  CPU of the job's processes", column(ours, "own", micro), "us a job", "OCA", column(oca, "own", micro)),
+        Row("  the same", column(ours, "own", micro), "us a job", "bare loop", column(loop, "own", micro)),
+        Row("  CPU of PostgreSQL", column(ours, "postgres", micro), "us a job", "OCA", column(oca, "postgres", micro)),
+        Row("  the same", column(ours, "postgres", micro), "us a job", "bare loop", column(loop, "postgres", micro)),
+        Row("  CPU of Redis", column(ours, "redis", micro), "us a job"),
+    ]
+
+
+def enqueue_rows(ours: Sequence[Enqueue], oca: Sequence[Enqueue]) -> list[Row]:
+    """Return the rows of what the user's transaction pays."""
+    call, one = figure([found.call for found in ours]), column(ours, "one_p50")
+    theirs = figure([found.call * MANY / found.size for found in oca])
+    with_delay = f"OCA, with_delay() a job, {oca[0].size:,} measured"
+    return [
+        Row(f"{MANY:,} jobs in one call (split=1)", call, "s", with_delay, theirs, Bar("value", "<", 0.7)),
+        Row("  their commit and publishing", column(ours, "commit"), "s"),
+        Row("one job adds to a transaction, p50", one, "ms", "OCA", column(oca, "one_p50"), Bar("value", "<", 1)),
+    ]
+
+
+def column(rounds: Sequence[object], name: str, times: float = 1) -> Figure:
+    """Return one value of every round."""
+    return figure([getattr(found, name) * times for found in rounds])
+
+
+if __name__ == "__main__":
+    main()

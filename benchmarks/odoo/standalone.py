@@ -1,0 +1,126 @@
+"""A stand-alone Odoo process that does what it is told, one JSON line after another: the user, or a bare loop.
+
+It is Odoo as ``odoo shell`` has it: its own registry, no worker, no queue. Everything is measured with the clocks of
+this process and handed back; nothing here waits for a job.
+"""
+
+import json
+import sys
+import time
+
+import odoo.api
+import odoo.init  # first: it makes the package
+import odoo.tools
+from odoo.modules.registry import Registry
+from odoo.service.server import load_server_wide_modules
+
+from sidestream.store import opening, rows
+
+PARKED = "parked"
+"""A queue that no worker serves: its rows are for the bare loop, or only for the measure of enqueueing."""
+LATER = 7 * 24 * 3600
+USER = "base.user_admin"
+
+
+class Process:
+    """The registry and what can be asked of it."""
+
+    def __init__(self, config, database):
+        odoo.tools.config.parse_config(["-c", config, "-d", database, "--no-http"], setup_logging=True)
+        load_server_wide_modules()
+        self.registry = Registry(database)
+        self.cr = self.registry.cursor()
+        self.uid = odoo.api.Environment(self.cr, odoo.SUPERUSER_ID, {}).ref(USER).id
+        self.cr.commit()
+
+    def env(self):
+        """Return the user's environment, in a fresh transaction."""
+        return odoo.api.Environment(self.cr, self.uid, {"lang": "en_US", "tz": "Europe/Brussels"})
+
+    def make(self, light, heavy):
+        """Create the records that jobs are about; return their ids."""
+        env = self.env()
+        found = (
+            env["bench.job"].create([{} for _ in range(light)]).ids,
+            env["res.partner"].create([{"name": f"Bench {number}"} for number in range(heavy)]).ids,
+        )
+        self.cr.commit()
+        return found
+
+    def enqueue(self, side, model, method, ids, *, parked=False, keep=True):
+        """Enqueue a job a record in one transaction. Seconds of the calls and of the commit, and the jobs' ids."""
+        self.cr.commit()  # a fresh snapshot, taken before the clock runs
+        records = self.env()[model].browse(ids)
+        records.env.user.lang  # noqa: B018  # whoever enqueues has read who he is
+        began = time.perf_counter()
+        jobs = self._call(side, records, method, parked)
+        records.env.flush_all()
+        called = time.perf_counter()
+        self.cr.commit() if keep else self.cr.rollback()
+        return called - began, time.perf_counter() - called, jobs
+
+    def one_by_one(self, side, model, method, ids):
+        """Enqueue in one transaction, a call a record; milliseconds of each call. Nothing of it is kept."""
+        self.cr.commit()
+        records = self.env()[model].browse(ids)
+        took = []
+        for record in records:
+            began = time.perf_counter()
+            self._call(side, record, method, parked=True)
+            record.env.flush_all()
+            took.append((time.perf_counter() - began) * 1000)
+        self.cr.rollback()
+        return took
+
+    def paced(self, side, model, method, ids, pause):
+        """Enqueue and commit one job after another; when each was called, and when PostgreSQL had its commit."""
+        called, committed = [], []
+        for id_ in ids:
+            time.sleep(pause)  # the pace of the measurement, not a wait for anything
+            record = self.env()[model].browse(id_)
+            record.env.user.lang  # noqa: B018
+            # Hooks run in their order: this one before the one that publishes.
+            self.cr.postcommit.add(lambda: committed.append(time.time()))
+            called.append(time.time())
+            self._call(side, record, method, parked=False)
+            self.cr.commit()
+        return called, committed
+
+    def loop(self, model, method, pairs):
+        """Do each (job, record): the store's own opening statement, run-as environment, method, done, commit."""
+        cr = self.cr
+        cr.commit()
+        raw = cr._obj  # noqa: SLF001  # psycopg2's cursor, as the executor has it
+        for job, record in pairs:
+            opened = opening.open_job(raw, job)
+            context = json.loads(opened.context)
+            env = odoo.api.Environment(cr, opened.user_id, context)
+            getattr(env[model].browse(record), method)()
+            env.flush_all()
+            rows.finish(raw, job)
+            cr.commit()
+
+    @staticmethod
+    def _call(side, records, method, parked):
+        if side == "ours":
+            options = {"queue": PARKED} if parked else {}
+            return getattr(records.enqueue(split=1, **options), method)().ids
+        options = {"eta": LATER} if parked else {}
+        for record in records:
+            getattr(record.with_delay(**options), method)()
+        return None
+
+
+def main():
+    """Answer line by line until the input ends."""
+    answers = sys.stdout
+    sys.stdout = sys.stderr  # whatever Odoo prints is no answer
+    process = Process(*sys.argv[1:])
+    print(json.dumps("ready"), file=answers, flush=True)
+    for line in sys.stdin:
+        order = json.loads(line)
+        print(json.dumps(getattr(process, order.pop("do"))(**order)), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main()
