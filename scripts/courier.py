@@ -1,8 +1,8 @@
 """A courier's API as a process of its own: slow, sometimes failing, and honest about what it received.
 
-``python scripts/courier.py LEDGER PORT``: POST /shipments with an ``Idempotency-Key`` is answered after 0.8 to 1.5 s;
-one in twenty fails, half of those after the parcel was accepted, as it happens when a reply is lost. A key that was
-accepted before gets the same reference again. Every call is a line of JSON in the ledger.
+``python scripts/courier.py LEDGER PORT [FASTEST SLOWEST]``: POST /shipments with an ``Idempotency-Key`` is answered after
+0.8 to 1.5 s; one in twenty fails, half of those after the parcel was accepted, as it happens when a reply is lost. A key
+that was accepted before gets the same reference again. Every call is a line of JSON in the ledger.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-FASTEST, SLOWEST = 0.8, 1.5
 FAILS = 0.05
 
 
@@ -24,8 +23,9 @@ class Courier(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, ledger: Path, port: int) -> None:
+    def __init__(self, ledger: Path, port: int, fastest: float, slowest: float) -> None:
         super().__init__(("127.0.0.1", port), Desk)
+        self._fastest, self._slowest = fastest, slowest
         self._ledger = ledger.open("a")
         self._lock = threading.Lock()
         self._accepted: dict[str, str] = {}
@@ -39,7 +39,7 @@ class Courier(ThreadingHTTPServer):
         """Take a parcel; return the status and the reference."""
         with self._lock:
             self.note(order=order, key=key, result="called")
-        time.sleep(random.uniform(FASTEST, SLOWEST))
+        time.sleep(random.uniform(self._fastest, self._slowest))
         fate = random.random()
         with self._lock:
             if fate < FAILS / 2:
@@ -64,16 +64,16 @@ class Desk(BaseHTTPRequestHandler):
             self.send_error(400, "expected POST /shipments with an Idempotency-Key")
             return
         status, reference = self.server.take(key, body["order"])
+        try:
+            self._answer(status, reference)
+        except BrokenPipeError:
+            return  # the caller was killed meanwhile; the ledger has its call
+
+    def _answer(self, status: int, reference: str) -> None:
         if status != 200:
             self.send_error(status, "the courier has a bad moment")
             return
         answer = json.dumps({"reference": reference}).encode()
-        try:
-            self._answer(answer)
-        except BrokenPipeError:
-            return  # the caller was killed meanwhile; the ledger has its call
-
-    def _answer(self, answer: bytes) -> None:
         self.send_response(200)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(answer)))
@@ -86,9 +86,13 @@ class Desk(BaseHTTPRequestHandler):
 
 def main() -> None:
     """Serve until killed."""
-    if len(sys.argv) != 3 or not sys.argv[2].isdigit():
-        sys.exit("usage: courier.py LEDGER PORT")
-    Courier(Path(sys.argv[1]), int(sys.argv[2])).serve_forever()
+    arguments = sys.argv[1:]
+    if len(arguments) not in (2, 4) or not arguments[1].isdigit():
+        sys.exit(
+            "usage: courier.py LEDGER PORT [FASTEST SLOWEST] (seconds that an answer takes, 0.8 and 1.5 if not given)"
+        )
+    fastest, slowest = (float(seconds) for seconds in (arguments[2:] or ("0.8", "1.5")))
+    Courier(Path(arguments[0]), int(arguments[1]), fastest, slowest).serve_forever()
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ HERE = Path(__file__).parent
 CHILDREN = 2
 SERVER_PROCESSES = 4
 BUSY = """SELECT count(*) FROM pg_stat_activity
-          WHERE application_name ~ '^sidestream/.*/[0-9]+$' AND backend_type = 'client backend' AND xact_start IS NOT NULL"""
+          WHERE application_name ~ '^sidestream/.*/[0-9]+$' AND xact_start IS NOT NULL"""
 
 
 def wait_until(what: str, seen: Callable[[], bool], seconds: float = 180.0) -> float:
@@ -57,12 +57,14 @@ class Shop:
         self.server = world.serve(SERVER_PROCESSES)
         self.ledger = world.folder / "courier.jsonl"
         port = free_port()
-        self._courier = subprocess.Popen([sys.executable, str(HERE.parent / "courier.py"), str(self.ledger), str(port)])
+        program = str(HERE.parent / "courier.py")
+        self._courier = subprocess.Popen([sys.executable, program, str(self.ledger), str(port)])
         self.look = world.connect()
         self.user = Session(self.server.url, DATABASE, "admin", "admin")
         self.second = Session(self.server.url, DATABASE, "demo", "demo")
         self.courier_port = port
-        self.user.call("ir.config_parameter", "set_param", "sidestream_demo.courier_url", f"http://127.0.0.1:{port}")
+        courier = f"http://127.0.0.1:{port}"
+        self.user.call("ir.config_parameter", "set_param", "sidestream_demo.courier_url", courier)
         self.user.call("ir.config_parameter", "set_param", "report.url", self.server.url)
         self._goods()
         self.worker = world.work("--children", str(CHILDREN))
