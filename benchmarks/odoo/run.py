@@ -6,8 +6,8 @@ store's own opening statement over the same table, the run-as environment, the m
 call the same methods in the same database and stamp the same ledger.
 
 On a crash: ours runs a job again unless its effect is committed, and effect and "done" are one transaction, so the
-effect happens once. OCA commits "started" first, then effect and "done" together; a dead job is found ten seconds later.
-A bare loop that dies is noticed by nobody.
+effect happens once. OCA commits "started" first, then effect and "done" together; a dead job is found ten seconds
+later. A bare loop that dies is noticed by nobody.
 """
 
 from __future__ import annotations
