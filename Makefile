@@ -1,6 +1,6 @@
 # The same few commands here and in CI; `make help` lists them.
 .DEFAULT_GOAL := help
-.PHONY: help setup lint format test bench-one chaos mutants odoo demo demo-engine postgres postgres-stop lock clean
+.PHONY: help setup lint format test bench-one chaos chaos-odoo mutants odoo demo demo-engine postgres postgres-stop lock clean
 .SILENT:
 MAKEFLAGS += --no-print-directory
 
@@ -27,8 +27,9 @@ format: setup ## format the code and mend what can be mended
 	$(BIN)/ruff check --fix $(CODE)
 	$(BIN)/ruff format $(CODE)
 
-test: setup ## every test (ARGS="-k name" for some)
-	$(BIN)/python -m pytest -q -n 2 --dist worksteal $(ARGS)
+test: setup odoo ## every test (ARGS="-k name" for some)
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal --ignore tests/odoo $(ARGS)
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile tests/odoo $(ARGS)
 
 bench-one: setup ## one benchmark: make bench-one SCRIPT=benchmarks/latency.py
 	test -n "$(SCRIPT)" -a -f "$(SCRIPT)" || { echo "bench-one: name a script, for example SCRIPT=benchmarks/latency.py" >&2; exit 2; }
@@ -36,6 +37,9 @@ bench-one: setup ## one benchmark: make bench-one SCRIPT=benchmarks/latency.py
 
 chaos: setup ## kill everything at every named point and count (under 60 minutes)
 	$(BIN)/python -m tests.chaos.run $(ARGS)
+
+chaos-odoo: setup odoo ## 200 random kills over 2,000 jobs of a real Odoo (ARGS="--kills N --jobs N --seed N")
+	$(BIN)/python -m tests.odoo.kills $(ARGS)
 
 mutants: setup ## plant known bugs and show that the tests see each
 	$(BIN)/python -m tests.mutants.run $(ARGS)

@@ -1,8 +1,8 @@
 """A courier's API as a process of its own: slow, sometimes failing, and honest about what it received.
 
-``python scripts/courier.py LEDGER PORT [FASTEST SLOWEST]``: POST /shipments with an ``Idempotency-Key`` is answered after
-0.8 to 1.5 s; one in twenty fails, half of those after the parcel was accepted, as it happens when a reply is lost. A key
-that was accepted before gets the same reference again. Every call is a line of JSON in the ledger.
+``python scripts/courier.py LEDGER PORT [FASTEST SLOWEST]``: POST /shipments with an ``Idempotency-Key`` is answered
+after 0.8 to 1.5 s; one in twenty fails, half of those after the parcel was accepted, as it happens when a reply is
+lost. A key that was accepted before gets the same reference again. Every call is a line of JSON in the ledger.
 """
 
 from __future__ import annotations

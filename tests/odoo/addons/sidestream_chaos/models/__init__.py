@@ -1,1 +1,1 @@
-from . import chaos
+from . import chaos, probe

@@ -1,0 +1,91 @@
+"""Actions that do what they must not, for tests/odoo/test_executor.py."""
+
+import os
+import time
+
+from odoo import fields, models
+from odoo.addons.sidestream import GiveUp, RetryPolicy, action
+
+ONCE = RetryPolicy(max_attempts=1)
+
+
+class ChaosProbe(models.Model):
+    _name = "chaos.probe"
+    _description = "Probe"
+
+    name = fields.Char()
+    count = fields.Integer()
+
+    def start(self, method, *args, **options):
+        """Enqueue one of the actions below on a new probe; return (probe, job)."""
+        probe = self.sudo().create({"name": method})
+        job = getattr(probe.enqueue(**options), method)(*args)
+        return probe.id, job.id
+
+    def look(self, probe, job):
+        """Return the probe's count and the job's state and error."""
+        found = self.env["sidestream.job"].sudo().browse(job)
+        return {"count": self.sudo().browse(probe).count, "state": found.state, "error": found.error or ""}
+
+    @action(run_as="superuser", retry=ONCE)
+    def add(self):
+        self.count += 1
+
+    @action(run_as="superuser", retry=ONCE)
+    def commits(self):
+        self.count += 1
+        self.env.cr.commit()  # pylint: disable=invalid-commit  # refused, which is what is tested
+
+    @action(run_as="superuser", retry=ONCE)
+    def rolls_back(self):
+        self.count += 1
+        self.env.cr.rollback()
+
+    @action(run_as="superuser", retry=ONCE)
+    def closes(self):
+        self.count += 1
+        self.env.cr.close()
+
+    @action(run_as="superuser", retry=ONCE)
+    def swallows(self):
+        """Leave the transaction broken: an SQL error is swallowed without a savepoint."""
+        self.count += 1
+        self.flush_recordset()
+        try:
+            self.env.cr.execute("SELECT no_such_column FROM chaos_probe", log_exceptions=False)
+        except Exception as error:  # swallowing it is what is tested
+            self.name = str(error)[:10]
+
+    @action(run_as="superuser", retry=ONCE)
+    def hook_raises(self):
+        self.count += 1
+
+        @self.env.cr.postcommit.add
+        def hook():
+            raise RuntimeError("a hook after the commit fails")
+
+    @action(run_as="superuser", retry=ONCE, three_step=True)
+    def asks_outside(self):
+        yield lambda key: self.search_count([])
+
+    @action(run_as="superuser", retry=ONCE, three_step=True)
+    def yields_rubbish(self):
+        yield 42
+
+    @action(run_as="superuser")
+    def gives_up(self):
+        raise GiveUp("This parcel has no address; correct the order, then Retry.")
+
+    @action(run_as="superuser", retry=ONCE, soft_limit=0.3)
+    def too_long(self):
+        time.sleep(5)
+
+    @action(run_as="superuser", retry=ONCE, hard_limit=1)
+    def far_too_long(self):
+        os.system("sleep 30")  # a program that has to die with the job
+
+    @action(retry=ONCE)
+    def who(self):
+        self.sudo().name = (
+            f"{self.env.uid} {self.env.su} {self.env.company.id} {self.env.lang} {self.env.context.get('tz')}"
+        )

@@ -1,0 +1,63 @@
+"""One Odoo for most of these tests: a server, a worker, the addon and its probes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sidestream.testing.odoo import DATABASE, OdooWorld, odoo_command
+from sidestream.testing.server_process import ServerFailed
+from tests.odoo.browser import Session
+
+CHAOS = Path(__file__).parent / "addons"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _odoo() -> None:
+    try:
+        odoo_command()
+    except ServerFailed as error:
+        pytest.skip(str(error))
+
+
+class Shop:
+    """A world with a logged-in user and a worker."""
+
+    def __init__(self, world: OdooWorld) -> None:
+        self.world = world
+        self.server = world.serve()
+        self.user = Session(self.server.url, DATABASE, "admin", "admin")
+        self.worker = world.work()
+
+    def run(self, method: str, *args: Any, **options: Any) -> dict[str, Any]:
+        """Enqueue a probe's action, wait for its end, and return what came of it."""
+        probe, job = self.user.call("chaos.probe", "start", [], method, *args, **options)
+        return self.end(probe, job)
+
+    def end(self, probe: int, job: int, patience: float = 60.0) -> dict[str, Any]:
+        """Wait until the job is over."""
+        deadline = time.monotonic() + patience
+        while True:
+            found: dict[str, Any] = self.user.call("chaos.probe", "look", [], probe, job)
+            if found["state"] != "open":
+                return found
+            assert time.monotonic() < deadline, f"{found}; the worker said: {self.world.worker_log()[-3000:]}"
+            time.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def shop() -> Iterator[Shop]:
+    """An Odoo with ``base`` and ``web``, the addon, the probes; a threaded server; a worker with two children."""
+    world = OdooWorld(
+        ("sidestream", "sidestream_chaos"),
+        base=("base", "web"),
+        demo_data=False,
+        addon_paths=[CHAOS],
+        settings={"lease": 3, "renew": 1, "careful_seconds": 1},
+    )
+    with world:
+        yield Shop(world)

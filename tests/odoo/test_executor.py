@@ -1,0 +1,136 @@
+"""What an action does wrong, and what happens around it: each ends in a sentence, and nothing is lost or done twice."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+
+import pytest
+
+from sidestream.testing.odoo import DATABASE, OdooWorld, odoo_command
+from tests.odoo.conftest import CHAOS, Shop
+
+pytestmark = pytest.mark.timeout(300)
+
+
+def test_an_action_runs_and_is_done_once(shop: Shop) -> None:
+    assert shop.run("add") == {"count": 1, "state": "done", "error": ""}
+
+
+@pytest.mark.parametrize(
+    ("method", "said"),
+    [
+        ("commits", "tried to commit its job's transaction"),
+        ("rolls_back", "tried to roll back its job's transaction"),
+        ("closes", "tried to close its job's transaction"),
+        ("swallows", "went on after an error of PostgreSQL"),
+        ("asks_outside", "asked the database in its second step"),
+        ("yields_rubbish", "expected a function"),
+        ("gives_up", "This parcel has no address; correct the order, then Retry."),
+        ("too_long", "ran longer than its soft limit of 0.3 s"),
+        ("far_too_long", "hard limit"),
+    ],
+)
+def test_what_an_action_must_not_do_is_told_and_undone(shop: Shop, method: str, said: str) -> None:
+    found = shop.run(method)
+    assert found["state"] == "dead"
+    assert said in found["error"]
+    assert found["count"] == 0, "what it wrote is rolled back"
+    assert shop.run("add")["state"] == "done", "the worker goes on"
+
+
+def test_a_hook_that_raises_after_the_commit_repeats_nothing(shop: Shop) -> None:
+    assert shop.run("hook_raises") == {"count": 1, "state": "done", "error": ""}
+    assert "a hook after its commit failed; it is not repeated" in shop.world.worker_log()
+
+
+def test_a_dead_job_is_retried_by_its_button(shop: Shop) -> None:
+    probe, job = shop.user.call("chaos.probe", "start", [], "gives_up")
+    shop.end(probe, job)
+    shop.user.call("sidestream.job", "action_retry", [job])
+    found = shop.end(probe, job)
+    assert found["state"] == "dead"
+    with shop.world.connect() as connection:
+        rows = connection.execute("SELECT attempts, forgiven FROM sidestream_job WHERE id = %s", [job]).fetchone()
+    assert rows == (2, 1)
+
+
+def test_a_scheduled_job_is_run_now_or_cancelled_by_its_button(shop: Shop) -> None:
+    probe, job = shop.user.call("chaos.probe", "start", [], "add", delay=3600)
+    shop.user.call("sidestream.job", "action_run_now", [job])
+    assert shop.end(probe, job)["count"] == 1
+    probe, job = shop.user.call("chaos.probe", "start", [], "add", delay=3600)
+    shop.user.call("sidestream.job", "action_cancel", [job])
+    assert shop.end(probe, job) == {"count": 0, "state": "cancelled", "error": ""}
+
+
+def test_the_sessions_of_children_carry_their_names(shop: Shop) -> None:
+    shop.run("add")
+    with shop.world.connect() as connection:
+        names = {name for (name,) in connection.execute("SELECT application_name FROM pg_stat_activity")}
+    assert any(name.startswith("sidestream/") and name[-1].isdigit() for name in names), names
+
+
+def test_a_changed_registry_renews_the_zygote_and_loses_nothing(shop: Shop) -> None:
+    before = shop.run("add")
+    with shop.world.connect() as connection:
+        connection.execute("INSERT INTO orm_signaling_registry DEFAULT VALUES")
+    assert before == shop.run("add") == {"count": 1, "state": "done", "error": ""}
+    assert "The application changed; it is loaded anew." in shop.world.worker_log()
+
+
+def test_jobs_wait_while_modules_change_and_run_afterwards(shop: Shop) -> None:
+    with shop.world.connect() as connection:
+        connection.execute("UPDATE ir_module_module SET state = 'to upgrade' WHERE name = 'sidestream_chaos'")
+        probe, job = shop.user.call("chaos.probe", "start", [], "add")
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline:
+            reason = connection.execute("SELECT reason FROM sidestream_job WHERE id = %s", [job]).fetchone()
+            if reason and reason[0]:
+                break
+            time.sleep(0.05)
+        assert reason is not None
+        assert "modules are being installed" in reason[0]
+        connection.execute("UPDATE ir_module_module SET state = 'installed' WHERE name = 'sidestream_chaos'")
+    assert shop.end(probe, job) == {"count": 1, "state": "done", "error": ""}
+
+
+def test_modules_are_upgraded_and_installed_while_jobs_run(shop: Shop) -> None:
+    """Nothing is lost or done twice when Odoo's command line changes modules under a working worker."""
+    started = [shop.user.call("chaos.probe", "start", [], "add") for _ in range(40)]
+    shop.world.install("sidestream_chaos", upgrade=True)
+    started += [shop.user.call("chaos.probe", "start", [], "add") for _ in range(20)]
+    shop.world.install("base_import")
+    ended = [shop.end(probe, job) for probe, job in started]
+    assert all(found == {"count": 1, "state": "done", "error": ""} for found in ended)
+
+
+def test_a_worker_says_which_database_it_cannot_load(shop: Shop) -> None:
+    assert "does not exist" in _worker_says(shop.world, "nowhere")
+    assert "has no Sidestream tables" in _worker_says(shop.world, "postgres")
+
+
+def test_a_worker_refuses_a_copy_until_somebody_adopts_it(shop: Shop) -> None:
+    shop.world.postgres.create_database("copied")
+    dump = ["pg_dump", "-h", "127.0.0.1", "-p", str(shop.world.postgres.port), "-U", "postgres", DATABASE]
+    load = ["psql", "-q", "-h", "127.0.0.1", "-p", str(shop.world.postgres.port), "-U", "postgres", "copied"]
+    with subprocess.Popen(dump, stdout=subprocess.PIPE) as dumping:
+        subprocess.run(load, stdin=dumping.stdout, stdout=subprocess.DEVNULL, check=True)
+    assert "is a copy, or was restored elsewhere" in _worker_says(shop.world, "copied")
+    command = [odoo_command()[0], "-m", "sidestream", "--database-url", shop.world.postgres.dsn("copied"), "adopt"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=shop.world.environment())
+    assert "This database is now" in done.stdout
+
+
+def test_a_worker_without_the_addon_says_what_to_install() -> None:
+    with OdooWorld((), base=("base", "web"), demo_data=False, addon_paths=[CHAOS], fsync=False) as world:
+        assert "has no Sidestream tables" in _worker_says(world, DATABASE)
+
+
+def _worker_says(world: OdooWorld, database: str) -> str:
+    command = [odoo_command()[0], "-m", "sidestream", "--odoo-config", str(world.config), "--odoo-database", database]
+    done = subprocess.run(
+        [*command, "worker"], capture_output=True, text=True, check=False, env=world.environment(), timeout=60
+    )
+    assert done.returncode != 0
+    return done.stderr

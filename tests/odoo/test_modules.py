@@ -1,0 +1,80 @@
+"""Odoo's other mode, and modules that go while their jobs are open."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from sidestream.testing.odoo import DATABASE, OdooWorld
+from tests.odoo.browser import Session
+from tests.odoo.conftest import CHAOS
+
+pytestmark = pytest.mark.timeout(300)
+
+
+@pytest.fixture(scope="module")
+def world() -> Iterator[OdooWorld]:
+    world = OdooWorld(
+        ("sidestream", "sidestream_chaos"), base=("base", "web"), demo_data=False, addon_paths=[CHAOS], fsync=False
+    )
+    with world:
+        yield world
+
+
+@pytest.fixture(scope="module")
+def user(world: OdooWorld) -> Session:
+    """A user of Odoo in prefork mode: each request may meet another process."""
+    return Session(world.serve(workers=2).url, DATABASE, "admin", "admin")
+
+
+def ended(user: Session, probe: int, job: int) -> str:
+    deadline = time.monotonic() + 60
+    while (state := user.call("chaos.probe", "look", [], probe, job)["state"]) == "open":
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return str(state)
+
+
+def test_prefork_processes_publish_at_once(world: OdooWorld, user: Session) -> None:
+    worker = world.work()
+    started = [user.call("chaos.probe", "start", [], "add") for _ in range(20)]
+    assert {ended(user, *one) for one in started} == {"done"}
+    took = []
+    for _ in range(10):
+        began = time.monotonic()
+        assert ended(user, *user.call("chaos.probe", "start", [], "add")) == "done"
+        took.append(time.monotonic() - began)
+    assert sorted(took)[5] < 1, "the reconciler would have needed longer: these were published by the relay"
+    worker.terminate()
+    assert worker.wait(30) == 0
+
+
+def test_sidestream_is_not_uninstalled_under_open_jobs(world: OdooWorld, user: Session) -> None:
+    probe, job = user.call("chaos.probe", "start", [], "add", delay=3600)
+    [module] = user.call("ir.module.module", "search", [["name", "=", "sidestream"]])
+    said = user.fails("ir.module.module", "button_immediate_uninstall", [module])
+    assert "background jobs are not finished yet" in said
+    assert user.call("chaos.probe", "look", [], probe, job)["state"] == "open"
+    user.call("sidestream.job", "action_cancel", [job])
+
+
+def test_jobs_of_an_uninstalled_module_stay_with_their_reason(world: OdooWorld, user: Session) -> None:
+    _, job = user.call("chaos.probe", "start", [], "add", delay=2)
+    [module] = user.call("ir.module.module", "search", [["name", "=", "sidestream_chaos"]])
+    user.call("ir.module.module", "button_immediate_uninstall", [module])
+    worker = world.work()
+    with world.connect() as connection:
+        deadline = time.monotonic() + 40
+        reason = None
+        while reason is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+            state, reason = connection.execute(
+                "SELECT state, reason FROM sidestream_job WHERE id = %s", [job]
+            ).fetchone() or (None, None)
+    assert state == "open"
+    assert reason is not None
+    assert "no worker here knows its action" in reason
+    worker.terminate()
+    assert worker.wait(30) == 0
