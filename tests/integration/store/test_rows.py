@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from datetime import UTC, datetime, timedelta, timezone
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -12,7 +13,7 @@ from sidestream.errors import InvalidJob, PayloadNotJson
 from sidestream.job.job import Job
 from sidestream.job.reference import Reference
 from sidestream.job.states import State
-from sidestream.store import attempts, control, opening, queries, rows, schema
+from sidestream.store import attempts, control, opening, queries, retention, rows, schema
 from tests.integration.store.conftest import Connect
 from tests.integration.store.sessions import Session
 
@@ -276,3 +277,24 @@ def test_c24_a_job_is_one_insert_and_one_update_of_one_row(a: Session) -> None:
     a.commit()
     indexes = "SELECT count(*) FROM pg_index WHERE indrelid = 'sidestream_job'::regclass AND indpred IS NULL"
     assert a.value(indexes) == 1
+
+
+def everything(session: Session, statement: str) -> list[Any]:
+    session.cur.execute(statement)
+    return list(session.cur.fetchall())
+
+
+def test_a_job_is_found_by_its_records_until_it_is_pruned(a: Session) -> None:
+    about = Job("test.act", company_id=3, user_id=7, context='{"lang": "fr_FR"}', records=("sale.order", (5, 6, 5)))
+    stored, other = rows.insert(a.cur, [about, Job("test.act")])
+    links = everything(a, "SELECT model, record_id, job_id FROM sidestream_job_record ORDER BY record_id")
+    assert links == [("sale.order", 5, stored.id), ("sale.order", 6, stored.id)]
+    kept = everything(a, "SELECT company_id, user_id, context FROM sidestream_job ORDER BY id")
+    assert kept == [(3, 7, '{"lang": "fr_FR"}'), (None, None, None)]
+    a.execute(
+        "UPDATE sidestream_job SET state = 'done', created_at = created_at - interval '9 days', "
+        "ended_at = created_at - interval '8 days'"
+    )
+    assert retention.prune(a.cur, 1, None, 100) == 2
+    assert everything(a, "SELECT * FROM sidestream_job_record") == []
+    assert other.id == stored.id + 1

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import psycopg
 import pytest
 
-from sidestream.errors import SchemaMismatch, SettingsError, StoreError, StoreUnavailable
+from sidestream.errors import ForeignDatabase, SchemaMismatch, SettingsError, StoreError, StoreUnavailable
 from sidestream.job.job import Job
 from sidestream.store import adapter, opening, rows, schema
 from sidestream.testing.servers import PostgresServer
@@ -224,3 +224,16 @@ def test_wait_until_says_what_never_came_true(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("tests.integration.store.sessions.DEADLINE", 0.01)
     with pytest.raises(AssertionError, match="never came true that pigs fly"):
         wait_until(lambda: False, "pigs fly")
+
+
+def test_a_copy_runs_nothing_until_it_is_adopted(fresh: Connect) -> None:
+    session = fresh()
+    original = schema.install(session.cur)
+    session.execute("UPDATE sidestream_meta SET home = 'elsewhere/1'")
+    with pytest.raises(ForeignDatabase, match=r"is a copy.*sidestream adopt"):
+        schema.identify(session.cur)
+    assert schema.identify(session.cur, allow_copy=True) == schema.Database(original.uuid, copied=True)
+    adopted = schema.adopt(session.cur)
+    assert adopted.uuid != original.uuid
+    assert schema.identify(session.cur) == adopted
+    assert not adopted.copied

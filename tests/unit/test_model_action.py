@@ -1,0 +1,123 @@
+"""Which methods are declared, and what a wrong declaration is told."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from sidestream.errors import CommitRefused, InvalidName, SettingsError
+from sidestream.executors.guarded_cursor import Guard, guard_class
+from sidestream.executors.model_action import ModelAction, collect, declared
+
+
+class Base:
+    """A model, and what extends it."""
+
+    @ModelAction(queue="pdf").declare
+    def print(self) -> str:
+        return "base"
+
+    def secret(self) -> None: ...
+
+
+class Extended(Base):
+    """An override needs no declaration of its own."""
+
+    def print(self) -> str:
+        return "extended"
+
+
+def test_a_declaration_holds_for_overrides() -> None:
+    action = declared(Extended, "print")
+    assert action is not None
+    assert action.queue == "pdf"
+    assert declared(Extended, "secret") is None
+    assert declared(Extended, "missing") is None
+
+
+def test_actions_are_collected_by_model_and_method() -> None:
+    assert set(collect({"sale.order": Extended, "res.partner": object})) == {"sale.order.print"}
+    with pytest.raises(InvalidName):
+        collect({"x" * 80: Extended})
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"commits": "often"}, "expected 'forbid' or 'relock'"),
+        ({"commits": "relock", "three_step": True}, "its steps commit"),
+        ({"run_as": "root"}, "xml id of a user"),
+        ({"soft_limit": 0}, "seconds above 0"),
+        ({"queue": "no spaces"}, "queue name"),
+    ],
+)
+def test_a_wrong_declaration_is_one_sentence(options: dict[str, Any], said: str) -> None:
+    with pytest.raises((SettingsError, InvalidName), match=said):
+        ModelAction(**options)
+
+
+class Cursor:
+    """What a guard is laid over."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def execute(self, statement: str) -> None:
+        self.said.append(statement)
+
+    def commit(self) -> None:
+        self.said.append("COMMIT")
+
+    def rollback(self) -> None:
+        self.said.append("ROLLBACK")
+
+    def close(self) -> None:
+        self.said.append("CLOSE")
+
+
+@pytest.fixture
+def guarded() -> Any:
+    cursor: Any = Cursor()
+    cursor.__class__ = guard_class(Cursor)
+    cursor.sidestream = Guard()
+    return cursor
+
+
+def test_between_jobs_everything_is_allowed(guarded: Any) -> None:
+    for verb in (guarded.commit, guarded.rollback, guarded.close):
+        verb()
+    assert guarded.said == ["COMMIT", "ROLLBACK", "CLOSE"]
+
+
+def test_inside_a_job_nothing_ends_the_transaction(guarded: Any) -> None:
+    guarded.sidestream.begin("sale.order.print", [], None)
+    for verb in (guarded.commit, guarded.rollback, guarded.close):
+        with pytest.raises(CommitRefused, match=r"sale\.order\.print"):
+            verb()
+    guarded.sidestream.rollback(guarded)
+    assert guarded.said == ["ROLLBACK"], "the executor itself may"
+    with pytest.raises(CommitRefused):
+        guarded.commit()
+
+
+def test_a_declared_commit_commits_a_part_once(guarded: Any) -> None:
+    parts = []
+
+    def part() -> None:
+        parts.append(1)
+        with pytest.raises(CommitRefused):
+            guarded.commit()  # a hook of that commit asks for another one
+
+    guarded.sidestream.begin("sale.order.print", [], part)
+    guarded.commit()
+    guarded.commit()
+    assert (parts, guarded.said) == ([1, 1], [])
+
+
+def test_outside_a_transaction_nothing_is_asked(guarded: Any) -> None:
+    guarded.sidestream.begin("sale.order.print", [], None)
+    with guarded.sidestream.outside(), pytest.raises(CommitRefused, match="second step"):
+        guarded.execute("SELECT 1")
+    guarded.execute("SELECT 2")
+    assert guarded.said == ["SELECT 2"]

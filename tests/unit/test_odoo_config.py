@@ -1,0 +1,77 @@
+"""Odoo's configuration file: where its PostgreSQL is, and our section in it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from psycopg.conninfo import conninfo_to_dict
+
+from sidestream.errors import SettingsError
+from sidestream.odoo_config import database_parameters
+from sidestream.settings import Settings
+from sidestream.wiring import store_url
+
+CONF = """
+[options]
+db_host = 10.0.0.5
+db_port = 6432
+db_user = odoo
+db_password = s3cret%
+db_sslmode = False
+; a comment
+[sidestream]
+children = 7
+nice = 12
+"""
+
+
+@pytest.fixture
+def conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name in ("SIDESTREAM_NICE", "SIDESTREAM_CONFIG", "SIDESTREAM_CHILDREN"):
+        monkeypatch.delenv(name, raising=False)
+    path = tmp_path / "odoo.conf"
+    path.write_text(CONF)
+    return path
+
+
+def test_what_odoo_says_of_its_database(conf: Path) -> None:
+    assert database_parameters(conf, "shop") == {
+        "dbname": "shop",
+        "host": "10.0.0.5",
+        "port": "6432",
+        "user": "odoo",
+        "password": "s3cret%",
+    }
+
+
+def test_our_section_is_the_settings_file(conf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SIDESTREAM_NICE", "3")
+    settings = Settings(odoo_config=conf, odoo_database="shop")
+    assert (settings.children, settings.nice) == (7, 3), "the environment wins over the file"
+    url = store_url(settings)
+    assert url is not None
+    assert conninfo_to_dict(url)["dbname"] == "shop"
+    assert store_url(Settings(odoo_config=conf, odoo_database="shop", database_url="postgresql:///other")) == (
+        "postgresql:///other"
+    )
+
+
+def test_a_wrong_file_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="cannot be read"):
+        Settings(odoo_config=tmp_path / "missing.conf", odoo_database="shop")
+    broken = tmp_path / "broken.conf"
+    broken.write_text("no section\n")
+    with pytest.raises(SettingsError, match="cannot be read"):
+        Settings(odoo_config=broken, odoo_database="shop")
+    unknown = tmp_path / "unknown.conf"
+    unknown.write_text("[options]\n[sidestream]\nchildern = 2\n")
+    with pytest.raises(SettingsError, match="There is no setting 'childern'"):
+        Settings(odoo_config=unknown, odoo_database="shop")
+
+
+def test_what_contradicts_itself_is_refused(conf: Path) -> None:
+    with pytest.raises(SettingsError, match="without odoo_config"):
+        Settings(odoo_database="shop")
+    with pytest.raises(SettingsError, match="one application"):
+        Settings(odoo_config=conf, odoo_database="shop", app="a:b")
