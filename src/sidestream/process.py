@@ -128,6 +128,14 @@ def set_nice(value: int) -> None:
         ) from None
 
 
+def check_nice(value: int) -> None:
+    """Raise :class:`~sidestream.errors.SettingsError` when our children could not be given the niceness ``value``."""
+    current = os.getpriority(os.PRIO_PROCESS, 0)
+    if value < current:
+        set_nice(value)
+        set_nice(current)
+
+
 def oom_score_adj(value: int) -> None:
     """Make the OOM killer prefer (up to 1000) or spare (down to -1000) this process.
 

@@ -98,6 +98,7 @@ class Worker:
         # The signing key is read, or made, while we may: whoever enqueues as root reads the same file.
         self._keys = signing_keys(settings)
         process.drop_privileges(settings.user, settings.data_dir)
+        process.check_nice(settings.nice)
         self._tenant = embedded.join(settings.data_dir, user=settings.user) if settings.redis_url is None else None
         # Short enough for "sidestream/<name>/supervisor" to be a PostgreSQL application name (63 bytes).
         self._name = f"{socket.gethostname()[:HOST_LIMIT]}-{os.getpid()}-{secrets.token_hex(4)}"
