@@ -1,9 +1,10 @@
 """``@action``: the methods that may run in the background. Nothing else ever runs."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
-from sidestream import ModelAction
+from sidestream import InvalidJob, ModelAction
 
 
 def action(function: Callable[..., Any] | None = None, /, **options: Any) -> Callable[..., Any]:
@@ -13,4 +14,14 @@ def action(function: Callable[..., Any] | None = None, /, **options: Any) -> Cal
     commits, three_step, label. A method that overrides a declared one needs no decorator of its own.
     """
     declared = ModelAction(**options)
-    return declared.declare if function is None else declared.declare(function)
+
+    def declare(method):
+        if inspect.isgeneratorfunction(method) != declared.three_step:
+            raise InvalidJob(
+                f"The action {method.__qualname__} has a yield and no three_step=True: it would end before its first line."
+                if not declared.three_step
+                else f"The action {method.__qualname__} is declared with three_step=True and yields no call."
+            )
+        return declared.declare(method)
+
+    return declare if function is None else declare(function)

@@ -4,20 +4,29 @@ import json
 import logging
 import os
 import threading
+import uuid
+from dataclasses import replace
 from datetime import UTC, datetime
 from string import Formatter
 
 from odoo import SUPERUSER_ID, models, tools
 
-from sidestream import InvalidJob, Jobs, Settings, UnknownAction, UnsupportedOption, build_job, declared
+from sidestream import (
+    InvalidJob,
+    Jobs,
+    Settings,
+    SidestreamError,
+    UnknownAction,
+    UnsupportedOption,
+    build_job,
+    declared,
+)
 
 from .values import encode
 
 _logger = logging.getLogger(__name__)
 
 OPTIONS = ("delay", "key", "queue", "run_at", "split")
-CONTEXT = ("lang", "tz", "allowed_company_ids")
-"""What of the caller's context a job runs with; the user and the company stand in columns of their own."""
 INLINE = "sidestream_inline"
 """Context key (true): the method is called at once instead. For tests, imports, and companies that switched off."""
 
@@ -56,13 +65,12 @@ class Enqueuer:
         self._options = options
 
     def __getattr__(self, method):
+        if method.startswith("__"):
+            raise AttributeError(method)  # what Python itself looks for: copying, printing
         records = self._records
         action = declared(type(records), method)
         if action is None:
-            raise UnknownAction(
-                f"The method {method!r} of {records._name} cannot run in the background: it is not declared with "
-                "@action."
-            )
+            raise UnknownAction(_refusal(records, method))
 
         def enqueue(*args, **kwargs):
             return _enqueue(records, method, action, args, kwargs, dict(self._options))
@@ -70,77 +78,114 @@ class Enqueuer:
         return enqueue
 
 
+def _refusal(records, method):
+    if not hasattr(type(records), method):
+        return f"{records._name} has no method {method!r}; jobs of it run actions, which are declared with @action."
+    return f"The method {method!r} of {records._name} cannot run in the background: it is not declared with @action."
+
+
 def _enqueue(records, method, action, args, kwargs, options):
-    jobs = records.env["sidestream.job"].sudo()
-    if records.env.context.get(INLINE) or not records.env.company.sudo().sidestream_enabled:
-        _call_inline(records, method, action, args, kwargs)
+    env = records.env
+    jobs = env["sidestream.job"]
+    company = env.company.sudo()
+    if env.context.get(INLINE) or (company and not company.sidestream_enabled):
+        for part in _parts(records, options.get("split")):
+            _call_inline(part, method, action, args, kwargs)
         return jobs
     built = list(_build(records, method, action, args, kwargs, options))
-    inserted = _client(records.env).insert(records.env.cr.connection, built)
-    _publish_after_commit(records.env.cr, inserted.publications)
-    return jobs.browse(inserted.ids).with_env(records.env)
+    inserted = jobs_of(env.cr.dbname).insert(env.cr.connection, built)
+    _publish_after_commit(env.cr, inserted.publications)
+    return jobs.browse(inserted.ids)
 
 
-def _client(env):
-    return jobs_of(env.cr.dbname)
+def _parts(records, split):
+    if split is None:
+        return [records]
+    if not isinstance(split, int) or isinstance(split, bool) or split < 1:
+        raise InvalidJob(f"split={split!r} is not allowed: expected how many records a job gets, 1 or more.")
+    return [records[at : at + split] for at in range(0, len(records), split)]
 
 
 def _call_inline(records, method, action, args, kwargs):
-    """Do it here and now, in the caller's transaction and with the caller's rights."""
+    """Do it here and now, in the caller's transaction: with the caller's rights, or those that the action declares."""
+    if action.run_as == "superuser":
+        records = records.sudo()
+    elif action.run_as != "user":
+        records = records.with_user(_user_id(records.env, action))
     result = getattr(records, method)(*args, **kwargs)
     if action.three_step:
-        run_steps(result, f"inline:{records._name}:{records.ids}")
+        run_steps(result, f"inline:{uuid.uuid4()}")
 
 
 def run_steps(steps, key):
     """Run a three-step action's generator in one transaction; for inline calls and tests."""
     try:
         call = next(steps)
-        steps.send(call(key))
+    except StopIteration:
+        return  # there was nothing to call
+    if not callable(call):
+        raise SidestreamError(
+            f"A three-step action yielded {call!r:.60}; expected a function that is called with the idempotency key."
+        )
+    answer = call(key)
+    try:
+        steps.send(answer)
     except StopIteration:
         return
+    raise SidestreamError("A three-step action yielded twice; expected one call: make two jobs of it.")
 
 
 def _build(records, method, action, args, kwargs, options):
     env = records.env
-    split = options.pop("split", None)
-    if split is not None and (not isinstance(split, int) or isinstance(split, bool) or split < 1):
-        raise InvalidJob(f"split={split!r} is not allowed: expected how many records a job gets, 1 or more.")
+    parts = _parts(records, options.get("split"))
     if any(not isinstance(id_, int) for id_ in records._ids):
         raise InvalidJob(f"{records._name} has records that are not saved yet; save them before enqueue().")
-    parts = [records]
-    if split is not None:
-        parts = [records[at : at + split] for at in range(0, len(records), split)]
     user_id = _user_id(env, action)
-    context = json.dumps({name: env.context[name] for name in CONTEXT if name in env.context})
-    given_key = options.pop("key", None)
+    context = json.dumps(_context(env, user_id))
+    given_key, given_queue = options.get("key"), options.get("queue")
     encoded, named = encode(list(args)), {name: encode(one, name) for name, one in kwargs.items()}
     now = datetime.now(UTC)
-    queue = options.pop("queue", None) or action.queue
-    run_at = options.pop("run_at", None)
+    run_at = options.get("run_at")
     if isinstance(run_at, datetime) and run_at.tzinfo is None:
         run_at = run_at.replace(tzinfo=UTC)  # as Odoo's own datetimes are
     for part in parts:
-        key = given_key if given_key is not None else action_key(part, action)
         job = build_job(
             f"{records._name}.{method}",
             [list(part._ids), *encoded],
             named,
             now=now,
-            queue=queue,
-            key=key,
+            queue=action.queue if given_queue is None else given_queue,
+            key=given_key if given_key is not None else action_key(part, action),
             run_at=run_at,
             delay=options.get("delay"),
         )
-        yield type(job)(
-            job.action, job.args, job.kwargs, job.queue, job.key, job.run_at,
-            company_id=env.company.id, user_id=user_id, context=context,
-            records=(records._name, tuple(part._ids)) if part else None,
-        )  # fmt: skip
+        yield replace(
+            job,
+            company_id=env.company.id or None,
+            user_id=user_id,
+            context=context,
+            records=(records._name, tuple(dict.fromkeys(part._ids))) if part else None,
+        )
+
+
+def _context(env, user_id):
+    """Return what the job's environment is made of again: language, time zone, companies."""
+    context = {name: env.context[name] for name in ("lang", "tz") if name in env.context}
+    if env.company:
+        context["company"] = env.company.id
+    allowed = env.context.get("allowed_company_ids")
+    if allowed:
+        if user_id not in (env.uid, SUPERUSER_ID):  # a service user works in the caller's company, if it may
+            others = set(env["res.users"].sudo().browse(user_id)._get_company_ids())
+            allowed = [one for one in allowed if one == env.company.id or one in others]
+        context["allowed_company_ids"] = list(allowed)
+    return context
 
 
 def _user_id(env, action):
     if action.run_as == "user":
+        if not env.uid:
+            raise InvalidJob("There is no user whom the job could run as; enqueue it with_user(somebody).")
         return env.uid
     if action.run_as == "superuser":
         return SUPERUSER_ID
@@ -156,21 +201,20 @@ def action_key(records, action):
         return None
     if callable(action.key):
         return action.key(records)
-    values = {}
-    for _, field, _, _ in Formatter().parse(action.key):
-        if field:
-            values[field] = _one_value(records, field, action.key)
     return "".join(
-        text + (values[field] if field else "") for text, field, _, _ in Formatter().parse(action.key)
+        text + (_one_value(records, field, action.key) if field else "")
+        for text, field, _spec, _conversion in Formatter().parse(action.key)
     )
 
 
 def _one_value(records, path, key):
     try:
-        found = records.sudo().mapped(path) if path != "id" else records.ids
-    except KeyError:
+        found = records._ids if path == "id" else records.sudo().mapped(path)
+    except (KeyError, AttributeError):
         raise InvalidJob(f"The key {key!r} names {path!r}, which {records._name} has not.") from None
-    values = {str(one) for one in (found.ids if isinstance(found, models.BaseModel) else found)} or {"none"}
+    if isinstance(found, models.BaseModel):
+        found = found.ids
+    values = {"none" if one is False or one is None else str(one) for one in found} or {"none"}
     if len(values) > 1:
         raise InvalidJob(
             f"The key {key!r} has {len(values)} values for {path!r} over {len(records)} records; enqueue with split=1."

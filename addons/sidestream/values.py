@@ -15,9 +15,9 @@ def encode(value, where="arguments"):
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, models.BaseModel):
-        if any(not isinstance(id_, int) for id_ in value.ids) or len(value.ids) != len(value._ids):
+        if any(not isinstance(id_, int) for id_ in value._ids):  # not value.ids, which has the origin of a draft
             raise InvalidJob(f"{where} holds a record of {value._name} that is not saved yet; save it first.")
-        return {KIND: "records", "model": value._name, "ids": list(value.ids)}
+        return {KIND: "records", "model": value._name, "ids": list(value._ids)}
     if isinstance(value, datetime):
         return {KIND: "datetime", "value": value.isoformat()}
     if isinstance(value, date):

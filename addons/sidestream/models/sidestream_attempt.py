@@ -1,4 +1,4 @@
-from odoo import fields, models
+from odoo import api, fields, models
 
 
 class SidestreamAttempt(models.Model):
@@ -26,5 +26,14 @@ class SidestreamAttempt(models.Model):
         readonly=True,
     )
     at = fields.Datetime(string="When", readonly=True)
-    detail = fields.Text(readonly=True)
-    supervisor = fields.Char(string="Worker", readonly=True)
+    message = fields.Char(compute="_compute_message", help="The last line of the details, without Python's names.")
+    detail = fields.Text(string="Details", readonly=True, groups="sidestream.group_manager")
+    supervisor = fields.Char(string="Worker", readonly=True, groups="sidestream.group_manager")
+
+    @api.depends("detail")
+    def _compute_message(self):
+        for attempt in self:
+            lines = (attempt.sudo().detail or "").strip().splitlines()
+            kind, colon, text = (lines[-1] if lines else "").partition(": ")
+            # "odoo.exceptions.UserError: No courier ..." is for the developer up to the colon.
+            attempt.message = text if colon and text and " " not in kind else kind + colon + text

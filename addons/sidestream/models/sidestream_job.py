@@ -1,12 +1,27 @@
 import json
+import logging
+import time
+from datetime import UTC, datetime, timedelta
 
 from odoo import SUPERUSER_ID, api, fields, models
-from odoo.exceptions import AccessError, UserError
+from odoo.exceptions import AccessError, MissingError, UserError
+from odoo.tools import SQL
 
 from sidestream import GiveUp, cancel, declared, hasten, identify, retry, run_now
 
 from ..enqueuing import _settings
 from ..values import decode
+
+_logger = logging.getLogger(__name__)
+
+NAMED = 3
+"""How many records of a job are named in a list."""
+EARLY = timedelta(seconds=1)
+"""How long before its time a job may begin, because clocks differ."""
+LOOSE = {"user_id": "res_users", "company_id": "res_company"}
+"""What a job names without a foreign key: a deleted user's jobs stay, and are shown with nobody."""
+HASTEN_SECONDS = 0.2
+"""How long a person waits, at most, for Redis to hear of what a button did; workers see it in the rows anyway."""
 
 
 class SidestreamJob(models.Model):
@@ -20,27 +35,30 @@ class SidestreamJob(models.Model):
     _order = "id desc"
     _rec_name = "action"
 
-    action = fields.Char(readonly=True, help="The model's method that runs.")
+    action = fields.Char(string="Method", readonly=True, help="The model's method that runs.")
     queue = fields.Char(readonly=True)
     key = fields.Char(string="Order Key", readonly=True, help="Jobs with the same key run one at a time, in order.")
     state = fields.Selection(
         [("open", "Open"), ("done", "Done"), ("dead", "Failed"), ("cancelled", "Cancelled")], readonly=True
     )
-    created_at = fields.Datetime(string="Created", readonly=True)
+    created_at = fields.Datetime(string="Requested", readonly=True)
     run_at = fields.Datetime(string="Not Before", readonly=True)
     ended_at = fields.Datetime(string="Ended", readonly=True)
     attempts = fields.Integer(string="Failed Attempts", readonly=True)
-    forgiven = fields.Integer(readonly=True)
-    crashes = fields.Integer(readonly=True)
+    forgiven = fields.Integer(string="Of Them Before Retry", readonly=True)
+    crashes = fields.Integer(string="Crashes", readonly=True)
     error = fields.Text(readonly=True)
     reason = fields.Char(string="Waiting For", readonly=True)
-    payload = fields.Text(readonly=True)
+    payload = fields.Text(string="Arguments", readonly=True, groups="sidestream.group_manager")
     user_id = fields.Many2one("res.users", string="Runs As", readonly=True)
     company_id = fields.Many2one("res.company", readonly=True)
     attempt_ids = fields.One2many("sidestream.attempt", "job_id", string="What Happened", readonly=True)
     name = fields.Char(string="Job", compute="_compute_name")
     status = fields.Char(compute="_compute_status", help="What the job does or waits for, in a few words.")
-    records = fields.Char(compute="_compute_records")
+    records = fields.Char(string="About", compute="_compute_records")
+    duration = fields.Char(
+        string="Took", compute="_compute_duration", help="From the request to the end, with all waiting."
+    )
 
     @api.depends("action")
     def _compute_display_name(self):
@@ -57,45 +75,73 @@ class SidestreamJob(models.Model):
 
     @api.depends("state", "run_at", "attempts", "forgiven", "reason")
     def _compute_status(self):
-        now = fields.Datetime.now()
+        soon = datetime.now(UTC).replace(tzinfo=None) + EARLY
         labels = dict(self._fields["state"]._description_selection(self.env))
         for job in self:
             if job.state != "open":
                 job.status = labels.get(job.state, "")
-            elif job.run_at and job.run_at > now:
+            elif job.run_at and job.run_at > soon:
                 failed = job.attempts > job.forgiven
-                job.status = self.env._("Retrying") if failed else self.env._("Scheduled")
+                job.status = self.env._("Failed, will be tried again") if failed else self.env._("Scheduled")
             else:
                 job.status = job.reason or self.env._("Waiting or running")
 
+    @api.depends("created_at", "ended_at")
+    def _compute_duration(self):
+        for job in self:
+            job.duration = self._spelled(job.ended_at - job.created_at) if job.ended_at and job.created_at else False
+
+    def _spelled(self, span):
+        seconds = max(0.0, span.total_seconds())
+        if seconds < 60:
+            return self.env._("%s s", f"{seconds:.{0 if seconds >= 10 else 1}f}")
+        minutes = int(seconds // 60)
+        if minutes < 60:
+            return self.env._("%(minutes)s min %(seconds)s s", minutes=minutes, seconds=int(seconds % 60))
+        if minutes < 24 * 60:
+            return self.env._("%(hours)s h %(minutes)s min", hours=minutes // 60, minutes=minutes % 60)
+        return self.env._("%(days)s d %(hours)s h", days=minutes // 1440, hours=minutes // 60 % 24)
+
     def _compute_records(self):
         links = self._links()
+        wanted = {}
+        for found in links.values():
+            for model, (first, _count) in found.items():
+                wanted.setdefault(model, set()).update(first)
+        names = {model: self._readable_names(model, sorted(ids)) for model, ids in wanted.items()}
         for job in self:
-            names = []
-            for model, ids in links.get(job.id, {}).items():
-                if model in self.env and self.env[model].has_access("read"):
-                    found = self.env[model].browse(ids[:3]).exists()._filtered_access("read")
-                    names += found.mapped("display_name")
-                if len(ids) > 3:
-                    names.append(self.env._("and %s more", len(ids) - 3))
-            job.records = ", ".join(names)
+            shown = []
+            for model, (first, count) in links.get(job.id, {}).items():
+                shown += [names[model][one] for one in first if one in names[model]]
+                if count > NAMED:
+                    shown.append(self.env._("and %s more", count - NAMED))
+            job.records = ", ".join(shown)
+
+    @api.model
+    def _readable_names(self, model, ids):
+        """Return the names of those records that are still there and that the user may read."""
+        if model not in self.env or not self.env[model].has_access("read"):
+            return {}
+        found = self.env[model].browse(ids).exists()._filtered_access("read")
+        return {record.id: record.display_name for record in found}
 
     def _links(self):
+        """Return for each job {model: (the first ids, how many)}."""
         if not self.ids:
             return {}
         self.env.cr.execute(
-            "SELECT job_id, model, array_agg(record_id ORDER BY record_id) FROM sidestream_job_record "
+            "SELECT job_id, model, (array_agg(record_id ORDER BY record_id))[:%s], count(*) FROM sidestream_job_record "
             "WHERE job_id = ANY(%s) GROUP BY job_id, model",
-            [self.ids],
+            [NAMED, self.ids],
         )
         found = {}
-        for job_id, model, ids in self.env.cr.fetchall():
-            found.setdefault(job_id, {})[model] = ids
+        for job_id, model, first, count in self.env.cr.fetchall():
+            found.setdefault(job_id, {})[model] = (first, count)
         return found
 
     @api.model
     def _of_records(self, records):
-        """Return the jobs that are about these records, newest first: one lookup in an index."""
+        """Return the jobs that are about these records and that the user may see, newest first."""
         if not records.ids:
             return self.browse()
         self.env.cr.execute(
@@ -103,7 +149,23 @@ class SidestreamJob(models.Model):
             "ORDER BY job_id DESC LIMIT 1000",
             [records._name, records.ids],
         )
-        return self.browse([row[0] for row in self.env.cr.fetchall()])
+        return self.search([("id", "in", [row[0] for row in self.env.cr.fetchall()])])
+
+    # -- users and companies that were deleted -------------------------------------------------------------------
+
+    def _fetch_query(self, query, fields):
+        fetched = super(SidestreamJob, self.with_context(sidestream_loose=True))._fetch_query(query, fields)
+        return fetched.with_env(self.env)
+
+    def _read_group_groupby(self, alias, groupby_spec, query):
+        loose = self.with_context(sidestream_loose=True)
+        return super(SidestreamJob, loose)._read_group_groupby(alias, groupby_spec, query)
+
+    def _field_to_sql(self, alias, field_expr, query=None):
+        found = super()._field_to_sql(alias, field_expr, query)
+        if field_expr in LOOSE and self.env.context.get("sidestream_loose"):
+            return SQL("(SELECT o.id FROM %s o WHERE o.id = %s)", SQL.identifier(LOOSE[field_expr]), found)
+        return found
 
     # -- what nobody may do --------------------------------------------------------------------------------------
 
@@ -148,41 +210,52 @@ class SidestreamJob(models.Model):
 
     def _ask(self, request, *, waiting):
         self._check_may_act()
-        done, late = [], 0
+        done, running = [], 0
         for job in self:
             written = request(self.env.cr._obj, job.id)
             if written.ours:
                 done.append(job.id)
             elif written.locked:
-                late += 1
+                running += 1
         self.invalidate_recordset()
         if done:
-            database = self.env.cr.dbname
-
-            @self.env.cr.postcommit.add
-            def tell():
-                settings = _settings(database)
-                for job_id in done:
-                    hasten(settings, job_id, waiting=waiting)
-
+            self._tell_after_commit(done, waiting)
         if len(done) == len(self):
             return True
-        if late:
-            message = self.env._("%s running jobs were told; each ends within seconds, or is done before.", late)
+        if running and request is cancel:
+            message = self.env._("Jobs that run now were told: %s. Each ends within seconds, or is done before.", running)
+        elif running:
+            message = self.env._("Jobs that run already: %s.", running)
+        elif done:
+            message = self.env._("%(done)s of %(all)s jobs; the others are in a state that does not allow it.",
+                                 done=len(done), all=len(self))  # fmt: skip
         else:
-            message = self.env._("Nothing to do: the state of these jobs changed meanwhile.")
+            message = self.env._("Nothing to do: the state of these jobs does not allow it.")
         return {
             "type": "ir.actions.client",
             "tag": "display_notification",
             "params": {"message": message, "type": "info", "next": {"type": "ir.actions.client", "tag": "soft_reload"}},
         }
 
+    def _tell_after_commit(self, job_ids, waiting):
+        database = self.env.cr.dbname
+
+        @self.env.cr.postcommit.add
+        def tell():
+            began = time.monotonic()
+            try:
+                settings = _settings(database)
+                for job_id in job_ids:
+                    if not hasten(settings, job_id, waiting=waiting) or time.monotonic() - began > HASTEN_SECONDS:
+                        return  # not needed for any promise: the workers look at the rows
+            except Exception:  # what the person asked for is committed
+                _logger.exception("Redis was not told of what was done to jobs; workers find it in a few seconds.")
+
     def _check_may_act(self):
         self.check_access("read")
-        user = self.env.user
-        if self.env.su or user.has_group("sidestream.group_manager"):
+        if self.env.su or self.env.user.has_group("sidestream.group_manager"):
             return
-        if any(job.user_id != user for job in self):
+        if any(job.user_id != self.env.user for job in self):
             raise AccessError(self.env._("You may retry, cancel or run only your own background jobs."))
 
     # -- running -------------------------------------------------------------------------------------------------
@@ -191,51 +264,74 @@ class SidestreamJob(models.Model):
     def _sidestream_call(self, name, args, kwargs, *, job_id, user_id, context, attempt):
         """Call the action as its job says; the worker's transaction is open. Returns what the method returns."""
         model, _, method = name.rpartition(".")
+        if model not in self.env:
+            raise GiveUp(self.env._("The model %s is gone: the module that had it was uninstalled.", model))
         env = self._sidestream_env(user_id, json.loads(context or "{}"), job_id, attempt)
-        if model not in env:
-            raise GiveUp(f"The model {model!r} is gone: the module that had it was uninstalled.")
         ids, *rest = args
         records = env[model].browse(ids)
-        if ids and not records.exists():
+        if ids:
+            records = records.exists()
+        if ids and not records:
             raise GiveUp(
                 self.env._(
                     "The records of this job were deleted before it ran: %(model)s %(ids)s. Nothing was done.",
-                    model=env["ir.model"].sudo()._get(model).name or model,
+                    model=self.env["ir.model"]._get(model).name or model,
                     ids=", ".join(str(one) for one in ids[:5]),
                 )
             )
         arguments = [decode(env, one) for one in rest]
         named = {key: decode(env, one) for key, one in kwargs.items()}
-        result = getattr(records.exists() if ids else records, method)(*arguments, **named)
+        result = getattr(records, method)(*arguments, **named)
         env.flush_all()
         return result
 
     @api.model
     def _sidestream_env(self, user_id, context, job_id, attempt):
-        user = self.env["res.users"].browse(user_id or SUPERUSER_ID).exists()
-        if not user:
-            raise GiveUp(self.env._("The user that this job runs as (id %s) was deleted.", user_id))
-        if not user.active and user.id != SUPERUSER_ID and not user._is_public():
+        user = self.env["res.users"].browse(user_id or SUPERUSER_ID)
+        try:
+            active = user.active or user.id == SUPERUSER_ID or user._is_public()
+        except MissingError:
+            raise GiveUp(self.env._("The user that this job runs as (id %s) was deleted.", user_id)) from None
+        if not active:
             raise GiveUp(
                 self.env._(
                     "%s is archived and runs nothing any more. Unarchive the user, or do it as somebody else, then Retry.",
                     user.name,
                 )
             )
-        allowed = context.get("allowed_company_ids")
-        if allowed and user.id != SUPERUSER_ID:
-            missing = self.env["res.company"].browse(set(allowed) - set(user.company_ids.ids)).exists()
-            if missing:
-                raise GiveUp(
-                    self.env._(
-                        "%(user)s may no longer work in %(companies)s. Give access again, then Retry.",
-                        user=user.name,
-                        companies=", ".join(missing.mapped("name")),
-                    )
-                )
+        companies = self._sidestream_companies(user, context.pop("company", None), context.get("allowed_company_ids"))
+        if companies:
+            context["allowed_company_ids"] = companies
+        if context.get("lang") and not self.env["res.lang"]._get_data(code=context["lang"]):
+            del context["lang"]  # the language was removed meanwhile
         run_context = dict(context, sidestream_job_id=job_id, sidestream_attempt=attempt)
         self.env.transaction.default_env = env = self.env(user=user.id, context=run_context, su=user.id == SUPERUSER_ID)
         return env
+
+    @api.model
+    def _sidestream_companies(self, user, company_id, allowed):
+        """Return the ids of the companies to run in, the main one first; give up when the user lost one of them."""
+        if not company_id and not allowed:
+            return []
+        needed = list(allowed or [company_id])
+        if user.id == SUPERUSER_ID:
+            missing = set(needed) - set(self.env["res.company"].browse(needed).exists().ids)
+            may = needed
+        else:
+            may = user._get_company_ids()
+            missing = set(needed) - set(may)
+        if missing:
+            names = self.env["res.company"].browse(sorted(missing)).exists().mapped("name")
+            if not names:
+                raise GiveUp(self.env._("The company that this job works in was deleted. Nothing was done."))
+            raise GiveUp(
+                self.env._(
+                    "%(user)s may not work in %(companies)s any more. Give access again, then Retry.",
+                    user=user.name,
+                    companies=", ".join(names),
+                )
+            )
+        return needed if allowed else needed + [one for one in may if one != company_id]
 
     @api.model
     def _sidestream_idempotency_key(self, job_id, call=""):

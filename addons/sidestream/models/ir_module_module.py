@@ -6,8 +6,8 @@ class IrModuleModule(models.Model):
     _inherit = "ir.module.module"
 
     def button_uninstall(self):
-        going = set(self.mapped("name")) | set(self.downstream_dependencies().mapped("name"))
-        if "sidestream" in going:
+        result = super().button_uninstall()  # first: it refuses who may not, and its writes are gone with the error
+        if self.search_count([("name", "=", "sidestream"), ("state", "=", "to remove")]):
             count = self.env["sidestream.job"].sudo().search_count([("state", "=", "open")])
             if count:
                 raise UserError(
@@ -17,4 +17,4 @@ class IrModuleModule(models.Model):
                         count=count,
                     )
                 )
-        return super().button_uninstall()
+        return result

@@ -1,0 +1,1 @@
+from . import test_sidestream_carrier, test_sidestream_order

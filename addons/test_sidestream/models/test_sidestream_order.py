@@ -1,0 +1,122 @@
+import json
+
+from odoo import fields, models
+from odoo.exceptions import UserError
+
+from odoo.addons.sidestream import action
+
+
+class TestSidestreamOrder(models.Model):
+    """Methods that note with what they ran."""
+
+    _name = "test.sidestream.order"
+    _description = "Test Order"
+
+    name = fields.Char(required=True)
+    carrier_id = fields.Many2one("test.sidestream.carrier")
+    company_id = fields.Many2one("res.company")
+    note = fields.Char()
+    secret = fields.Char(groups="base.group_system")
+
+    @action
+    def remember(self, *args, **kwargs):
+        """Note who runs this, and with what."""
+        env = self.env
+        seen = {
+            "uid": env.uid,
+            "su": env.su,
+            "company": env.company.id,
+            "companies": env.companies.ids,
+            "lang": env.context.get("lang"),
+            "tz": env.context.get("tz"),
+            "context": sorted(env.context),
+            "args": repr(args),
+            "kwargs": repr(kwargs),
+        }
+        self.sudo().note = json.dumps(seen)
+
+    @action(run_as="superuser", queue="system", label="As the system")
+    def remember_as_superuser(self):
+        """Note it, as superuser."""
+        self.remember()
+
+    @action(run_as="test_sidestream.service")
+    def remember_as_service(self):
+        """Note it, as the user with that xml id."""
+        self.remember()
+
+    @action(key="carrier:{carrier_id}")
+    def ship(self):
+        """Have a key of the carrier's id."""
+        for order in self:
+            order.note = "shipped"
+
+    @action(key="account:{carrier_id.account}/{{x}}")
+    def ship_on_account(self):
+        """Have a key of two steps."""
+
+    @action(key=lambda orders: f"names:{'+'.join(orders.mapped('name'))}" if len(orders) < 3 else None)
+    def ship_by_function(self):
+        """Have a key that a function makes."""
+
+    @action(key="{nothing_like_that}")
+    def ship_nowhere(self):
+        """Have a key of a field that is not there."""
+
+    @action
+    def _private(self):
+        self.note = "private"
+
+    def not_declared(self):
+        """Never run in the background."""
+
+    @action
+    def read_secret(self):
+        """Read what only the system administrator may."""
+        self.sudo().note = self.secret
+
+    @action
+    def fail(self):
+        """Write, then fail."""
+        self.note = "half"
+        self.env.flush_all()
+        raise UserError("It failed.")  # pylint: disable=prefer-env-translation
+
+    @action
+    def chain(self, times):
+        """Enqueue the next."""
+        self.ensure_one()
+        self.note = str(times)
+        if times > 1:
+            self.enqueue().chain(times - 1)
+
+    @action(three_step=True)
+    def call_courier(self, answer="ok"):
+        """Read; call; write."""
+        name = self.name
+
+        def call(key):
+            return f"{name} {answer} {key}"
+
+        self.note = yield call
+
+    @action(three_step=True)
+    def call_twice(self):
+        """Be wrong."""
+        yield lambda key: key
+        yield lambda key: key
+
+    @action(three_step=True)
+    def call_nothing(self):
+        """Find that there is nothing to call."""
+        if not self:
+            yield lambda key: key
+
+
+class TestSidestreamOrderExtended(models.Model):
+    _inherit = "test.sidestream.order"
+
+    def _private(self):
+        """Override a declared method without a decorator."""
+        super()._private()
+        self.note += " and more"

@@ -1,0 +1,196 @@
+from odoo.exceptions import AccessError, UserError
+from odoo.service.model import call_kw, get_public_method
+
+from .common import JobCase
+
+
+class TestAccess(JobCase):
+    """Who sees and does what, through the same door as the web client."""
+
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        order = cls.order
+        cls.own = order.with_user(cls.user).enqueue().remember().sudo()
+        cls.foreign = order.with_user(cls.colleague).enqueue().remember().sudo()
+        cls.colleague.company_ids += cls.other_company
+        cls.elsewhere = order.with_user(cls.colleague).with_company(cls.other_company).enqueue().remember().sudo()
+        cls.all = cls.own + cls.foreign + cls.elsewhere
+
+    def rpc(self, user, method, *args, model="sidestream.job", **kwargs):
+        kwargs.setdefault("context", {"allowed_company_ids": user.company_id.ids})
+        return call_kw(self.env(user=user.id)[model], method, list(args), kwargs)
+
+    def test_nobody_makes_or_changes_jobs(self):
+        for user in (self.user, self.manager, self.env.ref("base.user_admin")):
+            for method, args in (
+                ("create", [[{"action": "x"}]]),
+                ("name_create", ["x"]),
+                ("web_save", [self.own.ids, {"queue": "x"}, {}]),
+                ("write", [self.own.ids, {"user_id": user.id}]),
+                ("copy", [self.own.ids]),
+                ("unlink", [self.own.ids]),
+                ("load", [["action"], [["x"]]]),
+            ):
+                with self.subTest(user=user.name, method=method), self.assertRaises(UserError):
+                    self.rpc(user, method, *args)
+        for method, args in (("create", [[{"event": "done"}]]), ("write", [[1], {"detail": "x"}]), ("unlink", [[1]])):
+            with self.subTest(method=method), self.assertRaises(AccessError):
+                self.rpc(self.manager, method, *args, model="sidestream.attempt")
+
+    def test_superuser_neither(self):
+        for call in (
+            lambda jobs: jobs.create({"action": "x"}),
+            lambda jobs: jobs.write({"state": "done"}),
+            lambda jobs: jobs.unlink(),
+            lambda jobs: jobs.copy(),
+        ):
+            with self.assertRaisesRegex(UserError, "cannot be created, copied, imported, edited or deleted"):
+                call(self.own.sudo())
+
+    def test_not_callable_from_outside(self):
+        for name in ("enqueue", "_sidestream_jobs"):
+            with self.assertRaises(AccessError):
+                get_public_method(self.env["test.sidestream.order"], name)
+        for name in ("_sidestream_call", "_sidestream_env", "_of_records", "_ask"):
+            with self.assertRaises(AccessError):
+                get_public_method(self.env["sidestream.job"], name)
+
+    def found(self, user, companies=None):
+        context = {"allowed_company_ids": (companies or user.company_ids).ids}
+        ids = self.rpc(user, "search", [("id", "in", self.all.ids)], context=context)
+        return self.env["sidestream.job"].browse(ids)
+
+    def test_who_sees_what(self):
+        self.assertEqual(self.found(self.user), self.own)
+        self.assertEqual(set(self.found(self.colleague)), {self.foreign, self.elsewhere})
+        self.assertEqual(set(self.found(self.manager)), {self.own, self.foreign})
+        self.manager.company_ids += self.other_company
+        self.assertEqual(set(self.found(self.manager)), set(self.all))
+        self.assertEqual(self.found(self.manager, self.other_company), self.elsewhere)
+        with self.assertRaises(AccessError):
+            self.rpc(self.user, "read", self.foreign.ids, ["error"])
+        with self.assertRaises(AccessError):
+            self.rpc(self.user, "read", self.own.ids, ["payload"])
+        self.assertTrue(self.rpc(self.manager, "read", self.own.ids, ["payload"])[0]["payload"])
+
+    def test_portal_and_public_see_nothing(self):
+        for user in (self.env.ref("base.public_user"), self.env.ref("base.user_admin").copy({"group_ids": [
+            (6, 0, self.env.ref("base.group_portal").ids)]})):  # fmt: skip
+            with self.assertRaises(AccessError):
+                self.rpc(user, "search", [])
+
+    def test_jobs_of_a_record_are_those_that_one_may_see(self):
+        self.assertEqual(set(self.order._sidestream_jobs()), set(self.all))
+        self.assertEqual(self.order.with_user(self.user)._sidestream_jobs(), self.own)
+
+    def test_records_that_one_may_not_read(self):
+        self.order.company_id = self.other_company
+        self.env.flush_all()
+        self.assertFalse(self.own.with_user(self.user).with_context(allowed_company_ids=self.company.ids).records)
+        self.order.unlink()
+        self.env.invalidate_all()
+        self.assertFalse(self.own.records)
+
+    def test_attempts(self):
+        for job in (self.own, self.foreign):
+            self.env.cr.execute(
+                "INSERT INTO sidestream_attempt (job_id, supervisor, slot, event, detail) VALUES (%s, 's', 0, 'failed', %s)",
+                [job.id, "Traceback ...\n  File ...\nodoo.exceptions.UserError: No courier: none is there\n"],
+            )
+        attempts = self.env["sidestream.attempt"].with_user(self.user).search([])
+        self.assertEqual(attempts.job_id, self.own)
+        self.assertEqual(attempts.message, "No courier: none is there")
+        with self.assertRaises(AccessError):
+            attempts.read(["detail"])
+
+    def test_owner_and_manager_act(self):
+        for user, job, allowed in (
+            (self.user, self.own, True),
+            (self.user, self.foreign, False),
+            (self.manager, self.own, True),
+            (self.manager, self.elsewhere, False),
+            (self.env.ref("base.public_user"), self.own, False),
+        ):
+            for method in ("action_run_now", "action_cancel", "action_retry"):
+                with self.subTest(user=user.name, job=job.id, method=method):
+                    if allowed:
+                        self.assertTrue(self.rpc(user, method, job.ids))
+                    else:
+                        with self.assertRaises(AccessError):
+                            self.rpc(user, method, job.ids)
+
+    def test_may_see_and_not_act(self):
+        """A rule that shows more than one's own gives no right to act."""
+        self.env.ref("sidestream.job_user_rule").domain_force = "[(1, '=', 1)]"
+        self.assertTrue(self.rpc(self.user, "read", self.foreign.ids, ["error"]))
+        with self.assertRaisesRegex(AccessError, "only your own"):
+            self.rpc(self.user, "action_cancel", self.foreign.ids)
+
+
+class TestButtons(JobCase):
+    def test_cancel_and_retry(self):
+        job = self.order.with_user(self.user).enqueue().remember()
+        self.assertEqual(job.status, "Waiting or running")
+        self.assertIs(job.action_cancel(), True)
+        self.assertEqual((job.state, job.status), ("cancelled", "Cancelled"))
+        self.assertIs(job.action_retry(), True)
+        self.assertEqual(job.state, "open")
+        self.assertFalse(job.duration)
+        self.end(job, "dead", "ValueError: no")
+        self.assertIs(job.action_retry(), True)
+        self.assertEqual(job.state, "open")
+
+    def test_run_now(self):
+        job = self.order.enqueue(delay=3600).remember()
+        self.assertEqual(job.status, "Scheduled")
+        self.assertIs(job.action_run_now(), True)
+        self.assertEqual(job.status, "Waiting or running")
+
+    def test_nothing_to_do(self):
+        job = self.order.enqueue().remember()
+        self.end(job, "done")
+        for method in ("action_cancel", "action_retry", "action_run_now"):
+            answer = getattr(job, method)()
+            self.assertIn("Nothing to do", answer["params"]["message"])
+        jobs = job + self.order.enqueue().remember()
+        self.assertIn("1 of 2 jobs", jobs.action_cancel()["params"]["message"])
+
+    def test_redis_is_told_after_the_commit_and_may_be_away(self):
+        job = self.order.enqueue().remember()
+        self.env.cr.postcommit.clear()
+        job.action_cancel()
+        self.assertEqual(len(self.env.cr.postcommit), 1)
+        from odoo.addons.sidestream.models import sidestream_job
+
+        told = []
+        self.patch(sidestream_job, "hasten", lambda settings, job_id, waiting: told.append((job_id, waiting)))
+        self.env.cr.postcommit.run()
+        self.assertEqual(told, [(job.id, False)])
+
+        def away(*args, **kwargs):
+            raise RuntimeError("away")
+
+        self.patch(sidestream_job, "hasten", away)
+        job.action_retry()
+        with self.assertLogs("odoo.addons.sidestream.models.sidestream_job", "ERROR"):
+            self.env.cr.postcommit.run()
+
+    def test_duration(self):
+        job = self.order.enqueue().remember()
+        for seconds, spelled in ((0.44, "0.4 s"), (12.4, "12 s"), (95, "1 min 35 s"), (7500, "2 h 5 min"), (90000, "1 d 1 h")):
+            self.env.cr.execute(
+                "UPDATE sidestream_job SET state = 'done', ended_at = created_at + %s * interval '1 second' WHERE id = %s",
+                [seconds, job.id],
+            )
+            self.env.invalidate_all()
+            self.assertEqual(job.duration, spelled)
+
+    def test_names(self):
+        job = self.order.enqueue().remember_as_superuser()
+        self.assertEqual((job.name, job.display_name), ("As the system", f"As the system (job {job.id})"))
+        self.env.cr.execute("UPDATE sidestream_job SET action = 'gone.model.do_it' WHERE id = %s", [job.id])
+        self.env.cr.execute("UPDATE sidestream_job_record SET model = 'gone.model' WHERE job_id = %s", [job.id])
+        self.env.invalidate_all()
+        self.assertEqual((job.name, job.records), ("Do it", ""))
+        self.assertEqual(job.search([("display_name", "ilike", "do_it")]), job)

@@ -1,0 +1,217 @@
+from datetime import UTC, datetime, timedelta, timezone
+
+from odoo import fields
+
+from sidestream import InvalidJob, UnknownAction, UnsupportedOption
+
+from odoo.addons.sidestream import enqueuing
+
+from .common import JobCase
+
+
+class TestEnqueue(JobCase):
+    def test_job_is_open_and_due_and_found(self):
+        job = self.order.enqueue().remember()
+        self.assertEqual((job.state, job.action), ("open", "test.sidestream.order.remember"))
+        self.assertEqual(job.queue, "default")
+        self.assertFalse(job.key)
+        self.assertEqual(self.order._sidestream_jobs(), job)
+        self.assertFalse(self.orders[1]._sidestream_jobs())
+        self.assertEqual(job.records, "O0")
+        self.assertEqual(job.name, "Remember")
+
+    def test_several_records_are_one_job(self):
+        job = self.orders.enqueue().remember()
+        self.assertEqual(len(job), 1)
+        for order in self.orders:
+            self.assertEqual(order._sidestream_jobs(), job)
+        self.assertEqual(self.orders._sidestream_jobs(), job)
+
+    def test_no_records(self):
+        job = self.env["test.sidestream.order"].enqueue().remember()
+        self.assertEqual(job.state, "open")
+        self.assertFalse(job.records)
+        self.assertFalse(self.env["test.sidestream.order"]._sidestream_jobs())
+
+    def test_queue(self):
+        self.assertEqual(self.order.enqueue(queue="pdf").remember().queue, "pdf")
+        self.assertEqual(self.order.enqueue().remember_as_superuser().queue, "system")
+        self.assertEqual(self.order.enqueue(queue="pdf").remember_as_superuser().queue, "pdf")
+        with self.assertRaises(InvalidJob):
+            self.order.enqueue(queue="not a queue").remember()
+
+    def test_key(self):
+        self.assertEqual(self.order.enqueue(key="mine").remember().key, "mine")
+        self.assertEqual(self.order.enqueue().ship().key, f"carrier:{self.carrier.id}")
+        self.assertEqual(self.order.enqueue(key="mine").ship().key, "mine")
+        self.assertEqual(self.order.enqueue().ship_on_account().key, "account:A1/{x}")
+        self.carrier.account = False
+        self.assertEqual(self.order.enqueue().ship_on_account().key, "account:none/{x}")
+
+    def test_key_of_several_records(self):
+        self.assertEqual(self.orders.enqueue().ship().key, f"carrier:{self.carrier.id}")
+        self.orders[1].carrier_id = False
+        with self.assertRaisesRegex(InvalidJob, "2 values .* split=1"):
+            (self.orders[0] + self.orders[2] + self.orders[1]).mapped("carrier_id").ensure_one()
+            self.orders[1].carrier_id = self.carrier.copy()
+            self.orders.enqueue().ship()
+        self.assertEqual(len(self.orders.enqueue(split=1).ship()), 3)
+
+    def test_key_without_a_value(self):
+        self.order.carrier_id = False
+        self.assertEqual(self.order.enqueue().ship().key, "carrier:none")
+
+    def test_key_reads_what_the_user_may_not(self):
+        public = self.env.ref("base.public_user")
+        self.assertEqual(self.order.with_user(public).enqueue().ship_on_account().sudo().key, "account:A1/{x}")
+
+    def test_key_of_a_function(self):
+        self.assertEqual(self.orders[:2].enqueue().ship_by_function().key, "names:O0+O1")
+        self.assertFalse(self.orders.enqueue().ship_by_function().key)
+        jobs = self.orders.enqueue(split=2).ship_by_function()
+        self.assertEqual(jobs.sorted("id").mapped("key"), ["names:O0+O1", "names:O2"])
+
+    def test_key_of_an_unknown_field(self):
+        with self.assertRaisesRegex(InvalidJob, "'nothing_like_that', which test.sidestream.order has not"):
+            self.order.enqueue().ship_nowhere()
+
+    def test_run_at(self):
+        at = datetime(2031, 5, 4, 12, 0, tzinfo=timezone(timedelta(hours=2)))
+        self.assertEqual(self.order.enqueue(run_at=at).remember().run_at, datetime(2031, 5, 4, 10, 0))
+        self.assertEqual(
+            self.order.enqueue(run_at=datetime(2031, 5, 4, 10, 0)).remember().run_at, datetime(2031, 5, 4, 10, 0)
+        )
+        job = self.order.enqueue(run_at=fields.Datetime.now() + timedelta(days=1)).remember()
+        self.assertEqual(job.status, "Scheduled")
+        for wrong in ("2031-05-04", at.date()):
+            with self.assertRaisesRegex(InvalidJob, "run_at"):
+                self.order.enqueue(run_at=wrong).remember()
+
+    def test_delay(self):
+        for delay in (3600, timedelta(hours=1)):
+            job = self.order.enqueue(delay=delay).remember()
+            wait = job.run_at.replace(tzinfo=UTC) - datetime.now(UTC)
+            self.assertAlmostEqual(wait.total_seconds(), 3600, delta=60)
+        for wrong in (-1, "soon", float("nan"), True):
+            with self.assertRaisesRegex(InvalidJob, "delay"):
+                self.order.enqueue(delay=wrong).remember()
+        with self.assertRaisesRegex(InvalidJob, "run_at and delay"):
+            self.order.enqueue(delay=1, run_at=datetime(2031, 1, 1)).remember()
+
+    def test_split(self):
+        orders = self.env["test.sidestream.order"].create([{"name": str(number)} for number in range(120)])
+        jobs = orders.enqueue(split=50).remember()
+        self.assertEqual(len(jobs), 3)
+        sizes = []
+        for job in jobs.sorted("id"):
+            self.env.cr.execute("SELECT count(*) FROM sidestream_job_record WHERE job_id = %s", [job.id])
+            sizes.append(self.env.cr.fetchone()[0])
+        self.assertEqual(sizes, [50, 50, 20])
+        self.assertEqual(len(orders._sidestream_jobs()), 3)
+        self.assertEqual(jobs[-1:].records.count("and"), 1)
+        self.assertFalse(orders.browse().enqueue(split=50).remember())
+        for wrong in (0, -1, "2", True, 1.5):
+            with self.assertRaisesRegex(InvalidJob, "split"):
+                self.order.enqueue(split=wrong).remember()
+
+    def test_unknown_option(self):
+        with self.assertRaisesRegex(UnsupportedOption, "no option 'priority'.*delay, key, queue, run_at, split"):
+            self.order.enqueue(priority=1)
+
+    def test_only_declared_methods(self):
+        with self.assertRaisesRegex(UnknownAction, "'not_declared' of test.sidestream.order cannot run.*@action"):
+            self.order.enqueue().not_declared()
+        with self.assertRaisesRegex(UnknownAction, "'unlink' of test.sidestream.order cannot run"):
+            self.order.enqueue().unlink()
+        with self.assertRaisesRegex(UnknownAction, "has no method 'remembre'"):
+            self.order.enqueue().remembre()
+        self.assertFalse(hasattr(self.order.enqueue(), "__deepcopy__"))
+
+    def test_private_method_and_its_override(self):
+        with self.trap() as trap:
+            self.order.enqueue()._private()
+            trap.perform()
+        self.assertEqual(self.order.note, "private and more")
+
+    def test_renamed_method(self):
+        with self.trap() as trap:
+            job = self.order.enqueue().remember()
+            self.env.cr.execute(
+                "UPDATE sidestream_job SET action = 'test.sidestream.order.old_name' WHERE id = %s", [job.id]
+            )
+            self.env.invalidate_all()
+            self.assertEqual(job.name, "Old name")  # shown all the same
+            with self.assertRaises(AttributeError):
+                trap.perform()
+
+    def test_unsaved_record(self):
+        with self.assertRaisesRegex(InvalidJob, "not saved yet"):
+            self.env["test.sidestream.order"].new({"name": "x"}).enqueue().remember()
+        with self.assertRaisesRegex(InvalidJob, "not saved yet"):
+            self.env["test.sidestream.order"].new({"name": "x"}, origin=self.order).enqueue().remember()
+
+    def test_savepoint_rolled_back(self):
+        before = self.count()
+        with self.assertRaises(ZeroDivisionError), self.env.cr.savepoint():
+            self.order.enqueue().remember()
+            self.assertEqual(self.count(), before + 1)
+            1 / 0
+        self.assertEqual(self.count(), before)
+        self.assertFalse(self.order._sidestream_jobs())
+
+    def test_rollback_leaves_nothing_to_publish(self):
+        with self.registry.cursor() as cr:
+            self.env(cr=cr)["res.partner"]._sidestream_jobs()
+            orders = self.env(cr=cr)["test.sidestream.order"]
+            orders.enqueue().remember()
+            self.assertEqual(len(cr.postcommit.data["sidestream.publications"]), 1)
+            cr.rollback()
+            self.assertFalse(cr.postcommit.data)
+            orders.enqueue().remember()
+            orders.enqueue().remember()
+            self.assertEqual(len(cr.postcommit), 1)
+            self.assertEqual(len(cr.postcommit.data["sidestream.publications"]), 2)
+            cr.rollback()
+
+    def test_published_once_after_the_commit(self):
+        published = []
+
+        class Client:
+            insert = enqueuing.jobs_of(self.env.cr.dbname).insert
+
+            def hand_over(self, publications):
+                published.append(list(publications))
+                raise RuntimeError("Redis is away, and worse")
+
+        self.patch(enqueuing, "jobs_of", lambda database: Client())
+        self.orders.enqueue(split=1).remember()
+        self.order.enqueue().remember()
+        self.assertFalse(published)
+        with self.assertLogs("odoo.addons.sidestream.enqueuing", "ERROR"):  # told, and nothing raised
+            self.env.cr.postcommit.run()
+        self.assertEqual([len(one) for one in published], [4])
+
+    def test_company_that_switched_off(self):
+        self.company.sidestream_enabled = False
+        with self.trap() as trap:
+            self.assertFalse(self.order.enqueue().remember("now"))
+            self.order.with_company(self.other_company).enqueue().remember()
+        self.assertEqual(len(trap.jobs), 1)
+        self.assertEqual(self.remembered()["args"], "('now',)")
+
+    def test_inline(self):
+        orders = self.orders.with_context(sidestream_inline=True)
+        before = self.count()
+        orders.with_user(self.user).enqueue().remember_as_superuser()
+        self.assertTrue(self.remembered()["su"])
+        orders.with_user(self.user).enqueue().remember_as_service()
+        self.assertEqual((self.remembered()["uid"], self.remembered()["su"]), (self.service.id, False))
+        orders.enqueue(split=1).call_courier()
+        self.assertEqual([order.note.split()[:2] for order in orders], [[f"O{n}", "ok"] for n in range(3)])
+        self.assertEqual(len({order.note for order in orders}), 3)
+        self.order.with_context(sidestream_inline=True).enqueue().call_nothing()
+        self.assertEqual(self.count(), before)
+
+    def test_too_large(self):
+        with self.assertRaisesRegex(InvalidJob, "64|65536"):
+            self.order.enqueue().remember("x" * 70000)

@@ -1,0 +1,178 @@
+from sidestream import GiveUp, InvalidJob
+
+from odoo import api
+from odoo.exceptions import AccessError
+
+from .common import JobCase
+
+
+class TestEnvironment(JobCase):
+    """Whose rights, companies and language a job has, and when it gives up."""
+
+    def run_as(self, records, method="remember"):
+        with self.trap() as trap:
+            job = getattr(records.enqueue(), method)()
+            trap.perform()
+        return job
+
+    def test_user_language_and_time_zone(self):
+        self.env["res.lang"]._activate_lang("fr_FR")
+        order = self.order.with_user(self.user).with_context(lang="fr_FR", tz="Asia/Tokyo", default_name="x", other=1)
+        job = self.run_as(order)
+        seen = self.remembered()
+        self.assertEqual((seen["uid"], seen["su"]), (self.user.id, False))
+        self.assertEqual((seen["lang"], seen["tz"]), ("fr_FR", "Asia/Tokyo"))
+        self.assertNotIn("default_name", seen["context"])
+        self.assertNotIn("other", seen["context"])
+        self.assertEqual(job.sudo().user_id, self.user)
+
+    def test_language_that_was_removed(self):
+        self.env["res.lang"]._activate_lang("fr_FR")
+        with self.trap() as trap:
+            self.order.with_context(lang="fr_FR").with_user(self.user).enqueue().remember()
+            self.env["res.lang"].search([("code", "=", "fr_FR")]).active = False
+            trap.perform()
+        self.assertIsNone(self.remembered()["lang"])
+
+    def test_companies(self):
+        self.user.company_ids += self.other_company
+        order = self.order.with_user(self.user)
+        both = [self.other_company.id, self.company.id]
+        job = self.run_as(order.with_context(allowed_company_ids=both))
+        self.assertEqual((self.remembered()["company"], self.remembered()["companies"]), (both[0], both))
+        self.assertEqual(job.sudo().company_id, self.other_company)
+        self.run_as(order.with_context(allowed_company_ids=[self.other_company.id]))
+        self.assertEqual(self.remembered()["companies"], [self.other_company.id])
+
+    def test_company_without_a_context(self):
+        """As in a scheduled action: the user's own company, even when that is another one by the time it runs."""
+        self.user.company_ids += self.other_company
+        with self.trap() as trap:
+            self.order.with_user(self.user).enqueue().remember()
+            self.user.company_id = self.other_company
+            trap.perform()
+        self.assertEqual(self.remembered()["company"], self.company.id)
+        self.assertEqual(set(self.remembered()["companies"]), {self.company.id, self.other_company.id})
+
+    def test_run_as_superuser(self):
+        self.user.company_ids += self.other_company
+        order = self.order.with_user(self.user)
+        job = self.run_as(order, "remember_as_superuser")
+        seen = self.remembered()
+        self.assertEqual((seen["uid"], seen["su"], seen["company"]), (1, True, self.company.id))
+        self.assertEqual(job.sudo().user_id.id, 1)
+        self.user.company_id = self.other_company
+        self.run_as(order, "remember_as_superuser")
+        self.assertEqual(self.remembered()["company"], self.other_company.id)
+        self.run_as(order.with_company(self.company), "remember_as_superuser")
+        self.assertEqual(self.remembered()["company"], self.company.id)
+
+    def test_run_as_service_user(self):
+        self.user.company_ids += self.other_company
+        both = [self.company.id, self.other_company.id]
+        order = self.order.with_user(self.user).with_context(allowed_company_ids=both)
+        self.run_as(order, "remember_as_service")
+        seen = self.remembered()
+        self.assertEqual((seen["uid"], seen["su"]), (self.service.id, False))
+        self.assertEqual(seen["companies"], [self.company.id])  # what both may
+        with self.assertRaisesRegex(GiveUp, "Service may not work in Other Company"):
+            self.run_as(order.with_company(self.other_company), "remember_as_service")
+
+    def test_run_as_nobody(self):
+        self.env.ref("test_sidestream.service").unlink()
+        self.env["ir.model.data"].search([("module", "=", "test_sidestream"), ("name", "=", "service")]).unlink()
+        with self.assertRaisesRegex(InvalidJob, "names no user"):
+            self.order.enqueue().remember_as_service()
+
+    def test_sudo_is_not_kept(self):
+        self.order.secret = "secret"
+        order = self.order.with_user(self.user).sudo()
+        self.run_as(order)
+        self.assertEqual((self.remembered()["uid"], self.remembered()["su"]), (self.user.id, False))
+        with self.assertRaises(AccessError):
+            self.run_as(order, "read_secret")
+        self.run_as(self.order.with_user(self.env.ref("base.user_admin")), "read_secret")
+        self.assertEqual(self.order.note, "secret")
+
+    def test_public_user(self):
+        public = self.env.ref("base.public_user")
+        self.assertFalse(public.active)
+        self.run_as(self.order.with_user(public).sudo())
+        self.assertEqual((self.remembered()["uid"], self.remembered()["su"]), (public.id, False))
+        with self.assertRaises(AccessError):
+            self.run_as(self.order.with_user(public).sudo(), "ship")
+        self.run_as(self.order.with_user(public), "remember_as_superuser")
+        self.assertTrue(self.remembered()["su"])
+
+    def test_record_of_another_company(self):
+        """The rules of the run-as user hold, whatever the caller's sudo() saw."""
+        self.order.company_id = self.other_company
+        with self.assertRaises(AccessError):
+            self.run_as(self.order.with_user(self.user).sudo(), "ship")
+
+    def test_nobody(self):
+        with self.assertRaisesRegex(InvalidJob, "no user"):
+            self.order.with_env(api.Environment(self.env.cr, None, {}, su=True)).enqueue().remember()
+
+    def test_record_deleted(self):
+        with self.trap() as trap:
+            self.order.enqueue().remember()
+            self.order.unlink()
+            with self.assertRaisesRegex(GiveUp, "deleted before it ran: Test Order [0-9]+. Nothing was done"):
+                trap.perform()
+
+    def test_some_records_deleted(self):
+        with self.trap() as trap:
+            self.orders.enqueue().ship()
+            self.orders[1].unlink()
+            trap.perform()
+        self.assertEqual(self.orders.exists().mapped("note"), ["shipped", "shipped"])
+
+    def test_model_uninstalled(self):
+        jobs = self.env["sidestream.job"]
+        with self.assertRaisesRegex(GiveUp, "gone.model is gone"):
+            jobs._sidestream_call("gone.model.run", [[1]], {}, job_id=1, user_id=1, context=None, attempt=1)
+
+    def test_user_archived(self):
+        with self.trap() as trap:
+            self.order.with_user(self.user).enqueue().remember()
+            self.user.active = False
+            with self.assertRaisesRegex(GiveUp, "Ute User is archived and runs nothing any more"):
+                trap.perform()
+
+    def test_user_deleted(self):
+        leaver = self.user.copy({"login": "leaver"})
+        with self.trap() as trap:
+            job = self.order.with_user(leaver).enqueue().remember()
+            leaver.unlink()
+            with self.assertRaisesRegex(GiveUp, "was deleted"):
+                trap.perform()
+        jobs = job.with_user(self.manager)
+        self.assertFalse(jobs.web_read({"user_id": {"fields": {"display_name": {}}}})[0]["user_id"])
+        groups = jobs.formatted_read_group([("id", "=", job.id)], ["user_id"], ["__count"])
+        self.assertEqual([group["user_id"] for group in groups], [False])
+        self.assertEqual(jobs.search([("id", "=", job.id), ("user_id", "=", leaver.id)]), jobs)
+
+    def test_company_taken_away(self):
+        self.user.company_ids += self.other_company
+        both = [self.company.id, self.other_company.id]
+        for context in ({"allowed_company_ids": both}, {"allowed_company_ids": both[1:]}):
+            self.user.company_ids = [(6, 0, both)]
+            with self.trap() as trap:
+                self.order.with_user(self.user).with_context(**context).enqueue().remember()
+                self.user.company_ids = [(6, 0, both[:1])]
+                with self.assertRaisesRegex(GiveUp, "Ute User may not work in Other Company any more"):
+                    trap.perform()
+
+    def test_company_deleted(self):
+        doomed = self.env["res.company"].create({"name": "Doomed"})
+        self.user.company_ids += doomed
+        with self.trap() as trap:
+            self.order.with_user(self.user).with_company(doomed).enqueue().remember()
+            self.order.with_company(doomed).enqueue().remember_as_superuser()
+            self.user.company_ids -= doomed
+            self.env.user.company_ids -= doomed
+            doomed.sudo().unlink()
+            for _each in trap.jobs:
+                with self.assertRaisesRegex(GiveUp, "company .* was deleted"):
+                    trap.perform()

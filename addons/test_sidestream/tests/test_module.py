@@ -1,0 +1,51 @@
+from odoo.exceptions import AccessDenied, UserError
+from odoo.tools import file_open, mute_logger
+
+from .common import JobCase
+
+
+class TestModule(JobCase):
+    def test_no_uninstall_with_open_jobs(self):
+        self.order.enqueue().remember()
+        modules = self.env["ir.module.module"].search([("name", "in", ("sidestream", "base_import"))])
+        sidestream = modules.filtered(lambda module: module.name == "sidestream")
+        with self.assertRaisesRegex(UserError, "[0-9]+ background jobs are not finished yet"), self.env.cr.savepoint():
+            sidestream.button_uninstall()
+        self.assertEqual(sidestream.state, "installed")
+        with self.assertRaises(UserError), self.env.cr.savepoint():
+            self.env["ir.module.module"].search([("name", "=", "web")]).button_uninstall()
+        with self.assertRaises(AccessDenied), mute_logger("odoo.addons.base.models.ir_module"):
+            sidestream.with_user(self.user).button_uninstall()
+
+    def test_uninstall_without(self):
+        self.end(self.order.enqueue().remember(), "done")
+        self.end(self.order.enqueue().remember(), "dead")
+        self.env.cr.execute("UPDATE sidestream_job SET state = 'cancelled' WHERE state = 'open'")
+        sidestream = self.env["ir.module.module"].search([("name", "=", "sidestream")])
+        sidestream.button_uninstall()
+        self.assertEqual(sidestream.state, "to remove")
+
+    def test_another_module_may_go(self):
+        self.order.enqueue().remember()
+        module = self.env["ir.module.module"].search([("name", "=", "test_sidestream")])
+        module.button_uninstall()
+        self.assertEqual(module.state, "to remove")
+
+    def test_neutralize(self):
+        job, done = self.order.enqueue().remember(), self.order.enqueue().remember()
+        self.end(done, "done")
+        uuid = self.env["sidestream.job"]._sidestream_idempotency_key(1)
+        self.env.flush_all()
+        with file_open("sidestream/data/neutralize.sql") as file:
+            self.env.cr.execute(file.read().strip())
+        self.env.invalidate_all()
+        self.assertEqual((job.state, done.state), ("cancelled", "done"))
+        self.assertIn("neutralized", job.error)
+        self.assertNotEqual(self.env["sidestream.job"]._sidestream_idempotency_key(1), uuid)
+        self.assertEqual(self.order.enqueue().remember().state, "open")
+
+    def test_idempotency_key_is_the_same_each_time(self):
+        jobs = self.env["sidestream.job"]
+        self.assertEqual(jobs._sidestream_idempotency_key(5), jobs._sidestream_idempotency_key(5))
+        self.assertNotEqual(jobs._sidestream_idempotency_key(5), jobs._sidestream_idempotency_key(6))
+        self.assertNotEqual(jobs._sidestream_idempotency_key(5, "a"), jobs._sidestream_idempotency_key(5, "b"))

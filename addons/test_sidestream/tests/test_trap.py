@@ -1,0 +1,93 @@
+from odoo.exceptions import UserError
+
+from sidestream import InvalidJob, SidestreamError
+
+from odoo.addons.sidestream import action
+
+from .common import JobCase
+
+
+class TestTrap(JobCase):
+    """The helper that integrators test with."""
+
+    def test_what_was_enqueued(self):
+        with self.trap() as trap:
+            self.order.enqueue(key="k", queue="pdf", delay=5).remember(1, two=2)
+            self.orders.enqueue(split=2).ship()
+        trap.assert_enqueued("remember")
+        trap.assert_enqueued(self.order.remember, args=(1,), kwargs={"two": 2}, key="k", queue="pdf", delay=5, count=1)
+        trap.assert_enqueued("ship", self.orders[:2], split=2, key=f"carrier:{self.carrier.id}")
+        trap.assert_enqueued("ship", count=2)
+        trap.assert_enqueued("fail", count=0)
+        for wrong in (
+            {"method": "ship", "count": 1},
+            {"method": "fail"},
+            {"method": "remember", "args": (2,)},
+            {"method": "remember", "key": "other"},
+            {"method": "ship", "records": self.orders},
+        ):
+            with self.assertRaisesRegex(AssertionError, "(?s)Enqueued were:.*remember"):
+                trap.assert_enqueued(**wrong)
+        with self.assertRaises(AssertionError):
+            trap.assert_nothing_enqueued()
+
+    def test_nothing_is_published(self):
+        with self.trap() as trap:
+            trap.assert_nothing_enqueued()
+            self.order.enqueue().remember()
+        self.assertNotIn("sidestream.publications", self.env.cr.postcommit.data)
+
+    def test_performed_once_in_order_with_what_follows(self):
+        with self.trap() as trap:
+            job = self.order.enqueue().chain(3)
+            trap.perform()
+            self.assertEqual(self.order.note, "1")
+            self.assertEqual(len(trap.jobs), 3)
+            self.order.note = "again"
+            trap.perform()
+        self.assertEqual(self.order.note, "again")
+        self.assertEqual(job.state, "done")
+        self.assertEqual(trap.assert_enqueued("chain", args=(2,))[0].records, self.order)
+
+    def test_performed_after_the_block(self):
+        with self.trap() as trap:
+            self.order.with_user(self.user).enqueue().remember()
+        trap.perform()
+        self.assertEqual(self.remembered()["uid"], self.user.id)
+        self.assertEqual(self.env.transaction.default_env.uid, self.env.uid)
+
+    def test_three_steps(self):
+        with self.trap() as trap:
+            job = self.order.enqueue().call_courier(answer="fine")
+            trap.perform()
+            key = self.env["sidestream.job"]._sidestream_idempotency_key(job.id)
+            self.assertEqual(self.order.note, f"O0 fine {key}")
+            self.order.enqueue().call_nothing()
+            trap.perform()
+            self.order.enqueue().call_twice()
+            with self.assertRaisesRegex(SidestreamError, "yielded twice"):
+                trap.perform()
+
+    def test_failure_is_rolled_back(self):
+        with self.trap() as trap:
+            job = self.order.enqueue().fail()
+            with self.assertRaisesRegex(UserError, "It failed"):
+                trap.perform()
+        self.assertFalse(self.order.note)
+        self.assertEqual(job.state, "open")
+
+    def test_cancelled_job_does_not_run(self):
+        with self.trap() as trap:
+            job = self.order.enqueue().remember()
+            job.action_cancel()
+            trap.perform()
+        self.assertFalse(self.order.note)
+
+    def test_generators_declare_three_steps(self):
+        def generator(self):
+            yield
+
+        with self.assertRaisesRegex(InvalidJob, "three_step"):
+            action(generator)
+        with self.assertRaisesRegex(InvalidJob, "yields no call"):
+            action(three_step=True)(lambda self: None)
