@@ -10,6 +10,7 @@ runs on until Ctrl-C.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -162,7 +163,8 @@ def main() -> None:
             )
         print(json.dumps({"sidestream_demo": figures}), flush=True)
         if hold:
-            signal.sigwait({signal.SIGINT})
+            with contextlib.suppress(KeyboardInterrupt):
+                signal.pause()
     finally:
         shop.close()
     if figures["lost"] or figures["doubled"]:

@@ -25,7 +25,7 @@ import psycopg
 
 from sidestream.broker.redis import embedded
 from sidestream.process import account
-from sidestream.testing.server_process import Server, ServerFailed, free_port, worker_user
+from sidestream.testing.server_process import Server, ServerFailed, free_port, sweep, worker_user
 from sidestream.testing.servers import PostgresServer
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -113,6 +113,7 @@ class OdooWorld:
             options: More of Odoo's own options.
             fsync: Whether PostgreSQL waits for the disk.
         """
+        sweep("odoo")
         self.folder = Path(tempfile.mkdtemp(prefix=f"sidestream-odoo-{os.getpid()}-"))
         self.folder.chmod(0o755)
         self.user = worker_user() if os.geteuid() == 0 else "none"

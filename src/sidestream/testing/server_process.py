@@ -51,7 +51,7 @@ class Server:
         self.user = unprivileged(self.users)
         self._temporary = folder is None
         if folder is None:
-            _sweep(self.kind)
+            sweep(self.kind)
             folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{self.kind}-{os.getpid()}-"))
             folder.chmod(0o755)  # the socket inside is for clients of any user
         folder.mkdir(parents=True, exist_ok=True)
@@ -287,7 +287,7 @@ def worker_user() -> str:
     return nobody.name if all(reaches(nobody, path) for path in code) else "none"
 
 
-def _sweep(kind: str) -> None:
+def sweep(kind: str) -> None:
     """Remove the folders of test processes that were killed before they could: the pid stands in the name."""
     for left in Path(tempfile.gettempdir()).glob(f"{_PREFIX}{kind}-*-*"):
         pid = left.name.removeprefix(f"{_PREFIX}{kind}-").partition("-")[0]
