@@ -35,8 +35,9 @@ bench-one: setup ## one benchmark: make bench-one SCRIPT=benchmarks/latency.py
 	test -n "$(SCRIPT)" -a -f "$(SCRIPT)" || { echo "bench-one: name a script, for example SCRIPT=benchmarks/latency.py" >&2; exit 2; }
 	$(BIN)/python $(SCRIPT) $(ARGS)
 
-chaos: setup ## kill everything at every named point and count (under 60 minutes)
+chaos: setup odoo ## kill everything at every named point, then over Odoo's jobs, and count (under 60 minutes)
 	$(BIN)/python -m tests.chaos.run $(ARGS)
+	$(BIN)/python -m tests.odoo.kills $(ODOO_ARGS)
 
 chaos-odoo: setup odoo ## 200 random kills over 2,000 jobs of a real Odoo (ARGS="--kills N --jobs N --seed N")
 	$(BIN)/python -m tests.odoo.kills $(ARGS)
