@@ -28,8 +28,8 @@ NEWEST = {
     "ours": "SELECT coalesce(max(id), 0) FROM sidestream_job",
     "oca": "SELECT coalesce(max(id), 0) FROM queue_job",
 }
-WORKS = {"ours": ("supervisor", "children"), "oca": ("oca",), "bare": ("loops",)}
-"""Whose CPU belongs to a side, beside PostgreSQL's; Redis' is shown on its own."""
+WORKS = {"ours": "children", "oca": "oca", "bare": "loops"}
+"""Whose CPU runs the jobs of a side; PostgreSQL's, the supervisor's and Redis' are shown on their own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +52,7 @@ class Drain(NamedTuple):
     rate: float
     own: float
     postgres: float
+    supervisor: float
     redis: float
 
 
@@ -132,8 +133,7 @@ def result(shop: Shop, side: str, ids: list[int], used: dict[str, float], counte
     if shop.stamps.count() != len(ids) or not all(times):
         raise AssertionError(f"{shop.stamps.count()} jobs ran, expected {len(ids)}.")
     rate = (len(ids) - 1) / (max(times) - min(times))
-    own = sum(used[who] for who in WORKS[side]) / counted
-    return Drain(rate, own, used["postgres"] / counted, used["redis"] / counted)
+    return Drain(rate, *(used[who] / counted for who in (WORKS[side], "postgres", "supervisor", "redis")))
 
 
 def latency(shop: Shop, side: str, size: int) -> Latency:

@@ -110,6 +110,7 @@ def drain_rows(kind: Kind, ours: Sequence[Drain], oca: Sequence[Drain], loop: Se
         Row("  the same", column(ours, "own", micro), "us a job", "bare loop", column(loop, "own", micro)),
         Row("  CPU of PostgreSQL", column(ours, "postgres", micro), "us a job", "OCA", column(oca, "postgres", micro)),
         Row("  the same", column(ours, "postgres", micro), "us a job", "bare loop", column(loop, "postgres", micro)),
+        Row("  CPU of the supervisor", column(ours, "supervisor", micro), "us a job"),
         Row("  CPU of Redis", column(ours, "redis", micro), "us a job"),
     ]
 

@@ -30,12 +30,15 @@ class Process:
         load_server_wide_modules()
         self.registry = Registry(database)
         self.cr = self.registry.cursor()
-        self.uid = odoo.api.Environment(self.cr, odoo.SUPERUSER_ID, {}).ref(USER).id
+        user = odoo.api.Environment(self.cr, odoo.SUPERUSER_ID, {}).ref(USER)
+        self.uid = user.id
+        # What the web client sends with every call.
+        self.context = {"lang": "en_US", "tz": "Europe/Brussels", "allowed_company_ids": user.company_ids.ids}
         self.cr.commit()
 
     def env(self):
         """Return the user's environment, in a fresh transaction."""
-        return odoo.api.Environment(self.cr, self.uid, {"lang": "en_US", "tz": "Europe/Brussels"})
+        return odoo.api.Environment(self.cr, self.uid, self.context)
 
     def make(self, light, heavy):
         """Create the records that jobs are about; return their ids."""
