@@ -95,23 +95,33 @@ def latency_rows(ours: Sequence[Latency], oca: Sequence[Latency]) -> list[Row]:
         "committed_p50": "idle, PostgreSQL's commit -> start, p50",
         "committed_p99": "the same, p99",
     }
-    return [Row(what, column(ours, name), "ms", OCA, column(oca, name), sooner) for name, what in wanted.items()]
+    user = ("idle, call of enqueue -> PostgreSQL's commit, p50: the user waits", "user_p50")
+    return [
+        *(Row(what, column(ours, name), "ms", OCA, column(oca, name), sooner) for name, what in wanted.items()),
+        Row(user[0], column(ours, user[1]), "ms", OCA, column(oca, user[1])),
+    ]
 
 
 def drain_rows(kind: Kind, ours: Sequence[Drain], oca: Sequence[Drain], loop: Sequence[Drain]) -> list[Row]:
     """Return the rows of one kind of job."""
     rate = column(ours, "rate")
     heavy = kind is WRITE
-    what, micro = f"{kind.name}, jobs/s", 1e6
+    what = f"{kind.name}, jobs/s"
+
+    def cpu(whose: str, name: str, theirs: Sequence[Drain], against: str) -> Row:
+        return Row(f"  {whose} CPU", column(ours, name, 1e6), "us a job", against, column(theirs, name, 1e6))
+
     return [
         Row(what, rate, "jobs/s", OCA, column(oca, "rate"), None if heavy else Bar("ratio", ">=", 6)),
         Row(what, rate, "jobs/s", LOOP, column(loop, "rate"), Bar("ratio", ">=", 0.9 if heavy else 0.8)),
-        Row("  CPU of the job's processes", column(ours, "own", micro), "us a job", "OCA", column(oca, "own", micro)),
-        Row("  the same", column(ours, "own", micro), "us a job", "bare loop", column(loop, "own", micro)),
-        Row("  CPU of PostgreSQL", column(ours, "postgres", micro), "us a job", "OCA", column(oca, "postgres", micro)),
-        Row("  the same", column(ours, "postgres", micro), "us a job", "bare loop", column(loop, "postgres", micro)),
-        Row("  CPU of the supervisor", column(ours, "supervisor", micro), "us a job"),
-        Row("  CPU of Redis", column(ours, "redis", micro), "us a job"),
+        cpu("everybody's", "everything", oca, "OCA"),
+        cpu("everybody's", "everything", loop, "bare loop"),
+        cpu("the job's processes'", "own", oca, "OCA"),
+        cpu("the job's processes'", "own", loop, "bare loop"),
+        cpu("PostgreSQL's", "postgres", oca, "OCA"),
+        cpu("PostgreSQL's", "postgres", loop, "bare loop"),
+        Row("  supervisor's CPU", column(ours, "supervisor", 1e6), "us a job"),
+        Row("  Redis' CPU", column(ours, "redis", 1e6), "us a job"),
     ]
 
 
