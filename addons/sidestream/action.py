@@ -6,6 +6,9 @@ from typing import Any
 
 from sidestream import InvalidJob, ModelAction
 
+labels: dict[str, set[str]] = {}
+"""What people read of the declared methods, by the method's name: so that a list can be searched for it."""
+
 
 def action(function: Callable[..., Any] | None = None, /, **options: Any) -> Callable[..., Any]:
     """Declare a model's method as an action: ``@action`` or ``@action(queue="pdf", key="carrier:{carrier_id}")``.
@@ -17,11 +20,10 @@ def action(function: Callable[..., Any] | None = None, /, **options: Any) -> Cal
 
     def declare(method):
         if inspect.isgeneratorfunction(method) != declared.three_step:
-            raise InvalidJob(
-                f"The action {method.__qualname__} has a yield and no three_step=True: it would end before its first line."
-                if not declared.three_step
-                else f"The action {method.__qualname__} is declared with three_step=True and yields no call."
-            )
+            what = "declares three_step and yields no call" if declared.three_step else "yields without three_step=True"
+            raise InvalidJob(f"The action {method.__qualname__} {what}; its job would end without doing anything.")
+        if declared.label:
+            labels.setdefault(method.__name__, set()).add(declared.label)
         return declared.declare(method)
 
     return declare if function is None else declare(function)

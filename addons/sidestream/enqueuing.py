@@ -2,14 +2,12 @@
 
 import json
 import logging
-import os
 import threading
 import uuid
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 from string import Formatter
-
-from odoo import SUPERUSER_ID, models, tools
 
 from sidestream import (
     InvalidJob,
@@ -21,6 +19,8 @@ from sidestream import (
     build_job,
     declared,
 )
+
+from odoo import SUPERUSER_ID, models, tools
 
 from .values import encode
 
@@ -39,13 +39,14 @@ def jobs_of(database):
     with _lock:
         found = _jobs.get(database)
         if found is None:
-            found = _jobs[database] = Jobs(_settings(database))
+            found = _jobs[database] = Jobs(settings_of(database))
         return found
 
 
-def _settings(database):
+def settings_of(database):
+    """Return the settings of this database: of Odoo's configuration file, else of the environment."""
     config = tools.config["config"]
-    if config and os.path.isfile(config):
+    if config and Path(config).is_file():
         return Settings(odoo_config=config, odoo_database=database)
     return Settings()
 

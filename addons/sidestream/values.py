@@ -3,9 +3,9 @@
 from datetime import date, datetime
 from decimal import Decimal
 
-from odoo import models
-
 from sidestream import GiveUp, InvalidJob
+
+from odoo import models
 
 KIND = "$"
 

@@ -9,5 +9,4 @@
     "depends": ["sidestream", "sale_management", "stock", "account", "stock_delivery"],
     "external_dependencies": {"python": ["requests"]},
     "data": ["views/sale_order_views.xml"],
-    "installable": True,
 }

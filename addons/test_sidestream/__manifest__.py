@@ -8,5 +8,4 @@
     "website": "https://github.com/sidestream/sidestream",
     "depends": ["sidestream"],
     "data": ["security/ir.model.access.csv", "security/test_sidestream_rules.xml"],
-    "installable": True,
 }

@@ -11,7 +11,7 @@ class Base(models.AbstractModel):
         """Return what runs this recordset's actions in the background: ``records.enqueue().action(*args)``.
 
         The job exists if, and only if, this transaction commits; it runs as the current user, in the current company,
-        language and time zone, never as superuser unless the action says so. Returns the jobs when the method is called.
+        language and time zone, never as superuser unless the action says so. Calling the method returns the jobs.
 
         :param str queue: the backlog, else the action's own
         :param str key: jobs with the same key run one at a time, in the order of their ids; else the action's own

@@ -7,5 +7,5 @@ class ResCompany(models.Model):
     sidestream_enabled = fields.Boolean(
         string="Background Jobs",
         default=True,
-        help="When off, this company's actions run at once, in the user's own request, as they would without Sidestream.",
+        help="When off, this company's actions run at once, in the user's own request, as without Sidestream.",
     )

@@ -3,13 +3,15 @@ import logging
 import time
 from datetime import UTC, datetime, timedelta
 
-from odoo import SUPERUSER_ID, api, fields, models
-from odoo.exceptions import AccessError, MissingError, UserError
-from odoo.tools import SQL
-
 from sidestream import GiveUp, cancel, declared, hasten, identify, retry, run_now
 
-from ..enqueuing import _settings
+from odoo import SUPERUSER_ID, api, fields, models
+from odoo.exceptions import AccessError, MissingError, UserError
+from odoo.fields import Domain
+from odoo.tools import SQL, format_datetime
+
+from ..action import labels
+from ..enqueuing import settings_of
 from ..values import decode
 
 _logger = logging.getLogger(__name__)
@@ -46,15 +48,15 @@ class SidestreamJob(models.Model):
     ended_at = fields.Datetime(string="Ended", readonly=True)
     attempts = fields.Integer(string="Failed Attempts", readonly=True)
     forgiven = fields.Integer(string="Of Them Before Retry", readonly=True)
-    crashes = fields.Integer(string="Crashes", readonly=True)
+    crashes = fields.Integer(readonly=True)
     error = fields.Text(readonly=True)
     reason = fields.Char(string="Waiting For", readonly=True)
     payload = fields.Text(string="Arguments", readonly=True, groups="sidestream.group_manager")
     user_id = fields.Many2one("res.users", string="Runs As", readonly=True)
     company_id = fields.Many2one("res.company", readonly=True)
     attempt_ids = fields.One2many("sidestream.attempt", "job_id", string="What Happened", readonly=True)
-    name = fields.Char(string="Job", compute="_compute_name")
-    status = fields.Char(compute="_compute_status", help="What the job does or waits for, in a few words.")
+    name = fields.Char(string="Job", compute="_compute_name", search="_search_name")
+    status = fields.Char(compute="_compute_status", help="What the job does, waits for or failed with, in a few words.")
     records = fields.Char(string="About", compute="_compute_records")
     duration = fields.Char(
         string="Took", compute="_compute_duration", help="From the request to the end, with all waiting."
@@ -73,18 +75,37 @@ class SidestreamJob(models.Model):
             words = method.strip("_").replace("_", " ")
             job.name = (action and action.label) or words[:1].upper() + words[1:]
 
-    @api.depends("state", "run_at", "attempts", "forgiven", "reason")
+    def _search_name(self, operator, value):
+        if operator not in ("ilike", "=ilike", "like", "=like", "=") or not isinstance(value, str):
+            return NotImplemented
+        wanted = value.strip("%").casefold()
+        methods = [name for name, texts in labels.items() if any(wanted in text.casefold() for text in texts)]
+        words = wanted.replace(" ", "_")
+        return Domain.OR(
+            [Domain("action", "ilike", words)] + [Domain("action", "=like", f"%.{name}") for name in methods]
+        )
+
+    @api.depends("state", "run_at", "attempts", "forgiven", "reason", "error")
     def _compute_status(self):
         soon = datetime.now(UTC).replace(tzinfo=None) + EARLY
-        labels = dict(self._fields["state"]._description_selection(self.env))
         for job in self:
+            failed = job.attempts > job.forgiven
             if job.state != "open":
-                job.status = labels.get(job.state, "")
+                job.status = job._what_went_wrong() if job.state in ("dead", "cancelled") else False
             elif job.run_at and job.run_at > soon:
-                failed = job.attempts > job.forgiven
-                job.status = self.env._("Failed, will be tried again") if failed else self.env._("Scheduled")
+                at = format_datetime(self.env, job.run_at, dt_format="short")
+                job.status = (
+                    self.env._("Tries again %(at)s: %(error)s", at=at, error=job._what_went_wrong())
+                    if failed
+                    else self.env._("Scheduled for %s", at)
+                )
             else:
                 job.status = job.reason or self.env._("Waiting or running")
+
+    def _what_went_wrong(self):
+        """Return the error as the user's own dialog would have shown it, without the exception's name."""
+        kind, colon, text = (self.error or "").partition(": ")
+        return text if colon and kind.isidentifier() else kind + colon + text
 
     @api.depends("created_at", "ended_at")
     def _compute_duration(self):
@@ -168,6 +189,7 @@ class SidestreamJob(models.Model):
         return found
 
     # -- what nobody may do --------------------------------------------------------------------------------------
+    # pylint: disable=method-required-super,no-raise-unlink
 
     @api.model_create_multi
     def create(self, vals_list):
@@ -208,6 +230,24 @@ class SidestreamJob(models.Model):
         """Let scheduled and retrying jobs run at once."""
         return self._ask(run_now, waiting=True)
 
+    def action_open_records(self):
+        """Show the record, or the records, that the job is about."""
+        self.ensure_one()
+        self.check_access("read")
+        self.env.cr.execute(
+            "SELECT model, array_agg(record_id ORDER BY record_id) FROM sidestream_job_record WHERE job_id = %s "
+            "GROUP BY model",
+            [self.id],
+        )
+        for model, ids in self.env.cr.fetchall():
+            if model in self.env and self.env[model].browse(ids).exists():
+                one = {"res_id": ids[0], "view_mode": "form"}
+                many = {"domain": [("id", "in", ids)], "view_mode": "list,form"}
+                action = {"type": "ir.actions.act_window", "res_model": model, "name": self.name}
+                action |= one if len(ids) == 1 else many
+                return action | {"views": [(False, mode) for mode in action["view_mode"].split(",")]}
+        raise UserError(self.env._("The records that this job was about are gone."))
+
     def _ask(self, request, *, waiting):
         self._check_may_act()
         done, running = [], 0
@@ -223,7 +263,9 @@ class SidestreamJob(models.Model):
         if len(done) == len(self):
             return True
         if running and request is cancel:
-            message = self.env._("Jobs that run now were told: %s. Each ends within seconds, or is done before.", running)
+            message = self.env._(
+                "Jobs that run now were told: %s. Each ends within seconds, or is done before.", running
+            )
         elif running:
             message = self.env._("Jobs that run already: %s.", running)
         elif done:
@@ -244,7 +286,7 @@ class SidestreamJob(models.Model):
         def tell():
             began = time.monotonic()
             try:
-                settings = _settings(database)
+                settings = settings_of(database)
                 for job_id in job_ids:
                     if not hasten(settings, job_id, waiting=waiting) or time.monotonic() - began > HASTEN_SECONDS:
                         return  # not needed for any promise: the workers look at the rows
@@ -295,7 +337,7 @@ class SidestreamJob(models.Model):
         if not active:
             raise GiveUp(
                 self.env._(
-                    "%s is archived and runs nothing any more. Unarchive the user, or do it as somebody else, then Retry.",
+                    "%s is archived and runs nothing any more. Unarchive the user, then Retry.",
                     user.name,
                 )
             )

@@ -1,19 +1,38 @@
-"""For the tests of addons that enqueue: ``with trap_jobs(self.env) as trap: ...``, then look at the jobs or run them."""
+"""For the tests of addons that enqueue: catch the jobs, look at them, run them.
+
+::
+
+    with trap_jobs() as trap:
+        order.action_confirm()
+    trap.assert_enqueued(order.invoice_and_print, count=1)
+    trap.perform()
+    self.assertEqual(order.invoice_ids.state, "posted")
+"""
 
 import json
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 from unittest.mock import patch
 
-from odoo import SUPERUSER_ID
-
 from sidestream import declared
+
+from odoo import SUPERUSER_ID
 
 from .. import enqueuing
 
-__all__ = ["TrappedJob", "Trap", "trap_jobs"]
+__all__ = ["Trap", "TrappedJob", "trap_jobs"]
+
+
+class _FirstStepIsOver(Exception):
+    pass
+
+
+def _refuse(cr, *args, **kwargs):
+    raise AssertionError(
+        "A three-step action's call asked the database, but runs outside any transaction: read first what it needs."
+    )
 
 
 @dataclass(frozen=True)
@@ -41,9 +60,9 @@ class TrappedJob:
 class Trap:
     """The jobs that were enqueued inside ``trap_jobs()``, in their order."""
 
-    def __init__(self, env):
-        self._env = env
+    def __init__(self):
         self._performed = 0
+        self._open = False
         #: Every :class:`TrappedJob` so far.
         self.jobs = []
 
@@ -80,13 +99,15 @@ class Trap:
         User, company, language and records are the job's, rights are checked, and nothing of what the test has in its
         caches is there. Jobs for later run now. An error is raised as it is, and the job's effects are rolled back.
         """
-        while self._performed < len(self.jobs):
-            self._performed += 1
-            self._perform(self.jobs[self._performed - 1].job)
+        with self._catching():
+            while self._performed < len(self.jobs):
+                self._performed += 1
+                self._perform(self.jobs[self._performed - 1].job)
 
     def _perform(self, job):
-        env = self._env
-        env.invalidate_all()  # writes what waits, forgets what is cached
+        env = job.env(user=SUPERUSER_ID, su=True, context={})
+        default_env = env.transaction.default_env
+        (default_env or env).invalidate_all()  # writes what waits, forgets what is cached
         env.cr.execute(
             "SELECT id, action, payload, user_id, context, attempts FROM sidestream_job "
             "WHERE id = %s AND state = 'open'",
@@ -96,10 +117,9 @@ class Trap:
         if row is None:
             return  # rolled back, or cancelled: a worker would pass it over, too
         job_id, name, payload, user_id, context, attempts = row
-        default_env = env.transaction.default_env
         try:
             with env.cr.savepoint():
-                self._call(name, json.loads(payload), job_id, user_id, context, attempts)
+                self._call(env["sidestream.job"], name, json.loads(payload), job_id, user_id, context, attempts)
                 env.cr.execute(
                     "UPDATE sidestream_job SET state = 'done', ended_at = clock_timestamp() AT TIME ZONE 'UTC' "
                     "WHERE id = %s",
@@ -109,8 +129,7 @@ class Trap:
             env.transaction.default_env = default_env
         env.invalidate_all()
 
-    def _call(self, name, payload, job_id, user_id, context, attempts):
-        jobs = self._env(user=SUPERUSER_ID, su=True, context={})["sidestream.job"]
+    def _call(self, jobs, name, payload, job_id, user_id, context, attempts):
         model, _, method = name.rpartition(".")
         result = jobs._sidestream_call(
             name,
@@ -123,7 +142,26 @@ class Trap:
         )
         action = declared(type(jobs.env[model]), method)
         if action is not None and action.three_step:
-            enqueuing.run_steps(result, jobs._sidestream_idempotency_key(job_id))
+            enqueuing.run_steps(self._as_apart(jobs.env.cr, result), jobs._sidestream_idempotency_key(job_id))
+
+    @staticmethod
+    def _as_apart(cr, steps):
+        """Pass three steps on: what the first wrote is gone, as in the worker, and the call has no database."""
+        call = None
+        with suppress(_FirstStepIsOver), cr.savepoint():
+            call = next(steps, None)
+            raise _FirstStepIsOver
+        if call is None:
+            return
+
+        def without_database(key):
+            with patch.object(type(cr), "execute", _refuse):
+                return call(key)
+
+        answer = yield without_database if callable(call) else call
+        with suppress(StopIteration):
+            steps.send(answer)
+            yield  # it went on to another call
 
     @staticmethod
     def _fits(job, method, records, args, kwargs, options):
@@ -138,35 +176,45 @@ class Trap:
             )
         )
 
+    @contextmanager
+    def _catching(self):
+        if self._open:  # perform() inside the block
+            yield
+            return
+        enqueue = enqueuing._enqueue
+
+        def catch(records, method, action, args, kwargs, options):
+            jobs = enqueue(records, method, action, args, kwargs, options)
+            if jobs:
+                self._caught(jobs, records, method, args, kwargs, options)
+            return jobs
+
+        with (
+            patch.object(enqueuing, "_enqueue", catch),
+            patch.object(enqueuing, "_publish_after_commit", lambda cr, publications: None),
+        ):
+            self._open = True
+            try:
+                yield
+            finally:
+                self._open = False
+
     def _caught(self, jobs, records, method, args, kwargs, options):
         jobs.env.cr.execute(
             "SELECT id, payload, queue, key, run_at FROM sidestream_job WHERE id = ANY(%s) ORDER BY id", [jobs.ids]
         )
         for job_id, payload, queue, key, run_at in jobs.env.cr.fetchall():
             part = records.browse(json.loads(payload)["args"][0])
-            self.jobs.append(
-                TrappedJob(jobs.browse(job_id), part, method, args, kwargs, options, queue, key, run_at)
-            )
+            self.jobs.append(TrappedJob(jobs.browse(job_id), part, method, args, kwargs, options, queue, key, run_at))
 
 
 @contextmanager
-def trap_jobs(env):
+def trap_jobs():
     """Catch what is enqueued inside the block; it yields a :class:`Trap`.
 
     The jobs have rows in the test's transaction, so that the records' jobs are found and everything is checked as in
     production; the rows go with the test, and nothing is published. ``perform()`` works inside the block and after it.
     """
-    trap = Trap(env)
-    enqueue = enqueuing._enqueue
-
-    def catch(records, method, action, args, kwargs, options):
-        jobs = enqueue(records, method, action, args, kwargs, options)
-        if jobs:
-            trap._caught(jobs, records, method, args, kwargs, options)
-        return jobs
-
-    with (
-        patch.object(enqueuing, "_enqueue", catch),
-        patch.object(enqueuing, "_publish_after_commit", lambda cr, publications: None),
-    ):
+    trap = Trap()
+    with trap._catching():
         yield trap

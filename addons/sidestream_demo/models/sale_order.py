@@ -46,7 +46,7 @@ class SaleOrder(models.Model):
         self.ensure_one()
         url = self.env["ir.config_parameter"].sudo().get_param(URL)
         if not url:
-            raise UserError(self.env._("No courier is configured (system parameter %s).", URL))
+            raise UserError(self.env._("No courier is configured yet; please ask your administrator."))
         shipment = {
             "order": self.name,
             "to": self.partner_shipping_id.display_name,

@@ -80,7 +80,7 @@ class TestSidestreamOrder(models.Model):
         """Write, then fail."""
         self.note = "half"
         self.env.flush_all()
-        raise UserError("It failed.")  # pylint: disable=prefer-env-translation
+        raise UserError(self.env._("It failed."))
 
     @action
     def chain(self, times):
@@ -101,6 +101,18 @@ class TestSidestreamOrder(models.Model):
         self.note = yield call
 
     @action(three_step=True)
+    def write_too_early(self):
+        """Write in the first step, in vain."""
+        self.name = "before"
+        yield lambda key: key
+        self.note = "after"
+
+    @action(three_step=True)
+    def ask_too_late(self):
+        """Read in the second step."""
+        yield lambda key: self.name
+
+    @action(three_step=True)
     def call_twice(self):
         """Be wrong."""
         yield lambda key: key
@@ -118,5 +130,6 @@ class TestSidestreamOrderExtended(models.Model):
 
     def _private(self):
         """Override a declared method without a decorator."""
-        super()._private()
+        result = super()._private()
         self.note += " and more"
+        return result

@@ -28,7 +28,7 @@ class JobCase(TransactionCase):
         cls.order = cls.orders[0]
 
     def trap(self):
-        return trap_jobs(self.env)
+        return trap_jobs()
 
     def remembered(self, order=None):
         """Return what ``remember`` noted."""
@@ -36,7 +36,7 @@ class JobCase(TransactionCase):
 
     def row(self, job, column):
         """Return a column of the job's row."""
-        self.env.cr.execute(f"SELECT {column} FROM sidestream_job WHERE id = %s", [job.id])  # noqa: S608
+        self.env.cr.execute(f"SELECT {column} FROM sidestream_job WHERE id = %s", [job.id])
         return self.env.cr.fetchone()[0]
 
     def count(self):

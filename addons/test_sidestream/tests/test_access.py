@@ -1,6 +1,8 @@
 from odoo.exceptions import AccessError, UserError
 from odoo.service.model import call_kw, get_public_method
 
+from odoo.addons.sidestream.models import sidestream_job
+
 from .common import JobCase
 
 
@@ -95,7 +97,8 @@ class TestAccess(JobCase):
     def test_attempts(self):
         for job in (self.own, self.foreign):
             self.env.cr.execute(
-                "INSERT INTO sidestream_attempt (job_id, supervisor, slot, event, detail) VALUES (%s, 's', 0, 'failed', %s)",
+                "INSERT INTO sidestream_attempt (job_id, supervisor, slot, event, detail) "
+                "VALUES (%s, 's', 0, 'failed', %s)",
                 [job.id, "Traceback ...\n  File ...\nodoo.exceptions.UserError: No courier: none is there\n"],
             )
         attempts = self.env["sidestream.attempt"].with_user(self.user).search([])
@@ -133,19 +136,44 @@ class TestButtons(JobCase):
         job = self.order.with_user(self.user).enqueue().remember()
         self.assertEqual(job.status, "Waiting or running")
         self.assertIs(job.action_cancel(), True)
-        self.assertEqual((job.state, job.status), ("cancelled", "Cancelled"))
+        self.assertEqual((job.state, job.status or ""), ("cancelled", ""))
         self.assertIs(job.action_retry(), True)
         self.assertEqual(job.state, "open")
         self.assertFalse(job.duration)
-        self.end(job, "dead", "ValueError: no")
+        self.end(job, "dead", "ValueError: no: not so")
+        self.assertEqual(job.status, "no: not so")
         self.assertIs(job.action_retry(), True)
         self.assertEqual(job.state, "open")
 
     def test_run_now(self):
         job = self.order.enqueue(delay=3600).remember()
-        self.assertEqual(job.status, "Scheduled")
+        self.assertRegex(job.status, "^Scheduled for ")
         self.assertIs(job.action_run_now(), True)
         self.assertEqual(job.status, "Waiting or running")
+
+    def test_what_an_open_job_waits_for(self):
+        job = self.order.enqueue(delay=3600).remember()
+        for change, status in (
+            ("attempts = 2, error = 'UserError: No courier.'", "^Tries again .*: No courier.$"),
+            ("forgiven = 2", "^Scheduled for "),
+            ("run_at = now() AT TIME ZONE 'UTC', reason = 'job 1 of the same key is first'", "^job 1 of the same key"),
+            ("state = 'dead', error = 'Not: an exception'", "^an exception$"),
+            ("error = 'It was handed back: too often'", "^It was handed back: too often$"),
+            ("state = 'done', error = NULL", "^$"),
+        ):
+            self.env.cr.execute(f"UPDATE sidestream_job SET {change} WHERE id = %s", [job.id])
+            self.env.invalidate_all()
+            self.assertRegex(job.status or "", status)
+
+    def test_open_what_it_is_about(self):
+        action = self.order.enqueue().remember().action_open_records()
+        self.assertEqual((action["res_model"], action["res_id"]), (self.order._name, self.order.id))
+        action = self.orders.enqueue().remember().action_open_records()
+        self.assertEqual(action["domain"], [("id", "in", self.orders.ids)])
+        job = self.order.enqueue().remember()
+        self.order.unlink()
+        with self.assertRaisesRegex(UserError, "are gone"):
+            job.action_open_records()
 
     def test_nothing_to_do(self):
         job = self.order.enqueue().remember()
@@ -161,8 +189,6 @@ class TestButtons(JobCase):
         self.env.cr.postcommit.clear()
         job.action_cancel()
         self.assertEqual(len(self.env.cr.postcommit), 1)
-        from odoo.addons.sidestream.models import sidestream_job
-
         told = []
         self.patch(sidestream_job, "hasten", lambda settings, job_id, waiting: told.append((job_id, waiting)))
         self.env.cr.postcommit.run()
@@ -178,9 +204,16 @@ class TestButtons(JobCase):
 
     def test_duration(self):
         job = self.order.enqueue().remember()
-        for seconds, spelled in ((0.44, "0.4 s"), (12.4, "12 s"), (95, "1 min 35 s"), (7500, "2 h 5 min"), (90000, "1 d 1 h")):
+        for seconds, spelled in (
+            (0.44, "0.4 s"),
+            (12.4, "12 s"),
+            (95, "1 min 35 s"),
+            (7500, "2 h 5 min"),
+            (90000, "1 d 1 h"),
+        ):
             self.env.cr.execute(
-                "UPDATE sidestream_job SET state = 'done', ended_at = created_at + %s * interval '1 second' WHERE id = %s",
+                "UPDATE sidestream_job SET state = 'done', ended_at = created_at + %s * interval '1 second' "
+                "WHERE id = %s",
                 [seconds, job.id],
             )
             self.env.invalidate_all()
@@ -189,6 +222,9 @@ class TestButtons(JobCase):
     def test_names(self):
         job = self.order.enqueue().remember_as_superuser()
         self.assertEqual((job.name, job.display_name), ("As the system", f"As the system (job {job.id})"))
+        for words in ("as the SYS", "remember as", "remember_as_superuser"):
+            self.assertEqual(job.search([("name", "ilike", words), ("id", "=", job.id)]), job)
+        self.assertFalse(job.search([("name", "ilike", "as nobody"), ("id", "=", job.id)]))
         self.env.cr.execute("UPDATE sidestream_job SET action = 'gone.model.do_it' WHERE id = %s", [job.id])
         self.env.cr.execute("UPDATE sidestream_job_record SET model = 'gone.model' WHERE job_id = %s", [job.id])
         self.env.invalidate_all()

@@ -22,7 +22,7 @@ class TestArguments(JobCase):
             datetime(2026, 2, 28, 12, 30, 15, 123456),
             datetime(2026, 2, 28, 12, 30, tzinfo=UTC),
             Decimal("12.340"),
-            [1, [2, {"three": Decimal("3")}]],
+            [1, [2, {"three": Decimal(3)}]],
             {"a": {"b": [date(2026, 1, 1), None]}},
             partner,
             self.orders,

@@ -1,6 +1,6 @@
-from odoo.exceptions import UserError
-
 from sidestream import InvalidJob, SidestreamError
+
+from odoo.exceptions import UserError
 
 from odoo.addons.sidestream import action
 
@@ -52,7 +52,9 @@ class TestTrap(JobCase):
     def test_performed_after_the_block(self):
         with self.trap() as trap:
             self.order.with_user(self.user).enqueue().remember()
+            self.orders[1].enqueue().chain(2)
         trap.perform()
+        self.assertEqual((self.orders[1].note, len(trap.jobs)), ("1", 3))
         self.assertEqual(self.remembered()["uid"], self.user.id)
         self.assertEqual(self.env.transaction.default_env.uid, self.env.uid)
 
@@ -66,6 +68,17 @@ class TestTrap(JobCase):
             trap.perform()
             self.order.enqueue().call_twice()
             with self.assertRaisesRegex(SidestreamError, "yielded twice"):
+                trap.perform()
+
+    def test_three_steps_are_apart(self):
+        """What a worker would not allow, or would undo, a test sees."""
+        with self.trap() as trap:
+            self.order.enqueue().write_too_early()
+            trap.perform()
+            self.assertEqual(self.order.note, "after")
+            self.assertEqual(self.order.name, "O0")
+            self.order.enqueue().ask_too_late()
+            with self.assertRaisesRegex(AssertionError, "asked the database"):
                 trap.perform()
 
     def test_failure_is_rolled_back(self):
@@ -89,5 +102,5 @@ class TestTrap(JobCase):
 
         with self.assertRaisesRegex(InvalidJob, "three_step"):
             action(generator)
-        with self.assertRaisesRegex(InvalidJob, "yields no call"):
+        with self.assertRaisesRegex(InvalidJob, "declares three_step"):
             action(three_step=True)(lambda self: None)
