@@ -1,14 +1,15 @@
-"""The addon's own tests, run by Odoo's runner in a real Odoo 19."""
+"""The addon's own tests, run by Odoo's runner in a real Odoo 19, and what needs Odoo's other commands."""
 
 from __future__ import annotations
 
 import re
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from sidestream.testing.odoo import ADDONS, OdooWorld
+from sidestream.testing.odoo import ADDONS, DATABASE, OdooWorld, odoo_command
 from sidestream.testing.server_process import ServerFailed
 
 MODULES = "sidestream,test_sidestream"
@@ -18,18 +19,24 @@ COMPLAINT = re.compile(r"^\S+ \S+ \d+ (?:ERROR|WARNING|CRITICAL) .*", re.MULTILI
 
 
 @pytest.fixture(scope="module")
-def log() -> Iterator[str]:
+def world() -> Iterator[OdooWorld]:
+    """One Odoo for the whole file."""
+    with OdooWorld(("sidestream", "test_sidestream"), base=("base", "web"), fsync=False) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def log(world: OdooWorld) -> str:
     """What Odoo wrote while it ran the tests."""
-    with OdooWorld(("sidestream", "test_sidestream"), base=("base", "web"), fsync=False) as world:
-        path = world.folder / "tests.log"
-        try:
-            world.run_odoo(
-                "-u", MODULES, "--test-enable", "--test-tags", "/sidestream,/test_sidestream", "--logfile", str(path)
-            )
-        except ServerFailed as error:
-            if not path.exists():
-                pytest.fail(str(error))
-        yield path.read_text(errors="replace")
+    path = world.folder / "tests.log"
+    try:
+        world.run_odoo(
+            "-u", MODULES, "--test-enable", "--test-tags", "/sidestream,/test_sidestream", "--logfile", str(path)
+        )
+    except ServerFailed as error:
+        if not path.exists():
+            pytest.fail(str(error))
+    return path.read_text(errors="replace")
 
 
 @pytest.mark.timeout(300)  # the first run on a machine makes the base database
@@ -44,6 +51,39 @@ def test_every_test_of_the_addon_passes(log: str) -> None:
 @pytest.mark.timeout(300)
 def test_nothing_warns(log: str) -> None:
     assert COMPLAINT.findall(log) == []
+
+
+@pytest.mark.timeout(300)
+def test_a_neutralized_copy_runs_nothing_and_is_somebody_else(world: OdooWorld) -> None:
+    with world.connect() as look:
+        look.execute(
+            "INSERT INTO sidestream_job (action, queue, payload) VALUES ('res.partner.x', 'default', '{}')",
+        )
+        before = look.execute("SELECT database_uuid FROM sidestream_meta").fetchone()
+        _odoo(world, "neutralize")
+        assert look.execute("SELECT DISTINCT state FROM sidestream_job").fetchall() == [("cancelled",)]
+        assert look.execute("SELECT database_uuid FROM sidestream_meta").fetchone() != before
+
+
+@pytest.mark.timeout(300)
+def test_uninstalling_leaves_nothing_behind(world: OdooWorld) -> None:
+    _odoo(world, "module", "uninstall", "sidestream")
+    with world.connect() as look:
+        assert look.execute("SELECT relname FROM pg_class WHERE relname LIKE 'sidestream%'").fetchall() == []
+        left = "SELECT name FROM ir_model_fields WHERE model LIKE 'sidestream%' OR name LIKE 'sidestream%'"
+        assert look.execute(left).fetchall() == []
+    world.install("sidestream")  # and it can come back
+    with world.connect() as look:
+        assert look.execute("SELECT count(*) FROM sidestream_job").fetchone() == (0,)
+
+
+def _odoo(world: OdooWorld, *words: str) -> None:
+    """Run another of Odoo's commands; modules that it names come last."""
+    command = [*odoo_command(), *words[:2], "-c", str(world.config), "-d", DATABASE, *words[2:]]
+    done = subprocess.run(
+        command, env=world.environment(), cwd=world.folder, capture_output=True, text=True, timeout=200, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 def _written_tests() -> int:

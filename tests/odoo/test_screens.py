@@ -222,6 +222,10 @@ def test_a_manager_finds_what_failed_and_retries_it(office: Office, screen: Scre
     assert screen.texts(".o_form_view .o_statusbar_buttons button") == ["Retry"]
     assert any("No courier" in event for event in screen.texts(".o_field_one2many .o_data_row"))
     screen.picture("job-form")
+    screen.one(".o_field_one2many .o_data_row .o_data_cell").click()
+    screen.saying(".modal .o_form_view", "Traceback")
+    screen.one(".modal .btn-close").click()
+    office.until(lambda: not screen.texts(".modal"))
 
     office.ship_to(office.courier)
     screen.saying(".o_statusbar_buttons button", "Retry").click()
@@ -273,13 +277,16 @@ def test_a_company_switches_it_off(office: Office, screen: Screen) -> None:
     screen.login("admin")
     screen.open("action-base.action_res_company_form/1", ".o_form_view")
     screen.saying(".o_form_label", "Background Jobs")
-    toggle = screen.one(".o_field_widget[name=sidestream_enabled] input")
-    assert toggle.is_selected()
-    screen.driver.execute_script("arguments[0].click()", toggle)
-    screen.one(".o_form_button_save").click()
+    toggle = ".o_field_widget[name=sidestream_enabled] input"
+    assert screen.one(toggle).is_selected()
+    # In one go: the form is drawn anew when the chatter has come, and Save shows only once something changed.
+    screen.driver.execute_script(f"document.querySelector({toggle!r}).click()")
+    save = "document.querySelector('.o_form_button_save')?.click()"
     enabled = "SELECT count(*) FROM res_company WHERE id = 1 AND sidestream_enabled"
-    office.until(lambda: office.number(enabled) == 0)
-    office.admin.call("res.company", "write", [1], {"sidestream_enabled": True})
+    try:
+        office.until(lambda: screen.driver.execute_script(save) or office.number(enabled) == 0)
+    finally:
+        office.admin.call("res.company", "write", [1], {"sidestream_enabled": True})
     assert screen.errors() == []
 
 

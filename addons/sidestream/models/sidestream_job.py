@@ -1,6 +1,6 @@
 import json
 import logging
-import time
+import threading
 from datetime import UTC, datetime, timedelta
 
 from sidestream import GiveUp, cancel, declared, hasten, identify, retry, run_now
@@ -22,8 +22,17 @@ EARLY = timedelta(seconds=1)
 """How long before its time a job may begin, because clocks differ."""
 LOOSE = {"user_id": "res_users", "company_id": "res_company"}
 """What a job names without a foreign key: a deleted user's jobs stay, and are shown with nobody."""
-HASTEN_SECONDS = 0.2
-"""How long a person waits, at most, for Redis to hear of what a button did; workers see it in the rows anyway."""
+
+
+def _tell(database, job_ids, waiting):
+    """Let Redis follow what was done to rows. Not needed for any promise: the workers look at the rows, too."""
+    try:
+        settings = settings_of(database)
+        for job_id in job_ids:
+            if not hasten(settings, job_id, waiting=waiting):
+                return
+    except Exception:
+        _logger.exception("Redis was not told of what was done to jobs; workers find it in a few seconds.")
 
 
 class SidestreamJob(models.Model):
@@ -283,15 +292,8 @@ class SidestreamJob(models.Model):
         database = self.env.cr.dbname
 
         @self.env.cr.postcommit.add
-        def tell():
-            began = time.monotonic()
-            try:
-                settings = settings_of(database)
-                for job_id in job_ids:
-                    if not hasten(settings, job_id, waiting=waiting) or time.monotonic() - began > HASTEN_SECONDS:
-                        return  # not needed for any promise: the workers look at the rows
-            except Exception:  # what the person asked for is committed
-                _logger.exception("Redis was not told of what was done to jobs; workers find it in a few seconds.")
+        def tell():  # in a thread: a Redis that does not answer is nothing that a person should wait for
+            threading.Thread(target=_tell, args=(database, job_ids, waiting), daemon=True).start()
 
     def _check_may_act(self):
         self.check_access("read")

@@ -131,6 +131,13 @@ class TestAccess(JobCase):
             self.rpc(self.user, "action_cancel", self.foreign.ids)
 
 
+class AtOnce:
+    """A thread that is over when it was started."""
+
+    def __init__(self, target, args, daemon):
+        self.start = lambda: target(*args)
+
+
 class TestButtons(JobCase):
     def test_cancel_and_retry(self):
         job = self.order.with_user(self.user).enqueue().remember()
@@ -185,22 +192,28 @@ class TestButtons(JobCase):
         self.assertIn("1 of 2 jobs", jobs.action_cancel()["params"]["message"])
 
     def test_redis_is_told_after_the_commit_and_may_be_away(self):
-        job = self.order.enqueue().remember()
+        jobs = self.orders.enqueue(split=1).remember()
         self.env.cr.postcommit.clear()
-        job.action_cancel()
+        jobs.action_cancel()
         self.assertEqual(len(self.env.cr.postcommit), 1)
         told = []
-        self.patch(sidestream_job, "hasten", lambda settings, job_id, waiting: told.append((job_id, waiting)))
+        self.patch(sidestream_job, "_tell", lambda *told_of: told.append(told_of))
+        self.patch(sidestream_job.threading, "Thread", AtOnce)
         self.env.cr.postcommit.run()
-        self.assertEqual(told, [(job.id, False)])
+        self.assertEqual(told, [(self.env.cr.dbname, jobs.ids, False)])
 
-        def away(*args, **kwargs):
-            raise RuntimeError("away")
+    def test_telling_stops_when_redis_is_away(self):
+        asked = []
+        self.patch(sidestream_job, "hasten", lambda settings, job_id, waiting: asked.append(job_id) or job_id != 2)
+        sidestream_job._tell(self.env.cr.dbname, [1, 2, 3], waiting=True)
+        self.assertEqual(asked, [1, 2])
 
-        self.patch(sidestream_job, "hasten", away)
-        job.action_retry()
+        def broken(*args, **kwargs):
+            raise RuntimeError("broken")
+
+        self.patch(sidestream_job, "hasten", broken)
         with self.assertLogs("odoo.addons.sidestream.models.sidestream_job", "ERROR"):
-            self.env.cr.postcommit.run()
+            sidestream_job._tell(self.env.cr.dbname, [1], waiting=True)
 
     def test_duration(self):
         job = self.order.enqueue().remember()
