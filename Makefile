@@ -21,6 +21,7 @@ lint: setup ## style, types, import rules, file sizes, pre-commit's own file
 	$(BIN)/mypy
 	PYTHONPATH=src $(BIN)/lint-imports --no-cache
 	$(BIN)/loq check
+	$(BIN)/pylint --rcfile=addons/.pylintrc addons/sidestream addons/sidestream_demo addons/test_sidestream
 	$(BIN)/pre-commit validate-config .pre-commit-config.yaml
 
 format: setup ## format the code and mend what can be mended
