@@ -191,7 +191,9 @@ def test_missing_tables_are_told_in_one_sentence(database: str) -> None:
 def test_another_database_behind_the_same_address_is_refused(bench: Bench) -> None:
     assert bench.link.database() == bench.database
     bench.link.close()
-    bench.connection.execute("DROP TABLE sidestream_job, sidestream_attempt, sidestream_control, sidestream_meta")
+    bench.connection.execute(
+        "DROP TABLE sidestream_job, sidestream_attempt, sidestream_job_record, sidestream_control, sidestream_meta"
+    )
     with bench.connection.transaction(), bench.connection.cursor() as cursor:
         schema.install(cursor)
     with pytest.raises(SchemaMismatch, match="restart the worker"), bench.link.cursor("looking"):
