@@ -148,7 +148,13 @@ class Worker:
     def _identify(self) -> schema.Database | None:
         if self._store_url is None:
             return None
+        settings = self._settings
         with self._connector("start")() as connection, connection.cursor() as cursor:
+            if settings.odoo_config is not None and not schema.installed(cursor):
+                raise SettingsError(
+                    f"The addon 'sidestream' is not installed in the database {settings.odoo_database!r}; "
+                    f"run: odoo -c {settings.odoo_config} -d {settings.odoo_database} -i sidestream"
+                )
             return schema.identify(cursor)
 
     def _redis(self) -> RedisBroker:
@@ -205,6 +211,7 @@ class Worker:
             settings.app,
             None if settings.odoo_config is None else str(settings.odoo_config),
             settings.odoo_database,
+            None if self._database is None else self._database.tag,
             self._store_url,
             self._keys,
             str(Path.cwd()),

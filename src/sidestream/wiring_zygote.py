@@ -23,7 +23,7 @@ def run_zygote() -> None:
     """Be the zygote whose orders come over the inherited control socket: ``python -c`` with its two descriptors."""
     control = socket.socket(fileno=int(sys.argv[1]))
     packed, application = msgpack.unpackb(control.recv(1 << 16))
-    app, odoo_config, odoo_database, dsn, keys, folder, log_level, log_format = application
+    app, odoo_config, odoo_database, database_tag, dsn, keys, folder, log_level, log_format = application
     orders = zygote.Orders(*packed)
     set_up_logging(log_level, log_format)
     if folder not in sys.path:
@@ -31,13 +31,13 @@ def run_zygote() -> None:
     name = partial(application_name, orders.supervisor)
     make: Callable[[], Executor]
     if odoo_config is not None:
-        make = partial(_odoo_executor, Path(odoo_config), odoo_database, dsn, name)
+        make = partial(_odoo_executor, Path(odoo_config), odoo_database, database_tag, dsn, name)
     else:
         make = partial(PythonCall, app, dsn=dsn, signer=Signer([(k, s) for k, s in keys]), application_name=name)
     zygote.serve(control, int(sys.argv[2]), orders, make)
 
 
-def _odoo_executor(config: Path, database: str, dsn: str, name: Callable[[int], str]) -> Executor:
+def _odoo_executor(config: Path, database: str, tag: bytes, dsn: str, name: Callable[[int], str]) -> Executor:
     """Import Odoo, which only its own Python can, and return its executor."""
     try:
         from sidestream.executors.odoo_orm import OdooOrm
@@ -45,4 +45,4 @@ def _odoo_executor(config: Path, database: str, dsn: str, name: Callable[[int], 
         raise SettingsError(
             f"Odoo cannot be imported ({error}); run the worker with the Python that runs Odoo."
         ) from error
-    return OdooOrm(config, database, dsn=dsn, application_name=name)
+    return OdooOrm(config, database, database_tag=tag, dsn=dsn, application_name=name)

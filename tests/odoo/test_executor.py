@@ -6,7 +6,13 @@ import subprocess
 import time
 
 import pytest
+import redis
 
+from sidestream.broker.protocol import Publication, lane
+from sidestream.broker.redis import keys
+from sidestream.broker.redis.broker import RedisBroker
+from sidestream.job.reference import row_reference
+from sidestream.store import schema
 from sidestream.testing.odoo import DATABASE, OdooWorld, odoo_command
 from tests.odoo.conftest import CHAOS, Shop
 
@@ -110,7 +116,27 @@ def test_modules_are_upgraded_and_installed_while_jobs_run(shop: Shop) -> None:
 
 def test_a_worker_says_which_database_it_cannot_load(shop: Shop) -> None:
     assert "does not exist" in _worker_says(shop.world, "nowhere")
-    assert "has no Sidestream tables" in _worker_says(shop.world, "postgres")
+    said = _worker_says(shop.world, "postgres")
+    assert "The addon 'sidestream' is not installed in the database 'postgres'" in said
+
+
+def test_a_reference_to_another_database_is_kept_and_not_run(shop: Shop) -> None:
+    """Found in our own lane its number would mean a row of ours, or none: it waits, and is not lost."""
+    with shop.world.connect() as connection:
+        database = schema.identify(connection.cursor())
+    broker = RedisBroker(shop.world.redis_url(), lease_ms=3000)
+    broker.generation()
+    foreign = row_reference(bytes(8), 1, "chaos.probe.add", None).pack()
+    broker.publish([Publication(foreign, lane(database.tag, "default"))])
+    with redis.Redis.from_url(shop.world.redis_url()) as client:
+        deadline = time.monotonic() + 20
+        while not client.hexists(f"{keys.PREFIX}tries", foreign):
+            assert time.monotonic() < deadline, "it was not handed back"
+            time.sleep(0.05)
+    while not broker.discard(Publication(foreign, lane(database.tag, "default"))):  # false while a worker looks at it
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    broker.close()
 
 
 def test_a_worker_refuses_a_copy_until_somebody_adopts_it(shop: Shop) -> None:
@@ -127,7 +153,9 @@ def test_a_worker_refuses_a_copy_until_somebody_adopts_it(shop: Shop) -> None:
 
 def test_a_worker_without_the_addon_says_what_to_install() -> None:
     with OdooWorld((), base=("base", "web"), demo_data=False, addon_paths=[CHAOS], fsync=False) as world:
-        assert "has no Sidestream tables" in _worker_says(world, DATABASE)
+        said = _worker_says(world, DATABASE)
+        assert f"is not installed in the database '{DATABASE}'; run: odoo -c {world.config}" in said
+        assert said.rstrip().endswith("-i sidestream")
 
 
 def _worker_says(world: OdooWorld, database: str) -> str:

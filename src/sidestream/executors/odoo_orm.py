@@ -35,11 +35,12 @@ from sidestream.errors import ActionError, LockLost, SettingsError, WireError
 from sidestream.executors.model_action import ModelAction, collect
 from sidestream.executors.odoo_session import OdooSession
 from sidestream.executors.protocol import ActionFacts, Opened, Verdict
+from sidestream.executors.row_opening import check_still_ours, locks_of, verdict_of
 from sidestream.executors.session import Session
 from sidestream.job.codec import decode_payload
 from sidestream.job.names import tag
-from sidestream.job.outcome import Done, Release, ReleaseReason
-from sidestream.job.reference import NO_TAG8, Reference
+from sidestream.job.outcome import Release, ReleaseReason
+from sidestream.job.reference import Reference
 from sidestream.store import opening, rows, sessions
 from sidestream.store.adapter import SERVER_OPTIONS
 
@@ -72,12 +73,15 @@ class Body:
 class OdooOrm:
     """Runs declared methods of models. See :class:`~sidestream.executors.protocol.Executor` for each method."""
 
-    def __init__(self, config: Path, database: str, *, dsn: str, application_name: Callable[[int], str]) -> None:
+    def __init__(
+        self, config: Path, database: str, *, database_tag: bytes, dsn: str, application_name: Callable[[int], str]
+    ) -> None:
         """Prepare; nothing is loaded or connected yet.
 
         Args:
             config: Odoo's configuration file.
             database: Name of the database.
+            database_tag: What references to its rows carry.
             dsn: The same database for our own connections.
             application_name: What the sessions of the child in a slot are called.
         """
@@ -85,6 +89,7 @@ class OdooOrm:
         self.on_backend: Callable[[int], None] = lambda pid: None
         self._config = config
         self._database = database
+        self._tag = database_tag
         self._dsn = dsn
         self._application_name = application_name
         self._name = ""
@@ -158,24 +163,28 @@ class OdooOrm:
         if known is None or ref.direct:
             return Release(f"{ReleaseReason.PARKED}: no worker here knows its action")
         name, action = known
-        locks = self._lock(ref, action)
-        if locks is None:
+        if ref.database != self._tag:
+            return Release(f"{ReleaseReason.PARKED}: it belongs to another database")
+        locks = locks_of(ref, between_transactions=action.three_step or action.commits == "relock")
+        if not self._locks.try_locks(locks):
             return Release(ReleaseReason.LOCKED)
         try:
             found = self._open_row(ref.id)
-            verdict = self._verdict(found, careful)
+            verdict = verdict_of(found, careful=careful)
             if verdict is None:
                 assert isinstance(found, opening.Opened)
-                crash_point("child.opened")
-                return self._opened(name, action, found, locks)
+                verdict = self._fresh(found.along)
+                if verdict is None:
+                    crash_point("child.opened")
+                    return self._opened(name, action, found, locks)
         except WireError as error:
             verdict = Release(f"{ReleaseReason.PARKED}: {error}")
         except BaseException:
             self.reset()
-            self._unlock(locks)
+            self._locks.unlock_all(locks)
             raise
         self.reset()
-        self._unlock(locks)
+        self._locks.unlock_all(locks)
         return verdict
 
     def _opened(self, name: str, action: ModelAction, row: opening.Opened, locks: list[bytes]) -> Opened:
@@ -231,7 +240,7 @@ class OdooOrm:
 
     def release_locks(self, opened: Opened) -> None:
         """Free the job's key."""
-        self._unlock(opened.body.locks)
+        self._locks.unlock_all(opened.body.locks)
 
     def close(self) -> None:
         """Close the connections."""
@@ -239,20 +248,6 @@ class OdooOrm:
         self._locks.close()
 
     # -- opening -------------------------------------------------------------------------------------------------
-
-    def _lock(self, ref: Reference, action: ModelAction) -> list[bytes] | None:
-        wanted = [ref.key] if ref.key != NO_TAG8 else []
-        if action.three_step or action.commits == "relock":
-            wanted.append(tag(f"job {ref.id}", 8))
-        for position, lock in enumerate(wanted):
-            if not self._locks.try_lock(lock):
-                self._unlock(wanted[:position])
-                return None
-        return wanted
-
-    def _unlock(self, locks: Sequence[bytes]) -> None:
-        for lock in locks:
-            self._locks.unlock(lock)
 
     def _check_locks(self, body: Body) -> None:
         """A job whose guard connection died holds its key no more."""
@@ -262,21 +257,6 @@ class OdooOrm:
     def _open_row(self, row_id: int, *, attempts_seen: int | None = None) -> opening.Opening:
         raw = self._odoo.raw
         return self._odoo.guarded(lambda: opening.open_job(raw, row_id, attempts_seen=attempts_seen, along=self._along))
-
-    def _verdict(self, found: opening.Opening, careful: bool) -> Verdict | None:
-        match found:
-            case opening.Opened():
-                if found.suspects and not careful:
-                    return Release(ReleaseReason.SUSPECT, 0.0)
-                return self._fresh(found.along)
-            case opening.Terminal() | opening.Missing():
-                return Done()
-            case opening.NotDue():
-                return Release(ReleaseReason.NOT_DUE, found.seconds)
-            case opening.Blocked():
-                return Release(ReleaseReason.BLOCKED, None, found.by)
-            case _:
-                return Release(ReleaseReason.LOCKED)
 
     def _fresh(self, along: Sequence[Any]) -> Verdict | None:
         """Look at what other processes did since: a new registry, other caches, modules on the way."""
@@ -341,9 +321,4 @@ class OdooOrm:
 
     def _open_again(self, body: Body) -> None:
         self._check_locks(body)
-        found = self._open_row(body.row.id, attempts_seen=body.row.attempts)
-        if not isinstance(found, opening.Opened):
-            raise LockLost(
-                f"Job {body.row.id} is no longer ours between two of its transactions ({type(found).__name__}); "
-                "what follows was not run."
-            )
+        check_still_ours(body.row.id, self._open_row(body.row.id, attempts_seen=body.row.attempts))

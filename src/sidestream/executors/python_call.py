@@ -19,17 +19,18 @@ from datetime import UTC, datetime
 from typing import Any
 
 from sidestream.crashpoints import crash_point
-from sidestream.errors import BadSignature, LockLost, WireError
+from sidestream.errors import BadSignature, WireError
 from sidestream.executors.actions import Action, Actions, load_actions
 from sidestream.executors.context import Context
 from sidestream.executors.protocol import ActionFacts, Opened, Verdict
+from sidestream.executors.row_opening import check_still_ours, locks_of, verdict_of
 from sidestream.executors.session import Session
 from sidestream.job.building import build_job
 from sidestream.job.codec import Signer, decode_payload, to_ms
 from sidestream.job.job import Job
 from sidestream.job.names import tag
 from sidestream.job.outcome import Bury, Done, Release, ReleaseReason
-from sidestream.job.reference import NO_TAG8, Reference
+from sidestream.job.reference import Reference
 from sidestream.store import opening, rows
 
 
@@ -169,22 +170,16 @@ class PythonCall:
             return Release(f"{ReleaseReason.PARKED}: this worker has no database")
         if ref.database != session.database.tag:
             return Release(f"{ReleaseReason.PARKED}: it belongs to another database")
-        locks: list[bytes] = []
-        if ref.key != NO_TAG8:
-            locks.append(ref.key)
-        if action.steps is not None or action.commits == "relock":
-            locks.append(tag(f"job {ref.id}", 8))
-        for position, lock in enumerate(locks):
-            if not session.try_lock(lock):
-                self._unlock(locks[:position])
-                return Release(ReleaseReason.LOCKED)
+        locks = locks_of(ref, between_transactions=action.steps is not None or action.commits == "relock")
+        if not session.try_locks(locks):
+            return Release(ReleaseReason.LOCKED)
         try:
             found = self._open_statement(ref.id)
         except BaseException:
             self.reset()
             self._unlock(locks)
             raise
-        verdict = self._verdict(found, careful)
+        verdict = verdict_of(found, careful=careful)
         if verdict is not None:
             session.rollback()
             self._unlock(locks)
@@ -209,20 +204,6 @@ class PythonCall:
         assert session is not None
         session.begin()
         return session.guarded(lambda: opening.open_job(session.cursor, row_id, attempts_seen=attempts_seen))
-
-    @staticmethod
-    def _verdict(found: opening.Opening, careful: bool) -> Verdict | None:
-        match found:
-            case opening.Opened():
-                return Release(ReleaseReason.SUSPECT, 0.0) if found.suspects and not careful else None
-            case opening.Terminal() | opening.Missing():
-                return Done()
-            case opening.NotDue():
-                return Release(ReleaseReason.NOT_DUE, found.seconds)
-            case opening.Blocked():
-                return Release(ReleaseReason.BLOCKED, None, found.by)
-            case _:
-                return Release(ReleaseReason.LOCKED)
 
     def _opened(self, action: Action, job: Job, attempts: int, locks: list[bytes], *, transaction: bool) -> Opened:
         body = Body(action, job, locks, transaction=transaction)
@@ -271,12 +252,7 @@ class PythonCall:
         if body.job.id is None:
             session.begin()
             return
-        found = self._open_statement(body.job.id, attempts_seen=body.job.attempts)
-        if not isinstance(found, opening.Opened):
-            raise LockLost(
-                f"Job {body.job.id} is no longer ours between two of its transactions ({type(found).__name__}); "
-                "what follows was not run."
-            )
+        check_still_ours(body.job.id, self._open_statement(body.job.id, attempts_seen=body.job.attempts))
 
     def _enqueue(
         self,
@@ -300,9 +276,8 @@ class PythonCall:
         return stored.id
 
     def _unlock(self, locks: Sequence[bytes]) -> None:
-        for lock in locks:
-            if self._session is not None:
-                self._session.unlock(lock)
+        if self._session is not None:
+            self._session.unlock_all(locks)
 
 
 def _plainly(call: Callable[[], None]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import psycopg
@@ -122,6 +122,19 @@ class Session:
         """Take a session-level advisory lock named by 8 bytes, without waiting; False when another session has it."""
         self.connection  # noqa: B018  # opens it
         return self.guarded(lambda: opening.lock_tag(self.cursor, lock))
+
+    def try_locks(self, locks: Sequence[bytes]) -> bool:
+        """Take all of them, or none: False when another session has one."""
+        for position, lock in enumerate(locks):
+            if not self.try_lock(lock):
+                self.unlock_all(locks[:position])
+                return False
+        return True
+
+    def unlock_all(self, locks: Sequence[bytes]) -> None:
+        """Free each of them."""
+        for lock in locks:
+            self.unlock(lock)
 
     def unlock(self, lock: bytes) -> None:
         """Free a lock of :meth:`try_lock`; a lost session freed it by itself."""

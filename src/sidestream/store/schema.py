@@ -47,7 +47,7 @@ def install(cur: Cursor) -> Database:
         SchemaMismatch: The tables are there, of another release.
     """
     cur.execute("SELECT pg_advisory_xact_lock(%(lock)s::bigint)", {"lock": _INSTALL_LOCK})
-    if not _installed(cur):
+    if not installed(cur):
         cur.execute(files(__package__).joinpath("schema.sql").read_text(encoding="utf-8"))
         cur.execute(_INSTALL, {"version": SCHEMA_VERSION})
     return identify(cur, allow_copy=True)
@@ -71,7 +71,7 @@ def identify(cur: Cursor, *, allow_copy: bool = False) -> Database:
         SchemaMismatch: The tables are missing or of another release.
         ForeignDatabase: It is a copy that nobody adopted (unless ``allow_copy``).
     """
-    if not _installed(cur):
+    if not installed(cur):
         raise SchemaMismatch("The database has no Sidestream tables (no sidestream_meta); run: sidestream init-db")
     cur.execute(_META)
     found = cur.fetchone()
@@ -89,6 +89,7 @@ def identify(cur: Cursor, *, allow_copy: bool = False) -> Database:
     return Database(UUID(uuid), copied=not at_home)
 
 
-def _installed(cur: Cursor) -> bool:
+def installed(cur: Cursor) -> bool:
+    """Whether the tables are there, of whatever release."""
     cur.execute(_INSTALLED)
     return bool(cur.fetchone()[0])

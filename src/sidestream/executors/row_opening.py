@@ -1,0 +1,45 @@
+"""What both executors make of a row's opening: which locks it needs, what its answer means."""
+
+from __future__ import annotations
+
+from sidestream.errors import LockLost
+from sidestream.executors.protocol import Verdict
+from sidestream.job.names import tag
+from sidestream.job.outcome import Done, Release, ReleaseReason
+from sidestream.job.reference import NO_TAG8, Reference
+from sidestream.store import opening
+
+
+def locks_of(ref: Reference, *, between_transactions: bool) -> list[bytes]:
+    """Return the session-level locks (8 bytes each) that a row's job holds beyond its transaction.
+
+    ``between_transactions``: a three-step or relock job, which is nobody else's while it has no transaction.
+    """
+    locks = [ref.key] if ref.key != NO_TAG8 else []
+    if between_transactions:
+        locks.append(tag(f"job {ref.id}", 8))
+    return locks
+
+
+def verdict_of(found: opening.Opening, *, careful: bool) -> Verdict | None:
+    """Return why the job is not run now, or None when it is; a suspect (its last host died) only when ``careful``."""
+    match found:
+        case opening.Opened():
+            return Release(ReleaseReason.SUSPECT, 0.0) if found.suspects and not careful else None
+        case opening.Terminal() | opening.Missing():
+            return Done()
+        case opening.NotDue():
+            return Release(ReleaseReason.NOT_DUE, found.seconds)
+        case opening.Blocked():
+            return Release(ReleaseReason.BLOCKED, None, found.by)
+        case _:
+            return Release(ReleaseReason.LOCKED)
+
+
+def check_still_ours(row_id: int, found: opening.Opening) -> None:
+    """Raise :class:`~sidestream.errors.LockLost` when a job was not opened again between its transactions."""
+    if not isinstance(found, opening.Opened):
+        raise LockLost(
+            f"Job {row_id} is no longer ours between two of its transactions ({type(found).__name__}); "
+            "what follows was not run."
+        )
