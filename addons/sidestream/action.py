@@ -2,9 +2,10 @@
 
 import inspect
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Any
 
-from sidestream import InvalidJob, ModelAction
+from sidestream import InvalidJob, ModelAction, UnsupportedOption
 
 labels: dict[str, set[str]] = {}
 """What people read of the declared methods, by the method's name: so that a list can be searched for it."""
@@ -16,6 +17,10 @@ def action(function: Callable[..., Any] | None = None, /, **options: Any) -> Cal
     The options are the fields of :class:`sidestream.ModelAction`: queue, key, run_as, retry, soft_limit, hard_limit,
     commits, three_step, label. A method that overrides a declared one needs no decorator of its own.
     """
+    known = [field.name for field in fields(ModelAction)]
+    for name in options:
+        if name not in known:
+            raise UnsupportedOption(f"There is no option {name!r} for @action; the options are {', '.join(known)}.")
     declared = ModelAction(**options)
 
     def declare(method):

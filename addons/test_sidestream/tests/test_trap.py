@@ -1,4 +1,4 @@
-from sidestream import InvalidJob, SidestreamError
+from sidestream import InvalidJob, SidestreamError, UnsupportedOption
 
 from odoo.exceptions import UserError
 
@@ -104,3 +104,7 @@ class TestTrap(JobCase):
             action(generator)
         with self.assertRaisesRegex(InvalidJob, "declares three_step"):
             action(three_step=True)(lambda self: None)
+
+    def test_unknown_options_of_a_declaration_are_named(self):
+        with self.assertRaisesRegex(UnsupportedOption, "no option 'priority' for @action; the options are queue, key"):
+            action(priority=1)
