@@ -7,7 +7,7 @@ MAKEFLAGS += --no-print-directory
 BIN := .venv/bin
 ARGS ?=
 ODOO_PYTHON = $(firstword $(ODOO_COMMAND) .sidestream-dev/odoo-venv/bin/python)
-CODE := src tests benchmarks scripts
+CODE := src tests benchmarks scripts addons
 
 help: ## show this list
 	sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F '\t' '{printf "  make %-14s %s\n", $$1, $$2}'

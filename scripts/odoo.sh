@@ -9,20 +9,12 @@ PYTHON=/usr/bin/python3.11
 TOOLS=$PWD/.sidestream-dev
 ODOO=$TOOLS/odoo
 VENV=$TOOLS/odoo-venv
-APT_OPTIONS=(-qq -o Dpkg::Use-Pty=0 -o Acquire::Retries=3)
 PACKAGES=(wkhtmltopdf poppler-utils chromium chromium-driver libjs-jquery fonts-font-awesome fonts-roboto-unhinted)
 # In the folder of Odoo's Python packages, as Debian packs it.
 DIST=usr/lib/python3/dist-packages
 
-say() { printf 'odoo: %s\n' "$*"; }
-fail() { printf 'odoo: %s\n' "$*" >&2; exit 1; }
-
-# quietly WHAT COMMAND...: run it; show its output, and one sentence, only when it fails.
-quietly() {
-    local what=$1 output
-    shift
-    output=$("$@" 2>&1) || { printf '%s\n' "$output" | tail -n 20 >&2; fail "$what"; }
-}
+NAME=odoo
+. scripts/common.sh
 
 if [ -n "${ODOO_COMMAND:-}" ]; then
     read -r -a command <<<"$ODOO_COMMAND"
@@ -41,8 +33,7 @@ done
 if [ ${#missing[@]} -gt 0 ]; then
     [ "$(id -u)" = 0 ] || fail "${missing[*]} is missing; run as root: apt-get install ${missing[*]}, then repeat: make odoo"
     say "installing ${missing[*]} from Debian"
-    quietly "apt-get update failed; check this machine's network and its package sources, then repeat: make odoo" \
-        apt-get "${APT_OPTIONS[@]}" update
+    apt_lists
     DEBIAN_FRONTEND=noninteractive quietly "apt-get could not install ${missing[*]}; read its message above, then repeat: make odoo" \
         apt-get "${APT_OPTIONS[@]}" install -y --no-install-recommends "${missing[@]}"
 fi

@@ -7,24 +7,8 @@ cd "$(dirname "$0")/.."
 PYTHON=/usr/bin/python3.11
 POSTGRES=/usr/lib/postgresql/15/bin/initdb
 TOOLS=$PWD/.sidestream-dev
-APT_OPTIONS=(-qq -o Dpkg::Use-Pty=0 -o Acquire::Retries=3)
-
-say() { printf 'setup: %s\n' "$*"; }
-fail() { printf 'setup: %s\n' "$*" >&2; exit 1; }
-
-# quietly WHAT COMMAND...: run it; show its output, and one sentence, only when it fails.
-quietly() {
-    local what=$1 output
-    shift
-    output=$("$@" 2>&1) || { printf '%s\n' "$output" | tail -n 20 >&2; fail "$what"; }
-}
-
-apt_lists() {
-    [ -z "${apt_lists_read:-}" ] || return 0
-    quietly "apt-get update failed; check this machine's network and its package sources, then repeat." \
-        apt-get "${APT_OPTIONS[@]}" update
-    apt_lists_read=1
-}
+NAME=setup
+. scripts/common.sh
 
 # 1. Debian's packages
 missing=()

@@ -1,0 +1,21 @@
+# Sourced by setup.sh and odoo.sh, which set NAME: how a step speaks, and how it fails.
+
+APT_OPTIONS=(-qq -o Dpkg::Use-Pty=0 -o Acquire::Retries=3)
+
+say() { printf '%s: %s\n' "$NAME" "$*"; }
+fail() { printf '%s: %s\n' "$NAME" "$*" >&2; exit 1; }
+
+# quietly WHAT COMMAND...: run it; show its output, and one sentence, only when it fails.
+quietly() {
+    local what=$1 output
+    shift
+    output=$("$@" 2>&1) || { printf '%s\n' "$output" | tail -n 20 >&2; fail "$what"; }
+}
+
+# apt_lists: read Debian's package lists, once a run.
+apt_lists() {
+    [ -z "${apt_lists_read:-}" ] || return 0
+    quietly "apt-get update failed; check this machine's network and its package sources, then repeat: make $NAME" \
+        apt-get "${APT_OPTIONS[@]}" update
+    apt_lists_read=1
+}
