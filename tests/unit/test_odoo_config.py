@@ -57,6 +57,13 @@ def test_our_section_is_the_settings_file(conf: Path, monkeypatch: pytest.Monkey
     )
 
 
+def test_the_file_may_be_named_by_the_environment(conf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SIDESTREAM_ODOO_CONFIG", str(conf))
+    monkeypatch.setenv("SIDESTREAM_ODOO_DATABASE", "shop")
+    settings = Settings()
+    assert (settings.odoo_database, settings.children) == ("shop", 7)
+
+
 def test_a_wrong_file_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="cannot be read"):
         Settings(odoo_config=tmp_path / "missing.conf", odoo_database="shop")
