@@ -18,10 +18,13 @@ def test_what_the_child_writes_is_what_the_supervisor_reads(tmp_path: Path) -> N
     slots.backend(1, 4711)
     slots.start(1, 2, 12.5, REFERENCE)
     slots.opened(1, 4)
+    slots.guard(1, 4712)
 
     reading = slots.read(1)
 
-    assert reading == (2, True, 12.5, 4711, 4, 3, 7, REFERENCE)
+    assert reading == (2, True, 12.5, 4711, 4, 3, 7, REFERENCE, 4712)
+    slots.clear(1)
+    assert slots.read(1).guard == 0
     assert not slots.read(0).running
 
 

@@ -87,6 +87,7 @@ class OdooOrm:
         """
         self.stale = False
         self.on_backend: Callable[[int], None] = lambda pid: None
+        self.on_guard: Callable[[int], None] = lambda pid: None
         self._config = config
         self._database = database
         self._tag = database_tag
@@ -142,7 +143,7 @@ class OdooOrm:
         # The registry keeps what it connected with in the zygote, under the zygote's name.
         self._registry._db = odoo.sql_db.db_connect(self._database)
         threading.current_thread().dbname = self._database  # type: ignore[attr-defined]  # for Odoo's log lines
-        self._locks = Session(self._dsn, name, lambda pid: None)
+        self._locks = Session(self._dsn, name, lambda pid: self.on_guard(pid))
         self._odoo = OdooSession(self._registry, lambda pid: self.on_backend(pid), odoo.exceptions.ConcurrencyError)
 
     @staticmethod

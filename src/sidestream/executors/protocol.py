@@ -67,6 +67,8 @@ class Executor(Protocol):
     stale: bool
     #: Called with the pid of the PostgreSQL backend whenever the executor connects, and 0 when it disconnects.
     on_backend: Callable[[int], None]
+    #: The same for a second backend that holds the job's keys, where the executor has one.
+    on_guard: Callable[[int], None]
 
     def load(self) -> Sequence[ActionFacts]:
         """Load the application (in the zygote, once); raise :class:`~sidestream.errors.SettingsError` if it cannot."""

@@ -66,6 +66,7 @@ class PythonCall:
             application_name: What the session of the child in a slot is called.
         """
         self.on_backend: Callable[[int], None] = lambda pid: None
+        self.on_guard: Callable[[int], None] = lambda pid: None  # never called: keys are on the one session
         self._app = app
         self._actions = app if isinstance(app, Actions) else Actions()
         self._signer = signer

@@ -60,10 +60,11 @@ class Bookkeeper:
     def crashed(self, delivery: Delivery, reading: Reading, slot: int, doom: Doom | None, how: str) -> Handling:
         """The child that held this delivery is dead; ``how`` says how in words."""
         reference = Reference.unpack(delivery.reference)
-        if reading.backend and self._connect is not None:
-            # Its transaction may still run in its backend, holding the row (design D7).
+        # Its transaction may still run in its backend, holding the row, and another may hold its key (design D7).
+        left = [pid for pid in (reading.backend, reading.guard) if pid]
+        if left and self._connect is not None:
             name = application_name(self._state.options.supervisor, slot)
-            if not self._run(lambda cursor: sessions.terminate_backend(cursor, reading.backend, name)):
+            if not self._run(lambda cursor: all(sessions.terminate_backend(cursor, pid, name) for pid in left)):
                 raise RowBusy
         if not reading.running:
             return Handling()  # it had ended, only the report is missing: its row tells

@@ -55,6 +55,7 @@ class Child:
         self._times: dict[bytes, tuple[int, int]] = {}
         self._follow_ups: list[tuple[bytes, str, int]] = []
         executor.on_backend = lambda pid: slots.backend(slot, pid)
+        executor.on_guard = lambda pid: slots.guard(slot, pid)
 
     def run(self) -> None:
         """Serve batches until the supervisor closes the socket."""

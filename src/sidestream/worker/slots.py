@@ -13,6 +13,7 @@ Layout of a slot (little endian, 128 bytes)::
     28 u32  batch        number of the batch
     32 u8   length       of the reference that runs
     33 ...  reference    up to 64 bytes
+    100 u32 guard        pid of the PostgreSQL backend that holds its keys, where that is another one
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 SLOT = 128
+GUARD = 100
 _HEAD = struct.Struct("<IId")
 _WORD = struct.Struct("<I")
 _ALL = struct.Struct("<IIdIIIIB")
@@ -42,6 +44,8 @@ class Reading(NamedTuple):
     batch: int
     #: The reference of the job that runs or ran last; empty before the first one.
     reference: bytes
+    #: Pid of a second backend, which holds the job's keys; 0 when it has none.
+    guard: int = 0
 
 
 class Slots:
@@ -97,6 +101,10 @@ class Slots:
         """The child's PostgreSQL backend is ``pid`` (0: none)."""
         _WORD.pack_into(self._map, slot * SLOT + 16, pid)
 
+    def guard(self, slot: int, pid: int) -> None:
+        """The child's keys are held by the PostgreSQL backend ``pid`` (0: by none, or by the one above)."""
+        _WORD.pack_into(self._map, slot * SLOT + GUARD, pid)
+
     def limit(self, slot: int) -> int:
         """Return the index from which on no job may be started."""
         return int(_WORD.unpack_from(self._map, slot * SLOT + 24)[0])
@@ -124,7 +132,8 @@ class Slots:
         at = slot * SLOT
         position, running, started, backend, attempts, limit, batch, length = _ALL.unpack_from(self._map, at)
         reference = bytes(self._map[at + 33 : at + 33 + length])
-        return Reading(position, bool(running), started, backend, attempts - 1, limit, batch, reference)
+        (guard,) = _WORD.unpack_from(self._map, at + GUARD)
+        return Reading(position, bool(running), started, backend, attempts - 1, limit, batch, reference, guard)
 
     def close(self) -> None:
         """Unmap; the file stays until its folder is removed."""

@@ -3,6 +3,7 @@
 import os
 import time
 
+import requests
 from odoo import fields, models
 from odoo.addons.sidestream import GiveUp, RetryPolicy, action
 
@@ -71,6 +72,18 @@ class ChaosProbe(models.Model):
     @action(run_as="superuser", retry=ONCE, three_step=True)
     def yields_rubbish(self):
         yield 42
+
+    @action(run_as="superuser")
+    def works(self, seconds):
+        """Keep a child busy."""
+        time.sleep(seconds)
+        self.count += 1
+
+    @action(run_as="superuser", three_step=True)
+    def calls(self, url):
+        """Call a server outside any transaction, which answers the second call of a job only."""
+        yield lambda key: requests.get(f"{url}?{key}", timeout=30)
+        self.count += 1
 
     @action(run_as="superuser")
     def gives_up(self):
