@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -43,6 +44,31 @@ control.recv(1 << 16)
 """
 
 
+EAGER_ZYGOTE = """
+import os, socket, sys
+import msgpack
+control = socket.socket(fileno=int(sys.argv[1]))
+control.recv(1 << 16)
+control.send(msgpack.packb(("ready", [])))
+
+def fork():
+    packet, (end,), _, _ = socket.recv_fds(control, 4096, 1)
+    pid = os.fork()
+    if pid == 0:
+        os.read(end, 1 << 18)  # takes a batch, and dies of it
+        os._exit(9)
+    os.close(end)
+    control.send(msgpack.packb(("forked", int(packet), pid)))
+    return pid
+
+first = fork()
+fork()  # asked for as soon as the first one's end is seen, and done before that end is told
+_, status = os.waitpid(first, 0)
+control.send(msgpack.packb(("exited", first, status)))
+control.recv(1 << 16)
+"""
+
+
 class Recorder:
     """Stands in the settler's place and remembers what it is told."""
 
@@ -59,17 +85,20 @@ class Recorder:
 
 
 @pytest.fixture
-def parts(tmp_path: Path) -> Iterator[SimpleNamespace]:
-    """A collector over a zygote whose one child dies of its first batch."""
+def parts(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[SimpleNamespace]:
+    """A collector over a zygote whose children die of their first batch."""
+    zygote = getattr(request, "param", FAKE_ZYGOTE)
     state = WorkerState(WorkerOptions("me", ("lane",), "00", tmp_path, children=1))
     slots, descriptor = Slots.create(tmp_path / "slots", 1)
     recorder = Recorder()
-    pool = ProcessPool(state, slots, descriptor, [sys.executable, "-c", FAKE_ZYGOTE], b"orders")
+    pool = ProcessPool(state, slots, descriptor, [sys.executable, "-c", zygote], b"orders")
     dispatcher = Dispatcher(state, MemoryBroker(), slots, prepare_alone=lambda job, child: None, on_moved=lambda: None)
     collector = Collector(state, pool, slots, dispatcher, recorder, SimpleNamespace(tick=lambda: None))
     yield SimpleNamespace(state=state, pool=pool, slots=slots, recorder=recorder, collector=collector)
     with state.lock:
         pool.stop(1)
+        for child in list(state.children.values()):
+            pool.forget(child)
     collector.close()
     os.close(descriptor)
 
@@ -104,3 +133,34 @@ def test_a_child_that_dies_with_a_batch_gives_it_back_once(parts: SimpleNamespac
     assert not failed
     assert list(parts.state.backlog) == [job]
     assert parts.recorder.told == []
+
+
+@pytest.mark.parametrize("parts", [EAGER_ZYGOTE], indirect=True)
+def test_the_next_child_is_kept_for_the_job_whose_child_died_though_its_death_is_told_later(
+    parts: SimpleNamespace,
+) -> None:
+    killed, other = (
+        Delivery(row_reference(b"12345678", number, "act", None).pack(), "lane", Lease(b"%d" % number, "me", 1), 0)
+        for number in (1, 2)
+    )
+    state = parts.state
+    thread = threading.Thread(target=parts.collector.run)
+    thread.start()
+    try:
+        with state.changed:
+            assert state.changed.wait_for(lambda: state.idle_children(), 20)
+            [child] = state.idle_children()
+            parts.slots.assign(child.slot, 1, 1)
+            parts.slots.start(child.slot, 0, time.monotonic(), killed.reference)
+            child.batch, child.deliveries = 1, [killed]
+            state.backlog.append(other)
+            wire.send_batch(child.end, wire.Batch(1, [wire.Item(killed.reference, None, 0, 0, False)]))
+        assert parts.recorder.heard.wait(20)
+        with state.lock:
+            [(told, (delivery, *_))] = parts.recorder.told
+            assert (told, delivery) == ("crashed", killed)
+            assert state.children[0].pid not in (0, child.pid), "the next child was to come first"
+            assert list(state.backlog) == [other], "another job took the place of the one whose child died"
+    finally:
+        state.stopped = True
+        thread.join(20)

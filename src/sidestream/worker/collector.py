@@ -223,6 +223,9 @@ class Collector:
         reading = self._slots.read(child.slot)
         # The slot is given to a new child at once; the verdict waits until the zygote said that it outlived this one.
         self._ended[child.pid] = (child, reading)
+        if child.doom is None and (interrupted := _interrupted(child, reading)) is not None:
+            # Now, not with the verdict: the child in its place may be forked before the zygote tells of this one.
+            self._state.recovering[interrupted.reference] = time.monotonic() + RECOVERY
         self._pool.forget(child)
         if self._state.exclusive is child:
             self._state.exclusive = None
@@ -262,14 +265,22 @@ class Collector:
         if finished:
             # Whatever did not end as done is reported at once, so these are done.
             self._settler.done(finished)
-        if started and child.reported <= position < len(deliveries):
-            if child.doom is None:
-                state.recovering[deliveries[position].reference] = time.monotonic() + RECOVERY
-            self._settler.crashed(deliveries[position], reading, child.slot, child.doom, how)
+        if (interrupted := _interrupted(child, reading)) is not None:
+            if child.doom is not None:
+                state.recovering.pop(interrupted.reference, None)
+            self._settler.crashed(interrupted, reading, child.slot, child.doom, how)
         state.backlog.extendleft(reversed(deliveries[max(position + 1, child.reported) :]))
         child.deliveries = []
         self._dispatcher.hand_out()
         state.changed.notify_all()
+
+
+def _interrupted(child: ChildState, reading: Reading) -> Delivery | None:
+    """Return what the child that ended had started and not reported, if anything."""
+    started = reading.started > 0 and reading.batch == child.batch
+    if started and child.reported <= reading.position < len(child.deliveries):
+        return child.deliveries[reading.position]
+    return None
 
 
 def _how(status: int) -> str:
