@@ -14,6 +14,9 @@ from collections.abc import Sequence
 from enum import StrEnum
 from typing import NamedTuple, Protocol
 
+from sidestream.job.job import DEFAULT_PRIORITY
+from sidestream.job.rules import Rules
+
 CHUNK = 32_768
 """How many row ids one known-bitmap covers."""
 
@@ -25,6 +28,11 @@ class Capability(StrEnum):
     LEASES = "leases"  # leases outlive the process that took them and can be reclaimed
     KNOWN = "known"  # remembers which row ids it was given
     SHARED = "shared"  # several processes see the same contents
+    PRIORITIES = "priorities"  # priority within a queue, ageing, weights of queues
+    GROUPS = "groups"  # groups are served in rotation by weight
+    LIMITS = "limits"  # concurrency and rate, by parking and waking
+    PAUSES = "pauses"  # of a queue, an action, a group, an action of a group
+    PARKING = "parking"  # an action that the claimer does not know waits until somebody knows it
 
 
 def lane(database: bytes, queue: str) -> str:
@@ -45,6 +53,8 @@ class Publication(NamedTuple):
     payload: bytes | None = None
     #: Whether it was tried before: such a job keeps its place at the head of its key while it waits.
     attempted: bool = False
+    #: 0 (first) to 9.
+    priority: int = DEFAULT_PRIORITY
 
 
 class Lease(NamedTuple):
@@ -74,6 +84,8 @@ class Delivery(NamedTuple):
     crashes: int = 0
     #: How often it was handed back since it was last started.
     releases: int = 0
+    #: 0 (first) to 9: the place that it goes back to.
+    priority: int = DEFAULT_PRIORITY
 
 
 FALLBACK_PREFIX = b"pg:"
@@ -113,6 +125,25 @@ class Place(StrEnum):
     DELAYED = "delayed"
     BEHIND_KEY = "behind key"
     HANDED_OFF = "handed off"
+    LIMITED = "limited"
+    PAUSED = "paused"
+    PARKED = "parked"
+
+
+class Explanation(NamedTuple):
+    """Where a reference is, and what it waits for."""
+
+    place: Place
+    #: Limited: "global", "queue", "action" or "key". Paused: "queue", "action", "group" or "action of group". Else "".
+    scope: str = ""
+    #: Limited: packed references of those that hold the slots, at most ten. Behind its key: the head of the key.
+    holders: tuple[bytes, ...] = ()
+    #: Delayed, or limited by a rate: Unix milliseconds at which it goes on; else 0.
+    until_ms: int = 0
+    #: Handed off: who holds it.
+    consumer: str = ""
+    #: Ready: how many stand before it in its own group and priority.
+    rank: int = 0
 
 
 class Broker(Protocol):
@@ -137,8 +168,23 @@ class Broker(Protocol):
         """State that all open rows of ``database`` were published in this generation."""
         ...
 
-    def announce(self, consumer: str, lanes: Sequence[str], info: str, ttl_ms: int) -> None:
-        """Tell that ``consumer`` is alive and serves ``lanes``; ``info`` is JSON for people; gone after ``ttl_ms``."""
+    def configure(self, database: bytes, rules: Rules) -> bool:
+        """Let ``rules`` govern the lanes of ``database`` from now on; False when newer ones do so already.
+
+        In a new generation nothing of a database is claimed before its rules were given, and nothing that a limit
+        concerns before :meth:`mark_built`: until then supervisors state what they hold. Rules with the same version
+        are given again after every loss; what is paused or limited no longer is woken in bounded lots.
+        """
+        ...
+
+    def announce(
+        self, consumer: str, lanes: Sequence[str], info: str, ttl_ms: int, actions: frozenset[bytes] | None = None
+    ) -> None:
+        """Tell that ``consumer`` is alive and serves ``lanes``; ``info`` is JSON for people; gone after ``ttl_ms``.
+
+        ``actions``: tags of the actions that it knows, it is handed no others; None: it takes any. A job whose action
+        its claimer does not know is parked until an announced consumer of its lane knows it, and handed to that one.
+        """
         ...
 
     def withdraw(self, consumer: str, lanes: Sequence[str]) -> None:
@@ -158,8 +204,12 @@ class Broker(Protocol):
     ) -> list[Delivery]:
         """Hand up to ``free`` jobs to ``consumer``, and up to ``prefetch`` more that have no key.
 
-        Oldest first-ready time first, ties by id. When there is nothing, wait up to ``wait_ms`` (or until something is
-        due) for a first one. A keyed job is handed out only while it is the head of its key.
+        Lanes take turns by weight; in a lane the lowest priority number goes first, but every second turn belongs to
+        a lower one whose next job has been ready for longer than the rules' ageing; of a priority, groups take turns by
+        weight; of a group, the oldest first-ready time goes first, ties by id. Nothing paused, limited or unknown to
+        the consumer is handed out: it is moved to where its reason waits (at most 100 a call) and woken from there. A
+        keyed job is handed out only while it is the head of its key. When there is nothing, wait up to ``wait_ms`` (or
+        until something is due) for a first one.
         """
         ...
 
@@ -214,6 +264,14 @@ class Broker(Protocol):
 
     def locate(self, jobs: Sequence[Publication]) -> list[Place]:
         """Say where each of these rows' references is."""
+        ...
+
+    def explain(self, job: Publication) -> Explanation:
+        """Say where one reference is and what it waits for."""
+        ...
+
+    def move(self, job: Publication, priority: int) -> bool:
+        """Give a waiting reference another priority; False when it is handed off or nowhere."""
         ...
 
     def discard(self, job: Publication) -> bool:

@@ -5,15 +5,33 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 from uuid import UUID
 
 DEFAULT_QUEUE = "default"
 DEFAULT_PRIORITY = 5
+"""Between 0 (first) and 9."""
+LOWEST_PRIORITY = 9
 MAX_CRASHES = 3
 """A job that kills its process or its host runs at most this often (promise 7)."""
 MAX_RELEASES = 1000
 """A job that is handed back more often than this ends as dead with the reason."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unique:
+    """What makes a second job a duplicate, for how long, and what then happens."""
+
+    #: Jobs with the same text are duplicates of each other; scope is the database.
+    key: str
+    #: "started": while the first one waits. "done": until it ends. "window": for ``seconds`` after it was enqueued,
+    #: whatever became of it.
+    until: Literal["started", "done", "window"] = "done"
+    #: Length of the window in seconds; 0 for the other two.
+    seconds: float = 0.0
+    #: "return": the existing job is the answer. "replace": the existing one takes over arguments and time, unless it
+    #: runs. "newest": the one that waits is cancelled, the new one runs after the one that is running.
+    on_conflict: Literal["return", "replace", "newest"] = "return"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,5 +63,15 @@ class Job:
     user_id: int | None = None
     #: What else it runs with (language, time zone, allowed companies): JSON, by whoever enqueued it.
     context: str | None = None
+    #: 0 (first) to 9 within its queue.
+    priority: int = DEFAULT_PRIORITY
+    #: The tenant among whom the queue is shared fairly; None: the group of those that have none.
+    group: str | None = None
+    #: What it counts against: ``rule`` or ``rule:value`` ("courier:7"); None: no rule of its own.
+    limit: str | None = None
+    #: What makes another job a duplicate of it, and what then happens; None: nothing does.
+    unique: Unique | None = None
+    #: Ends as cancelled when it has not started by then (aware, UTC); None: never.
+    expires_at: datetime | None = None
     #: Model and ids of the records that it is about, so that they find it.
     records: tuple[str, tuple[int, ...]] | None = None

@@ -9,7 +9,7 @@ from sidestream.errors import InvalidName
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,62}")
 KEY_LIMIT = 200
-"""Longest ordering key, in characters."""
+"""Longest ordering key, group or limit key, in characters."""
 
 
 def check_queue(name: str) -> str:
@@ -24,18 +24,37 @@ def check_action(name: str) -> str:
 
 def check_key(key: str) -> str:
     """Return ``key`` if it is 1 to 200 characters without control characters, else raise :class:`InvalidName`."""
-    given: object = key  # whatever a caller passed
-    if not isinstance(given, str) or not 0 < len(given) <= KEY_LIMIT or not given.isprintable():
-        raise InvalidName(
-            f"The key {key!r:.80} is not allowed: expected 1 to {KEY_LIMIT} printable characters; "
-            "shorten it, for example to an id."
-        )
-    return key
+    return _check_text("key", key)
+
+
+def check_group(group: str) -> str:
+    """Return ``group`` if it is 1 to 200 printable characters, else raise :class:`InvalidName`."""
+    return _check_text("group", group)
+
+
+def check_limit(limit: str) -> str:
+    """Return the limit key ``limit`` if it is ``rule`` or ``rule:value``, the rule named like a queue, else raise."""
+    _check("limit rule", limit_rule(_check_text("limit", limit)))
+    return limit
+
+
+def limit_rule(limit: str) -> str:
+    """Return the name of the rule that a limit key falls under: what stands before its first colon."""
+    return limit.partition(":")[0]
 
 
 def tag(text: str, size: int) -> bytes:
     """Return ``size`` bytes (4 or 8) of BLAKE2b that stand for ``text`` inside a reference."""
     return blake2b(text.encode(), digest_size=size).digest()
+
+
+def _check_text(kind: str, text: object) -> str:
+    if not isinstance(text, str) or not 0 < len(text) <= KEY_LIMIT or not text.isprintable():
+        raise InvalidName(
+            f"The {kind} {text!r:.80} is not allowed: expected 1 to {KEY_LIMIT} printable characters; "
+            "shorten it, for example to an id."
+        )
+    return text
 
 
 def _check(kind: str, name: object) -> str:

@@ -2,6 +2,9 @@
 
 It is built from the row's unchangeable fields alone, so the same job has the same bytes everywhere, and it carries no
 user, no arguments and no signature: the row decides.
+
+Layout, big endian: version (1), database (8), id (8) or uuid (16), limit (12, only where the job has a limit key),
+action (4), group (8), key (8). The fields behind the limit are found from the end, whatever the version.
 """
 
 from __future__ import annotations
@@ -11,20 +14,24 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from sidestream.errors import BadReference, UnknownVersion
-from sidestream.job.names import tag
+from sidestream.job.names import limit_rule, tag
 
-_ROW = struct.Struct(">B8sQ4s4s8s")
-_DIRECT = struct.Struct(">B8s16s4s4s8s")
-_ROW_VERSION = 0x01
-_DIRECT_VERSION = 0x02
-ROW_SIZE = _ROW.size
-"""Length of a reference to a row, in bytes (33)."""
-DIRECT_SIZE = _DIRECT.size
-"""Length of a reference to a direct job, in bytes (41)."""
+_ROW = struct.Struct(">B8sQ4s8s8s")
+_DIRECT = struct.Struct(">B8s16s4s8s8s")
+_LIMITED_ROW = struct.Struct(">B8sQ12s4s8s8s")
+_LIMITED_DIRECT = struct.Struct(">B8s16s12s4s8s8s")
+_BY_VERSION = {1: _ROW, 2: _DIRECT, 3: _LIMITED_ROW, 4: _LIMITED_DIRECT}
+SIZES = {version: form.size for version, form in _BY_VERSION.items()}
+"""Length in bytes by version: a row, a direct job, and the same two with a limit key."""
 NO_TAG4 = bytes(4)
 NO_TAG8 = bytes(8)
 KEY_OFFSET_FROM_END = 8
-"""The key tag is the last 8 bytes of both forms; all zero means that the job has no key."""
+"""The key tag is the last 8 bytes of every form; all zero means that the job has no key."""
+
+
+def action_of(raw: bytes) -> bytes:
+    """Return the 4-byte tag of the action in packed bytes, without reading the rest."""
+    return raw[-20:-16]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +46,12 @@ class Reference:
     uuid: UUID | None
     #: 4 bytes that stand for the action's name.
     action: bytes
-    #: 4 bytes that stand for the group; zero until groups exist.
-    group: bytes = NO_TAG4
+    #: 8 bytes that stand for the group; all zero for the group of those that have none.
+    group: bytes = NO_TAG8
     #: 8 bytes that stand for the ordering key; all zero when there is none.
     key: bytes = NO_TAG8
+    #: 4 bytes that stand for the limit rule and 8 that stand for the whole limit key; empty when there is none.
+    limit: bytes = b""
 
     @property
     def direct(self) -> bool:
@@ -51,9 +60,12 @@ class Reference:
 
     def pack(self) -> bytes:
         """Return the bytes that Redis carries."""
+        rest = (self.limit,) if self.limit else ()
         if self.uuid is not None:
-            return _DIRECT.pack(_DIRECT_VERSION, self.database, self.uuid.bytes, self.action, self.group, self.key)
-        return _ROW.pack(_ROW_VERSION, self.database, self.id, self.action, self.group, self.key)
+            form, version, identity = (_LIMITED_DIRECT, 4, self.uuid.bytes) if rest else (_DIRECT, 2, self.uuid.bytes)
+            return form.pack(version, self.database, identity, *rest, self.action, self.group, self.key)
+        row, version = (_LIMITED_ROW, 3) if rest else (_ROW, 1)
+        return row.pack(version, self.database, self.id, *rest, self.action, self.group, self.key)
 
     @classmethod
     def unpack(cls, raw: bytes) -> Reference:
@@ -63,24 +75,48 @@ class Reference:
         """
         if not raw:
             raise BadReference("An empty reference was found in Redis; it was not written by Sidestream.")
-        if raw[0] == _ROW_VERSION and len(raw) == ROW_SIZE:
-            _, database, row_id, action, group, key = _ROW.unpack(raw)
-            return cls(database, row_id, None, action, group, key)
-        if raw[0] == _DIRECT_VERSION and len(raw) == DIRECT_SIZE:
-            _, database, raw_uuid, action, group, key = _DIRECT.unpack(raw)
-            return cls(database, 0, UUID(bytes=raw_uuid), action, group, key)
-        if raw[0] in (_ROW_VERSION, _DIRECT_VERSION) or raw[0] > 0x0F:
-            raise BadReference(f"The reference {raw[:48].hex()} in Redis is truncated or foreign ({len(raw)} bytes).")
+        form = _BY_VERSION.get(raw[0])
+        if form is not None and len(raw) == form.size:
+            version, database, identity, *limit, action, group, key = form.unpack(raw)
+            uuid = UUID(bytes=identity) if version in (2, 4) else None
+            return cls(
+                database, 0 if uuid is not None else identity, uuid, action, group, key, limit[0] if limit else b""
+            )
+        if form is not None or raw[0] > 0x0F:
+            raise BadReference(f"The reference {raw[:64].hex()} in Redis is truncated or foreign ({len(raw)} bytes).")
         raise UnknownVersion(
-            f"The reference {raw[:48].hex()} in Redis has version {raw[0]}; this release knows 1 and 2."
+            f"The reference {raw[:64].hex()} in Redis has version {raw[0]}; this release knows 1 to {max(_BY_VERSION)}."
         )
 
 
-def row_reference(database: bytes, row_id: int, action: str, key: str | None) -> Reference:
+def row_reference(
+    database: bytes, row_id: int, action: str, key: str | None, group: str | None = None, limit: str | None = None
+) -> Reference:
     """Return the reference of the row ``row_id`` in the database whose 8-byte tag is ``database``."""
-    return Reference(database, row_id, None, tag(action, 4), NO_TAG4, tag(key, 8) if key else NO_TAG8)
+    return Reference(database, row_id, None, tag(action, 4), group_tag(group), _key_tag(key), limit_tag(limit))
 
 
-def direct_reference(uuid: UUID, action: str, key: str | None, database: bytes = NO_TAG8) -> Reference:
+def direct_reference(
+    uuid: UUID,
+    action: str,
+    key: str | None,
+    database: bytes = NO_TAG8,
+    group: str | None = None,
+    limit: str | None = None,
+) -> Reference:
     """Return the reference of the direct job ``uuid``."""
-    return Reference(database, 0, uuid, tag(action, 4), NO_TAG4, tag(key, 8) if key else NO_TAG8)
+    return Reference(database, 0, uuid, tag(action, 4), group_tag(group), _key_tag(key), limit_tag(limit))
+
+
+def group_tag(group: str | None) -> bytes:
+    """Return the 8 bytes that stand for a group; all zero for the group of those that have none."""
+    return tag(group, 8) if group else NO_TAG8
+
+
+def limit_tag(limit: str | None) -> bytes:
+    """Return the 12 bytes that stand for a limit key, the first 4 for its rule; empty when there is none."""
+    return tag(limit_rule(limit), 4) + tag(limit, 8) if limit else b""
+
+
+def _key_tag(key: str | None) -> bytes:
+    return tag(key, 8) if key else NO_TAG8

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from sidestream.crashpoints import crash_point
 from sidestream.executors.protocol import Executor, Opened
 from sidestream.job.outcome import Done
+from sidestream.job.reference import action_of
 from sidestream.worker import wire
 from sidestream.worker.runner import Runner
 from sidestream.worker.slots import Slots
@@ -110,7 +111,7 @@ class Child:
         self._slots.opened(self._slot, opened.attempts)
 
     def _count(self, reference: bytes, started: float) -> None:
-        action = reference[-16:-12]
+        action = action_of(reference)
         jobs, micros = self._times.get(action, (0, 0))
         self._times[action] = (jobs + 1, micros + int((time.monotonic() - started) * 1_000_000))
         self._jobs += 1

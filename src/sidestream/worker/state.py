@@ -11,7 +11,7 @@ from enum import StrEnum
 
 from sidestream.broker.protocol import Delivery
 from sidestream.executors.protocol import ActionFacts
-from sidestream.job.reference import NO_TAG8
+from sidestream.job.reference import NO_TAG8, action_of
 from sidestream.worker.options import WorkerOptions
 
 UNKNOWN_COST = 1.0
@@ -133,7 +133,7 @@ class WorkerState:
 
     def cost(self, delivery: Delivery) -> float:
         """Return the seconds that this delivery is expected to take."""
-        return self.costs.get(delivery.reference[-16:-12], UNKNOWN_COST)
+        return self.costs.get(action_of(delivery.reference), UNKNOWN_COST)
 
     def measured(self, times: dict[bytes, tuple[int, int]]) -> None:
         """Take a child's measurements into the averages."""

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from sidestream.broker.protocol import Delivery
+from sidestream.job.reference import action_of
 from sidestream.worker.pool import ProcessPool
 from sidestream.worker.slots import Reading, Slots
 from sidestream.worker.state import ChildState, Doom, WorkerState
@@ -101,7 +102,7 @@ class Watch:
         self._state.changed.notify_all()
 
     def _hard_limit(self, delivery: Delivery) -> float:
-        facts = self._state.actions.get(delivery.reference[-16:-12])
+        facts = self._state.actions.get(action_of(delivery.reference))
         if facts is not None and facts.hard_limit is not None:
             return facts.hard_limit
         return self._state.options.hard_limit

@@ -1,0 +1,104 @@
+"""The rules of a database: what is paused, limited and weighted, as values. Their truth is in PostgreSQL.
+
+Every supervisor gives the newest version to the broker, so that one change there governs every host.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from sidestream.errors import SettingsError
+from sidestream.job.names import check_action, check_group, check_queue
+
+DEFAULT_AGEING = 600.0
+"""Seconds for which a job may be ready before every second turn belongs to such as it."""
+DEFAULT_WEIGHT = 1.0
+MAX_WEIGHT = 1000.0
+MIN_WEIGHT = 0.01
+
+
+class Scope(StrEnum):
+    """What a limit counts: everything of the database, or one queue, action, or value of a limit key."""
+
+    GLOBAL = "global"
+    QUEUE = "queue"
+    ACTION = "action"
+    KEY = "key"
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """How many at once, and how many a second. None: unlimited; 0: none at all."""
+
+    #: Most jobs that run at the same time.
+    concurrency: int | None = None
+    #: Starts a second, in the long run.
+    rate: float | None = None
+    #: Starts that may be made at once after a quiet time; at least 1 where there is a rate above 0.
+    burst: int = 1
+
+    def __post_init__(self) -> None:
+        if self.concurrency is not None and self.concurrency < 0:
+            raise SettingsError(f"concurrency={self.concurrency} is not allowed: expected 0 (none) or more.")
+        if self.rate is not None and (not math.isfinite(self.rate) or self.rate < 0):
+            raise SettingsError(f"rate={self.rate} is not allowed: expected starts a second, 0 (none) or more.")
+        if self.burst < 1:
+            raise SettingsError(f"burst={self.burst} is not allowed: expected 1 or more.")
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """What is paused: a queue, an action, a group, or an action of a group. Exactly these combinations."""
+
+    queue: str | None = None
+    action: str | None = None
+    group: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.queue is not None:
+            if self.action is not None or self.group is not None:
+                raise SettingsError("A pause names a queue, or an action, a group, or an action of a group.")
+            check_queue(self.queue)
+        if self.action is not None:
+            check_action(self.action)
+        if self.group is not None:
+            check_group(self.group)
+        if self.queue is None and self.action is None and self.group is None:
+            raise SettingsError("A pause has to name a queue, an action or a group.")
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """All rules of one database, in one version. Without arguments: none, as of a database that nobody touched."""
+
+    #: Grows with every change; the broker keeps the highest.
+    version: int = 0
+    #: Seconds for which a job may be ready before every second turn belongs to such as it.
+    ageing: float = DEFAULT_AGEING
+    pauses: frozenset[Pause] = frozenset()
+    #: By queue; those not named have weight 1.
+    queue_weights: Mapping[str, float] = field(default_factory=dict)
+    #: By group; those not named have weight 1.
+    group_weights: Mapping[str, float] = field(default_factory=dict)
+    #: By scope and name: ("global", ""), ("queue", name), ("action", name), ("key", name of the limit rule).
+    limits: Mapping[tuple[Scope, str], Limit] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.ageing) or self.ageing < 0:
+            raise SettingsError(f"ageing={self.ageing} is not allowed: expected seconds, 0 or more.")
+        for kind, weights in (("queue", self.queue_weights), ("group", self.group_weights)):
+            for name, weight in weights.items():
+                check_weight(kind, name, weight)
+
+
+def check_weight(kind: str, name: str, weight: float) -> float:
+    """Return ``weight`` if it may be one, else raise :class:`~sidestream.errors.SettingsError`."""
+    if not math.isfinite(weight) or not MIN_WEIGHT <= weight <= MAX_WEIGHT:
+        raise SettingsError(
+            f"The weight {weight!r} of the {kind} {name!r} is not allowed: expected {MIN_WEIGHT:g} to "
+            f"{MAX_WEIGHT:g}; to stop the {kind}, pause it."
+        )
+    return weight
