@@ -11,23 +11,42 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
-from sidestream.broker.protocol import Capability, Delivery, Generation, Lease, Place, Publication, Reclaimed
+from sidestream.broker.protocol import (
+    Capability,
+    Delivery,
+    Explanation,
+    Generation,
+    Lease,
+    Place,
+    Publication,
+    Reclaimed,
+)
 from sidestream.broker.redis import keys
 from sidestream.broker.redis.connection import RedisConnection
 from sidestream.broker.redis.entries import EntryReader
 from sidestream.broker.redis.functions import Functions
 from sidestream.broker.redis.probe import information, probe
+from sidestream.job.rules import Rules
 
 CHUNK = 500
 """Most jobs in one function call: Redis serves nobody else meanwhile (about 5 us each)."""
-_PLACES = (Place.NOWHERE, Place.READY, Place.DELAYED, Place.BEHIND_KEY, Place.HANDED_OFF)
+_PLACES = (
+    Place.NOWHERE,
+    Place.READY,
+    Place.DELAYED,
+    Place.BEHIND_KEY,
+    Place.HANDED_OFF,
+    Place.LIMITED,
+    Place.PAUSED,
+    Place.PARKED,
+)
 Item = TypeVar("Item")
 
 
 class RedisBroker:
     """Keeps :class:`~sidestream.broker.protocol.Broker` on Redis >= 7.0 or any Valkey."""
 
-    capabilities = frozenset({Capability.DIRECT, Capability.LEASES, Capability.KNOWN, Capability.SHARED})
+    capabilities = frozenset(Capability)
 
     def __init__(
         self,
@@ -77,9 +96,15 @@ class RedisBroker:
         """See :meth:`Broker.mark_built`."""
         self._functions.built(database.hex())
 
-    def announce(self, consumer: str, lanes: Sequence[str], info: str, ttl_ms: int) -> None:
+    def configure(self, database: bytes, rules: Rules) -> bool:
+        """See :meth:`Broker.configure`."""
+        return self._functions.configure(database.hex(), rules)
+
+    def announce(
+        self, consumer: str, lanes: Sequence[str], info: str, ttl_ms: int, actions: frozenset[bytes] | None = None
+    ) -> None:
         """See :meth:`Broker.announce`."""
-        self._functions.announce(consumer, info, ttl_ms, lanes)
+        self._functions.announce(consumer, info, ttl_ms, lanes, actions)
 
     def withdraw(self, consumer: str, lanes: Sequence[str]) -> None:
         """See :meth:`Broker.withdraw`."""
@@ -177,6 +202,15 @@ class RedisBroker:
     def locate(self, jobs: Sequence[Publication]) -> list[Place]:
         """See :meth:`Broker.locate`."""
         return [_PLACES[number] for chunk in _chunks(jobs) for number in self._functions.locate(chunk)]
+
+    def explain(self, job: Publication) -> Explanation:
+        """See :meth:`Broker.explain`."""
+        place, scope, until, rank, consumer, holders = self._functions.explain(job)
+        return Explanation(_PLACES[place], scope.decode(), tuple(holders), until, consumer.decode(), rank)
+
+    def move(self, job: Publication, priority: int) -> bool:
+        """See :meth:`Broker.move`."""
+        return self._functions.move(job, priority)
 
     def discard(self, job: Publication) -> bool:
         """See :meth:`Broker.discard`."""

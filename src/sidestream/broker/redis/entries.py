@@ -6,11 +6,10 @@ from collections.abc import Sequence
 
 from sidestream.broker.protocol import Delivery, Lease
 from sidestream.broker.redis.functions import Functions
-from sidestream.job.reference import DIRECT_SIZE, ROW_SIZE
+from sidestream.job.reference import SIZES
 
 TOKEN_SIZE = 16
 """An entry is a token of 16 digits, then the reference (``lua/shared/lease.lua``)."""
-_VERSIONS = {ROW_SIZE: 1, DIRECT_SIZE: 2}
 
 
 class EntryReader:
@@ -27,7 +26,7 @@ class EntryReader:
         names = self._lanes
         each = iter(words)
         for entry, meta, payload in zip(each, each, each, strict=True):
-            ready, name, *tries = meta.split()
+            ready, priority, name, *tries = meta.split()
             lane = names.get(name)
             if lane is None:
                 lane = names[name] = name.decode()
@@ -35,10 +34,12 @@ class EntryReader:
             if tries:
                 attempts, crashes, releases = map(int, tries)
                 found.append(
-                    Delivery(entry[16:], lane, lease, int(ready), payload or None, attempts, crashes, releases)
+                    Delivery(
+                        entry[16:], lane, lease, int(ready), payload or None, attempts, crashes, releases, int(priority)
+                    )
                 )
             else:
-                found.append(Delivery(entry[16:], lane, lease, int(ready), payload or None))
+                found.append(Delivery(entry[16:], lane, lease, int(ready), payload or None, 0, 0, 0, int(priority)))
         return found
 
     def handed(self, elements: Sequence[bytes], consumer: str) -> list[Delivery]:
@@ -46,10 +47,10 @@ class EntryReader:
         words: list[bytes] = []
         strange: list[bytes] = []
         for element in elements:
-            size = DIRECT_SIZE if element[TOKEN_SIZE : TOKEN_SIZE + 1] == b"\x02" else ROW_SIZE
-            end = TOKEN_SIZE + size
+            size = SIZES.get(element[TOKEN_SIZE]) if len(element) > TOKEN_SIZE else None
+            end = TOKEN_SIZE + (size or 0)
             meta, line_feed, payload = element[end:].partition(b"\n")
-            if line_feed and _VERSIONS[size] == element[TOKEN_SIZE] and meta.split(b" ", 1)[0].isdigit():
+            if size and line_feed and meta.split(b" ", 1)[0].isdigit():
                 words += (element[:end], meta, payload)
             else:
                 strange.append(element)

@@ -19,7 +19,9 @@ from typing import Any, NamedTuple
 
 from sidestream.broker.protocol import Delivery, Lease, Publication
 from sidestream.broker.redis.connection import FunctionMissing, RedisConnection
+from sidestream.broker.redis.rules_wire import pack_rules
 from sidestream.errors import BrokerError, GenerationMoved
+from sidestream.job.rules import Rules
 
 CODES: dict[int, tuple[type[BrokerError], str]] = {
     1: (
@@ -36,10 +38,14 @@ SHARED = (
     "reference",
     "known",
     "tries",
+    "rules",
+    "pool",
     "places",
+    "limits",
+    "parked",
     "line",
-    "pick",
     "lease",
+    "pick",
     "hand_off",
     "promote",
     "find",
@@ -105,9 +111,19 @@ class Functions:
         """Mark the database (16 hex digits) as built."""
         self._call("built", database)
 
-    def announce(self, consumer: str, info: str, ttl_ms: int, lanes: Sequence[str]) -> None:
-        """Announce a consumer and its lanes."""
-        self._call("announce", consumer, info, ttl_ms, *lanes)
+    def configure(self, database: str, rules: Rules) -> bool:
+        """Give the database (16 hex digits) its rules; False when newer ones, or these, govern it."""
+        packed = pack_rules(rules)
+        digest = sha1(packed, usedforsecurity=False).hexdigest()[:12]
+        return bool(self._call("configure", database, rules.version, digest, packed)[0])
+
+    def announce(
+        self, consumer: str, info: str, ttl_ms: int, lanes: Sequence[str], actions: frozenset[bytes] | None
+    ) -> None:
+        """Announce a consumer, its lanes and the actions that it knows (None: any)."""
+        tags = sorted(actions or ())
+        digest = "" if actions is None else sha1(b"".join(tags), usedforsecurity=False).hexdigest()
+        self._call("announce", consumer, info, ttl_ms, digest, len(tags), *tags, *lanes)
 
     def withdraw(self, consumer: str) -> None:
         """Take an announcement back."""
@@ -116,12 +132,12 @@ class Functions:
     def publish(self, jobs: Sequence[Publication], force: bool) -> int:
         """Publish at most a few hundred jobs; return how many were new."""
         by_lane: dict[str, list[Any]] = {}
-        for reference, lane, due_ms, payload, attempted in jobs:
+        for reference, lane, due_ms, payload, attempted, priority in jobs:
             words = by_lane.get(lane)
             if words is None:
                 words = by_lane[lane] = []
-            words += (reference, f"+{due_ms}" if attempted else due_ms, payload or b"")
-        sections = (word for lane, words in by_lane.items() for word in (lane, len(words) // 3, *words))
+            words += (reference, priority, f"+{due_ms}" if attempted else due_ms, payload or b"")
+        sections = (word for lane, words in by_lane.items() for word in (lane, len(words) // 4, *words))
         return int(self._call("publish", int(force), *sections)[0])
 
     def claim(
@@ -178,8 +194,8 @@ class Functions:
     def reassert(self, consumer: str, deliveries: Sequence[Delivery]) -> list[tuple[int, bytes]]:
         """Return (position from 1, entry) for each delivery that is the consumer's again."""
         words: list[Any] = [consumer]
-        for reference, lane, _, ready_ms, payload, attempts, crashes, releases in deliveries:
-            words += (reference, lane, ready_ms, payload or b"", attempts, crashes, releases)
+        for reference, lane, _, ready_ms, payload, attempts, crashes, releases, priority in deliveries:
+            words += (reference, lane, priority, ready_ms, payload or b"", attempts, crashes, releases)
         return [(position, entry) for position, entry in self._call("reassert", *words)]
 
     def known(self, database: bytes, chunk: int) -> bytes:
@@ -191,12 +207,21 @@ class Functions:
         """Return a place number for each job (``lua/shared/find.lua``)."""
         words: list[Any] = []
         for job in jobs:
-            words += (job.reference, job.lane)
+            words += (job.reference, job.lane, job.priority)
         return self._call("locate", *words)
+
+    def explain(self, job: Publication) -> tuple[int, bytes, int, int, bytes, list[bytes]]:
+        """Return place number, scope, until (ms), rank, consumer and holders (``lua/explain.lua``)."""
+        place, scope, until, rank, consumer, *holders = self._call("explain", job.reference, job.lane, job.priority)
+        return place, scope, until, rank, consumer, holders
+
+    def move(self, job: Publication, priority: int) -> bool:
+        """Return whether the waiting job has the new priority."""
+        return bool(self._call("move", job.reference, job.lane, job.priority, priority)[0])
 
     def discard(self, job: Publication) -> bool:
         """Return whether the waiting job was removed."""
-        return bool(self._call("discard", job.reference, job.lane)[0])
+        return bool(self._call("discard", job.reference, job.lane, job.priority)[0])
 
     def strange(self, found: Sequence[bytes]) -> None:
         """Put foreign bytes aside."""

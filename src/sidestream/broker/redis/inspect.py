@@ -13,13 +13,17 @@ import msgpack
 
 from sidestream.broker.redis import keys
 from sidestream.broker.redis.connection import RedisConnection
+from sidestream.job.job import LOWEST_PRIORITY
+
+MOST_SEATS = 1000
+"""Most groups of a lane whose ready jobs are counted."""
 
 
 class LaneDepth(NamedTuple):
     """How many jobs of a lane are where."""
 
     lane: str
-    #: Claimable now.
+    #: Claimable now, paused groups left out.
     ready: int
     #: Due later, or waiting for another try.
     delayed: int
@@ -82,10 +86,13 @@ class RedisInspector:
         """Return the depth of every lane, the workers, and what is out of the ordinary."""
         run, prefix = self._connection.run, self._prefix
         behind = _pairs(run("HGETALL", keys.behind(prefix)))
-        names = sorted(run("SMEMBERS", keys.lanes(prefix)))
+        lanes = _pairs(run("HGETALL", keys.lanes(prefix)))
         workers = self.workers()
         return Overview(
-            lanes=tuple(self._depth(name.decode(), int(behind.get(name, 0))) for name in names),
+            lanes=tuple(
+                self._depth(name.decode(), number.decode(), int(behind.get(name, 0)))
+                for name, number in sorted(lanes.items())
+            ),
             workers=workers,
             undelivered=sum(run("LLEN", keys.hand(prefix, worker.consumer)) for worker in workers),
             direct=run("HLEN", keys.direct(prefix)),
@@ -125,10 +132,12 @@ class RedisInspector:
         found: list[bytes] = self._connection.run("LRANGE", keys.strange(self._prefix), 0, count - 1)
         return found
 
-    def _depth(self, lane: str, behind: int) -> LaneDepth:
+    def _depth(self, lane: str, number: str, behind: int) -> LaneDepth:
         run, prefix = self._connection.run, self._prefix
-        ready = run("ZCARD", keys.ready(prefix, lane))
-        delayed = run("ZCARD", keys.delayed(prefix, lane))
+        pool = f"r{number}"
+        seats = run("ZRANGE", keys.ring(prefix, pool), 0, MOST_SEATS - 1)
+        ready = sum(run("ZCARD", keys.bin_(prefix, pool, seat)) for seat in seats)
+        delayed = sum(run("ZCARD", keys.delayed(prefix, number, priority)) for priority in range(LOWEST_PRIORITY + 1))
         return LaneDepth(lane, ready, delayed, behind, run("ZCARD", keys.held(prefix, lane)))
 
 

@@ -15,18 +15,68 @@ def meta(prefix: str) -> str:
 
 
 def lanes(prefix: str) -> str:
-    """SET of lanes that ever held a job."""
+    """HASH lane -> the number that stands for it in other keys: every lane that was ever served or filled."""
     return f"{prefix}lanes"
 
 
-def ready(prefix: str, lane: str) -> str:
-    """ZSET reference -> first-ready time in ms."""
-    return f"{prefix}ready:{lane}"
+def ring(prefix: str, pool: str) -> str:
+    """ZSET seat (priority, group tag) -> priority x 2^40 + the group's virtual time: bins of a pool that are served."""
+    return f"{prefix}ring:{pool}"
 
 
-def delayed(prefix: str, lane: str) -> str:
+def bin_(prefix: str, pool: str, seat: bytes) -> bytes:
+    """ZSET member -> first-ready time in ms; the pool of ready jobs of lane number 3 is ``r3``."""
+    return f"{prefix}bin:{pool}:".encode() + seat
+
+
+def delayed(prefix: str, lane_number: str, priority: int) -> str:
     """ZSET reference -> due time in ms."""
-    return f"{prefix}delayed:{lane}"
+    return f"{prefix}delayed:{lane_number}:{priority}"
+
+
+def rules(prefix: str) -> str:
+    """HASH database (16 hex digits) -> its rules, MessagePack; their versions stand in meta."""
+    return f"{prefix}rules"
+
+
+def slots(prefix: str, database: str, limit: str) -> str:
+    """SET of the references that count against a limit now."""
+    return f"{prefix}slots:{database}:{limit}"
+
+
+def buckets(prefix: str) -> str:
+    """HASH database:limit -> tokens, and the ms at which they were counted."""
+    return f"{prefix}buckets"
+
+
+def full(prefix: str) -> str:
+    """ZSET database:limit -> ms at which its bucket is full again and is forgotten."""
+    return f"{prefix}full"
+
+
+def wakes(prefix: str) -> str:
+    """ZSET parked pool or task -> ms at which it is looked at."""
+    return f"{prefix}wakes"
+
+
+def turns(prefix: str) -> str:
+    """HASH lane -> its virtual time, and whose turn it is between aged and urgent jobs of a pool."""
+    return f"{prefix}turns"
+
+
+def knows(prefix: str) -> str:
+    """HASH consumer -> digest of the actions that it knows; ``knows:<digest>`` is the SET of their tags."""
+    return f"{prefix}knows"
+
+
+def parked(prefix: str) -> str:
+    """SET of the pools of limited and paused jobs that are not empty."""
+    return f"{prefix}parked"
+
+
+def unknown(prefix: str) -> str:
+    """SET of the pools of jobs whose action nobody knew who met them."""
+    return f"{prefix}unknown"
 
 
 def behind(prefix: str) -> str:

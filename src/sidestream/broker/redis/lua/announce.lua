@@ -1,9 +1,20 @@
--- Tell that a consumer is alive and which lanes it serves. workers: consumer -> "<until_ms>", its lanes on one line, info.
--- KEYS[1] prefix; built: meta workers
--- ARGV    generation, now, consumer, info (JSON), ttl ms, lanes...
+-- Tell that a consumer is alive, which lanes it serves and which actions it knows. workers: consumer -> "<until_ms>", its lanes
+-- on one line, info.
+-- KEYS[1] prefix; built: meta workers knows knows:<digest>
+-- ARGV    generation, now, consumer, info (JSON), ttl ms, digest of its actions ('' knows any), how many tags follow, tags,
+--         lanes...
 -- Returns {code}
 -- Flags   allow-oom
 if moved() then return {MOVED} end
-local lanes = table.concat({unpack(ARGV, 6)}, ' ')
+local digest, tags = ARGV[6], tonumber(ARGV[7])
+local lanes = table.concat({unpack(ARGV, 8 + tags)}, ' ')
 call('HSET', WORKERS, ARGV[3], digits(NOW + ARGV[5]) .. '\n' .. lanes .. '\n' .. ARGV[4])
+if digest == '' then
+  call('HDEL', KNOWS, ARGV[3])
+else
+  call('HSET', KNOWS, ARGV[3], digest)
+  local set = P .. 'knows:' .. digest
+  for at = 8, 7 + tags, 500 do call('SADD', set, unpack(ARGV, at, math.min(at + 499, 7 + tags))) end
+  call('PEXPIRE', set, 604800000) -- a week after the last announcement that names it
+end
 return {OK}

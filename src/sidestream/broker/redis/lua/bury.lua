@@ -16,6 +16,6 @@ if is_direct(reference) then
     payload = call('HGET', DIRECT, uuid) or '',
   }))
 end
-drop(reference, lane)
-if forget({reference}) then hand_off() end
+local freed = drop(reference, lane)
+if forget({reference}) or freed then hand_off() end
 return {OK, 1}

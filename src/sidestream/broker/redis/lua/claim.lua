@@ -9,8 +9,17 @@ if beat_or_moved(tonumber(ARGV[3])) then return {MOVED} end
 local consumer, free, prefetch, wait = ARGV[4], tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
 local lanes = {unpack(ARGV, 8)}
 call('HDEL', FREE, consumer)
-local promoted = 0
+local promoted = work_off()
 for _, lane in ipairs(lanes) do promoted = promoted + promote(lane) end
+if call('EXISTS', UNKNOWN) == 1 then
+  -- Parked by somebody who does not know the action: handed to us, who do, in this same call.
+  local mine, known = {}, known_to(consumer)
+  for _, lane in ipairs(lanes) do mine[lane_number(lane)] = true end
+  for _, pool in ipairs(call('SMEMBERS', UNKNOWN)) do
+    local number, action = string.match(pool, '^u(%d+):(%x+)$')
+    if mine[number] and (not known or known[unhex(action)]) then promoted = promoted + wake(pool, 100) end
+  end
+end
 
 local flat = read_hand(consumer)
 while #flat > 3 * free do -- it announced more children than it has now
@@ -19,7 +28,7 @@ while #flat > 3 * free do -- it announced more children than it has now
 end
 local room = free - #flat / 3
 if room + prefetch > 0 then
-  local granted = grant(consumer, pick(lanes, room, prefetch))
+  local granted = grant(consumer, pick(lanes, room, prefetch, consumer))
   if flat[1] then
     for _, word in ipairs(granted) do flat[#flat + 1] = word end
   else
@@ -31,9 +40,12 @@ if flat[1] or wait == 0 or free == 0 then return {OK, 0, flat} end
 
 local block = math.min(wait, 1000)
 for _, lane in ipairs(lanes) do
-  local due = call('ZRANGE', delayed_key(lane), 0, 0, 'WITHSCORES')[2]
+  local due = next_due(lane)
   if due then block = math.max(1, math.min(block, due - NOW)) end
 end
+local waking = tonumber(call('ZRANGE', WAKES, 0, 0, 'WITHSCORES')[2])
+if waking then block = math.max(1, math.min(block, waking - NOW)) end
+if opens_at then block = math.max(1, math.min(block, opens_at - NOW)) end
 -- Shorter than the read, so that nothing is handed to a reader that has just given up; what is, its next claim reads.
 call('HSET', FREE, consumer, digits(free) .. ' ' .. digits(NOW + block) .. '\n' .. table.concat(lanes, '\n'))
 return {OK, block, flat}

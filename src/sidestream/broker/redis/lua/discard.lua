@@ -1,14 +1,14 @@
 -- Remove a waiting reference whose row ended; its known bit goes too, so that a retry by a person publishes it again.
 -- KEYS[1] prefix; built: meta leases held:<lane> ready:<lane> delayed:<lane> heads behind key:<db>:<tag> tries direct
 --         known:<db>:<chunk> free hand:<consumer> strange
--- ARGV    generation, now, reference, lane
+-- ARGV    generation, now, reference, lane, priority
 -- Returns {code, 1, or 0 when it is handed off or nowhere}
 -- Flags   allow-oom
 if moved() then return {MOVED} end
 
 local reference, lane = ARGV[3], ARGV[4]
 if handed_off(reference) then return {OK, 0} end
-local found = unplace(reference, lane)
+local found = unplace(reference, lane, ARGV[5])
 if found == 0 and keyed(reference) then
   local one = find_in_line(reference)
   if one then

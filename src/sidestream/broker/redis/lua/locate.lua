@@ -1,12 +1,12 @@
 -- Say where rows' references are. Mends a line without its head when it meets one.
 -- KEYS[1] prefix; built: meta leases held:<lane> ready:<lane> delayed:<lane> heads behind key:<db>:<tag> strange free
 --         hand:<consumer> direct tries
--- ARGV    generation, now, then reference, lane for each
--- Returns {code, 0 nowhere | 1 ready | 2 delayed | 3 behind its key | 4 handed off...}
+-- ARGV    generation, now, then reference, lane, priority for each
+-- Returns {code, 0 nowhere | 1 ready | 2 delayed | 3 behind its key | 4 handed off | 5 limited | 6 paused | 7 parked...}
 -- Flags   allow-oom
 if moved() then return {MOVED} end
 
 local answer = {OK}
-for i = 3, #ARGV, 2 do answer[#answer + 1] = find(ARGV[i], ARGV[i + 1]) end
+for i = 3, #ARGV, 3 do answer[#answer + 1] = find(ARGV[i], ARGV[i + 1], ARGV[i + 2]) end
 hand_off()
 return answer

@@ -3,8 +3,8 @@
 -- KEYS[1] prefix; built: meta lanes direct dead known:<db>:<chunk> ready:<lane> delayed:<lane> heads behind
 --         key:<db>:<tag> leases held:<lane> free hand:<consumer> tries strange
 -- ARGV    generation, now, force (1: publish known rows too, unless they are found in some place), then for each lane:
---         lane, how many jobs, and for each of them: reference, due ms (0: now; with a leading + it was attempted and
---         keeps its place in its key's line while it waits), payload ('' for a row)
+--         lane, how many jobs, and for each of them: reference, priority, due ms (0: now; with a leading + it was attempted
+--         and keeps its place in its key's line while it waits), payload ('' for a row)
 -- Returns {code, how many were new}
 -- Flags   none
 if moved() then return {MOVED} end
@@ -16,8 +16,8 @@ local bits, held, TAKEN = {}, {}, 2 -- taken: seen in this call already
 local uuids, words, rows = {}, {}, {}
 local at = 4
 while ARGV[at] do
-  local last = at + 1 + 3 * ARGV[at + 1]
-  for i = at + 2, last, 3 do
+  local last = at + 1 + 4 * ARGV[at + 1]
+  for i = at + 2, last, 4 do
     local reference = ARGV[i]
     if is_direct(reference) then uuids[#uuids + 1] = uuid_of(reference) else rows[#rows + 1] = reference end
   end
@@ -30,7 +30,7 @@ if uuids[1] then
 end
 if rows[1] then bits = write_known(rows, 1) end
 
-local function is_new(reference, lane, payload)
+local function is_new(reference, lane, priority, payload)
   if is_direct(reference) then
     local uuid = uuid_of(reference)
     if held[uuid] then return false end
@@ -41,37 +41,40 @@ local function is_new(reference, lane, payload)
   end
   local before = bits[reference]
   bits[reference] = TAKEN
-  return before == 0 or (before == 1 and force and find(reference, lane) == NOWHERE)
+  return before == 0 or (before == 1 and force and find(reference, lane, priority) == NOWHERE)
 end
 at = 4
 while ARGV[at] do
-  local lane, last, ready_now, later = ARGV[at], at + 1 + 3 * ARGV[at + 1], {}, {}
-  for i = at + 2, last, 3 do
-    local reference, due = ARGV[i], ARGV[i + 1]
-    if is_new(reference, lane, ARGV[i + 2]) then
+  local lane, last, bins, later = ARGV[at], at + 1 + 4 * ARGV[at + 1], {}, {}
+  local seat, bin = nil, nil
+  for i = at + 2, last, 4 do
+    local reference, priority, due = ARGV[i], ARGV[i + 1], ARGV[i + 2]
+    if is_new(reference, lane, priority, ARGV[i + 3]) then
       count = count + 1
-      if due == '0' and not keyed(reference) then
-        local n = #ready_now
-        ready_now[n + 1], ready_now[n + 2] = NOW_TEXT, reference
+      local attempted = sub(due, 1, 1) == '+'
+      due = due ~= '0' and tonumber(due) or 0
+      local ready = due > 0 and due or NOW
+      if due > NOW and not (keyed(reference) and attempted) then
+        local words = later[priority] or {}
+        later[priority] = words
+        words[#words + 1] = digits(due)
+        words[#words + 1] = reference
+      elseif keyed(reference) then
+        stand(stander(reference, lane, priority, ready, due))
       else
-        local attempted = sub(due, 1, 1) == '+'
-        due = tonumber(due)
-        local ready = due > 0 and due or NOW
-        if due > NOW and not (keyed(reference) and attempted) then
-          later[#later + 1] = digits(due)
-          later[#later + 1] = reference
-        elseif keyed(reference) then
-          stand(stander(reference, lane, ready, due))
-        else
-          ready_now[#ready_now + 1] = digits(ready)
-          ready_now[#ready_now + 1] = reference
+        local its = priority .. sub(reference, -16, -9)
+        if its ~= seat then
+          seat, bin = its, bins[its] or {}
+          bins[its] = bin
         end
+        local n = #bin
+        bin[n + 1], bin[n + 2] = due > 0 and digits(ready) or NOW_TEXT, reference
       end
     end
   end
-  if ready_now[1] then call('ZADD', ready_key(lane), unpack(ready_now)) end
-  if later[1] then call('ZADD', delayed_key(lane), unpack(later)) end
-  call('SADD', LANES, lane)
+  for its, words in pairs(bins) do put(ready_pool(lane), its, words) end
+  for priority, words in pairs(later) do call('ZADD', delayed_key(lane, priority), unpack(words)) end
+  lane_number(lane)
   at = last + 1
 end
 if words[1] then call('HSET', DIRECT, unpack(words)) end

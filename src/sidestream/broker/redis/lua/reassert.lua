@@ -1,16 +1,16 @@
 -- In a new generation: a consumer states what it holds. A job that somebody else holds by now is not given back.
 -- KEYS[1] prefix; built: meta leases held:<lane> known:<db>:<chunk> direct tries heads behind key:<db>:<tag>
 --         ready:<lane> delayed:<lane> free hand:<consumer> strange lanes
--- ARGV    generation, now, consumer, then for each job: reference, lane, ready ms, payload ('' for a row), attempts,
---         crashes, releases
+-- ARGV    generation, now, consumer, then for each job: reference, lane, priority, ready ms, payload ('' for a row),
+--         attempts, crashes, releases
 -- Returns {code, {position (from 1), entry}...}
 -- Flags   allow-oom
 if moved() then return {MOVED} end
 
 -- Out of every waiting place; false when it is handed off already.
-local function withdraw(reference, lane)
+local function withdraw(reference, lane, priority)
   if handed_off(reference) then return false end
-  unplace(reference, lane)
+  unplace(reference, lane, priority)
   local one = keyed(reference) and find_in_line(reference)
   if one then
     call('ZREM', line_key(reference), one.bytes)
@@ -23,34 +23,35 @@ local function run_as_head(one)
   local head = read_head(one.reference)
   if head and head.reference ~= one.reference then
     if handed_off(head.reference) then return end
-    unplace(head.reference, head.lane)
+    unplace(head.reference, head.lane, head.priority)
     join_line(head)
   end
   call('HSET', HEADS, key_field(one.reference), one.bytes)
 end
 
-local references, readies, lanes, positions, rows = {}, {}, {}, {}, {}
-for i = 4, #ARGV, 7 do
-  local reference, lane, ready, payload = ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3]
-  local attempts, crashes, releases = tonumber(ARGV[i + 4]), tonumber(ARGV[i + 5]), tonumber(ARGV[i + 6])
+local references, readies, lanes, levels, positions, rows = {}, {}, {}, {}, {}, {}
+for i = 4, #ARGV, 8 do
+  local reference, lane, level, ready, payload = ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3], ARGV[i + 4]
+  local attempts, crashes, releases = tonumber(ARGV[i + 5]), tonumber(ARGV[i + 6]), tonumber(ARGV[i + 7])
   local ours
   if is_direct(reference) then
     -- Its bytes are held: its sender published it again, or it was asserted before. It is no longer ours.
     ours = call('HSETNX', DIRECT, uuid_of(reference), payload) == 1
   else
-    ours = withdraw(reference, lane)
+    ours = withdraw(reference, lane, level)
     rows[#rows + 1] = reference
   end
   if ours then
     if attempts + crashes + releases > 0 then write_tries(reference, attempts, crashes, releases, tonumber(ready)) end
-    if keyed(reference) then run_as_head(stander(reference, lane, tonumber(ready), 0)) end
-    call('SADD', LANES, lane)
+    if keyed(reference) then run_as_head(stander(reference, lane, level, tonumber(ready), 0)) end
+    lane_number(lane)
+    hold_slots(reference, lane)
     local n = #references + 1
-    references[n], readies[n], lanes[n], positions[n] = reference, ready, lane, (i - 4) / 7 + 1
+    references[n], readies[n], lanes[n], levels[n], positions[n] = reference, ready, lane, level, (i - 4) / 8 + 1
   end
 end
 if rows[1] then write_known(rows, 1) end
-local flat, answer = grant(ARGV[3], references, readies, lanes), {OK}
+local flat, answer = grant(ARGV[3], references, readies, lanes, levels), {OK}
 for i, position in ipairs(positions) do answer[i + 1] = {position, flat[3 * i - 2]} end
 hand_off()
 return answer

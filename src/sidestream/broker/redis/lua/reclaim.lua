@@ -9,7 +9,7 @@ if beat_or_moved(lease_ms / 2) then return {MOVED} end
 local gap = call('HGET', META, 'gap')
 if gap and NOW - gap < renew_ms then return {OK, 0} end
 
-local references, readies, lanes, counts, losers, more = {}, {}, {}, {}, {}, 0
+local references, readies, lanes, levels, counts, losers, more = {}, {}, {}, {}, {}, {}, 0
 for i = 6, #ARGV do
   local lane, room = ARGV[i], 100 - #references
   local late = room > 0
@@ -19,7 +19,8 @@ for i = 6, #ARGV do
     local count, ready, home, loser = string.match(leases[at] or '', '^%d+ (%d+) (%d+) (%S+) (.*)$')
     if loser and home == lane and valid(reference) then
       local n = #references + 1
-      references[n], readies[n], lanes[n], counts[n], losers[reference] = reference, ready, lane, count + 1, loser
+      references[n], readies[n], lanes[n], levels[n] = reference, ready, lane, level
+      counts[n], losers[reference] = count + 1, loser
     else
       call('ZREM', held_key(lane), reference) -- held, but leased nowhere: not written by us, or settled under another lane
       if not valid(reference) then put_aside(reference) end
@@ -27,7 +28,7 @@ for i = 6, #ARGV do
   end
   if #late == room then more = 1 end
 end
-local flat, answer = grant(consumer, references, readies, lanes, counts), {OK, more}
+local flat, answer = grant(consumer, references, readies, lanes, levels, counts), {OK, more}
 for at = 1, #flat, 3 do
   local reference = reference_of(flat[at])
   local count = string.match(call('HGET', LEASES, reference), '^%d+ (%d+)')
@@ -37,7 +38,15 @@ end
 local workers = call('HGETALL', WORKERS)
 for i = 1, #workers, 2 do
   local till = string.match(workers[i + 1], '^(%d+)\n')
-  if not till or tonumber(till) < NOW then call('HDEL', WORKERS, workers[i]) end
+  if not till or tonumber(till) < NOW then
+    call('HDEL', WORKERS, workers[i])
+    call('HDEL', KNOWS, workers[i])
+  end
+end
+local full = call('ZRANGE', FULL, '-inf', NOW_TEXT, 'BYSCORE', 'LIMIT', 0, 500)
+if full[1] then
+  call('HDEL', BUCKETS, unpack(full))
+  call('ZREM', FULL, unpack(full))
 end
 hand_off()
 return answer

@@ -1,6 +1,6 @@
 -- Hand one job back, to its old place, or after a delay, or behind its key.
--- KEYS[1] prefix; built: meta leases held:<lane> tries ready:<lane> delayed:<lane> heads behind key:<db>:<tag> direct
---         free hand:<consumer> strange
+-- KEYS[1] prefix; built: meta leases held:<lane> tries lanes ring: bin: delayed: heads behind key:<db>:<tag> direct rules
+--         slots: buckets wakes turns parked unknown knows free hand:<consumer> strange
 -- ARGV    generation, now, entry, lane, ready ms,
 --         delay ms ('' grows with the releases), blocked (1: an open job of its key stands before it),
 --         attempt (1: charge one), crash (1: charge one), count (1: count this release)
@@ -10,7 +10,9 @@ if moved() then return {MOVED} end
 
 local entry, lane, ready, blocked = ARGV[3], ARGV[4], tonumber(ARGV[5]), ARGV[7] == '1'
 local reference = reference_of(entry)
-if not holds(call('HGET', LEASES, reference), entry) then return {OK, -1} end
+local lease = call('HGET', LEASES, reference)
+if not holds(lease, entry) then return {OK, -1} end
+local priority = priority_of(lease)
 drop(reference, lane)
 
 local attempts, crashes, releases = read_tries(reference)
@@ -35,9 +37,9 @@ end
 
 if keyed(reference) then
   -- Blocked: its row is due, so as soon as the job before it is known here it gives up the head and the delay.
-  stand_back(stander(reference, lane, ready, (blocked or delay == 0) and 0 or NOW + delay), NOW + delay)
+  stand_back(stander(reference, lane, priority, ready, (blocked or delay == 0) and 0 or NOW + delay), NOW + delay)
 else
-  place(reference, lane, ready, delay == 0 and 0 or NOW + delay)
+  place(reference, lane, priority, ready, delay == 0 and 0 or NOW + delay)
 end
 hand_off()
 return {OK, releases}

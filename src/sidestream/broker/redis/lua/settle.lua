@@ -17,6 +17,12 @@ while ARGV[at] do
   if ours[1] then
     call('HDEL', LEASES, unpack(ours))
     call('ZREM', held_key(lane), unpack(ours))
+    local rules = rules_of(lane)
+    if rules and rules.limited then
+      for _, reference in ipairs(ours) do
+        if free_slots(reference, lane) then ended[1] = true end
+      end
+    end
     if forget(ours) then ended[1] = true end
   end
   nth, at = nth + count, at + 2 + count

@@ -7,6 +7,7 @@
 if moved() then return {MOVED} end
 call('HDEL', FREE, ARGV[3])
 call('HDEL', WORKERS, ARGV[3])
+call('HDEL', KNOWS, ARGV[3])
 local flat = read_hand(ARGV[3])
 for at = 1, #flat, 3 do hand_back(flat[at], flat[at + 1]) end
 if flat[1] then hand_off() end

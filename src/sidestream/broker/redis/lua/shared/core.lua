@@ -4,9 +4,15 @@
 local OK, MOVED = 0, 1
 local KEYS, ARGV, call, sub, byte, NOW, NOW_TEXT
 local P, META, LANES, DIRECT, TRIES, DEAD, HEADS, BEHIND, LEASES, FREE, WORKERS, STRANGE
+local RULES, BUCKETS, WAKES, TURNS, KNOWS, PARKED, UNKNOWN, FULL
 
 -- Lua prints large numbers with an exponent; Redis and Python want digits.
 local function digits(number) return string.format('%d', number) end
+
+-- Numbers of lanes, looked up once a call: keys carry the number, not the name.
+local lane_numbers
+-- The rules of a database, read once a call (rules.lua).
+local rules_seen
 
 local function begin_call(keys, argv)
   KEYS, ARGV, call, sub, byte = keys, argv, redis.call, string.sub, string.byte -- while it is loaded none of them exists
@@ -15,6 +21,8 @@ local function begin_call(keys, argv)
     META, LANES, DIRECT, TRIES, DEAD = P .. 'meta', P .. 'lanes', P .. 'direct', P .. 'tries', P .. 'dead'
     HEADS, BEHIND, LEASES = P .. 'heads', P .. 'behind', P .. 'leases'
     FREE, WORKERS, STRANGE = P .. 'free', P .. 'workers', P .. 'strange'
+    RULES, BUCKETS, WAKES, TURNS = P .. 'rules', P .. 'buckets', P .. 'wakes', P .. 'turns'
+    KNOWS, PARKED, UNKNOWN, FULL = P .. 'knows', P .. 'parked', P .. 'unknown', P .. 'full'
   end
   NOW = tonumber(ARGV[2])
   if not NOW then
@@ -22,10 +30,24 @@ local function begin_call(keys, argv)
     NOW = time[1] * 1000 + math.floor(time[2] / 1000)
   end
   NOW_TEXT = digits(NOW)
+  lane_numbers, rules_seen = {}, {}
 end
 
-local function ready_key(lane) return P .. 'ready:' .. lane end
-local function delayed_key(lane) return P .. 'delayed:' .. lane end
+-- lanes: lane -> its number in this generation, given when a job first enters it.
+local function lane_number(lane)
+  local number = lane_numbers[lane]
+  if not number then
+    number = call('HGET', LANES, lane)
+    if not number then
+      number = digits(call('HINCRBY', META, 'lane', 1))
+      call('HSET', LANES, lane, number)
+    end
+    lane_numbers[lane] = number
+  end
+  return number
+end
+
+local function delayed_key(lane, priority) return P .. 'delayed:' .. lane_number(lane) .. ':' .. priority end
 local function held_key(lane) return P .. 'held:' .. lane end
 local function hand_key(consumer) return P .. 'hand:' .. consumer end
 

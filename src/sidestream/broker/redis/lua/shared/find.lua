@@ -1,17 +1,14 @@
--- Where a reference is, as a number that the Python side turns into a Place.
-local NOWHERE, READY, DELAYED, BEHIND_KEY, HANDED_OFF = 0, 1, 2, 3, 4
-local function find_waiting(reference, lane)
+-- Where a reference is, as a number that the Python side turns into a Place (places.lua).
+local function find_waiting(reference, lane, hint)
   if handed_off(reference) then return HANDED_OFF end
-  if call('ZSCORE', ready_key(lane), reference) then return READY end
-  if call('ZSCORE', delayed_key(lane), reference) then return DELAYED end
-  return NOWHERE
+  return (look_for(reference, lane, hint))
 end
-local function find(reference, lane)
-  local place = find_waiting(reference, lane)
-  if place ~= NOWHERE or not keyed(reference) or not find_in_line(reference) then return place end
+local function find(reference, lane, hint)
+  local found = find_waiting(reference, lane, hint)
+  if found ~= NOWHERE or not keyed(reference) or not find_in_line(reference) then return found end
   -- A line whose head is nowhere would wait for ever: its first stands up, which may be this one.
   local head = read_head(reference)
-  if head and find_waiting(head.reference, head.lane) ~= NOWHERE then return BEHIND_KEY end
+  if head and find_waiting(head.reference, head.lane, head.priority) ~= NOWHERE then return BEHIND_KEY end
   seat_next(reference)
-  return find_in_line(reference) and BEHIND_KEY or find_waiting(reference, lane)
+  return find_in_line(reference) and BEHIND_KEY or find_waiting(reference, lane, hint)
 end

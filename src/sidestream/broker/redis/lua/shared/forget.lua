@@ -4,7 +4,7 @@ local function forget(references)
   for i = 1, #references do
     local reference = references[i]
     if sub(reference, -8) ~= NO_KEY then passing[#passing + 1] = reference end
-    if byte(reference) == 2 then uuids[#uuids + 1] = sub(reference, 10, 25) else rows[#rows + 1] = reference end
+    if is_direct(reference) then uuids[#uuids + 1] = sub(reference, 10, 25) else rows[#rows + 1] = reference end
   end
   if call('EXISTS', TRIES) == 1 then call('HDEL', TRIES, unpack(references)) end
   if uuids[1] then call('HDEL', DIRECT, unpack(uuids)) end

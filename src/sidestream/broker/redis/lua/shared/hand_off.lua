@@ -13,7 +13,7 @@ local function hand_off()
     else
       local lanes = {}
       for lane in string.gmatch(names, '[^\n]+') do lanes[#lanes + 1] = lane end
-      local flat, elements = grant(consumer, pick(lanes, children, 0)), {}
+      local flat, elements = grant(consumer, pick(lanes, children, 0, consumer)), {}
       for at = 1, #flat, 3 do
         elements[#elements + 1] = flat[at] .. flat[at + 1] .. '\n' .. flat[at + 2]
       end
@@ -34,7 +34,7 @@ end
 local function read_hand(consumer)
   local flat = {}
   for _, element in ipairs(call('LPOP', hand_key(consumer), 1000) or {}) do
-    local size = 16 + (byte(element, 17) == 2 and 41 or 33)
+    local size = 16 + (SIZES[byte(element, 17)] or 0)
     local entry, meta, payload = sub(element, 1, size), string.match(sub(element, size + 1), '^([^\n]+)\n(.*)$')
     if not meta or not valid(reference_of(entry)) then
       put_aside(element)
@@ -48,11 +48,11 @@ end
 -- An unread hand-off goes back to where it came from.
 local function hand_back(entry, meta)
   local reference = reference_of(entry)
-  local ready, lane = string.match(meta, '^(%d+) (%S+)')
+  local ready, priority, lane = string.match(meta, '^(%d+) (%d) (%S+)')
   drop(reference, lane)
   if keyed(reference) then
-    stand_back(stander(reference, lane, tonumber(ready), 0))
+    stand_back(stander(reference, lane, priority, tonumber(ready), 0))
   else
-    call('ZADD', ready_key(lane), ready, reference)
+    place(reference, lane, priority, tonumber(ready), 0)
   end
 end

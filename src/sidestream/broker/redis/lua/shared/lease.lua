@@ -1,4 +1,4 @@
--- leases: reference -> "<token> <deliveries> <ready_ms> <lane> <consumer>"; held:<lane>: reference -> ms of its last
+-- leases: reference -> "<token> <deliveries> <ready_ms> <priority> <lane> <consumer>"; held:<lane>: reference -> ms of its last
 -- claim or renewal. A token (16 digits) is never given out twice, so reference and token together are the proof of who
 -- holds what; whoever takes a delivery over gives it a new one. An entry, as the outside knows it: token .. reference.
 local function new_token()
@@ -7,11 +7,20 @@ end
 local function token_of(entry) return sub(entry, 1, 16) end
 local function reference_of(entry) return sub(entry, 17) end
 local function holds(lease, entry) return lease and sub(lease, 1, 16) == sub(entry, 1, 16) end
-local function lane_of(lease) return string.match(lease, '^%d+ %d+ %d+ (%S+) ') end
+-- Its lane; the priority that it goes back to.
+local function lane_of(lease) return string.match(lease, '^%d+ %d+ %d+ %d (%S+) ') end
+local function priority_of(lease) return string.match(lease, '^%d+ %d+ %d+ (%d) ') end
 
--- Give references (with ready times, lanes, delivery counts or nil for the first) to a consumer.
--- Answers flat: entry, meta "<ready_ms> <lane>[ <attempts> <crashes> <releases>]", payload or '' for each.
-local function grant(consumer, references, readies, lanes, counts)
+-- The lease ends; what becomes of the job is the caller's to say. Answers whether a limit may let others in now.
+local function drop(reference, lane)
+  call('HDEL', LEASES, reference)
+  call('ZREM', held_key(lane), reference)
+  return free_slots(reference, lane)
+end
+
+-- Give references (with ready times, lanes, priorities, delivery counts or nil for the first) to a consumer.
+-- Answers flat: entry, meta "<ready_ms> <priority> <lane>[ <attempts> <crashes> <releases>]", payload or '' for each.
+local function grant(consumer, references, readies, lanes, levels, counts)
   local flat, leases, held, uuids, nth = {}, {}, {}, {}, {}
   if not references[1] then return flat end
   local token, n, m = new_token(), 0, 0
@@ -30,11 +39,10 @@ local function grant(consumer, references, readies, lanes, counts)
     local payload = nth[i] and payloads[nth[i]]
     if nth[i] and not payload then
       put_aside(reference) -- its bytes are gone: nobody could run it
-      call('HDEL', LEASES, reference)
-      call('ZREM', held_key(lane), reference)
+      drop(reference, lane)
       if keyed(reference) then free_key(reference) end
     else
-      local meta = readies[i] .. ' ' .. lane
+      local meta = readies[i] .. ' ' .. levels[i] .. ' ' .. lane
       leases[m + 1] = reference
       leases[m + 2] = (counts and token .. ' ' .. counts[i] .. ' ' or first) .. meta .. by
       m = m + 2
@@ -52,9 +60,4 @@ local function grant(consumer, references, readies, lanes, counts)
   if leases[1] then call('HSET', LEASES, unpack(leases)) end
   for lane, words in pairs(held) do call('ZADD', held_key(lane), unpack(words)) end
   return flat
-end
--- The lease ends; what becomes of the job is the caller's to say.
-local function drop(reference, lane)
-  call('HDEL', LEASES, reference)
-  call('ZREM', held_key(lane), reference)
 end

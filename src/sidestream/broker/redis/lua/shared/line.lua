@@ -1,5 +1,5 @@
 -- Order by key. heads: key field -> the one job of the key that may run; key:<database>:<kind><tag>: a sorted set of
--- those behind it, by row id (direct jobs: by first-ready time). Both hold "<reference><ready_ms> <due_ms> <lane>".
+-- those behind it, by row id (direct jobs: by first-ready time). Both hold "<reference><ready_ms> <due_ms> <priority> <lane>".
 -- behind: lane -> how many of its jobs stand in such lines.
 local function key_field(reference) return sub(reference, 1, 9) .. sub(reference, -8) end
 local function line_key(reference)
@@ -12,16 +12,17 @@ local function stands_before(one, other)
   return a < b or (a == b and one.reference < other.reference)
 end
 
-local function stander(reference, lane, ready, due)
-  return {reference = reference, lane = lane, ready = ready, due = due,
-          bytes = reference .. digits(ready) .. ' ' .. digits(due) .. ' ' .. lane}
+local function stander(reference, lane, priority, ready, due)
+  return {reference = reference, lane = lane, priority = priority, ready = ready, due = due,
+          bytes = reference .. digits(ready) .. ' ' .. digits(due) .. ' ' .. priority .. ' ' .. lane}
 end
 local function read_stander(bytes)
-  local size = byte(bytes, 1) == 2 and 41 or 33
+  local size = SIZES[byte(bytes, 1)] or 0
   local reference = sub(bytes, 1, size)
-  local ready, due, lane = string.match(sub(bytes, size + 1), '^(%d+) (%d+) (.+)$')
+  local ready, due, priority, lane = string.match(sub(bytes, size + 1), '^(%d+) (%d+) (%d) (.+)$')
   if not lane or not valid(reference) then return nil end
-  return {reference = reference, lane = lane, ready = tonumber(ready), due = tonumber(due), bytes = bytes}
+  return {reference = reference, lane = lane, priority = priority, ready = tonumber(ready), due = tonumber(due),
+          bytes = bytes}
 end
 local function read_head(reference)
   local bytes = call('HGET', HEADS, key_field(reference))
@@ -38,7 +39,7 @@ local function leave_line(one)
 end
 local function become_head(one, hold)
   call('HSET', HEADS, key_field(one.reference), one.bytes)
-  place(one.reference, one.lane, one.ready, hold or one.due)
+  place(one.reference, one.lane, one.priority, one.ready, hold or one.due)
 end
 -- The first of the line, foreign members put aside.
 local function first_in_line(reference)
@@ -71,7 +72,7 @@ local function stand(one, hold)
   if not head or head.reference == one.reference then
     become_head(one, hold)
   elseif stands_before(one, head) and not handed_off(head.reference) then
-    unplace(head.reference, head.lane)
+    unplace(head.reference, head.lane, head.priority)
     join_line(head)
     become_head(one, hold)
   else

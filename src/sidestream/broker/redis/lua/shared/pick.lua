@@ -1,41 +1,141 @@
--- Take the oldest `free` references of these lanes, and `prefetch` more that have no key (up to the first that has
--- one), out of ready. Answers references, their ready times (text), their lanes.
-local function pick(lanes, free, prefetch)
-  local want, count, page = free + prefetch, 0, free + prefetch
-  if #lanes > 1 then page = math.max(16, math.ceil(want / #lanes)) end
-  local picked, readies, homes, heads, open = {}, {}, {}, {}, {}
-  local function refill(head)
-    head.rows = call('ZRANGE', ready_key(head.lane), head.seen, head.seen + page - 1, 'WITHSCORES')
-    head.at, head.seen = 1, head.seen + page
-    return head.rows[1] ~= nil
-  end
+-- Take up to `free` references out of these lanes, and `prefetch` more that have no key (up to the first that has one): lanes
+-- in turn by weight, the seats of a lane as pool.lua serves them. What may not run is parked, at most 100 a call.
+-- Answers references, their ready times (text), lanes, priorities (text).
+local opens_at -- of the last pick: the ms at which a full limit lets a lane in again, or nil
+
+local function opens(at)
+  if at and (not opens_at or at < opens_at) then opens_at = at end
+end
+
+-- The lanes that are served now: not paused, their rules known, everything and the queue not full.
+local function served(lanes)
+  local open = {}
   for _, lane in ipairs(lanes) do
-    local head = {lane = lane, seen = 0, gone = {}}
-    heads[#heads + 1] = head
-    if refill(head) then open[#open + 1] = head end
-  end
-  while count < want and open[1] do
-    local best, which = open[1], 1
-    for i = 2, #open do
-      local one = open[i]
-      local a, b = tonumber(one.rows[one.at + 1]), tonumber(best.rows[best.at + 1])
-      if a < b or (a == b and one.rows[one.at] < best.rows[best.at]) then best, which = one, i end
+    local rules, database = rules_of(lane), database_of(lane)
+    if rules and not rules.queues[queue_of(lane)] and (not rules.limited or is_built(database)) then
+      open[#open + 1] = {lane = lane, rules = rules, database = database, pool = ready_pool(lane)}
     end
-    local rows, at, gone = best.rows, best.at, best.gone
-    local reference = rows[at]
+  end
+  return open
+end
+
+-- The lane whose turn it is among several: that with the smallest virtual time; one that was idle saves up nothing.
+local function turn_of(open)
+  if not open[2] then return 1 end
+  local which, least
+  for i, one in ipairs(open) do
+    if not one.time then one.time = tonumber(call('HGET', TURNS, one.lane) or 0) end
+    local time = math.max(one.time, open.now)
+    if not least or time < least then which, least = i, time end
+  end
+  return which
+end
+local function took(open, one, count)
+  open.now = math.max(one.time or 0, open.now)
+  one.time = open.now + count / (one.rules.queue_weights[queue_of(one.lane)] or 1)
+  open.marks[one.lane], open.marks[' now'] = string.format('%.6f', one.time), string.format('%.6f', open.now)
+end
+
+-- The seat that a lane serves next; paused groups' seats leave the ring when met.
+local function seat_in(one)
+  while true do
+    local seat = next_seat(one.pool, one.rules.ageing)
+    if not seat or not one.rules.grouped or not one.rules.groups[sub(seat, 2)] then return seat end
+    call('ZREM', ring_key(one.pool), seat)
+  end
+end
+
+local function pick(lanes, free, prefetch, consumer)
+  local want, count, parked = free + prefetch, 0, 0
+  local picked, readies, homes, levels = {}, {}, {}, {}
+  local open, known = served(lanes), known_to(consumer)
+  opens_at = nil
+  open.marks = {}
+  if open[2] then open.now = tonumber(call('HGET', TURNS, ' now') or 0) end
+
+  -- What becomes of one member: true: it is taken; 'stop': nothing more is taken; 'shut': its lane is full; nil: it is gone.
+  local function look(one, reference, ready, priority)
     if not valid(reference) then
       put_aside(reference)
-    else
-      if count >= free and sub(reference, -8) ~= NO_KEY then break end
-      count = count + 1
-      picked[count], readies[count], homes[count] = reference, rows[at + 1], best.lane
+      return nil
     end
-    gone[#gone + 1] = reference
-    best.at = at + 2
-    if not rows[at + 2] and (#rows < 2 * page or not refill(best)) then table.remove(open, which) end
+    if count >= free and sub(reference, -8) ~= NO_KEY then return 'stop' end
+    local action, rules = action_of(reference), one.rules
+    local pool
+    if known and not known[action] then
+      pool = 'u' .. lane_number(one.lane) .. ':' .. hex(action)
+    elseif rules.picky then
+      if rules.actions[action] then
+        pool = 'p' .. one.database .. ':a' .. hex(action)
+      elseif rules.pairs[action .. group_of(reference)] then
+        pool = 'p' .. one.database .. ':x' .. hex(action .. group_of(reference))
+      elseif rules.limited then
+        local name, at = admit(reference, one.lane, rules)
+        local kind = name and sub(name, 1, 1)
+        if kind == 'g' or kind == 'q' then
+          opens(at)
+          return 'shut'
+        elseif name then
+          pool = 'l' .. one.database .. ':' .. name
+          if at then call('ZADD', WAKES, 'LT', digits(at), pool) end
+        end
+      end
+    end
+    if pool then
+      park(pool, reference, one.lane, priority, ready)
+      parked = parked + 1
+      return nil
+    end
+    count = count + 1
+    picked[count], readies[count], homes[count], levels[count] = reference, ready, one.lane, priority
+    return true
   end
-  for _, head in ipairs(heads) do
-    if head.gone[1] then call('ZREM', ready_key(head.lane), unpack(head.gone)) end
+
+  while count < want and parked < 100 and open[1] do
+    local which = turn_of(open)
+    local one = open[which]
+    local seat = seat_in(one)
+    if not seat then
+      table.remove(open, which)
+    else
+      local priority, run = sub(seat, 1, 1), 1
+      local alone = not open[2] and not one.rules.picky and call('ZCARD', ring_key(one.pool)) == 1
+      if alone then run = want - count end
+      local found, empty = pop(one.pool, seat, run)
+      local taken, verdict = 0, nil
+      for i = 1, #found, 2 do
+        verdict = look(one, found[i], found[i + 1], priority)
+        if verdict == true then
+          taken = taken + 1
+        elseif verdict then
+          local back = {}
+          for at = i, #found, 2 do
+            back[#back + 1] = found[at + 1]
+            back[#back + 1] = found[at]
+          end
+          put(one.pool, seat, back)
+          empty = false
+          break
+        end
+      end
+      if taken > 0 then
+        if not alone and not empty then
+          charge(one.pool, seat, taken, one.rules.group_weights[sub(seat, 2)] or 1)
+        end
+        if open[2] then took(open, one, taken) end
+      end
+      if verdict == 'stop' then break end
+      if verdict == 'shut' then table.remove(open, which) end
+    end
   end
-  return picked, readies, homes
+  if next(open.marks) then
+    local words = {}
+    for name, mark in pairs(open.marks) do
+      words[#words + 1] = name
+      words[#words + 1] = mark
+    end
+    call('HSET', TURNS, unpack(words))
+  end
+  if parked >= 100 then opens(NOW + 1) end
+  return picked, readies, homes, levels
 end

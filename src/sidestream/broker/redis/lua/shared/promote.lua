@@ -1,29 +1,53 @@
--- What is due in a lane leaves delayed for ready (a key's head) or takes its place in its key's line; at most 100.
+-- What is due in a lane leaves delayed for its pool (a key's head) or takes its place in its key's line, lower priority numbers
+-- first; at most 100.
 local function promote(lane)
-  local delayed = delayed_key(lane)
-  local due = call('ZRANGE', delayed, '-inf', NOW_TEXT, 'BYSCORE', 'LIMIT', 0, 100, 'WITHSCORES')
-  if #due == 0 then return 0 end
-  local gone, adds = {}, {}
-  for i = 1, #due, 2 do gone[#gone + 1] = due[i] end
-  call('ZREM', delayed, unpack(gone))
-  local tried = call('EXISTS', TRIES) == 1
-  for i = 1, #due, 2 do
-    local reference, ready = due[i], tonumber(due[i + 1])
-    if not valid(reference) then
-      put_aside(reference)
-    else
-      if tried then
-        local _, _, _, first = read_tries(reference)
-        ready = first or ready
-      end
-      if keyed(reference) then
-        stand(stander(reference, lane, ready, 0))
+  local keys, gone, bins = {}, 0, {}
+  for priority = 0, 9 do keys[priority + 1] = delayed_key(lane, priority) end
+  if call('EXISTS', unpack(keys)) == 0 then return 0 end
+  local tried
+  for priority = 0, 9 do
+    local room = 100 - gone
+    local due = room > 0
+      and call('ZRANGE', keys[priority + 1], '-inf', NOW_TEXT, 'BYSCORE', 'LIMIT', 0, room, 'WITHSCORES') or {}
+    local level, leaving = digits(priority), {}
+    for i = 1, #due, 2 do leaving[#leaving + 1] = due[i] end
+    if leaving[1] then
+      call('ZREM', keys[priority + 1], unpack(leaving))
+      if tried == nil then tried = call('EXISTS', TRIES) == 1 end
+    end
+    gone = gone + #leaving
+    for i = 1, #due, 2 do
+      local reference, ready = due[i], tonumber(due[i + 1])
+      if not valid(reference) then
+        put_aside(reference)
       else
-        adds[#adds + 1] = digits(ready)
-        adds[#adds + 1] = reference
+        if tried then
+          local _, _, _, first = read_tries(reference)
+          ready = first or ready
+        end
+        if keyed(reference) then
+          stand(stander(reference, lane, level, ready, 0))
+        else
+          local seat = seat_of(reference, level)
+          local words = bins[seat] or {}
+          bins[seat] = words
+          words[#words + 1] = digits(ready)
+          words[#words + 1] = reference
+        end
       end
     end
   end
-  if #adds > 0 then call('ZADD', ready_key(lane), unpack(adds)) end
-  return #gone
+  for seat, words in pairs(bins) do put(ready_pool(lane), seat, words) end
+  return gone
+end
+-- The ms at which something in a lane is due, or nil.
+local function next_due(lane)
+  local keys, first = {}, nil
+  for priority = 0, 9 do keys[priority + 1] = delayed_key(lane, priority) end
+  if call('EXISTS', unpack(keys)) == 0 then return nil end
+  for _, key in ipairs(keys) do
+    local due = tonumber(call('ZRANGE', key, 0, 0, 'WITHSCORES')[2])
+    if due and (not first or due < first) then first = due end
+  end
+  return first
 end

@@ -1,19 +1,23 @@
--- What a packed reference says (sidestream/job/reference.py): version, database, id or uuid, action, group, key tag.
+-- What a packed reference says (sidestream/job/reference.py): version, database, id or uuid, limit (versions 3 and 4),
+-- action, group, key tag. What follows the limit is found from the end.
 local NO_KEY = '\0\0\0\0\0\0\0\0'
+local NO_DATABASE = '0000000000000000'
 
--- Lengths by version: 33 bytes for a row, 41 for a direct job.
-local function valid(reference)
-  local size, version = #reference, byte(reference, 1)
-  return (size == 33 and version == 1) or (size == 41 and version == 2)
-end
-local function is_direct(reference) return byte(reference, 1) == 2 end
+-- Lengths by version: a row, a direct job, and the same with a limit key.
+local SIZES = {37, 45, 49, 57}
+local function valid(reference) return #reference == SIZES[byte(reference, 1)] end
+local function is_direct(reference) return byte(reference, 1) % 2 == 0 end
+local function action_of(reference) return sub(reference, -20, -17) end
+local function group_of(reference) return sub(reference, -16, -9) end
+-- Rule (4 bytes) and value (8 bytes) of the limit key, or nil.
+local function limit_of(reference) return byte(reference, 1) > 2 and sub(reference, -32, -21) or nil end
 local function uuid_of(reference) return sub(reference, 10, 25) end
 local function row_id(reference) return struct.unpack('>I8', reference, 10) end
 local function keyed(reference) return sub(reference, -8) ~= NO_KEY end
 
--- Of 8 bytes: a database or a key tag.
-local HEX = '%02x%02x%02x%02x%02x%02x%02x%02x'
-local function hex(bytes) return string.format(HEX, byte(bytes, 1, 8)) end
+-- Of a database or a tag. '.' matches every byte in Lua, a line feed and a zero too.
+local function hex(bytes) return (string.gsub(bytes, '.', function(c) return string.format('%02x', byte(c)) end)) end
+local function unhex(text) return (string.gsub(text, '%x%x', function(two) return string.char(tonumber(two, 16)) end)) end
 
 -- Foreign or truncated bytes found where a reference should be are put aside, bounded, and counted.
 local function put_aside(bytes)

@@ -1,0 +1,33 @@
+-- Give a waiting reference another priority; it keeps its first-ready time.
+-- KEYS[1] prefix; built: as discard
+-- ARGV    generation, now, reference, lane, priority that it is thought to have, new priority
+-- Returns {code, 1, or 0 when it is handed off or nowhere}
+-- Flags   allow-oom
+if moved() then return {MOVED} end
+local reference, lane, new = ARGV[3], ARGV[4], ARGV[6]
+if handed_off(reference) then return {OK, 0} end
+local head = keyed(reference) and read_head(reference)
+if head and head.reference == reference then
+  call('HSET', HEADS, key_field(reference), stander(reference, lane, new, head.ready, head.due).bytes)
+end
+local found, priority, pool, member = look_for(reference, lane, ARGV[5])
+if found == DELAYED then
+  local due = call('ZSCORE', delayed_key(lane, priority), reference)
+  call('ZREM', delayed_key(lane, priority), reference)
+  call('ZADD', delayed_key(lane, new), due, reference)
+elseif found ~= NOWHERE then
+  local ready = call('ZSCORE', bin_key(pool, seat_of(reference, priority)), member)
+  remove(pool, seat_of(reference, priority), member)
+  if found == READY then
+    put(pool, seat_of(reference, new), {ready, reference})
+  else
+    park(pool, reference, lane, new, ready)
+  end
+else
+  local one = keyed(reference) and find_in_line(reference)
+  if not one then return {OK, 0} end
+  call('ZREM', line_key(reference), one.bytes)
+  call('ZADD', line_key(reference), rank(reference, one.ready), stander(reference, lane, new, one.ready, one.due).bytes)
+end
+hand_off()
+return {OK, 1}

@@ -1,0 +1,145 @@
+-- Parked jobs: pools of those that a limit (l<database>:<limit>), a pause (p<database>:a<action> or x<action and group>) or an
+-- unknown action (u<lane number>:<action>) keeps. A member: reference, priority, lane. parked: the pools of the first two
+-- kinds that are not empty; unknown: those of the third. wakes: what to look at later -> ms.
+local function park(pool, reference, lane, priority, ready)
+  put(pool, seat_of(reference, priority), {ready, parked_member(reference, lane, priority)})
+  call('SADD', byte(pool) == 117 and UNKNOWN or PARKED, pool) -- u
+end
+
+-- Take up to `count` out of a pool, in its own fair order, into their lanes; answers how many.
+local function wake(pool, count)
+  local woken = 0
+  while woken < count do
+    local seat = next_seat(pool)
+    if not seat then break end
+    local found, empty = pop(pool, seat, 1)
+    local member, ready = found[1], found[2]
+    if member then
+      local size = SIZES[byte(member, 1)]
+      local reference = size and sub(member, 1, size) or member
+      if valid(reference) then
+        place(reference, sub(member, size + 2), sub(member, size + 1, size + 1), tonumber(ready), 0)
+      else
+        put_aside(member)
+      end
+      woken = woken + 1
+    end
+    if not empty then charge(pool, seat, 1, 1) end
+  end
+  if is_empty(pool) then
+    call('SREM', byte(pool) == 117 and UNKNOWN or PARKED, pool)
+    call('ZREM', WAKES, pool)
+  end
+  return woken
+end
+
+-- Wake as many as a limit has room for. Those that are woken and then do not use it (their queue is paused, nobody serves
+-- it) must not keep the others: it is looked at again a second later.
+local function wake_limit(pool, most)
+  local database, name = sub(pool, 2, 17), sub(pool, 19)
+  local rules = rules_of(database)
+  if not rules then return 0 end
+  local numbers
+  if sub(name, 1, 1) == 'a' then
+    numbers = rules.by_action[unhex(sub(name, 2))]
+  else
+    numbers = rules.by_key[unhex(sub(name, 2, 9))]
+  end
+  local room, opens = most, NOW + 1000
+  if numbers then
+    if numbers[1] >= 0 then room = math.min(room, numbers[1] - call('SCARD', slots_key(database, name))) end
+    local tokens, at = tokens_of(database, name, numbers)
+    if tokens then
+      room = math.min(room, math.floor(tokens + 0.000001))
+      if room <= 0 then opens = at end
+    end
+    if numbers[1] >= 0 and numbers[1] <= call('SCARD', slots_key(database, name)) then opens = nil end
+  elseif room == most then
+    opens = NOW -- no limit any more: the rest follows in the next call
+  end
+  local woken = room > 0 and wake(pool, room) or 0
+  if is_empty(pool) then return woken end
+  if numbers and room > 0 and numbers[2] > 0 then
+    opens = math.max(NOW + 1, math.min(NOW + 1000, math.ceil(NOW + 1000 / numbers[2])))
+  end
+  if opens then call('ZADD', WAKES, digits(opens), pool) else call('ZREM', WAKES, pool) end
+  return woken
+end
+
+-- A lease ended: its slots are free, and whoever waits for one is woken. Answers whether a limit may let others in now.
+local function free_slots(reference, lane)
+  local rules = rules_of(lane)
+  if not rules or not rules.limited then return false end
+  local database, list, freed = database_of(lane), counted(reference, lane, rules), false
+  for i = 1, #list, 2 do
+    local name = list[i]
+    if list[i + 1][1] >= 0 and call('SREM', slots_key(database, name), reference) == 1 then
+      freed = true
+      local pool = 'l' .. database .. ':' .. name
+      local kind = byte(name)
+      if (kind == 97 or kind == 107) and not is_empty(pool) then wake_limit(pool, 100) end -- a, k
+    end
+  end
+  return freed
+end
+
+-- The lanes of a database, with their numbers: lane, number, ...
+local function lanes_of(database)
+  local found, all = {}, call('HGETALL', LANES)
+  for i = 1, #all, 2 do
+    if sub(all[i], 1, 16) == database then
+      found[#found + 1] = all[i]
+      found[#found + 1] = all[i + 1]
+    end
+  end
+  return found
+end
+-- A group goes on: its bins take their seats again.
+local function resume_group(database, group)
+  local lanes = lanes_of(database)
+  for i = 2, #lanes, 2 do
+    for priority = 0, 9 do
+      local pool, seat = 'r' .. lanes[i], priority .. group
+      if call('EXISTS', bin_key(pool, seat)) == 1 then take_seat(pool, seat) end
+    end
+  end
+end
+-- After a change of rules every parked pool of the database is looked at, 200 a call.
+local function sweep(task)
+  local field = 'sweep:' .. sub(task, 2)
+  local found = call('SSCAN', PARKED, call('HGET', META, field) or '0', 'COUNT', 200)
+  for _, pool in ipairs(found[2]) do
+    if sub(pool, 2, 17) == sub(task, 2) then call('ZADD', WAKES, 'NX', NOW_TEXT, pool) end
+  end
+  if found[1] == '0' then
+    call('HDEL', META, field)
+    call('ZREM', WAKES, task)
+  else
+    call('HSET', META, field, found[1])
+  end
+end
+-- Do what is due in wakes, at most 100 jobs; answers how many were woken.
+local function work_off()
+  local woken = 0
+  for _, task in ipairs(call('ZRANGE', WAKES, '-inf', NOW_TEXT, 'BYSCORE', 'LIMIT', 0, 20)) do
+    local kind, room = sub(task, 1, 1), 100 - woken
+    if kind == 's' then
+      sweep(task)
+    elseif kind == 'g' then
+      resume_group(sub(task, 2, 17), sub(task, 19))
+      call('ZREM', WAKES, task)
+    elseif room > 0 and kind == 'l' then
+      woken = woken + wake_limit(task, room)
+      if is_empty(task) then call('ZREM', WAKES, task) end
+    elseif room > 0 and kind == 'p' then
+      local rules, what = rules_of(sub(task, 2, 17)), unhex(sub(task, 20))
+      local set = rules and (sub(task, 19, 19) == 'a' and rules.actions or rules.pairs)
+      if not set or set[what] then
+        call('ZREM', WAKES, task) -- paused, maybe again
+      else
+        woken = woken + wake(task, room)
+      end
+    end
+  end
+  return woken
+end

@@ -1,0 +1,71 @@
+-- A pool: where jobs wait that may be taken in any order that is fair. Ready jobs of a lane ('r<lane number>'), and those
+-- that a limit, a pause or an unknown action keeps (parked.lua). ring:<pool>: a seat for each bin that is served, scored
+-- priority x 2^40 + its group's virtual time; bin:<pool>:<seat>: members scored by their first-ready time in ms.
+-- A seat: the priority as a digit, then the group's 8 bytes. Stride scheduling: a group's time grows by 1/weight a job.
+local LEVEL = 1099511627776 -- 2^40
+local function ring_key(pool) return P .. 'ring:' .. pool end
+local function bin_key(pool, seat) return P .. 'bin:' .. pool .. ':' .. seat end
+local function seat_of(reference, priority) return priority .. group_of(reference) end
+
+-- A bin was filled: its seat joins the ring, served as the next of its priority.
+local function take_seat(pool, seat)
+  local ring = ring_key(pool)
+  if call('ZSCORE', ring, seat) then return end
+  local floor = byte(seat, 1) - 48
+  local first = call('ZRANGE', ring, floor * LEVEL, '(' .. string.format('%.0f', (floor + 1) * LEVEL), 'BYSCORE',
+    'LIMIT', 0, 1, 'WITHSCORES')[2]
+  call('ZADD', ring, first or string.format('%.0f', floor * LEVEL), seat)
+end
+
+-- words: score, member, ... of one seat. A bin that was empty takes a seat; a paused group's leaves it when met (pick.lua).
+local function put(pool, seat, words)
+  local bin = bin_key(pool, seat)
+  local added = call('ZADD', bin, unpack(words))
+  if added > 0 and call('ZCARD', bin) == added then take_seat(pool, seat) end
+end
+
+-- One member leaves; answers how many did (1 or 0).
+local function remove(pool, seat, member)
+  local bin = bin_key(pool, seat)
+  local gone = call('ZREM', bin, member)
+  if gone == 1 and call('EXISTS', bin) == 0 then call('ZREM', ring_key(pool), seat) end
+  return gone
+end
+
+-- The seat that is served next, whose time has come most of all among the lowest priority number, or nil. `ageing` (ms):
+-- every second turn belongs to a lower priority whose next job is ready for longer.
+local function next_seat(pool, ageing)
+  local ring = ring_key(pool)
+  local first = call('ZRANGE', ring, 0, 0)[1]
+  if not first or not ageing then return first end
+  local last = call('ZRANGE', ring, -1, -1)[1]
+  if byte(last, 1) == byte(first, 1) then return first end
+  local aged
+  local level = byte(first, 1) - 47
+  while level <= 9 and not aged do
+    local seat = call('ZRANGE', ring, string.format('%.0f', level * LEVEL), '+inf', 'BYSCORE', 'LIMIT', 0, 1)[1]
+    if not seat then break end
+    local ready = call('ZRANGE', bin_key(pool, seat), 0, 0, 'WITHSCORES')[2]
+    if ready and NOW - ready > ageing then aged = seat end
+    level = byte(seat, 1) - 47
+  end
+  if not aged then return first end
+  -- Whose turn it is: the field is there after a turn of the aged.
+  if call('HDEL', TURNS, 'a' .. pool) == 1 then return first end
+  call('HSET', TURNS, 'a' .. pool, 1)
+  return aged
+end
+
+-- Take up to `count` from a seat; answers member, score, ... and whether the seat is empty now.
+local function pop(pool, seat, count)
+  local bin = bin_key(pool, seat)
+  local found = call('ZPOPMIN', bin, count)
+  local empty = #found < 2 * count or call('EXISTS', bin) == 0
+  if empty then call('ZREM', ring_key(pool), seat) end
+  return found, empty
+end
+-- What `count` jobs cost a group of this weight.
+local function charge(pool, seat, count, weight)
+  call('ZINCRBY', ring_key(pool), string.format('%.6f', count / weight), seat)
+end
+local function is_empty(pool) return call('EXISTS', ring_key(pool)) == 0 end

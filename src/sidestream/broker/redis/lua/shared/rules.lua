@@ -1,0 +1,56 @@
+-- What is paused, limited and weighted. rules: database (16 hex digits) -> MessagePack (broker/redis/rules_wire.py); its
+-- version stands in meta as rules:<database>. Parsed once a version; the version carries a digest of the bytes, so that what
+-- this server parsed in an earlier life cannot stand for other rules.
+local parsed = {}
+local function set_of(names)
+  local set = {}
+  for _, name in ipairs(names) do set[name] = true end
+  return set
+end
+local function parse(text)
+  local told = cmsgpack.unpack(text)
+  local rules = {
+    ageing = told.ageing,
+    queues = set_of(told.paused_queues), actions = set_of(told.paused_actions), groups = set_of(told.paused_groups),
+    pairs = set_of(told.paused_pairs), queue_weights = told.queue_weights, group_weights = told.group_weights,
+    everything = told.limits.everything, by_queue = told.limits.queues, by_action = told.limits.actions,
+    by_key = told.limits.keys,
+  }
+  rules.grouped = next(rules.groups) ~= nil
+  rules.limited = rules.everything ~= nil or next(rules.by_queue) ~= nil or next(rules.by_action) ~= nil
+    or next(rules.by_key) ~= nil
+  -- Whether each job has to be looked at before it is handed out.
+  rules.picky = rules.limited or next(rules.actions) ~= nil or next(rules.pairs) ~= nil
+  return rules
+end
+local function database_of(lane) return sub(lane, 1, 16) end
+local function queue_of(lane) return sub(lane, 18) end
+
+-- The rules that govern a lane, or false before they were given in this generation.
+local function rules_of(lane)
+  local database = database_of(lane)
+  local seen = rules_seen[database]
+  if seen ~= nil then return seen end
+  seen = false
+  local version = call('HGET', META, 'rules:' .. database)
+  if version then
+    local kept = parsed[database]
+    if not kept or kept.version ~= version then
+      kept = {version = version, rules = parse(call('HGET', RULES, database))}
+      parsed[database] = kept
+    end
+    seen = kept.rules
+  end
+  rules_seen[database] = seen
+  return seen
+end
+local function is_built(database) return call('HEXISTS', META, 'built:' .. database) == 1 end
+
+-- Which actions a consumer knows, or nil for any. knows: consumer -> digest; knows:<digest>: set of action tags.
+local known_sets = {}
+local function known_to(consumer)
+  local digest = call('HGET', KNOWS, consumer)
+  if not digest then return nil end
+  if not known_sets[digest] then known_sets[digest] = set_of(call('SMEMBERS', P .. 'knows:' .. digest)) end
+  return known_sets[digest]
+end

@@ -1,0 +1,51 @@
+"""The rules of a database as Lua reads them (``lua/shared/rules.lua``): actions, groups and limit rules as tags."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgpack
+
+from sidestream.job.names import tag
+from sidestream.job.reference import group_tag
+from sidestream.job.rules import Limit, Rules, Scope
+
+
+def pack_rules(rules: Rules) -> bytes:
+    """Return MessagePack of everything but the version; the same rules give the same bytes."""
+    paused = sorted(rules.pauses, key=lambda pause: (pause.queue or "", pause.action or "", pause.group or ""))
+    told: dict[str, Any] = {
+        "ageing": round(rules.ageing * 1000),
+        "paused_queues": [pause.queue for pause in paused if pause.queue is not None],
+        "paused_actions": [tag(p.action, 4) for p in paused if p.action is not None and p.group is None],
+        "paused_groups": [group_tag(p.group) for p in paused if p.group is not None and p.action is None],
+        "paused_pairs": [
+            tag(p.action, 4) + group_tag(p.group) for p in paused if p.action is not None and p.group is not None
+        ],
+        "queue_weights": dict(sorted(rules.queue_weights.items())),
+        "group_weights": {group_tag(name): weight for name, weight in sorted(rules.group_weights.items())},
+        "limits": _limits(rules.limits),
+    }
+    packed: bytes = msgpack.packb(told, use_bin_type=False)  # Lua's cmsgpack has one kind of string
+    return packed
+
+
+def _limits(limits: Mapping[tuple[Scope, str], Limit]) -> dict[str, Any]:
+    found: dict[str, Any] = {"queues": {}, "actions": {}, "keys": {}}
+    for (scope, name), limit in sorted(limits.items()):
+        numbers = [
+            -1 if limit.concurrency is None else limit.concurrency,
+            -1 if limit.rate is None else limit.rate,
+            limit.burst,
+        ]
+        match scope:
+            case Scope.GLOBAL:
+                found["everything"] = numbers
+            case Scope.QUEUE:
+                found["queues"][name] = numbers
+            case Scope.ACTION:
+                found["actions"][tag(name, 4)] = numbers
+            case Scope.KEY:
+                found["keys"][tag(name, 4)] = numbers
+    return found
