@@ -1,5 +1,5 @@
--- Take up to `free` references out of these lanes, and `prefetch` more that have no key (up to the first that has one): lanes
--- in turn by weight, the seats of a lane as pool.lua serves them. What may not run is parked, at most 100 a call.
+-- Take up to `free` references out of these lanes, and `prefetch` more that have neither key nor limit (up to the first that
+-- has one): lanes in turn by weight, the seats of a lane as pool.lua serves them. What may not run is parked, at most 100 a call.
 -- Answers references, their ready times (text), lanes, priorities (text).
 local opens_at -- of the last pick: the ms at which a full limit lets a lane in again, or nil
 
@@ -70,6 +70,7 @@ local function pick(lanes, free, prefetch, consumer)
       elseif rules.pairs[action .. group_of(reference)] then
         pool = 'p' .. one.database .. ':x' .. hex(action .. group_of(reference))
       elseif rules.limited then
+        if count >= free and counted(reference, one.lane, rules)[1] then return 'stop' end
         local name, at = admit(reference, one.lane, rules)
         local kind = name and sub(name, 1, 1)
         if kind == 'g' or kind == 'q' then
