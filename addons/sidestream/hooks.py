@@ -10,5 +10,5 @@ def pre_init_hook(env):
 
 def uninstall_hook(env):
     """Remove the tables that no model stands for; Odoo removes the others with their models."""
-    for table in ("sidestream_job_record", "sidestream_control", "sidestream_meta"):
+    for table in ("sidestream_job_record", "sidestream_control", "sidestream_rule", "sidestream_meta"):
         env.cr.execute(f"DROP TABLE IF EXISTS {table}")  # pylint: disable=sql-injection  # names of our own

@@ -157,8 +157,10 @@ class Client:
                 row.reference(database),
                 lane(database.tag, row.queue),
                 0 if job.run_at is None else to_ms(job.run_at),
+                priority=row.priority,
             )
             for row, job in zip(stored, jobs, strict=True)
+            if not row.existed
         ]
         return Inserted([row.id for row in stored], publications)
 

@@ -35,7 +35,7 @@ from sidestream.errors import ActionError, LockLost, SettingsError, WireError
 from sidestream.executors.model_action import ModelAction, collect
 from sidestream.executors.odoo_session import OdooSession
 from sidestream.executors.protocol import ActionFacts, Opened, Verdict
-from sidestream.executors.row_opening import check_still_ours, locks_of, verdict_of
+from sidestream.executors.row_opening import check_still_ours, commit_end, locks_of, verdict_of
 from sidestream.executors.session import Session
 from sidestream.job.codec import decode_payload
 from sidestream.job.names import tag
@@ -171,6 +171,7 @@ class OdooOrm:
             return Release(ReleaseReason.LOCKED)
         try:
             found = self._open_row(ref.id)
+            commit_end(found, self._odoo.commit)
             verdict = verdict_of(found, careful=careful)
             if verdict is None:
                 assert isinstance(found, opening.Opened)

@@ -23,7 +23,7 @@ from sidestream.errors import BadSignature, WireError
 from sidestream.executors.actions import Action, Actions, load_actions
 from sidestream.executors.context import Context
 from sidestream.executors.protocol import ActionFacts, Opened, Verdict
-from sidestream.executors.row_opening import check_still_ours, locks_of, verdict_of
+from sidestream.executors.row_opening import check_still_ours, commit_end, locks_of, verdict_of
 from sidestream.executors.session import Session
 from sidestream.job.building import build_job
 from sidestream.job.codec import Signer, decode_payload, to_ms
@@ -176,6 +176,7 @@ class PythonCall:
             return Release(ReleaseReason.LOCKED)
         try:
             found = self._open_statement(ref.id)
+            commit_end(found, session.commit)
         except BaseException:
             self.reset()
             self._unlock(locks)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from sidestream.errors import LockLost
-from sidestream.executors.protocol import Verdict
-from sidestream.job.names import tag
+from collections.abc import Callable
+
+from sidestream.errors import LockLost, StoreUnavailable
+from sidestream.executors.protocol import Uncertain, Verdict
 from sidestream.job.outcome import Done, Release, ReleaseReason
 from sidestream.job.reference import NO_TAG8, Reference
 from sidestream.store import opening
+from sidestream.store.locks import job_lock
 
 
 def locks_of(ref: Reference, *, between_transactions: bool) -> list[bytes]:
@@ -17,7 +19,7 @@ def locks_of(ref: Reference, *, between_transactions: bool) -> list[bytes]:
     """
     locks = [ref.key] if ref.key != NO_TAG8 else []
     if between_transactions:
-        locks.append(tag(f"job {ref.id}", 8))
+        locks.append(job_lock(ref.id))
     return locks
 
 
@@ -26,7 +28,7 @@ def verdict_of(found: opening.Opening, *, careful: bool) -> Verdict | None:
     match found:
         case opening.Opened():
             return Release(ReleaseReason.SUSPECT, 0.0) if found.suspects and not careful else None
-        case opening.Terminal() | opening.Missing():
+        case opening.Terminal() | opening.Missing() | opening.Cancelled():
             return Done()
         case opening.NotDue():
             return Release(ReleaseReason.NOT_DUE, found.seconds)
@@ -34,6 +36,15 @@ def verdict_of(found: opening.Opening, *, careful: bool) -> Verdict | None:
             return Release(ReleaseReason.BLOCKED, None, found.by)
         case _:
             return Release(ReleaseReason.LOCKED)
+
+
+def commit_end(found: opening.Opening, commit: Callable[[], None]) -> None:
+    """Commit when the opening itself ended the job (it expired, or it is a duplicate); a lost reply means: look again."""
+    if isinstance(found, opening.Cancelled):
+        try:
+            commit()
+        except Uncertain as error:
+            raise StoreUnavailable(f"PostgreSQL did not say whether a job was cancelled: {error}") from error
 
 
 def check_still_ours(row_id: int, found: opening.Opening) -> None:

@@ -243,7 +243,8 @@ class Reconciler:
                 row.reference(database),
                 lane(database.tag, row.queue),
                 int(row.run_at.timestamp() * 1000),
-                attempted=row.attempts > 0,
+                attempted=row.attempted,
+                priority=row.priority,
             )
             for row in rows
         ]

@@ -20,9 +20,32 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
+from sidestream.job.job import DEFAULT_PRIORITY
 from sidestream.job.states import State
 from sidestream.store.cursor import Cursor
-from sidestream.store.written import UTC_NOW
+from sidestream.store.locks import lock_tag, running_between, unlock_tag
+from sidestream.store.written import UTC_NOW, compare_and_set, write
+
+__all__ = [
+    "Blocked",
+    "Cancelled",
+    "Cancelling",
+    "Locked",
+    "Missing",
+    "Moved",
+    "NotDue",
+    "Opened",
+    "Opening",
+    "Terminal",
+    "before_in_line",
+    "expired",
+    "inbox_has",
+    "lock_tag",
+    "open_job",
+    "standing_before",
+    "state_when_unlocked",
+    "unlock_tag",
+]
 
 _DUE = f"run_at <= {UTC_NOW} + interval '1 second'"
 """A job may be opened up to a second early: Redis and PostgreSQL have clocks of their own (C23)."""
@@ -34,7 +57,7 @@ def before_in_line(job: str) -> str:
     "Due" is the same with the same tolerance for both, else a job that is opened early could pass one due before it.
     """
     return f"""before.state = 'open' AND before.key = {job}.key AND before.id < {job}.id
-        AND (before.{_DUE} OR before.attempts > 0)"""
+        AND (before.{_DUE} OR before.attempts > 0 OR before.snoozes > 0)"""
 
 
 def standing_before(job: str) -> str:
@@ -42,19 +65,39 @@ def standing_before(job: str) -> str:
     return f"{job}.key IS NOT NULL AND EXISTS (SELECT FROM sidestream_job before WHERE {before_in_line(job)})"
 
 
+def expired(job: str) -> str:
+    """Return the condition that the row ``job`` was to be started by a moment that has passed, and was not."""
+    return f"({job}.expires_at <= {UTC_NOW} AND {job}.attempts = 0)"
+
+
+# What overlapping transactions could not see of each other (C9). A later one that replaces counts also once it is done:
+# it has newer arguments. In a window, what is not cancelled counts.
+_REPLACES = """other.unique_key = j.unique_key AND other.id > j.id AND other.unique_conflict <> 'return'
+        AND other.state IN ('open', 'done') AND (other.unique_until <> 'window'
+            OR j.created_at > other.created_at - other.unique_seconds * interval '1 second')"""
+_OPEN_BEFORE = """other.unique_key = j.unique_key AND other.id < j.id
+        AND other.state = 'open'"""
+_IN_WINDOW_BEFORE = """j.unique_until = 'window' AND other.unique_key = j.unique_key AND other.id < j.id
+        AND other.unique_until = 'window' AND other.state <> 'cancelled'
+        AND other.created_at > j.created_at - j.unique_seconds * interval '1 second'"""
+_FOLDABLE = f"""(j.unique_key IS NOT NULL AND (
+        EXISTS (SELECT FROM sidestream_job other WHERE {_REPLACES})
+        OR EXISTS (SELECT FROM sidestream_job other WHERE {_OPEN_BEFORE})
+        OR EXISTS (SELECT FROM sidestream_job other WHERE {_IN_WINDOW_BEFORE})))"""
 _ALONG = "/* along */"
 _OPENED = f"""
     -- "sidestream.job" lasts as long as this transaction: rows.finish asks for it. MATERIALIZED, because it must not be
     -- set for a row that turns out to be locked.
     SELECT set_config('sidestream.job', id::text, true), pg_backend_pid(), id, action, payload, queue, key, attempts,
-           forgiven, crashes, suspects, user_id, context{_ALONG} FROM mine"""
+           forgiven, crashes, suspects, user_id, context, priority, group_name, limit_key{_ALONG} FROM mine"""
 _NOT_CANCELLED = """NOT EXISTS (
     SELECT FROM sidestream_control c WHERE c.job_id = j.id AND c.handled_at IS NULL AND c.request = 'cancel')"""
 _OPEN = f"""
     WITH mine AS MATERIALIZED (
         SELECT * FROM sidestream_job j
         WHERE j.id = %(id)s::bigint AND j.state = 'open' AND j.{_DUE} AND {_NOT_CANCELLED}
-        AND NOT ({standing_before("j")})
+        AND NOT ({standing_before("j")}) AND (j.expires_at IS NULL OR NOT {expired("j")})
+        AND (%(unfolded)s::boolean OR NOT {_FOLDABLE})
         FOR NO KEY UPDATE OF j SKIP LOCKED)
     {_OPENED}"""
 # A job between two of its own transactions holds a session lock and has its place already: neither its time nor its
@@ -67,8 +110,16 @@ _OPEN_AGAIN = f"""
     {_OPENED}"""
 _WHY_NOT = f"""
     SELECT j.state, extract(epoch FROM j.run_at - {UTC_NOW})::float8, NOT j.{_DUE}, NOT {_NOT_CANCELLED},
-           (SELECT min(before.id) FROM sidestream_job before WHERE {before_in_line("j")}), j.attempts
+           (SELECT min(before.id) FROM sidestream_job before WHERE {before_in_line("j")}), j.attempts,
+           to_char(CASE WHEN {expired("j")} THEN j.expires_at END, 'YYYY-MM-DD HH24:MI:SS'), j.unique_until,
+           j.unique_conflict = 'return', (SELECT max(other.id) FROM sidestream_job other WHERE {_REPLACES}),
+           ARRAY(SELECT other.id FROM sidestream_job other WHERE {_OPEN_BEFORE} ORDER BY other.id LIMIT 10),
+           (SELECT min(other.id) FROM sidestream_job other WHERE {_IN_WINDOW_BEFORE})
     FROM sidestream_job j WHERE j.id = %(id)s::bigint"""
+_END = compare_and_set(f"state = 'cancelled', ended_at = {UTC_NOW}, reason = %(reason)s::text", "state = 'open'")
+_WAITING = """
+    SELECT id FROM sidestream_job WHERE id = ANY (%(ids)s::bigint[]) AND state = 'open' ORDER BY id
+    FOR SHARE SKIP LOCKED"""
 # In one statement, so that the time-out neither waits for a transaction nor outlives one in autocommit mode.
 _STATE_WHEN_UNLOCKED = """
     WITH patience AS MATERIALIZED (SELECT set_config('lock_timeout', %(timeout)s::text, true))
@@ -98,6 +149,9 @@ class Opened:
     #: The user that it runs as, and with what else: JSON.
     user_id: int | None = None
     context: str | None = None
+    priority: int = DEFAULT_PRIORITY
+    group: str | None = None
+    limit: str | None = None
     #: The values of ``along``.
     along: tuple[Any, ...] = ()
 
@@ -107,6 +161,14 @@ class Terminal:
     """It is over: settle the delivery."""
 
     state: State
+
+
+@dataclass(frozen=True, slots=True)
+class Cancelled:
+    """It expired, or it is a duplicate: this transaction wrote that it is cancelled. Commit it, settle the delivery."""
+
+    #: For people, in the row too.
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +209,7 @@ class Locked:
     """Another session holds the row: it runs elsewhere, or a person edits it."""
 
 
-Opening = Opened | Terminal | Missing | NotDue | Blocked | Cancelling | Moved | Locked
+Opening = Opened | Terminal | Cancelled | Missing | NotDue | Blocked | Cancelling | Moved | Locked
 
 
 def open_job(
@@ -166,43 +228,83 @@ def open_job(
     session lock; the job is then opened in the state it was in, whatever became due before it meanwhile.
     """
     statement = (_OPEN if attempts_seen is None else _OPEN_AGAIN).replace(_ALONG, "".join(f", {one}" for one in along))
-    cur.execute(statement, {"id": id, "seen": attempts_seen})
+    parameters = {"id": id, "seen": attempts_seen, "unfolded": False}
+    cur.execute(statement, parameters)
     row = cur.fetchone()
     if row is not None:
-        _, backend_pid, found, action, payload, queue, key, attempts, forgiven, crashes, suspects, user, context = row[
-            :13
-        ]
-        return Opened(
-            found,
-            action,
-            payload,
-            queue,
-            key,
-            attempts,
-            forgiven,
-            crashes,
-            suspects,
-            backend_pid,
-            user,
-            context,
-            tuple(row[13:]),
-        )
-    cur.execute(_WHY_NOT, {"id": id})
+        return _opened(row)
+    found = _why_not(cur, id, attempts_seen)
+    if found is not None:
+        return found
+    cur.execute(statement, {**parameters, "unfolded": True})
+    row = cur.fetchone()
+    return Locked() if row is None else _opened(row)
+
+
+def _opened(row: Sequence[Any]) -> Opened:
+    _, pid, found, action, payload, queue, key, attempts, forgiven, crashes, suspects, user, context, *rest = row
+    priority, group, limit, *along = rest
+    return Opened(
+        found,
+        action,
+        payload,
+        queue,
+        key,
+        attempts,
+        forgiven,
+        crashes,
+        suspects,
+        pid,
+        user,
+        context,
+        priority,
+        group,
+        limit,
+        tuple(along),
+    )
+
+
+def _why_not(cur: Cursor, row_id: int, attempts_seen: int | None) -> Opening | None:
+    """Return why the row was not opened; None when it may be locked, or duplicates that do not count held it back."""
+    cur.execute(_WHY_NOT, {"id": row_id})
     row = cur.fetchone()
     if row is None:
         return Missing()
-    state, seconds, early, cancelling, blocked_by, attempts = row
+    state, seconds, early, cancelling, blocked_by, attempts, too_late, until, returns, replaced, before, in_window = row
     if state != State.OPEN:
         return Terminal(State(state))
     if cancelling:
         return Cancelling()
     if attempts_seen is not None:
         return Moved(attempts) if attempts != attempts_seen else Locked()
+    if too_late is not None:
+        return _end(cur, row_id, f"expired: it was to be started by {too_late} UTC")
+    if replaced is not None:
+        return _end(cur, row_id, f"replaced by {replaced}")
     if early:
         return NotDue(seconds)
+    if returns and in_window is not None:
+        return _end(cur, row_id, f"duplicate of {in_window}")
+    if returns and before and until == "done":
+        return _end(cur, row_id, f"duplicate of {before[0]}")
     if blocked_by is not None:
         return Blocked(blocked_by)
-    return Locked()
+    if not before or (returns and until != "started"):
+        return None
+    cur.execute(_WAITING, {"ids": before})
+    waiting = {one for (one,) in cur.fetchall()}
+    waiting -= running_between(cur, waiting)
+    if returns:  # what runs already may have missed what this job's caller wrote
+        return _end(cur, row_id, f"duplicate of {min(waiting)}") if waiting else None
+    # Until it is done, nothing runs beside it; what waits is cancelled when it starts, because this one replaces it.
+    return Locked() if until != "started" and len(waiting) < len(before) else None
+
+
+def _end(cur: Cursor, row_id: int, reason: str) -> Opening:
+    written = write(cur, _END, {"id": row_id, "reason": reason})
+    if written.ours:
+        return Cancelled(reason)
+    return Locked() if written.locked or written.state is None else Terminal(written.state)
 
 
 def state_when_unlocked(cur: Cursor, id: int, *, timeout: float) -> State | None:  # noqa: A002
@@ -223,22 +325,3 @@ def inbox_has(cur: Cursor, uuid: UUID) -> bool:
         {"uuid": str(uuid)},
     )
     return bool(cur.fetchone()[0])
-
-
-def lock_tag(cur: Cursor, lock: bytes) -> bool:
-    """Take the session's advisory lock that 8 bytes stand for, without waiting; False when another session has it.
-
-    https://www.postgresql.org/docs/current/functions-admin.html#FUNCTIONS-ADVISORY-LOCKS
-    """
-    cur.execute("SELECT pg_try_advisory_lock(%(lock)s::bigint)", {"lock": _number(lock)})
-    return bool(cur.fetchone()[0])
-
-
-def unlock_tag(cur: Cursor, lock: bytes) -> bool:
-    """Free what :func:`lock_tag` took; False when this session did not have it."""
-    cur.execute("SELECT pg_advisory_unlock(%(lock)s::bigint)", {"lock": _number(lock)})
-    return bool(cur.fetchone()[0])
-
-
-def _number(lock: bytes) -> int:
-    return int.from_bytes(lock, "big", signed=True)

@@ -10,11 +10,12 @@ from datetime import UTC, datetime
 from typing import Any, NamedTuple
 from uuid import UUID
 
+from sidestream.job.job import LOWEST_PRIORITY
 from sidestream.job.states import State
 from sidestream.store.attempts import Attempt, of_job
 from sidestream.store.cursor import Cursor
 from sidestream.store.opening import standing_before
-from sidestream.store.rows import StoredJob
+from sidestream.store.stored import NAMES, OF_J, StoredJob, stored_job
 from sidestream.store.written import UTC_NOW
 
 CHUNK = 32_768
@@ -26,23 +27,23 @@ WIDEST = 400_000
 FEW = 20_000
 """Overdue rows up to which :func:`overdue` finds them by their time; of more, some are met soon in order of ids."""
 
-_STORED = "j.id, j.action, j.queue, j.key, j.run_at, j.attempts"
+_LEVELS = f"generate_series(0, {LOWEST_PRIORITY}) AS level (priority)"
 # Of a key's jobs among the oldest, only the first can be its head; whether any stands before is asked for that alone.
 _OPEN_AND_DUE = f"""
     WITH oldest AS MATERIALIZED (
-        SELECT due.* FROM unnest(%(queues)s::text[]) AS wanted (queue) CROSS JOIN LATERAL (
-            SELECT id, action, queue, key, run_at, attempts FROM sidestream_job
-            WHERE state = 'open' AND queue = wanted.queue AND run_at <= {UTC_NOW}
+        SELECT due.* FROM unnest(%(queues)s::text[]) AS wanted (queue) CROSS JOIN {_LEVELS} CROSS JOIN LATERAL (
+            SELECT {NAMES} FROM sidestream_job
+            WHERE state = 'open' AND queue = wanted.queue AND priority = level.priority AND run_at <= {UTC_NOW}
             ORDER BY run_at, id LIMIT %(window)s::integer) due),
     placed AS (SELECT *, row_number() OVER (PARTITION BY key ORDER BY id) AS place FROM oldest),
     found AS (
         SELECT * FROM placed p
         WHERE (p.key IS NULL OR p.place = 1) AND p.id <> ALL (%(excluded)s::bigint[]) AND NOT ({standing_before("p")})
-        ORDER BY p.run_at, p.id LIMIT %(limit)s::integer)
-    SELECT EXISTS (SELECT FROM oldest GROUP BY queue HAVING count(*) = %(window)s::integer), {_STORED}
-    FROM (SELECT) always LEFT JOIN found j ON true ORDER BY j.run_at, j.id"""
+        ORDER BY p.priority, p.run_at, p.id LIMIT %(limit)s::integer)
+    SELECT EXISTS (SELECT FROM oldest GROUP BY queue, priority HAVING count(*) = %(window)s::integer), {OF_J}
+    FROM (SELECT) always LEFT JOIN found j ON true ORDER BY j.priority, j.run_at, j.id"""
 _OPEN_IN_CHUNK = f"""
-    SELECT {_STORED} FROM sidestream_job j
+    SELECT {OF_J} FROM sidestream_job j
     WHERE j.state = 'open' AND j.id > greatest(%(after)s::bigint, %(first)s::bigint - 1)
     AND j.id < %(first)s::bigint + {CHUNK} AND j.run_at <= coalesce(%(until)s::timestamp, 'infinity')"""
 # Redis counts bits from each byte's most significant one, get_bit from its least significant one.
@@ -68,16 +69,16 @@ _OVERDUE_AMONG_FEW = f"""
         SELECT (SELECT queue FROM sidestream_job WHERE state = 'open' AND queue > queues.queue ORDER BY queue LIMIT 1)
         FROM queues WHERE queues.queue IS NOT NULL),
     few AS MATERIALIZED (
-        SELECT due.* FROM queues CROSS JOIN LATERAL (
-            SELECT id, action, queue, key, run_at, attempts FROM sidestream_job
-            WHERE state = 'open' AND queue = queues.queue
+        SELECT due.* FROM queues CROSS JOIN {_LEVELS} CROSS JOIN LATERAL (
+            SELECT {NAMES} FROM sidestream_job
+            WHERE state = 'open' AND queue = queues.queue AND priority = level.priority
             AND run_at < {UTC_NOW} - %(older)s::float8 * interval '1 second' LIMIT {FEW + 1}) due
         LIMIT {FEW + 1}),
     found AS MATERIALIZED (SELECT * FROM few WHERE id > %(after)s::bigint ORDER BY id LIMIT %(limit)s::integer)
-    SELECT (SELECT count(*) FROM few) > {FEW}, {_STORED}
+    SELECT (SELECT count(*) FROM few) > {FEW}, {OF_J}
     FROM (SELECT) always LEFT JOIN found j ON true ORDER BY j.id"""
 _OVERDUE = f"""
-    SELECT {_STORED} FROM sidestream_job j
+    SELECT {OF_J} FROM sidestream_job j
     WHERE j.state = 'open' AND j.id > %(after)s::bigint
     AND j.run_at < {UTC_NOW} - %(older)s::float8 * interval '1 second'
     ORDER BY j.id LIMIT %(limit)s::integer"""
@@ -142,7 +143,9 @@ class Row:
 
 
 def open_and_due(cur: Cursor, queues: Sequence[str], limit: int, *, excluded: Sequence[int] = ()) -> list[StoredJob]:
-    """Return up to ``limit`` jobs that could be opened now, oldest due first, ties by id, without the ``excluded`` ids.
+    """Return up to ``limit`` jobs that could be opened now, without the ``excluded`` ids: lowest priority number first.
+
+    Of a priority, the oldest due first, ties by id.
 
     Candidates only: running ones are among them, and :func:`~sidestream.store.opening.open_job` decides. Jobs behind
     another of their key are left out, so that a line of up to :data:`WIDEST` does not hide what waits behind it. In
@@ -247,10 +250,7 @@ def _found(rows: Sequence[Any]) -> list[StoredJob]:
 
 
 def _stored(rows: Sequence[Any]) -> list[StoredJob]:
-    return [
-        StoredJob(row_id, action, queue, key, run_at.replace(tzinfo=UTC), attempts)
-        for row_id, action, queue, key, run_at, attempts in rows
-    ]
+    return [stored_job(row) for row in rows]
 
 
 def _row(*columns: Any) -> Row:

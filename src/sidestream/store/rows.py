@@ -1,20 +1,11 @@
-"""The write side: a job's one INSERT, its one "done", and every write that is not done."""
-
-# ruff: noqa: S608  (every statement is made of this room's own constants; values are bound)
+"""The write side: a job's one INSERT (:mod:`~sidestream.store.inserting`), its one "done", and every other write."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import Any
-
-from sidestream.errors import InvalidJob, LockLost
-from sidestream.job.codec import encode_payload, to_ms
-from sidestream.job.job import Job
-from sidestream.job.reference import row_reference
+from sidestream.errors import LockLost
 from sidestream.store.cursor import Cursor
-from sidestream.store.schema import Database
+from sidestream.store.inserting import insert, insert_done
+from sidestream.store.stored import StoredJob
 from sidestream.store.written import UTC_NOW, Written, compare_and_set, storable, write
 
 __all__ = [
@@ -38,26 +29,11 @@ CHARGED = -1
 AGE_CAP_FROM = 10
 """Releases below which the age does not count: waiting a day for one's turn is no fault."""
 
-# One statement and one round trip for any number, in the order of the jobs, which becomes the order of their ids.
-_INSERT = f"""
-    INSERT INTO sidestream_job (action, queue, key, payload, run_at, company_id, user_id, context)
-    SELECT action, queue, key, payload, coalesce(run_at, {UTC_NOW}), company_id, user_id, context
-    FROM unnest(%(actions)s::text[], %(queues)s::text[], %(keys)s::text[], %(payloads)s::text[],
-                %(run_ats)s::timestamp[], %(companies)s::integer[], %(users)s::integer[], %(contexts)s::text[])
-         WITH ORDINALITY AS new (action, queue, key, payload, run_at, company_id, user_id, context, place)
-    ORDER BY place RETURNING id, run_at"""
-_INSERT_RECORDS = """
-    INSERT INTO sidestream_job_record (model, record_id, job_id)
-    SELECT DISTINCT * FROM unnest(%(models)s::text[], %(records)s::integer[], %(jobs)s::bigint[])"""
-_INSERT_DONE = """
-    INSERT INTO sidestream_job (uuid, action, queue, key, payload, state, ended_at, attempts, crashes)
-    VALUES (%(uuid)s::uuid, %(action)s::text, %(queue)s::text, %(key)s::text, %(payload)s::text, 'done',
-            clock_timestamp() AT TIME ZONE 'UTC', %(attempts)s::integer, %(crashes)s::integer)
-    ON CONFLICT (uuid) WHERE uuid IS NOT NULL DO NOTHING RETURNING id"""
 # The second condition is what D3 rests on: the lock is ours exactly as long as the transaction that took it.
 _FINISH = """
     UPDATE sidestream_job
-    SET state = 'done', ended_at = clock_timestamp() AT TIME ZONE 'UTC', error = NULL, reason = NULL
+    SET state = 'done', started_at = transaction_timestamp() AT TIME ZONE 'UTC',
+        ended_at = clock_timestamp() AT TIME ZONE 'UTC', error = NULL, reason = NULL
     WHERE id = %(id)s::bigint AND state = 'open' AND current_setting('sidestream.job', true) = %(id)s::bigint::text
     RETURNING id"""
 
@@ -99,92 +75,6 @@ _COUNT_RELEASES = compare_and_set(
                 ELSE j.error END""",
     "state = 'open'",
 )
-
-
-@dataclass(frozen=True, slots=True)
-class StoredJob:
-    """An open row, as far as a broker has to know it; a new one exists once its transaction commits."""
-
-    id: int
-    action: str
-    queue: str
-    key: str | None
-    #: When it is due; aware, UTC.
-    run_at: datetime
-    #: Starts that failed or crashed.
-    attempts: int = 0
-
-    @property
-    def due_ms(self) -> int:
-        """Unix milliseconds at which it is due."""
-        return to_ms(self.run_at)
-
-    def reference(self, database: Database) -> bytes:
-        """Return the packed reference to this row of ``database``."""
-        return row_reference(database.tag, self.id, self.action, self.key).pack()
-
-
-def insert(cur: Cursor, jobs: Sequence[Job]) -> list[StoredJob]:
-    """Insert ``jobs`` as open rows and return them in the same order, with ascending ids.
-
-    Waits for nobody: no constraint here is shared with another transaction's rows (C9). They are gone with the caller's
-    transaction or savepoint, and so may be any reference made of them.
-
-    Raises:
-        InvalidJob: An argument is not JSON or too large, or ``run_at`` has no time zone; nothing was inserted.
-    """
-    if not jobs:
-        return []
-    parameters: dict[str, Any] = {
-        "actions": [job.action for job in jobs],
-        "queues": [job.queue for job in jobs],
-        "keys": [job.key for job in jobs],
-        "payloads": [encode_payload(job.args, job.kwargs) for job in jobs],
-        "run_ats": [_naive_utc(job) for job in jobs],
-        "companies": [job.company_id for job in jobs],
-        "users": [job.user_id for job in jobs],
-        "contexts": [job.context for job in jobs],
-    }
-    cur.execute(_INSERT, parameters)
-    stored = [
-        StoredJob(row_id, job.action, job.queue, job.key, run_at.replace(tzinfo=UTC))
-        for (row_id, run_at), job in zip(cur.fetchall(), jobs, strict=True)
-    ]
-    links = [
-        (job.records[0], record, row.id)
-        for row, job in zip(stored, jobs, strict=True)
-        if job.records is not None
-        for record in job.records[1]
-    ]
-    if links:
-        models, records, ids = (list(column) for column in zip(*links, strict=True))
-        cur.execute(_INSERT_RECORDS, {"models": models, "records": records, "jobs": ids})
-    return stored
-
-
-def insert_done(cur: Cursor, job: Job) -> bool:
-    """Write the direct ``job`` as done, in the transaction of its effect; False when its uuid is there already.
-
-    The row is the inbox that keeps promise 3 for direct jobs: on False, roll the effect back. Waits for a transaction
-    that is writing the same uuid; at REPEATABLE READ the driver then raises 40001.
-    """
-    if job.uuid is None:
-        raise InvalidJob(
-            f"A job of action {job.action!r} was to be written as a direct one without a uuid; give it one."
-        )
-    cur.execute(
-        _INSERT_DONE,
-        {
-            "uuid": str(job.uuid),
-            "action": job.action,
-            "queue": job.queue,
-            "key": job.key,
-            "payload": encode_payload(job.args, job.kwargs),
-            "attempts": job.attempts,
-            "crashes": job.crashes,
-        },
-    )
-    return cur.fetchone() is not None
 
 
 def finish(cur: Cursor, id: int) -> None:  # noqa: A002
@@ -265,13 +155,3 @@ def count_releases(
     """
     parameters = {"id": id, "releases": releases, "reason": storable(reason), "cap": cap, "age": age_cap_s}
     return write(cur, _COUNT_RELEASES, parameters)
-
-
-def _naive_utc(job: Job) -> datetime | None:
-    if job.run_at is None:
-        return None
-    if job.run_at.tzinfo is None:
-        raise InvalidJob(
-            f"run_at={job.run_at.isoformat()} of a job of action {job.action!r} has no time zone; make it aware."
-        )
-    return job.run_at.astimezone(UTC).replace(tzinfo=None)

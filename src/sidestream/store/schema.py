@@ -9,11 +9,19 @@ from uuid import UUID
 from sidestream.errors import ForeignDatabase, SchemaMismatch
 from sidestream.store.cursor import Cursor
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Version of the tables that this release reads and writes."""
 
 # A number of our own (the letters "sidestrm"), so that two installers of one database wait for each other.
 _INSTALL_LOCK = 0x73696465_7374726D
+_UPGRADES = {1: "upgrade_1_to_2.sql"}
+"""By the version that it begins with: the file that makes the next one of it."""
+_UPGRADE_PATIENCE = "10s"
+# Whoever waits for our exclusive lock stands in front of everybody who only wants to read.
+_PATIENTLY = "SELECT set_config('lock_timeout', %(timeout)s::text, true)"
+_PATIENCE = "SELECT current_setting('lock_timeout')"
+_VERSION = "SELECT version FROM sidestream_meta"
+
 # to_regclass answers NULL where naming a missing table would fail, and with it the caller's transaction.
 _INSTALLED = "SELECT to_regclass('sidestream_meta') IS NOT NULL"
 # https://www.postgresql.org/docs/current/functions-info.html#FUNCTIONS-PG-CONTROL-SYSTEM
@@ -41,16 +49,38 @@ class Database:
 
 
 def install(cur: Cursor) -> Database:
-    """Create tables, indexes and settings unless they are there, and return the database; the caller commits.
+    """Create or upgrade tables, indexes and settings as needed, and return the database; the caller commits.
+
+    An upgrade waits up to 10 s for the tables, then the driver raises 55P03: stop the workers and repeat it.
 
     Raises:
-        SchemaMismatch: The tables are there, of another release.
+        SchemaMismatch: The tables are there, of a newer release or of one that cannot be upgraded.
     """
     cur.execute("SELECT pg_advisory_xact_lock(%(lock)s::bigint)", {"lock": _INSTALL_LOCK})
     if not installed(cur):
-        cur.execute(files(__package__).joinpath("schema.sql").read_text(encoding="utf-8"))
+        cur.execute(_text("schema.sql"))
         cur.execute(_INSTALL, {"version": SCHEMA_VERSION})
+    else:
+        _upgrade(cur)
     return identify(cur, allow_copy=True)
+
+
+def _upgrade(cur: Cursor) -> None:
+    cur.execute(_VERSION)
+    found = cur.fetchone()
+    steps = list(range(found[0], SCHEMA_VERSION)) if found is not None else []
+    if not steps or not all(step in _UPGRADES for step in steps):
+        return  # the version is right, or identify() says what is wrong with it
+    cur.execute(_PATIENCE)
+    [patience] = cur.fetchone()
+    cur.execute(_PATIENTLY, {"timeout": _UPGRADE_PATIENCE})
+    for step in steps:
+        cur.execute(_text(_UPGRADES[step]))
+    cur.execute(_PATIENTLY, {"timeout": patience})
+
+
+def _text(name: str) -> str:
+    return files(__package__).joinpath(name).read_text(encoding="utf-8")
 
 
 def adopt(cur: Cursor) -> Database:
@@ -79,7 +109,7 @@ def identify(cur: Cursor, *, allow_copy: bool = False) -> Database:
         raise SchemaMismatch("The table sidestream_meta is empty, expected one row; restore it from a backup.")
     version, uuid, at_home = found
     if version != SCHEMA_VERSION:
-        what = "upgrade Sidestream" if version > SCHEMA_VERSION else "run the release's upgrade"
+        what = "upgrade Sidestream" if version > SCHEMA_VERSION else "to upgrade them, run: sidestream init-db"
         raise SchemaMismatch(f"The Sidestream tables have version {version}, expected {SCHEMA_VERSION}; {what}.")
     if not at_home and not allow_copy:
         raise ForeignDatabase(

@@ -1,4 +1,4 @@
--- Sidestream's tables, version 1. Run by sidestream.store.schema.install, inside the caller's transaction.
+-- Sidestream's tables, version 2. Run by sidestream.store.schema.install, inside the caller's transaction.
 -- Times are "timestamp" in UTC, because Odoo's Datetime columns are. Numbers and reasons: docs/decisions/0002-store-table.md.
 
 CREATE TABLE sidestream_job (
@@ -22,25 +22,40 @@ CREATE TABLE sidestream_job (
     releases        integer NOT NULL DEFAULT 0,     -- times it was handed back since it was last started
     released_since  timestamp,                      -- when the first of them was counted
     error           text,                   -- of the last failure, for people
-    reason          text,                   -- of the last release that was counted, for people
-    -- Ready for later releases; null costs no space.
-    priority        smallint,
-    group_name      text,
-    unique_key      text,
+    reason          text,                   -- of the last release that was counted, or why it was cancelled, for people
     company_id      integer,
     user_id         integer,
-    context         text
+    context         text,
+    -- Since version 2, in the order in which the upgrade adds them; null costs no space.
+    priority        smallint NOT NULL DEFAULT 5 CHECK (priority BETWEEN 0 AND 9),  -- 0 first
+    group_name      text COLLATE "C",       -- unchangeable: the tenant
+    limit_key       text COLLATE "C",       -- unchangeable: what it counts against
+    unique_key      text COLLATE "C",       -- jobs with the same one are duplicates of each other
+    unique_until    text COLLATE "C" CHECK (unique_until IN ('started', 'done', 'window')),
+    unique_seconds  double precision,       -- the window's length
+    unique_conflict text COLLATE "C" CHECK (unique_conflict IN ('return', 'replace', 'newest')),
+    expires_at      timestamp,              -- cancelled when it was not started by then
+    snoozes         integer NOT NULL DEFAULT 0,     -- times that it put itself off, since the last person's retry
+    started_at      timestamp,              -- when the transaction that said "done" began
+    error_group     text COLLATE "C"        -- what dead rows with the like error share (job/errorgroup.py)
 );
 
 -- Every partial index below makes the one "done" UPDATE leave it; that UPDATE writes to the primary key alone.
 -- Which rows are open, by id: the reconciler's chunks.
 CREATE INDEX sidestream_job_open ON sidestream_job (id) WHERE state = 'open';
 -- Which are due, by queue: the worker without Redis, counts, pages.
-CREATE INDEX sidestream_job_due ON sidestream_job (queue, run_at, id) WHERE state = 'open';
+CREATE INDEX sidestream_job_due ON sidestream_job (queue, priority, run_at, id) WHERE state = 'open';
 -- Who stands before a job: the opening statement.
 CREATE INDEX sidestream_job_key ON sidestream_job (key, id) WHERE state = 'open' AND key IS NOT NULL;
 -- What a person looks through.
 CREATE INDEX sidestream_job_ended ON sidestream_job (state, id) WHERE state IN ('dead', 'cancelled');
+-- Its open duplicates. Only jobs that have a unique are in it.
+CREATE INDEX sidestream_job_unique ON sidestream_job (unique_key, id) WHERE state = 'open' AND unique_key IS NOT NULL;
+-- Those that count after their end, too: in their window, or because they replaced an earlier one.
+CREATE INDEX sidestream_job_unique_kept ON sidestream_job (unique_key, id)
+    WHERE unique_until = 'window' OR unique_conflict <> 'return';
+-- Which expire, first the next one. Only jobs that can expire are in it.
+CREATE INDEX sidestream_job_expires ON sidestream_job (expires_at) WHERE state = 'open' AND expires_at IS NOT NULL;
 -- Whether a direct job's effect is here already.
 CREATE UNIQUE INDEX sidestream_job_uuid ON sidestream_job (uuid) WHERE uuid IS NOT NULL;
 
@@ -83,7 +98,26 @@ CREATE TABLE sidestream_meta (
     database_uuid   uuid NOT NULL DEFAULT gen_random_uuid(),
     -- Cluster and database that the uuid was made in: a copy or a restored dump is elsewhere, and runs nothing until told.
     home            text NOT NULL,
-    installed_at    timestamp NOT NULL DEFAULT (now() AT TIME ZONE 'UTC')
+    installed_at    timestamp NOT NULL DEFAULT (now() AT TIME ZONE 'UTC'),
+    rules_version   bigint NOT NULL DEFAULT 0       -- of sidestream_rule; grows in the transaction of every change
+);
+
+-- The truth about pauses, limits, weights and ageing (job/rules.py). "" where a rule names none.
+CREATE TABLE sidestream_rule (
+    id              bigserial PRIMARY KEY,
+    kind            text COLLATE "C" NOT NULL CHECK (kind IN ('limit', 'weight', 'pause', 'ageing')),
+    scope           text COLLATE "C" NOT NULL CHECK (scope IN ('global', 'queue', 'action', 'key', 'group')),
+    name            text COLLATE "C" NOT NULL DEFAULT '',
+    group_name      text COLLATE "C" NOT NULL DEFAULT '',
+    concurrency     integer CHECK (concurrency >= 0),
+    rate            double precision CHECK (rate >= 0),
+    burst           integer CHECK (burst >= 1),
+    weight          double precision CHECK (weight > 0),
+    seconds         double precision CHECK (seconds >= 0),
+    note            text,
+    changed_by      text,
+    changed_at      timestamp NOT NULL DEFAULT (statement_timestamp() AT TIME ZONE 'UTC'),
+    UNIQUE (kind, scope, name, group_name)
 );
 
 -- Each job leaves one dead version behind: clean up by the tens of thousands, at full speed, and keep the statistics of

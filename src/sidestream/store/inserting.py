@@ -1,0 +1,173 @@
+"""A job's one INSERT: one statement for any number of jobs."""
+
+# ruff: noqa: S608  (every statement is made of this room's own constants; values are bound)
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from sidestream.errors import InvalidJob
+from sidestream.job.codec import encode_payload
+from sidestream.job.job import DEFAULT_PRIORITY, Job
+from sidestream.store import unique
+from sidestream.store.cursor import Cursor
+from sidestream.store.stored import StoredJob
+from sidestream.store.written import UTC_NOW
+
+# One statement and one round trip for any number, in the order of the jobs, which becomes the order of their ids.
+_COLUMNS = {
+    "action": "text",
+    "queue": "text",
+    "key": "text",
+    "payload": "text",
+    "run_at": "timestamp",
+    "company_id": "integer",
+    "user_id": "integer",
+    "context": "text",
+    "priority": "smallint",
+    "group_name": "text",
+    "limit_key": "text",
+    "unique_key": "text",
+    "unique_until": "text",
+    "unique_seconds": "float8",
+    "unique_conflict": "text",
+    "expires_at": "timestamp",
+}
+_NAMES = ", ".join(_COLUMNS)
+_VALUES = _NAMES.replace("run_at", f"coalesce(run_at, {UTC_NOW})").replace(
+    "priority", f"coalesce(priority, {DEFAULT_PRIORITY})"
+)
+_EMPTY: list[Any] = []
+_INSERT = f"""
+    INSERT INTO sidestream_job ({_NAMES})
+    SELECT {_VALUES}
+    FROM unnest({", ".join(f"%({name})s::{kind}[]" for name, kind in _COLUMNS.items())})
+         WITH ORDINALITY AS new ({_NAMES}, place)
+    ORDER BY place RETURNING id, run_at"""
+_INSERT_RECORDS = """
+    INSERT INTO sidestream_job_record (model, record_id, job_id)
+    SELECT DISTINCT * FROM unnest(%(models)s::text[], %(records)s::integer[], %(jobs)s::bigint[])
+    ON CONFLICT DO NOTHING"""
+_INSERT_DONE = """
+    INSERT INTO sidestream_job (uuid, action, queue, key, payload, state, started_at, ended_at, attempts, crashes,
+                                priority, group_name, limit_key)
+    VALUES (%(uuid)s::uuid, %(action)s::text, %(queue)s::text, %(key)s::text, %(payload)s::text, 'done',
+            transaction_timestamp() AT TIME ZONE 'UTC', clock_timestamp() AT TIME ZONE 'UTC', %(attempts)s::integer,
+            %(crashes)s::integer, %(priority)s::smallint, %(group)s::text, %(limit)s::text)
+    ON CONFLICT (uuid) WHERE uuid IS NOT NULL DO NOTHING RETURNING id"""
+
+
+def insert(cur: Cursor, jobs: Sequence[Job]) -> list[StoredJob]:
+    """Insert ``jobs`` as open rows and return them in the same order; those that are new have ascending ids.
+
+    Waits for nobody: no constraint here is shared with another transaction's rows (C9). They are gone with the caller's
+    transaction or savepoint, and so may be any reference made of them. A job with a :class:`~sidestream.job.job.Unique`
+    may find a row that is there already: that one is returned, with ``existed`` set (see :mod:`~.unique`).
+
+    Raises:
+        InvalidJob: An argument is not JSON or too large, or a moment has no time zone; nothing was inserted.
+    """
+    if not jobs:
+        return []
+    rows = [_row(job) for job in jobs]
+    if not any(job.unique is not None for job in jobs):
+        stored = _insert(cur, jobs, rows)
+    else:
+        plan = unique.look_up(cur, jobs, rows)
+        fresh = _insert(cur, [jobs[at] for at in plan.new], [rows[at] for at in plan.new]) if plan.new else []
+        stored = unique.carry_out(cur, plan, fresh)
+    links = [
+        (job.records[0], record, row.id)
+        for row, job in zip(stored, jobs, strict=True)
+        if job.records is not None
+        for record in job.records[1]
+    ]
+    if links:
+        models, records, ids = (list(column) for column in zip(*links, strict=True))
+        cur.execute(_INSERT_RECORDS, {"models": models, "records": records, "jobs": ids})
+    return stored
+
+
+def insert_done(cur: Cursor, job: Job) -> bool:
+    """Write the direct ``job`` as done, in the transaction of its effect; False when its uuid is there already.
+
+    The row is the inbox that keeps promise 3 for direct jobs: on False, roll the effect back. Waits for a transaction
+    that is writing the same uuid; at REPEATABLE READ the driver then raises 40001.
+    """
+    if job.uuid is None:
+        raise InvalidJob(
+            f"A job of action {job.action!r} was to be written as a direct one without a uuid; give it one."
+        )
+    cur.execute(
+        _INSERT_DONE,
+        {
+            "uuid": str(job.uuid),
+            "action": job.action,
+            "queue": job.queue,
+            "key": job.key,
+            "payload": encode_payload(job.args, job.kwargs),
+            "attempts": job.attempts,
+            "crashes": job.crashes,
+            "priority": job.priority,
+            "group": job.group,
+            "limit": job.limit,
+        },
+    )
+    return cur.fetchone() is not None
+
+
+def _insert(cur: Cursor, jobs: Sequence[Job], rows: Sequence[tuple[Any, ...]]) -> list[StoredJob]:
+    # unnest fills up a shorter array with nulls, so what no job has is not sent.
+    columns = {
+        name: _EMPTY if column.count(None) == len(rows) else list(column)
+        for name, column in zip(_COLUMNS, zip(*rows, strict=True), strict=True)
+    }
+    cur.execute(_INSERT, columns)
+    return [
+        StoredJob(
+            row_id,
+            job.action,
+            job.queue,
+            row[2],
+            run_at.replace(tzinfo=UTC),
+            priority=job.priority,
+            group=job.group,
+            limit=job.limit,
+        )
+        for (row_id, run_at), job, row in zip(cur.fetchall(), jobs, rows, strict=True)
+    ]
+
+
+def _row(job: Job) -> tuple[Any, ...]:
+    """Return the values of :data:`_COLUMNS`."""
+    wanted = job.unique
+    return (
+        job.action,
+        job.queue,
+        unique.line_of(job),
+        encode_payload(job.args, job.kwargs),
+        _naive_utc(job, "run_at", job.run_at),
+        job.company_id,
+        job.user_id,
+        job.context,
+        None if job.priority == DEFAULT_PRIORITY else job.priority,
+        job.group,
+        job.limit,
+        None if wanted is None else wanted.key,
+        None if wanted is None else wanted.until,
+        None if wanted is None or wanted.until != "window" else float(wanted.seconds),
+        None if wanted is None else wanted.on_conflict,
+        _naive_utc(job, "expires_at", job.expires_at),
+    )
+
+
+def _naive_utc(job: Job, name: str, moment: datetime | None) -> datetime | None:
+    if moment is None:
+        return None
+    if moment.tzinfo is None:
+        raise InvalidJob(
+            f"{name}={moment.isoformat()} of a job of action {job.action!r} has no time zone; make it aware."
+        )
+    return moment.astimezone(UTC).replace(tzinfo=None)

@@ -1,0 +1,44 @@
+"""Session-level advisory locks: what a job holds beyond its transaction.
+
+https://www.postgresql.org/docs/current/functions-admin.html#FUNCTIONS-ADVISORY-LOCKS
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from sidestream.job.names import tag
+from sidestream.store.cursor import Cursor
+
+_HELD = """
+    SELECT (classid::bigint << 32) | objid::bigint FROM pg_locks
+    WHERE locktype = 'advisory' AND granted AND objsubid = 1
+    AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"""
+
+
+def job_lock(row_id: int) -> bytes:
+    """Return the 8 bytes that stand for the job itself: held by one that has several transactions, until it ends."""
+    return tag(f"job {row_id}", 8)
+
+
+def lock_tag(cur: Cursor, lock: bytes) -> bool:
+    """Take the session's advisory lock that 8 bytes stand for, without waiting; False when another session has it."""
+    cur.execute("SELECT pg_try_advisory_lock(%(lock)s::bigint)", {"lock": _number(lock)})
+    return bool(cur.fetchone()[0])
+
+
+def unlock_tag(cur: Cursor, lock: bytes) -> bool:
+    """Free what :func:`lock_tag` took; False when this session did not have it."""
+    cur.execute("SELECT pg_advisory_unlock(%(lock)s::bigint)", {"lock": _number(lock)})
+    return bool(cur.fetchone()[0])
+
+
+def running_between(cur: Cursor, row_ids: Iterable[int]) -> set[int]:
+    """Return which of these jobs run although nobody may have their rows: they are between two of their transactions."""
+    cur.execute(_HELD)
+    held = {number for (number,) in cur.fetchall()}
+    return {row_id for row_id in row_ids if _number(job_lock(row_id)) in held} if held else set()
+
+
+def _number(lock: bytes) -> int:
+    return int.from_bytes(lock, "big", signed=True)

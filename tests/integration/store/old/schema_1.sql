@@ -1,0 +1,96 @@
+-- Sidestream's tables, version 1. Run by sidestream.store.schema.install, inside the caller's transaction.
+-- Times are "timestamp" in UTC, because Odoo's Datetime columns are. Numbers and reasons: docs/decisions/0002-store-table.md.
+
+CREATE TABLE sidestream_job (
+    id              bigserial PRIMARY KEY,
+    -- Unchangeable after the INSERT: references are built from these.
+    uuid            uuid,                   -- of a direct job whose effect, or failure, was written here (its inbox)
+    -- "C": they are compared for equality alone, as bytes, whatever language the database speaks.
+    action          text COLLATE "C" NOT NULL,
+    queue           text COLLATE "C" NOT NULL,
+    key             text COLLATE "C",       -- jobs with the same key run one at a time, in the order of their ids
+    payload         text NOT NULL,          -- JSON {"v": 1, "args": [], "kwargs": {}}
+    created_at      timestamp NOT NULL DEFAULT (statement_timestamp() AT TIME ZONE 'UTC'),
+    -- Changing.
+    state           text COLLATE "C" NOT NULL DEFAULT 'open' CHECK (state IN ('open', 'done', 'dead', 'cancelled')),
+    run_at          timestamp NOT NULL DEFAULT (statement_timestamp() AT TIME ZONE 'UTC'),
+    ended_at        timestamp,
+    attempts        integer NOT NULL DEFAULT 0,     -- starts that failed or crashed; only ever grows: the mark of every compare-and-set
+    forgiven        integer NOT NULL DEFAULT 0,     -- how many of them a person's retry wrote off
+    crashes         integer NOT NULL DEFAULT 0,     -- how many killed their process, since the last person's retry
+    suspects        integer NOT NULL DEFAULT 0,     -- deaths of its host for which it may or may not be to blame; -1: it was, and was charged; not 0: run it alone
+    releases        integer NOT NULL DEFAULT 0,     -- times it was handed back since it was last started
+    released_since  timestamp,                      -- when the first of them was counted
+    error           text,                   -- of the last failure, for people
+    reason          text,                   -- of the last release that was counted, for people
+    -- Ready for later releases; null costs no space.
+    priority        smallint,
+    group_name      text,
+    unique_key      text,
+    company_id      integer,
+    user_id         integer,
+    context         text
+);
+
+-- Every partial index below makes the one "done" UPDATE leave it; that UPDATE writes to the primary key alone.
+-- Which rows are open, by id: the reconciler's chunks.
+CREATE INDEX sidestream_job_open ON sidestream_job (id) WHERE state = 'open';
+-- Which are due, by queue: the worker without Redis, counts, pages.
+CREATE INDEX sidestream_job_due ON sidestream_job (queue, run_at, id) WHERE state = 'open';
+-- Who stands before a job: the opening statement.
+CREATE INDEX sidestream_job_key ON sidestream_job (key, id) WHERE state = 'open' AND key IS NOT NULL;
+-- What a person looks through.
+CREATE INDEX sidestream_job_ended ON sidestream_job (state, id) WHERE state IN ('dead', 'cancelled');
+-- Whether a direct job's effect is here already.
+CREATE UNIQUE INDEX sidestream_job_uuid ON sidestream_job (uuid) WHERE uuid IS NOT NULL;
+
+-- Insert-only: what happened to a job beyond "it was done". No foreign key: it would write a lock into the job's row.
+CREATE TABLE sidestream_attempt (
+    id              bigserial PRIMARY KEY,
+    job_id          bigint NOT NULL,
+    supervisor      text COLLATE "C" NOT NULL,
+    slot            smallint NOT NULL,      -- which child; -1 when none is meant
+    event           text NOT NULL CHECK (event IN ('started', 'failed', 'crashed', 'released', 'done', 'timeout', 'cancelled')),
+    at              timestamp NOT NULL DEFAULT (clock_timestamp() AT TIME ZONE 'UTC'),
+    detail          text
+);
+CREATE INDEX sidestream_attempt_job ON sidestream_attempt (job_id, id);
+CREATE INDEX sidestream_attempt_started ON sidestream_attempt (supervisor, id) WHERE event = 'started';
+
+-- Which records a job is about: insert-only, so that a record's jobs are found at once and "done" writes no index of it.
+CREATE TABLE sidestream_job_record (
+    model           text COLLATE "C" NOT NULL,
+    record_id       integer NOT NULL,
+    job_id          bigint NOT NULL,
+    PRIMARY KEY (model, record_id, job_id)
+);
+CREATE INDEX sidestream_job_record_job ON sidestream_job_record (job_id);
+
+-- What a person asked of a job whose row was locked. Insert-only but for the mark that it was handled.
+CREATE TABLE sidestream_control (
+    id              bigserial PRIMARY KEY,
+    job_id          bigint NOT NULL,
+    request         text NOT NULL CHECK (request IN ('cancel')),
+    asked_at        timestamp NOT NULL DEFAULT (clock_timestamp() AT TIME ZONE 'UTC'),
+    handled_at      timestamp
+);
+CREATE INDEX sidestream_control_pending ON sidestream_control (job_id) WHERE handled_at IS NULL;
+CREATE INDEX sidestream_control_job ON sidestream_control (job_id);
+
+CREATE TABLE sidestream_meta (
+    single          boolean PRIMARY KEY DEFAULT true CHECK (single),
+    version         integer NOT NULL,
+    database_uuid   uuid NOT NULL DEFAULT gen_random_uuid(),
+    -- Cluster and database that the uuid was made in: a copy or a restored dump is elsewhere, and runs nothing until told.
+    home            text NOT NULL,
+    installed_at    timestamp NOT NULL DEFAULT (now() AT TIME ZONE 'UTC')
+);
+
+-- Each job leaves one dead version behind: clean up by the tens of thousands, at full speed, and keep the statistics of
+-- "how many are open" fresh, because the planner's choice between the indexes hangs on them.
+ALTER TABLE sidestream_job SET (
+    autovacuum_vacuum_scale_factor = 0.01, autovacuum_vacuum_threshold = 5000, autovacuum_vacuum_cost_delay = 0,
+    autovacuum_vacuum_insert_scale_factor = 0.05,
+    autovacuum_analyze_scale_factor = 0.02, autovacuum_analyze_threshold = 2000
+);
+ALTER TABLE sidestream_control SET (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 200);
