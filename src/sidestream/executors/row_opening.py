@@ -39,7 +39,7 @@ def verdict_of(found: opening.Opening, *, careful: bool) -> Verdict | None:
 
 
 def commit_end(found: opening.Opening, commit: Callable[[], None]) -> None:
-    """Commit when the opening itself ended the job (it expired, or it is a duplicate); a lost reply means: look again."""
+    """Commit when the opening itself ended the job (expired, or a duplicate); a lost reply means: look again."""
     if isinstance(found, opening.Cancelled):
         try:
             commit()

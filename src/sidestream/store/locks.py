@@ -34,7 +34,7 @@ def unlock_tag(cur: Cursor, lock: bytes) -> bool:
 
 
 def running_between(cur: Cursor, row_ids: Iterable[int]) -> set[int]:
-    """Return which of these jobs run although nobody may have their rows: they are between two of their transactions."""
+    """Return which of these jobs are between two of their transactions: they run, and nobody has their rows."""
     cur.execute(_HELD)
     held = {number for (number,) in cur.fetchall()}
     return {row_id for row_id in row_ids if _number(job_lock(row_id)) in held} if held else set()

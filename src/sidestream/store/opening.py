@@ -283,13 +283,17 @@ def _why_not(cur: Cursor, row_id: int, attempts_seen: int | None) -> Opening | N
         return _end(cur, row_id, f"replaced by {replaced}")
     if early:
         return NotDue(seconds)
-    if returns and in_window is not None:
-        return _end(cur, row_id, f"duplicate of {in_window}")
-    if returns and before and until == "done":
-        return _end(cur, row_id, f"duplicate of {before[0]}")
+    first = in_window if until == "window" else min(before, default=None) if until == "done" else None
+    if returns and first is not None:
+        return _end(cur, row_id, f"duplicate of {first}")
     if blocked_by is not None:
         return Blocked(blocked_by)
-    if not before or (returns and until != "started"):
+    return _beside(cur, row_id, until, before, returns=returns) if before else None
+
+
+def _beside(cur: Cursor, row_id: int, until: str, before: Sequence[int], *, returns: bool) -> Opening | None:
+    """Look at what the open rows ``before`` with the same unique do; None when the job may run all the same."""
+    if returns and until != "started":
         return None
     cur.execute(_WAITING, {"ids": before})
     waiting = {one for (one,) in cur.fetchall()}
