@@ -11,6 +11,7 @@ from threading import Event
 import psycopg
 
 from sidestream.broker.memory import MemoryBroker
+from sidestream.broker.memory.server import MemoryServer
 from sidestream.broker.postgres import PostgresBroker
 from sidestream.broker.protocol import Broker, Delivery, Publication
 from sidestream.broker.redis.broker import RedisBroker
@@ -33,16 +34,25 @@ class MovedClock:
 
 
 class MemoryBench:
-    """The memory broker; another process does not exist, so the second view is the first."""
+    """The memory broker."""
 
     database = b"testbase"
 
     def __init__(self) -> None:
         self.clock = MovedClock()
-        self.broker: Broker = MemoryBroker(lease_ms=LEASE_MS, clock_ms=self.clock)
+        self.contents = MemoryServer(self.clock)
+        self.broker: Broker = self._open()
+
+    def _open(self) -> Broker:
+        return MemoryBroker(lease_ms=LEASE_MS, server=self.contents)
 
     def second(self) -> Broker:
-        return self.broker
+        broker = self._open()
+        broker.generation()
+        return broker
+
+    def wipe(self) -> None:
+        self.contents.empty()
 
     def now(self) -> int:
         return self.clock.ms
@@ -73,15 +83,10 @@ class RedisBench(MemoryBench):
         self.brokers: list[RedisBroker] = []
         self.broker = self._open()
 
-    def _open(self) -> RedisBroker:
+    def _open(self) -> Broker:
         # The machine may be busy: a time-out of a second would fail a test of something else.
         broker = RedisBroker(self.server.url, timeout=10, lease_ms=LEASE_MS, prefix=self.prefix, clock_ms=self.clock)
         self.brokers.append(broker)
-        return broker
-
-    def second(self) -> Broker:
-        broker = self._open()
-        broker.generation()
         return broker
 
     def somebody_waits(self) -> bool:

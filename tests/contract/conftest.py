@@ -8,19 +8,15 @@ import pytest
 
 pytest.register_assert_rewrite("sidestream.testing.broker_contract", "sidestream.testing.broker_contract_leases")
 
+from sidestream.job.rules import Rules  # noqa: E402  # after the rewrite is registered
 from sidestream.testing.servers import RedisServer, ServerFailed, find_redis7  # noqa: E402
 from tests.contract.benches import MemoryBench, PostgresBench, RedisBench, started  # noqa: E402  # after the rewrite is registered
 
-_ENDS = "its contents end with its process"
 _ROWS = "the rows themselves wait there, whoever publishes them"
 _LOCKS = "row and key locks, taken by the opening statement, decide between workers"
 _LEASES = "a lock ends with its session, so there is nothing to reclaim"
 _DIRECT = "it carries no direct jobs"
 EXCUSED = {
-    "memory": {
-        "test_an_emptied_broker_says_that_it_moved": _ENDS,
-        "test_reasserting_what_runs": _ENDS,
-    },
     "postgres": {
         "test_two_consumers_share_without_overlap": _LOCKS,
         "test_a_reader_gets_no_more_than_it_has_children": _LOCKS,
@@ -88,4 +84,5 @@ def empty_bench(request: pytest.FixtureRequest) -> Iterator[MemoryBench]:
 @pytest.fixture
 def bench(empty_bench: MemoryBench) -> MemoryBench:
     empty_bench.broker.begin_generation()
+    empty_bench.broker.configure(empty_bench.database, Rules())
     return empty_bench

@@ -16,6 +16,7 @@ from sidestream.executors.python_call import PythonCall
 from sidestream.job.codec import Signer
 from sidestream.job.outcome import Outcome
 from sidestream.job.reference import NO_TAG8
+from sidestream.job.rules import Rules
 from sidestream.relay import Relay
 from sidestream.store import adapter, queries, schema
 from sidestream.worker.embedded import EmbeddedWorker
@@ -34,6 +35,8 @@ class Shop:
         self.connection.commit()
         broker = MemoryBroker()
         broker.begin_generation()
+        for tag in (database.tag, NO_TAG8):
+            broker.configure(tag, Rules())
         signer = Signer([("lesson", b"l" * 32)])
         self.jobs = Client(Relay(lambda: broker), lambda: signer)
         self._dsn = dsn

@@ -14,14 +14,16 @@ from sidestream.job.names import tag
 from sidestream.job.reference import Reference, action_of
 from sidestream.job.rules import Limit, Rules, Scope
 
+_ONE_TOKEN = 0.999999
+"""Above this there is a token: sums of fractions fall a little short of 1 (the same in Redis: limits.lua)."""
 Count = tuple[Scope, bytes]
-"""What is counted: a scope and b"", the queue's name, the action's tag (4 bytes), or the limit key's tags (12 bytes)."""
+"""What is counted: a scope and b"", the queue's name, the action's tag (4 bytes) or the limit key's tags (12 bytes)."""
 
 
 class Gate(NamedTuple):
     """One limit that a job has to pass."""
 
-    count: Count
+    counted: Count
     limit: Limit
 
 
@@ -80,7 +82,7 @@ class Limiter:
             if self.room(gate) == 0:
                 return gate
         for gate in gates:
-            if gate.limit.rate is not None and self.tokens(gate, now_ms) < 1:
+            if gate.limit.rate is not None and self.tokens(gate, now_ms) <= _ONE_TOKEN:
                 return gate
         return None
 
@@ -89,11 +91,11 @@ class Limiter:
         self.hold(reference, gates)
         for gate in gates:
             if gate.limit.rate is not None:
-                self._buckets[gate.count] = (self.tokens(gate, now_ms) - 1, now_ms)
+                self._buckets[gate.counted] = (round(self.tokens(gate, now_ms) - 1, 6), now_ms)
 
     def hold(self, reference: bytes, gates: Sequence[Gate]) -> None:
         """Take the slots without asking and without tokens: the job runs already."""
-        counts = tuple(gate.count for gate in gates if gate.limit.concurrency is not None)
+        counts = tuple(gate.counted for gate in gates if gate.limit.concurrency is not None)
         if counts:
             self._of[reference] = counts
             for count in counts:
@@ -119,7 +121,7 @@ class Limiter:
         """Return how many more may run at once: 0 when it is full, infinite without a limit."""
         if gate.limit.concurrency is None:
             return math.inf
-        return max(0, gate.limit.concurrency - len(self._slots.get(gate.count, ())))
+        return max(0, gate.limit.concurrency - len(self._slots.get(gate.counted, ())))
 
     def tokens(self, gate: Gate, now_ms: int) -> float:
         """Return how many starts the gate's rate allows now; infinite without a rate."""
@@ -128,7 +130,7 @@ class Limiter:
             return math.inf
         if rate == 0:
             return 0
-        left, at = self._buckets.get(gate.count, (float(burst), now_ms))
+        left, at = self._buckets.get(gate.counted, (float(burst), now_ms))
         return min(float(burst), left + max(0, now_ms - at) * rate / 1000)
 
     def open_ms(self, gate: Gate, now_ms: int) -> int:
@@ -136,8 +138,9 @@ class Limiter:
         rate = gate.limit.rate
         if not rate:
             return 0 if rate == 0 else now_ms
-        return now_ms + max(0, math.ceil((1 - self.tokens(gate, now_ms)) * 1000 / rate))
+        tokens = self.tokens(gate, now_ms)
+        return now_ms if tokens > _ONE_TOKEN else math.ceil(now_ms + (1 - tokens) * 1000 / rate)
 
     def holders(self, gate: Gate) -> list[bytes]:
         """Return the references that hold the gate's slots, in order."""
-        return sorted(self._slots.get(gate.count, ()))
+        return sorted(self._slots.get(gate.counted, ()))

@@ -115,7 +115,7 @@ class OrderCases:
         assert ids(claim(bench, 0, 10)) == []
         assert ids(claim(bench, 2)) == [3, 4]
 
-    def test_lanes_are_apart_and_the_oldest_of_several_is_first(self, bench: Bench) -> None:
+    def test_lanes_are_apart_and_each_gives_its_oldest_first(self, bench: Bench) -> None:
         other = lane(bench.database, "other")
         bench.put([row(bench, 1)._replace(lane=other)])
         bench.advance(10)
@@ -124,7 +124,9 @@ class OrderCases:
         bench.put([row(bench, 3)._replace(lane=other)])
         assert ids(claim(bench, 1)) == [2]
         bench.put([row(bench, 4)])
-        assert ids(bench.broker.claim("w2", [*lanes_of(bench), other], free=9)) == [1, 3, 4]
+        found = ids(bench.broker.claim("w2", [*lanes_of(bench), other], free=9))
+        assert sorted(found) == [1, 3, 4]
+        assert found.index(1) < found.index(3)
 
     def test_two_consumers_share_without_overlap(self, bench: Bench) -> None:
         bench.put([row(bench, number) for number in range(1, 301)])

@@ -9,6 +9,7 @@ import pytest
 
 from sidestream.broker.protocol import CHUNK, Delivery, Reclaimed
 from sidestream.errors import BrokerUnavailable, GenerationMoved
+from sidestream.job.rules import Rules
 from sidestream.testing.broker_contract import LEASE_MS, RENEW_MS, Bench, claim, direct, ids, lanes_of, row
 
 
@@ -232,6 +233,7 @@ class ContentsCases:
         held += claim(bench)
         self.empty(bench)
         bench.broker.begin_generation()
+        bench.broker.configure(bench.database, Rules())
         second = bench.second()
         # Before we speak: somebody claims 4, and the rest is published again.
         assert second.publish([row(bench, 4)]) == 1

@@ -1,0 +1,359 @@
+"""The broker itself: each method of the contract, under one lock."""
+
+# the contract's signatures, also where an argument makes no difference
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from sidestream.broker.memory.contents import Job
+from sidestream.broker.memory.parking import LOT
+from sidestream.broker.memory.server import Life, MemoryServer
+from sidestream.broker.protocol import (
+    Capability,
+    Delivery,
+    Explanation,
+    Generation,
+    Lease,
+    Place,
+    Publication,
+    Reclaimed,
+)
+from sidestream.errors import BrokerUnavailable, GenerationMoved
+from sidestream.job.reference import Reference
+from sidestream.job.rules import Rules
+
+
+class MemoryBroker:
+    """Keeps :class:`~sidestream.broker.protocol.Broker` in memory; its leases end with the process."""
+
+    capabilities = frozenset(Capability) - {Capability.LEASES, Capability.SHARED}
+
+    def __init__(
+        self,
+        *,
+        lease_ms: int = 15_000,
+        clock_ms: Callable[[], int] | None = None,
+        server: MemoryServer | None = None,
+    ) -> None:
+        """Begin empty, or as one more view of ``server``.
+
+        Args:
+            lease_ms: What the gap rule halves.
+            clock_ms: Gives Unix milliseconds; the machine's clock without it.
+            server: Contents that are shared with other brokers; it brings its own clock.
+        """
+        self._server = server or MemoryServer(clock_ms)
+        self._now = self._server.now
+        self._half_lease = lease_ms // 2
+        self._number = 0
+        self._closed = False
+
+    def generation(self) -> Generation:
+        """See :meth:`Broker.generation`."""
+        self._check_open()
+        contents = self._server.life.contents
+        self._number = contents.number
+        return Generation(self._number, "memory", frozenset(contents.built))
+
+    def begin_generation(self) -> Generation:
+        """See :meth:`Broker.begin_generation`."""
+        self._check_open()
+        with self._server.changed:
+            contents = self._server.life.contents
+            contents.number = contents.number or max(1, time.time_ns())
+        return self.generation()
+
+    def mark_built(self, database: bytes) -> None:
+        """See :meth:`Broker.mark_built`."""
+        with self._locked() as life:
+            life.contents.built.add(database.hex())
+            life.parking.look_at_all(database.hex())
+
+    def configure(self, database: bytes, rules: Rules) -> bool:
+        """See :meth:`Broker.configure`."""
+        with self._locked() as life:
+            return life.parking.configure(database.hex(), rules)
+
+    def announce(
+        self, consumer: str, lanes: Sequence[str], info: str, ttl_ms: int, actions: frozenset[bytes] | None = None
+    ) -> None:
+        """See :meth:`Broker.announce`; who is alive is nobody's question in one process."""
+        with self._locked() as life:
+            if actions is None:
+                life.contents.knows.pop(consumer, None)
+            else:
+                life.contents.knows[consumer] = actions
+
+    def withdraw(self, consumer: str, lanes: Sequence[str]) -> None:
+        """See :meth:`Broker.withdraw`."""
+        with self._locked() as life:
+            life.contents.knows.pop(consumer, None)
+
+    def publish(self, jobs: Sequence[Publication], *, force: bool = False) -> int:
+        """See :meth:`Broker.publish`."""
+        with self._locked() as life:
+            return sum(self._publish(life, job, force) for job in jobs)
+
+    def claim(
+        self, consumer: str, lanes: Sequence[str], *, free: int, prefetch: int = 0, wait_ms: int = 0
+    ) -> list[Delivery]:
+        """See :meth:`Broker.claim`."""
+        deadline = time.monotonic() + wait_ms / 1000
+        with self._server.changed:
+            while True:
+                life = self._check()
+                life.contents.beat(self._half_lease)
+                found = self._take(life, consumer, lanes, free, prefetch)
+                rest = deadline - time.monotonic()
+                if found or rest <= 0 or not free:
+                    return found
+                self._server.changed.wait(min(rest, self._until_due(life, lanes)))
+
+    def renew(self, consumer: str, lanes: Sequence[str], leases: Sequence[Lease]) -> list[Lease]:
+        """See :meth:`Broker.renew`."""
+        with self._locked() as life:
+            life.contents.beat(self._half_lease)
+            held = {job.lease: job for lane in lanes for job in _holding(life, lane)}
+            lost = []
+            for lease in leases:
+                if lease.consumer == consumer and (job := held.get(lease)):
+                    job.renewed_ms = self._now()
+                else:
+                    lost.append(lease)
+            return lost
+
+    def settle(self, lanes: Sequence[str], deliveries: Sequence[Delivery]) -> list[Lease]:
+        """See :meth:`Broker.settle`."""
+        with self._locked() as life:
+            ended, lost = [], []
+            for delivery in deliveries:
+                if job := _held_as(life, delivery):
+                    _let_go(life, job)
+                    ended.append(job)
+                else:
+                    lost.append(delivery.lease)
+            for job in ended:
+                _forget(life, job)
+            return lost
+
+    def release(
+        self,
+        lanes: Sequence[str],
+        delivery: Delivery,
+        *,
+        delay_ms: int | None = 0,
+        blocked_by: int | None = None,
+        charge_attempt: bool = False,
+        charge_crash: bool = False,
+        count: bool = True,
+    ) -> int:
+        """See :meth:`Broker.release`."""
+        with self._locked() as life:
+            job = _held_as(life, delivery)
+            if job is None:
+                return -1
+            if charge_attempt or charge_crash:
+                job.releases = 0
+                if job.payload is not None:
+                    job.attempts += 1
+                    job.crashes += charge_crash
+            else:
+                job.releases += count
+            if delay_ms is None or (blocked_by is not None and not delay_ms):
+                delay_ms = min(30_000, 50 * 2 ** min(max(job.releases - 1, 0), 10))
+            until = self._now() + delay_ms if delay_ms else 0
+            job.due_ms = 0 if blocked_by is not None else until
+            _let_go(life, job)
+            life.lines.stand_back(job, until)
+            return job.releases
+
+    def bury(self, lanes: Sequence[str], delivery: Delivery, error: str) -> bool:
+        """See :meth:`Broker.bury`."""
+        with self._locked() as life:
+            job = _held_as(life, delivery)
+            if job is None:
+                return False
+            if job.payload is not None:
+                life.contents.dead[job.reference] = (job, error)
+            _let_go(life, job)
+            _forget(life, job)
+            return True
+
+    def reclaim(self, consumer: str, lanes: Sequence[str], *, lease_ms: int, renew_ms: int, cursor: str) -> Reclaimed:
+        """See :meth:`Broker.reclaim`."""
+        with self._locked() as life:
+            life.contents.beat(self._half_lease)
+            now, gap = self._now(), life.contents.gap_ms
+            if gap and now - gap < renew_ms:
+                return Reclaimed("0-0", [])
+            late = [job for lane in lanes for job in _holding(life, lane) if now - job.renewed_ms >= lease_ms]
+            late.sort(key=lambda job: job.renewed_ms)
+            taken = []
+            for job in late[:LOT]:
+                loser = job.lease.consumer if job.lease else ""
+                taken.append((_grant(life, job, consumer), loser))
+            return Reclaimed(f"{int(cursor.partition('-')[0]) + 1}-0" if len(late) > LOT else "0-0", taken)
+
+    def reassert(self, consumer: str, lanes: Sequence[str], deliveries: Sequence[Delivery]) -> list[Delivery]:
+        """See :meth:`Broker.reassert`."""
+        with self._locked() as life:
+            return [ours for one in deliveries if (ours := self._reassert(life, consumer, one))]
+
+    def known(self, database: bytes, chunk: int) -> bytes:
+        """See :meth:`Broker.known`."""
+        with self._locked() as life:
+            return life.contents.known(database, chunk)
+
+    def locate(self, jobs: Sequence[Publication]) -> list[Place]:
+        """See :meth:`Broker.locate`."""
+        with self._locked() as life:
+            found = (life.contents.jobs.get(job.reference) for job in jobs)
+            return [job.place if job else Place.NOWHERE for job in found]
+
+    def explain(self, job: Publication) -> Explanation:
+        """See :meth:`Broker.explain`."""
+        with self._locked() as life:
+            found = life.contents.jobs.get(job.reference)
+            if found is None:
+                return Explanation(Place.NOWHERE)
+            if found.place is Place.HANDED_OFF:
+                return Explanation(found.place, consumer=found.lease.consumer if found.lease else "")
+            if found.place is Place.BEHIND_KEY:
+                head = life.lines.head(found)
+                return Explanation(found.place, holders=(head.reference,) if head else ())
+            if found.place is Place.DELAYED:
+                until = life.contents.delayed[found.lane, found.priority].score(found.reference)
+                return Explanation(found.place, until_ms=int(until or 0))
+            return life.parking.explain(found)
+
+    def move(self, job: Publication, priority: int) -> bool:
+        """See :meth:`Broker.move`."""
+        with self._locked() as life:
+            found = life.contents.jobs.get(job.reference)
+            if found is None or found.place is Place.HANDED_OFF:
+                return False
+            life.contents.move(found, priority)
+            return True
+
+    def discard(self, job: Publication) -> bool:
+        """See :meth:`Broker.discard`."""
+        with self._locked() as life:
+            found = life.contents.jobs.get(job.reference)
+            if found is None or found.place is Place.HANDED_OFF:
+                return False
+            life.contents.unplace(found)
+            _forget(life, found)
+            return True
+
+    def close(self) -> None:
+        """See :meth:`Broker.close`."""
+        with self._server.changed:
+            self._closed = True
+            self._server.changed.notify_all()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise BrokerUnavailable("The memory broker was closed; make a new one.")
+
+    def _check(self) -> Life:
+        self._check_open()
+        life = self._server.life
+        if not self._number or life.contents.number != self._number:
+            raise GenerationMoved("The memory broker has another generation, or none; call begin_generation().")
+        return life
+
+    @contextmanager
+    def _locked(self) -> Iterator[Life]:
+        with self._server.changed:
+            yield self._check()
+            self._server.changed.notify_all()
+
+    def _publish(self, life: Life, job: Publication, force: bool) -> bool:
+        named, jobs = Reference.unpack(job.reference), life.contents.jobs
+        if named.direct:
+            if job.reference in jobs or job.reference in life.contents.dead:
+                return False
+        elif life.contents.mark(named, known=True) and not (force and job.reference not in jobs):
+            return False
+        now = self._now()
+        one = Job(job.reference, named, job.lane, job.priority, job.due_ms or now, job.due_ms, job.payload)
+        jobs[job.reference] = one
+        if job.due_ms > now and not (one.key and job.attempted):
+            life.contents.place_at(one, job.due_ms)
+        else:
+            life.lines.stand(one, job.due_ms)
+        return True
+
+    def _take(self, life: Life, consumer: str, lanes: Sequence[str], free: int, prefetch: int) -> list[Delivery]:
+        known = life.contents.knows.get(consumer)
+        life.parking.work_off()
+        for lane in lanes:
+            for job in life.serving.promote(lane):
+                job.due_ms = 0
+                life.lines.stand(job, 0)
+        life.parking.wake_known(lanes, known)
+        return [_grant(life, job, consumer) for job in life.serving.pick(lanes, free, prefetch, known)]
+
+    def _until_due(self, life: Life, lanes: Sequence[str]) -> float:
+        """Return the seconds after which a claim may find something although nobody called."""
+        waking = life.contents.wakes.first()
+        times = [due for lane in lanes if (due := life.contents.due_ms(lane)) is not None]
+        times += [int(waking[0])] if waking else []
+        times += [life.serving.opens_ms] if life.serving.opens_ms else []
+        return max(0.001, (min(times) - self._now()) / 1000) if times else threading.TIMEOUT_MAX
+
+    def _reassert(self, life: Life, consumer: str, held: Delivery) -> Delivery | None:
+        found = life.contents.jobs.get(held.reference)
+        named = Reference.unpack(held.reference)
+        if found and found.lease == held.lease:
+            return held  # nothing was lost
+        if found and (named.direct or found.place is Place.HANDED_OFF):
+            return None  # a direct job that was sent again is no longer ours, nor is what somebody claimed
+        if found:
+            life.contents.unplace(found)
+            life.lines.out_of_line(found)
+        job = found or Job(held.reference, named, held.lane, held.priority, held.ready_ms, 0, held.payload)
+        job.ready_ms, job.due_ms, job.priority = held.ready_ms, 0, held.priority
+        job.attempts, job.crashes, job.releases = held.attempts, held.crashes, held.releases
+        life.contents.jobs[held.reference] = job
+        life.contents.mark(named, known=True)
+        life.parking.hold(job)
+        delivery = _grant(life, job, consumer)
+        life.lines.run_as_head(job)
+        return delivery
+
+
+def _grant(life: Life, job: Job, consumer: str) -> Delivery:
+    life.contents.tokens += 1
+    job.deliveries += 1
+    job.lease = Lease(b"%d" % life.contents.tokens, consumer, job.deliveries)
+    job.place, job.renewed_ms = Place.HANDED_OFF, life.contents.now()
+    life.contents.held[job.lane].add(job.reference)
+    counts = (job.attempts, job.crashes, job.releases)
+    return Delivery(job.reference, job.lane, job.lease, job.ready_ms, job.payload, *counts, job.priority)
+
+
+def _holding(life: Life, lane: str) -> list[Job]:
+    return [life.contents.jobs[reference] for reference in life.contents.held[lane]]
+
+
+def _held_as(life: Life, delivery: Delivery) -> Job | None:
+    job = life.contents.jobs.get(delivery.reference)
+    return job if job and job.lease == delivery.lease else None
+
+
+def _let_go(life: Life, job: Job) -> None:
+    job.lease, job.deliveries = None, 0
+    job.place = Place.NOWHERE
+    life.contents.held[job.lane].discard(job.reference)
+    life.parking.free(job)
+
+
+def _forget(life: Life, job: Job) -> None:
+    del life.contents.jobs[job.reference]
+    life.contents.mark(job.named, known=False)
+    job.place = Place.NOWHERE
+    life.lines.leave(job)

@@ -1,0 +1,95 @@
+"""Who is next: lanes in turn by weight, in each the seats of its pool, from each the oldest job (decision 0006)."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+from sidestream.broker.memory.contents import Contents, Job
+from sidestream.broker.memory.parking import LOT, Parking
+from sidestream.broker.memory.pools import Pool, Seat
+from sidestream.broker.protocol import Place
+
+
+class Serving:
+    """Takes jobs out of lanes."""
+
+    def __init__(self, contents: Contents, parking: Parking) -> None:
+        """Work on ``contents``; what may not run goes to ``parking``."""
+        self._contents, self._parking = contents, parking
+        self._now = 0.0  # virtual time of the lane that was served last
+        self._turns: defaultdict[str, float] = defaultdict(float)
+        #: When a lane that was full as a whole, at the last pick, is served again; 0: nobody knows.
+        self.opens_ms = 0
+
+    def pick(self, lanes: Sequence[str], free: int, prefetch: int, known: frozenset[bytes] | None) -> list[Job]:
+        """Take up to ``free`` jobs, then ``prefetch`` more up to the first that has a key."""
+        picked: list[Job] = []
+        parked = self.opens_ms = 0
+        open_lanes = [lane for lane in lanes if self._served(lane)]
+        while open_lanes and len(picked) < free + prefetch and parked < LOT:
+            lane = (
+                min(open_lanes, key=lambda one: max(self._turns[one], self._now)) if open_lanes[1:] else open_lanes[0]
+            )
+            pool = self._contents.ready[lane]
+            seat = self._seat_in(lane, pool)
+            if seat is None:
+                open_lanes.remove(lane)
+                continue
+            first = pool.bins[seat].first()
+            assert first is not None, "a seat in the ring has a bin with a job"
+            job = self._contents.jobs[first[1]]
+            self._contents.unplace(job)
+            if len(picked) >= free and job.key:
+                self._contents.place_at(job, 0)
+                break
+            reason = self._parking.reason(job, known)
+            if reason is None:
+                self._parking.admit(job)
+                self._charge(lane, pool, seat, several=len(open_lanes) > 1)
+                picked.append(job)
+            elif reason.pool:
+                self._parking.park(job, reason)
+                parked += 1
+            else:  # everything or its queue is full
+                self._contents.place_at(job, 0)
+                self._opens(reason.until_ms)
+                open_lanes.remove(lane)
+        if parked >= LOT:
+            self._opens(self._contents.now() + 1)
+        return picked
+
+    def _served(self, lane: str) -> bool:
+        rules = self._contents.rules.get(lane[:16])
+        return rules is not None and lane[17:] not in rules.queues
+
+    def _seat_in(self, lane: str, pool: Pool) -> Seat | None:
+        """Return the seat that a lane serves next; a paused group's seat leaves the ring when met."""
+        rules = self._contents.rules[lane[:16]]
+        while (seat := pool.next_seat(self._contents.now() - rules.ageing_ms)) and seat[1:] in rules.groups:
+            pool.ring.remove(seat)
+        return seat
+
+    def _charge(self, lane: str, pool: Pool, seat: Seat, *, several: bool) -> None:
+        rules = self._contents.rules[lane[:16]]
+        if seat in pool.ring:
+            pool.charge(seat, 1, rules.group_weights.get(seat[1:], 1))
+        if several:
+            self._now = max(self._turns[lane], self._now)
+            self._turns[lane] = round(self._now + 1 / rules.rules.queue_weights.get(lane[17:], 1), 6)
+
+    def _opens(self, at_ms: int) -> None:
+        if at_ms:
+            self.opens_ms = min(self.opens_ms or at_ms, at_ms)
+
+    def promote(self, lane: str) -> list[Job]:
+        """Take what is due out of a lane's delayed jobs, lower priority numbers first, at most 100; return them."""
+        found: list[Job] = []
+        for priority in range(10):
+            delayed = self._contents.delayed[lane, priority]
+            for reference in delayed.upto(self._contents.now(), LOT - len(found)):
+                job = self._contents.jobs[reference]
+                self._contents.unplace(job)
+                assert job.place is Place.NOWHERE
+                found.append(job)
+        return found
