@@ -32,6 +32,7 @@ from sidestream.keepers.keeper import Keeper, KeeperThread
 from sidestream.keepers.link import StoreLink
 from sidestream.keepers.reclaimer import Reclaimer
 from sidestream.keepers.reconciler import Reconciler
+from sidestream.keepers.ruler import Ruler
 from sidestream.settings import Settings
 from sidestream.store import adapter, schema
 from sidestream.wiring import signing_keys, store_url
@@ -119,7 +120,7 @@ class Worker:
             zygote_orders=self._orders(),
             connect=self._connector("supervisor") if self._store_url else None,
             probe=self._broker.probe,
-            on_moved=lambda: self._keepers.poke(Reconciler.name),
+            on_moved=self._on_moved,
         )
         self._keepers = KeeperThread(self._make_keepers())
 
@@ -221,6 +222,10 @@ class Worker:
         packed: bytes = msgpack.packb((orders, application))
         return packed
 
+    def _on_moved(self) -> None:
+        for name in (Ruler.name, Reconciler.name):
+            self._keepers.poke(name)
+
     def _make_keepers(self) -> list[Keeper]:
         settings = self._settings
         clock = SystemClock()
@@ -241,6 +246,7 @@ class Worker:
                 renew=settings.renew,
             )
         ]
+        keepers.append(Ruler(tended, link, direct=settings.odoo_config is None))
         keepers.append(LeftBehindKeeper(self._left_behind, 2 * settings.lease + settings.renew))
         if settings.redis_url is None:
             keepers.append(EmbeddedKeeper(settings))
@@ -254,6 +260,7 @@ class Worker:
                 every=settings.reconcile_interval,
                 lease=settings.lease,
                 renew=settings.renew,
+                direct=settings.odoo_config is None,
             ),
             Controller(link, stop_running=self._supervisor.stop_running),
             Janitor(link, keep_done_days=settings.keep_done_days, keep_dead_days=settings.keep_dead_days),

@@ -19,6 +19,7 @@ from sidestream.broker.protocol import (
     FALLBACK_PREFIX,
     Broker,
     Delivery,
+    Explanation,
     Generation,
     Lease,
     Place,
@@ -29,6 +30,7 @@ from sidestream.broker.protocol import (
 from sidestream.clock import Clock
 from sidestream.errors import BrokerError, BrokerFull, BrokerUnavailable, BrokerUnsuitable, GenerationMoved
 from sidestream.job.reference import NO_TAG8
+from sidestream.job.rules import Rules
 
 log = logging.getLogger(__name__)
 
@@ -124,9 +126,19 @@ class FailoverBroker:
         """In the primary."""
         self._ask(lambda: self._primary.mark_built(database))
 
-    def announce(self, consumer: str, lanes: Sequence[str], info: str, ttl_ms: int) -> None:
-        """To the primary."""
-        self._ask(lambda: self._primary.announce(consumer, lanes, info, ttl_ms))
+    def configure(self, database: bytes, rules: Rules) -> bool:
+        """In both: the fallback reads the rows' own rules as well, and the newest govern it."""
+        if self._fallback is not None:
+            self._fallback.configure(database, rules)
+        return self._ask(lambda: self._primary.configure(database, rules))
+
+    def announce(
+        self, consumer: str, lanes: Sequence[str], info: str, ttl_ms: int, actions: frozenset[bytes] | None = None
+    ) -> None:
+        """To both: the fallback hands out no action that the consumer does not know."""
+        if self._fallback is not None:
+            self._fallback.announce(consumer, lanes, info, ttl_ms, actions)
+        self._ask(lambda: self._primary.announce(consumer, lanes, info, ttl_ms, actions))
 
     def withdraw(self, consumer: str, lanes: Sequence[str]) -> None:
         """From the primary."""
@@ -241,6 +253,16 @@ class FailoverBroker:
     def locate(self, jobs: Sequence[Publication]) -> list[Place]:
         """In the primary."""
         return self._ask(lambda: self._primary.locate(jobs))
+
+    def explain(self, job: Publication) -> Explanation:
+        """In the primary, or in the fallback while it is away."""
+        if self._outage is not None and self._fallback is not None:
+            return self._fallback.explain(job)
+        return self._ask(lambda: self._primary.explain(job))
+
+    def move(self, job: Publication, priority: int) -> bool:
+        """In the primary: the fallback reads the rows' own priorities."""
+        return self._ask(lambda: self._primary.move(job, priority))
 
     def discard(self, job: Publication) -> bool:
         """From the primary."""

@@ -38,6 +38,11 @@ def check_limit(limit: str) -> str:
     return limit
 
 
+def check_rule(name: str) -> str:
+    """Return ``name`` if a limit rule may be called so (what stands before a limit key's colon), else raise."""
+    return _check("limit rule", name)
+
+
 def limit_rule(limit: str) -> str:
     """Return the name of the rule that a limit key falls under: what stands before its first colon."""
     return limit.partition(":")[0]

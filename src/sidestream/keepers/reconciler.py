@@ -23,9 +23,10 @@ from datetime import timedelta
 from sidestream.broker.protocol import Broker, Generation, Place, Publication, lane
 from sidestream.clock import Clock
 from sidestream.crashpoints import crash_point
+from sidestream.job.reference import NO_TAG8
 from sidestream.keepers.link import Cursor, StoreLink
 from sidestream.store import queries
-from sidestream.store.rows import StoredJob
+from sidestream.store.stored import StoredJob
 
 log = logging.getLogger(__name__)
 
@@ -61,11 +62,13 @@ class Reconciler:
         every: float = 1.0,
         lease: float = 15.0,
         renew: float = 3.0,
+        direct: bool = False,
     ) -> None:
         """Keep ``broker`` true to the rows behind ``link``.
 
         ``broker`` is an object of the keepers' own onto the server that can be emptied: asking for the generation makes
-        an object accept it, while the supervisor's has to hear "moved", to state what it holds.
+        an object accept it, while the supervisor's has to hear "moved", to state what it holds. ``direct``: jobs
+        without a database are served here too; they have no rows, but their limits wait for what others state.
         """
         self.every = every
         self._broker = broker
@@ -73,6 +76,7 @@ class Reconciler:
         self._clock = clock
         self._lease = lease
         self._renew = renew
+        self._direct = direct
         self._number = 0
         self._run_id = ""
         #: The generation is not built: once this monotonic time has come, everything is compared.
@@ -112,7 +116,7 @@ class Reconciler:
         found = self._broker.generation()
         if found.number == 0:
             found = self._broker.begin_generation()
-        built = self._link.database().tag.hex() in found.built
+        built = all(database.hex() in found.built for database in self._databases())
         if found.number != self._number:
             self._begin(found, built=built)
         elif found.run_id != self._run_id:
@@ -121,6 +125,10 @@ class Reconciler:
             self._everything = True
         if built:  # by whoever was first; our comparison goes on, but nobody waits for it
             self._build_at, self._building = None, False
+
+    def _databases(self) -> list[bytes]:
+        own = self._link.database().tag
+        return [own, NO_TAG8] if self._direct else [own]
 
     def _begin(self, found: Generation, *, built: bool) -> None:
         log.info(
@@ -149,7 +157,8 @@ class Reconciler:
                 return True
         self._urgent = None
         if self._building:
-            self._broker.mark_built(self._link.database().tag)
+            for database in self._databases():
+                self._broker.mark_built(database)
             self._building = False
             log.info(
                 "Every open row is published in generation %s.", self._number, extra={"action": "generation_built"}

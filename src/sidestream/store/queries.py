@@ -10,38 +10,18 @@ from datetime import UTC, datetime
 from typing import Any, NamedTuple
 from uuid import UUID
 
-from sidestream.job.job import LOWEST_PRIORITY
 from sidestream.job.states import State
 from sidestream.store.attempts import Attempt, of_job
+from sidestream.store.candidates import LEVELS
 from sidestream.store.cursor import Cursor
-from sidestream.store.opening import standing_before
 from sidestream.store.stored import NAMES, OF_J, StoredJob, stored_job
 from sidestream.store.written import UTC_NOW
 
 CHUNK = 32_768
 """How many ids one chunk has; the same as :data:`sidestream.broker.protocol.CHUNK`."""
-WIDE = 10_000
-"""How many of the oldest due jobs of a queue are looked at when the first few are not candidates enough."""
-WIDEST = 400_000
-"""How many are looked at when these are not enough either: one key has a very long line."""
 FEW = 20_000
 """Overdue rows up to which :func:`overdue` finds them by their time; of more, some are met soon in order of ids."""
 
-_LEVELS = f"generate_series(0, {LOWEST_PRIORITY}) AS level (priority)"
-# Of a key's jobs among the oldest, only the first can be its head; whether any stands before is asked for that alone.
-_OPEN_AND_DUE = f"""
-    WITH oldest AS MATERIALIZED (
-        SELECT due.* FROM unnest(%(queues)s::text[]) AS wanted (queue) CROSS JOIN {_LEVELS} CROSS JOIN LATERAL (
-            SELECT {NAMES} FROM sidestream_job
-            WHERE state = 'open' AND queue = wanted.queue AND priority = level.priority AND run_at <= {UTC_NOW}
-            ORDER BY run_at, id LIMIT %(window)s::integer) due),
-    placed AS (SELECT *, row_number() OVER (PARTITION BY key ORDER BY id) AS place FROM oldest),
-    found AS (
-        SELECT * FROM placed p
-        WHERE (p.key IS NULL OR p.place = 1) AND p.id <> ALL (%(excluded)s::bigint[]) AND NOT ({standing_before("p")})
-        ORDER BY p.priority, p.run_at, p.id LIMIT %(limit)s::integer)
-    SELECT EXISTS (SELECT FROM oldest GROUP BY queue, priority HAVING count(*) = %(window)s::integer), {OF_J}
-    FROM (SELECT) always LEFT JOIN found j ON true ORDER BY j.priority, j.run_at, j.id"""
 _OPEN_IN_CHUNK = f"""
     SELECT {OF_J} FROM sidestream_job j
     WHERE j.state = 'open' AND j.id > greatest(%(after)s::bigint, %(first)s::bigint - 1)
@@ -69,7 +49,7 @@ _OVERDUE_AMONG_FEW = f"""
         SELECT (SELECT queue FROM sidestream_job WHERE state = 'open' AND queue > queues.queue ORDER BY queue LIMIT 1)
         FROM queues WHERE queues.queue IS NOT NULL),
     few AS MATERIALIZED (
-        SELECT due.* FROM queues CROSS JOIN {_LEVELS} CROSS JOIN LATERAL (
+        SELECT due.* FROM queues CROSS JOIN {LEVELS} CROSS JOIN LATERAL (
             SELECT {NAMES} FROM sidestream_job
             WHERE state = 'open' AND queue = queues.queue AND priority = level.priority
             AND run_at < {UTC_NOW} - %(older)s::float8 * interval '1 second' LIMIT {FEW + 1}) due
@@ -140,26 +120,6 @@ class Row:
     due: bool
     #: Whether a person asked to cancel it and no supervisor has done so yet.
     cancelling: bool
-
-
-def open_and_due(cur: Cursor, queues: Sequence[str], limit: int, *, excluded: Sequence[int] = ()) -> list[StoredJob]:
-    """Return up to ``limit`` jobs that could be opened now, without the ``excluded`` ids: lowest priority number first.
-
-    Of a priority, the oldest due first, ties by id.
-
-    Candidates only: running ones are among them, and :func:`~sidestream.store.opening.open_job` decides. Jobs behind
-    another of their key are left out, so that a line of up to :data:`WIDEST` does not hide what waits behind it. In
-    READ COMMITTED.
-    """
-    parameters = {"queues": list(dict.fromkeys(queues)), "limit": limit, "excluded": list(excluded)}
-    found: list[StoredJob] = []
-    for window in (4 * limit + len(excluded), WIDE, WIDEST):
-        cur.execute(_OPEN_AND_DUE, {**parameters, "window": window})
-        rows = cur.fetchall()
-        found = _found(rows)
-        if len(found) >= limit or not rows[0][0]:
-            break
-    return found
 
 
 def open_in_chunk(cur: Cursor, chunk: int, until: datetime | None = None) -> list[StoredJob]:

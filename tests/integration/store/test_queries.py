@@ -11,7 +11,7 @@ import pytest
 from sidestream.broker.protocol import CHUNK
 from sidestream.job.job import Job
 from sidestream.job.states import State
-from sidestream.store import attempts, control, opening, queries, retention, rows
+from sidestream.store import attempts, candidates, control, opening, queries, retention, rows
 from tests.integration.store.sessions import Session
 
 MANY = 200_000
@@ -60,20 +60,20 @@ def test_open_and_due_gives_the_oldest_of_the_queues_first(a: Session) -> None:
     running = due(0)
     a.hold(running)
     a.rollback()
-    assert ids(queries.open_and_due(a.cur, ["default", "q2", "q2"], 10)) == [first, second, third, running]
-    assert ids(queries.open_and_due(a.cur, ["default", "q2"], 2, excluded=[first])) == [second, third]
-    assert ids(queries.open_and_due(a.cur, ["q3"], 10)) == [other]
-    assert queries.open_and_due(a.cur, [], 10) == []
-    assert scheduled not in ids(queries.open_and_due(a.cur, ["default"], 10))
+    assert ids(candidates.open_and_due(a.cur, ["default", "q2", "q2"], 10)) == [first, second, third, running]
+    assert ids(candidates.open_and_due(a.cur, ["default", "q2"], 2, excluded=[first])) == [second, third]
+    assert ids(candidates.open_and_due(a.cur, ["q3"], 10)) == [other]
+    assert candidates.open_and_due(a.cur, [], 10) == []
+    assert scheduled not in ids(candidates.open_and_due(a.cur, ["default"], 10))
 
 
 def test_open_and_due_shows_the_head_of_a_key_alone(a: Session) -> None:
     head, behind, free = a.one(key="k"), a.one(key="k"), a.one()
-    assert ids(queries.open_and_due(a.cur, ["default"], 10)) == [head, free]
+    assert ids(candidates.open_and_due(a.cur, ["default"], 10)) == [head, free]
     assert rows.fail(a.cur, head, 0, 60, "It failed.").ours
-    assert ids(queries.open_and_due(a.cur, ["default"], 10)) == [free]
+    assert ids(candidates.open_and_due(a.cur, ["default"], 10)) == [free]
     assert rows.bury(a.cur, head, 1, "It can never work.").ours
-    assert ids(queries.open_and_due(a.cur, ["default"], 10)) == [behind, free]
+    assert ids(candidates.open_and_due(a.cur, ["default"], 10)) == [behind, free]
 
 
 def test_unpublished_leaves_out_the_bits_that_are_set(a: Session) -> None:
@@ -147,7 +147,7 @@ def test_among_many_rows_every_step_stays_small(a: Session) -> None:
     soon = datetime.now(UTC) + timedelta(minutes=15)
     last = 2 * MANY + 10_000
     steps: dict[str, Callable[[Counting], Any]] = {
-        "open_and_due": lambda cur: queries.open_and_due(cur, ["default"], 20),
+        "open_and_due": lambda cur: candidates.open_and_due(cur, ["default"], 20),
         "open_chunks": lambda cur: queries.open_chunks(cur),
         "unpublished, newest chunk": lambda cur: queries.unpublished(cur, last // CHUNK, b""),
         "unpublished, nothing due": lambda cur: queries.unpublished(cur, MANY // CHUNK + 1, b"", 0, soon),

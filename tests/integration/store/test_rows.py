@@ -13,7 +13,7 @@ from sidestream.errors import InvalidJob, PayloadNotJson
 from sidestream.job.job import Job
 from sidestream.job.reference import Reference
 from sidestream.job.states import State
-from sidestream.store import attempts, control, opening, queries, retention, rows, schema
+from sidestream.store import attempts, candidates, control, opening, queries, retention, rows, schema
 from tests.integration.store.conftest import Connect
 from tests.integration.store.sessions import Session
 
@@ -242,7 +242,7 @@ def test_c23_the_sessions_time_zone_changes_nothing(connect: Connect, zone: str)
     assert isinstance(not_due, opening.NotDue)
     assert 100 < not_due.seconds <= 120
     a.rollback()
-    assert [job.id for job in queries.open_and_due(a.cur, ["default"], 10)] == [soon.id, plain.id]
+    assert [job.id for job in candidates.open_and_due(a.cur, ["default"], 10)] == [soon.id, plain.id]
     assert [job.id for job in queries.unpublished(a.cur, 0, b"", 0, now + minute)] == [plain.id, soon.id]
     assert [job.id for job in queries.overdue(a.cur, 30)] == [soon.id]
     assert rows.fail(a.cur, plain.id, 0, 60, "It failed.").ours

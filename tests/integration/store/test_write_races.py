@@ -5,7 +5,7 @@
 - C7, C9: ``SKIP LOCKED`` in ``written.compare_and_set``: no write waits for a job that runs.
 - C8: ``sessions``: the backend of a dead worker is ended, by number *and* name.
 - C9: ``rows._INSERT`` shares no constraint; ``control.cancel`` asks by an insert-only row, ``opening._NOT_CANCELLED``.
-- C22: ``queries.open_and_due`` takes no lock.
+- C22: ``candidates.open_and_due`` takes no lock.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import pytest
 
 from sidestream.job.job import MAX_CRASHES, Job
 from sidestream.job.states import State
-from sidestream.store import control, opening, queries, rows, sessions
+from sidestream.store import candidates, control, opening, queries, rows, sessions
 from sidestream.store.adapter import SERIALIZATION_FAILURE, sqlstate
 from tests.integration.store.conftest import Connect
 from tests.integration.store.sessions import ERRORS, Session, beside, until_busy, until_gone, until_waiting
@@ -247,8 +247,8 @@ def test_c09_a_person_changes_an_ended_job_without_waiting(a: Session, b: Sessio
 def test_c22_candidates_are_read_without_a_lock(a: Session, b: Session) -> None:
     running, free = a.one(), a.one()
     a.hold(running)
-    assert [job.id for job in queries.open_and_due(b.cur, ["default"], 10)] == [running, free]
-    assert [job.id for job in queries.open_and_due(b.cur, ["default"], 10, excluded=[running])] == [free]
+    assert [job.id for job in candidates.open_and_due(b.cur, ["default"], 10)] == [running, free]
+    assert [job.id for job in candidates.open_and_due(b.cur, ["default"], 10, excluded=[running])] == [free]
     assert b.value("SELECT count(*) FROM pg_locks WHERE pid = pg_backend_pid() AND mode LIKE 'Row%%'", {}) == 0
 
 

@@ -1,0 +1,227 @@
+"""The rules of a database, in its table: what is paused, limited and weighted, by whom and why.
+
+A change and its version commit together; keepers see the version and give the rules to the broker. Two people who
+change rules at the same time wait for each other, never a job for them.
+"""
+
+# ruff: noqa: S608  (every statement is made of this room's own constants; values are bound)
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from sidestream.errors import SettingsError
+from sidestream.job.names import check_action, check_group, check_queue, check_rule
+from sidestream.job.rules import Limit, Pause, Rules, Scope, check_weight
+from sidestream.store.cursor import Cursor
+from sidestream.store.written import UTC_NOW, storable
+
+_COLUMNS = "kind, scope, name, group_name, concurrency, rate, burst, weight, seconds, note, changed_by, changed_at"
+# One snapshot for both, whatever the isolation.
+_READ = f"""
+    SELECT meta.rules_version, {_COLUMNS}
+    FROM sidestream_meta meta LEFT JOIN sidestream_rule ON true ORDER BY kind, scope, name, group_name"""
+_VERSION = "SELECT rules_version FROM sidestream_meta"
+# Milliseconds of the clock, so that a database put back to an earlier day is not outvoted by what a broker kept. The
+# row's lock makes the order of the versions the order of the commits.
+_GROW = """
+    UPDATE sidestream_meta
+    SET rules_version = greatest(rules_version + 1, (extract(epoch FROM clock_timestamp()) * 1000)::bigint)
+    RETURNING rules_version"""
+_PUT = f"""
+    INSERT INTO sidestream_rule ({_COLUMNS})
+    VALUES (%(kind)s::text, %(scope)s::text, %(name)s::text, %(group)s::text, %(concurrency)s::integer,
+            %(rate)s::float8, %(burst)s::integer, %(weight)s::float8, %(seconds)s::float8, %(note)s::text,
+            %(by)s::text, {UTC_NOW})
+    ON CONFLICT (kind, scope, name, group_name) DO UPDATE SET
+        concurrency = excluded.concurrency, rate = excluded.rate, burst = excluded.burst, weight = excluded.weight,
+        seconds = excluded.seconds, note = excluded.note, changed_by = excluded.changed_by,
+        changed_at = excluded.changed_at"""
+_REMOVE = """
+    DELETE FROM sidestream_rule WHERE kind = %(kind)s::text AND scope = %(scope)s::text AND name = %(name)s::text
+    AND group_name = %(group)s::text RETURNING id"""
+_NOTHING = dict.fromkeys(("concurrency", "rate", "burst", "weight", "seconds", "note", "by"))
+_INTEGER = 2**31 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One rule with who set it, when and why."""
+
+    #: "limit", "weight", "pause" or "ageing".
+    kind: str
+    #: Of a limit: see :class:`~sidestream.job.rules.Scope`. Of a weight: "queue" or "group". Of a pause: "queue",
+    #: "action", "group", or "action" with a group. Of the ageing: "global".
+    scope: str
+    #: Of the queue, the action or the limit rule; "" where there is none.
+    name: str
+    #: "" where there is none.
+    group: str
+    #: Exactly one of the four is set.
+    limit: Limit | None
+    weight: float | None
+    pause: Pause | None
+    #: Of the ageing, in seconds.
+    seconds: float | None
+    note: str | None
+    changed_by: str | None
+    #: Aware, UTC.
+    changed_at: datetime
+
+
+def version(cur: Cursor) -> int:
+    """Return the version of the rules; 0 when nobody ever set one."""
+    cur.execute(_VERSION)
+    return int(cur.fetchone()[0])
+
+
+def read(cur: Cursor) -> Rules:
+    """Return the rules as one value."""
+    found, rules = _read(cur)
+    limits = {(Scope(one.scope), one.name): one.limit for one in rules if one.limit is not None}
+    weights = {(one.scope, one.name or one.group): one.weight for one in rules if one.weight is not None}
+    ageing = [one.seconds for one in rules if one.seconds is not None]
+    return Rules(
+        version=found,
+        pauses=frozenset(one.pause for one in rules if one.pause is not None),
+        queue_weights={name: weight for (scope, name), weight in weights.items() if scope == "queue"},
+        group_weights={name: weight for (scope, name), weight in weights.items() if scope == "group"},
+        limits=limits,
+        **({"ageing": ageing[0]} if ageing else {}),
+    )
+
+
+def entries(cur: Cursor) -> list[Entry]:
+    """Return every rule with who set it, when and why, for people."""
+    return _read(cur)[1]
+
+
+def set_limit(
+    cur: Cursor, scope: Scope | str, name: str, limit: Limit, *, by: str | None = None, note: str | None = None
+) -> int:
+    """Limit everything (``name`` ""), a queue, an action, or each value of a limit key's rule; return the version.
+
+    Raises :class:`~sidestream.errors.SettingsError` and :class:`~sidestream.errors.InvalidName`.
+    """
+    place = _limited(scope, name)
+    if limit.concurrency is None and limit.rate is None:
+        raise SettingsError("A limit needs concurrency=, rate=, or both; to lift one, remove it.")
+    if limit.concurrency is not None and limit.concurrency > _INTEGER:
+        raise SettingsError(f"concurrency={limit.concurrency} is not allowed: expected at most {_INTEGER}.")
+    values = {"concurrency": limit.concurrency, "rate": limit.rate, "burst": min(limit.burst, _INTEGER)}
+    return _put(cur, {**place, **values}, by, note)
+
+
+def remove_limit(cur: Cursor, scope: Scope | str, name: str) -> bool:
+    """Lift a limit; False when there was none."""
+    return _remove(cur, _limited(scope, name))
+
+
+def set_weight(
+    cur: Cursor, kind: str, name: str, weight: float, *, by: str | None = None, note: str | None = None
+) -> int:
+    """Give the queue or the group (``kind``) ``name`` a weight; return the version."""
+    return _put(cur, {**_weighted(kind, name), "weight": check_weight(kind, name, float(weight))}, by, note)
+
+
+def remove_weight(cur: Cursor, kind: str, name: str) -> bool:
+    """Let the queue or the group have weight 1 again; False when it had."""
+    return _remove(cur, _weighted(kind, name))
+
+
+def pause(cur: Cursor, what: Pause, *, by: str | None = None, note: str | None = None) -> int:
+    """Let no job of ``what`` start any more; those that run go on. Return the version."""
+    return _put(cur, _paused(what), by, note)
+
+
+def resume(cur: Cursor, what: Pause) -> bool:
+    """Let jobs of ``what`` start again; False when that was not paused."""
+    return _remove(cur, _paused(what))
+
+
+def set_ageing(cur: Cursor, seconds: float, *, by: str | None = None, note: str | None = None) -> int:
+    """Set after how many seconds every second turn is a waiting job's of lower priority; return the version."""
+    Rules(ageing=seconds)  # says what is wrong with it
+    return _put(cur, {"kind": "ageing", "scope": "global", "name": "", "group": "", "seconds": seconds}, by, note)
+
+
+def remove_ageing(cur: Cursor) -> bool:
+    """Go back to the usual ageing; False when it was that."""
+    return _remove(cur, {"kind": "ageing", "scope": "global", "name": "", "group": ""})
+
+
+def _limited(scope: Scope | str, name: str) -> dict[str, Any]:
+    try:
+        known = Scope(scope)
+    except ValueError:
+        raise SettingsError(f"The scope {scope!r:.40} of a limit is not known; expected {', '.join(Scope)}.") from None
+    match known:
+        case Scope.GLOBAL if name:
+            raise SettingsError(f"A global limit has no name, but {name!r:.80} was given; leave it out.")
+        case Scope.QUEUE:
+            check_queue(name)
+        case Scope.ACTION:
+            check_action(name)
+        case Scope.KEY:
+            check_rule(name)
+    return {"kind": "limit", "scope": known.value, "name": name, "group": ""}
+
+
+def _weighted(kind: str, name: str) -> dict[str, Any]:
+    if kind == "queue":
+        return {"kind": "weight", "scope": kind, "name": check_queue(name), "group": ""}
+    if kind == "group":
+        return {"kind": "weight", "scope": kind, "name": "", "group": check_group(name)}
+    raise SettingsError(f"A weight belongs to a queue or a group, not to {kind!r:.40}.")
+
+
+def _paused(what: Pause) -> dict[str, Any]:
+    scope = "queue" if what.queue is not None else "action" if what.action is not None else "group"
+    return {"kind": "pause", "scope": scope, "name": what.queue or what.action or "", "group": what.group or ""}
+
+
+def _put(cur: Cursor, values: dict[str, Any], by: str | None, note: str | None) -> int:
+    told = {"by": None if by is None else storable(by), "note": None if note is None else storable(note)}
+    grown = _grow(cur)
+    cur.execute(_PUT, {**_NOTHING, **values, **told})
+    return grown
+
+
+def _remove(cur: Cursor, place: dict[str, Any]) -> bool:
+    _grow(cur)
+    cur.execute(_REMOVE, place)
+    return cur.fetchone() is not None
+
+
+def _grow(cur: Cursor) -> int:
+    cur.execute(_GROW)
+    return int(cur.fetchone()[0])
+
+
+def _read(cur: Cursor) -> tuple[int, list[Entry]]:
+    cur.execute(_READ)
+    rows = cur.fetchall()
+    return int(rows[0][0]), [_entry(*row[1:]) for row in rows if row[1] is not None]
+
+
+def _entry(
+    kind: str,
+    scope: str,
+    name: str,
+    group: str,
+    concurrency: int | None,
+    rate: float | None,
+    burst: int | None,
+    weight: float | None,
+    seconds: float | None,
+    note: str | None,
+    by: str | None,
+    at: datetime,
+) -> Entry:
+    limit = Limit(concurrency, rate, burst or 1) if kind == "limit" else None
+    paused = None
+    if kind == "pause":
+        paused = Pause(name, None, None) if scope == "queue" else Pause(None, name or None, group or None)
+    return Entry(kind, scope, name, group, limit, weight, paused, seconds, note, by, at.replace(tzinfo=UTC))
