@@ -14,14 +14,15 @@ labels: dict[str, set[str]] = {}
 def action(function: Callable[..., Any] | None = None, /, **options: Any) -> Callable[..., Any]:
     """Declare a model's method as an action: ``@action`` or ``@action(queue="pdf", key="carrier:{carrier_id}")``.
 
-    The options are the fields of :class:`sidestream.ModelAction`: queue, key, run_as, retry, soft_limit, hard_limit,
-    commits, three_step, label. A method that overrides a declared one needs no decorator of its own.
+    The options are the fields of :class:`sidestream.ModelAction`: queue, priority, key, limit, group, unique (with
+    unique_until, unique_for, on_conflict), expires_in, run_as, retry, soft_limit, hard_limit, commits, three_step,
+    label. A method that overrides a declared one needs no decorator of its own.
     """
-    known = [field.name for field in fields(ModelAction)]
+    known = [*(field.name for field in fields(ModelAction)), "unique_until", "unique_for", "on_conflict"]
     for name in options:
         if name not in known:
             raise UnsupportedOption(f"There is no option {name!r} for @action; the options are {', '.join(known)}.")
-    declared = ModelAction(**options)
+    declared = ModelAction.of(**options)
 
     def declare(method):
         if inspect.isgeneratorfunction(method) != declared.three_step:

@@ -7,17 +7,19 @@ import uuid
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from string import Formatter
 
 from sidestream import (
+    JOB_OPTIONS,
     InvalidJob,
     Jobs,
     Settings,
     SidestreamError,
+    Unique,
     UnknownAction,
     UnsupportedOption,
     build_job,
     declared,
+    render_template,
 )
 
 from odoo import SUPERUSER_ID, models, tools
@@ -26,7 +28,7 @@ from .values import encode
 
 _logger = logging.getLogger(__name__)
 
-OPTIONS = ("delay", "key", "queue", "run_at", "split")
+OPTIONS = (*JOB_OPTIONS, "split")
 INLINE = "sidestream_inline"
 """Context key (true): the method is called at once instead. For tests, imports, and companies that switched off."""
 
@@ -144,22 +146,18 @@ def _build(records, method, action, args, kwargs, options):
         raise InvalidJob(f"{records._name} has records that are not saved yet; save them before enqueue().")
     user_id = _user_id(env, action)
     context = json.dumps(_context(env, user_id))
-    given_key, given_queue = options.get("key"), options.get("queue")
+    given = {name: value for name, value in options.items() if name != "split" and value is not None}
     encoded, named = encode(list(args)), {name: encode(one, name) for name, one in kwargs.items()}
     now = datetime.now(UTC)
-    run_at = options.get("run_at")
-    if isinstance(run_at, datetime) and run_at.tzinfo is None:
-        run_at = run_at.replace(tzinfo=UTC)  # as Odoo's own datetimes are
     for part in parts:
         job = build_job(
             f"{records._name}.{method}",
             [list(part._ids), *encoded],
             named,
             now=now,
-            queue=action.queue if given_queue is None else given_queue,
-            key=given_key if given_key is not None else action_key(part, action),
-            run_at=run_at,
-            delay=options.get("delay"),
+            defaults=_declared_options(part, action, given),
+            local="UTC",  # as Odoo's own datetimes are
+            **given,
         )
         yield replace(
             job,
@@ -197,29 +195,45 @@ def _user_id(env, action):
     return user.id
 
 
-def action_key(records, action):
-    """Return the ordering key of a job on ``records``, or None."""
-    if action.key is None:
+def _declared_options(records, action, given):
+    """Return what the declaration says of a job on ``records``, without what the call says itself."""
+    company = records.env.company.id
+    found = {"queue": action.queue, "priority": action.priority, "expires_in": action.expires_in}
+    for name in ("key", "limit", "group"):
+        if name not in given:
+            found[name] = declared_text(records, name, getattr(action, name))
+    if found.get("group") is None and company:
+        found["group"] = f"company:{company}"
+    unique = None if "unique" in given else action.unique
+    if isinstance(unique, Unique):
+        unique = replace(unique, key=declared_text(records, "unique", unique.key))
+    elif unique is not None:
+        unique = declared_text(records, "unique", unique)
+    found["unique"] = unique
+    return found
+
+
+def declared_text(records, what, template):
+    """Return what an action's key, limit, group or unique is for a job on ``records``, or None."""
+    if template is None:
         return None
-    if callable(action.key):
-        return action.key(records)
-    return "".join(
-        text + (_one_value(records, field, action.key) if field else "")
-        for text, field, _spec, _conversion in Formatter().parse(action.key)
-    )
+    if callable(template):
+        return template(records)
+    return render_template(what, template, lambda field: _one_value(records, what, field, template))
 
 
-def _one_value(records, path, key):
+def _one_value(records, what, path, template):
     try:
         found = records._ids if path == "id" else records.sudo().mapped(path)
     except (KeyError, AttributeError):
-        raise InvalidJob(f"The key {key!r} names {path!r}, which {records._name} has not.") from None
+        raise InvalidJob(f"The {what} {template!r} names {path!r}, which {records._name} has not.") from None
     if isinstance(found, models.BaseModel):
         found = found.ids
     values = {"none" if one is False or one is None else str(one) for one in found} or {"none"}
     if len(values) > 1:
         raise InvalidJob(
-            f"The key {key!r} has {len(values)} values for {path!r} over {len(records)} records; enqueue with split=1."
+            f"The {what} {template!r} has {len(values)} values for {path!r} over {len(records)} records; "
+            "enqueue with split=1."
         )
     return values.pop()
 
@@ -229,7 +243,9 @@ def _publish_after_commit(cr, publications):
         return
     guard = getattr(cr, "sidestream", None)
     if guard is not None and guard.follow_ups is not None:  # inside a job: its worker publishes, after its commit
-        guard.follow_ups += [(one.reference, one.lane.partition(":")[2], one.due_ms) for one in publications]
+        guard.follow_ups += [
+            (one.reference, one.lane.partition(":")[2], one.due_ms, one.priority) for one in publications
+        ]
         return
     waiting = cr.postcommit.data.setdefault("sidestream.publications", [])
     if not waiting:

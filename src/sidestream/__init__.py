@@ -12,6 +12,7 @@ if TYPE_CHECKING:
         GiveUp,
         InvalidJob,
         SidestreamError,
+        Snooze,
         SoftLimitExceeded,
         UnknownAction,
         UnsupportedOption,
@@ -20,9 +21,11 @@ if TYPE_CHECKING:
     from sidestream.executors.context import Context
     from sidestream.executors.model_action import ModelAction, declared
     from sidestream.job.building import build_job
-    from sidestream.job.job import Job
-    from sidestream.job.retry import RetryPolicy
+    from sidestream.job.job import Job, Unique
+    from sidestream.job.options import JOB_OPTIONS
+    from sidestream.job.retry import GIVE_UP, RetryPolicy
     from sidestream.job.states import State
+    from sidestream.job.template import render_template
     from sidestream.settings import Settings
     from sidestream.store.control import cancel, retry, run_now
     from sidestream.store.retention import prune
@@ -33,17 +36,21 @@ _HOMES = {
     "Action": "sidestream.executors.actions",
     "Actions": "sidestream.executors.actions",
     "Context": "sidestream.executors.context",
+    "GIVE_UP": "sidestream.job.retry",
     "GiveUp": "sidestream.errors",
     "InvalidJob": "sidestream.errors",
+    "JOB_OPTIONS": "sidestream.job.options",
     "Job": "sidestream.job.job",
     "Jobs": "sidestream.wiring",
     "ModelAction": "sidestream.executors.model_action",
     "RetryPolicy": "sidestream.job.retry",
     "Settings": "sidestream.settings",
     "SidestreamError": "sidestream.errors",
+    "Snooze": "sidestream.errors",
     "SoftLimitExceeded": "sidestream.errors",
     "State": "sidestream.job.states",
     "Transaction": "sidestream.client",
+    "Unique": "sidestream.job.job",
     "UnknownAction": "sidestream.errors",
     "UnsupportedOption": "sidestream.errors",
     "adopt": "sidestream.store.schema",
@@ -54,11 +61,14 @@ _HOMES = {
     "identify": "sidestream.store.schema",
     "install": "sidestream.store.schema",
     "prune": "sidestream.store.retention",
+    "render_template": "sidestream.job.template",
     "retry": "sidestream.store.control",
     "run_now": "sidestream.store.control",
 }
 
 __all__ = [
+    "GIVE_UP",
+    "JOB_OPTIONS",
     "Action",
     "Actions",
     "Context",
@@ -70,9 +80,11 @@ __all__ = [
     "RetryPolicy",
     "Settings",
     "SidestreamError",
+    "Snooze",
     "SoftLimitExceeded",
     "State",
     "Transaction",
+    "Unique",
     "UnknownAction",
     "UnsupportedOption",
     "adopt",
@@ -83,6 +95,7 @@ __all__ = [
     "identify",
     "install",
     "prune",
+    "render_template",
     "retry",
     "run_now",
 ]

@@ -12,11 +12,11 @@ Three ways, by what a job may rest on:
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import datetime, timedelta
+from dataclasses import replace
 from types import TracebackType
-from typing import Any, NamedTuple, Protocol, Self
+from typing import Any, NamedTuple, Protocol, Self, Unpack
 from uuid import UUID
 
 from sidestream.broker.protocol import Publication, lane
@@ -26,6 +26,7 @@ from sidestream.errors import InvalidJob, SettingsError, SidestreamError, StoreE
 from sidestream.job.building import build_job, check_job
 from sidestream.job.codec import Signer, to_ms
 from sidestream.job.job import Job
+from sidestream.job.options import JobOptions
 from sidestream.job.reference import NO_TAG8, direct_reference
 from sidestream.job.uuids import new_uuid
 from sidestream.relay import Relay
@@ -45,13 +46,12 @@ class Declared(Protocol):
         ...
 
     @property
-    def queue(self) -> str:
-        """The backlog that its jobs wait in unless the call says otherwise."""
-        ...
-
-    @property
     def function(self) -> Callable[..., Any]:
         """What was decorated."""
+        ...
+
+    def job_options(self, args: Sequence[Any], kwargs: Mapping[str, Any], given: Collection[str]) -> JobOptions:
+        """Return what a job with these arguments has unless its call says otherwise, without those in ``given``."""
         ...
 
 
@@ -124,17 +124,13 @@ class Client:
         kwargs: Mapping[str, Any] | None = None,
         *,
         connection: Any,
-        queue: str | None = None,
-        key: str | None = None,
-        run_at: datetime | None = None,
-        delay: float | timedelta | None = None,
-        **options: Any,
+        **options: Unpack[JobOptions],
     ) -> int:
         """Insert a job in the transaction that ``connection`` has open, and return its id.
 
         The caller commits; the reconciler then publishes the job. See :meth:`Transaction.enqueue` for the options.
         """
-        job = self.job(action, args, kwargs, queue=queue, key=key, run_at=run_at, delay=delay, **options)
+        job = self.job(action, args, kwargs, **options)
         return self.insert(connection, [job]).ids[0]
 
     def insert(self, connection: Any, jobs: Sequence[Job]) -> Inserted:
@@ -176,13 +172,9 @@ class Client:
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
         *,
-        queue: str | None = None,
-        key: str | None = None,
-        run_at: datetime | None = None,
-        delay: float | timedelta | None = None,
         id: UUID | None = None,  # noqa: A002  # what people call it
         timeout: float | None = None,
-        **options: Any,
+        **options: Unpack[JobOptions],
     ) -> UUID:
         """Put a job straight into the broker and return its uuid.
 
@@ -190,7 +182,12 @@ class Client:
         ``timeout``: seconds to wait for the broker. Raises :class:`~sidestream.errors.BrokerError`'s children, whose
         message says whether the job may have been enqueued and names the id to repeat it with.
         """
-        job = self.job(action, args, kwargs, queue=queue, key=key, run_at=run_at, delay=delay, **options)
+        job = self.job(action, args, kwargs, **options)
+        if job.unique is not None:
+            raise InvalidJob(
+                f"unique={job.unique.key!r:.60} for the direct job of action {job.action!r:.80}: only a row can tell "
+                "duplicates; enqueue it in a transaction, or give the same id=... to calls that mean the same job."
+            )
         if id is not None and not isinstance(id, UUID):
             raise InvalidJob(f"id={id!r:.60} is a {type(id).__name__}; expected a uuid.UUID.")
         if timeout is not None and not timeout > 0:
@@ -199,15 +196,14 @@ class Client:
         uuid = id or new_uuid()
         if self._signer is None:
             self._signer = self._make_signer()
-        payload = self._signer.seal(
-            Job(job.action, job.args, job.kwargs, job.queue, job.key, job.run_at, None, uuid), now_ms
-        )
+        payload = self._signer.seal(replace(job, uuid=uuid), now_ms)
         self._relay.publish_direct(
             Publication(
-                direct_reference(uuid, job.action, job.key).pack(),
+                direct_reference(uuid, job.action, job.key, group=job.group, limit=job.limit).pack(),
                 lane(NO_TAG8, job.queue),
                 0 if job.run_at is None else to_ms(job.run_at),
                 payload,
+                priority=job.priority,
             ),
             self._direct_timeout if timeout is None else timeout,
         )
@@ -220,26 +216,15 @@ class Client:
         action: ActionLike,
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
-        *,
-        queue: str | None = None,
-        key: str | None = None,
-        run_at: datetime | None = None,
-        delay: float | timedelta | None = None,
-        **options: Any,
+        **options: Unpack[JobOptions],
     ) -> Job:
         """Return the checked job value, for :meth:`Transaction.enqueue_many`; nothing is enqueued."""
-        name, default_queue = self._resolve(action)
-        return build_job(
-            name,
-            args,
-            kwargs,
-            now=self._clock.now(),
-            queue=default_queue if queue is None else queue,
-            key=key,
-            run_at=run_at,
-            delay=delay,
-            options=options,
-        )
+        name, declared = self._resolve(action)
+        defaults: JobOptions | None = None
+        if declared is not None:
+            given = [option for option, value in options.items() if value is not None]
+            defaults = declared.job_options(args, kwargs or {}, given)
+        return build_job(name, args, kwargs, now=self._clock.now(), defaults=defaults, **options)
 
     def close(self, timeout: float = 1.0) -> None:
         """Publish what is still kept, at most ``timeout`` seconds long, and stop the relay's thread."""
@@ -251,20 +236,20 @@ class Client:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _resolve(self, action: ActionLike) -> tuple[str, str | None]:
+    def _resolve(self, action: ActionLike) -> tuple[str, Declared | None]:
         if isinstance(action, str):
             if self._actions is None:
                 return action, None
             found = self._actions.get(action)
-            return found.name, found.queue
+            return found.name, found
         given: Any = action
         if hasattr(given, "function") and hasattr(given, "name"):
             if self._actions is not None:
                 self._actions.get(given.name)
-            return given.name, given.queue
+            return given.name, given
         for candidate in self._actions or ():
             if candidate.function is action:
-                return candidate.name, candidate.queue
+                return candidate.name, candidate
         raise UnknownAction(
             f"{action!r:.80} is not a declared action; pass its name, or declare the function and "
             "give its Actions object to Jobs(actions=...)."
@@ -287,22 +272,17 @@ class Transaction:
         action: ActionLike,
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
-        *,
-        queue: str | None = None,
-        key: str | None = None,
-        run_at: datetime | None = None,
-        delay: float | timedelta | None = None,
-        **options: Any,
+        **options: Unpack[JobOptions],
     ) -> int:
         """Insert a job now, in this transaction, and return its id.
 
-        ``args`` and ``kwargs`` are JSON values for the action. ``queue``: its backlog, else the action's own. ``key``:
-        jobs with the same key run one at a time in the order of their ids. ``run_at`` (aware) or ``delay`` (seconds or
-        timedelta): not before. Raises :class:`~sidestream.errors.InvalidJob`'s children, among them
-        :class:`~sidestream.errors.UnsupportedOption` for any other option, and
-        :class:`~sidestream.errors.StoreError`'s.
+        ``args`` and ``kwargs`` are JSON values for the action, ``options`` those of
+        :class:`~sidestream.job.options.JobOptions`; what the call leaves open, the declared action answers. With
+        ``unique``, the id may be that of a job that is there already. Raises
+        :class:`~sidestream.errors.InvalidJob`'s children, among them :class:`~sidestream.errors.UnsupportedOption` for
+        any other option, and :class:`~sidestream.errors.StoreError`'s.
         """
-        job = self._client.job(action, args, kwargs, queue=queue, key=key, run_at=run_at, delay=delay, **options)
+        job = self._client.job(action, args, kwargs, **options)
         return self._insert([job])[0]
 
     def enqueue_many(self, jobs: Iterable[Job]) -> list[int]:

@@ -27,6 +27,7 @@
     │   └── SchemaMismatch      our tables are missing or of another release
     └── ActionError             raised inside a running job
         ├── GiveUp              another attempt cannot help: the job ends as dead
+        ├── Snooze              not now: the job comes back later, and no attempt is charged
         ├── SoftLimitExceeded   the job's soft time limit passed
         ├── CommitRefused       an action committed or rolled back without declaring it
         └── LockLost            a re-lock after a commit found the job no longer ours
@@ -35,6 +36,11 @@ The first line of a docstring below is the message when none is given.
 """
 
 from __future__ import annotations
+
+from datetime import timedelta
+
+LONGEST_SNOOZE = 100 * 366 * 86_400.0
+"""Seconds for which a job may put itself off; a moment beyond it is a mistake."""
 
 
 class SidestreamError(Exception):
@@ -138,6 +144,24 @@ class ActionError(SidestreamError):
 
 class GiveUp(ActionError):
     """The job cannot succeed; it is not tried again."""
+
+
+class Snooze(ActionError):
+    """The action is put off; it comes back later without an attempt being charged.
+
+    ``raise Snooze(300, "the courier is closed until eight")``: what this start wrote is rolled back, and the job is due
+    again in ``delay`` seconds (0 or more, or a timedelta). A job may do so 100 times; then it is dead with the reason.
+    """
+
+    def __init__(self, delay: float | timedelta, reason: str = "snoozed") -> None:
+        seconds: object = delay.total_seconds() if isinstance(delay, timedelta) else delay
+        if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds < LONGEST_SNOOZE:
+            raise InvalidJob(f"Snooze({delay!r:.60}): expected seconds, 0 or more and less than {LONGEST_SNOOZE:.0f}.")
+        #: Seconds until it is due again.
+        self.delay = float(seconds)
+        #: Why, for people: one line.
+        self.reason = " ".join(str(reason).split()) or "snoozed"
+        super().__init__(self.reason)
 
 
 class SoftLimitExceeded(ActionError):

@@ -28,7 +28,8 @@ from sidestream.errors import (
     UnsupportedOption,
 )
 from sidestream.job.codec import Signer, from_ms
-from sidestream.job.reference import NO_TAG8, Reference
+from sidestream.job.reference import NO_TAG8, Reference, group_tag, limit_tag
+from sidestream.job.rules import Rules
 from sidestream.store import schema
 from sidestream.testing.servers import RedisServer
 from sidestream.wiring import build_broker, signing_keys
@@ -73,6 +74,7 @@ def broker(settings: Settings) -> Iterator[Broker]:
     made = build_broker(settings)
     if not made.generation().number:
         made.begin_generation()
+    made.configure(NO_TAG8, Rules())
     yield made
     made.close()
 
@@ -89,6 +91,7 @@ def tag(dsn: str) -> bytes:
 
 def claimed(broker: Broker, dsn: str, *queues: str) -> list[int]:
     broker.generation()
+    broker.configure(tag(dsn), Rules())
     deliveries = broker.claim("test", [lane(tag(dsn), queue) for queue in queues or ("default",)], free=100)
     return [Reference.unpack(delivery.reference).id for delivery in deliveries]
 
@@ -259,7 +262,8 @@ def test_what_is_refused_leaves_the_transaction_usable(connection: Any, jobs: Jo
             (InvalidJob, {"delay": -1}),
             (InvalidJob, {"run_at": datetime(2026, 1, 1)}),  # noqa: DTZ001
             (InvalidJob, {"queue": "a queue"}),
-            (UnsupportedOption, {"priority": 1}),
+            (UnsupportedOption, {"cron": "* * * * *"}),
+            (InvalidJob, {"priority": 10}),
             (UnsupportedOption, {"invoice_id": 1}),
         ):
             with pytest.raises(error):
@@ -268,6 +272,36 @@ def test_what_is_refused_leaves_the_transaction_usable(connection: Any, jobs: Jo
             tx.enqueue_many([Job("a"), Job("b c")])
         kept = tx.enqueue("a")
     assert [row[0] for row in rows(dsn)] == [kept]
+
+
+def test_priority_group_and_limit_travel_with_the_reference(
+    connection: Any, jobs: Jobs, dsn: str, broker: Broker
+) -> None:
+    with jobs.transaction(connection) as tx:
+        tx.enqueue("a", priority=7)
+        first = tx.enqueue("a", priority=0, group="company:2", limit="courier:7", expires_in=60)
+    broker.configure(tag(dsn), Rules())
+    delivery, _ = broker.claim("test", [lane(tag(dsn), "default")], free=2)
+    reference = Reference.unpack(delivery.reference)
+    assert (reference.id, delivery.priority) == (first, 0)
+    assert (reference.group, reference.limit) == (group_tag("company:2"), limit_tag("courier:7"))
+
+
+def test_direct_jobs_have_them_too(jobs: Jobs, broker: Broker) -> None:
+    jobs.enqueue_direct("a", priority=2, group="g", limit="courier", expires_in=60)
+    [delivery] = broker.claim("test", [lane(NO_TAG8, "default")], free=2)
+    reference = Reference.unpack(delivery.reference)
+    assert (delivery.priority, reference.group, reference.limit) == (2, group_tag("g"), limit_tag("courier"))
+    with pytest.raises(InvalidJob, match="only a row can tell duplicates"):
+        jobs.enqueue_direct("a", unique="u")
+
+
+def test_a_duplicate_s_id_is_the_id_of_the_first(connection: Any, jobs: Jobs, dsn: str, broker: Broker) -> None:
+    with jobs.transaction(connection) as tx:
+        first = tx.enqueue("a", unique="u")
+    with jobs.transaction(connection) as tx:
+        assert tx.enqueue("a", unique="u") == first
+    assert claimed(broker, dsn) == [first]
 
 
 def test_declared_actions_are_checked_and_give_their_queue(connection: Any, settings: Settings, dsn: str) -> None:

@@ -15,6 +15,7 @@ from sidestream import Jobs, Settings
 from sidestream.broker.protocol import lane
 from sidestream.broker.redis import embedded
 from sidestream.job.reference import NO_TAG8, Reference
+from sidestream.job.rules import Rules
 from sidestream.wiring import build_broker
 
 
@@ -33,6 +34,7 @@ def test_the_first_direct_job_starts_the_embedded_server(settings: Settings) -> 
         uuid = jobs.enqueue_direct("a", timeout=20)
     broker = build_broker(settings)
     broker.generation()
+    broker.configure(NO_TAG8, Rules())
     [delivery] = broker.claim("test", [lane(NO_TAG8, "default")], free=1)
     broker.close()
     assert Reference.unpack(delivery.reference).uuid == uuid

@@ -147,6 +147,11 @@ jobs = st.builds(
     key=st.none() | st.just("order/Ω"),
     run_at=st.none() | st.integers(0, 4_000_000_000_000).map(from_ms),
     uuid=st.uuids(),
+    priority=st.integers(0, 9),
+    group=st.none() | st.just("company:2"),
+    limit=st.none() | st.just("courier:7"),
+    unique=st.none(),
+    expires_at=st.none() | st.integers(0, 4_000_000_000_000).map(from_ms),
 )
 
 
@@ -272,3 +277,9 @@ def test_uuids_sort_by_their_time_and_never_repeat() -> None:
     assert {uuid.version for uuid in made} == {7}
     assert {uuid.variant for uuid in made} == {"specified in RFC 4122"}
     assert len({new_uuid(0) for _ in range(1000)}) == 1000
+
+
+def test_what_nobody_asked_for_costs_no_bytes(signer: Signer) -> None:
+    """And so a release that knows neither priority nor limits reads what an enqueuer without them writes."""
+    body = sealed(signer).split(b".", 3)[3]
+    assert list(json.loads(body)) == ["id", "action", "queue", "key", "run_at", "at", "v", "args", "kwargs"]

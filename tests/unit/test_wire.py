@@ -24,9 +24,10 @@ def test_a_report_arrives_with_every_kind_of_outcome() -> None:
             wire.Finding(0, Retry(1.5, "ValueError: no", "Traceback"), 2),
             wire.Finding(1, Bury("gone", ""), 0),
             wire.Finding(2, Release("blocked", None, 17), -1),
+            wire.Finding(3, Release("closed", 60.0, snoozed=True), 0),
         ],
         {b"abcd": (4, 1234)},
-        [(b"\x01next", "default", 0)],
+        [(b"\x01next", "default", 0, 5)],
         False,
     )
     with ours, theirs:

@@ -15,8 +15,17 @@ class Base(models.AbstractModel):
 
         :param str queue: the backlog, else the action's own
         :param str key: jobs with the same key run one at a time, in the order of their ids; else the action's own
-        :param datetime run_at: not before (UTC when naive, as Odoo's datetimes are)
+        :param int priority: 0 (first) to 9 within its queue
+        :param str group: the tenant among whom the queue is shared fairly, else ``company:<id>``
+        :param str limit: what it counts against, ``rule`` or ``rule:value``, else the action's own
+        :param unique: what makes a second job a duplicate: a text, or a :class:`sidestream.Unique`; with
+            ``unique_until`` ("started", "done", "window"), ``unique_for`` (seconds) and ``on_conflict`` ("return",
+            "replace", "newest")
+        :param run_at: not before: a datetime or its text (UTC when naive, as Odoo's datetimes are)
+        :param str time_zone: where the clock hangs that naive moments were read from, for example the user's ``tz``
         :param delay: not before so many seconds (or a timedelta) from now
+        :param expires_at: it ends as cancelled when it has not started by then
+        :param expires_in: the same, in seconds (or a timedelta) from when it is due
         :param int split: one job for each so many records
         """
         return Enqueuer(self, options)

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 from sidestream.errors import DuplicateAction, SettingsError, UnknownAction
+from sidestream.executors.declared_options import Arguments, Text, check_fields
 from sidestream.executors.steps import ThreeSteps
-from sidestream.job.job import DEFAULT_QUEUE
+from sidestream.job.building import check_priority
+from sidestream.job.job import DEFAULT_PRIORITY, DEFAULT_QUEUE, Unique
+from sidestream.job.moments import seconds_of
 from sidestream.job.names import check_action, check_queue, tag
-from sidestream.job.retry import RetryPolicy
+from sidestream.job.options import JobOptions
+from sidestream.job.retry import RetryPolicy, policy_of
+from sidestream.job.uniqueness import check, declared_unique
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -24,7 +29,7 @@ class Action:
     name: str
     #: Called as ``function(context, *args, **kwargs)``.
     function: Callable[..., Any]
-    #: What happens after a failure.
+    #: What happens after a failure: a policy, or one for each class of exceptions.
     retry: RetryPolicy = field(default_factory=RetryPolicy)
     #: Seconds until :class:`~sidestream.errors.SoftLimitExceeded` is raised inside the job; None means never.
     soft_limit: float | None = None
@@ -38,10 +43,32 @@ class Action:
     database: bool = True
     #: Set for a three-step action; ``function`` is then its last step.
     steps: ThreeSteps | None = None
+    #: 0 (first) to 9 within the queue.
+    priority: int = DEFAULT_PRIORITY
+    #: Ordering key of its jobs: a text with arguments in braces ("order:{order_id}"), or a function of the arguments.
+    key: Text = None
+    #: What its jobs count against, likewise: ``rule`` or ``rule:value`` ("courier:{carrier_id}").
+    limit: Text = None
+    #: The tenant, likewise.
+    group: Text = None
+    #: What makes a second job a duplicate, likewise, or a :class:`~sidestream.job.job.Unique` whose key is such a text.
+    unique: Unique | Text = None
+    #: Seconds after it was due at which a job that has not started ends as cancelled; None means never.
+    expires_in: float | None = None
 
     def __post_init__(self) -> None:
         check_action(self.name)
         check_queue(self.queue)
+        check_priority(self.name, self.priority)
+        object.__setattr__(self, "retry", policy_of(self.name, self.retry))
+        if self.expires_in is not None:
+            seconds_of(self.name, "expires_in", self.expires_in, least="above 0")
+        if isinstance(self.unique, Unique):
+            check(self.name, self.unique)
+        for what in ("key", "limit", "group"):
+            check_fields(self.name, what, getattr(self, what), self.called)
+        unique = self.unique.key if isinstance(self.unique, Unique) else self.unique
+        check_fields(self.name, "unique", unique, self.called)
         for option in ("soft_limit", "hard_limit"):
             limit = getattr(self, option)
             if limit is not None and limit <= 0:
@@ -55,6 +82,29 @@ class Action:
         if self.commits not in ("forbid", "relock"):
             raise SettingsError(f"commits={self.commits!r} of action {self.name!r}: expected 'forbid' or 'relock'.")
 
+    @property
+    def called(self) -> Callable[..., Any]:
+        """The function whose arguments are the job's."""
+        return self.function if self.steps is None else self.steps.read
+
+    def job_options(self, args: Sequence[Any], kwargs: Mapping[str, Any], given: Collection[str]) -> JobOptions:
+        """Return the options that a job with these arguments has unless its call says otherwise.
+
+        Those in ``given`` are left out: nothing is asked of the arguments for their sake. Raises
+        :class:`~sidestream.errors.InvalidJob` when an argument does not serve.
+        """
+        found: JobOptions = {"queue": self.queue, "priority": self.priority, "expires_in": self.expires_in}
+        arguments = Arguments(self.name, self.called, args, kwargs)
+        if self.key is not None and "key" not in given:
+            found["key"] = arguments.text("key", self.key)
+        if self.limit is not None and "limit" not in given:
+            found["limit"] = arguments.text("limit", self.limit)
+        if self.group is not None and "group" not in given:
+            found["group"] = arguments.text("group", self.group)
+        if self.unique is not None and "unique" not in given:
+            found["unique"] = arguments.unique(self.unique)
+        return found
+
 
 class Actions:
     """A set of declared actions. Make one in a module of yours and name it to the worker as ``module:attribute``."""
@@ -66,11 +116,13 @@ class Actions:
     def action(self, name: str, **options: Any) -> Callable[[Function], Function]:
         """Declare the decorated function as the action ``name``; ``options`` are :class:`Action`'s fields.
 
+        ``unique="text"`` may be completed by ``unique_until``, ``unique_for`` and ``on_conflict`` as in a call.
+
         Raises :class:`~sidestream.errors.DuplicateAction` when the name, or its 4-byte tag, is taken.
         """
 
         def declare(function: Function) -> Function:
-            self.add(Action(name, function, **options))
+            self.add(Action(name, function, **declared_unique(name, options)))
             return function
 
         return declare
@@ -85,7 +137,7 @@ class Actions:
         **options: Any,
     ) -> None:
         """Declare a three-step action (see :class:`~sidestream.executors.steps.ThreeSteps`)."""
-        self.add(Action(name, write, steps=ThreeSteps(read, call, write), **options))
+        self.add(Action(name, write, steps=ThreeSteps(read, call, write), **declared_unique(name, options)))
 
     def add(self, action: Action) -> None:
         """Declare ``action``."""

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any, Unpack
 from uuid import UUID
 
 import psycopg
 
 from sidestream.errors import CommitRefused
-
-if TYPE_CHECKING:
-    from datetime import datetime
+from sidestream.job.options import JobOptions
 
 
 class GuardedConnection(psycopg.Connection[tuple[Any, ...]]):
@@ -103,15 +101,15 @@ class Context:
         action: str,
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
-        *,
-        queue: str | None = None,
-        key: str | None = None,
-        run_at: datetime | None = None,
+        **options: Unpack[JobOptions],
     ) -> int:
-        """Enqueue a follow-up job in this job's transaction; return its id. It exists if, and only if, this is done."""
+        """Enqueue a follow-up job in this job's transaction; return its id. It exists if, and only if, this is done.
+
+        The options are those of every way in (:class:`~sidestream.job.options.JobOptions`).
+        """
         if self._enqueue is None:
             raise CommitRefused(f"The action {self.action!r} has no transaction here to enqueue a follow-up job in.")
-        return self._enqueue(action, args, kwargs or {}, queue=queue, key=key, run_at=run_at)
+        return self._enqueue(action, args, kwargs or {}, options)
 
     def commit(self) -> None:
         """Commit what was done so far, then lock the job and check it again (``commits="relock"`` actions only).

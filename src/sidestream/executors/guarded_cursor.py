@@ -11,6 +11,7 @@ from functools import cache
 from typing import Any
 
 from sidestream.errors import CommitRefused
+from sidestream.executors.protocol import FollowUp
 
 
 class Guard:
@@ -19,13 +20,13 @@ class Guard:
     def __init__(self) -> None:
         #: Name of the action that runs, or None between jobs.
         self.action: str | None = None
-        #: (reference, queue, due_ms) of the jobs that it enqueued: a child has no connection to Redis.
-        self.follow_ups: list[tuple[bytes, str, int]] | None = None
+        #: The jobs that it enqueued: a child has no connection to Redis.
+        self.follow_ups: list[FollowUp] | None = None
         self._part: Callable[[], None] | None = None
         self._outside = False
         self._ours = False
 
-    def begin(self, action: str, follow_ups: list[tuple[bytes, str, int]], part: Callable[[], None] | None) -> None:
+    def begin(self, action: str, follow_ups: list[FollowUp], part: Callable[[], None] | None) -> None:
         """A job begins; ``part`` commits a part of it, if it declared that."""
         self.action, self.follow_ups, self._part = action, follow_ups, part
 

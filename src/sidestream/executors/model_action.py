@@ -10,9 +10,13 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 from sidestream.errors import DuplicateAction, SettingsError
-from sidestream.job.job import DEFAULT_QUEUE
+from sidestream.job import uniqueness
+from sidestream.job.building import check_priority
+from sidestream.job.job import DEFAULT_PRIORITY, DEFAULT_QUEUE, Unique
+from sidestream.job.moments import seconds_of
 from sidestream.job.names import check_action, check_queue, tag
-from sidestream.job.retry import RetryPolicy
+from sidestream.job.retry import RetryPolicy, policy_of
+from sidestream.job.template import fields_of
 
 MARK = "_sidestream_action"
 """Attribute of a function by which its declaration is found; an override needs no decorator of its own."""
@@ -28,9 +32,19 @@ class ModelAction:
     #: Ordering key of its jobs: text with fields of the record in braces ("carrier:{carrier_id}"), or a function of the
     #: recordset; None: no order.
     key: str | Callable[[Any], str | None] | None = None
+    #: What its jobs count against, likewise: ``rule`` or ``rule:value`` ("courier:{carrier_id}").
+    limit: str | Callable[[Any], str | None] | None = None
+    #: The tenant among whom the queue is shared fairly, likewise; None: the company that the job is enqueued in.
+    group: str | Callable[[Any], str | None] | None = None
+    #: What makes a second job a duplicate, likewise, or a :class:`~sidestream.job.job.Unique` whose key is such a text.
+    unique: Unique | str | Callable[[Any], Unique | str | None] | None = None
+    #: 0 (first) to 9 within the queue.
+    priority: int = DEFAULT_PRIORITY
+    #: Seconds after it was due at which a job that has not started ends as cancelled; None means never.
+    expires_in: float | None = None
     #: "user": the one who enqueued it, never as superuser; "superuser"; or the xml id of a user for services.
     run_as: str = "user"
-    #: What happens after a failure.
+    #: What happens after a failure: a policy, or one for each class of exceptions.
     retry: RetryPolicy = field(default_factory=RetryPolicy)
     #: Seconds until :class:`~sidestream.errors.SoftLimitExceeded` is raised inside the job; None means never.
     soft_limit: float | None = None
@@ -45,6 +59,17 @@ class ModelAction:
 
     def __post_init__(self) -> None:
         check_queue(self.queue)
+        check_priority("of a model", self.priority)
+        object.__setattr__(self, "retry", policy_of("of a model", self.retry))
+        if self.expires_in is not None:
+            seconds_of("of a model", "expires_in", self.expires_in, least="above 0")
+        if isinstance(self.unique, Unique):
+            uniqueness.check("of a model", self.unique)
+        for what in ("key", "limit", "group", "unique"):
+            given = getattr(self, what)
+            template = given.key if isinstance(given, Unique) else given
+            if isinstance(template, str):
+                fields_of(f"{what} of an action", template)
         if self.commits not in ("forbid", "relock"):
             raise SettingsError(f"commits={self.commits!r} of an action: expected 'forbid' or 'relock'.")
         if self.three_step and self.commits == "relock":
@@ -58,6 +83,11 @@ class ModelAction:
             limit = getattr(self, option)
             if limit is not None and limit <= 0:
                 raise SettingsError(f"{option}={limit} of an action is not allowed: expected seconds above 0.")
+
+    @classmethod
+    def of(cls, **options: Any) -> ModelAction:
+        """Return the declaration; ``unique="text"`` may be completed by the options that complete it in a call."""
+        return cls(**uniqueness.declared_unique("of a model", options))
 
     def declare(self, function: Function) -> Function:
         """Mark ``function`` as declared."""

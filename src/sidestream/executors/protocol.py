@@ -17,6 +17,9 @@ from typing import Any, Protocol
 from sidestream.job.outcome import Bury, Done, Release
 from sidestream.job.retry import RetryPolicy
 
+FollowUp = tuple[bytes, str, int, int]
+"""A job that an action enqueued in its transaction: reference, queue, due_ms, priority."""
+
 
 @dataclass(frozen=True, slots=True)
 class ActionFacts:
@@ -44,8 +47,8 @@ class Opened:
     body: Any
     #: How many of them a person's retry wrote off; the retry policy counts the others.
     forgiven: int = 0
-    #: (reference, queue, due_ms) of the jobs that the action enqueued in its transaction.
-    follow_ups: list[tuple[bytes, str, int]] = field(default_factory=list)
+    #: The jobs that the action enqueued in its transaction.
+    follow_ups: list[FollowUp] = field(default_factory=list)
 
 
 Verdict = Done | Bury | Release

@@ -14,6 +14,7 @@ The session lock lives on the same connection as the transaction, so neither can
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -29,9 +30,12 @@ from sidestream.job.building import build_job
 from sidestream.job.codec import Signer, decode_payload, to_ms
 from sidestream.job.job import Job
 from sidestream.job.names import tag
+from sidestream.job.options import JobOptions
 from sidestream.job.outcome import Bury, Done, Release, ReleaseReason
 from sidestream.job.reference import Reference
 from sidestream.store import opening, rows
+
+log = logging.getLogger(__name__)
 
 
 class Body:
@@ -157,6 +161,9 @@ class PythonCall:
             return Release(f"{ReleaseReason.PARKED}: {error}")
         if job.action != action.name:
             return Bury(f"The direct job {uuid} cannot run: its reference and its signed bytes do not belong together.")
+        if job.expires_at is not None and not attempts and job.expires_at <= datetime.now(UTC):
+            log.info("Direct job %s has expired and is not run.", uuid, extra={"action": "direct_expired"})
+            return Done()
         session = self._session if action.database else None
         if session is not None:
             session.begin()
@@ -262,19 +269,18 @@ class PythonCall:
         action: str,
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
-        *,
-        queue: str | None,
-        key: str | None,
-        run_at: datetime | None,
+        options: JobOptions,
     ) -> int:
         declared = self._actions.get(action)
         session = self._session
         assert session is not None
-        now = datetime.now(UTC)
-        job = build_job(action, args, kwargs, now=now, queue=queue or declared.queue, key=key, run_at=run_at)
+        given = [option for option, value in options.items() if value is not None]
+        defaults = declared.job_options(args, kwargs, given)
+        job = build_job(action, args, kwargs, now=datetime.now(UTC), defaults=defaults, **options)
         [stored] = session.guarded(lambda: rows.insert(session.cursor, [job]))
         due_ms = to_ms(job.run_at) if job.run_at is not None else 0
-        opened.follow_ups.append((stored.reference(session.database), stored.queue, due_ms))
+        if not stored.existed:
+            opened.follow_ups.append((stored.reference(session.database), stored.queue, due_ms, job.priority))
         return stored.id
 
     def _unlock(self, locks: Sequence[bytes]) -> None:

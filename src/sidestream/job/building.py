@@ -2,35 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime, timedelta
-from typing import Any
+from datetime import UTC, datetime
+from typing import Any, Unpack
 
-from sidestream.errors import InvalidJob, UnsupportedOption
-from sidestream.job.job import DEFAULT_QUEUE, Job
-from sidestream.job.names import check_action, check_key, check_queue
-
-LATER_OPTIONS = frozenset(
-    {
-        "after",
-        "batch",
-        "batch_size",
-        "concurrency",
-        "cron",
-        "graph",
-        "group",
-        "limit",
-        "list",
-        "priority",
-        "rate",
-        "replace",
-        "schedule",
-        "unique",
-        "weight",
-    }
-)
-"""Options that the design has and this release has not; they are refused, never ignored."""
+from sidestream.errors import InvalidJob
+from sidestream.job import uniqueness
+from sidestream.job.job import DEFAULT_PRIORITY, DEFAULT_QUEUE, LOWEST_PRIORITY, Job
+from sidestream.job.moments import due_of, expiry_of, no_zone
+from sidestream.job.names import check_action, check_group, check_key, check_limit, check_queue
+from sidestream.job.options import JobOptions, refuse_unknown
 
 
 def build_job(
@@ -39,87 +20,97 @@ def build_job(
     kwargs: Mapping[str, Any] | None = None,
     *,
     now: datetime,
-    queue: str | None = None,
-    key: str | None = None,
-    run_at: datetime | None = None,
-    delay: float | timedelta | None = None,
-    options: Mapping[str, Any] | None = None,
+    defaults: JobOptions | None = None,
+    local: str | None = None,
+    **options: Unpack[JobOptions],
 ) -> Job:
-    """Return the job; ``now`` (aware) is what ``delay`` (seconds or a timedelta) counts from.
+    """Return the job that the call asks for; ``now`` (aware) is what ``delay`` counts from.
 
-    ``options`` are those that the caller gave beyond the named ones. Raises
-    :class:`~sidestream.errors.InvalidName`, :class:`~sidestream.errors.UnsupportedOption` and
+    ``defaults`` holds where ``options`` are silent. ``local`` is the time zone of moments that name none; None refuses
+    them. Raises :class:`~sidestream.errors.InvalidName`, :class:`~sidestream.errors.UnsupportedOption` and
     :class:`~sidestream.errors.InvalidJob`.
     """
-    if options:
-        _refuse_options(action, options)
+    refuse_unknown(action, options)
+    wanted = merged(defaults, options)
     if isinstance(args, str | bytes | Mapping) or not isinstance(args, Sequence):
         raise InvalidJob(f"args={args!r:.60} for action {action!r:.80}: expected a list or a tuple; write args=[...].")
     if kwargs is not None and not isinstance(kwargs, Mapping):
         raise InvalidJob(f"kwargs={kwargs!r:.60} for action {action!r:.80}: expected a dictionary of names and values.")
-    job = Job(
-        action,
-        tuple(args),
-        {} if kwargs is None else kwargs,
-        DEFAULT_QUEUE if queue is None else queue,
-        key,
-        _due(action, now, run_at, delay),
+    time_zone = wanted.get("time_zone")
+    run_at = due_of(action, now, wanted.get("run_at"), wanted.get("delay"), time_zone, local)
+    expires_at = expiry_of(action, run_at or now, wanted.get("expires_at"), wanted.get("expires_in"), time_zone, local)
+    if time_zone is not None and wanted.get("run_at") is None and wanted.get("expires_at") is None:
+        raise InvalidJob(
+            f"time_zone={time_zone!r:.60} for action {action!r:.80} is given without run_at or expires_at; "
+            "leave it out."
+        )
+    return check_job(
+        Job(
+            action,
+            tuple(args),
+            {} if kwargs is None else kwargs,
+            wanted.get("queue", DEFAULT_QUEUE),
+            wanted.get("key"),
+            run_at,
+            priority=wanted.get("priority", DEFAULT_PRIORITY),
+            group=wanted.get("group"),
+            limit=wanted.get("limit"),
+            unique=uniqueness.unique_of(action, wanted),
+            expires_at=expires_at,
+        )
     )
-    return check_job(job)
 
 
 def check_job(job: Job) -> Job:
-    """Return ``job`` if it may be enqueued as it stands (names, an aware ``run_at``, no row yet), else raise."""
+    """Return ``job`` if it may be enqueued as it stands (names, aware moments, no row yet), else raise."""
     check_action(job.action)
     check_queue(job.queue)
     if job.key is not None:
         check_key(job.key)
+    if job.group is not None:
+        check_group(job.group)
+    if job.limit is not None:
+        check_limit(job.limit)
+    if job.unique is not None:
+        uniqueness.check(job.action, job.unique)
+    check_priority(job.action, job.priority)
     if job.id is not None:
         raise InvalidJob(
             f"The job of action {job.action!r} has the id {job.id} already; leave id out, its row gives it."
         )
-    if job.run_at is not None and job.run_at.tzinfo is None:
-        raise _naive(job.action, job.run_at)
+    for name, moment in (("run_at", job.run_at), ("expires_at", job.expires_at)):
+        if moment is not None and moment.tzinfo is None:
+            raise no_zone(job.action, name, moment)
+    if job.run_at is not None and job.expires_at is not None and job.expires_at <= job.run_at:
+        raise InvalidJob(
+            f"The job of action {job.action!r:.80} expires at {_utc(job.expires_at)}, before it is due at "
+            f"{_utc(job.run_at)}, so it would never run; give expires_in, which counts from when it is due."
+        )
     return job
 
 
-def _due(action: str, now: datetime, run_at: datetime | None, delay: float | timedelta | None) -> datetime | None:
-    if run_at is not None and delay is not None:
-        raise InvalidJob(f"run_at and delay are both given for action {action!r:.80}; give one of them.")
-    if run_at is not None:
-        if not isinstance(run_at, datetime):
-            raise InvalidJob(f"run_at={run_at!r:.60} for action {action!r:.80}: expected an aware datetime.")
-        if run_at.tzinfo is None:
-            raise _naive(action, run_at)
-        return run_at.astimezone(UTC)
-    if delay is None:
-        return None
-    seconds: object = delay.total_seconds() if isinstance(delay, timedelta) else delay
-    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not math.isfinite(seconds) or seconds < 0:
-        raise InvalidJob(f"delay={delay!r:.60} for action {action!r:.80}: expected seconds, 0 or more.")
-    if not seconds:
-        return None
-    try:
-        return now + timedelta(seconds=seconds)
-    except OverflowError as error:
-        raise InvalidJob(f"delay={delay!r:.60} for action {action!r:.80} ends after the year 9999.") from error
-
-
-def _naive(action: str, run_at: datetime) -> InvalidJob:
-    return InvalidJob(
-        f"run_at={run_at.isoformat()} for action {action!r:.80} has no time zone; "
-        "make it aware, for example with tzinfo=timezone.utc."
-    )
-
-
-def _refuse_options(action: str, options: Mapping[str, Any]) -> None:
-    name = min(options)
-    if name in LATER_OPTIONS:
-        raise UnsupportedOption(
-            f"The option {name!r} for action {action!r:.80} belongs to a later release; "
-            "this one has queue, key, run_at and delay."
+def check_priority(action: str, priority: object) -> None:
+    """Raise :class:`~sidestream.errors.InvalidJob` unless ``priority`` is a whole number from 0 to 9."""
+    if isinstance(priority, bool) or not isinstance(priority, int) or not 0 <= priority <= LOWEST_PRIORITY:
+        raise InvalidJob(
+            f"priority={priority!r:.60} for action {action!r:.80}: expected a whole number from 0 (first) to "
+            f"{LOWEST_PRIORITY} (last)."
         )
-    raise UnsupportedOption(
-        f"There is no option {name!r} (action {action!r:.80}); the options are queue, key, run_at and delay, "
-        f"and arguments of the action go into kwargs={{{name!r}: ...}}."
-    )
+
+
+_TOGETHER = (("expires_at", "expires_in"), ("unique", *uniqueness.SHORT_FORMS))
+"""Options that are one answer: a call that gives one of them gets none of the others from a declaration."""
+
+
+def merged(defaults: Mapping[str, Any] | None, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what was given, and where nothing was given what is declared; None is never in it."""
+    given = {name: value for name, value in options.items() if value is not None}
+    if not defaults:
+        return given
+    decided = {name for group in _TOGETHER if not given.keys().isdisjoint(group) for name in group}
+    declared = {name: value for name, value in defaults.items() if value is not None and name not in decided}
+    return declared | given
+
+
+def _utc(moment: datetime) -> str:
+    return moment.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")

@@ -5,6 +5,7 @@ The row's payload is the text ``{"v":1,"args":[...],"kwargs":{...}}``. A direct 
     s1.<key id>.<64 hex digits: HMAC-SHA256 of the body>.<body>
 
     body = {"id":"<32 hex>","action":..,"queue":..,"key":..,"run_at":<ms|null>,"at":<ms>,
+            ["priority":<0..9>,"group":..,"limit":..,"expires_at":<ms>,]  (left out where they are the default)
             "v":1,"args":[..],"kwargs":{..}}
 
 Only JSON crosses a process boundary, never pickle: bytes in Redis must not be able to run anything by being read.
@@ -33,8 +34,8 @@ from sidestream.errors import (
     UnknownVersion,
     WireError,
 )
-from sidestream.job.job import Job
-from sidestream.job.names import check_action, check_key, check_queue
+from sidestream.job.job import DEFAULT_PRIORITY, Job
+from sidestream.job.names import check_action, check_group, check_key, check_limit, check_queue
 
 PAYLOAD_LIMIT = 64 * 1024
 """Most bytes (UTF-8) that a job's encoded arguments may have."""
@@ -136,7 +137,7 @@ class Signer:
         """Return the signed bytes of the direct job ``job`` (its ``uuid`` is set), enqueued at ``enqueued_ms``."""
         if job.uuid is None:
             raise InvalidJob(f"The job of action {job.action!r} has no uuid; only a direct job is signed.")
-        head = {
+        head: dict[str, object] = {
             "id": job.uuid.hex,
             "action": check_action(job.action),
             "queue": check_queue(job.queue),
@@ -144,6 +145,15 @@ class Signer:
             "run_at": None if job.run_at is None else to_ms(job.run_at),
             "at": enqueued_ms,
         }
+        # Left out where nobody asked for them: Redis holds these bytes, and releases without them wrote the same.
+        if job.priority != DEFAULT_PRIORITY:
+            head["priority"] = job.priority
+        if job.group is not None:
+            head["group"] = check_group(job.group)
+        if job.limit is not None:
+            head["limit"] = check_limit(job.limit)
+        if job.expires_at is not None:
+            head["expires_at"] = to_ms(job.expires_at)
         # Two JSON objects become one: the head without its closing brace, the payload without its opening one.
         body = f"{_encode(head)[:-1]},{encode_payload(job.args, job.kwargs)[1:]}".encode()
         return b"%b.%b.%b.%b" % (_PREFIX, self._first, self._mac(self._keys[self._first], body), body)
@@ -190,7 +200,7 @@ def _read(body: bytes, uuid: UUID | None) -> Envelope:
     try:
         fields = _object(body.decode(), "direct job")
         args, kwargs = _arguments(fields, "direct job")
-        run_at = fields["run_at"]
+        run_at, expires_at = fields["run_at"], fields.get("expires_at")
         named = uuid if uuid is not None and fields["id"] == uuid.hex else UUID(hex=fields["id"])
         envelope = Envelope(
             Job(
@@ -202,6 +212,10 @@ def _read(body: bytes, uuid: UUID | None) -> Envelope:
                 None if run_at is None else from_ms(run_at),
                 None,
                 named,
+                priority=fields.get("priority", DEFAULT_PRIORITY),
+                group=fields.get("group"),
+                limit=fields.get("limit"),
+                expires_at=None if expires_at is None else from_ms(expires_at),
             ),
             fields["at"],
         )

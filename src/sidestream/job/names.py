@@ -43,6 +43,11 @@ def check_rule(name: str) -> str:
     return _check("limit rule", name)
 
 
+def check_unique(text: str) -> str:
+    """Return ``text`` if it may tell duplicates: 1 to 200 printable characters; else raise :class:`InvalidName`."""
+    return _check_text("unique", text)
+
+
 def limit_rule(limit: str) -> str:
     """Return the name of the rule that a limit key falls under: what stands before its first colon."""
     return limit.partition(":")[0]

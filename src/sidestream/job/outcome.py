@@ -42,6 +42,8 @@ class Release:
     delay: float | None = None
     #: The smallest open id with the same key that stands before this job, when that is the reason.
     blocked_by: int | None = None
+    #: The action put itself off (:class:`~sidestream.errors.Snooze`): counted apart from other releases.
+    snoozed: bool = False
 
 
 class ReleaseReason:

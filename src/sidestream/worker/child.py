@@ -14,7 +14,7 @@ import time
 from dataclasses import dataclass
 
 from sidestream.crashpoints import crash_point
-from sidestream.executors.protocol import Executor, Opened
+from sidestream.executors.protocol import Executor, FollowUp, Opened
 from sidestream.job.outcome import Done
 from sidestream.job.reference import action_of
 from sidestream.worker import wire
@@ -54,7 +54,7 @@ class Child:
         self._attempts_seen = -1
         self._findings: list[wire.Finding] = []
         self._times: dict[bytes, tuple[int, int]] = {}
-        self._follow_ups: list[tuple[bytes, str, int]] = []
+        self._follow_ups: list[FollowUp] = []
         executor.on_backend = lambda pid: slots.backend(slot, pid)
         executor.on_guard = lambda pid: slots.guard(slot, pid)
 

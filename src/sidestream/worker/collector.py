@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from sidestream.broker.protocol import Delivery
 from sidestream.crashpoints import crash_point
+from sidestream.executors.protocol import FollowUp
 from sidestream.worker import wire
 from sidestream.worker.dispatcher import Dispatcher
 from sidestream.worker.pool import ProcessPool
@@ -44,7 +45,7 @@ class Settling(Protocol):
         """The child that ran this one ended."""
         ...
 
-    def follow_ups(self, jobs: list[tuple[bytes, str, int]]) -> None:
+    def follow_ups(self, jobs: list[FollowUp]) -> None:
         """Publish these: the transaction that wrote their rows is committed."""
         ...
 

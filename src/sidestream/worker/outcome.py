@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import traceback
+from datetime import UTC, datetime
 
-from sidestream.errors import GiveUp, LockLost, SoftLimitExceeded, StoreError
+from sidestream.errors import GiveUp, LockLost, Snooze, SoftLimitExceeded, StoreError
 from sidestream.executors.protocol import Opened
 from sidestream.job.outcome import Bury, Outcome, Release, ReleaseReason
+from sidestream.job.retry_after import retry_after
 
 ERROR_LIMIT = 500
 """Longest error line kept, in characters."""
@@ -20,7 +22,15 @@ def outcome_of(error: BaseException, opened: Opened) -> Outcome:
         return Release(f"{ReleaseReason.LOST}: {error}")
     if isinstance(error, GiveUp):
         return Bury(" ".join(str(error).split())[:ERROR_LIMIT], detail_of(error))
-    return opened.retry.decide(opened.attempts - opened.forgiven + 1, one_line(error, opened), detail_of(error))
+    if isinstance(error, Snooze):
+        return Release(error.reason[:ERROR_LIMIT], error.delay, snoozed=True)
+    policy = opened.retry.for_error(error)
+    return policy.decide(
+        opened.attempts - opened.forgiven + 1,
+        one_line(error, opened),
+        detail_of(error),
+        after=retry_after(error, datetime.now(UTC)),
+    )
 
 
 def one_line(error: BaseException, opened: Opened) -> str:

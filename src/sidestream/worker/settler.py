@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from sidestream.broker.protocol import Broker, Delivery, Publication, from_fallback
 from sidestream.crashpoints import crash_point
 from sidestream.errors import BrokerError, GenerationMoved, StoreError
+from sidestream.executors.protocol import FollowUp
 from sidestream.worker import wire
 from sidestream.worker.bookkeeper import Bookkeeper, RowBusy
 from sidestream.worker.handling import Handling
@@ -114,7 +115,7 @@ class Settler:
 
         self._queue.put(Task("a lone start", decide))
 
-    def follow_ups(self, jobs: list[tuple[bytes, str, int]]) -> None:
+    def follow_ups(self, jobs: list[FollowUp]) -> None:
         """Publish what a committed job enqueued."""
         publications = wire.publications(jobs, self._state.options.database)
         self._queue.put(Task("follow-up jobs", lambda: self._publish(publications)))

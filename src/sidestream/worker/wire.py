@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import msgpack
 
 from sidestream.broker.protocol import Publication
+from sidestream.executors.protocol import FollowUp
 from sidestream.job.outcome import Bury, Done, Outcome, Release, Retry
 
 PACKET = 1 << 18
@@ -59,8 +60,8 @@ class Report(NamedTuple):
     findings: list[Finding]
     #: action tag -> (jobs, microseconds) that ran since the last report.
     times: dict[bytes, tuple[int, int]]
-    #: (reference, queue, due_ms) of jobs that the actions enqueued in their transactions.
-    follow_ups: list[tuple[bytes, str, int]]
+    #: What the actions enqueued in their transactions.
+    follow_ups: list[FollowUp]
     #: The child wants to be replaced (age or memory).
     retiring: bool
     #: The application changed since its zygote loaded it: a new zygote is needed.
@@ -117,15 +118,18 @@ def read_report(message: Any) -> Report:
         idle,
         [_finding(flat) for flat in findings],
         {action: (jobs, micros) for action, (jobs, micros) in times.items()},
-        [(reference, queue, due) for reference, queue, due in follow_ups],
+        [(reference, queue, due, priority) for reference, queue, due, priority in follow_ups],
         retiring,
         stale,
     )
 
 
-def publications(follow_ups: list[tuple[bytes, str, int]], database: str) -> list[Publication]:
+def publications(follow_ups: list[FollowUp], database: str) -> list[Publication]:
     """Return what to publish for the jobs that actions enqueued; ``database`` is 16 hex digits."""
-    return [Publication(reference, f"{database}:{queue}", due_ms) for reference, queue, due_ms in follow_ups]
+    return [
+        Publication(reference, f"{database}:{queue}", due_ms, priority=priority)
+        for reference, queue, due_ms, priority in follow_ups
+    ]
 
 
 def _fields(outcome: Outcome) -> tuple[object, ...]:
@@ -136,8 +140,8 @@ def _fields(outcome: Outcome) -> tuple[object, ...]:
             return (delay, error, detail)
         case Bury(error, detail):
             return (error, detail)
-        case Release(reason, delay, blocked_by):
-            return (reason, delay, blocked_by)
+        case Release(reason, delay, blocked_by, snoozed):
+            return (reason, delay, blocked_by, snoozed)
 
 
 def _finding(flat: list[Any]) -> Finding:

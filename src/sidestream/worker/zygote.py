@@ -17,7 +17,7 @@ import selectors
 import signal
 import socket
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, NamedTuple
 
 from sidestream.crashpoints import crash_point
@@ -48,7 +48,8 @@ class Orders(NamedTuple):
 
 def facts_to_wire(facts: ActionFacts) -> tuple[object, ...]:
     """Return the plain values of ``facts``."""
-    return (facts.name, facts.tag, facts.hard_limit, asdict(facts.retry))
+    # Exceptions are met, and their policies applied, in the child; classes do not travel.
+    return (facts.name, facts.tag, facts.hard_limit, asdict(replace(facts.retry, by_exception={})))
 
 
 def facts_from_wire(plain: Any) -> ActionFacts:
