@@ -143,17 +143,18 @@ class PostgresBench(MemoryBench):
                 named.key.hex() if any(named.key) else None,
                 job.due_ms,
                 job.attempted,
+                job.priority,
             )
             for job in jobs
             for named in [Reference.unpack(job.reference)]
         ]
         with self.connection.cursor() as cursor:
             cursor.execute(
-                "INSERT INTO sidestream_job (id, action, queue, key, payload, run_at, attempts)"
+                "INSERT INTO sidestream_job (id, action, queue, key, payload, run_at, attempts, priority)"
                 " SELECT id, 'act', queue, key, '{}', CASE due WHEN 0 THEN statement_timestamp() AT TIME ZONE 'UTC'"
-                " ELSE to_timestamp(due / 1000.0) AT TIME ZONE 'UTC' END, attempted::int"
-                " FROM unnest(%s::bigint[], %s::text[], %s::text[], %s::bigint[], %s::bool[])"
-                " AS new (id, queue, key, due, attempted)",
+                " ELSE to_timestamp(due / 1000.0) AT TIME ZONE 'UTC' END, attempted::int, priority"
+                " FROM unnest(%s::bigint[], %s::text[], %s::text[], %s::bigint[], %s::bool[], %s::smallint[])"
+                " AS new (id, queue, key, due, attempted, priority)",
                 [list(column) for column in zip(*rows, strict=True)],
             )
         for broker in self.brokers:

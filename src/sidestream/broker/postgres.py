@@ -2,7 +2,8 @@
 
 The rows themselves are what waits. A claim reads candidates without locks, in READ COMMITTED; the statement that opens
 a job (D2) takes the row's lock, and that lock is the lease: it ends with the session of whoever holds it. What this
-process holds or has put off is left out of its own claims, in memory only.
+process holds or has put off is left out of its own claims, in memory only. Rules are read from their table; limits
+hold within this process (:mod:`~sidestream.broker.postgres_choice`).
 """
 
 # the contract's signatures, also where an argument makes no difference
@@ -12,14 +13,18 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import psycopg
 
+from sidestream.broker.postgres_choice import Choice
+from sidestream.broker.postgres_place import place_of
 from sidestream.broker.protocol import (
     FALLBACK_PREFIX,
     Capability,
     Delivery,
+    Explanation,
     Generation,
     Lease,
     Place,
@@ -34,10 +39,13 @@ from sidestream.errors import (
     StoreError,
     StoreUnavailable,
 )
-from sidestream.job.reference import Reference
-from sidestream.store import queries, schema
+from sidestream.job.reference import Reference, action_of
+from sidestream.job.rules import Rules
+from sidestream.store import control, rules, schema
 from sidestream.store.adapter import translate
-from sidestream.store.rows import StoredJob
+from sidestream.store.candidates import candidates
+from sidestream.store.stored import StoredJob
+from sidestream.store.waiting import facts
 
 POLL = 0.2
 """Seconds between two looks while a claim waits; a publication in this process ends the pause at once."""
@@ -45,6 +53,13 @@ BLOCKED_PAUSE_MS = 100
 """How long a blocked job is left out here, in case its blocker was still open when the query looked."""
 FORGET_AFTER = 600.0
 """Seconds after which a job that was put off and never came back is forgotten here (it ran elsewhere)."""
+RULES_EVERY = 0.5
+"""Seconds for which rules that were read are gone by."""
+TRIES = 5
+"""How often one claim asks again because a limit let fewer through than were found."""
+
+
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -53,10 +68,16 @@ class _PutOff:
     releases: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Held:
+    job: StoredJob
+    lease: Lease
+
+
 class PostgresBroker:
     """Keeps :class:`~sidestream.broker.protocol.Broker` for rows, without leases that could be reclaimed."""
 
-    capabilities = frozenset({Capability.SHARED})
+    capabilities = frozenset({Capability.SHARED, Capability.PRIORITIES, Capability.PAUSES})
 
     def __init__(self, connect: Callable[[], psycopg.Connection[Any]], database: schema.Database) -> None:
         """Serve the rows of ``database``; ``connect`` opens an autocommit connection, or raises StoreUnavailable."""
@@ -65,8 +86,12 @@ class PostgresBroker:
         self._connection: psycopg.Connection[Any] | None = None
         self._querying = threading.Lock()
         self._changed = threading.Condition()
-        self._held: dict[bytes, tuple[int, Lease]] = {}
+        self._held: dict[bytes, _Held] = {}
         self._put_off: dict[int, _PutOff] = {}
+        self._choice = Choice()
+        self._rules_at = float("-inf")
+        #: By consumer: tags of the actions that it knows; None: all.
+        self._known: dict[str, frozenset[bytes] | None] = {}
         self._entries = 0
         self._closed = False
 
@@ -83,13 +108,28 @@ class PostgresBroker:
         """See :meth:`Broker.mark_built`; always true."""
         self._check()
 
-    def announce(self, consumer: str, lanes: Sequence[str], info: str, ttl_ms: int) -> None:
-        """See :meth:`Broker.announce`; nobody asks who serves a row."""
+    def configure(self, database: bytes, rules: Rules) -> bool:
+        """See :meth:`Broker.configure`; their own table is read as well, the higher version governs."""
         self._check()
+        if database != self._database.tag:
+            return False
+        with self._changed:
+            return self._follow(rules)
+
+    def announce(
+        self, consumer: str, lanes: Sequence[str], info: str, ttl_ms: int, actions: frozenset[bytes] | None = None
+    ) -> None:
+        """See :meth:`Broker.announce`; nobody asks who serves a row, only what this process may be handed."""
+        self._check()
+        with self._changed:
+            self._known[consumer] = actions
+            self._changed.notify_all()
 
     def withdraw(self, consumer: str, lanes: Sequence[str]) -> None:
         """See :meth:`Broker.withdraw`."""
         self._check()
+        with self._changed:
+            self._known.pop(consumer, None)
 
     def publish(self, jobs: Sequence[Publication], *, force: bool = False) -> int:
         """See :meth:`Broker.publish`; the rows stand there already; waiting claims of this process look again."""
@@ -109,7 +149,7 @@ class PostgresBroker:
         queues = {lane.partition(":")[2]: lane for lane in lanes if lane.partition(":")[0] == ours}
         while True:
             self._check()
-            found = self._grant(consumer, queues, self._candidates(list(queues), free + prefetch), free, prefetch)
+            found = self._take(consumer, queues, free, prefetch) if queues else []
             rest = deadline - time.monotonic()
             if found or rest <= 0 or not free:
                 return found
@@ -120,7 +160,7 @@ class PostgresBroker:
         """See :meth:`Broker.renew`; a row's lock needs no renewal."""
         self._check()
         with self._changed:
-            held = {lease for _, lease in self._held.values()}
+            held = {one.lease for one in self._held.values()}
             return [lease for lease in leases if lease.consumer != consumer or lease not in held]
 
     def settle(self, lanes: Sequence[str], deliveries: Sequence[Delivery]) -> list[Lease]:
@@ -179,17 +219,37 @@ class PostgresBroker:
         """See :meth:`Broker.reassert`."""
         self._check()
         with self._changed:
-            return [one for one in deliveries if self._held.get(one.reference, (0, None))[1] == one.lease]
+            held = self._held
+            return [one for one in deliveries if one.reference in held and held[one.reference].lease == one.lease]
 
     def known(self, database: bytes, chunk: int) -> bytes:
         """See :meth:`Broker.known`; there is nothing to compare the rows with."""
         raise CapabilityMissing("PostgreSQL keeps no known bits: the rows themselves are what waits.")
 
     def locate(self, jobs: Sequence[Publication]) -> list[Place]:
-        """See :meth:`Broker.locate`; every row waits where it is."""
+        """See :meth:`Broker.locate`."""
+        return [self.explain(job).place for job in jobs]
+
+    def explain(self, job: Publication) -> Explanation:
+        """See :meth:`Broker.explain`; limits are those of this process."""
         self._check()
+        row_id = Reference.unpack(job.reference).id
+        found = self._query("looking for a job", lambda cursor: facts(cursor, row_id))
         with self._changed:
-            return [Place.HANDED_OFF if job.reference in self._held else Place.READY for job in jobs]
+            held = self._held.get(job.reference)
+            if held is not None:
+                return Explanation(Place.HANDED_OFF, consumer=held.lease.consumer)
+            put_off = self._put_off.get(row_id)
+            away = 0.0 if put_off is None else max(0.0, put_off.until - time.monotonic())
+            return place_of(found, job.reference, self._choice, list(self._known.values()), self._database, away)
+
+    def move(self, job: Publication, priority: int) -> bool:
+        """See :meth:`Broker.move`: the row's priority is the one that counts here."""
+        self._check()
+        row_id = Reference.unpack(job.reference).id
+        if job.reference in self._held:
+            return False
+        return self._query("changing a priority", lambda cursor: control.set_priority(cursor, row_id, priority)).ours
 
     def discard(self, job: Publication) -> bool:
         """See :meth:`Broker.discard`; a row that ended is no candidate any more."""
@@ -208,51 +268,100 @@ class PostgresBroker:
         if self._closed:
             raise BrokerUnavailable("The PostgreSQL broker was closed; make a new one.")
 
-    def _candidates(self, queue_names: Sequence[str], limit: int) -> list[StoredJob]:
-        if not queue_names or not limit:
-            return []
-        with self._changed:
-            now = time.monotonic()
-            for row_id in [one for one, put_off in self._put_off.items() if put_off.until < now - FORGET_AFTER]:
-                del self._put_off[row_id]
-            away = [row_id for row_id, _ in self._held.values()]
-            away += (row_id for row_id, put_off in self._put_off.items() if put_off.until > now)
+    def _take(self, consumer: str, lanes: dict[str, str], free: int, prefetch: int) -> list[Delivery]:
+        """Choose and hold up to so many; ask again while a limit let fewer through than there were."""
+        found: list[Delivery] = []
+        for _ in range(TRIES):
+            wanted = free + prefetch - len(found)
+            if not free or wanted <= 0:
+                break
+            self._read_rules()
+            with self._changed:
+                self._forget()
+                queues = self._choice.open_queues(lanes)
+                passed_over = self._choice.passed_over(self._known.get(consumer))
+                ageing = self._choice.rules.ageing
+                now = time.monotonic()
+                away = [one.job.id for one in self._held.values()]
+                away += (row_id for row_id, put_off in self._put_off.items() if put_off.until > now)
+            if not queues:
+                break
+            ask = partial(
+                candidates, queues=queues, limit=wanted, excluded=away, passed_over=passed_over, ageing=ageing
+            )
+            seen = self._query("looking for open jobs", ask)
+            with self._changed:
+                refused = self._grant(consumer, lanes, self._choice.in_turn(seen, wanted), found, free)
+            if not refused:
+                break
+        return found
+
+    def _grant(
+        self, consumer: str, lanes: dict[str, str], jobs: Sequence[StoredJob], found: list[Delivery], free: int
+    ) -> bool:
+        """Hold ``jobs``; return whether any was refused for a reason that the next look knows."""
+        refused = False
+        known = self._known.get(consumer)
+        for job in jobs:
+            reference = job.reference(self._database)
+            action = action_of(reference)
+            self._choice.met(job, action)
+            if reference in self._held:
+                continue  # another thread of this process was quicker
+            if len(found) >= free and (job.key is not None or job.limit is not None):
+                return False
+            if (known is not None and action not in known) or not self._choice.take(job, reference):
+                refused = True
+                continue
+            self._entries += 1
+            lease = Lease(b"%s%d" % (FALLBACK_PREFIX, self._entries), consumer, 1)
+            self._held[reference] = _Held(job, lease)
+            put_off = self._put_off.get(job.id)
+            releases = put_off.releases if put_off else 0
+            found.append(
+                Delivery(reference, lanes[job.queue], lease, job.due_ms, releases=releases, priority=job.priority)
+            )
+        return refused
+
+    def _forget(self) -> None:
+        now = time.monotonic()
+        for row_id in [one for one, put_off in self._put_off.items() if put_off.until < now - FORGET_AFTER]:
+            del self._put_off[row_id]
+
+    def _let_go(self, delivery: Delivery) -> int | None:
+        held = self._held.get(delivery.reference)
+        if held is None or held.lease != delivery.lease:
+            return None
+        del self._held[delivery.reference]
+        self._choice.give_back(delivery.reference)
+        return held.job.id
+
+    def _read_rules(self) -> None:
+        now = time.monotonic()
+        if now - self._rules_at < RULES_EVERY:
+            return
+        known = self._choice.rules.version
+        found = self._query("reading the rules", lambda cursor: _newer(cursor, known))
+        self._rules_at = now
+        if found is not None:
+            with self._changed:
+                self._follow(found)
+
+    def _follow(self, found: Rules) -> bool:
+        if found.version < self._choice.rules.version:
+            return False
+        self._choice.follow(found, [(one.job, reference) for reference, one in self._held.items()])
+        self._changed.notify_all()
+        return True
+
+    def _query(self, doing: str, ask: Callable[[Any], T]) -> T:
         with self._querying:
             try:
                 with self._opened().cursor() as cursor:
-                    return queries.open_and_due(cursor, queue_names, limit, excluded=away)
+                    return ask(cursor)
             except (psycopg.Error, OSError, StoreError) as error:
                 self._disconnect()
-                raise _refused(translate(error, "looking for open jobs")) from error
-
-    def _grant(
-        self, consumer: str, lanes: dict[str, str], jobs: Sequence[StoredJob], free: int, prefetch: int
-    ) -> list[Delivery]:
-        found: list[Delivery] = []
-        with self._changed:
-            for job in jobs:
-                reference = job.reference(self._database)
-                if reference in self._held:
-                    continue  # another thread of this process was quicker
-                if len(found) >= free + prefetch or (len(found) >= free and job.key is not None):
-                    break
-                self._entries += 1
-                lease = Lease(b"%s%d" % (FALLBACK_PREFIX, self._entries), consumer, 1)
-                self._held[reference] = (job.id, lease)
-                put_off = self._put_off.get(job.id)
-                found.append(
-                    Delivery(
-                        reference, lanes[job.queue], lease, job.due_ms, releases=put_off.releases if put_off else 0
-                    )
-                )
-        return found
-
-    def _let_go(self, delivery: Delivery) -> int | None:
-        row_id, lease = self._held.get(delivery.reference, (0, None))
-        if lease != delivery.lease:
-            return None
-        del self._held[delivery.reference]
-        return row_id
+                raise _refused(translate(error, doing)) from error
 
     def _opened(self) -> psycopg.Connection[Any]:
         if self._connection is None:
@@ -276,6 +385,10 @@ class PostgresBroker:
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.close()
+
+
+def _newer(cursor: Any, known: int) -> Rules | None:
+    return rules.read(cursor) if rules.version(cursor) > known else None
 
 
 def _refused(error: StoreError) -> BrokerError:

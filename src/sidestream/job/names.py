@@ -6,6 +6,7 @@ import re
 from hashlib import blake2b
 
 from sidestream.errors import InvalidName
+from sidestream.job.job import LOWEST_PRIORITY
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,62}")
 KEY_LIMIT = 200
@@ -36,6 +37,13 @@ def check_limit(limit: str) -> str:
     """Return the limit key ``limit`` if it is ``rule`` or ``rule:value``, the rule named like a queue, else raise."""
     _check("limit rule", limit_rule(_check_text("limit", limit)))
     return limit
+
+
+def check_priority(priority: object) -> int:
+    """Return ``priority`` if it is 0 (first) to 9, else raise :class:`InvalidName`."""
+    if isinstance(priority, bool) or not isinstance(priority, int) or not 0 <= priority <= LOWEST_PRIORITY:
+        raise InvalidName(f"The priority {priority!r:.40} is not allowed: expected 0 (first) to {LOWEST_PRIORITY}.")
+    return priority
 
 
 def check_rule(name: str) -> str:

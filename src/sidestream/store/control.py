@@ -11,11 +11,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from sidestream.job.names import check_priority
 from sidestream.job.states import State
 from sidestream.store.cursor import Cursor
 from sidestream.store.written import UTC_NOW, Written, compare_and_set, write
 
-__all__ = ["Request", "Written", "cancel", "handled", "pending", "retry", "run_now"]
+__all__ = ["Request", "Written", "cancel", "handled", "pending", "retry", "run_now", "set_priority"]
 
 _CANCEL = compare_and_set(f"state = 'cancelled', ended_at = {UTC_NOW}", "state = 'open'")
 _ASK = """
@@ -31,9 +32,10 @@ _ENDED_BADLY = frozenset({State.DEAD, State.CANCELLED})
 # The attempts stay: they mark every compare-and-set, and a late writer of an old attempt must not find its mark again.
 _RETRY = compare_and_set(
     f"""state = 'open', ended_at = NULL, run_at = {UTC_NOW}, forgiven = j.attempts, crashes = 0, suspects = 0,
-        releases = 0, released_since = NULL, reason = NULL""",
+        releases = 0, released_since = NULL, snoozes = 0, expires_at = NULL, reason = NULL, error_group = NULL""",
     "state IN ('dead', 'cancelled')",
 )
+_PRIORITY = compare_and_set("priority = %(priority)s::smallint", "state = 'open'")
 _RUN_NOW = compare_and_set(f"run_at = least(j.run_at, {UTC_NOW})", "state = 'open'")
 
 
@@ -76,6 +78,14 @@ def retry(cur: Cursor, id: int) -> Written:  # noqa: A002
 def run_now(cur: Cursor, id: int) -> Written:  # noqa: A002
     """Make an open job due now; ``locked`` means that another session has it, so it most likely runs."""
     return write(cur, _RUN_NOW, {"id": id})
+
+
+def set_priority(cur: Cursor, id: int, priority: int) -> Written:  # noqa: A002
+    """Give an open job another priority, 0 (first) to 9; ``locked`` means that another session has it.
+
+    Tell the broker as well (:meth:`~sidestream.broker.protocol.Broker.move`); the row alone counts while Redis is away.
+    """
+    return write(cur, _PRIORITY, {"id": id, "priority": check_priority(priority)})
 
 
 def pending(cur: Cursor, limit: int = 1000) -> list[Request]:

@@ -23,7 +23,7 @@ from uuid import UUID
 from sidestream.job.job import DEFAULT_PRIORITY
 from sidestream.job.states import State
 from sidestream.store.cursor import Cursor
-from sidestream.store.locks import lock_tag, running_between, unlock_tag
+from sidestream.store.locks import job_lock, lock_tag, running_between, unlock_tag
 from sidestream.store.written import UTC_NOW, compare_and_set, write
 
 __all__ = [
@@ -40,6 +40,7 @@ __all__ = [
     "before_in_line",
     "expired",
     "inbox_has",
+    "job_lock",
     "lock_tag",
     "open_job",
     "standing_before",

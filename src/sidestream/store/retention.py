@@ -19,6 +19,8 @@ _PRUNE = f"""
             WHEN 'cancelled' THEN ended_at < {UTC_NOW} - %(done)s::float8 * interval '1 day'
             WHEN 'dead' THEN ended_at < {UTC_NOW} - %(dead)s::float8 * interval '1 day'
             ELSE false END
+        AND (unique_until IS DISTINCT FROM 'window'
+             OR created_at < {UTC_NOW} - unique_seconds * interval '1 second')
         ORDER BY id LIMIT %(limit)s::integer FOR UPDATE SKIP LOCKED),
     attempts AS (DELETE FROM sidestream_attempt WHERE job_id IN (SELECT id FROM old)),
     records AS (DELETE FROM sidestream_job_record WHERE job_id IN (SELECT id FROM old)),
@@ -31,7 +33,8 @@ def prune(cur: Cursor, done_days: float, dead_days: float | None, limit: int) ->
     """Delete up to ``limit`` rows, with their attempts, and return how many; call again while it returns ``limit``.
 
     Done and cancelled ones go ``done_days`` days after their end, dead ones after ``dead_days`` (None keeps them for
-    ever). Open ones stay. Rows that somebody has locked are skipped, so nobody waits.
+    ever). Open ones stay, and those whose unique's window is not over. Rows that somebody has locked are skipped, so
+    nobody waits.
     """
     days = done_days if dead_days is None else min(done_days, dead_days)
     below = _first_younger(cur, days)
