@@ -10,7 +10,7 @@ import pytest
 
 from sidestream.broker.memory import MemoryBroker
 from sidestream.broker.protocol import Delivery, Lease
-from sidestream.job.reference import row_reference
+from sidestream.job.reference import action_of, row_reference
 from sidestream.worker import wire
 from sidestream.worker.dispatcher import Dispatcher
 from sidestream.worker.options import WorkerOptions
@@ -72,7 +72,7 @@ def test_unmeasured_jobs_travel_alone(floor: Floor) -> None:
 
 def test_cheap_jobs_travel_together_and_are_shared_evenly(floor: Floor) -> None:
     jobs = [delivery(number) for number in range(10)]
-    floor.state.measured({jobs[0].reference[-16:-12]: (100, 1000)})
+    floor.state.measured({action_of(jobs[0].reference): (100, 1000)})
     floor.state.backlog.extend(jobs)
     floor.dispatcher.hand_out()
     assert (len(floor.sent(0)), len(floor.sent(1))) == (5, 5)
@@ -80,7 +80,7 @@ def test_cheap_jobs_travel_together_and_are_shared_evenly(floor: Floor) -> None:
 
 def test_a_batch_ends_where_its_measured_work_does(floor: Floor) -> None:
     jobs = [delivery(number) for number in range(20)]
-    floor.state.measured({jobs[0].reference[-16:-12]: (10, 40_000)})  # 4 ms each; a batch is 10 ms
+    floor.state.measured({action_of(jobs[0].reference): (10, 40_000)})  # 4 ms each; a batch is 10 ms
     floor.state.backlog.extend(jobs)
     floor.dispatcher.hand_out()
     assert (len(floor.sent(0)), len(floor.sent(1))) == (2, 2)
@@ -88,7 +88,7 @@ def test_a_batch_ends_where_its_measured_work_does(floor: Floor) -> None:
 
 def test_a_keyed_job_travels_alone(floor: Floor) -> None:
     jobs = [delivery(1, "k"), delivery(2), delivery(3)]
-    floor.state.measured({jobs[0].reference[-16:-12]: (100, 1000)})
+    floor.state.measured({action_of(jobs[0].reference): (100, 1000)})
     floor.state.backlog.extend(jobs)
     floor.dispatcher.hand_out()
     assert sorted([len(floor.sent(0)), len(floor.sent(1))]) == [1, 2]

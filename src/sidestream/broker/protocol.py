@@ -202,7 +202,7 @@ class Broker(Protocol):
     def claim(
         self, consumer: str, lanes: Sequence[str], *, free: int, prefetch: int = 0, wait_ms: int = 0
     ) -> list[Delivery]:
-        """Hand up to ``free`` jobs to ``consumer``, and up to ``prefetch`` more that have no key.
+        """Hand up to ``free`` jobs to ``consumer``, and up to ``prefetch`` more that have neither key nor limit.
 
         Lanes take turns by weight; in a lane the lowest priority number goes first, but every second turn belongs to
         a lower one whose next job has been ready for longer than the rules' ageing; of a priority, groups take turns by
@@ -263,7 +263,11 @@ class Broker(Protocol):
         ...
 
     def locate(self, jobs: Sequence[Publication]) -> list[Place]:
-        """Say where each of these rows' references is."""
+        """Say where each of these rows' references is.
+
+        A job whose whole lane, or whose group, is paused or limited is READY here: it waits in its lane.
+        :meth:`explain` says for what.
+        """
         ...
 
     def explain(self, job: Publication) -> Explanation:

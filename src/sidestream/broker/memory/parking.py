@@ -51,7 +51,8 @@ class Parking:
         return True
 
     def look_at_all(self, database: str) -> None:
-        """Let the next claims look at every parked pool of a database."""
+        """Work off what is due, then let the next claims look at every parked pool of a database."""
+        self.work_off()
         for pool in self._contents.parked.values():
             if pool.database == database and pool.place is not Place.PARKED:
                 self._contents.wakes.add(pool.name.encode(), self._contents.now())
@@ -73,6 +74,12 @@ class Parking:
         until = 0 if self._full(rules, job.database, gate) else rules.limiter.open_ms(gate, self._contents.now())
         pool = _limit_pool(job.database, gate.counted) if scope in (Scope.ACTION, Scope.KEY) else ""
         return Reason(scope.value, Place.LIMITED, pool, until)
+
+    def counted(self, job: Job, reason: Reason | None) -> bool:
+        """Return whether limits concern a job that nothing but a limit keeps, so that it is not held in advance."""
+        if reason and reason.place is not Place.LIMITED:
+            return False
+        return bool(self._contents.rules[job.database].gates.of(job.queue, job.reference))
 
     def park(self, job: Job, reason: Reason) -> None:
         """Let a job wait for its reason."""

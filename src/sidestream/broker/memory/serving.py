@@ -23,7 +23,7 @@ class Serving:
         self.opens_ms = 0
 
     def pick(self, lanes: Sequence[str], free: int, prefetch: int, known: frozenset[bytes] | None) -> list[Job]:
-        """Take up to ``free`` jobs, then ``prefetch`` more up to the first that has a key."""
+        """Take up to ``free`` jobs, then ``prefetch`` more up to the first that has a key or a limit."""
         picked: list[Job] = []
         parked = self.opens_ms = 0
         open_lanes = [lane for lane in lanes if self._served(lane)]
@@ -44,6 +44,9 @@ class Serving:
                 self._contents.place_at(job, 0)
                 break
             reason = self._parking.reason(job, known)
+            if len(picked) >= free and self._parking.counted(job, reason):
+                self._contents.place_at(job, 0)
+                break
             if reason is None:
                 self._parking.admit(job)
                 self._charge(lane, pool, seat, several=len(open_lanes) > 1)

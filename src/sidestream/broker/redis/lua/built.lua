@@ -1,8 +1,13 @@
 -- State that all open rows of a database were published in this generation.
--- KEYS[1] prefix; built: meta
+-- KEYS[1] prefix; built: meta wakes, and what waking touches
 -- ARGV    generation, now, database (16 hex digits)
 -- Returns {code}
--- Flags   none
+-- Flags   allow-oom
 if moved() then return {MOVED} end
 call('HSET', META, 'built:' .. ARGV[3], 1)
+-- Whoever waited for that is looked at.
+call('HDEL', META, 'sweep:' .. ARGV[3])
+call('ZADD', WAKES, NOW_TEXT, 's' .. ARGV[3])
+work_off()
+hand_off()
 return {OK}

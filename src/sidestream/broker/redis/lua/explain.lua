@@ -29,7 +29,7 @@ elseif found == READY then
       local kind, most = sub(list[i], 1, 1), list[i + 1][1]
       if kind == 'g' or kind == 'q' then
         local tokens, at = tokens_of(database_of(lane), list[i], list[i + 1])
-        local full = most >= 0 and call('SCARD', slots_key(database_of(lane), list[i])) >= most
+        local full = no_slot(database_of(lane), list[i], most)
         if full or (tokens and tokens <= 0.999999) then
           answer[2], answer[3], answer[4] = LIMITED, kind == 'g' and 'global' or 'queue', not full and at or 0
           if full then

@@ -16,7 +16,7 @@ for i = 6, #ARGV do
     and call('ZRANGE', held_key(lane), '-inf', digits(NOW - lease_ms), 'BYSCORE', 'LIMIT', 0, room) or {}
   local leases = late[1] and call('HMGET', LEASES, unpack(late)) or {}
   for at, reference in ipairs(late) do
-    local count, ready, home, loser = string.match(leases[at] or '', '^%d+ (%d+) (%d+) (%S+) (.*)$')
+    local count, ready, level, home, loser = string.match(leases[at] or '', '^%d+ (%d+) (%d+) (%d) (%S+) (.*)$')
     if loser and home == lane and valid(reference) then
       local n = #references + 1
       references[n], readies[n], lanes[n], levels[n] = reference, ready, lane, level

@@ -33,13 +33,17 @@ local function tokens_of(database, name, numbers)
   return tokens, math.ceil(NOW + (1 - tokens) * 1000 / rate)
 end
 
+local function no_slot(database, name, most)
+  return most >= 0 and (not is_built(database) or call('SCARD', slots_key(database, name)) >= most)
+end
+
 -- Nil: the job may run, and holds its slots and has its tokens. Else which limit is full, and the ms at which it opens
--- (nil: when a slot is given back, or the rules change). All or nothing.
+-- (nil: when a slot is given back, or the rules change). All or nothing. Before a database is built, supervisors are still
+-- stating what they hold: no slot of it is given.
 local function admit(reference, lane, rules)
   local database, list, buckets, full = database_of(lane), counted(reference, lane, rules), {}, {}
   for i = 1, #list, 2 do
-    local most = list[i + 1][1]
-    if most >= 0 and call('SCARD', slots_key(database, list[i])) >= most then return list[i], nil end
+    if no_slot(database, list[i], list[i + 1][1]) then return list[i], nil end
   end
   for i = 1, #list, 2 do
     local tokens, at = tokens_of(database, list[i], list[i + 1])

@@ -53,7 +53,7 @@ local function wake_limit(pool, most)
       room = math.min(room, math.floor(tokens + 0.000001))
       if room <= 0 then opens = at end
     end
-    if numbers[1] >= 0 and numbers[1] <= call('SCARD', slots_key(database, name)) then opens = nil end
+    if no_slot(database, name, numbers[1]) then room, opens = 0, nil end
   elseif room == most then
     opens = NOW -- no limit any more: the rest follows in the next call
   end
@@ -109,7 +109,7 @@ local function sweep(task)
   local field = 'sweep:' .. sub(task, 2)
   local found = call('SSCAN', PARKED, call('HGET', META, field) or '0', 'COUNT', 200)
   for _, pool in ipairs(found[2]) do
-    if sub(pool, 2, 17) == sub(task, 2) then call('ZADD', WAKES, 'NX', NOW_TEXT, pool) end
+    if sub(pool, 2, 17) == sub(task, 2) then call('ZADD', WAKES, 'LT', NOW_TEXT, pool) end
   end
   if found[1] == '0' then
     call('HDEL', META, field)

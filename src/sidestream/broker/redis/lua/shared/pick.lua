@@ -12,7 +12,7 @@ local function served(lanes)
   local open = {}
   for _, lane in ipairs(lanes) do
     local rules, database = rules_of(lane), database_of(lane)
-    if rules and not rules.queues[queue_of(lane)] and (not rules.limited or is_built(database)) then
+    if rules and not rules.queues[queue_of(lane)] then
       open[#open + 1] = {lane = lane, rules = rules, database = database, pool = ready_pool(lane)}
     end
   end
@@ -32,8 +32,9 @@ local function turn_of(open)
 end
 local function took(open, one, count)
   open.now = math.max(one.time or 0, open.now)
-  one.time = open.now + count / (one.rules.queue_weights[queue_of(one.lane)] or 1)
-  open.marks[one.lane], open.marks[' now'] = string.format('%.6f', one.time), string.format('%.6f', open.now)
+  open.marks[one.lane] = string.format('%.6f', open.now + count / (one.rules.queue_weights[queue_of(one.lane)] or 1))
+  one.time = tonumber(open.marks[one.lane])
+  open.marks[' now'] = string.format('%.6f', open.now)
 end
 
 -- The seat that a lane serves next; paused groups' seats leave the ring when met.

@@ -33,26 +33,33 @@ local function remove(pool, seat, member)
 end
 
 -- The seat that is served next, whose time has come most of all among the lowest priority number, or nil. `ageing` (ms):
--- every second turn belongs to a lower priority whose next job is ready for longer.
+-- every second turn belongs to a lower priority whose next job is ready for longer, those priorities in turn.
 local function next_seat(pool, ageing)
   local ring = ring_key(pool)
   local first = call('ZRANGE', ring, 0, 0)[1]
   if not first or not ageing then return first end
   local last = call('ZRANGE', ring, -1, -1)[1]
   if byte(last, 1) == byte(first, 1) then return first end
-  local aged
-  local level = byte(first, 1) - 47
+  -- Whose turn it is: 1 after a turn of the aged, then the priority that had the last one: aged priorities take turns as well.
+  local kept, aged, wrap = call('HGET', TURNS, 'a' .. pool) or '00', nil, nil
+  local level, before = byte(first, 1) - 47, byte(kept, 2) - 48
   while level <= 9 and not aged do
     local seat = call('ZRANGE', ring, string.format('%.0f', level * LEVEL), '+inf', 'BYSCORE', 'LIMIT', 0, 1)[1]
     if not seat then break end
-    local ready = call('ZRANGE', bin_key(pool, seat), 0, 0, 'WITHSCORES')[2]
-    if ready and NOW - ready > ageing then aged = seat end
     level = byte(seat, 1) - 47
+    local ready = call('ZRANGE', bin_key(pool, seat), 0, 0, 'WITHSCORES')[2]
+    if ready and NOW - ready > ageing then
+      wrap = wrap or seat
+      if level - 1 > before then aged = seat end
+    end
   end
+  aged = aged or wrap
   if not aged then return first end
-  -- Whose turn it is: the field is there after a turn of the aged.
-  if call('HDEL', TURNS, 'a' .. pool) == 1 then return first end
-  call('HSET', TURNS, 'a' .. pool, 1)
+  if sub(kept, 1, 1) == '1' then
+    call('HSET', TURNS, 'a' .. pool, '0' .. before)
+    return first
+  end
+  call('HSET', TURNS, 'a' .. pool, '1' .. sub(aged, 1, 1))
   return aged
 end
 
