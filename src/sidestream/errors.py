@@ -150,7 +150,8 @@ class Snooze(ActionError):
     """The action is put off; it comes back later without an attempt being charged.
 
     ``raise Snooze(300, "the courier is closed until eight")``: what this start wrote is rolled back, and the job is due
-    again in ``delay`` seconds (0 or more, or a timedelta). A job may do so 100 times; then it is dead with the reason.
+    again in ``delay`` seconds (0 or more, or a timedelta). A job may do so 100 times, or as often as its
+    ``RetryPolicy(max_snoozes=...)`` says; then it is dead with the reason.
     """
 
     def __init__(self, delay: float | timedelta, reason: str = "snoozed") -> None:

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from sidestream import Actions, Context, RetryPolicy
+from sidestream import GIVE_UP, Actions, Context, RetryPolicy, Snooze
 
 actions = Actions()
 AT_ONCE = RetryPolicy(max_attempts=2, first_delay=0, jitter=0)
@@ -117,3 +117,38 @@ def broken_cursor(context: Context) -> None:
         context.cursor.execute("SELECT 1/0")
     except Exception:
         return
+
+
+class Busy(Exception):
+    """What a courier's client raises when it is to be left alone for a while."""
+
+    retry_after = 0.3
+
+
+@actions.action("picky", retry=RetryPolicy(first_delay=3600, by_exception={Busy: RetryPolicy(), KeyError: GIVE_UP}))
+def picky(context: Context, wanted: str) -> None:
+    """Fail as told: "busy" the first time only."""
+    if wanted == "busy" and context.attempt == 1:
+        raise Busy("too many requests")
+    if wanted == "key":
+        raise KeyError(wanted)
+    _note(context, f"{wanted} at attempt {context.attempt}")
+
+
+@actions.action("snooze", retry=RetryPolicy(max_snoozes=2))
+def snooze(context: Context, file: str) -> None:
+    """Put itself off until ``file`` is there."""
+    _note(context, "snoozed")
+    if not Path(file).exists():
+        raise Snooze(0.1, "the courier is closed")
+
+
+@actions.action("statement")
+def statement(context: Context) -> None:
+    """Be inside a statement for a long time."""
+    context.cursor.execute("SELECT pg_sleep(600) /* statement under test */")
+
+
+@actions.action("courier", key="order:{order}", limit="courier:{carrier}", group="g{carrier}", priority=1)
+def courier(context: Context, order: int, carrier: int) -> None:
+    _note(context, f"order {order} by {carrier}")

@@ -92,7 +92,14 @@ def parts(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[SimpleName
     slots, descriptor = Slots.create(tmp_path / "slots", 1)
     recorder = Recorder()
     pool = ProcessPool(state, slots, descriptor, [sys.executable, "-c", zygote], b"orders")
-    dispatcher = Dispatcher(state, MemoryBroker(), slots, prepare_alone=lambda job, child: None, on_moved=lambda: None)
+    dispatcher = Dispatcher(
+        state,
+        MemoryBroker(),
+        slots,
+        prepare_alone=lambda job, child: None,
+        hand_back=lambda jobs: None,
+        on_moved=lambda: None,
+    )
     collector = Collector(state, pool, slots, dispatcher, recorder, SimpleNamespace(tick=lambda: None))
     yield SimpleNamespace(state=state, pool=pool, slots=slots, recorder=recorder, collector=collector)
     with state.lock:

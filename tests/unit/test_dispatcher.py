@@ -31,11 +31,13 @@ class Floor:
         slots, descriptor = Slots.create(folder / "slots", children)
         os.close(descriptor)
         self.prepared: list[tuple[Delivery, ChildState]] = []
+        self.handed_back: list[Delivery] = []
         self.dispatcher = Dispatcher(
             self.state,
             MemoryBroker(),
             slots,
             prepare_alone=lambda job, child: self.prepared.append((job, child)),
+            hand_back=lambda jobs: self.handed_back.extend(jobs),
             on_moved=lambda: None,
         )
         self.far = []
@@ -132,3 +134,16 @@ def test_nothing_is_handed_out_while_draining(floor: Floor) -> None:
     floor.state.backlog.append(delivery(1))
     floor.dispatcher.hand_out()
     assert len(floor.state.backlog) == 1
+
+
+def test_a_quiet_worker_gives_back_what_waits_and_keeps_what_runs(floor: Floor) -> None:
+    running = delivery(9)
+    floor.state.children[0].deliveries = [running]
+    floor.state.backlog.append(delivery(1))
+    floor.state.alone.append(delivery(2))
+    floor.state.quiet = True
+    floor.dispatcher.hand_out()
+    assert floor.handed_back == [delivery(1), delivery(2)]
+    assert floor.state.children[0].deliveries == [running]
+    assert not floor.state.backlog
+    assert not floor.state.alone

@@ -16,7 +16,7 @@ from typing import Annotated
 
 import typer
 
-from sidestream.cli import enqueue, jobs, queues, worker
+from sidestream.cli import enqueue, jobs, queues, quiet, worker
 from sidestream.cli.options import GlobalOptions
 from sidestream.cli.output import EXIT_FAULT, complain, exit_code
 from sidestream.errors import SidestreamError
@@ -29,6 +29,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("worker")(worker.worker)
+app.command("quiet")(quiet.quiet)
 app.command("init-db")(queues.init_db)
 app.command("adopt")(queues.adopt)
 app.command("enqueue")(enqueue.enqueue)

@@ -9,6 +9,9 @@ from dataclasses import dataclass, field
 from sidestream.errors import SettingsError
 from sidestream.job.outcome import Bury, Retry
 
+MAX_SNOOZES = 100
+"""Unless its policy says otherwise, a job that puts itself off more often than this is dead."""
+
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
@@ -34,6 +37,8 @@ class RetryPolicy:
     jitter: float = 0.25
     #: Longest wait, in seconds, that an exception may ask for itself (``retry_after``, or HTTP's ``Retry-After``).
     max_retry_after: float = 3600.0
+    #: How often a job may put itself off (:class:`~sidestream.errors.Snooze`) before it is dead.
+    max_snoozes: int = MAX_SNOOZES
     #: Policies of exception classes.
     by_exception: Mapping[type[BaseException], RetryPolicy] = field(default_factory=dict)
 
@@ -48,6 +53,8 @@ class RetryPolicy:
             raise SettingsError(f"jitter={self.jitter} is not allowed: expected a share between 0 and 1.")
         if self.max_retry_after < 0:
             raise SettingsError(f"max_retry_after={self.max_retry_after} is not allowed: expected seconds, 0 or more.")
+        if self.max_snoozes < 0:
+            raise SettingsError(f"max_snoozes={self.max_snoozes} is not allowed: expected 0 (never) or more.")
         for kind, policy in self.by_exception.items():
             named: object = kind
             if not isinstance(named, type) or not issubclass(named, BaseException):

@@ -19,6 +19,7 @@ __all__ = [
     "finish",
     "insert",
     "insert_done",
+    "snooze",
     "suspect",
 ]
 
@@ -53,6 +54,17 @@ _CRASH = compare_and_set(
         state = CASE WHEN {_CRASHES} >= %(max)s::integer THEN 'dead' ELSE 'open' END,
         ended_at = CASE WHEN {_CRASHES} >= %(max)s::integer THEN {UTC_NOW} END,
         {_STARTS_AGAIN.replace("suspects = 0", "suspects = %(suspects)s::integer")}""",
+    _AS_SEEN,
+)
+_SNOOZE = compare_and_set(
+    f"""snoozes = j.snoozes + 1, run_at = {UTC_NOW} + %(delay)s::float8 * interval '1 second', suspects = 0,
+        releases = 0, released_since = NULL, reason = %(reason)s::text,
+        state = CASE WHEN j.snoozes >= %(cap)s::integer THEN 'dead' ELSE 'open' END,
+        ended_at = CASE WHEN j.snoozes >= %(cap)s::integer THEN {UTC_NOW} END,
+        error = CASE WHEN j.snoozes >= %(cap)s::integer
+                THEN format('It put itself off more than %%s times; the last reason: %%s', %(cap)s::integer,
+                            %(reason)s::text)
+                ELSE j.error END""",
     _AS_SEEN,
 )
 _SUSPECT = compare_and_set("suspects = greatest(j.suspects, 0) + 1", _AS_SEEN)
@@ -95,6 +107,12 @@ def fail(cur: Cursor, id: int, attempts_seen: int, delay_s: float, error: str) -
     """Charge a failed attempt; the job is due again in ``delay_s`` seconds and keeps its place in its key's line."""
     parameters = {"id": id, "seen": attempts_seen, "delay": delay_s, "error": storable(error)}
     return write(cur, _FAIL, parameters, attempts_seen=attempts_seen)
+
+
+def snooze(cur: Cursor, id: int, attempts_seen: int, delay_s: float, reason: str, cap: int) -> Written:  # noqa: A002
+    """Put the job off without charging an attempt; dead when it did so ``cap`` times before."""
+    parameters = {"id": id, "seen": attempts_seen, "delay": delay_s, "reason": storable(reason), "cap": cap}
+    return write(cur, _SNOOZE, parameters, attempts_seen=attempts_seen)
 
 
 def bury(

@@ -5,6 +5,7 @@ A direct job has no row: its counts live with the broker, and the decisions are 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -25,10 +26,16 @@ from sidestream.worker.options import application_name
 from sidestream.worker.slots import Reading
 from sidestream.worker.state import Doom, WorkerState
 
+log = logging.getLogger(__name__)
+
 COUNT_EVERY = 10
 """Releases are counted in the row every tenth time, and the first time, so that the row tells the reason."""
 
 
+PARKED_AGAIN = 30.0
+"""Seconds until a job that this worker cannot read or place is offered to somebody again."""
+PARKED_TOLD = 100
+"""Most kinds of such jobs that the log is told of."""
 ALONE = "alone"
 """Detail of the attempt row of a job that runs alone; the reclaimer looks for it."""
 
@@ -46,11 +53,15 @@ class Bookkeeper:
         self._connection: psycopg.Connection[Any] | None = None
         #: Rows whose lone start was written: its end has to be written too, or a later death would be charged to them.
         self._alone: set[int] = set()
+        #: (action, reason) that the log was told.
+        self._parked: set[tuple[bytes, str]] = set()
 
     def found(self, delivery: Delivery, finding: wire.Finding) -> Handling:
         """A child reported this outcome."""
         reference = Reference.unpack(delivery.reference)
         if isinstance(finding.outcome, Release):
+            if finding.outcome.snoozed:
+                return self._snooze(delivery, reference, finding.outcome, finding.attempts_seen)
             if reference.id in self._alone:
                 self._record(reference, -1, "released", finding.outcome.reason)
                 self._alone.discard(reference.id)
@@ -104,9 +115,33 @@ class Bookkeeper:
             self._connection.close()
             self._connection = None
 
+    def _snooze(self, delivery: Delivery, reference: Reference, outcome: Release, seen: int) -> Handling:
+        """The action put itself off: no attempt, a count of its own, and it keeps the head of its key."""
+        delay = outcome.delay or 0.0
+        if reference.direct:  # its only counter is that of its releases, with a cap that is higher
+            return self._release(delivery, reference, outcome)
+        self._alone.discard(reference.id)
+        cap = self._policy(reference).max_snoozes
+
+        def write(cursor: Any) -> rows.Written:
+            written = rows.snooze(cursor, reference.id, seen, delay, outcome.reason, cap)
+            if written.ours:
+                self._insert(cursor, reference, -1, "released", f"snoozed for {delay:g} s: {outcome.reason}")
+            return written
+
+        return self._handling(self._run(write), int(delay * 1000))
+
+    def _policy(self, reference: Reference) -> RetryPolicy:
+        facts = self._state.actions.get(reference.action)
+        return facts.retry if facts is not None else RetryPolicy()
+
     def _release(self, delivery: Delivery, reference: Reference, outcome: Release) -> Handling:
         if outcome.reason == ReleaseReason.SUSPECT:
             return Handling(alone=True)
+        if outcome.reason.startswith(ReleaseReason.PARKED):
+            # It is for another release or another database: waiting for a worker of that is no fault, however long.
+            self._tell_parked(reference, outcome.reason)
+            return Handling(delay_ms=int(PARKED_AGAIN * 1000))
         if reference.direct and delivery.releases + 1 >= MAX_RELEASES:
             return Handling(bury=f"It was handed back {MAX_RELEASES} times: {outcome.reason}.")
         return Handling(
@@ -115,6 +150,12 @@ class Bookkeeper:
             count=True,
             reason=outcome.reason,
         )
+
+    def _tell_parked(self, reference: Reference, reason: str) -> None:
+        told = (reference.action, reason)
+        if told not in self._parked and len(self._parked) < PARKED_TOLD:
+            self._parked.add(told)
+            log.warning("Jobs are left to another worker: %s.", reason, extra={"action": "job_parked"})
 
     def _failure(self, delivery: Delivery, reference: Reference, outcome: Outcome, seen: int, event: str) -> Handling:
         assert isinstance(outcome, Retry | Bury)
@@ -140,7 +181,7 @@ class Bookkeeper:
         limit = self._state.options.hard_limit
         if facts is not None and facts.hard_limit is not None:
             limit = facts.hard_limit
-        policy = facts.retry if facts is not None else RetryPolicy()
+        policy = self._policy(reference)
         seen = delivery.attempts if reference.direct else reading.attempts_seen
         if seen < 0:
             return Handling()  # killed before its row was opened: nothing ran

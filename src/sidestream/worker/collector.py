@@ -10,6 +10,7 @@ import selectors
 import signal
 import socket
 import time
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from sidestream.broker.protocol import Delivery
@@ -54,8 +55,18 @@ class Collector:
     """The thread that reads every socket of the supervisor."""
 
     def __init__(
-        self, state: WorkerState, pool: ProcessPool, slots: Slots, dispatcher: Dispatcher, settler: Settling, watch: Any
+        self,
+        state: WorkerState,
+        pool: ProcessPool,
+        slots: Slots,
+        dispatcher: Dispatcher,
+        settler: Settling,
+        watch: Any,
+        *,
+        on_actions: Callable[[], None] = lambda: None,
     ) -> None:
+        """``on_actions`` is called when a zygote told which actions it knows, under the state's lock."""
+        self._on_actions = on_actions
         self._state = state
         self._pool = pool
         self._slots = slots
@@ -106,7 +117,11 @@ class Collector:
             case None:
                 self._zygote_ended(control)
             case ["ready", facts]:
-                self._state.actions = {fact.tag: fact for fact in map(facts_from_wire, facts)}
+                known = {fact.tag: fact for fact in map(facts_from_wire, facts)}
+                if known.keys() != self._state.actions.keys():
+                    self._state.announced = False
+                self._state.actions = known
+                self._on_actions()
                 self._pool.ready = control is self._pool.control
             case ["forked", slot, pid]:
                 self._forked(self._state.children.get(slot), pid)

@@ -40,8 +40,10 @@ class Dispatcher:
         slots: Slots,
         *,
         prepare_alone: Callable[[Delivery, ChildState], None],
+        hand_back: Callable[[list[Delivery]], None],
         on_moved: Callable[[], None],
     ) -> None:
+        self._hand_back = hand_back
         self._state = state
         self._broker = broker
         self._slots = slots
@@ -63,6 +65,9 @@ class Dispatcher:
         state = self._state
         if state.draining:
             return
+        if state.quiet:
+            self.hand_back_waiting()
+            return
         if state.alone or state.exclusive is not None:
             self._hand_out_alone()
             return
@@ -71,6 +76,13 @@ class Dispatcher:
             child = idle.pop()
             share = -(-len(state.backlog) // (len(idle) + 1))
             self._send(child, self._next_batch(share), careful=False)
+
+    def hand_back_waiting(self) -> None:
+        """Give back what was claimed and not sent to a child. Call it under the state's lock."""
+        for line in (self._state.backlog, self._state.alone):
+            if line:
+                self._hand_back(list(line))
+                line.clear()
 
     def send_alone(self, delivery: Delivery, child: ChildState) -> None:
         """Send a job that runs alone, now that its attempt row is written. Call it under the state's lock."""
@@ -89,6 +101,9 @@ class Dispatcher:
         with state.changed:
             while not state.draining:
                 self.hand_out()
+                if state.quiet or not state.announced:
+                    state.changed.wait(0.5)
+                    continue
                 careful = state.careful_until > time.monotonic()
                 idle = len(state.idle_children())
                 if state.alone or state.exclusive is not None:

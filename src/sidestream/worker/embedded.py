@@ -13,6 +13,7 @@ import psycopg
 from sidestream.broker.protocol import Broker, Delivery
 from sidestream.executors.protocol import Executor, Opened
 from sidestream.job.outcome import Done, Outcome
+from sidestream.job.rules import Rules
 from sidestream.worker import wire
 from sidestream.worker.bookkeeper import Bookkeeper
 from sidestream.worker.handling import Handling
@@ -46,6 +47,8 @@ class EmbeddedWorker:
         self._runner = Runner(executor)
         self._state.actions = {facts.tag: facts for facts in executor.load()}
         executor.begin(0)
+        for database in {bytes.fromhex(lane.partition(":")[0]) for lane in options.lanes}:
+            broker.configure(database, Rules())  # of version 0: those that somebody set stay
 
     def run_until_idle(self, *, most: int = 10_000) -> list[tuple[Delivery, Outcome]]:
         """Run what is claimable now, and what that enqueues, until nothing is; return deliveries with their outcomes.

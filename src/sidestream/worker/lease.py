@@ -10,32 +10,45 @@ import logging
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable
 
 from sidestream.broker.protocol import Broker, Lease
 from sidestream.crashpoints import crash_point
 from sidestream.errors import BrokerError, GenerationMoved
+from sidestream.job.reference import Reference
 from sidestream.worker.pool import ProcessPool
+from sidestream.worker.slots import Slots
 from sidestream.worker.state import Doom, WorkerState
 
 log = logging.getLogger(__name__)
 
 PROBE_EVERY = 0.5
 """Seconds between two looks at a broker that was away."""
+JOBS_TOLD = 64
+"""Most running jobs in one announcement."""
 
 
 class LeaseKeeper:
     """The renewing thread of a supervisor."""
 
     def __init__(
-        self, state: WorkerState, broker: Broker, pool: ProcessPool, *, probe: Callable[[], object] | None = None
+        self,
+        state: WorkerState,
+        broker: Broker,
+        pool: ProcessPool,
+        slots: Slots,
+        *,
+        probe: Callable[[], object] | None = None,
     ) -> None:
+        self._slots = slots
         self._state = state
         self._broker = broker
         self._pool = pool
         self._probe = probe
         self._wake = threading.Condition()
         self._moved = False
+        self._hurry = False
         self._stopped = False
         self._away = False
 
@@ -45,11 +58,12 @@ class LeaseKeeper:
         while not self._stopped:
             if self._probe is not None:
                 self._probe()
-            if due <= 0 or self._moved:
+            if due <= 0 or self._moved or self._hurry:
+                self._hurry = False
                 self._renew()
                 due = self._state.options.renew
             with self._wake:
-                if not self._moved and not self._stopped:
+                if not self._moved and not self._hurry and not self._stopped:
                     self._wake.wait(min(due, PROBE_EVERY))
             due -= PROBE_EVERY
 
@@ -57,6 +71,12 @@ class LeaseKeeper:
         """Redis was emptied or replaced: look at once."""
         with self._wake:
             self._moved = True
+            self._wake.notify()
+
+    def hurry(self) -> None:
+        """What we announce changed: tell it at once."""
+        with self._wake:
+            self._hurry = True
             self._wake.notify()
 
     def stop(self) -> None:
@@ -70,7 +90,7 @@ class LeaseKeeper:
         try:
             if self._moved:
                 self._reassert()
-            self._broker.announce(options.supervisor, options.lanes, self._info(), int(options.lease * 1000))
+            self._announce()
             with self._state.lock:
                 leases = [delivery.lease for delivery in self._state.held.values()]
             crash_point("renew.before")
@@ -87,6 +107,26 @@ class LeaseKeeper:
             return
         if lost:
             self._drop(lost)
+
+    def _announce(self) -> None:
+        """Tell that we live and what we know; jobs of other actions are then kept for those who know them."""
+        options, state = self._state.options, self._state
+        with state.lock:
+            actions = frozenset(state.actions)
+        try:
+            self._broker.announce(options.supervisor, options.lanes, self._info(), int(options.lease * 1000), actions)
+        except GenerationMoved:
+            raise
+        except BrokerError:
+            self._told(actions)  # who claims without Redis was told; Redis is when it is back
+            raise
+        self._told(actions)
+
+    def _told(self, actions: frozenset[bytes]) -> None:
+        with self._state.changed:
+            if not self._state.announced and actions == self._state.actions.keys():
+                self._state.announced = True
+                self._state.changed.notify_all()
 
     def _reassert(self) -> None:
         """State what we hold in the new generation; everybody does so before the rows are published again."""
@@ -131,6 +171,7 @@ class LeaseKeeper:
         with state.lock:
             names = sorted(facts.name for facts in state.actions.values())
             running = state.running()
+            jobs = self._jobs()
         return json.dumps(
             {
                 "host": socket.gethostname(),
@@ -138,6 +179,28 @@ class LeaseKeeper:
                 "children": state.options.children,
                 "running": running,
                 "draining": state.draining,
+                "quiet": state.quiet,
                 "actions": names,
+                "jobs": jobs,
             }
         )
+
+    def _jobs(self) -> list[dict[str, object]]:
+        """Return what runs, for people: job, action, since when (Unix seconds). Call it under the state's lock."""
+        found: list[dict[str, object]] = []
+        now, monotonic = time.time(), time.monotonic()
+        for child in self._state.children.values():
+            running = self._slots.read(child.slot)
+            if not running.running or running.batch != child.batch or len(found) >= JOBS_TOLD:
+                continue
+            reference = Reference.unpack(running.reference)
+            facts = self._state.actions.get(reference.action)
+            found.append(
+                {
+                    "job": reference.id if reference.uuid is None else str(reference.uuid),
+                    "action": facts.name if facts is not None else reference.action.hex(),
+                    "slot": child.slot,
+                    "since": round(now - (monotonic - running.started), 3),
+                }
+            )
+        return found

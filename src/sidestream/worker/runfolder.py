@@ -24,6 +24,9 @@ from sidestream.worker.zygote import FAMILY
 
 log = logging.getLogger(__name__)
 
+QUIET = "quiet"
+"""File in a supervisor's folder that asks it to claim nothing."""
+
 
 class RunFolder:
     """This supervisor's folder, locked until :meth:`remove` or our death."""
@@ -41,6 +44,30 @@ class RunFolder:
         """After a clean stop: leave nothing behind."""
         shutil.rmtree(self.path, ignore_errors=True)
         os.close(self._lock)
+
+
+def living(data: Path) -> list[Path]:
+    """Return the folders of the supervisors that live on this host and share the data folder, by name."""
+    return [folder for folder in sorted((data / "run").glob("[!.]*")) if _is_alive(folder)]
+
+
+def is_quiet(folder: Path) -> bool:
+    """Whether the supervisor of ``folder`` was asked to claim nothing."""
+    return (folder / QUIET).exists()
+
+
+def set_quiet(folder: Path, *, quiet: bool) -> bool:
+    """Ask the supervisor of ``folder`` to claim nothing, or to go on; False when that was asked before.
+
+    Its folder ends with it, so a supervisor that starts anew is never quiet.
+    """
+    if is_quiet(folder) == quiet:
+        return False
+    if quiet:
+        (folder / QUIET).touch(mode=0o600)
+    else:
+        (folder / QUIET).unlink(missing_ok=True)
+    return True
 
 
 class LeftBehind:
@@ -87,6 +114,10 @@ def kill_family(supervisor: str) -> None:
                     supervisor,
                     extra={"action": "orphan_killed"},
                 )
+
+
+def _is_alive(folder: Path) -> bool:
+    return (folder / "lock").exists() and not _is_dead(folder)
 
 
 def _is_dead(folder: Path) -> bool:

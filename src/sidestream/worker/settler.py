@@ -218,7 +218,7 @@ class Settler:
         with self._state.changed:
             self._state.recovering.pop(delivery.reference, None)
             held_here = self._state.held.get(delivery.reference)
-            ready = not self._state.draining and self._state.careful_until <= time.monotonic()
+            ready = not self._state.draining and not self._state.quiet and self._state.careful_until <= time.monotonic()
             if handling.again and held_here is not None and ready:
                 self._state.backlog.appendleft(held_here)
                 self._state.changed.notify_all()

@@ -102,6 +102,10 @@ class WorkerState:
         self.pace = UNKNOWN_COST
         #: No more claiming: finish what runs.
         self.draining = False
+        #: No claiming for now: what runs goes on, nothing waits here.
+        self.quiet = False
+        #: The broker was told which actions we know; nothing is claimed before.
+        self.announced = True
         #: A thread of ours failed, which is a fault in Sidestream: its name and the error.
         self.fault: str | None = None
         #: Everything ends now.

@@ -5,7 +5,8 @@
 3. settler thread: writes outcomes, PostgreSQL first, then the broker;
 4. lease thread: renews, announces, states holdings anew after Redis was emptied;
 5. the main thread waits for signals: SIGTERM or SIGINT drains (no more claims, running jobs end), a second one hands
-   back what runs.
+   back what runs. SIGUSR1 makes it quiet (no more claims, running jobs end, it stays), a second one lets it go on; so
+   does whoever makes or removes the file ``quiet`` in its folder.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from sidestream.worker.dispatcher import Dispatcher
 from sidestream.worker.lease import LeaseKeeper
 from sidestream.worker.options import WorkerOptions
 from sidestream.worker.pool import ProcessPool
+from sidestream.worker.runfolder import is_quiet, set_quiet
 from sidestream.worker.settler import Settler
 from sidestream.worker.slots import Slots
 from sidestream.worker.state import Doom, WorkerState
@@ -35,6 +37,8 @@ from sidestream.worker.watch import Watch
 
 log = logging.getLogger(__name__)
 
+QUIET_EVERY = 0.5
+"""Seconds between two looks at whether somebody asked for quiet."""
 STOP_PATIENCE = 5.0
 """Seconds that threads and processes get to end by themselves at the very end."""
 
@@ -70,21 +74,39 @@ class Supervisor:
             on_moved=self._moved,
         )
         self._dispatcher = Dispatcher(
-            self._state, broker, self._slots, prepare_alone=self._settler.prepare_alone, on_moved=self._moved
+            self._state,
+            broker,
+            self._slots,
+            prepare_alone=self._settler.prepare_alone,
+            hand_back=self._settler.hand_back,
+            on_moved=self._moved,
         )
         watch = Watch(self._state, self._pool, self._slots, self._settler)
-        self._collector = Collector(self._state, self._pool, self._slots, self._dispatcher, self._settler, watch)
-        self._leases = LeaseKeeper(self._state, broker, self._pool, probe=probe)
+        self._leases = LeaseKeeper(self._state, broker, self._pool, self._slots, probe=probe)
+        self._collector = Collector(
+            self._state,
+            self._pool,
+            self._slots,
+            self._dispatcher,
+            self._settler,
+            watch,
+            on_actions=self._leases.hurry,
+        )
         self._signals = 0
+        self._ended = False
         self._signalled = threading.Event()
 
     def run(self) -> None:
         """Work until SIGTERM or SIGINT; raise :class:`SettingsError` when the application cannot be loaded."""
         for signum in (signal.SIGTERM, signal.SIGINT):
             signal.signal(signum, self._on_signal)
+        signal.signal(signal.SIGUSR1, self._on_quiet)
         self.start()
         try:
-            self._signalled.wait()
+            while not (self._signals or self._ended or self._state.fault):
+                self._signalled.wait(QUIET_EVERY)
+                self._signalled.clear()
+                self._look_whether_quiet()
         finally:
             self.stop()
         if self._collector.failure is not None:
@@ -101,6 +123,7 @@ class Supervisor:
             self._state.fault = f"its {name} thread failed ({type(error).__name__}: {error})"
             self._signalled.set()
         if name == "collector":
+            self._ended = True
             self._signalled.set()
 
     def start(self) -> None:
@@ -122,7 +145,7 @@ class Supervisor:
         log.info("Draining: no more jobs are claimed, running ones end.", extra={"action": "drain"})
         with self._state.changed:
             self._state.draining = True
-            self._hand_back_waiting()
+            self._dispatcher.hand_back_waiting()
             self._state.changed.notify_all()
         deadline = time.monotonic() + self._options.drain_timeout
         with self._state.changed:
@@ -137,7 +160,7 @@ class Supervisor:
                 self._state.changed.wait(0.1)
         self._threads["dispatcher"].join(STOP_PATIENCE)
         with self._state.lock:
-            self._hand_back_waiting()  # what the last claim brought while it was blocked
+            self._dispatcher.hand_back_waiting()  # what the last claim brought while it was blocked
             self._state.stopped = True
         self._threads["collector"].join(STOP_PATIENCE)
         self._settler.stop()
@@ -175,15 +198,28 @@ class Supervisor:
     def _collector_works(self) -> bool:
         return self._threads["collector"].is_alive() and self._state.fault is None
 
-    def _hand_back_waiting(self) -> None:
-        for line in (self._state.backlog, self._state.alone):
-            self._settler.hand_back(list(line))
-            line.clear()
+    def _look_whether_quiet(self) -> None:
+        quiet = is_quiet(self._options.run_folder)
+        with self._state.changed:
+            if quiet == self._state.quiet:
+                return
+            self._state.quiet = quiet
+            self._dispatcher.hand_out()
+            self._state.changed.notify_all()
+        self._leases.hurry()
+        if quiet:
+            log.info("Quiet: no more jobs are claimed, running ones go on.", extra={"action": "quiet"})
+        else:
+            log.info("No longer quiet: jobs are claimed again.", extra={"action": "resumed"})
 
     def _on_signal(self, signum: int, frame: FrameType | None) -> None:
         self._signals += 1
         self._signalled.set()
 
+    def _on_quiet(self, signum: int, frame: FrameType | None) -> None:
+        set_quiet(self._options.run_folder, quiet=not is_quiet(self._options.run_folder))
+        self._signalled.set()
+
 
 def _row_id(reference: bytes) -> int:
-    return int.from_bytes(reference[9:17], "big") if reference[0] == 1 else 0
+    return int.from_bytes(reference[9:17], "big") if reference[0] in (1, 3) else 0
