@@ -25,6 +25,9 @@ from tests.chaos import ledger
 #: Kills count as attempts too: none of these jobs may die of them by the number of attempts.
 PATIENT = RetryPolicy(max_attempts=1000, first_delay=0.05, factor=1.5, max_delay=0.5)
 
+SPANS = "spans.txt"
+"""Lines ``start|end TOKEN LIMIT-KEY PID SECONDS`` (CLOCK_MONOTONIC): when an action of the sharing run was at work."""
+
 actions = Actions()
 
 
@@ -103,6 +106,17 @@ def misbehave(context: Context, plan: dict[str, Any]) -> None:
     if plan.get("release") and random.random() < 0.5:
         # A release charges no attempt, so only chance ends this one.
         raise StoreUnavailable("planned loss of the store")
+
+
+@actions.action("share.work", retry=PATIENT)
+def share(context: Context, token: str, key: str | None = None, slot: str = "-", seconds: float = 0.0) -> None:
+    """Write one effect, and note when it began and ended: what ran at the same time is counted from outside."""
+    spans = folder() / SPANS
+    ledger.note(spans, f"start {token} {slot} {os.getpid()} {time.monotonic()}")
+    ledger.enter(context.cursor, token, job_id=context.job_id, uuid=context.uuid, key=key, attempt=context.attempt)
+    if seconds:
+        time.sleep(seconds)
+    ledger.note(spans, f"end {token} {slot} {os.getpid()} {time.monotonic()}")
 
 
 # What the kill tests draw their kills inside of. Each tells the harness that it started, then hangs on its first start.

@@ -21,7 +21,7 @@ from typing import Any
 
 from sidestream.crashpoints import POINTS
 from sidestream.process import die_with_parent
-from tests.chaos import away
+from tests.chaos import away, sharing
 from tests.chaos.campaign import Campaign, Result, sequence
 from tests.chaos.points import PRODUCER, TARGETS, plan
 from tests.chaos.programs import ROOT, Launcher
@@ -47,6 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(output, errors, sep="", flush=True)
         kept = absence.returncode == 0 and kept
         kept = _long_tests() == 0 and kept
+        kept = sharing.main(["--seed", str(random.Random(options.seed).randrange(1 << 31))]) == 0 and kept
     print(f"chaos: {'every promise was kept' if kept else 'FAILED'}, seed {options.seed}")
     return 0 if kept else 1
 
@@ -109,7 +110,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--extras",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="also Redis away for 10 minutes beside it; then frozen for 60 s, and 300 kills of children, timed",
+        help="also Redis away for 10 minutes beside it; then frozen for 60 s, 300 timed kills of children, and sharing",
     )
     parser.add_argument("--away", type=float, nargs="?", const=600.0, help="instead: Redis away for so many seconds")
     parser.add_argument("--single", help=argparse.SUPPRESS)

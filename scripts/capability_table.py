@@ -1,0 +1,58 @@
+"""Print the README's table of what each broker can do, from the brokers themselves.
+
+``python scripts/capability_table.py`` prints it, ``--write`` puts it between the marks in README.md.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from sidestream.broker.memory import MemoryBroker
+from sidestream.broker.postgres import PostgresBroker
+from sidestream.broker.protocol import Capability
+from sidestream.broker.redis.broker import RedisBroker
+
+README = Path(__file__).resolve().parents[1] / "README.md"
+BEGIN, END = "<!-- capabilities: scripts/capability_table.py -->", "<!-- end of capabilities -->"
+BROKERS = {"Redis, Valkey": RedisBroker, "PostgreSQL (Redis away)": PostgresBroker, "memory (tests)": MemoryBroker}
+MEANINGS = {
+    Capability.PRIORITIES: "priority in a queue, ageing, weights of queues",
+    Capability.GROUPS: "groups (companies) take turns by weight",
+    Capability.LIMITS: "concurrency and rate: everything, queue, action, key",
+    Capability.PAUSES: "pause of a queue, action, group, action of a group",
+    Capability.PARKING: "an unknown action waits for a worker that knows it",
+    Capability.DIRECT: "jobs without a row",
+    Capability.LEASES: "a dead worker's jobs are taken over",
+    Capability.KNOWN: "remembers which rows it was given",
+    Capability.SHARED: "several processes see the same contents",
+}
+
+
+def table() -> str:
+    """Return the table in Markdown."""
+    lines = [
+        f"| | {' | '.join(BROKERS)} |",
+        f"|---|{'---|' * len(BROKERS)}",
+        *(
+            f"| {MEANINGS[capability]} | "
+            + " | ".join("yes" if capability in broker.capabilities else "" for broker in BROKERS.values())
+            + " |"
+            for capability in MEANINGS
+        ),
+    ]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Print it, or write it into the README."""
+    if sys.argv[1:] != ["--write"]:
+        print(table())
+        return
+    before, _, rest = README.read_text(encoding="utf-8").partition(BEGIN)
+    _, _, after = rest.partition(END)
+    README.write_text(f"{before}{BEGIN}\n{table()}\n{END}{after}", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

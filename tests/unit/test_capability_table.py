@@ -1,0 +1,16 @@
+"""The README's table of capabilities is the one that the brokers give."""
+
+from __future__ import annotations
+
+import runpy
+from pathlib import Path
+
+from sidestream.broker.protocol import Capability
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_the_readme_says_what_the_brokers_can_do() -> None:
+    script = runpy.run_path(str(ROOT / "scripts" / "capability_table.py"))
+    assert set(script["MEANINGS"]) == set(Capability)
+    assert script["table"]() in (ROOT / "README.md").read_text(encoding="utf-8")
