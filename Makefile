@@ -43,7 +43,7 @@ chaos: setup odoo ## kill everything at every named point, then over Odoo's jobs
 chaos-odoo: setup odoo ## 200 random kills over 2,000 jobs of a real Odoo (ARGS="--kills N --jobs N --seed N")
 	$(BIN)/python -m tests.odoo.kills $(ARGS)
 
-mutants: setup ## plant known bugs and show that the tests see each
+mutants: setup odoo ## plant known bugs and show that the tests see each
 	$(BIN)/python -m tests.mutants.run $(ARGS)
 
 odoo: setup ## unpack a real Odoo 19 here, with what it needs (ODOO_COMMAND names yours instead)

@@ -1,14 +1,17 @@
 """What does a waiting job cost Redis, and does claiming stay as cheap when a million of them wait?
 
-Two servers, one with 1,000 waiting jobs and one with 1,000,000, are measured call by call in turn. After each claim and
-settle as many new X
+Two servers, one with 1,000 waiting jobs and one with 1,000,000, are measured call by call in turn. After each claim
+and settle as many new ones are published, untimed, so that the depth stays. Beside it, in the same turns, the same
+changes as bare commands on a sorted set of the same depth in the same server: what the server itself pays for the
+depth is the limit.
 """
 
 from __future__ import annotations
 
+import os
 import time
 from contextlib import ExitStack
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from harness import Bar, Figure, Row, figure, finish, head, note, options, percentile, say
 from world import World, server_versions
@@ -23,7 +26,9 @@ CHUNK = 500
 DATABASE = bytes.fromhex("0011223344556677")
 LANES = (lane(DATABASE, "default"),)
 CONSUMER = "bench"
+BARE, BARE_LEASES, BARE_HELD = "bare:ready", "bare:leases", "bare:held"
 BUSY = ("aof_rewrite_in_progress", "aof_rewrite_scheduled", "aof_pending_bio_fsync")
+REFERENCE = len(row_reference(DATABASE, 1, "bench.noop", None).pack())
 SINGLES, BATCHES, BATCH = 500, 100, 64
 
 
@@ -34,6 +39,8 @@ class Cost(NamedTuple):
     single_p95: float
     batch_p50: float
     batch_p95: float
+    bare_single_p50: float
+    bare_batch_p50: float
 
 
 class Both(NamedTuple):
@@ -65,6 +72,8 @@ class Lane:
         for _ in range(depth // CHUNK):
             self.publish(CHUNK)
         self.bytes_a_job = (self._memory() - before) / depth
+        for _ in range(depth // CHUNK):
+            self._publish_bare(CHUNK)
 
     def publish(self, count: int) -> None:
         """Add ``count`` jobs."""
@@ -95,6 +104,26 @@ class Lane:
             raise AssertionError(f"Asked for {count} jobs: {len(found)} came, {len(lost)} leases were lost.")
         self.publish(count)
         return took * 1e6
+
+    def bare(self, count: int) -> float:
+        """Return the microseconds that the same changes took as bare commands; then fill up again."""
+        client: Any = self.world.client  # redis-py's types leave bytes or text open
+        started = time.perf_counter()
+        members = [member for member, _ in client.zpopmin(BARE, count)]
+        now = int(time.time() * 1000)
+        with client.pipeline(transaction=False) as pipe:
+            pipe.hset(BARE_LEASES, mapping=dict.fromkeys(members, f"0001795000000000 1 {now} 5 lane bench"))
+            pipe.zadd(BARE_HELD, dict.fromkeys(members, now))
+            pipe.hdel(BARE_LEASES, *members)
+            pipe.zrem(BARE_HELD, *members)
+            pipe.execute()
+        took = time.perf_counter() - started
+        self._publish_bare(count)
+        return took * 1e6
+
+    def _publish_bare(self, count: int) -> None:
+        now = int(time.time() * 1000)
+        self.world.client.zadd(BARE, {os.urandom(REFERENCE): now for _ in range(count)})
 
     def _memory(self) -> int:
         return int(self.world.client.info("memory")["used_memory"])
@@ -139,12 +168,17 @@ def serve(binary: str, depth: int, rounds: int, *, restart: bool) -> list[Scenar
 def measure(few: Lane, many: Lane) -> Both:
     """Measure both lanes, call by call in turn, so that what the machine does meanwhile hits both."""
     took: dict[tuple[Lane, int], list[float]] = {(lane_, count): [] for lane_ in (few, many) for count in (1, BATCH)}
+    bare: dict[tuple[Lane, int], list[float]] = {pair: [] for pair in took}
     for count, times in ((1, SINGLES), (BATCH, BATCHES)):
         for turn in range(times):
             for one in (few, many) if turn % 2 == 0 else (many, few):
                 took[one, count].append(one.claim_and_settle(count))
+                bare[one, count].append(one.bare(count))
     costs = [
-        Cost(*(percentile(took[one, count], share) for count in (1, BATCH) for share in (0.5, 0.95)))
+        Cost(
+            *(percentile(took[one, count], share) for count in (1, BATCH) for share in (0.5, 0.95)),
+            *(percentile(bare[one, count], 0.5) for count in (1, BATCH)),
+        )
         for one in (few, many)
     ]
     return Both(*costs)
@@ -170,10 +204,13 @@ def report(depth: int, scenarios: list[Scenario]) -> None:
         ("1, p95", "single_p95", None),
         (f"{BATCH}, p50", "batch_p50", flat),
         (f"{BATCH}, p95", "batch_p95", None),
+        ("1, p50", "bare_single_p50", None),
+        (f"{BATCH}, p50", "bare_batch_p50", None),
     ):
+        does = "the limit: bare commands, the same changes," if field.startswith("bare") else "claim + settle"
         rows += [
             Row(
-                f"claim + settle of {what}, {depth:,} waiting; {one.name}",
+                f"{does} of {what}, {depth:,} waiting; {one.name}",
                 _each([both.many for both in one.rounds], field),
                 "us",
                 f"{FEW:,} waiting",

@@ -30,7 +30,7 @@ from sidestream.testing.servers import PostgresServer
 
 ROOT = Path(__file__).resolve().parents[3]
 ADDONS = ROOT / "addons"
-TOOLS = ROOT / ".sidestream-dev"
+TOOLS = (ROOT / ".sidestream-dev").resolve()
 DATABASE = "shop"
 SHOP = ("sale_management", "stock", "account", "delivery")
 """The modules of the main job."""
@@ -169,7 +169,9 @@ class OdooWorld:
 
     def environment(self) -> dict[str, str]:
         """Return the environment of Odoo's processes and of the workers."""
-        kept = {name: value for name, value in os.environ.items() if name.startswith("SIDESTREAM_CRASH")}
+        # PYTHONPATH: `make mutants` runs the same tests over a patched copy of the engine.
+        passed_on = ("SIDESTREAM_CRASH", "PYTHONPATH")
+        kept = {name: value for name, value in os.environ.items() if name.startswith(passed_on)}
         return kept | {
             "PATH": os.environ.get("PATH", os.defpath),
             "HOME": str(self.folder / "home"),
