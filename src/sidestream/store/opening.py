@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 from uuid import UUID
 
@@ -155,38 +156,20 @@ def open_job(
     id: int,  # noqa: A002
     *,
     attempts_seen: int | None = None,
-    along: Sequence[str] = (),
+    along: tuple[str, ...] = (),
 ) -> Opening:
     """Lock the job's row and read it, or say why not (a second, plain read).
 
     ``along``: SQL expressions (of the caller's own constants) that are read in the same statement, as
-    :attr:`Opened.along`.
+    :attr:`Opened.along`; the job's row is called ``mine`` in them.
 
     ``attempts_seen``: give it in the second and later transactions of a three-step or ``relock`` job, which holds a
     session lock; the job is then opened in the state it was in, whatever became due before it meanwhile.
     """
-    statement = (_OPEN if attempts_seen is None else _OPEN_AGAIN).replace(_ALONG, "".join(f", {one}" for one in along))
-    cur.execute(statement, {"id": id, "seen": attempts_seen})
+    cur.execute(_opening(attempts_seen is not None, along), {"id": id, "seen": attempts_seen})
     row = cur.fetchone()
     if row is not None:
-        _, backend_pid, found, action, payload, queue, key, attempts, forgiven, crashes, suspects, user, context = row[
-            :13
-        ]
-        return Opened(
-            found,
-            action,
-            payload,
-            queue,
-            key,
-            attempts,
-            forgiven,
-            crashes,
-            suspects,
-            backend_pid,
-            user,
-            context,
-            tuple(row[13:]),
-        )
+        return _opened(row)
     cur.execute(_WHY_NOT, {"id": id})
     row = cur.fetchone()
     if row is None:
@@ -203,6 +186,30 @@ def open_job(
     if blocked_by is not None:
         return Blocked(blocked_by)
     return Locked()
+
+
+@cache  # the text is the name under which a connection prepares it, so it should be made once
+def _opening(again: bool, along: tuple[str, ...]) -> str:
+    return (_OPEN_AGAIN if again else _OPEN).replace(_ALONG, "".join(f", {one}" for one in along))
+
+
+def _opened(row: Sequence[Any]) -> Opened:
+    _, backend_pid, found, action, payload, queue, key, attempts, forgiven, crashes, suspects, user, context = row[:13]
+    return Opened(
+        found,
+        action,
+        payload,
+        queue,
+        key,
+        attempts,
+        forgiven,
+        crashes,
+        suspects,
+        backend_pid,
+        user,
+        context,
+        tuple(row[13:]),
+    )
 
 
 def state_when_unlocked(cur: Cursor, id: int, *, timeout: float) -> State | None:  # noqa: A002
