@@ -90,9 +90,8 @@ def _refusal(records, method):
 def _enqueue(records, method, action, args, kwargs, options):
     env = records.env
     jobs = env["sidestream.job"]
-    company = env.company.sudo()
-    company.fetch(["sidestream_enabled"])  # alone: reading the field would fetch the company's whole row along
-    if env.context.get(INLINE) or (company and not company.sidestream_enabled):
+    company = env.company
+    if env.context.get(INLINE) or (company and not company._sidestream_is_enabled(company.id)):
         for part in _parts(records, options.get("split")):
             _call_inline(part, method, action, args, kwargs)
         return jobs

@@ -1,1 +1,1 @@
-from . import base, ir_module_module, res_company, sidestream_attempt, sidestream_job
+from . import base, ir_module_module, res_company, sidestream_attempt, sidestream_job, sidestream_job_running

@@ -1,18 +1,16 @@
-import json
 import logging
 import threading
 from datetime import UTC, datetime, timedelta
 
-from sidestream import GiveUp, cancel, declared, hasten, identify, retry, run_now
+from sidestream import cancel, declared, hasten, retry, run_now
 
-from odoo import SUPERUSER_ID, api, fields, models
-from odoo.exceptions import AccessError, MissingError, UserError
+from odoo import api, fields, models
+from odoo.exceptions import AccessError, UserError
 from odoo.fields import Domain
 from odoo.tools import SQL, format_datetime
 
 from ..action import labels
 from ..enqueuing import settings_of
-from ..values import decode
 
 _logger = logging.getLogger(__name__)
 
@@ -303,84 +301,3 @@ class SidestreamJob(models.Model):
             return
         if any(job.user_id != self.env.user for job in self):
             raise AccessError(self.env._("You may retry, cancel or run only your own background jobs."))
-
-    # -- running -------------------------------------------------------------------------------------------------
-
-    @api.model
-    def _sidestream_call(self, name, args, kwargs, *, job_id, user_id, context, attempt):
-        """Call the action as its job says; the worker's transaction is open. Returns what the method returns."""
-        model, _, method = name.rpartition(".")
-        if model not in self.env:
-            raise GiveUp(self.env._("The model %s is gone: the module that had it was uninstalled.", model))
-        env = self._sidestream_env(user_id, json.loads(context or "{}"), job_id, attempt)
-        ids, *rest = args
-        records = env[model].browse(ids)
-        if ids:
-            records = records.exists()
-        if ids and not records:
-            raise GiveUp(
-                self.env._(
-                    "The records of this job were deleted before it ran: %(model)s %(ids)s. Nothing was done.",
-                    model=self.env["ir.model"]._get(model).name or model,
-                    ids=", ".join(str(one) for one in ids[:5]),
-                )
-            )
-        arguments = [decode(env, one) for one in rest]
-        named = {key: decode(env, one) for key, one in kwargs.items()}
-        result = getattr(records, method)(*arguments, **named)
-        env.flush_all()
-        return result
-
-    @api.model
-    def _sidestream_env(self, user_id, context, job_id, attempt):
-        user = self.env["res.users"].browse(user_id or SUPERUSER_ID)
-        user.fetch(["active"])  # alone: reading the field would fetch the user's whole row along, for each job
-        try:
-            active = user.active or user.id == SUPERUSER_ID or user._is_public()
-        except MissingError:
-            raise GiveUp(self.env._("The user that this job runs as (id %s) was deleted.", user_id)) from None
-        if not active:
-            raise GiveUp(
-                self.env._(
-                    "%s is archived and runs nothing any more. Unarchive the user, then Retry.",
-                    user.name,
-                )
-            )
-        companies = self._sidestream_companies(user, context.pop("company", None), context.get("allowed_company_ids"))
-        if companies:
-            context["allowed_company_ids"] = companies
-        if context.get("lang") and not self.env["res.lang"]._get_data(code=context["lang"]):
-            del context["lang"]  # the language was removed meanwhile
-        run_context = dict(context, sidestream_job_id=job_id, sidestream_attempt=attempt)
-        self.env.transaction.default_env = env = self.env(user=user.id, context=run_context, su=user.id == SUPERUSER_ID)
-        return env
-
-    @api.model
-    def _sidestream_companies(self, user, company_id, allowed):
-        """Return the ids of the companies to run in, the main one first; give up when the user lost one of them."""
-        if not company_id and not allowed:
-            return []
-        needed = list(allowed or [company_id])
-        if user.id == SUPERUSER_ID:
-            missing = set(needed) - set(self.env["res.company"].browse(needed).exists().ids)
-            may = needed
-        else:
-            may = user._get_company_ids()
-            missing = set(needed) - set(may)
-        if missing:
-            names = self.env["res.company"].browse(sorted(missing)).exists().mapped("name")
-            if not names:
-                raise GiveUp(self.env._("The company that this job works in was deleted. Nothing was done."))
-            raise GiveUp(
-                self.env._(
-                    "%(user)s may not work in %(companies)s any more. Give access again, then Retry.",
-                    user=user.name,
-                    companies=", ".join(names),
-                )
-            )
-        return needed if allowed else needed + [one for one in may if one != company_id]
-
-    @api.model
-    def _sidestream_idempotency_key(self, job_id, call=""):
-        """Return what is sent with an external call: the same on every attempt of the job."""
-        return f"{identify(self.env.cr._obj, allow_copy=True).uuid}:{job_id}:{call}"

@@ -32,6 +32,7 @@ from odoo.service.server import load_server_wide_modules
 
 from sidestream.crashpoints import crash_point
 from sidestream.errors import ActionError, LockLost, SettingsError, WireError
+from sidestream.executors import odoo_along
 from sidestream.executors.model_action import ModelAction, collect
 from sidestream.executors.odoo_session import OdooSession
 from sidestream.executors.protocol import ActionFacts, Opened, Verdict
@@ -42,12 +43,11 @@ from sidestream.job.names import tag
 from sidestream.job.outcome import Release, ReleaseReason
 from sidestream.job.reference import Reference
 from sidestream.store import opening, rows, sessions
-from sidestream.store.adapter import SERVER_OPTIONS
+from sidestream.store.adapter import SERVER_OPTIONS, UNDEFINED_TABLE, sqlstate
 
 log = logging.getLogger(__name__)
 
 ADDON = "sidestream"
-MODULES_CHANGE = "EXISTS (SELECT FROM ir_module_module WHERE state IN ('to install', 'to upgrade', 'to remove'))"
 UPGRADE_DELAY = 2.0
 """Seconds after which a job is looked at again while modules are being installed, upgraded or removed."""
 VERIFY_TIMEOUT = 5.0
@@ -57,12 +57,15 @@ VERIFY_TIMEOUT = 5.0
 class Body:
     """What one opened job carries through run and commit."""
 
-    __slots__ = ("action", "args", "kwargs", "locks", "name", "row")
+    __slots__ = ("action", "along", "args", "kwargs", "locks", "name", "row")
 
-    def __init__(self, name: str, action: ModelAction, row: opening.Opened, locks: list[bytes]) -> None:
+    def __init__(
+        self, name: str, action: ModelAction, row: opening.Opened, along: odoo_along.Along, locks: list[bytes]
+    ) -> None:
         self.name = name
         self.action = action
         self.row = row
+        self.along = along
         #: Session-level locks to free when the job ended.
         self.locks = locks
         args, kwargs = decode_payload(row.payload)
@@ -96,7 +99,8 @@ class OdooOrm:
         self._name = ""
         self._actions: dict[bytes, tuple[str, ModelAction]] = {}
         self._registry: Any = None
-        self._along: tuple[str, ...] = ()
+        #: What is read along with a job, by the name of its action.
+        self._along: dict[str, tuple[str, ...]] = {}
         self._odoo: OdooSession
         self._locks: Session
 
@@ -112,15 +116,15 @@ class OdooOrm:
             )
         actions = collect(registry.models)
         self._actions = {tag(name, 4): (name, action) for name, action in actions.items()}
-        self._along = (
-            "(SELECT max(id) FROM orm_signaling_registry)",
-            *(f"(SELECT max(id) FROM orm_signaling_{cache})" for cache in registry.cache_sequences),  # noqa: S608
-            MODULES_CHANGE,
-        )
+        self._along = {name: self._along_of(registry[name.rpartition(".")[0]]) for name in actions}
         odoo.sql_db.close_all()  # a connection that parent and child share would be one session for both
         gc.collect()
         gc.freeze()  # what is loaded stays shared with every child
         return [ActionFacts(name, tag(name, 4), action.hard_limit, action.retry) for name, action in actions.items()]
+
+    def _along_of(self, model: Any) -> tuple[str, ...]:
+        has_table = model._auto and not model._abstract  # else its records come from a query, which is Odoo's to ask
+        return odoo_along.expressions(tuple(self._registry.cache_sequences), model._table if has_table else None)
 
     def _load_registry(self) -> Any:
         arguments = ["-c", str(self._config), "-d", self._database, "--no-http"]
@@ -170,15 +174,16 @@ class OdooOrm:
         if not self._locks.try_locks(locks):
             return Release(ReleaseReason.LOCKED)
         try:
-            found = self._open_row(ref.id)
+            found = self._open_row(ref.id, name)
             commit_end(found, self._odoo.commit)
             verdict = verdict_of(found, careful=careful)
             if verdict is None:
                 assert isinstance(found, opening.Opened)
-                verdict = self._fresh(found.along)
+                along = odoo_along.read(found.along)
+                verdict = self._fresh(along)
                 if verdict is None:
                     crash_point("child.opened")
-                    return self._opened(name, action, found, locks)
+                    return self._opened(Body(name, action, found, along, locks))
         except WireError as error:
             verdict = Release(f"{ReleaseReason.PARKED}: {error}")
         except BaseException:
@@ -189,11 +194,12 @@ class OdooOrm:
         self._locks.unlock_all(locks)
         return verdict
 
-    def _opened(self, name: str, action: ModelAction, row: opening.Opened, locks: list[bytes]) -> Opened:
-        opened = Opened(name, row.attempts, action.soft_limit, action.retry, Body(name, action, row, locks))
+    def _opened(self, body: Body) -> Opened:
+        action, row = body.action, body.row
+        opened = Opened(body.name, row.attempts, action.soft_limit, action.retry, body)
         opened.forgiven = row.forgiven
         part = (lambda: self._part(opened)) if action.commits == "relock" else None
-        self._odoo.guard.begin(name, opened.follow_ups, part)
+        self._odoo.guard.begin(body.name, opened.follow_ups, part)
         return opened
 
     def run(self, opened: Opened) -> None:
@@ -207,7 +213,7 @@ class OdooOrm:
         session = self._odoo
         session.guarded(session.cr.flush)
         self._check_locks(body)
-        session.guarded(lambda: rows.finish(session.raw, body.row.id))
+        session.guarded(lambda: rows.finish(session.store, body.row.id))
         crash_point("child.written")
         session.commit()
         crash_point("child.committed")
@@ -256,20 +262,27 @@ class OdooOrm:
         if body.locks and not self._locks.alive():
             raise LockLost(f"Job {body.row.id} lost the connection that holds its key; nothing more was committed.")
 
-    def _open_row(self, row_id: int, *, attempts_seen: int | None = None) -> opening.Opening:
-        raw = self._odoo.raw
-        return self._odoo.guarded(lambda: opening.open_job(raw, row_id, attempts_seen=attempts_seen, along=self._along))
+    def _open_row(self, row_id: int, name: str) -> opening.Opening:
+        session = self._odoo
+        try:
+            return session.guarded(lambda: opening.open_job(session.store, row_id, along=self._along[name]))
+        except Exception as error:
+            if sqlstate(error) != UNDEFINED_TABLE:
+                raise
+        # The table of its records is gone. If that is more than this worker missing a change, Odoo will tell the job.
+        session.rollback()
+        self._along[name] = odoo_along.expressions(tuple(self._registry.cache_sequences), None)
+        return session.guarded(lambda: opening.open_job(session.store, row_id, along=self._along[name]))
 
-    def _fresh(self, along: Sequence[Any]) -> Verdict | None:
+    def _fresh(self, along: odoo_along.Along) -> Verdict | None:
         """Look at what other processes did since: a new registry, other caches, modules on the way."""
-        sequence, *caches, modules_change = along
-        if modules_change:
+        if along.modules_change:
             return Release("paused: modules are being installed, upgraded or removed", UPGRADE_DELAY)
         registry = self._registry
-        if sequence != registry.registry_sequence:
+        if along.registry != registry.registry_sequence:
             self.stale = True
             return Release(ReleaseReason.STOPPING, 0.0)
-        if caches != list(registry.cache_sequences.values()):
+        if along.caches != list(registry.cache_sequences.values()):
             registry.check_signaling(self._odoo.cr)
         return None
 
@@ -287,6 +300,8 @@ class OdooOrm:
             user_id=row.user_id,
             context=row.context,
             attempt=row.attempts + 1,
+            user_active=body.along.user_active,
+            gone=body.along.gone,
         )
         if body.action.three_step:
             self._three_steps(body, result, jobs._sidestream_idempotency_key(row.id))
@@ -323,4 +338,6 @@ class OdooOrm:
 
     def _open_again(self, body: Body) -> None:
         self._check_locks(body)
-        check_still_ours(body.row.id, self._open_row(body.row.id, attempts_seen=body.row.attempts))
+        session, row = self._odoo, body.row
+        found = session.guarded(lambda: opening.open_job(session.store, row.id, attempts_seen=row.attempts))
+        check_still_ours(row.id, found)

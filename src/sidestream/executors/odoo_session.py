@@ -16,6 +16,7 @@ from sidestream.errors import ActionError
 from sidestream.executors.guarded_cursor import Guard, guard_class
 from sidestream.executors.protocol import Conflict, Uncertain
 from sidestream.store.adapter import CONFLICTS, sqlstate, translate
+from sidestream.store.prepared import PlanGone, Prepared
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +43,7 @@ class OdooSession:
         self._on_backend = on_backend
         self._conflict = conflict
         self._cr: Any = None
+        self._store: Prepared | None = None
 
     @property
     def cr(self) -> Any:
@@ -53,20 +55,23 @@ class OdooSession:
             cr.__class__ = guard_class(cr.__class__)
             cr.sidestream = self.guard
             self._cr = cr
+            self._store = Prepared(cr._obj)
             self.backend = cr._cnx.get_backend_pid()
             self._on_backend(self.backend)
         return self._cr
 
     @property
-    def raw(self) -> Any:
-        """psycopg2's cursor below it: what fails there is no error in Odoo's log."""
-        return self.cr._obj
+    def store(self) -> Prepared:
+        """psycopg2's cursor below it, for our own statements: what fails there is no error in Odoo's log."""
+        self.cr  # noqa: B018  # opens it
+        assert self._store is not None
+        return self._store
 
     def guarded(self, statement: Callable[[], T]) -> T:
         """Run something; turn conflicts and lost connections into :class:`Conflict` and :class:`StoreUnavailable`."""
         try:
             return statement()
-        except self._conflict as error:
+        except (self._conflict, PlanGone) as error:
             raise Conflict(str(error)) from error
         except psycopg2.Error as error:
             raise self._explain(error) from error
@@ -103,7 +108,7 @@ class OdooSession:
 
     def drop(self) -> None:
         """Close the connection; the next use makes another one."""
-        cr, self._cr = self._cr, None
+        cr, self._cr, self._store = self._cr, None, None
         if cr is None:
             return
         self._on_backend(0)

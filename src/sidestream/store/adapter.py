@@ -16,6 +16,7 @@ from sidestream.errors import SchemaMismatch, SettingsError, StoreError, StoreUn
 SERIALIZATION_FAILURE = "40001"
 DEADLOCK_DETECTED = "40P01"
 LOCK_NOT_AVAILABLE = "55P03"
+UNDEFINED_TABLE = "42P01"
 CONFLICTS = frozenset({SERIALIZATION_FAILURE, DEADLOCK_DETECTED, LOCK_NOT_AVAILABLE})
 """PostgreSQL asks for another try of the same transaction."""
 

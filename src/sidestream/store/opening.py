@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 from uuid import UUID
 
@@ -218,17 +219,17 @@ def open_job(
     id: int,  # noqa: A002
     *,
     attempts_seen: int | None = None,
-    along: Sequence[str] = (),
+    along: tuple[str, ...] = (),
 ) -> Opening:
     """Lock the job's row and read it, or say why not (a second, plain read).
 
     ``along``: SQL expressions (of the caller's own constants) that are read in the same statement, as
-    :attr:`Opened.along`.
+    :attr:`Opened.along`; the job's row is called ``mine`` in them.
 
     ``attempts_seen``: give it in the second and later transactions of a three-step or ``relock`` job, which holds a
     session lock; the job is then opened in the state it was in, whatever became due before it meanwhile.
     """
-    statement = (_OPEN if attempts_seen is None else _OPEN_AGAIN).replace(_ALONG, "".join(f", {one}" for one in along))
+    statement = _opening(attempts_seen is not None, along)
     parameters = {"id": id, "seen": attempts_seen, "unfolded": False}
     cur.execute(statement, parameters)
     row = cur.fetchone()
@@ -310,6 +311,11 @@ def _end(cur: Cursor, row_id: int, reason: str) -> Opening:
     if written.ours:
         return Cancelled(reason)
     return Locked() if written.locked or written.state is None else Terminal(written.state)
+
+
+@cache  # the text is the name under which a connection prepares it, so it should be made once
+def _opening(again: bool, along: tuple[str, ...]) -> str:
+    return (_OPEN_AGAIN if again else _OPEN).replace(_ALONG, "".join(f", {one}" for one in along))
 
 
 def state_when_unlocked(cur: Cursor, id: int, *, timeout: float) -> State | None:  # noqa: A002

@@ -11,6 +11,7 @@ Odoo's ``retrying`` is not used: it sleeps up to 30 s in the slot and commits by
 
 from __future__ import annotations
 
+import logging
 import random
 import signal
 import time
@@ -21,6 +22,8 @@ from sidestream.errors import SoftLimitExceeded, StoreError
 from sidestream.executors.protocol import Conflict, Executor, Opened, Uncertain
 from sidestream.job.outcome import Done, Outcome, Release, ReleaseReason
 from sidestream.worker.outcome import outcome_of
+
+log = logging.getLogger(__name__)
 
 CONFLICT_TRIES = 3
 """How often a conflicting transaction is tried before the job is handed back."""
@@ -77,7 +80,8 @@ class Runner:
         for attempt in range(1, CONFLICT_TRIES + 1):
             try:
                 return self._once(reference, payload, attempts=attempts, careful=careful, on_opened=on_opened)
-            except Conflict:
+            except Conflict as conflict:
+                log.info("A job met a conflict (try %s): %s", attempt, conflict, extra={"action": "job_conflict"})
                 if attempt < CONFLICT_TRIES:
                     # Jitter: two jobs that met once should not meet again in step.
                     self._pause(random.uniform(0, CONFLICT_WAIT))

@@ -23,6 +23,11 @@ class ChaosProbe(models.Model):
         job = getattr(probe.enqueue(**options), method)(*args)
         return probe.id, job.id
 
+    def start_many(self, count, method):
+        """Enqueue one job on so many new probes, for later; return (probes, job)."""
+        probes = self.sudo().create([{"name": method} for _ in range(count)])
+        return probes.ids, getattr(probes.enqueue(delay=3600), method)().id
+
     def look(self, probe, job):
         """Return the probe's count and the job's state and error."""
         found = self.env["sidestream.job"].sudo().browse(job)
@@ -72,6 +77,18 @@ class ChaosProbe(models.Model):
     @action(run_as="superuser", retry=ONCE, three_step=True)
     def yields_rubbish(self):
         yield 42
+
+    @action(run_as="superuser", retry=ONCE)
+    def discards(self):
+        """Drop what the worker prepared on this connection."""
+        self.count += 1
+        self.env.cr.execute("DEALLOCATE ALL")
+
+    @action(run_as="superuser", retry=ONCE)
+    def counts(self):
+        """Note which records there are."""
+        for probe in self:
+            probe.name = f"one of {len(self)}"
 
     @action(run_as="superuser")
     def works(self, seconds):

@@ -1,0 +1,115 @@
+import json
+
+from sidestream import GiveUp, identify
+
+from odoo import SUPERUSER_ID, api, models
+from odoo.exceptions import MissingError
+
+from ..values import decode
+
+UNREAD = object()
+
+
+class SidestreamJobRunning(models.Model):
+    """What a worker asks for when it runs a job."""
+
+    _inherit = "sidestream.job"
+
+    @api.model
+    def _sidestream_call(self, name, args, kwargs, *, job_id, user_id, context, attempt, user_active=UNREAD, gone=None):
+        """Call the action as its job says; the worker's transaction is open. Returns what the method returns.
+
+        :param user_active: of the user, None when there is none; :param gone: ids of records that were deleted. Both
+            in this transaction's snapshot, by a worker that read them with the job's row; else they are read here.
+        """
+        model, _, method = name.rpartition(".")
+        if model not in self.env:
+            raise GiveUp(self.env._("The model %s is gone: the module that had it was uninstalled.", model))
+        user = self._sidestream_user(user_id, user_active)
+        env = self._sidestream_env(user, json.loads(context or "{}"), job_id, attempt)
+        ids, *rest = args
+        records = self._sidestream_records(env[model].browse(ids), gone)
+        arguments = [decode(env, one) for one in rest]
+        named = {key: decode(env, one) for key, one in kwargs.items()}
+        result = getattr(records, method)(*arguments, **named)
+        env.flush_all()
+        return result
+
+    @api.model
+    def _sidestream_user(self, user_id, active):
+        """Return the user that a job runs as; give up when it is no more, or archived."""
+        user = self.env["res.users"].browse(user_id or SUPERUSER_ID)
+        if user.id == SUPERUSER_ID or active is True:
+            return user
+        if active is UNREAD:
+            try:
+                active = user.active
+            except MissingError:
+                active = None
+        if active is None:
+            raise GiveUp(self.env._("The user that this job runs as (id %s) was deleted.", user_id))
+        if not active and not user._is_public():
+            raise GiveUp(
+                self.env._(
+                    "%s is archived and runs nothing any more. Unarchive the user, then Retry.",
+                    user.name,
+                )
+            )
+        return user
+
+    @api.model
+    def _sidestream_records(self, records, gone):
+        """Return those of the job's records that are still there; give up when none of them is."""
+        if not records or gone == []:
+            return records
+        found = records.exists() if gone is None else records.browse(one for one in records._ids if one not in gone)
+        if not found:
+            raise GiveUp(
+                self.env._(
+                    "The records of this job were deleted before it ran: %(model)s %(ids)s. Nothing was done.",
+                    model=self.env["ir.model"]._get(records._name).name or records._name,
+                    ids=", ".join(str(one) for one in records._ids[:5]),
+                )
+            )
+        return found
+
+    @api.model
+    def _sidestream_env(self, user, context, job_id, attempt):
+        companies = self._sidestream_companies(user, context.pop("company", None), context.get("allowed_company_ids"))
+        if companies:
+            context["allowed_company_ids"] = companies
+        if context.get("lang") and not self.env["res.lang"]._get_data(code=context["lang"]):
+            del context["lang"]  # the language was removed meanwhile
+        run_context = dict(context, sidestream_job_id=job_id, sidestream_attempt=attempt)
+        self.env.transaction.default_env = env = self.env(user=user.id, context=run_context, su=user.id == SUPERUSER_ID)
+        return env
+
+    @api.model
+    def _sidestream_companies(self, user, company_id, allowed):
+        """Return the ids of the companies to run in, the main one first; give up when the user lost one of them."""
+        if not company_id and not allowed:
+            return []
+        needed = list(allowed or [company_id])
+        if user.id == SUPERUSER_ID:
+            missing = set(needed) - set(self.env["res.company"].browse(needed).exists().ids)
+            may = needed
+        else:
+            may = user._get_company_ids()
+            missing = set(needed) - set(may)
+        if missing:
+            names = self.env["res.company"].browse(sorted(missing)).exists().mapped("name")
+            if not names:
+                raise GiveUp(self.env._("The company that this job works in was deleted. Nothing was done."))
+            raise GiveUp(
+                self.env._(
+                    "%(user)s may not work in %(companies)s any more. Give access again, then Retry.",
+                    user=user.name,
+                    companies=", ".join(names),
+                )
+            )
+        return needed if allowed else needed + [one for one in may if one != company_id]
+
+    @api.model
+    def _sidestream_idempotency_key(self, job_id, call=""):
+        """Return what is sent with an external call: the same on every attempt of the job."""
+        return f"{identify(self.env.cr._obj, allow_copy=True).uuid}:{job_id}:{call}"
