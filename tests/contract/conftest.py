@@ -6,7 +6,13 @@ from collections.abc import Iterator
 
 import pytest
 
-pytest.register_assert_rewrite("sidestream.testing.broker_contract", "sidestream.testing.broker_contract_leases")
+pytest.register_assert_rewrite(
+    "sidestream.testing.broker_contract",
+    *(
+        f"sidestream.testing.broker_contract_{part}"
+        for part in ("leases", "limits", "order", "pauses", "traps", "waiting")
+    ),
+)
 
 from sidestream.job.rules import Rules  # noqa: E402  # after the rewrite is registered
 from sidestream.testing.servers import RedisServer, ServerFailed, find_redis7  # noqa: E402
@@ -77,6 +83,10 @@ def empty_bench(request: pytest.FixtureRequest) -> Iterator[MemoryBench]:
         bench = PostgresBench(request.getfixturevalue("database"))
     else:
         bench = RedisBench(request.getfixturevalue(kind))
+    needs = getattr(request.cls, "needs", None)
+    if needs and needs not in bench.broker.capabilities:
+        bench.close()
+        pytest.skip(f"The {kind} broker does not claim {needs.value!r}.")
     yield bench
     bench.close()
 
