@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,16 +16,17 @@ from psycopg.conninfo import make_conninfo
 from sidestream.broker.protocol import Broker, Publication, lane
 from sidestream.broker.redis import embedded
 from sidestream.broker.redis.broker import RedisBroker
+from sidestream.broker.redis.inspect import RedisInspector
 from sidestream.client import Client
 from sidestream.errors import BrokerError, SettingsError
 from sidestream.executors.actions import Actions
-from sidestream.job.codec import Signer, to_ms
-from sidestream.job.reference import row_reference
+from sidestream.job.codec import Signer
 from sidestream.odoo_config import database_parameters
 from sidestream.process import account
-from sidestream.relay import Relay
+from sidestream.relay import CHUNK_SIZE, Relay
 from sidestream.settings import Settings
-from sidestream.store import adapter, queries, schema
+from sidestream.store import adapter, schema, stored
+from sidestream.store.stored import StoredJob
 
 KEY_FILE = "signing.key"
 """Name of the file in the data folder that holds the signing key when the settings name none."""
@@ -48,7 +49,7 @@ class Jobs(Client):
         )
 
 
-def build_broker(settings: Settings) -> Broker:
+def build_broker(settings: Settings) -> RedisBroker:
     """Return the Redis broker, its server started if it is the embedded one, and found fit for use.
 
     Raises :class:`~sidestream.errors.BrokerUnavailable`, :class:`~sidestream.errors.BrokerUnsuitable` and
@@ -110,24 +111,65 @@ def hasten(settings: Settings, job_id: int, *, waiting: bool) -> bool:
     needed for any promise: a worker that meets the old reference looks at the row, and the reconciler looks too.
     """
     with store_cursor(settings) as cursor:
-        database, found = schema.identify(cursor), queries.job(cursor, job_id)
+        found = stored.find(cursor, job_id)
+    return found is not None and hasten_all(settings, [found], waiting=waiting)
+
+
+def hasten_all(settings: Settings, jobs: Sequence[StoredJob], *, waiting: bool) -> bool:
+    """Do as :func:`hasten` for rows that were read after the change, one connection for all of them."""
+
+    def tell(broker: Broker, publications: list[Publication]) -> None:
+        for publication in publications:
+            broker.discard(publication)
+        if waiting:
+            for at in range(0, len(publications), CHUNK_SIZE):
+                broker.publish(publications[at : at + CHUNK_SIZE])
+
+    return _tell(settings, jobs, tell)
+
+
+def reprioritize(settings: Settings, job_id: int) -> bool:
+    """Let a waiting job have the priority that its row has now, and return whether Redis could be told."""
+    with store_cursor(settings) as cursor:
+        found = stored.find(cursor, job_id)
     if found is None:
         return False
-    row = found[0]
-    publication = Publication(
-        row_reference(database.tag, row.id, row.action, row.key).pack(),
-        lane(database.tag, row.queue),
-        to_ms(row.run_at),
-        attempted=row.attempts > row.forgiven,
-    )
+    return _tell(settings, [found], lambda broker, publications: _move(broker, publications[0]))
+
+
+def announced_workers(settings: Settings) -> Sequence[tuple[str, tuple[str, ...], str, int]]:
+    """Return (name, lanes, info as JSON, Unix milliseconds until which it holds) of each worker that Redis knows."""
+    broker = build_broker(settings)
+    try:
+        found = RedisInspector(broker.connection).workers()
+        return [(one.consumer, one.lanes, one.info, one.until_ms) for one in found]
+    finally:
+        broker.close()
+
+
+def _move(broker: Broker, publication: Publication) -> None:
+    broker.move(publication, publication.priority)
+
+
+def _tell(settings: Settings, jobs: Sequence[StoredJob], tell: Callable[[Broker, list[Publication]], None]) -> bool:
+    with store_cursor(settings) as cursor:
+        database = schema.identify(cursor)
+    publications = [
+        Publication(
+            row.reference(database),
+            lane(database.tag, row.queue),
+            row.due_ms,
+            attempted=row.attempted,
+            priority=row.priority,
+        )
+        for row in jobs
+    ]
     try:
         broker = build_broker(settings)
         try:
             if not broker.generation().number:
                 return False  # emptied: the reconciler builds it anew
-            broker.discard(publication)
-            if waiting:
-                broker.publish([publication])
+            tell(broker, publications)
         finally:
             broker.close()
     except BrokerError:

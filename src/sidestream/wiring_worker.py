@@ -27,6 +27,7 @@ from sidestream.clock import SystemClock
 from sidestream.errors import BrokerUnavailable, SettingsError
 from sidestream.job.reference import NO_TAG8
 from sidestream.keepers.controller import Controller
+from sidestream.keepers.expirer import Expirer
 from sidestream.keepers.janitor import Janitor
 from sidestream.keepers.keeper import Keeper, KeeperThread
 from sidestream.keepers.link import StoreLink
@@ -263,6 +264,7 @@ class Worker:
                 direct=settings.odoo_config is None,
             ),
             Controller(link, stop_running=self._supervisor.stop_running),
+            Expirer(tended, link),
             Janitor(link, keep_done_days=settings.keep_done_days, keep_dead_days=settings.keep_dead_days),
         ]
         return keepers

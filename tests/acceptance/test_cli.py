@@ -7,87 +7,22 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import psycopg
 import pytest
 
 from sidestream.broker.protocol import lane
-from sidestream.cli.main import main
 from sidestream.job.reference import NO_TAG8, Reference
+from sidestream.job.rules import Rules
 from sidestream.settings import Settings
 from sidestream.store import schema
 from sidestream.testing.servers import PostgresServer, RedisServer
 from sidestream.wiring import build_broker
+from tests.acceptance.conftest import Finished, Run, answer, refused
 
 SIDESTREAM = str(Path(sys.executable).with_name("sidestream"))
-
-
-class Finished(NamedTuple):
-    """What became of a command."""
-
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-Run = Callable[..., Finished]
-
-
-@pytest.fixture
-def run(
-    database: str,
-    redis_server: RedisServer,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
-) -> Run:
-    """Run ``sidestream`` with these words in a folder of its own, inside this process: a start costs half a second."""
-    for name in os.environ:
-        if name.startswith("SIDESTREAM_"):
-            monkeypatch.delenv(name)
-    monkeypatch.setenv("SIDESTREAM_CONFIG", "noted here, so that what --config sets is undone after the test")
-    monkeypatch.setenv("SIDESTREAM_DATABASE_URL", database)
-    monkeypatch.setenv("SIDESTREAM_REDIS_URL", redis_server.url)
-    monkeypatch.setenv("SIDESTREAM_DATA_DIR", str(tmp_path / "data"))
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [*sys.path])
-
-    def call(*words: str) -> Finished:
-        capfd.readouterr()
-        monkeypatch.setattr(sys, "argv", ["sidestream", *words])
-        monkeypatch.delenv("SIDESTREAM_CONFIG", raising=False)
-        with pytest.raises(SystemExit) as ended:
-            main()
-        said = capfd.readouterr()
-        code = ended.value.code
-        return Finished(code if isinstance(code, int) else 0, said.out, said.err)
-
-    return call
-
-
-@pytest.fixture
-def ready(run: Run) -> Run:
-    """The same, with the tables made."""
-    assert run("init-db").returncode == 0
-    return run
-
-
-def answer(done: Finished) -> Any:
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
-    assert done.stdout.count("\n") == 1
-    return json.loads(done.stdout)
-
-
-def refused(done: Finished, code: int, said: str) -> None:
-    assert done.returncode == code, (done.stdout, done.stderr)
-    assert said in done.stderr
-    assert done.stderr.count("\n") == 1
-    assert "Traceback" not in done.stderr
 
 
 def execute(dsn: str, statement: str) -> None:
@@ -109,7 +44,7 @@ def test_help_is_quick_and_names_every_command() -> None:
     assert fastest < 1.5  # 0.25 s on an idle machine; these cores are shared
 
 
-@pytest.mark.parametrize("command", ["init-db", "enqueue", "jobs", "job", "queues", "worker"])
+@pytest.mark.parametrize("command", ["init-db", "enqueue", "jobs", "limit", "pause", "quiet", "weight", "worker"])
 def test_every_command_explains_itself(run: Run, command: str) -> None:
     done = run(command, "--help")
     assert done.returncode == 0
@@ -146,7 +81,7 @@ def test_the_version_is_told(run: Run) -> None:
         (["enqueue", "a", "--kwarg", "lang"], "not of the form NAME=JSON"),
         (["enqueue", "a", "--kwarg", "1x=2"], "not of the form NAME=JSON"),
         (["enqueue", "a", "--kwarg", "lang=el"], "--kwarg lang 'el' is not JSON"),
-        (["enqueue", "a", "--run-at", "tomorrow"], "is not a moment"),
+        (["enqueue", "a", "--run-at", "tomorrow"], "expected ISO 8601"),
         (["enqueue", "a", "--run-at", "2026-12-24T18:00:00"], "has no time zone"),
         (["enqueue", "a", "--run-at", "2026-12-24T18:00:00Z", "--delay", "1"], "give one of them"),
         (["enqueue", "a", "--delay=-1"], "expected seconds, 0 or more"),
@@ -231,7 +166,7 @@ def test_the_tables_are_made_once(run: Run, database: str) -> None:
     first = answer(run("init-db", "--json"))
     assert answer(run("init-db", "--json")) == first
     assert first["version"] == schema.SCHEMA_VERSION
-    assert "version 1" in run("init-db").stdout
+    assert "version 2" in run("init-db").stdout
 
 
 def test_a_job_is_enqueued_and_published(ready: Run, database: str, redis_server: RedisServer) -> None:
@@ -248,6 +183,7 @@ def test_a_job_is_enqueued_and_published(ready: Run, database: str, redis_server
         tag = schema.identify(connection.cursor()).tag
     broker = build_broker(Settings(redis_url=redis_server.url))
     broker.generation()
+    broker.configure(tag, Rules())
     [delivery] = broker.claim("test", [lane(tag, "print")], free=5)
     broker.close()
     assert Reference.unpack(delivery.reference).id == 1
@@ -268,6 +204,7 @@ def test_a_direct_job_is_repeated_with_its_id(ready: Run, redis_server: RedisSer
     made = answer(ready("enqueue", "a", "--direct", "--json"))["id"]
     broker = build_broker(Settings(redis_url=redis_server.url))
     broker.generation()
+    broker.configure(NO_TAG8, Rules())
     deliveries = broker.claim("test", [lane(NO_TAG8, "default")], free=5)
     broker.close()
     assert sorted(str(Reference.unpack(delivery.reference).uuid) for delivery in deliveries) == sorted([uuid, made])
@@ -331,12 +268,14 @@ def test_a_job_is_cancelled_opened_again_and_hastened(ready: Run, database: str,
         tag = schema.identify(connection.cursor()).tag
     broker = build_broker(Settings(redis_url=redis_server.url))
     broker.generation()
+    broker.configure(tag, Rules())
     [delivery] = broker.claim("test", [lane(tag, "default")], free=5)
     broker.settle([lane(tag, "default")], [delivery])
 
     answer(ready("enqueue", "a", "--delay", "3600", "--json"))
     assert broker.claim("test", [lane(tag, "default")], free=5) == []
     assert ready("job", "2", "--run-now").stdout == "Job 2 is due now.\n"
+    broker.configure(tag, Rules())
     [delivery] = broker.claim("test", [lane(tag, "default")], free=5)
     broker.close()
     assert Reference.unpack(delivery.reference).id == 2

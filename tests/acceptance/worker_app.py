@@ -135,7 +135,12 @@ def picky(context: Context, wanted: str) -> None:
     _note(context, f"{wanted} at attempt {context.attempt}")
 
 
-@actions.action("snooze", retry=RetryPolicy(max_snoozes=2))
+@actions.action("snooze.for.ever", retry=RetryPolicy(max_snoozes=2))
+def snooze_for_ever(context: Context) -> None:
+    raise Snooze(0.1, "the courier is closed")
+
+
+@actions.action("snooze")
 def snooze(context: Context, file: str) -> None:
     """Put itself off until ``file`` is there."""
     _note(context, "snoozed")

@@ -17,7 +17,7 @@ from sidestream.broker.protocol import Broker, Delivery, Publication
 from sidestream.broker.redis.broker import RedisBroker
 from sidestream.job.reference import Reference
 from sidestream.store import adapter, schema
-from sidestream.testing.broker_contract import LEASE_MS, lanes_of
+from sidestream.testing.broker_contract import LEASE_MS, NAMES, lanes_of
 from sidestream.testing.servers import RedisServer
 
 _numbers = count()
@@ -144,17 +144,22 @@ class PostgresBench(MemoryBench):
                 job.due_ms,
                 job.attempted,
                 job.priority,
+                NAMES.get(named.action, "act"),
+                NAMES.get(named.group) if any(named.group) else None,
+                NAMES.get(named.limit) if named.limit else None,
             )
             for job in jobs
             for named in [Reference.unpack(job.reference)]
         ]
         with self.connection.cursor() as cursor:
             cursor.execute(
-                "INSERT INTO sidestream_job (id, action, queue, key, payload, run_at, attempts, priority)"
-                " SELECT id, 'act', queue, key, '{}', CASE due WHEN 0 THEN statement_timestamp() AT TIME ZONE 'UTC'"
-                " ELSE to_timestamp(due / 1000.0) AT TIME ZONE 'UTC' END, attempted::int, priority"
-                " FROM unnest(%s::bigint[], %s::text[], %s::text[], %s::bigint[], %s::bool[], %s::smallint[])"
-                " AS new (id, queue, key, due, attempted, priority)",
+                "INSERT INTO sidestream_job"
+                " (id, action, queue, key, payload, run_at, attempts, priority, group_name, limit_key)"
+                " SELECT id, action, queue, key, '{}', CASE due WHEN 0 THEN statement_timestamp() AT TIME ZONE 'UTC'"
+                " ELSE to_timestamp(due / 1000.0) AT TIME ZONE 'UTC' END, attempted::int, priority,"
+                " group_name, limit_key FROM unnest(%s::bigint[], %s::text[], %s::text[], %s::bigint[], %s::bool[],"
+                " %s::smallint[], %s::text[], %s::text[], %s::text[])"
+                " AS new (id, queue, key, due, attempted, priority, action, group_name, limit_key)",
                 [list(column) for column in zip(*rows, strict=True)],
             )
         for broker in self.brokers:

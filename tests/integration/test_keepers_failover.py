@@ -18,6 +18,7 @@ from sidestream.clock import SystemClock
 from sidestream.errors import BrokerUnavailable, GenerationMoved
 from sidestream.job.job import Job
 from sidestream.job.reference import Reference
+from sidestream.job.rules import Rules
 from sidestream.store import rows, schema
 from sidestream.store.adapter import connect
 from sidestream.testing.servers import RedisServer
@@ -38,6 +39,7 @@ class Bench:
         self.lanes = [lane(self.database.tag, "default")]
         self.primary = RedisBroker(redis.url, timeout=TIMEOUT)
         self.primary.begin_generation()
+        self.primary.configure(self.database.tag, Rules())
         self.broker = FailoverBroker(
             self.primary, PostgresBroker(self.connect, self.database), SystemClock(), probe_every=0.05
         )
@@ -73,6 +75,7 @@ class Bench:
                     found = self.broker.claim(name, self.lanes, free=1)
                 except GenerationMoved:
                     self.primary.generation()
+                    self.primary.configure(self.database.tag, Rules())
                     continue
                 for delivery in found:
                     row_id = Reference.unpack(delivery.reference).id

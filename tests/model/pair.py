@@ -20,6 +20,24 @@ class Difference(AssertionError):
     """The two brokers did not answer alike; the text tells the calls before it."""
 
 
+STEPS = {
+    "publish": 50,
+    "claim": 70,
+    "settle": 40,
+    "release": 35,
+    "bury": 5,
+    "discard": 6,
+    "move": 6,
+    "crash": 4,
+    "reclaim": 10,
+    "configure": 8,
+    "lose": 1,
+    "look": 15,
+    "advance": 50,
+}
+"""The steps and how often each is taken."""
+
+
 class Pair:
     """The memory broker and the Redis broker after the same calls."""
 
@@ -37,24 +55,6 @@ class Pair:
     def close(self) -> None:
         for bench in self.benches:
             bench.close()
-
-    def steps(self) -> dict[str, int]:
-        """Return the names of the steps and how often each is taken."""
-        return {
-            "publish": 50,
-            "claim": 70,
-            "settle": 40,
-            "release": 35,
-            "bury": 5,
-            "discard": 6,
-            "move": 6,
-            "crash": 4,
-            "reclaim": 10,
-            "configure": 8,
-            "lose": 1,
-            "look": 15,
-            "advance": 50,
-        }
 
     def step(self, name: str) -> None:
         """Take one step and compare."""

@@ -87,7 +87,7 @@ def test_short_forms_work_in_a_declaration() -> None:
         ({"key": "order:{order_id"}, "cannot be read"),
         ({"key": "order:{}"}, "expected plain names in braces"),
         ({"key": "order:{order_id!r}"}, "expected plain names in braces"),
-        ({"priority": 11}, "whole number from 0"),
+        ({"priority": 11}, "expected 0 .first. to 9"),
         ({"expires_in": 0}, "above 0"),
         ({"unique": Unique("x", "window")}, "a window needs its length"),
         ({"retry": "often"}, "expected a RetryPolicy"),

@@ -273,7 +273,7 @@ class PostgresBroker:
         found: list[Delivery] = []
         for _ in range(TRIES):
             wanted = free + prefetch - len(found)
-            if not free or wanted <= 0:
+            if wanted <= 0:
                 break
             self._read_rules()
             with self._changed:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from datetime import datetime
 from typing import Annotated, Any, NoReturn
 from uuid import UUID
 
@@ -25,8 +24,20 @@ def enqueue(
     kwarg: Annotated[list[str] | None, typer.Option(help="A named argument as NAME=JSON; may be repeated.")] = None,
     queue: Annotated[str | None, typer.Option(help="Its backlog; the action's own if not given.")] = None,
     key: Annotated[str | None, typer.Option(help="Jobs with the same key run one at a time, in order.")] = None,
+    priority: Annotated[int | None, typer.Option(help="0 (first) to 9; the action's own, else 5.")] = None,
+    group: Annotated[str | None, typer.Option(help="The tenant among whom the queue is shared.")] = None,
+    limit: Annotated[str | None, typer.Option(help="What it counts against: RULE or RULE:VALUE.")] = None,
+    unique: Annotated[str | None, typer.Option(help="Jobs with the same text are duplicates.")] = None,
+    unique_until: Annotated[str | None, typer.Option(help="started, done (if not given) or window.")] = None,
+    unique_for: Annotated[float | None, typer.Option(help="Length of the window in seconds.")] = None,
+    on_conflict: Annotated[str | None, typer.Option(help="return (if not given), replace or newest.")] = None,
     delay: Annotated[float | None, typer.Option(help="Seconds to wait before it may start.")] = None,
-    run_at: Annotated[str | None, typer.Option(help="Not before this moment: ISO 8601 with a time zone.")] = None,
+    run_at: Annotated[str | None, typer.Option(help="Not before this moment: ISO 8601.")] = None,
+    time_zone: Annotated[
+        str | None, typer.Option(help="Where moments without an offset are read: Europe/Brussels.")
+    ] = None,
+    expires_in: Annotated[float | None, typer.Option(help="Seconds after it was due; then it is cancelled.")] = None,
+    expires_at: Annotated[str | None, typer.Option(help="The same, as a moment.")] = None,
     direct: Annotated[bool, typer.Option("--direct", help="Into Redis alone, without a row.")] = False,
     uuid: Annotated[
         str | None, typer.Option("--id", help="With --direct: the uuid that makes a repeated call harmless.")
@@ -39,7 +50,22 @@ def enqueue(
     settings = options_of(context).settings()
     args = [_json("--arg", text) for text in arg or ()]
     kwargs = dict(map(_pair, kwarg or ()))
-    options: dict[str, Any] = {"queue": queue, "key": key, "delay": delay, "run_at": _moment(run_at)}
+    options: dict[str, Any] = {
+        "queue": queue,
+        "key": key,
+        "priority": priority,
+        "group": group,
+        "limit": limit,
+        "unique": unique,
+        "unique_until": unique_until,
+        "unique_for": unique_for,
+        "on_conflict": on_conflict,
+        "delay": delay,
+        "run_at": run_at,
+        "time_zone": time_zone,
+        "expires_in": expires_in,
+        "expires_at": expires_at,
+    }
     if uuid is not None and not direct:
         raise InvalidJob("--id is for --direct jobs; a row's id is given by the database.")
     made: object
@@ -81,18 +107,6 @@ def _pair(text: str) -> tuple[str, Any]:
     if not equals or not name.isidentifier():
         raise InvalidJob(f"--kwarg {text!r:.60} is not of the form NAME=JSON, for example lang='\"el\"'.")
     return name, _json(f"--kwarg {name}", value)
-
-
-def _moment(text: str | None) -> datetime | None:
-    if text is None:
-        return None
-    try:
-        return datetime.fromisoformat(text)
-    except ValueError as error:
-        raise InvalidJob(
-            f"--run-at {text!r:.60} is not a moment; expected ISO 8601 with a time zone, "
-            "for example 2026-12-24T18:00:00+02:00."
-        ) from error
 
 
 def _uuid(text: str | None) -> UUID | None:

@@ -83,13 +83,38 @@ def job(
     wanted = [name for name, given in (("cancel", cancel), ("retry", retry), ("run-now", run_now)) if given]
     if len(wanted) > 1:
         raise InvalidJob(f"--{wanted[0]} and --{wanted[1]} are both given; give one of them.")
-    if not 0 < job_id < 1 << 63:
-        raise InvalidJob(f"{job_id} is no job's id; expected a positive number, as 'sidestream jobs' shows it.")
+    _check_id(job_id)
     settings = options_of(context).settings()
     if wanted:
         _change(settings, job_id, wanted[0], as_json=as_json)
     else:
         _show(settings, job_id, as_json=as_json)
+
+
+def priority(
+    context: typer.Context,
+    job_id: Annotated[int, typer.Argument(metavar="ID", help="The job's id.")],
+    number: Annotated[int, typer.Argument(metavar="N", help="0 (first) to 9.")],
+    *,
+    as_json: AsJson = False,
+) -> None:
+    """Give a job that waits another priority."""
+    from sidestream.job.names import check_priority
+    from sidestream.store import control
+    from sidestream.wiring import reprioritize, store_cursor
+
+    _check_id(job_id)
+    check_priority(number)
+    settings = options_of(context).settings()
+    with store_cursor(settings) as cursor:
+        written = control.set_priority(cursor, job_id, number)
+    if not written.ours:
+        _answer(written, job_id, "priority")
+    reprioritize(settings, job_id)
+    if as_json:
+        print_json({"id": job_id, "priority": number})
+    else:
+        print_line(f"Job {job_id} has priority {number}.")
 
 
 def because(seen: Row, attempts: Sequence[Attempt] = ()) -> str | None:
@@ -103,6 +128,11 @@ def because(seen: Row, attempts: Sequence[Attempt] = ()) -> str | None:
     if not seen.due:
         return OpenBecause.RETRYING if seen.attempts > seen.forgiven else OpenBecause.SCHEDULED
     return OpenBecause.WAITING
+
+
+def _check_id(job_id: int) -> None:
+    if not 0 < job_id < 1 << 63:
+        raise InvalidJob(f"{job_id} is no job's id; expected a positive number, as 'sidestream jobs' shows it.")
 
 
 def _show(settings: Settings, job_id: int, *, as_json: bool) -> None:

@@ -16,7 +16,7 @@ from typing import Annotated
 
 import typer
 
-from sidestream.cli import enqueue, jobs, queues, quiet, worker
+from sidestream.cli import enqueue, jobs, queues, quiet, rules, worker, workers
 from sidestream.cli.options import GlobalOptions
 from sidestream.cli.output import EXIT_FAULT, complain, exit_code
 from sidestream.errors import SidestreamError
@@ -30,6 +30,14 @@ app = typer.Typer(
 )
 app.command("worker")(worker.worker)
 app.command("quiet")(quiet.quiet)
+app.command("workers")(workers.workers)
+app.command("pause")(rules.pause)
+app.command("resume")(rules.resume)
+app.add_typer(rules.limit, name="limit")
+app.add_typer(rules.weight, name="weight")
+app.command("ageing", context_settings=rules.NEGATIVE)(rules.ageing)
+app.command("rules")(rules.all_rules)
+app.command("priority", context_settings=rules.NEGATIVE)(jobs.priority)
 app.command("init-db")(queues.init_db)
 app.command("adopt")(queues.adopt)
 app.command("enqueue")(enqueue.enqueue)

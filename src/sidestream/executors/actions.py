@@ -10,10 +10,9 @@ from typing import Any, Literal, TypeVar
 from sidestream.errors import DuplicateAction, SettingsError, UnknownAction
 from sidestream.executors.declared_options import Arguments, Text, check_fields
 from sidestream.executors.steps import ThreeSteps
-from sidestream.job.building import check_priority
 from sidestream.job.job import DEFAULT_PRIORITY, DEFAULT_QUEUE, Unique
 from sidestream.job.moments import seconds_of
-from sidestream.job.names import check_action, check_queue, tag
+from sidestream.job.names import check_action, check_priority, check_queue, tag
 from sidestream.job.options import JobOptions
 from sidestream.job.retry import RetryPolicy, policy_of
 from sidestream.job.uniqueness import check, declared_unique
@@ -59,7 +58,7 @@ class Action:
     def __post_init__(self) -> None:
         check_action(self.name)
         check_queue(self.queue)
-        check_priority(self.name, self.priority)
+        check_priority(self.priority)
         object.__setattr__(self, "retry", policy_of(self.name, self.retry))
         if self.expires_in is not None:
             seconds_of(self.name, "expires_in", self.expires_in, least="above 0")

@@ -11,10 +11,9 @@ from typing import Any, Literal, TypeVar
 
 from sidestream.errors import DuplicateAction, SettingsError
 from sidestream.job import uniqueness
-from sidestream.job.building import check_priority
 from sidestream.job.job import DEFAULT_PRIORITY, DEFAULT_QUEUE, Unique
 from sidestream.job.moments import seconds_of
-from sidestream.job.names import check_action, check_queue, tag
+from sidestream.job.names import check_action, check_priority, check_queue, tag
 from sidestream.job.retry import RetryPolicy, policy_of
 from sidestream.job.template import fields_of
 
@@ -59,7 +58,7 @@ class ModelAction:
 
     def __post_init__(self) -> None:
         check_queue(self.queue)
-        check_priority("of a model", self.priority)
+        check_priority(self.priority)
         object.__setattr__(self, "retry", policy_of("of a model", self.retry))
         if self.expires_in is not None:
             seconds_of("of a model", "expires_in", self.expires_in, least="above 0")

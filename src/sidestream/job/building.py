@@ -8,9 +8,9 @@ from typing import Any, Unpack
 
 from sidestream.errors import InvalidJob
 from sidestream.job import uniqueness
-from sidestream.job.job import DEFAULT_PRIORITY, DEFAULT_QUEUE, LOWEST_PRIORITY, Job
+from sidestream.job.job import DEFAULT_PRIORITY, DEFAULT_QUEUE, Job
 from sidestream.job.moments import due_of, expiry_of, no_zone
-from sidestream.job.names import check_action, check_group, check_key, check_limit, check_queue
+from sidestream.job.names import check_action, check_group, check_key, check_limit, check_priority, check_queue
 from sidestream.job.options import JobOptions, refuse_unknown
 
 
@@ -73,7 +73,7 @@ def check_job(job: Job) -> Job:
         check_limit(job.limit)
     if job.unique is not None:
         uniqueness.check(job.action, job.unique)
-    check_priority(job.action, job.priority)
+    check_priority(job.priority)
     if job.id is not None:
         raise InvalidJob(
             f"The job of action {job.action!r} has the id {job.id} already; leave id out, its row gives it."
@@ -87,15 +87,6 @@ def check_job(job: Job) -> Job:
             f"{_utc(job.run_at)}, so it would never run; give expires_in, which counts from when it is due."
         )
     return job
-
-
-def check_priority(action: str, priority: object) -> None:
-    """Raise :class:`~sidestream.errors.InvalidJob` unless ``priority`` is a whole number from 0 to 9."""
-    if isinstance(priority, bool) or not isinstance(priority, int) or not 0 <= priority <= LOWEST_PRIORITY:
-        raise InvalidJob(
-            f"priority={priority!r:.60} for action {action!r:.80}: expected a whole number from 0 (first) to "
-            f"{LOWEST_PRIORITY} (last)."
-        )
 
 
 _TOGETHER = (("expires_at", "expires_in"), ("unique", *uniqueness.SHORT_FORMS))

@@ -19,6 +19,8 @@ WIDE = 10_000
 """How many of the oldest due jobs of a queue and priority are looked at when the first few are not enough."""
 WIDEST = 400_000
 """How many are looked at when these are not enough either: one key has a very long line."""
+FOR_EVER = 1e9
+"""Seconds of ageing above which it makes no difference: what PostgreSQL can subtract from now."""
 
 LEVELS = f"generate_series(0, {LOWEST_PRIORITY}) AS level (priority)"
 # Of a key's jobs among the oldest, only the first can be its head; whether any stands before is asked for that alone.
@@ -92,7 +94,7 @@ def candidates(
         "queues": list(dict.fromkeys(queues)),
         "limit": limit,
         "excluded": list(excluded),
-        "ageing": ageing,
+        "ageing": min(ageing, FOR_EVER),
         "actions": list(passed_over.actions),
         "groups": list(passed_over.groups),
         "pair_actions": [action for action, _ in passed_over.pairs],

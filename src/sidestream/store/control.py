@@ -30,11 +30,11 @@ _HANDLE_ONE = _HANDLE % "id = %(id)s::bigint"
 _HANDLE_JOB = _HANDLE % "job_id = %(id)s::bigint"
 _ENDED_BADLY = frozenset({State.DEAD, State.CANCELLED})
 # The attempts stay: they mark every compare-and-set, and a late writer of an old attempt must not find its mark again.
-_RETRY = compare_and_set(
-    f"""state = 'open', ended_at = NULL, run_at = {UTC_NOW}, forgiven = j.attempts, crashes = 0, suspects = 0,
-        releases = 0, released_since = NULL, snoozes = 0, expires_at = NULL, reason = NULL, error_group = NULL""",
-    "state IN ('dead', 'cancelled')",
-)
+OPENED_AGAIN = f"""
+    state = 'open', ended_at = NULL, run_at = {UTC_NOW}, forgiven = j.attempts, crashes = 0, suspects = 0,
+    releases = 0, released_since = NULL, snoozes = 0, expires_at = NULL, reason = NULL, error_group = NULL"""
+"""What a person's retry writes to a row."""
+_RETRY = compare_and_set(OPENED_AGAIN, "state IN ('dead', 'cancelled')")
 _PRIORITY = compare_and_set("priority = %(priority)s::smallint", "state = 'open'")
 _RUN_NOW = compare_and_set(f"run_at = least(j.run_at, {UTC_NOW})", "state = 'open'")
 

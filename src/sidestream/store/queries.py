@@ -74,7 +74,29 @@ _COUNTS = f"""
 _SEEN = f"""
     j.id, j.uuid::text, j.action, j.queue, j.key, j.state, j.created_at, j.run_at, j.ended_at, j.attempts,
     j.forgiven, j.crashes, j.suspects, j.releases, j.error, j.reason, j.run_at <= {UTC_NOW},
-    EXISTS (SELECT FROM sidestream_control c WHERE c.job_id = j.id AND c.handled_at IS NULL)"""
+    EXISTS (SELECT FROM sidestream_control c WHERE c.job_id = j.id AND c.handled_at IS NULL),
+    j.priority, j.group_name, j.limit_key, j.unique_key, j.snoozes, j.started_at, j.error_group"""
+
+
+# From the starts, which are few, to their rows: most open jobs have no attempt row.
+_RUNNING = """
+    SELECT j.id, j.action, j.queue, a.supervisor, a.slot, a.at
+    FROM sidestream_attempt a JOIN sidestream_job j ON j.id = a.job_id AND j.state = 'open'
+    WHERE a.event = 'started'
+    AND NOT EXISTS (SELECT FROM sidestream_attempt later WHERE later.job_id = a.job_id AND later.id > a.id)
+    ORDER BY a.id LIMIT %(limit)s::integer"""
+
+
+class Running(NamedTuple):
+    """A job that a worker said to have started, and not to have ended."""
+
+    id: int
+    action: str
+    queue: str
+    supervisor: str
+    slot: int
+    #: Aware, UTC.
+    at: datetime
 
 
 class QueueCounts(NamedTuple):
@@ -120,6 +142,17 @@ class Row:
     due: bool
     #: Whether a person asked to cancel it and no supervisor has done so yet.
     cancelling: bool
+    #: 0 (first) to 9.
+    priority: int
+    group: str | None
+    limit: str | None
+    unique: str | None
+    #: Times that it put itself off.
+    snoozes: int
+    #: When the transaction that said "done" began; None before.
+    started_at: datetime | None
+    #: Of a dead job: what it shares with those of the like error.
+    error_group: str | None
 
 
 def open_in_chunk(cur: Cursor, chunk: int, until: datetime | None = None) -> list[StoredJob]:
@@ -173,25 +206,42 @@ def page(
     queue: str | None = None,
     before_id: int | None = None,
     limit: int = 50,
+    *,
+    action: str | None = None,
+    group: str | None = None,
+    key: str | None = None,
+    error_group: str | None = None,
 ) -> list[Row]:
     """Return up to ``limit`` rows, newest first; the next page begins before the last one's id.
 
-    ``state`` and ``queue`` narrow it down; None means all.
+    The others narrow it down; None means all.
     """
     conditions = ["true"]
     if state is not None:
         # Written out, not bound: only then does the planner see that a partial index has exactly these rows.
         conditions.append(f"j.state = '{State(state).value}'")
-    if queue is not None:
-        conditions.append("j.queue = %(queue)s::text")
+    wanted = {"queue": queue, "action": action, "group_name": group, "key": key, "error_group": error_group}
+    conditions += [f"j.{name} = %({name})s::text" for name, value in wanted.items() if value is not None]
     if before_id is not None:
         conditions.append("j.id < %(before)s::bigint")
     cur.execute(
         f"SELECT {_SEEN} FROM sidestream_job j WHERE {' AND '.join(conditions)} "
         "ORDER BY j.id DESC LIMIT %(limit)s::integer",
-        {"queue": queue, "before": before_id, "limit": limit},
+        {**wanted, "before": before_id, "limit": limit},
     )
     return [_row(*row) for row in cur.fetchall()]
+
+
+def running(cur: Cursor, limit: int = 1000) -> list[Running]:
+    """Return up to ``limit`` open jobs whose newest attempt row says that they were started, oldest start first.
+
+    Workers write that row for jobs that run alone or for long; of the short ones the broker knows.
+    """
+    cur.execute(_RUNNING, {"limit": limit})
+    return [
+        Running(row_id, action, queue, supervisor, slot, at.replace(tzinfo=UTC))
+        for row_id, action, queue, supervisor, slot, at in cur.fetchall()
+    ]
 
 
 def job(cur: Cursor, id: int) -> tuple[Row, str, list[Attempt]] | None:  # noqa: A002
@@ -214,7 +264,7 @@ def _stored(rows: Sequence[Any]) -> list[StoredJob]:
 
 
 def _row(*columns: Any) -> Row:
-    row_id, uuid, action, queue, key, state, created_at, run_at, ended_at, *rest = columns
+    row_id, uuid, action, queue, key, state, created_at, run_at, ended_at, *rest, started_at, shared = columns
     return Row(
         row_id,
         None if uuid is None else UUID(uuid),
@@ -224,9 +274,13 @@ def _row(*columns: Any) -> Row:
         State(state),
         created_at.replace(tzinfo=UTC),
         run_at.replace(tzinfo=UTC),
-        None if ended_at is None else ended_at.replace(tzinfo=UTC),
-        *rest,
+        _aware(ended_at),
+        *(*rest, _aware(started_at), shared),
     )
+
+
+def _aware(moment: datetime | None) -> datetime | None:
+    return None if moment is None else moment.replace(tzinfo=UTC)
 
 
 def _naive(moment: datetime | None) -> datetime | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from sidestream.errors import LockLost
+from sidestream.job.errorgroup import error_group
 from sidestream.store.cursor import Cursor
 from sidestream.store.inserting import insert, insert_done
 from sidestream.store.stored import StoredJob
@@ -45,7 +46,8 @@ _FAIL = compare_and_set(
     _AS_SEEN,
 )
 _BURY = compare_and_set(
-    f"state = 'dead', ended_at = {UTC_NOW}, attempts = j.attempts + %(charge)s::integer, error = %(error)s::text",
+    f"""state = 'dead', ended_at = {UTC_NOW}, attempts = j.attempts + %(charge)s::integer, error = %(error)s::text,
+        error_group = %(group)s::text""",
     _AS_SEEN,
 )
 _CRASHES = "j.crashes + 1 + greatest(j.suspects, 0)"
@@ -53,14 +55,17 @@ _CRASH = compare_and_set(
     f"""attempts = j.attempts + 1, crashes = {_CRASHES},
         state = CASE WHEN {_CRASHES} >= %(max)s::integer THEN 'dead' ELSE 'open' END,
         ended_at = CASE WHEN {_CRASHES} >= %(max)s::integer THEN {UTC_NOW} END,
+        error_group = CASE WHEN {_CRASHES} >= %(max)s::integer THEN %(group)s::text END,
         {_STARTS_AGAIN.replace("suspects = 0", "suspects = %(suspects)s::integer")}""",
     _AS_SEEN,
 )
+# "snoozed" begins a new count of releases: putting itself off is what the action wanted, and has a cap of its own.
 _SNOOZE = compare_and_set(
     f"""snoozes = j.snoozes + 1, run_at = {UTC_NOW} + %(delay)s::float8 * interval '1 second', suspects = 0,
         releases = 0, released_since = NULL, reason = %(reason)s::text,
         state = CASE WHEN j.snoozes >= %(cap)s::integer THEN 'dead' ELSE 'open' END,
         ended_at = CASE WHEN j.snoozes >= %(cap)s::integer THEN {UTC_NOW} END,
+        error_group = CASE WHEN j.snoozes >= %(cap)s::integer THEN %(group)s::text END,
         error = CASE WHEN j.snoozes >= %(cap)s::integer
                 THEN format('It put itself off more than %%s times; the last reason: %%s', %(cap)s::integer,
                             %(reason)s::text)
@@ -80,6 +85,7 @@ _COUNT_RELEASES = compare_and_set(
         reason = %(reason)s::text,
         state = CASE WHEN {_SPENT} THEN 'dead' ELSE 'open' END,
         ended_at = CASE WHEN {_SPENT} THEN {UTC_NOW} END,
+        error_group = CASE WHEN {_SPENT} THEN %(group)s::text END,
         error = CASE WHEN {_SPENT}
                 THEN format('It was handed back %%s times since %%s UTC without being run; the last reason: %%s',
                             {_COUNTED}, to_char(coalesce(j.released_since, {UTC_NOW}), 'YYYY-MM-DD HH24:MI:SS'),
@@ -109,12 +115,6 @@ def fail(cur: Cursor, id: int, attempts_seen: int, delay_s: float, error: str) -
     return write(cur, _FAIL, parameters, attempts_seen=attempts_seen)
 
 
-def snooze(cur: Cursor, id: int, attempts_seen: int, delay_s: float, reason: str, cap: int) -> Written:  # noqa: A002
-    """Put the job off without charging an attempt; dead when it did so ``cap`` times before."""
-    parameters = {"id": id, "seen": attempts_seen, "delay": delay_s, "reason": storable(reason), "cap": cap}
-    return write(cur, _SNOOZE, parameters, attempts_seen=attempts_seen)
-
-
 def bury(
     cur: Cursor,
     id: int,  # noqa: A002
@@ -124,8 +124,8 @@ def bury(
     charge_attempt: bool = True,
 ) -> Written:
     """End the job as dead; its key is free."""
-    parameters = {"id": id, "seen": attempts_seen, "charge": int(charge_attempt), "error": storable(error)}
-    return write(cur, _BURY, parameters, attempts_seen=attempts_seen)
+    parameters = {"id": id, "seen": attempts_seen, "charge": int(charge_attempt)}
+    return write(cur, _BURY, {**parameters, **_told(error)}, attempts_seen=attempts_seen)
 
 
 def crash(
@@ -147,9 +147,33 @@ def crash(
         "seen": attempts_seen,
         "max": max_crashes,
         "suspects": CHARGED if with_host else 0,
-        "error": storable(error),
+        **_told(error),
     }
     return write(cur, _CRASH, parameters, attempts_seen=attempts_seen)
+
+
+def snooze(
+    cur: Cursor,
+    id: int,  # noqa: A002
+    attempts_seen: int,
+    delay_s: float,
+    reason: str,
+    cap: int,
+) -> Written:
+    """Put the job off because its action asked for it: no attempt is charged, it keeps its place in its key's line.
+
+    Counted in the row; the job ends as dead when it did so ``cap`` times before.
+    """
+    group = error_group(storable(f"It put itself off more than 0 times; the last reason: {reason}"))
+    parameters = {
+        "id": id,
+        "seen": attempts_seen,
+        "delay": delay_s,
+        "reason": storable(reason),
+        "group": group,
+        "cap": cap,
+    }
+    return write(cur, _SNOOZE, parameters, attempts_seen=attempts_seen)
 
 
 def suspect(cur: Cursor, id: int, attempts_seen: int) -> Written:  # noqa: A002
@@ -171,5 +195,11 @@ def count_releases(
     Report the first one and then every tenth. The job ends as dead at ``cap`` releases, or at ``AGE_CAP_FROM`` of them
     when the first was ``age_cap_s`` seconds ago; a job that is not due starts its count anew.
     """
+    group = error_group(storable(f"It was handed back 0 times; the last reason: {reason}"))
     parameters = {"id": id, "releases": releases, "reason": storable(reason), "cap": cap, "age": age_cap_s}
+    parameters["group"] = group
     return write(cur, _COUNT_RELEASES, parameters)
+
+
+def _told(error: str) -> dict[str, str]:
+    return {"error": storable(error), "group": error_group(storable(error))}

@@ -10,6 +10,7 @@ from typing import Any
 from sidestream.job.codec import to_ms
 from sidestream.job.job import DEFAULT_PRIORITY
 from sidestream.job.reference import row_reference
+from sidestream.store.cursor import Cursor
 from sidestream.store.schema import Database
 
 COLUMNS = ("id", "action", "queue", "key", "run_at", "attempts", "priority", "group_name", "limit_key", "snoozes")
@@ -53,6 +54,13 @@ class StoredJob:
     def reference(self, database: Database) -> bytes:
         """Return the packed reference to this row of ``database``."""
         return row_reference(database.tag, self.id, self.action, self.key, self.group, self.limit).pack()
+
+
+def find(cur: Cursor, row_id: int) -> StoredJob | None:
+    """Return the row ``row_id`` in whatever state it is; None when there is none."""
+    cur.execute(f"SELECT {NAMES} FROM sidestream_job WHERE id = %(id)s::bigint", {"id": row_id})  # noqa: S608  # ours
+    row = cur.fetchone()
+    return None if row is None else stored_job(row)
 
 
 def stored_job(columns: Sequence[Any], *, existed: bool = False) -> StoredJob:

@@ -1,6 +1,7 @@
 """The broker contract as tests: order, keys and waiting.
 
-``broker_contract_leases`` holds leases, contents and direct jobs.
+``broker_contract_leases`` holds leases, contents and direct jobs; ``broker_contract_order`` priorities and groups,
+``broker_contract_limits``, ``broker_contract_pauses`` and ``broker_contract_traps`` what their names say.
 
 A case asks for the fixture ``bench``, a :class:`Bench` around one broker; what a broker does not do is excused by the
 case's name in the suite that runs them (``tests/contract``).
@@ -12,15 +13,22 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Protocol
+from itertools import count
+from typing import Any, Protocol
 from uuid import UUID, uuid4
 
 from sidestream.broker.protocol import Broker, Delivery, Place, Publication, lane
-from sidestream.job.reference import Reference, direct_reference, row_reference
+from sidestream.job.job import DEFAULT_PRIORITY
+from sidestream.job.names import tag
+from sidestream.job.reference import Reference, direct_reference, group_tag, limit_tag, row_reference
+from sidestream.job.rules import Rules
 
 LEASE_MS = 15_000
 RENEW_MS = 3_000
 MANY = 100_000
+NAMES: dict[bytes, str | None] = {}
+"""What the tags in the cases' references stand for: a broker that reads rows is given rows with these names."""
+_versions = count(1)
 
 
 class Bench(Protocol):
@@ -59,16 +67,46 @@ def lanes_of(bench: Bench) -> list[str]:
     return [lane(bench.database, "default")]
 
 
-def row(bench: Bench, row_id: int, key: str | None = None, *, due: int = 0, attempted: bool = False) -> Publication:
+def row(
+    bench: Bench,
+    row_id: int,
+    key: str | None = None,
+    *,
+    due: int = 0,
+    attempted: bool = False,
+    priority: int = DEFAULT_PRIORITY,
+    group: str | None = None,
+    limit: str | None = None,
+    action: str = "act",
+    queue: str = "default",
+) -> Publication:
     """Return the publication of a row."""
-    packed = row_reference(bench.database, row_id, "act", key).pack()
-    return Publication(packed, lane(bench.database, "default"), due, None, attempted)
+    NAMES.update({tag(action, 4): action, group_tag(group): group, limit_tag(limit): limit})
+    packed = row_reference(bench.database, row_id, action, key, group, limit).pack()
+    return Publication(packed, lane(bench.database, queue), due, None, attempted, priority)
 
 
 def direct(bench: Bench, key: str | None = None, uuid: UUID | None = None) -> Publication:
     """Return the publication of a direct job."""
     packed = direct_reference(uuid or uuid4(), "act", key, bench.database).pack()
     return Publication(packed, lane(bench.database, "default"), 0, b"signed bytes")
+
+
+def govern(bench: Bench, broker: Broker | None = None, **rules: Any) -> Rules:
+    """Put rules in force, newer than all before, and return them."""
+    new = Rules(next(_versions), **rules)
+    assert (broker or bench.broker).configure(bench.database, new)
+    return new
+
+
+def serve(bench: Bench, count: int, *, consumer: str = "w1", queues: Sequence[str] = ("default",)) -> list[int]:
+    """Claim and end up to ``count`` jobs one by one; return their ids in that order."""
+    served: list[int] = []
+    for _ in range(count):
+        found = bench.broker.claim(consumer, [lane(bench.database, queue) for queue in queues], free=1)
+        bench.end(found)
+        served += ids(found)
+    return served
 
 
 def ids(deliveries: Sequence[Delivery]) -> list[int]:
@@ -325,58 +363,3 @@ class KeyCases:
         ]
         assert len(claim(bench, 1)) == 1
         assert bench.broker.locate(jobs[:1]) == [Place.HANDED_OFF]
-
-
-class WaitingCases:
-    """A claim that finds nothing waits for a first job."""
-
-    def test_nothing_comes(self, bench: Bench) -> None:
-        began = time.monotonic()
-        assert claim(bench, 1, wait_ms=150) == []
-        assert 0.1 < time.monotonic() - began < 1.0
-
-    def test_without_free_children_nobody_waits(self, bench: Bench) -> None:
-        began = time.monotonic()
-        assert claim(bench, 0, 5, wait_ms=5000) == []
-        assert time.monotonic() - began < 1.0
-
-    def test_a_published_job_wakes_the_reader(self, bench: Bench) -> None:
-        second, got = bench.second(), []
-        with running(lambda: got.extend(second.claim("w2", lanes_of(bench), free=2, wait_ms=10_000))):
-            wait_until_blocked(bench)
-            began = time.monotonic()
-            bench.put([row(bench, 7)])
-        assert ids(got) == [7]
-        assert time.monotonic() - began < 1.0
-        assert second.settle(lanes_of(bench), got) == []
-
-    def test_the_next_of_a_key_wakes_the_reader(self, bench: Bench) -> None:
-        bench.put([row(bench, 1, "k"), row(bench, 2, "k")])
-        (head,) = claim(bench)
-        second, got = bench.second(), []
-        with running(lambda: got.extend(second.claim("w2", lanes_of(bench), free=1, wait_ms=10_000))):
-            wait_until_blocked(bench)
-            bench.end([head])
-        assert ids(got) == [2]
-
-    def test_a_reader_gets_no_more_than_it_has_children(self, bench: Bench) -> None:
-        second, got = bench.second(), []
-        with running(lambda: got.extend(second.claim("w2", lanes_of(bench), free=2, wait_ms=10_000))):
-            wait_until_blocked(bench)
-            bench.put([row(bench, number) for number in range(1, 6)])
-        assert ids(got) == [1, 2]
-        assert ids(claim(bench)) == [3, 4, 5]
-
-    def test_a_due_time_ends_the_wait(self, bench: Bench) -> None:
-        bench.put([row(bench, 1, due=bench.now() + 300)])
-        got: list[Delivery] = []
-        with running(lambda: got.extend(claim(bench, 1, wait_ms=10_000))):
-            bench.advance(400)
-        assert ids(got) == [1]
-
-
-def wait_until_blocked(bench: Bench) -> None:
-    """Return when a reader waits."""
-    deadline = time.monotonic() + 10
-    while not bench.somebody_waits():
-        assert time.monotonic() < deadline, "no reader began to wait within 10 s"

@@ -19,10 +19,11 @@ local function withdraw(reference, lane, priority)
   return true
 end
 -- It runs, so it is the head: whoever took its place goes back, unless that one runs too.
+local stated = {} -- in this call: leased at its end
 local function run_as_head(one)
   local head = read_head(one.reference)
   if head and head.reference ~= one.reference then
-    if handed_off(head.reference) then return end
+    if stated[head.reference] or handed_off(head.reference) then return end
     unplace(head.reference, head.lane, head.priority)
     join_line(head)
   end
@@ -46,6 +47,7 @@ for i = 4, #ARGV, 8 do
     if keyed(reference) then run_as_head(stander(reference, lane, level, tonumber(ready), 0)) end
     lane_number(lane)
     hold_slots(reference, lane)
+    stated[reference] = true
     local n = #references + 1
     references[n], readies[n], lanes[n], levels[n], positions[n] = reference, ready, lane, level, (i - 4) / 8 + 1
   end

@@ -1,0 +1,114 @@
+"""Why a job waits, in one sentence: what PostgreSQL tells first, then what the broker knows. Pure: a table of cases."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+
+from sidestream.broker.protocol import Explanation, Place
+from sidestream.errors import WireError
+from sidestream.job.reference import Reference
+from sidestream.job.rules import Limit, Scope
+from sidestream.job.states import State
+from sidestream.store.rules import Entry
+from sidestream.store.waiting import Facts
+from sidestream.store.why import moment, why_of_row
+
+NAMED = 3
+"""How many holders of a limit are named."""
+
+
+def why(
+    facts: Facts, entries: Iterable[Entry], explanation: Explanation | None, workers: Sequence[Sequence[str]] | None
+) -> str:
+    """Return one English sentence.
+
+    Args:
+        facts: The row.
+        entries: The rules of its database.
+        explanation: What the broker says of its reference; None while it is away.
+        workers: For each worker that is alive, the names of the queues that it serves of this database; None: unknown.
+    """
+    entries = list(entries)
+    job = facts.job
+    told = why_of_row(facts, entries)
+    running = facts.state is State.OPEN and explanation is not None and explanation.place is Place.HANDED_OFF
+    if told is not None and not running:
+        return told
+    if explanation is None:
+        return f"Job {job.id} is ready, but Redis does not answer: a worker takes it from PostgreSQL within seconds."
+    unserved = workers is not None and not any(job.queue in queues for queues in workers)
+    if unserved and explanation.place is not Place.HANDED_OFF:
+        return f"Job {job.id} waits because no worker that is alive serves the queue {job.queue!r}."
+    return f"Job {job.id} {_placed(facts, entries, explanation)}."
+
+
+def _placed(facts: Facts, entries: Sequence[Entry], found: Explanation) -> str:
+    job = facts.job
+    match found.place:
+        case Place.HANDED_OFF:
+            return f"is with the worker {found.consumer}, which runs it or is about to"
+        case Place.LIMITED:
+            return _limited(facts, entries, found)
+        case Place.PAUSED:
+            return f"is set aside because its {found.scope} was paused; it comes back by itself within seconds"
+        case Place.PARKED:
+            return f"waits until a worker is started that knows the action {job.action!r}"
+        case Place.BEHIND_KEY:
+            return f"waits behind {_named(found.holders[:1]) or 'another job'} with the same key {job.key!r}"
+        case Place.DELAYED:
+            until = f" until {_at(found.until_ms)}" if found.until_ms else ""
+            reason = f", because of the last time: {facts.reason}" if facts.reason else ""
+            return f"was handed back and is put off{until}{reason}"
+        case Place.READY if found.rank:
+            return (
+                f"waits for a free worker behind {found.rank} other jobs of its group and priority in the queue "
+                f"{job.queue!r}"
+            )
+        case Place.READY:
+            return f"is the next of its group and priority in the queue {job.queue!r} and waits for a free worker"
+        case _:
+            return "is open and was not published yet; the reconciler does so within seconds"
+
+
+def _limited(facts: Facts, entries: Sequence[Entry], found: Explanation) -> str:
+    job = facts.job
+    names = {
+        "queue": (f"the queue {job.queue!r}", job.queue),
+        "action": (f"the action {job.action!r}", job.action),
+        "key": (f"the limit key {job.limit!r}", (job.limit or "").partition(":")[0]),
+    }
+    what, name = names.get(found.scope, ("everything", ""))
+    limits = {(entry.scope, entry.name): entry.limit for entry in entries if entry.limit is not None}
+    limit = limits.get((found.scope or Scope.GLOBAL.value, name))
+    if found.until_ms:
+        rate = f" of {limit.rate:g} a second" if limit is not None and limit.rate is not None else ""
+        return f"waits for the rate{rate} of {what}; its next turn is at {_at(found.until_ms)}"
+    if limit is not None and _nothing(limit):
+        return f"waits because the limit of {what} is 0: nothing of it may start"
+    most = f" of {limit.concurrency}" if limit is not None and limit.concurrency is not None else ""
+    holders = _named(found.holders)
+    return f"waits for the limit{most} of {what}" + (f", which is used up by {holders}" if holders else "")
+
+
+def _nothing(limit: Limit) -> bool:
+    return limit.concurrency == 0 or limit.rate == 0
+
+
+def _named(holders: Sequence[bytes]) -> str:
+    names = [_name(one) for one in holders[:NAMED]]
+    if len(holders) > NAMED:
+        names.append(f"{len(holders) - NAMED} more")
+    return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1] if names else ""
+
+
+def _name(raw: bytes) -> str:
+    try:
+        reference = Reference.unpack(raw)
+    except WireError:
+        return "a job of another release"
+    return f"the direct job {reference.uuid}" if reference.direct else f"job {reference.id}"
+
+
+def _at(ms: int) -> str:
+    return moment(datetime.fromtimestamp(ms / 1000, UTC))

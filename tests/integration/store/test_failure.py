@@ -1,0 +1,149 @@
+"""Dead letters by error, bulk retry and discard, expiry, snooze, priorities."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from sidestream.errors import InvalidJob, InvalidName
+from sidestream.job.job import Job
+from sidestream.store import bulk, candidates, control, opening, queries, rows
+from sidestream.store.bulk import Filter
+from tests.integration.store.sessions import Session
+
+NOW = datetime.now(UTC)
+
+
+def dead(session: Session, error: str, **options: Any) -> int:
+    job_id = session.one(**options)
+    assert rows.bury(session.cur, job_id, 0, error).dead
+    return job_id
+
+
+def test_dead_jobs_are_grouped_by_what_their_errors_share(a: Session) -> None:
+    ids = [dead(a, f"ValueError: order {n} of 2024-01-{n:02d} has no lines\nmore") for n in range(10, 13)]
+    other = dead(a, "KeyError: 'x'", queue="other")
+    first, second = bulk.error_groups(a.cur)
+    assert (first.error_group, first.count, first.newest_id) == ("ValueError: order … of … has no lines", 3, ids[-1])
+    assert first.newest_error.startswith("ValueError: order 12")
+    assert (second.count, second.newest_id, second.actions) == (1, other, ("test.act",))
+    assert [one.newest_id for one in bulk.error_groups(a.cur, Filter(queue="other"))] == [other]
+    assert [row.id for row in queries.page(a.cur, "dead", error_group=first.error_group)] == ids[::-1]
+
+
+def test_every_way_to_die_has_a_group(a: Session) -> None:
+    crashed, spent, snoozed = (a.one() for _ in range(3))
+    rows.crash(a.cur, crashed, 0, "It crashed: signal 11.", 1)
+    rows.count_releases(a.cur, spent, 5, "locked", 5)
+    rows.snooze(a.cur, snoozed, 0, 1.0, "no stock", cap=0)
+    assert a.value("SELECT count(*) FROM sidestream_job WHERE state = 'dead' AND error_group IS NOT NULL") == 3
+
+
+def test_bulk_retry_takes_what_fits_in_lots_and_waits_for_nobody(a: Session, b: Session) -> None:
+    ids = [dead(a, f"Boom {n}", group="g") for n in range(5)]
+    dead(a, "other")
+    b.execute("BEGIN")
+    b.all("SELECT 1 FROM sidestream_job WHERE id = %(id)s FOR UPDATE", {"id": ids[1]})
+    only = Filter(error_group="Boom …", group="g", action="test.act", queue="default")
+    found = [job.id for job in bulk.retry_dead(a.cur, only, limit=2)]
+    assert found == [ids[0], ids[2]]
+    assert [job.id for job in bulk.retry_dead(a.cur, only, limit=2, after_id=found[-1])] == ids[3:]
+    b.rollback()
+    assert [job.id for job in bulk.retry_dead(a.cur, only)] == [ids[1]]
+    assert a.row(ids[0], "state, forgiven, error_group") == ("open", 1, None)
+    assert bulk.error_groups(a.cur)[0].count == 1
+
+
+def test_bulk_discard_says_by_whom(a: Session) -> None:
+    job_id = dead(a, "Boom")
+    assert [job.id for job in bulk.discard_dead(a.cur, Filter(), by="Ann")] == [job_id]
+    assert a.row(job_id, "state, reason") == ("cancelled", "discarded by Ann")
+    for limit in (0, 5001):
+        with pytest.raises(InvalidJob, match=f"lot of {limit} jobs"):
+            bulk.discard_dead(a.cur, Filter(), limit=limit)
+
+
+# -- expiry ----------------------------------------------------------------------------------------------------------
+
+
+def test_an_expired_job_ends_as_cancelled_when_it_is_opened(a: Session) -> None:
+    job_id = a.one(expires_at=NOW - timedelta(minutes=1))
+    found = a.open(job_id)
+    assert isinstance(found, opening.Cancelled)
+    a.commit()
+    state, reason = a.row(job_id, "state, reason")
+    assert state == "cancelled"
+    assert reason.startswith("expired: it was to be started by 20")
+
+
+def test_the_keeper_cancels_expired_jobs_that_wait_and_no_others(a: Session, b: Session) -> None:
+    past, future = NOW - timedelta(minutes=1), NOW + timedelta(minutes=9)
+    waiting, scheduled = a.one(expires_at=past), a.one(expires_at=past, run_at=future)
+    started, running, later, never = a.one(), a.one(), a.one(expires_at=future), a.one()
+    b.hold(running)
+    a.execute("UPDATE sidestream_job SET expires_at = %(past)s, attempts = 1 WHERE id = %(id)s",
+              {"id": started, "past": past.replace(tzinfo=None)})  # fmt: skip
+    assert [job.id for job in bulk.expire(a.cur)] == [waiting, scheduled]
+    assert bulk.expire(a.cur) == []
+    assert isinstance(a.open(started), opening.Opened), "it was started in time; a retry is no start"
+    a.rollback()
+    assert {row.id for row in queries.page(a.cur, "open")} == {started, running, later, never}
+
+
+# -- snooze ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_snooze_costs_no_attempt_and_keeps_the_place_in_line(a: Session) -> None:
+    first, second = a.one(key="k"), a.one(key="k")
+    rows.count_releases(a.cur, first, 9, "locked", 100)
+    written = rows.snooze(a.cur, first, 0, 60.0, "no stock", 9)
+    assert written.ours
+    assert not written.terminal
+    assert a.row(first, "attempts, snoozes, releases, reason") == (0, 1, 0, "no stock")
+    assert isinstance(a.open(second), opening.Blocked)
+    a.rollback()
+    assert isinstance(a.open(first), opening.NotDue)
+    a.rollback()
+    assert rows.snooze(a.cur, first, 1, 60.0, "late", 9).moved, "compare-and-set"
+
+
+def test_a_snooze_has_a_cap_of_its_own(a: Session) -> None:
+    job_id = a.one()
+    for _ in range(2):
+        assert not rows.snooze(a.cur, job_id, 0, 0.0, "no stock", cap=2).dead
+    assert rows.snooze(a.cur, job_id, 0, 0.0, "no stock", cap=2).dead
+    assert a.row(job_id, "error") == ("It put itself off more than 2 times; the last reason: no stock",)
+    control.retry(a.cur, job_id)
+    assert a.row(job_id, "state, snoozes") == ("open", 0)
+
+
+# -- priority --------------------------------------------------------------------------------------------------------
+
+
+def test_the_lowest_number_goes_first_and_may_be_changed(a: Session, b: Session) -> None:
+    low, high, usual = a.one(priority=9), a.one(priority=0), a.one()
+    assert [job.id for job in candidates.open_and_due(a.cur, ["default"], 9)] == [high, usual, low]
+    assert control.set_priority(a.cur, low, 0).ours
+    assert [job.id for job in candidates.open_and_due(a.cur, ["default"], 9)] == [low, high, usual]
+    b.hold(usual)
+    assert control.set_priority(a.cur, usual, 1).locked
+    with pytest.raises(InvalidName, match=r"priority 10 is not allowed: expected 0 \(first\) to 9"):
+        control.set_priority(a.cur, low, 10)
+
+
+def test_aged_jobs_are_told_apart(a: Session) -> None:
+    old = a.one(priority=9, run_at=NOW - timedelta(hours=1))
+    new = [a.one(priority=9), a.one(priority=1)]
+    found = candidates.candidates(a.cur, ["default"], 9, ageing=600.0)
+    assert {one.job.id: one.aged for one in found} == {old: True, new[0]: False, new[1]: False}
+
+
+def test_what_is_passed_over(a: Session) -> None:
+    free = a.one(group="g2")
+    a.one(group="g1")
+    a.insert(Job("other.act"), Job("pair.act", group="g2"), Job("test.act", limit="l:1"), Job("test.act", limit="r:2"))
+    passed_over = candidates.PassedOver({"other.act"}, {"g1"}, {("pair.act", "g2")}, {"l:1"}, {"r"})
+    found = candidates.candidates(a.cur, ["default"], 9, passed_over=passed_over)
+    assert [one.job.id for one in found] == [free]
