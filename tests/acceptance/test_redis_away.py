@@ -114,7 +114,7 @@ def enqueue_many(world: World, count: int) -> None:
 def references(world: World) -> int:
     """Return how many references Redis holds, wherever they wait."""
     client = world.valkey
-    waiting = sum(client.zcard(key) for kind in ("ready", "delayed") for key in client.scan_iter(f"*:{kind}:*"))
+    waiting = sum(client.zcard(key) for kind in ("bin:r", "delayed:") for key in client.scan_iter(f"*:{kind}*"))
     return int(waiting + client.hlen("sidestream:{s0}:leases"))
 
 
