@@ -17,6 +17,7 @@ from sidestream.clock import ManualClock
 from sidestream.errors import BrokerUnavailable
 from sidestream.job.job import Job
 from sidestream.job.reference import Reference, row_reference
+from sidestream.job.rules import Rules
 from sidestream.keepers.link import StoreLink
 from sidestream.keepers.reconciler import GRACE, Reconciler
 from sidestream.store import rows, schema
@@ -93,6 +94,7 @@ class Bench:
     def claimed(self, most: int = 1000) -> list[int]:
         """Claim everything that is ready; return the rows' ids."""
         self.broker.generation()
+        self.broker.configure(self.database.tag, Rules())
         found: list[int] = []
         while deliveries := self.broker.claim("worker", [self.lane], free=most):
             found += [Reference.unpack(delivery.reference).id for delivery in deliveries]
