@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import stat
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ from sidestream.broker.protocol import Broker, Publication, lane
 from sidestream.broker.redis import embedded
 from sidestream.broker.redis.broker import RedisBroker
 from sidestream.broker.redis.inspect import RedisInspector
+from sidestream.broker.why import why
 from sidestream.client import Client
 from sidestream.errors import BrokerError, SettingsError
 from sidestream.executors.actions import Actions
@@ -25,7 +27,7 @@ from sidestream.odoo_config import database_parameters
 from sidestream.process import account
 from sidestream.relay import CHUNK_SIZE, Relay
 from sidestream.settings import Settings
-from sidestream.store import adapter, schema, stored
+from sidestream.store import adapter, rules, schema, stored, waiting
 from sidestream.store.stored import StoredJob
 
 KEY_FILE = "signing.key"
@@ -137,6 +139,32 @@ def reprioritize(settings: Settings, job_id: int) -> bool:
     return _tell(settings, [found], lambda broker, publications: _move(broker, publications[0]))
 
 
+def why_waiting(settings: Settings, job_id: int) -> str | None:
+    """Return the sentence that says why a row's job waits or how it ended; None when there is no such row."""
+    with store_cursor(settings) as cursor:
+        database, facts, entries = schema.identify(cursor), waiting.facts(cursor, job_id), rules.entries(cursor)
+    if facts is None:
+        return None
+    explanation, serving = None, None
+    try:
+        broker = build_broker(settings)
+        try:
+            if broker.generation().number:
+                explanation = broker.explain(_publication(database, facts.job))
+            found = RedisInspector(broker.connection).workers()
+        finally:
+            broker.close()
+        now_ms, own = time.time() * 1000, f"{database.tag.hex()}:"
+        serving = [
+            [name.removeprefix(own) for name in worker.lanes if name.startswith(own)]
+            for worker in found
+            if worker.until_ms > now_ms
+        ]
+    except BrokerError:
+        explanation = None  # the sentence says that it is away
+    return why(facts, entries, explanation, serving)
+
+
 def announced_workers(settings: Settings) -> Sequence[tuple[str, tuple[str, ...], str, int]]:
     """Return (name, lanes, info as JSON, Unix milliseconds until which it holds) of each worker that Redis knows."""
     broker = build_broker(settings)
@@ -154,16 +182,7 @@ def _move(broker: Broker, publication: Publication) -> None:
 def _tell(settings: Settings, jobs: Sequence[StoredJob], tell: Callable[[Broker, list[Publication]], None]) -> bool:
     with store_cursor(settings) as cursor:
         database = schema.identify(cursor)
-    publications = [
-        Publication(
-            row.reference(database),
-            lane(database.tag, row.queue),
-            row.due_ms,
-            attempted=row.attempted,
-            priority=row.priority,
-        )
-        for row in jobs
-    ]
+    publications = [_publication(database, row) for row in jobs]
     try:
         broker = build_broker(settings)
         try:
@@ -175,6 +194,16 @@ def _tell(settings: Settings, jobs: Sequence[StoredJob], tell: Callable[[Broker,
     except BrokerError:
         return False
     return True
+
+
+def _publication(database: schema.Database, row: StoredJob) -> Publication:
+    return Publication(
+        row.reference(database),
+        lane(database.tag, row.queue),
+        row.due_ms,
+        attempted=row.attempted,
+        priority=row.priority,
+    )
 
 
 def _key_file(folder: Path, user: str | None) -> tuple[str, bytes]:

@@ -245,7 +245,7 @@ def test_jobs_are_listed_by_page_state_and_queue(ready: Run, database: str) -> N
     assert ready("jobs", "--state", "done").stdout == "No jobs.\n"
     counts = answer(ready("queues", "--json"))["queues"]
     assert [(queue["queue"], queue["due"], queue["dead"]) for queue in counts] == [("even", 3, 2), ("odd", 3, 2)]
-    assert ready("queues").stdout.splitlines()[1].split() == ["even", "3", "0", "0", "2", "0"]
+    assert ready("queues").stdout.splitlines()[1].split()[:5] == ["even", "3", "0", "0", "2"]
 
 
 def test_what_users_wrote_is_shown_as_it_is(ready: Run, database: str) -> None:

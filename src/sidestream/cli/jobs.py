@@ -30,23 +30,38 @@ def jobs(
     *,
     state: Annotated[str | None, typer.Option(help="Only this state: open, done, dead or cancelled.")] = None,
     queue: Annotated[str | None, typer.Option(help="Only this queue.")] = None,
+    action: Annotated[str | None, typer.Option(help="Only this action.")] = None,
+    group: Annotated[str | None, typer.Option(help="Only this group.")] = None,
+    key: Annotated[str | None, typer.Option(help="Only this key.")] = None,
+    error: Annotated[str | None, typer.Option(help="Only errors of this kind, as 'sidestream dead' shows it.")] = None,
     limit: Annotated[int, typer.Option(help=f"At most so many, up to {MOST}.")] = 20,
     before: Annotated[int | None, typer.Option(help="Only ids below this: the last id of the page before.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """List jobs, newest first."""
-    from sidestream.job.names import check_queue
+    from sidestream.job.names import check_action, check_group, check_key, check_queue
     from sidestream.store import queries
     from sidestream.wiring import store_cursor
 
     if state is not None and state not in {known.value for known in State}:
         raise InvalidJob(f"--state {state!r:.40} is not a state; expected {', '.join(State)}.")
-    if queue is not None:
-        check_queue(queue)
+    for given, check in ((queue, check_queue), (action, check_action), (group, check_group), (key, check_key)):
+        if given is not None:
+            check(given)
     if not 1 <= limit <= MOST:
         raise InvalidJob(f"--limit {limit} is not allowed; expected 1 to {MOST}.")
     with store_cursor(options_of(context).settings()) as cursor:
-        found = queries.page(cursor, state=state, queue=queue, before_id=before, limit=limit)
+        found = queries.page(
+            cursor,
+            state=state,
+            queue=queue,
+            action=action,
+            group=group,
+            key=key,
+            error_group=error,
+            before_id=before,
+            limit=limit,
+        )
     if as_json:
         print_json({"jobs": [_plain(seen, because(seen)) for seen in found]})
     elif not found:
@@ -83,7 +98,7 @@ def job(
     wanted = [name for name, given in (("cancel", cancel), ("retry", retry), ("run-now", run_now)) if given]
     if len(wanted) > 1:
         raise InvalidJob(f"--{wanted[0]} and --{wanted[1]} are both given; give one of them.")
-    _check_id(job_id)
+    check_id(job_id)
     settings = options_of(context).settings()
     if wanted:
         _change(settings, job_id, wanted[0], as_json=as_json)
@@ -103,7 +118,7 @@ def priority(
     from sidestream.store import control
     from sidestream.wiring import reprioritize, store_cursor
 
-    _check_id(job_id)
+    check_id(job_id)
     check_priority(number)
     settings = options_of(context).settings()
     with store_cursor(settings) as cursor:
@@ -130,7 +145,8 @@ def because(seen: Row, attempts: Sequence[Attempt] = ()) -> str | None:
     return OpenBecause.WAITING
 
 
-def _check_id(job_id: int) -> None:
+def check_id(job_id: int) -> None:
+    """Raise :class:`~sidestream.errors.InvalidJob` unless ``job_id`` may be a row's id."""
     if not 0 < job_id < 1 << 63:
         raise InvalidJob(f"{job_id} is no job's id; expected a positive number, as 'sidestream jobs' shows it.")
 

@@ -16,7 +16,7 @@ from typing import Annotated
 
 import typer
 
-from sidestream.cli import enqueue, jobs, queues, quiet, rules, worker, workers
+from sidestream.cli import dead, enqueue, jobs, queues, quiet, rules, why, worker, workers
 from sidestream.cli.options import GlobalOptions
 from sidestream.cli.output import EXIT_FAULT, complain, exit_code
 from sidestream.errors import SidestreamError
@@ -29,6 +29,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("worker")(worker.worker)
+app.command("why")(why.why)
+app.add_typer(dead.dead, name="dead")
 app.command("quiet")(quiet.quiet)
 app.command("workers")(workers.workers)
 app.command("pause")(rules.pause)

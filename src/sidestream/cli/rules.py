@@ -48,7 +48,7 @@ def pause(
 ) -> None:
     """Let no more jobs of a queue, an action, a group, or an action of a group start; running ones go on."""
     what = _pause(queue, action, group)
-    _write(context, lambda cursor, rules: rules.pause(cursor, what, by=_who(), note=note))
+    _write(context, lambda cursor, rules: rules.pause(cursor, what, by=who(), note=note))
     _tell(
         as_json, {"paused": _named(what)}, f"Paused: {_words(what)}. Workers know within a second; what runs goes on."
     )
@@ -80,7 +80,7 @@ def limit_set(
 
     kind, name = _scope(scope)
     wanted = Limit(concurrency, None if rate is None else _rate(rate), burst)
-    _write(context, lambda cursor, rules: rules.set_limit(cursor, kind, name, wanted, by=_who(), note=note))
+    _write(context, lambda cursor, rules: rules.set_limit(cursor, kind, name, wanted, by=who(), note=note))
     _tell(as_json, {"scope": kind, "name": name, **_limit(wanted)}, f"Limited: {scope} to {_limit_words(wanted)}.")
 
 
@@ -110,7 +110,7 @@ def weight_set(
 ) -> None:
     """Give a queue or a group so many turns for one of a queue or group with weight 1."""
     kind, name = _weighed(what)
-    _write(context, lambda cursor, rules: rules.set_weight(cursor, kind, name, value, by=_who(), note=note))
+    _write(context, lambda cursor, rules: rules.set_weight(cursor, kind, name, value, by=who(), note=note))
     _tell(as_json, {"kind": kind, "name": name, "weight": value}, f"The {kind} {name} has weight {value:g}.")
 
 
@@ -146,7 +146,7 @@ def ageing(
         _write(context, lambda cursor, rules: rules.remove_ageing(cursor))
         found = DEFAULT_AGEING
     elif seconds is not None:
-        _write(context, lambda cursor, rules: rules.set_ageing(cursor, seconds, by=_who(), note=note))
+        _write(context, lambda cursor, rules: rules.set_ageing(cursor, seconds, by=who(), note=note))
         found = seconds
     else:
         found = _write(context, lambda cursor, rules: rules.read(cursor)).ageing
@@ -186,7 +186,8 @@ def _tell(as_json: bool, plain: dict[str, object], sentence: str) -> None:
         print_line(sentence)
 
 
-def _who() -> str:
+def who() -> str:
+    """Return what a change is signed with: the account and the host."""
     try:
         name = getpass.getuser()
     except (KeyError, OSError):  # a number without an account
