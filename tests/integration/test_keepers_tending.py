@@ -192,7 +192,8 @@ def test_another_database_behind_the_same_address_is_refused(bench: Bench) -> No
     assert bench.link.database() == bench.database
     bench.link.close()
     bench.connection.execute(
-        "DROP TABLE sidestream_job, sidestream_attempt, sidestream_job_record, sidestream_control, sidestream_meta"
+        "DROP TABLE sidestream_job, sidestream_attempt, sidestream_job_record, sidestream_control, sidestream_meta,"
+        " sidestream_rule"
     )
     with bench.connection.transaction(), bench.connection.cursor() as cursor:
         schema.install(cursor)

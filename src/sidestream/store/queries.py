@@ -52,7 +52,8 @@ _OVERDUE_AMONG_FEW = f"""
         SELECT due.* FROM queues CROSS JOIN {LEVELS} CROSS JOIN LATERAL (
             SELECT {NAMES} FROM sidestream_job
             WHERE state = 'open' AND queue = queues.queue AND priority = level.priority
-            AND run_at < {UTC_NOW} - %(older)s::float8 * interval '1 second' LIMIT {FEW + 1}) due
+            AND run_at < {UTC_NOW} - %(older)s::float8 * interval '1 second'
+            ORDER BY run_at LIMIT {FEW + 1}) due  -- ordered, so that the index is used for levels without rows, too
         LIMIT {FEW + 1}),
     found AS MATERIALIZED (SELECT * FROM few WHERE id > %(after)s::bigint ORDER BY id LIMIT %(limit)s::integer)
     SELECT (SELECT count(*) FROM few) > {FEW}, {OF_J}

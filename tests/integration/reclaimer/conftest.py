@@ -14,6 +14,7 @@ from sidestream.broker.redis.broker import RedisBroker
 from sidestream.clock import ManualClock
 from sidestream.job.job import Job
 from sidestream.job.reference import NO_TAG8, Reference, direct_reference, row_reference
+from sidestream.job.rules import Rules
 from sidestream.job.uuids import new_uuid
 from sidestream.keepers.link import StoreLink
 from sidestream.keepers.reclaimer import Reclaimer
@@ -40,6 +41,8 @@ class Bench:
         self.lanes = [lane(self.database.tag, "default"), lane(NO_TAG8, "default")]
         self.broker = self.another_broker()
         self.broker.begin_generation()
+        for database in (self.database.tag, NO_TAG8):
+            self.broker.configure(database, Rules())
         self.link = StoreLink(lambda: connect(dsn, f"sidestream/{US}/keepers", autocommit=True))
         #: What the slots of dead supervisors say; a supervisor that is not here is of another host.
         self.slots: dict[str, frozenset[bytes]] = {}

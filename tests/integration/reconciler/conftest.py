@@ -12,6 +12,7 @@ import psycopg
 import pytest
 
 from sidestream.broker.protocol import Publication, lane
+from sidestream.broker.redis import keys
 from sidestream.broker.redis.broker import RedisBroker
 from sidestream.clock import ManualClock
 from sidestream.errors import BrokerUnavailable
@@ -84,6 +85,11 @@ class Bench:
         self.clock.advance(GRACE * RENEW)
         self.steps()
         self.broker.generation()
+        self.broker.configure(self.database.tag, Rules())
+
+    def bin(self, client: Any) -> bytes:
+        """Return the key of the one bin that holds ready jobs, b"" when there is none."""
+        return next(iter(client.keys(f"{keys.PREFIX}bin:*")), b"")
 
     def answers(self) -> bool:
         try:

@@ -230,7 +230,7 @@ def test_a_lost_reference_is_published_by_force_after_two_looks_a_lease_apart(be
     bench.build()
     bench.broker.claim("worker", [bench.lane], free=1)
     with bench.redis.client() as client:
-        assert client.zrem(keys.ready(keys.PREFIX, bench.lane), bench.publication(3).reference) == 1
+        assert client.zrem(bench.bin(client), bench.publication(3).reference) == 1
     bench.steps()
     bench.clock.advance(LEASE - 0.1)
     bench.steps()
@@ -248,7 +248,7 @@ def test_a_reference_that_was_found_again_is_missed_anew(bench: Bench) -> None:
     bench.insert_many(1)
     bench.build()
     with bench.redis.client() as client:
-        ready = keys.ready(keys.PREFIX, bench.lane)
+        ready = bench.bin(client)
         score = client.zscore(ready, bench.publication(1).reference)
         client.zrem(ready, bench.publication(1).reference)
         bench.steps()
@@ -268,7 +268,7 @@ def test_overdue_rows_are_looked_for_in_laps(bench: Bench, monkeypatch: pytest.M
     bench.insert_many(25)
     bench.build()
     with bench.redis.client() as client:
-        client.zrem(keys.ready(keys.PREFIX, bench.lane), bench.publication(24).reference)
+        client.zrem(bench.bin(client), bench.publication(24).reference)
     for _ in range(3):
         bench.steps()
     bench.clock.advance(LEASE)
@@ -317,10 +317,10 @@ def test_10_000_open_jobs_are_back_within_10_s_of_flushall(bench: Bench) -> None
     thread = KeeperThread([Reconciler(RedisBroker(bench.redis.url), link, SystemClock(), lease=LEASE, renew=RENEW)])
     thread.start()
     with bench.redis.client() as client:
-        assert client.zcard(keys.ready(keys.PREFIX, bench.lane)) == 10_000
+        assert client.zcard(bench.bin(client)) == 10_000
         bench.redis.flushall()
         began = time.monotonic()
-        wait_until(lambda: client.zcard(keys.ready(keys.PREFIX, bench.lane)) == 10_000, "10,000 ready jobs")
+        wait_until(lambda: client.zcard(bench.bin(client)) == 10_000, "10,000 ready jobs")
         assert time.monotonic() - began < 10
     assert thread.stop()
 
