@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from sidestream.broker.protocol import Capability, Place, lane
 from sidestream.job.names import tag
 from sidestream.job.rules import Pause, Rules
@@ -10,7 +12,7 @@ from sidestream.testing.broker_contract import Bench, claim, govern, ids, lanes_
 ACT, BILL = tag("act", 4), tag("bill", 4)
 
 
-def pause(**what: str) -> dict[str, frozenset[Pause]]:
+def pause(**what: str) -> dict[str, Any]:
     """Return rules with one pause."""
     return {"pauses": frozenset({Pause(**what)})}
 
