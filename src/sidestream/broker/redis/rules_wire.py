@@ -34,6 +34,8 @@ def pack_rules(rules: Rules) -> bytes:
 def _limits(limits: Mapping[tuple[Scope, str], Limit]) -> dict[str, Any]:
     found: dict[str, Any] = {"queues": {}, "actions": {}, "keys": {}}
     for (scope, name), limit in sorted(limits.items()):
+        if limit.concurrency is None and limit.rate is None:
+            continue  # unlimited: not looked at for every job
         numbers = [
             -1 if limit.concurrency is None else limit.concurrency,
             -1 if limit.rate is None else limit.rate,

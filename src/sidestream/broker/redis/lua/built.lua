@@ -1,13 +1,11 @@
 -- State that all open rows of a database were published in this generation.
--- KEYS[1] prefix; built: meta wakes, and what waking touches
+-- KEYS[1] prefix; built: as configure
 -- ARGV    generation, now, database (16 hex digits)
 -- Returns {code}
 -- Flags   allow-oom
 if moved() then return {MOVED} end
 call('HSET', META, 'built:' .. ARGV[3], 1)
--- Whoever waited for that is looked at.
 call('HDEL', META, 'sweep:' .. ARGV[3])
-call('ZADD', WAKES, NOW_TEXT, 's' .. ARGV[3])
-work_off()
-hand_off()
+call('ZADD', WAKES, NOW_TEXT, 's' .. ARGV[3]) -- what waited for it may go on
+serve_waiting()
 return {OK}

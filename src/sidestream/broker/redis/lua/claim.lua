@@ -11,15 +11,7 @@ local lanes = {unpack(ARGV, 8)}
 call('HDEL', FREE, consumer)
 local promoted = work_off()
 for _, lane in ipairs(lanes) do promoted = promoted + promote(lane) end
-if call('EXISTS', UNKNOWN) == 1 then
-  -- Parked by somebody who does not know the action: handed to us, who do, in this same call.
-  local mine, known = {}, known_to(consumer)
-  for _, lane in ipairs(lanes) do mine[lane_number(lane)] = true end
-  for _, pool in ipairs(call('SMEMBERS', UNKNOWN)) do
-    local number, action = string.match(pool, '^u(%d+):(%x+)$')
-    if mine[number] and (not known or known[unhex(action)]) then promoted = promoted + wake(pool, 100) end
-  end
-end
+promoted = promoted + wake_known(consumer, lanes)
 
 local flat = read_hand(consumer)
 while #flat > 3 * free do -- it announced more children than it has now
@@ -27,6 +19,7 @@ while #flat > 3 * free do -- it announced more children than it has now
   for _ = 1, 3 do flat[#flat] = nil end
 end
 local room = free - #flat / 3
+opens_at, met_unknown = nil, false
 if room + prefetch > 0 then
   local granted = grant(consumer, pick(lanes, room, prefetch, consumer))
   if flat[1] then
@@ -35,7 +28,8 @@ if room + prefetch > 0 then
     flat = granted
   end
 end
-if promoted > 0 then hand_off() end
+local opens_ms = opens_at -- of our pick: others' follow
+if promoted > 0 or met_unknown then hand_off() end
 if flat[1] or wait == 0 or free == 0 then return {OK, 0, flat} end
 
 local block = math.min(wait, 1000)
@@ -45,7 +39,7 @@ for _, lane in ipairs(lanes) do
 end
 local waking = tonumber(call('ZRANGE', WAKES, 0, 0, 'WITHSCORES')[2])
 if waking then block = math.max(1, math.min(block, waking - NOW)) end
-if opens_at then block = math.max(1, math.min(block, opens_at - NOW)) end
+if opens_ms then block = math.max(1, math.min(block, opens_ms - NOW)) end
 -- Shorter than the read, so that nothing is handed to a reader that has just given up; what is, its next claim reads.
 call('HSET', FREE, consumer, digits(free) .. ' ' .. digits(NOW + block) .. '\n' .. table.concat(lanes, '\n'))
 return {OK, block, flat}

@@ -2,7 +2,7 @@
 -- KEYS[1] prefix; built: meta rules lanes leases slots:<db>:<limit> wakes ring: bin:
 -- ARGV    generation, now, database (16 hex digits), version, digest of the bytes, rules (MessagePack)
 -- Returns {code, 1, or 0 when newer ones govern it, or these do}
--- Flags   none
+-- Flags   allow-oom
 if moved() then return {MOVED} end
 local database, field = ARGV[3], 'rules:' .. ARGV[3]
 local stored = call('HGET', META, field)
@@ -40,6 +40,5 @@ if before then
 end
 call('HDEL', META, 'sweep:' .. database)
 call('ZADD', WAKES, NOW_TEXT, 's' .. database)
-work_off()
-hand_off()
+serve_waiting()
 return {OK, 1}

@@ -23,22 +23,16 @@ elseif found == READY then
   elseif rules and rules.groups[group_of(reference)] then
     answer[2], answer[3] = PAUSED, 'group'
   elseif rules and rules.limited then
-    -- Full for everything or for the queue: nothing is parked, the lane is not looked at.
-    local list = counted(reference, lane, rules)
-    for i = 1, #list, 2 do
-      local kind, most = sub(list[i], 1, 1), list[i + 1][1]
-      if kind == 'g' or kind == 'q' then
-        local tokens, at = tokens_of(database_of(lane), list[i], list[i + 1])
-        local full = no_slot(database_of(lane), list[i], most)
-        if full or (tokens and tokens <= 0.999999) then
-          answer[2], answer[3], answer[4] = LIMITED, kind == 'g' and 'global' or 'queue', not full and at or 0
-          if full then
-            for _, holder in ipairs(call('SRANDMEMBER', slots_key(database_of(lane), list[i]), 10)) do
-              answer[#answer + 1] = holder
-            end
-          end
-          break
-        end
+    -- Closed for everything or for the queue: nothing is parked, the lane is not looked at.
+    local list, database = {}, database_of(lane)
+    for _, one in ipairs({{'g', rules.everything}, {'q' .. queue, rules.by_queue[queue]}}) do
+      if one[2] then list[#list + 1], list[#list + 2] = one[1], one[2] end
+    end
+    local name, full, at = closed(database, list)
+    if name then
+      answer[2], answer[3], answer[4] = LIMITED, name == 'g' and 'global' or 'queue', at or 0
+      for _, holder in ipairs(full and call('SRANDMEMBER', slots_key(database, name), 10) or {}) do
+        answer[#answer + 1] = holder
       end
     end
   end

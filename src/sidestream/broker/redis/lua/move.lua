@@ -15,15 +15,16 @@ if found == DELAYED then
   local due = call('ZSCORE', delayed_key(lane, priority), reference)
   call('ZREM', delayed_key(lane, priority), reference)
   call('ZADD', delayed_key(lane, new), due, reference)
-elseif found ~= NOWHERE then
+elseif found ~= NOWHERE and priority ~= new then
   local ready = call('ZSCORE', bin_key(pool, seat_of(reference, priority)), member)
-  remove(pool, seat_of(reference, priority), member)
+  -- The new place first: a parked pool that is empty for a moment would forget when it is looked at.
   if found == READY then
     put(pool, seat_of(reference, new), {ready, reference})
   else
     park(pool, reference, lane, new, ready)
   end
-else
+  remove(pool, seat_of(reference, priority), member)
+elseif found == NOWHERE then
   local one = keyed(reference) and find_in_line(reference)
   if not one then return {OK, 0} end
   call('ZREM', line_key(reference), one.bytes)

@@ -48,5 +48,6 @@ if full[1] then
   call('HDEL', BUCKETS, unpack(full))
   call('ZREM', FULL, unpack(full))
 end
+mend_slots({unpack(ARGV, 6)})
 hand_off()
 return answer

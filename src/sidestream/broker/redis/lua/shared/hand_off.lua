@@ -1,34 +1,48 @@
 -- The straight path. free: consumer -> "<children> <until_ms>" and its lanes, one a line, announced by readers that
 -- block on hand:<consumer>. Whoever makes a job ready gives the oldest ready jobs to the readers that wait for them, no
 -- more than they can run. An element of that list: entry, meta, a line feed, payload.
+local function hand_to(consumer, told)
+  local children, till, names = string.match(told, '^(%d+) (%d+)\n(.+)$')
+  children = tonumber(children)
+  if not children or tonumber(till) < NOW then
+    call('HDEL', FREE, consumer)
+    return
+  end
+  local lanes = {}
+  for lane in string.gmatch(names, '[^\n]+') do lanes[#lanes + 1] = lane end
+  wake_known(consumer, lanes)
+  local flat, elements = grant(consumer, pick(lanes, children, 0, consumer)), {}
+  for at = 1, #flat, 3 do
+    elements[#elements + 1] = flat[at] .. flat[at + 1] .. '\n' .. flat[at + 2]
+  end
+  if not elements[1] then return end
+  call('RPUSH', hand_key(consumer), unpack(elements))
+  -- Its leases run out long before; the list of a reader that died goes by itself.
+  call('PEXPIRE', hand_key(consumer), 600000)
+  if #elements == children then
+    call('HDEL', FREE, consumer)
+  else
+    call('HSET', FREE, consumer, digits(children - #elements) .. ' ' .. till .. '\n' .. names)
+  end
+end
 local function hand_off()
   if call('HLEN', FREE) == 0 then return end
-  local announced = call('HGETALL', FREE)
-  for i = 1, #announced, 2 do
-    local consumer = announced[i]
-    local children, till, names = string.match(announced[i + 1], '^(%d+) (%d+)\n(.+)$')
-    children = tonumber(children)
-    if not children or tonumber(till) < NOW then
-      call('HDEL', FREE, consumer)
-    else
-      local lanes = {}
-      for lane in string.gmatch(names, '[^\n]+') do lanes[#lanes + 1] = lane end
-      local flat, elements = grant(consumer, pick(lanes, children, 0, consumer)), {}
-      for at = 1, #flat, 3 do
-        elements[#elements + 1] = flat[at] .. flat[at + 1] .. '\n' .. flat[at + 2]
-      end
-      if elements[1] then
-        call('RPUSH', hand_key(consumer), unpack(elements))
-        -- Its leases run out long before; the list of a reader that died goes by itself.
-        call('PEXPIRE', hand_key(consumer), 600000)
-        if #elements == children then
-          call('HDEL', FREE, consumer)
-        else
-          call('HSET', FREE, consumer, digits(children - #elements) .. ' ' .. till .. '\n' .. names)
-        end
-      end
+  local unknown = false
+  for _ = 1, 2 do -- again when somebody met an action that he does not know: one before him may
+    local announced = call('HGETALL', FREE)
+    for i = 1, #announced, 2 do
+      hand_to(announced[i], announced[i + 1])
+      unknown = unknown or met_unknown
     end
+    if not unknown then return end
   end
+end
+-- Something that is looked at in wakes changed: where readers wait nobody's claim would do it at once.
+local function serve_waiting()
+  work_off()
+  if call('HLEN', FREE) == 0 then return end
+  work_off()
+  hand_off()
 end
 -- Whatever was handed to a reader and not read yet. Answers flat as grant() does; what was reclaimed since is left out.
 local function read_hand(consumer)

@@ -26,7 +26,7 @@ local function grant(consumer, references, readies, lanes, levels, counts)
   local token, n, m = new_token(), 0, 0
   for i = 1, #references do
     local reference = references[i]
-    if byte(reference) % 2 == 0 then -- a direct job
+    if is_direct(reference) then
       uuids[#uuids + 1] = uuid_of(reference)
       nth[i] = #uuids
     end

@@ -1,21 +1,21 @@
 -- Limits: slots:<database>:<limit> is the set of references that hold one; buckets: <database>:<limit> -> tokens and the ms
--- at which they were counted; full: the same -> the ms at which it is full again and may be forgotten (reclaim.lua). A limit is named g (everything), q<queue>, a<action tag> or k<rule and value tags>; its
--- numbers are {concurrency, rate, burst}, -1: none.
+-- at which they were counted; full: the same -> the ms at which it is full again and may be forgotten (reclaim.lua). A limit
+-- is named g (everything), q<queue>, a<action tag> or k<rule and value tags>; its numbers are {concurrency, rate, burst}, -1:
+-- none.
 local function slots_key(database, name) return P .. 'slots:' .. database .. ':' .. name end
 
 -- What a job counts against: name, numbers, ... of each.
 local function counted(reference, lane, rules)
-  local list, key = {}, limit_of(reference)
-  local function add(name, numbers)
-    if numbers then
-      list[#list + 1] = name
-      list[#list + 1] = numbers
-    end
-  end
-  add('g', rules.everything)
-  add('q' .. queue_of(lane), rules.by_queue[queue_of(lane)])
-  add('a' .. hex(action_of(reference)), rules.by_action[action_of(reference)])
-  if key then add('k' .. hex(key), rules.by_key[sub(key, 1, 4)]) end
+  local list, n = {}, 0
+  local function add(name, numbers) list[n + 1], list[n + 2], n = name, numbers, n + 2 end
+  if rules.everything then add('g', rules.everything) end
+  local queue = rules.by_queue[queue_of(lane)]
+  if queue then add('q' .. queue_of(lane), queue) end
+  local action = action_of(reference)
+  if rules.by_action[action] then add('a' .. hex(action), rules.by_action[action]) end
+  local key = limit_of(reference)
+  local its = key and rules.by_key[sub(key, 1, 4)]
+  if its then add('k' .. hex(key), its) end
   return list
 end
 
@@ -32,36 +32,43 @@ local function tokens_of(database, name, numbers)
   if tokens > 0.999999 then return tokens, NOW end
   return tokens, math.ceil(NOW + (1 - tokens) * 1000 / rate)
 end
-
-local function no_slot(database, name, most)
-  return most >= 0 and (not is_built(database) or call('SCARD', slots_key(database, name)) >= most)
+-- How many more may run at once: 0 when it is full, and until supervisors have stated what they hold; nil: no such limit.
+local function room_of(database, name, numbers)
+  if numbers[1] < 0 then return nil end
+  if not is_built(database) then return 0 end
+  return math.max(0, numbers[1] - call('SCARD', slots_key(database, name)))
 end
 
--- Nil: the job may run, and holds its slots and has its tokens. Else which limit is full, and the ms at which it opens
--- (nil: when a slot is given back, or the rules change). All or nothing. Before a database is built, supervisors are still
--- stating what they hold: no slot of it is given.
-local function admit(reference, lane, rules)
-  local database, list, buckets, full = database_of(lane), counted(reference, lane, rules), {}, {}
+-- The first limit of a list that lets nobody through, slots before tokens: its name, whether its slots are full, and the ms
+-- at which it opens by itself (nil: when a slot is given back, or the rules change). Else nil, and the tokens found.
+local function closed(database, list)
+  local found = {}
   for i = 1, #list, 2 do
-    if no_slot(database, list[i], list[i + 1][1]) then return list[i], nil end
+    if room_of(database, list[i], list[i + 1]) == 0 then return list[i], true, nil end
   end
   for i = 1, #list, 2 do
     local tokens, at = tokens_of(database, list[i], list[i + 1])
-    if tokens then
-      if tokens <= 0.999999 then return list[i], at end
-      local bucket, numbers = database .. ':' .. list[i], list[i + 1]
-      buckets[#buckets + 1] = bucket
-      buckets[#buckets + 1] = string.format('%.6f %d', tokens - 1, NOW)
-      full[#full + 1] = string.format('%.0f', NOW + (numbers[3] - tokens + 1) * 1000 / numbers[2])
-      full[#full + 1] = bucket
-    end
+    if tokens and tokens <= 0.999999 then return list[i], false, at end
+    found[i] = tokens
   end
+  return nil, found
+end
+
+-- Nil: the job may run, and holds its slots and has its tokens. Else the limit that is closed, and the ms at which it opens
+-- (nil: not by itself). All or nothing.
+local function admit(reference, lane, rules)
+  local database, list = database_of(lane), counted(reference, lane, rules)
+  if not list[1] then return nil end
+  local name, tokens, at = closed(database, list)
+  if name then return name, at end
   for i = 1, #list, 2 do
-    if list[i + 1][1] >= 0 then call('SADD', slots_key(database, list[i]), reference) end
-  end
-  if buckets[1] then
-    call('HSET', BUCKETS, unpack(buckets))
-    call('ZADD', FULL, unpack(full))
+    local numbers = list[i + 1]
+    if numbers[1] >= 0 then call('SADD', slots_key(database, list[i]), reference) end
+    if tokens[i] then
+      local bucket = database .. ':' .. list[i]
+      call('HSET', BUCKETS, bucket, string.format('%.6f %d', tokens[i] - 1, NOW))
+      call('ZADD', FULL, string.format('%.0f', math.ceil(NOW + (numbers[3] - tokens[i] + 1) * 1000 / numbers[2])), bucket)
+    end
   end
   return nil
 end

@@ -26,10 +26,7 @@ local function wake(pool, count)
     end
     if not empty then charge(pool, seat, 1, 1) end
   end
-  if is_empty(pool) then
-    call('SREM', byte(pool) == 117 and UNKNOWN or PARKED, pool)
-    call('ZREM', WAKES, pool)
-  end
+  if is_empty(pool) then forget_pool(pool) end
   return woken
 end
 
@@ -45,28 +42,28 @@ local function wake_limit(pool, most)
   else
     numbers = rules.by_key[unhex(sub(name, 2, 9))]
   end
-  local room, opens = most, NOW + 1000
-  if numbers then
-    if numbers[1] >= 0 then room = math.min(room, numbers[1] - call('SCARD', slots_key(database, name))) end
-    local tokens, at = tokens_of(database, name, numbers)
-    if tokens then
-      room = math.min(room, math.floor(tokens + 0.000001))
-      if room <= 0 then opens = at end
-    end
-    if no_slot(database, name, numbers[1]) then room, opens = 0, nil end
-  elseif room == most then
-    opens = NOW -- no limit any more: the rest follows in the next call
+  if not numbers then -- no limit any more: the rest follows in the next call
+    local woken = wake(pool, most)
+    if not is_empty(pool) then call('ZADD', WAKES, NOW_TEXT, pool) end
+    return woken
   end
+  local slots, tokens, at = room_of(database, name, numbers), tokens_of(database, name, numbers)
+  local full, room, opens = slots == 0, math.min(most, slots or most), nil
+  if tokens then room = math.min(room, math.floor(tokens + 0.000001)) end
   local woken = room > 0 and wake(pool, room) or 0
   if is_empty(pool) then return woken end
-  if numbers and room > 0 and numbers[2] > 0 then
-    opens = math.max(NOW + 1, math.min(NOW + 1000, math.ceil(NOW + 1000 / numbers[2])))
+  if room > 0 then
+    opens = NOW + 1000
+    if numbers[2] > 0 then opens = math.max(NOW + 1, math.min(opens, math.ceil(NOW + 1000 / numbers[2]))) end
+  elseif not full then
+    opens = at
   end
   if opens then call('ZADD', WAKES, digits(opens), pool) else call('ZREM', WAKES, pool) end
   return woken
 end
 
--- A lease ended: its slots are free, and whoever waits for one is woken. Answers whether a limit may let others in now.
+-- A lease ended: its slots are free, and for each the next one that waits for it is woken (only as many as were freed: others
+-- are on their way already). Answers whether a limit may let others in now.
 local function free_slots(reference, lane)
   local rules = rules_of(lane)
   if not rules or not rules.limited then return false end
@@ -77,7 +74,7 @@ local function free_slots(reference, lane)
       freed = true
       local pool = 'l' .. database .. ':' .. name
       local kind = byte(name)
-      if (kind == 97 or kind == 107) and not is_empty(pool) then wake_limit(pool, 100) end -- a, k
+      if (kind == 97 or kind == 107) and not is_empty(pool) then wake_limit(pool, 1) end -- a, k
     end
   end
   return freed
@@ -140,6 +137,47 @@ local function work_off()
         woken = woken + wake(task, room)
       end
     end
+  end
+  return woken
+end
+
+-- A slot whose holder has no lease any more (its key was lost, by whatever hand) is free; a part of them is looked at a call.
+local function mend(database, name, most)
+  local slots, lost = slots_key(database, name), {}
+  local holders = call('SRANDMEMBER', slots, most)
+  local leases = holders[1] and call('HMGET', LEASES, unpack(holders)) or {}
+  for i = 1, #holders do
+    if not leases[i] then lost[#lost + 1] = holders[i] end
+  end
+  if lost[1] then call('SREM', slots, unpack(lost)) end
+  return lost[1] ~= nil
+end
+local function mend_slots(lanes)
+  local limited = false
+  for _, lane in ipairs(lanes) do
+    local rules = rules_of(lane)
+    if rules and rules.limited then
+      limited = true
+      if rules.everything then mend(database_of(lane), 'g', 100) end
+      if rules.by_queue[queue_of(lane)] then mend(database_of(lane), 'q' .. queue_of(lane), 100) end
+    end
+  end
+  if not limited then return end
+  local found = call('SSCAN', PARKED, call('HGET', META, 'mend') or '0', 'COUNT', 100)
+  call('HSET', META, 'mend', found[1])
+  for _, pool in ipairs(found[2]) do
+    if byte(pool) == 108 and mend(sub(pool, 2, 17), sub(pool, 19), 20) then call('ZADD', WAKES, NOW_TEXT, pool) end -- l
+  end
+  work_off()
+end
+-- Jobs whose action nobody knew who met them go on in these lanes when this consumer knows it. Answers how many.
+local function wake_known(consumer, lanes)
+  if call('EXISTS', UNKNOWN) == 0 then return 0 end
+  local mine, known, woken = {}, known_to(consumer), 0
+  for _, lane in ipairs(lanes) do mine[lane_number(lane)] = true end
+  for _, pool in ipairs(call('SMEMBERS', UNKNOWN)) do
+    local number, action = string.match(pool, '^u(%d+):(%x+)$')
+    if mine[number] and (not known or known[unhex(action)]) then woken = woken + wake(pool, 100) end
   end
   return woken
 end

@@ -2,6 +2,8 @@
 -- has one): lanes in turn by weight, the seats of a lane as pool.lua serves them. What may not run is parked, at most 100 a call.
 -- Answers references, their ready times (text), lanes, priorities (text).
 local opens_at -- of the last pick: the ms at which a full limit lets a lane in again, or nil
+local met_unknown -- whether the last pick parked a job whose action its consumer does not know
+local MOST_PAUSED = 1000 -- most seats of paused groups that leave their rings in a call
 
 local function opens(at)
   if at and (not opens_at or at < opens_at) then opens_at = at end
@@ -37,12 +39,17 @@ local function took(open, one, count)
   open.marks[' now'] = string.format('%.6f', open.now)
 end
 
--- The seat that a lane serves next; paused groups' seats leave the ring when met.
+-- The seat that a lane serves next; paused groups' seats leave the ring when met, the rest of very many in the next call.
 local function seat_in(one)
   while true do
     local seat = next_seat(one.pool, one.rules.ageing)
     if not seat or not one.rules.grouped or not one.rules.groups[sub(seat, 2)] then return seat end
     call('ZREM', ring_key(one.pool), seat)
+    one.left = (one.left or 0) + 1
+    if one.left >= MOST_PAUSED then
+      opens(NOW + 1)
+      return nil
+    end
   end
 end
 
@@ -50,7 +57,7 @@ local function pick(lanes, free, prefetch, consumer)
   local want, count, parked = free + prefetch, 0, 0
   local picked, readies, homes, levels = {}, {}, {}, {}
   local open, known = served(lanes), known_to(consumer)
-  opens_at = nil
+  opens_at, met_unknown = nil, false
   open.marks = {}
   if open[2] then open.now = tonumber(call('HGET', TURNS, ' now') or 0) end
 
@@ -64,7 +71,7 @@ local function pick(lanes, free, prefetch, consumer)
     local action, rules = action_of(reference), one.rules
     local pool
     if known and not known[action] then
-      pool = 'u' .. lane_number(one.lane) .. ':' .. hex(action)
+      pool, met_unknown = 'u' .. lane_number(one.lane) .. ':' .. hex(action), true
     elseif rules.picky then
       if rules.actions[action] then
         pool = 'p' .. one.database .. ':a' .. hex(action)

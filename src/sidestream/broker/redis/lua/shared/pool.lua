@@ -24,11 +24,21 @@ local function put(pool, seat, words)
   if added > 0 and call('ZCARD', bin) == added then take_seat(pool, seat) end
 end
 
+local function is_empty(pool) return call('EXISTS', ring_key(pool)) == 0 end
+-- A parked pool is empty: nothing in it has to be looked at.
+local function forget_pool(pool)
+  call('SREM', byte(pool) == 117 and UNKNOWN or PARKED, pool) -- u
+  call('ZREM', WAKES, pool)
+end
+
 -- One member leaves; answers how many did (1 or 0).
 local function remove(pool, seat, member)
   local bin = bin_key(pool, seat)
   local gone = call('ZREM', bin, member)
-  if gone == 1 and call('EXISTS', bin) == 0 then call('ZREM', ring_key(pool), seat) end
+  if gone == 1 and call('EXISTS', bin) == 0 then
+    call('ZREM', ring_key(pool), seat)
+    if byte(pool) ~= 114 and is_empty(pool) then forget_pool(pool) end -- r
+  end
   return gone
 end
 
@@ -75,4 +85,3 @@ end
 local function charge(pool, seat, count, weight)
   call('ZINCRBY', ring_key(pool), string.format('%.6f', count / weight), seat)
 end
-local function is_empty(pool) return call('EXISTS', ring_key(pool)) == 0 end

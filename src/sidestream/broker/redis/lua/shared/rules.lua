@@ -44,13 +44,23 @@ local function rules_of(lane)
   rules_seen[database] = seen
   return seen
 end
-local function is_built(database) return call('HEXISTS', META, 'built:' .. database) == 1 end
+-- Whether supervisors have stated what they hold: before that nothing that a concurrency limit concerns is granted.
+local function is_built(database)
+  local field = 'built:' .. database
+  if rules_seen[field] == nil then rules_seen[field] = call('HEXISTS', META, field) == 1 end
+  return rules_seen[field]
+end
 
 -- Which actions a consumer knows, or nil for any. knows: consumer -> digest; knows:<digest>: set of action tags.
 local known_sets = {}
 local function known_to(consumer)
   local digest = call('HGET', KNOWS, consumer)
   if not digest then return nil end
-  if not known_sets[digest] then known_sets[digest] = set_of(call('SMEMBERS', P .. 'knows:' .. digest)) end
-  return known_sets[digest]
+  local known = known_sets[digest]
+  if not known then
+    known = set_of(call('SMEMBERS', P .. 'knows:' .. digest))
+    -- Empty: it may have run out, and is told again by the next announcement.
+    if next(known) then known_sets[digest] = known end
+  end
+  return known
 end
