@@ -74,7 +74,8 @@ class Limiter:
         """Begin with nobody holding anything and every bucket full."""
         self._slots: dict[Count, set[bytes]] = defaultdict(set)
         self._of: dict[bytes, tuple[Count, ...]] = {}
-        self._buckets: dict[Count, tuple[float, int]] = {}
+        #: Tokens, the ms at which they were counted, and the rate and burst that governed then.
+        self._buckets: dict[Count, tuple[float, int, float, int]] = {}
 
     def closed(self, gates: Sequence[Gate], now_ms: int) -> Gate | None:
         """Return the first of ``gates`` that lets nobody through now, slots before tokens; None when all are open."""
@@ -91,7 +92,8 @@ class Limiter:
         self.hold(reference, gates)
         for gate in gates:
             if gate.limit.rate is not None:
-                self._buckets[gate.counted] = (round(self.tokens(gate, now_ms) - 1, 6), now_ms)
+                left = round(self.tokens(gate, now_ms) - 1, 6)
+                self._buckets[gate.counted] = (left, now_ms, gate.limit.rate, gate.limit.burst)
 
     def hold(self, reference: bytes, gates: Sequence[Gate]) -> None:
         """Take the slots without asking and without tokens: the job runs already."""
@@ -130,8 +132,14 @@ class Limiter:
             return math.inf
         if rate == 0:
             return 0
-        left, at = self._buckets.get(gate.counted, (float(burst), now_ms))
-        return min(float(burst), left + max(0, now_ms - at) * rate / 1000)
+        if gate.counted not in self._buckets:
+            return float(burst)
+        left, at, old_rate, old_burst = self._buckets[gate.counted]
+        passed = max(0, now_ms - at) / 1000
+        # One that was full by the numbers of then is full (Redis has forgotten it meanwhile: limits.lua).
+        if left + passed * old_rate >= old_burst - 0.000001:
+            return float(burst)
+        return min(float(burst), left + passed * rate)
 
     def open_ms(self, gate: Gate, now_ms: int) -> int:
         """Return the Unix ms of the gate's next token (now, if there is one); 0 when none will ever come."""

@@ -102,7 +102,7 @@ class Parking:
         rules = self._contents.rules.get(job.database)
         for counted in rules.limiter.give_back(job.reference) if rules else ():
             if pool := self._contents.parked.get(_limit_pool(job.database, counted)):
-                self._wake_limit(pool, LOT)
+                self._wake_limit(pool, 1)
 
     def wake_known(self, lanes: Sequence[str], known: frozenset[bytes] | None) -> None:
         """Wake, in these lanes, jobs whose action is among the known ones."""

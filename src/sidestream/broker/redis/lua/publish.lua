@@ -47,6 +47,10 @@ at = 4
 while ARGV[at] do
   local lane, last, bins, later = ARGV[at], at + 1 + 4 * ARGV[at + 1], {}, {}
   local seat, bin = nil, nil
+  local function fill()
+    for its, words in pairs(bins) do put(ready_pool(lane), its, words) end
+    bins, seat = {}, nil
+  end
   for i = at + 2, last, 4 do
     local reference, priority, due = ARGV[i], ARGV[i + 1], ARGV[i + 2]
     if is_new(reference, lane, priority, ARGV[i + 3]) then
@@ -60,6 +64,7 @@ while ARGV[at] do
         words[#words + 1] = digits(due)
         words[#words + 1] = reference
       elseif keyed(reference) then
+        if seat then fill() end -- it may move the head of its key: one after the other
         stand(stander(reference, lane, priority, ready, due))
       else
         local its = priority .. sub(reference, -16, -9)
@@ -72,7 +77,7 @@ while ARGV[at] do
       end
     end
   end
-  for its, words in pairs(bins) do put(ready_pool(lane), its, words) end
+  fill()
   for priority, words in pairs(later) do call('ZADD', delayed_key(lane, priority), unpack(words)) end
   lane_number(lane)
   at = last + 1

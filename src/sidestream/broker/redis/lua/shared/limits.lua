@@ -1,5 +1,5 @@
--- Limits: slots:<database>:<limit> is the set of references that hold one; buckets: <database>:<limit> -> tokens and the ms
--- at which they were counted; full: the same -> the ms at which it is full again and may be forgotten (reclaim.lua). A limit
+-- Limits: slots:<database>:<limit> is the set of references that hold one; buckets: <database>:<limit> -> tokens, the ms at
+-- which they were counted, and the rate and burst that governed then; full: the same -> the ms at which it is full again and may be forgotten (reclaim.lua). A limit
 -- is named g (everything), q<queue>, a<action tag> or k<rule and value tags>; its numbers are {concurrency, rate, burst}, -1:
 -- none.
 local function slots_key(database, name) return P .. 'slots:' .. database .. ':' .. name end
@@ -19,15 +19,17 @@ local function counted(reference, lane, rules)
   return list
 end
 
--- Tokens in a bucket now, and the ms at which there is one (nil: never). Without a rate: nil.
+-- Tokens in a bucket now, and the ms at which there is one (nil: never). Without a rate: nil. One that was full by the
+-- numbers that governed when it was counted is full: whether reclaim has forgotten it since makes no difference.
 local function tokens_of(database, name, numbers)
   local rate, burst = numbers[2], numbers[3]
   if rate < 0 then return nil end
   if rate == 0 then return 0 end
   local tokens, kept = burst, call('HGET', BUCKETS, database .. ':' .. name)
   if kept then
-    local had, at = string.match(kept, '^(%S+) (%d+)$')
-    tokens = math.min(burst, had + math.max(0, NOW - at) * rate / 1000)
+    local had, at, old_rate, old_burst = string.match(kept, '^(%S+) (%d+) (%S+) (%d+)$')
+    local passed = math.max(0, NOW - at) / 1000
+    if had + passed * old_rate < old_burst - 0.000001 then tokens = math.min(burst, had + passed * rate) end
   end
   if tokens > 0.999999 then return tokens, NOW end
   return tokens, math.ceil(NOW + (1 - tokens) * 1000 / rate)
@@ -66,8 +68,9 @@ local function admit(reference, lane, rules)
     if numbers[1] >= 0 then call('SADD', slots_key(database, list[i]), reference) end
     if tokens[i] then
       local bucket = database .. ':' .. list[i]
-      call('HSET', BUCKETS, bucket, string.format('%.6f %d', tokens[i] - 1, NOW))
-      call('ZADD', FULL, string.format('%.0f', math.ceil(NOW + (numbers[3] - tokens[i] + 1) * 1000 / numbers[2])), bucket)
+      local rate, burst = numbers[2], numbers[3]
+      call('HSET', BUCKETS, bucket, string.format('%.6f %d %.17g %d', tokens[i] - 1, NOW, rate, burst))
+      call('ZADD', FULL, string.format('%.0f', math.ceil(NOW + (burst - tokens[i] + 1) * 1000 / rate) + 1), bucket)
     end
   end
   return nil

@@ -165,10 +165,14 @@ local function mend_slots(lanes)
   if not limited then return end
   local found = call('SSCAN', PARKED, call('HGET', META, 'mend') or '0', 'COUNT', 100)
   call('HSET', META, 'mend', found[1])
+  local mended = false
   for _, pool in ipairs(found[2]) do
-    if byte(pool) == 108 and mend(sub(pool, 2, 17), sub(pool, 19), 20) then call('ZADD', WAKES, NOW_TEXT, pool) end -- l
+    if byte(pool) == 108 and mend(sub(pool, 2, 17), sub(pool, 19), 20) then -- l
+      call('ZADD', WAKES, NOW_TEXT, pool)
+      mended = true
+    end
   end
-  work_off()
+  if mended then work_off() end
 end
 -- Jobs whose action nobody knew who met them go on in these lanes when this consumer knows it. Answers how many.
 local function wake_known(consumer, lanes)
