@@ -1,6 +1,6 @@
 # The same few commands here and in CI; `make help` lists them.
 .DEFAULT_GOAL := help
-.PHONY: help setup lint format test bench-one chaos chaos-odoo mutants odoo demo demo-engine postgres postgres-stop lock clean
+.PHONY: help setup lint format test bench-one chaos chaos-odoo model mutants odoo demo demo-engine postgres postgres-stop lock clean
 .SILENT:
 MAKEFLAGS += --no-print-directory
 
@@ -42,6 +42,9 @@ chaos: setup odoo ## kill everything at every named point, then over Odoo's jobs
 
 chaos-odoo: setup odoo ## 200 random kills over 2,000 jobs of a real Odoo (ARGS="--kills N --jobs N --seed N")
 	$(BIN)/python -m tests.odoo.kills $(ARGS)
+
+model: setup ## compare the Redis broker with the memory broker for 200,000 steps, 25 minutes (ARGS="--steps N --seed N --server redis7")
+	$(BIN)/python -m tests.model.run --steps 200000 $(ARGS)
 
 mutants: setup odoo ## plant known bugs and show that the tests see each
 	$(BIN)/python -m tests.mutants.run $(ARGS)
