@@ -98,7 +98,7 @@ def _enqueue(records, method, action, args, kwargs, options):
     built = list(_build(records, method, action, args, kwargs, options))
     inserted = jobs_of(env.cr.dbname).insert(env.cr.connection, built)
     _publish_after_commit(env.cr, inserted.publications)
-    return jobs.browse(inserted.ids)
+    return jobs.browse(dict.fromkeys(inserted.ids))  # duplicates within this call are one job
 
 
 def _parts(records, split):

@@ -1,5 +1,7 @@
 import json
 
+from sidestream import GIVE_UP
+
 from odoo import fields, models
 from odoo.exceptions import UserError
 
@@ -50,6 +52,17 @@ class TestSidestreamOrder(models.Model):
         """Have a key of the carrier's id."""
         for order in self:
             order.note = "shipped"
+
+    @action(
+        priority=2,
+        limit="courier:{carrier_id}",
+        unique="book:{id}",
+        unique_until="started",
+        expires_in=3600,
+        retry={ValueError: GIVE_UP},
+    )
+    def book(self):
+        """Count against the carrier's limit, once for each order."""
 
     @action(key="account:{carrier_id.account}/{{x}}")
     def ship_on_account(self):

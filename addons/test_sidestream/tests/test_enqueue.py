@@ -83,7 +83,12 @@ class TestEnqueue(JobCase):
         )
         job = self.order.enqueue(run_at=fields.Datetime.now() + timedelta(days=1)).remember()
         self.assertRegex(job.status, "^Scheduled for ")
-        for wrong in ("2031-05-04", at.date()):
+        self.assertEqual(self.order.enqueue(run_at="2031-05-04 10:00").remember().run_at, datetime(2031, 5, 4, 10, 0))
+        job = self.order.enqueue(run_at="2031-05-04 12:00", time_zone="Europe/Brussels").remember()
+        self.assertEqual(job.run_at, datetime(2031, 5, 4, 10, 0))
+        with self.assertRaisesRegex(InvalidJob, "time_zone='Europe/Nowhere'"):
+            self.order.enqueue(run_at="2031-05-04", time_zone="Europe/Nowhere").remember()
+        for wrong in ("tomorrow", at.date()):
             with self.assertRaisesRegex(InvalidJob, "run_at"):
                 self.order.enqueue(run_at=wrong).remember()
 
@@ -114,9 +119,41 @@ class TestEnqueue(JobCase):
             with self.assertRaisesRegex(InvalidJob, "split"):
                 self.order.enqueue(split=wrong).remember()
 
+    def row_of(self, job):
+        """Return what the model does not show."""
+        self.env.cr.execute(
+            "SELECT priority, group_name, limit_key, unique_key, unique_until, expires_at > run_at "
+            "FROM sidestream_job WHERE id = %s",
+            [job.id],
+        )
+        return self.env.cr.fetchone()
+
+    def test_priority_group_limit_and_expiry(self):
+        company = f"company:{self.env.company.id}"
+        self.assertEqual(self.row_of(self.order.enqueue().remember()), (5, company, None, None, None, None))
+        job = self.order.enqueue(priority=0, group="mine", limit="courier:7", expires_in=60).remember()
+        self.assertEqual(self.row_of(job), (0, "mine", "courier:7", None, None, True))
+        job = self.order.enqueue().book()
+        carrier = f"courier:{self.carrier.id}"
+        self.assertEqual(self.row_of(job), (2, company, carrier, f"book:{self.order.id}", "started", True))
+        self.assertEqual(self.row_of(self.order.enqueue(limit="other", priority=9).book())[2], carrier)
+        refused = (({"priority": 10}, "priority 10"), ({"limit": ":"}, "limit rule"), ({"expires_in": 0}, "above 0"))
+        for wrong, said in refused:
+            with self.assertRaisesRegex(InvalidJob, said):
+                self.order.enqueue(**wrong).remember()
+
+    def test_a_duplicate_is_answered_with_the_first(self):
+        first = self.order.enqueue().book()
+        self.assertEqual(self.order.enqueue().book(), first)
+        self.assertEqual(len(self.orders.enqueue(split=1).book()), 3)
+        self.assertEqual(len(self.orders.enqueue(split=1, unique="one for all").remember()), 1)
+        self.assertNotEqual(self.order.enqueue(unique="another").book(), first)
+        with self.assertRaisesRegex(InvalidJob, "on_conflict='drop'"):
+            self.order.enqueue(unique="x", on_conflict="drop").remember()
+
     def test_unknown_option(self):
-        with self.assertRaisesRegex(UnsupportedOption, "no option 'priority'.*delay, key, queue, run_at, split"):
-            self.order.enqueue(priority=1)
+        with self.assertRaisesRegex(UnsupportedOption, "no option 'cron'.*queue, key, priority, .*split"):
+            self.order.enqueue(cron="* * * * *")
 
     def test_only_declared_methods(self):
         with self.assertRaisesRegex(UnknownAction, "'not_declared' of test.sidestream.order cannot run.*@action"):
