@@ -14,6 +14,8 @@ CREATE TABLE sidestream_job (
     -- Changing.
     state           text COLLATE "C" NOT NULL DEFAULT 'open' CHECK (state IN ('open', 'done', 'dead', 'cancelled')),
     run_at          timestamp NOT NULL DEFAULT (statement_timestamp() AT TIME ZONE 'UTC'),
+    -- Beside ended_at, so that the WAL of "done" leaves out the unchanged rest behind both.
+    started_at      timestamp,              -- when the transaction that said "done" began
     ended_at        timestamp,
     attempts        integer NOT NULL DEFAULT 0,     -- starts that failed or crashed; only ever grows: the mark of every compare-and-set
     forgiven        integer NOT NULL DEFAULT 0,     -- how many of them a person's retry wrote off
@@ -26,7 +28,7 @@ CREATE TABLE sidestream_job (
     company_id      integer,
     user_id         integer,
     context         text,
-    -- Since version 2, in the order in which the upgrade adds them; null costs no space.
+    -- Since version 2; null costs no space.
     priority        smallint NOT NULL DEFAULT 5 CHECK (priority BETWEEN 0 AND 9),  -- 0 first
     group_name      text COLLATE "C",       -- unchangeable: the tenant
     limit_key       text COLLATE "C",       -- unchangeable: what it counts against
@@ -36,7 +38,6 @@ CREATE TABLE sidestream_job (
     unique_conflict text COLLATE "C" CHECK (unique_conflict IN ('return', 'replace', 'newest')),
     expires_at      timestamp,              -- cancelled when it was not started by then
     snoozes         integer NOT NULL DEFAULT 0,     -- times that it put itself off, since the last person's retry
-    started_at      timestamp,              -- when the transaction that said "done" began
     error_group     text COLLATE "C"        -- what dead rows with the like error share (job/errorgroup.py)
 );
 

@@ -9,6 +9,7 @@ import pytest
 
 from sidestream.broker.protocol import Delivery, Lease, Publication, Reclaimed
 from sidestream.errors import BrokerUnavailable, StoreUnavailable
+from sidestream.job.rules import Rules
 from sidestream.keepers.reclaimer import Reclaimer
 from sidestream.testing.servers import PostgresServer
 from tests.integration.reclaimer.conftest import DEAD, LEASE, RENEW, US, Bench, charges
@@ -118,6 +119,7 @@ def test_what_we_took_over_is_charged_even_when_redis_is_emptied(bench: Bench, p
     bench.redis.flushall()
     other = bench.another_broker()
     other.begin_generation()
+    other.configure(bench.database.tag, Rules())
     postgres.start()
     bench.connection.close()
     bench.connection = bench.session("bench")
