@@ -7,12 +7,17 @@ from typing import Any
 import psycopg
 import pytest
 
+from sidestream.broker.protocol import lane
+from sidestream.job.reference import Reference
 from sidestream.job.rules import DEFAULT_AGEING, Limit, Pause, Rules, Scope
-from sidestream.store import rules
+from sidestream.settings import Settings
+from sidestream.store import rules, schema
+from sidestream.testing.servers import RedisServer
+from sidestream.wiring import build_broker
 from tests.acceptance.conftest import Run, answer, refused
 
 
-def read(dsn: str) -> Rules:
+def rules_of(dsn: str) -> Rules:
     with psycopg.connect(dsn) as connection, connection.cursor() as cursor:
         return rules.read(cursor)
 
@@ -22,14 +27,14 @@ def test_a_pause_is_kept_with_who_and_why_until_it_is_resumed(ready: Run, databa
         "paused": {"queue": "mail"}
     }
     assert ready("pause", "--action", "invoice.print", "--group", "company:2").returncode == 0
-    assert read(database).pauses == {Pause("mail"), Pause(None, "invoice.print", "company:2")}
+    assert rules_of(database).pauses == {Pause("mail"), Pause(None, "invoice.print", "company:2")}
     listed = answer(ready("rules", "--json"))["rules"]
     assert [one["note"] for one in listed] == [None, "the relay is down"]
     assert "@" in listed[0]["by"]
     shown = ready("rules").stdout
     assert "the action invoice.print of the group company:2" in shown
     assert ready("resume", "--queue", "mail").stdout == "Resumed: the queue mail.\n"
-    assert read(database).pauses == {Pause(None, "invoice.print", "company:2")}
+    assert rules_of(database).pauses == {Pause(None, "invoice.print", "company:2")}
     refused(ready("resume", "--queue", "mail"), 1, "There is no pause of the queue mail")
 
 
@@ -44,7 +49,7 @@ def test_limits_are_set_listed_and_removed(ready: Run, database: str) -> None:
     said = ready("limit", "set", "action:mail.send", "--rate", "30/min", "--burst", "10")
     assert said.stdout == "Limited: action:mail.send to 0.5 a second, 10 in a burst.\n"
     assert ready("limit", "set", "global", "--concurrency", "0").returncode == 0
-    assert read(database).limits == {
+    assert rules_of(database).limits == {
         (Scope.KEY, "courier"): Limit(1),
         (Scope.ACTION, "mail.send"): Limit(None, 0.5, 10),
         (Scope.GLOBAL, ""): Limit(0),
@@ -57,22 +62,30 @@ def test_limits_are_set_listed_and_removed(ready: Run, database: str) -> None:
 def test_weights_and_ageing(ready: Run, database: str) -> None:
     assert ready("weight", "set", "queue:mail", "0.5").stdout == "The queue mail has weight 0.5.\n"
     assert ready("weight", "set", "group:company:2", "3").returncode == 0
-    found = read(database)
+    found = rules_of(database)
     assert (found.queue_weights, found.group_weights) == ({"mail": 0.5}, {"company:2": 3})
     assert ready("weight", "remove", "queue:mail").returncode == 0
     refused(ready("weight", "remove", "queue:mail"), 1, "has no weight of its own")
     assert answer(ready("ageing", "--json")) == {"ageing": DEFAULT_AGEING}
     assert answer(ready("ageing", "30", "--json")) == {"ageing": 30}
-    assert read(database).ageing == 30
+    assert rules_of(database).ageing == 30
     assert answer(ready("ageing", "--usual", "--json")) == {"ageing": DEFAULT_AGEING}
 
 
-def test_a_waiting_job_gets_another_priority(ready: Run, database: str) -> None:
+def test_a_waiting_job_gets_another_priority(ready: Run, database: str, redis_server: RedisServer) -> None:
+    answer(ready("enqueue", "a", "--json"))
     job: Any = answer(ready("enqueue", "a", "--priority", "7", "--group", "g", "--limit", "courier:7", "--json"))["id"]
     assert answer(ready("priority", str(job), "0", "--json")) == {"id": job, "priority": 0}
     with psycopg.connect(database) as connection:
-        found = connection.execute("SELECT priority, group_name, limit_key FROM sidestream_job").fetchone()
+        found = connection.execute("SELECT priority, group_name, limit_key FROM sidestream_job WHERE id = 2").fetchone()
+        tag = schema.identify(connection.cursor()).tag
     assert found == (0, "g", "courier:7")
+    broker = build_broker(Settings(redis_url=redis_server.url))
+    broker.generation()
+    broker.configure(tag, rules_of(database))
+    first = broker.claim("test", [lane(tag, "default")], free=1)
+    broker.close()
+    assert [(Reference.unpack(one.reference).id, one.priority) for one in first] == [(job, 0)]
     refused(ready("priority", "99", "1"), 1, "There is no job 99")
     refused(ready("priority", str(job), "10"), 2, "priority 10 is not allowed")
     refused(ready("priority", str(job), "-1"), 2, "priority -1 is not allowed")
