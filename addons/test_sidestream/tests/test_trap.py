@@ -106,5 +106,5 @@ class TestTrap(JobCase):
             action(three_step=True)(lambda self: None)
 
     def test_unknown_options_of_a_declaration_are_named(self):
-        with self.assertRaisesRegex(UnsupportedOption, "no option 'priority' for @action; the options are queue, key"):
-            action(priority=1)
+        with self.assertRaisesRegex(UnsupportedOption, "no option 'cron' for @action; the options are queue, key"):
+            action(cron="* * * * *")

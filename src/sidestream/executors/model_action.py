@@ -59,16 +59,16 @@ class ModelAction:
     def __post_init__(self) -> None:
         check_queue(self.queue)
         check_priority(self.priority)
-        object.__setattr__(self, "retry", policy_of("of a model", self.retry))
+        object.__setattr__(self, "retry", policy_of("@action", self.retry))
         if self.expires_in is not None:
-            seconds_of("of a model", "expires_in", self.expires_in, least="above 0")
+            seconds_of("@action", "expires_in", self.expires_in, least="above 0")
         if isinstance(self.unique, Unique):
-            uniqueness.check("of a model", self.unique)
+            uniqueness.check("@action", self.unique)
         for what in ("key", "limit", "group", "unique"):
             given = getattr(self, what)
             template = given.key if isinstance(given, Unique) else given
             if isinstance(template, str):
-                fields_of(f"{what} of an action", template)
+                fields_of(f"{what} of an @action", template)
         if self.commits not in ("forbid", "relock"):
             raise SettingsError(f"commits={self.commits!r} of an action: expected 'forbid' or 'relock'.")
         if self.three_step and self.commits == "relock":
@@ -86,7 +86,7 @@ class ModelAction:
     @classmethod
     def of(cls, **options: Any) -> ModelAction:
         """Return the declaration; ``unique="text"`` may be completed by the options that complete it in a call."""
-        return cls(**uniqueness.declared_unique("of a model", options))
+        return cls(**uniqueness.declared_unique("@action", options))
 
     def declare(self, function: Function) -> Function:
         """Mark ``function`` as declared."""
