@@ -10,12 +10,12 @@ local function promote(lane)
     local due = room > 0
       and call('ZRANGE', keys[priority + 1], '-inf', NOW_TEXT, 'BYSCORE', 'LIMIT', 0, room, 'WITHSCORES') or {}
     local level, leaving = digits(priority), {}
-    for i = 1, #due, 2 do leaving[#leaving + 1] = due[i] end
-    if leaving[1] then
-      call('ZREM', keys[priority + 1], unpack(leaving))
-      if tried == nil then tried = call('EXISTS', TRIES) == 1 end
+    for i = 1, #due, 2 do
+      if not valid(due[i]) or not keyed(due[i]) then leaving[#leaving + 1] = due[i] end
     end
-    gone = gone + #leaving
+    if leaving[1] then call('ZREM', keys[priority + 1], unpack(leaving)) end
+    if due[1] and tried == nil then tried = call('EXISTS', TRIES) == 1 end
+    gone = gone + #due / 2
     for i = 1, #due, 2 do
       local reference, ready = due[i], tonumber(due[i + 1])
       if not valid(reference) then
@@ -25,14 +25,15 @@ local function promote(lane)
           local _, _, _, first = read_tries(reference)
           ready = first or ready
         end
-        if keyed(reference) then
-          stand(stander(reference, lane, level, ready, 0))
-        else
+        if not keyed(reference) then
           local seat = seat_of(reference, level)
           local words = bins[seat] or {}
           bins[seat] = words
           words[#words + 1] = digits(ready)
           words[#words + 1] = reference
+        elseif call('ZREM', keys[priority + 1], reference) == 1 then
+          -- One that is not there any more was put into its line by a smaller id that came due with it.
+          stand(stander(reference, lane, level, ready, 0))
         end
       end
     end
