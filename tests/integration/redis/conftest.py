@@ -8,9 +8,12 @@ import pytest
 import redis
 
 from sidestream.broker.redis.broker import RedisBroker
+from sidestream.job.reference import NO_TAG8
+from sidestream.job.rules import Rules
 from sidestream.testing.servers import RedisServer
 
 START = 1_800_000_000_000
+DB = b"testbase"
 
 
 class Clock:
@@ -23,6 +26,14 @@ class Clock:
         return self.ms
 
 
+def ready(broker: RedisBroker, rules: Rules | None = None) -> None:
+    """Begin a generation, let rules govern the tests' database and state that its rows are published."""
+    broker.begin_generation()
+    for database in (DB, NO_TAG8):
+        broker.configure(database, rules or Rules())
+        broker.mark_built(database)
+
+
 @pytest.fixture
 def clock() -> Clock:
     return Clock()
@@ -31,7 +42,7 @@ def clock() -> Clock:
 @pytest.fixture
 def broker(redis_server: RedisServer, clock: Clock) -> Iterator[RedisBroker]:
     made = RedisBroker(redis_server.url, timeout=10, clock_ms=clock)
-    made.begin_generation()
+    ready(made)
     yield made
     made.close()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pytest
 import redis
@@ -14,13 +14,21 @@ from sidestream.broker.redis.broker import RedisBroker
 from sidestream.broker.redis.connection import RedisConnection, shown
 from sidestream.errors import BrokerFull, BrokerUnavailable, BrokerUnsuitable, SettingsError
 from sidestream.testing.servers import RedisServer
-from tests.integration.redis.conftest import Clock
-from tests.integration.redis.test_functions import DB, LANE, P, claimed, direct, row
+from tests.integration.redis.conftest import DB, Clock, ready
+from tests.integration.redis.test_functions import DELAYED, LANE, READY, SEAT, P, claimed, direct, row
 
 
 def strange(client: redis.Redis) -> tuple[int, int]:
     """Return how many foreign things were met, and how many are kept."""
     return int(client.hget(f"{P}meta", "strange") or 0), client.llen(f"{P}strange")
+
+
+def foreign_ready(client: redis.Redis, members: Sequence[bytes]) -> None:
+    """Put bytes that are no references among the ready jobs of the lane."""
+    client.hset(f"{P}lanes", LANE, 1)
+    client.hset(f"{P}meta", "lane", 1)
+    client.zadd(P + READY, dict.fromkeys(members, 1))
+    client.zadd(f"{P}ring:r1", {SEAT: 5 * 2**40})
 
 
 @pytest.fixture
@@ -31,16 +39,18 @@ def own_server() -> Iterator[RedisServer]:
 
 
 class TestForeignBytes:
-    FOREIGN = (b"hello", b"\x01short", b"\x09" + bytes(32), b"\x02" + bytes(32), bytes(41), b"x" * 5000)
+    FOREIGN = (b"hello", b"\x01short", b"\x09" + bytes(36), b"\x02" + bytes(36), bytes(45), b"x" * 5000)
 
     def test_in_ready(self, broker: RedisBroker, client: redis.Redis) -> None:
-        client.zadd(f"{P}ready:{LANE}", dict.fromkeys(self.FOREIGN, 1))
+        foreign_ready(client, self.FOREIGN)
         broker.publish([row(1)])
         assert [one.reference for one in claimed(broker)] == [row(1).reference]
         assert strange(client) == (len(self.FOREIGN), len(self.FOREIGN))
 
     def test_in_delayed(self, broker: RedisBroker, client: redis.Redis) -> None:
-        client.zadd(f"{P}delayed:{LANE}", dict.fromkeys(self.FOREIGN, 1))
+        client.hset(f"{P}lanes", LANE, 1)
+        client.hset(f"{P}meta", "lane", 1)
+        client.zadd(P + DELAYED, dict.fromkeys(self.FOREIGN, 1))
         broker.publish([row(1)])
         assert len(claimed(broker)) == 1
         assert strange(client)[0] == len(self.FOREIGN)
@@ -48,7 +58,7 @@ class TestForeignBytes:
     def test_in_a_line_and_as_its_head(self, broker: RedisBroker, client: redis.Redis) -> None:
         broker.publish([row(1, "k"), row(2, "k")])
         (line,) = client.scan_iter(f"{P}key:*")
-        client.zadd(line, {b"hello": 0, b"\x01" + bytes(32) + b"not a place": 1})
+        client.zadd(line, {b"hello": 0, b"\x01" + bytes(36) + b"not a place": 1})
         (head,) = claimed(broker)
         broker.settle([LANE], [head])
         (second,) = claimed(broker)
@@ -72,7 +82,7 @@ class TestForeignBytes:
         assert strange(client)[0] == 1
 
     def test_in_a_readers_list(self, broker: RedisBroker, client: redis.Redis) -> None:
-        client.rpush(f"{P}hand:w1", b"hello", b"0" * 16 + b"\x01" + bytes(32) + b"no line feed", b"")
+        client.rpush(f"{P}hand:w1", b"hello", b"0" * 16 + b"\x01" + bytes(36) + b"no line feed", b"")
         broker.publish([row(1)])
         assert len(claimed(broker)) == 1
         assert strange(client)[0] == 3
@@ -92,12 +102,13 @@ class TestForeignBytes:
 
     def test_what_is_kept_is_bounded(self, broker: RedisBroker, client: redis.Redis) -> None:
         for start in range(0, 3000, 100):
-            client.zadd(f"{P}ready:{LANE}", {b"strange %d" % number: 1 for number in range(start, start + 100)})
+            foreign_ready(client, [b"strange %d" % number for number in range(start, start + 100)])
             broker.claim("w1", [LANE], free=100)
         assert strange(client) == (3000, 1000)
 
     def test_a_key_of_another_type(self, broker: RedisBroker, client: redis.Redis) -> None:
-        client.set(f"{P}ready:{LANE}", "mine")
+        broker.claim("w1", [LANE], free=1)
+        client.set(P + READY, "mine")
         with pytest.raises(BrokerUnsuitable, match="WRONGTYPE"):
             broker.publish([row(1)])
 
@@ -105,7 +116,7 @@ class TestForeignBytes:
 class TestMemory:
     def test_full(self, own_server: RedisServer) -> None:
         broker = RedisBroker(own_server.url, timeout=10)
-        broker.begin_generation()
+        ready(broker)
         broker.publish([row(number, "k" if number % 2 else None) for number in range(1, 41)])
         (keyed, *plain) = sorted(claimed(broker, free=10), key=lambda one: one.reference[-8:] == bytes(8))
         with own_server.client() as client:
@@ -182,7 +193,8 @@ class TestServers:
 
     def test_stopped_and_started_again(self, own_server: RedisServer) -> None:
         broker = RedisBroker(own_server.url, timeout=10)
-        before = broker.begin_generation()
+        ready(broker)
+        before = broker.generation()
         broker.publish([row(1)])
         own_server.stop()
         with pytest.raises(BrokerUnavailable, match="cannot be reached"):
@@ -195,7 +207,7 @@ class TestServers:
 
     def test_frozen(self, own_server: RedisServer) -> None:
         broker = RedisBroker(own_server.url, timeout=0.2)
-        broker.begin_generation()
+        ready(broker)
         broker.publish([row(2)])
         broker.discard(row(2))
         own_server.freeze()

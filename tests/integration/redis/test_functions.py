@@ -15,12 +15,15 @@ from sidestream.broker.redis.broker import RedisBroker
 from sidestream.broker.redis.functions import SHARED, functions, library
 from sidestream.errors import GenerationMoved
 from sidestream.job.reference import direct_reference, row_reference
-from tests.integration.redis.conftest import START, Clock
+from tests.integration.redis.conftest import DB, START, Clock, ready
 
-DB = b"testbase"
 LANE = lane(DB, "default")
 P = "sidestream:{s0}:"
 KNOWN = f"{P}known:{DB.hex()}:0"
+SEAT = b"5" + bytes(8)
+READY = f"bin:r1:{SEAT.decode()}"
+"""The bin of the tests' jobs: the first lane's pool, the priority of those that name none, no group."""
+DELAYED = "delayed:1:5"
 
 
 def row(number: int, key: str | None = None, due: int = 0, *, attempted: bool = False) -> Publication:
@@ -32,7 +35,7 @@ def direct(number: int, key: str | None = None) -> Publication:
 
 
 def contents(client: redis.Redis) -> dict[str, Any]:
-    """Return everything but meta and lanes, by key name without the prefix."""
+    """Return everything but meta, lanes, rules and rings, by key name without the prefix."""
     readers = {
         b"zset": lambda key: dict(client.zrange(key, 0, -1, withscores=True)),
         b"hash": client.hgetall,
@@ -42,7 +45,8 @@ def contents(client: redis.Redis) -> dict[str, Any]:
     }
     names = sorted(client.scan_iter(f"{P}*"))
     found = {name.decode().removeprefix(P): readers[client.type(name)](name) for name in names}
-    return {name: value for name, value in found.items() if name not in ("meta", "lanes")}
+    hidden = ("meta", "lanes", "rules")
+    return {name: value for name, value in found.items() if name not in hidden and not name.startswith("ring:")}
 
 
 def bits(client: redis.Redis) -> int:
@@ -72,21 +76,22 @@ def test_the_library_is_named_after_its_source() -> None:
 def test_publish_row(broker: RedisBroker, client: redis.Redis) -> None:
     assert broker.publish([row(5), row(6, due=START + 9000), row(7, "k"), row(8, "k")]) == 4
     found = contents(client)
-    assert found[f"ready:{LANE}"] == {row(5).reference: START, row(7, "k").reference: START}
-    assert found[f"delayed:{LANE}"] == {row(6).reference: START + 9000}
-    stander = f"{START} 0 {LANE}".encode()
+    assert found[READY] == {row(5).reference: START, row(7, "k").reference: START}
+    assert found[DELAYED] == {row(6).reference: START + 9000}
+    stander = f"{START} 0 5 {LANE}".encode()
     assert list(found["heads"].values()) == [row(7, "k").reference + stander]
     (line,) = (value for name, value in found.items() if name.startswith("key:"))
     assert line == {row(8, "k").reference + stander: 8}
     assert found["behind"] == {LANE.encode(): b"1"}
     assert bits(client) == 4
-    assert client.smembers(f"{P}lanes") == {LANE.encode()}
+    assert client.hgetall(f"{P}lanes") == {LANE.encode(): b"1"}
+    assert client.zrange(f"{P}ring:r1", 0, -1, withscores=True) == [(SEAT, 5 * 2.0**40)]
 
 
 def test_publish_direct(broker: RedisBroker, client: redis.Redis) -> None:
     assert broker.publish([direct(1), direct(1)]) == 1
     assert contents(client) == {
-        f"ready:{LANE}": {direct(1).reference: START},
+        READY: {direct(1).reference: START},
         "direct": {UUID(int=1).bytes: b"signed"},
     }
 
@@ -98,7 +103,7 @@ def test_claim(broker: RedisBroker, client: redis.Redis) -> None:
     assert set(found) == {f"known:{DB.hex()}:0", "direct", "leases", f"held:{LANE}"}
     assert found[f"held:{LANE}"] == {row(5).reference: START, direct(1).reference: START}
     token = both[0].lease.entry[:16]
-    assert found["leases"][row(5).reference] == token + f" 1 {START} {LANE} w1".encode()
+    assert found["leases"][row(5).reference] == token + f" 1 {START} 5 {LANE} w1".encode()
 
 
 def test_claim_announces_free_children_while_it_waits(broker: RedisBroker, client: redis.Redis, clock: Clock) -> None:
@@ -111,9 +116,9 @@ def test_claim_announces_free_children_while_it_waits(broker: RedisBroker, clien
     assert 0 < client.pttl(f"{P}hand:w1") <= 600_000
     clock.ms += 41
     broker.publish([row(3)])
-    assert f"ready:{LANE}" in contents(client), "the announcement ran out"
+    assert READY in contents(client), "the announcement ran out"
     assert len(claimed(broker, free=2)) == 2
-    assert set(contents(client)) == {f"ready:{LANE}", f"known:{DB.hex()}:0", "leases", f"held:{LANE}"}
+    assert set(contents(client)) == {READY, f"known:{DB.hex()}:0", "leases", f"held:{LANE}"}
 
 
 def test_claim_gives_back_what_it_has_no_child_for(broker: RedisBroker, client: redis.Redis) -> None:
@@ -121,7 +126,7 @@ def test_claim_gives_back_what_it_has_no_child_for(broker: RedisBroker, client: 
     broker.publish([row(1, "k"), row(2), row(3)])
     (only,) = claimed(broker, free=1)
     assert only.reference == row(1, "k").reference
-    assert set(contents(client)[f"ready:{LANE}"]) == {row(2).reference, row(3).reference}
+    assert set(contents(client)[READY]) == {row(2).reference, row(3).reference}
 
 
 def test_renew(broker: RedisBroker, client: redis.Redis, clock: Clock) -> None:
@@ -147,8 +152,8 @@ def test_release(broker: RedisBroker, client: redis.Redis) -> None:
     (one,) = claimed(broker)
     assert broker.release([LANE], one, delay_ms=700) == 1
     found = contents(client)
-    assert set(found) == {f"known:{DB.hex()}:0", f"delayed:{LANE}", "tries"}
-    assert found[f"delayed:{LANE}"] == {one.reference: START + 700}
+    assert set(found) == {f"known:{DB.hex()}:0", DELAYED, "tries"}
+    assert found[DELAYED] == {one.reference: START + 700}
     assert found["tries"] == {one.reference: f"0 0 1 {START}".encode()}
 
 
@@ -187,7 +192,7 @@ def test_reassert(broker: RedisBroker, client: redis.Redis, redis_server: Any) -
     broker.publish([row(1, "k"), direct(2)])
     held = claimed(broker)
     redis_server.flushall()
-    broker.begin_generation()
+    ready(broker)
     again = broker.reassert("w1", [LANE], held)
     found = contents(client)
     assert set(found) == {f"known:{DB.hex()}:0", "direct", "leases", f"held:{LANE}", "heads"}
@@ -197,7 +202,7 @@ def test_reassert(broker: RedisBroker, client: redis.Redis, redis_server: Any) -
 
 def test_locate_mends_a_line_whose_head_is_nowhere(broker: RedisBroker, client: redis.Redis) -> None:
     broker.publish([row(1, "k"), row(2, "k"), row(3, "k")])
-    client.zrem(f"{P}ready:{LANE}", row(1, "k").reference)
+    client.delete(P + READY, f"{P}ring:r1")
     assert claimed(broker) == []
     assert [place.value for place in broker.locate([row(3, "k"), row(2, "k")])] == ["behind key", "ready"]
     assert [one.reference for one in claimed(broker)] == [row(2, "k").reference]
@@ -228,7 +233,7 @@ def test_generation_writes_nothing(redis_server: Any, client: redis.Redis) -> No
 
 def test_built_and_known(broker: RedisBroker, client: redis.Redis) -> None:
     broker.mark_built(DB)
-    assert broker.generation().built == {DB.hex()}
+    assert DB.hex() in broker.generation().built
     broker.publish([row(9)])
     assert broker.known(DB, 0) == client.get(KNOWN) == b"\x00\x40"
     assert broker.known(DB, 1) == b""

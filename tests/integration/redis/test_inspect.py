@@ -7,7 +7,7 @@ import redis
 from sidestream.broker.redis.broker import RedisBroker
 from sidestream.broker.redis.inspect import AnnouncedWorker, LaneDepth, RedisInspector
 from tests.integration.redis.conftest import START
-from tests.integration.redis.test_functions import LANE, P, claimed, direct, row
+from tests.integration.redis.test_functions import LANE, READY, P, claimed, direct, row
 
 
 def test_an_empty_shard(broker: RedisBroker) -> None:
@@ -19,7 +19,7 @@ def test_every_figure(broker: RedisBroker, client: redis.Redis) -> None:
     broker.announce("w1", [LANE], '{"host": "a"}', 5000)
     broker.publish([row(1), row(2), row(3, "k"), row(4, "k"), row(5, "k"), row(6, due=START + 9000), direct(7)])
     claimed(broker, 1)
-    client.zadd(f"{P}ready:{LANE}", {b"hello": 0})
+    client.zadd(P + READY, {b"hello": 0})
     claimed(broker, 1)
     broker.claim("w2", [LANE], free=1)
     inspector = RedisInspector(broker.connection)
