@@ -11,9 +11,9 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from harness import percentile
+from harness import percentile, say
 from shop import PROCESSES, Shop, StandAlone
 
 PATIENCE = 240.0
@@ -28,6 +28,9 @@ NEWEST = {
     "ours": "SELECT coalesce(max(id), 0) FROM sidestream_job",
     "oca": "SELECT coalesce(max(id), 0) FROM queue_job",
 }
+MORE_CHILDREN = 4
+"""Of a second worker whose memory is measured: what children share counts for less, the more of them there are."""
+CONFLICT = "A job met a conflict"
 WORKS = {"ours": "children", "oca": "oca", "bare": "loops"}
 """Whose CPU runs the jobs of a side; PostgreSQL's, the supervisor's and Redis' are shown on their own."""
 
@@ -80,14 +83,21 @@ class Enqueue(NamedTuple):
     one_p50: float
 
 
-class Memory(NamedTuple):
-    """MB of one process of each kind."""
+class Process(NamedTuple):
+    """MB of one process: its share (PSS), its own (USS), and all that it sees (RSS)."""
 
-    child_pss: float
-    child_uss: float
-    zygote_pss: float
-    alone_pss: float
-    alone_uss: float
+    pss: float
+    uss: float
+    rss: float
+
+
+class Memory(NamedTuple):
+    """The largest child of a worker with few and with more children, and a zygote; a stand-alone Odoo."""
+
+    child: Process
+    zygote: Process
+    child_of_more: Process
+    alone: Process
 
 
 def ids_for(shop: Shop, kind: Kind, size: int) -> list[int]:
@@ -136,11 +146,17 @@ def bare_loop(shop: Shop, kind: Kind, size: int) -> Drain:
 def result(shop: Shop, side: str, ids: list[int], used: dict[str, float], counted: int) -> Drain:
     """Check the ledger and return the figures."""
     times = [shop.stamps.at(number) for number in ids]
-    twice = [
-        number for number, count in zip(ids, [shop.stamps.runs(number) for number in ids], strict=True) if count != 1
-    ]
-    if shop.stamps.count() != len(ids) or twice:
-        raise AssertionError(f"{shop.stamps.count()} of {len(ids)} jobs ran, {len(twice)} not exactly once.")
+    runs = [shop.stamps.runs(number) for number in ids]
+    again = sum(runs) - len(ids)
+    if shop.stamps.count() != len(ids) or 0 in runs or again > (conflicts := shop.new_conflicts(CONFLICT)):
+        raise AssertionError(
+            f"{shop.stamps.count()} of {len(ids)} jobs ran, {again} starts too many for {conflicts} conflicts: "
+            f"{shop.world.worker_log()[-2000:]}"
+        )
+    if again:
+        say(
+            f"{side}: {again} of {len(ids)} bodies ran again, because their transactions were rolled back by a conflict"
+        )
     rate = (len(ids) - 1) / (max(times) - min(times))
     return Drain(rate, *(used[who] / counted for who in (WORKS[side], "postgres", "supervisor", "redis")))
 
@@ -173,45 +189,54 @@ def enqueue(shop: Shop, side: str, size: int, singles: int) -> Enqueue:
 
 
 def memory(shop: Shop, size: int) -> Memory:
-    """Run ``size`` mixed jobs in each child of a fresh worker, and the same in a fresh stand-alone Odoo."""
+    """Run ``size`` mixed jobs in each child of fresh workers, and the same in a fresh stand-alone Odoo."""
     shop.worker.terminate()
     shop.worker.wait(60)
     settle(shop)
-    mark, mixed = scalar(shop, NEWEST["ours"]), []
-    parts = [(NOOP, size * 9 // 20), (TOUCH, size * 9 // 20), (WRITE, size // 10)]
-    for kind, part in parts:
-        order = {"side": "ours", "model": kind.model, "method": kind.method}
-        for _ in range(PROCESSES):
-            shop.user.ask("enqueue", ids=ids_for(shop, kind, part), **order)
-        *_, jobs = shop.user.ask("enqueue", ids=ids_for(shop, kind, part), parked=True, **order)
-        mixed.append((kind, list(zip(jobs, ids_for(shop, kind, part), strict=True))))
     shop.end_all_but_worker()
     with ExitStack() as stack:
-        alone: StandAlone = shop.stand_alone(stack, "alone-memory")
-        shop.worker = shop.world.work("--children", str(PROCESSES))
-        for kind, pairs in mixed:
-            alone.ask("loop", model=kind.model, method=kind.method, pairs=pairs)
-        everything = (PROCESSES + 1) * sum(part for _, part in parts)
-        wait(shop, lambda: scalar(shop, DONE["ours"], mark), everything, check=False)
-        children = [megabytes(child.pid) for child in shop.children()]
-        (zygote,) = (megabytes(process.pid) for process in _zygotes(shop))
+        alone = shop.stand_alone(stack, "alone-memory")
+        for order, ids in mixed(shop, size):
+            *_, jobs = alone.ask("enqueue", ids=ids, parked=True, **order)
+            alone.ask("loop", model=order["model"], method=order["method"], pairs=list(zip(jobs, ids, strict=True)))
         whole = megabytes(alone.process.pid)
-    return Memory(
-        max(pss for pss, _ in children), max(uss for _, uss in children), zygote[0], whole[0], whole[1]
-    )  # fmt: skip
+        children, zygote = worker_memory(shop, alone, size, PROCESSES)
+        more, _ = worker_memory(shop, alone, size, MORE_CHILDREN)
+    return Memory(max(children), zygote, max(more), whole)
 
 
-def _zygotes(shop: Shop) -> list[Any]:
-    return list({child.parent().pid: child.parent() for child in shop.children()}.values())
+def worker_memory(shop: Shop, user: StandAlone, size: int, children: int) -> tuple[list[Process], Process]:
+    """Return the memory of the children of a fresh worker after about ``size`` jobs in each, and of its zygote."""
+    mark = scalar(shop, NEWEST["ours"])
+    parts = [(order, ids) for order, ids in mixed(shop, size) for _ in range(children)]
+    for order, ids in parts:
+        user.ask("enqueue", ids=ids, **order)
+    shop.worker = shop.world.work("--children", str(children))
+    wait(shop, lambda: scalar(shop, DONE["ours"], mark), sum(len(ids) for _, ids in parts), check=False)
+    found = [megabytes(child.pid) for child in shop.children()]
+    (zygote,) = {child.ppid() for child in shop.children()}
+    its = megabytes(zygote)
+    shop.worker.terminate()
+    shop.worker.wait(60)
+    return found, its
 
 
-def megabytes(pid: int) -> tuple[float, float]:
-    """Return a process's PSS and what is its alone (USS)."""
+def mixed(shop: Shop, size: int) -> list[tuple[dict[str, str], list[int]]]:
+    """Return the orders of ``size`` jobs of every kind, and the records that each is about."""
+    parts = [(NOOP, size * 9 // 20), (TOUCH, size * 9 // 20), (WRITE, size // 10)]
+    return [
+        ({"side": "ours", "model": kind.model, "method": kind.method}, ids_for(shop, kind, part))
+        for kind, part in parts
+    ]
+
+
+def megabytes(pid: int) -> Process:
+    """Return a process's memory."""
     found = {}
     for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]:
         name, _, rest = line.partition(":")
         found[name] = int(rest.split()[0]) / 1024
-    return found["Pss"], found["Private_Clean"] + found["Private_Dirty"]
+    return Process(found["Pss"], found["Private_Clean"] + found["Private_Dirty"], found["Rss"])
 
 
 def settle(shop: Shop) -> None:

@@ -22,7 +22,7 @@ sys.path.insert(1, str(Path(__file__).resolve().parents[1]))  # beside the other
 
 import measure
 from harness import Bar, Figure, Row, figure, finish, head, in_turn, options, say
-from measure import NOOP, TOUCH, WRITE, Drain, Enqueue, Kind, Latency
+from measure import MORE_CHILDREN, NOOP, TOUCH, WRITE, Drain, Enqueue, Kind, Latency, Memory
 from shop import PROCESSES, Shop
 
 MANY = 10_000
@@ -63,13 +63,7 @@ def main() -> None:
     for kind, found in drains.items():
         rows += drain_rows(kind, *found.values())
     rows += enqueue_rows(calls["ours"], calls["oca"])
-    alone = figure(memory.alone_pss)
-    each = f"PSS of a child, of {PROCESSES}, after {200 if asked.quick else 2_000:,} mixed jobs each"
-    rows += [
-        Row(each, figure(memory.child_pss), "MB", "stand-alone Odoo, same jobs", alone, Bar("ratio", "<", 0.3)),
-        Row("private memory of that child", figure(memory.child_uss), "MB", "the same", figure(memory.alone_uss)),
-        Row("PSS of the zygote, once a worker", figure(memory.zygote_pss), "MB", "the same", alone),
-    ]
+    rows += memory_rows(memory, 200 if asked.quick else 2_000)
     finish("odoo", rows)
 
 
@@ -135,6 +129,24 @@ def enqueue_rows(ours: Sequence[Enqueue], oca: Sequence[Enqueue]) -> list[Row]:
         Row("  their commit and publishing", column(ours, "commit"), "s"),
         Row("one call (company read, no commit), p50", one, "ms", "OCA", column(oca, "one_p50"), Bar("value", "<", 1)),
     ]
+
+
+def memory_rows(found: Memory, jobs: int) -> list[Row]:
+    """Return the rows of memory, and the least that a child of so few can come to."""
+    alone, theirs = figure(found.alone.pss), "stand-alone Odoo, same jobs"
+    bar = Bar("ratio", "<", 0.3)
+    few, more = PROCESSES + 1, MORE_CHILDREN + 1
+    least = f"  its limit: all pages shared by {few} processes, the zygote among them (RSS / {few})"
+    return [
+        Row(f"PSS of a child, of {PROCESSES}, after {jobs:,} mixed jobs each", figure(found.child.pss), "MB", theirs,
+            alone, bar),
+        Row(least, figure(found.child.rss / few), "MB", theirs, alone),
+        Row("  its private memory", figure(found.child.uss), "MB", theirs, figure(found.alone.uss)),
+        Row("  PSS of the zygote, once a worker", figure(found.zygote.pss), "MB", theirs, alone),
+        Row(f"PSS of a child, of {MORE_CHILDREN}, after the same", figure(found.child_of_more.pss), "MB", theirs, alone,
+            bar),
+        Row(f"  its limit (RSS / {more})", figure(found.child_of_more.rss / more), "MB", theirs, alone),
+    ]  # fmt: skip
 
 
 def column(rounds: Sequence[object], name: str, times: float = 1) -> Figure:

@@ -129,9 +129,10 @@ class Shop:
 
     def __init__(self, light: int, heavy: int) -> None:
         self._sizes = (light, heavy)
+        self._conflicts = 0
         options = {"log_level": "warn"}
         # The peer and the loop are not niced; neither are our children here.
-        settings = {"nice": 0, "log_level": "warning"}
+        settings = {"nice": 0, "log_level": "info"}  # it tells of conflicts
         addon_paths = (HERE / "addons", oca_addons())
         addons = ("sidestream", "bench_job", "queue_job")
         self.world = BenchWorld(addons, addon_paths=addon_paths, settings=settings, options=options)
@@ -165,6 +166,11 @@ class Shop:
         if alone.answer() != "ready":
             raise RuntimeError("A stand-alone Odoo did not begin with its word.")
         return alone
+
+    def new_conflicts(self, words: str) -> int:
+        """Return how many lines of the worker's log have these words since this was last asked."""
+        before, self._conflicts = self._conflicts, self.world.worker_log().count(words)
+        return self._conflicts - before
 
     def end_all_but_worker(self) -> None:
         """End what else has Odoo loaded, so that a page that is shared is shared with the worker's own only."""

@@ -1,8 +1,9 @@
-"""What a Linux process does to itself: its user, its parent's death, its niceness, its rank before the OOM killer."""
+"""What a Linux process does to itself: user, parent's death, niceness, shared memory, rank before the OOM killer."""
 
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import pwd
 import signal
@@ -109,6 +110,19 @@ def die_with_parent(parent: int, signum: int = signal.SIGKILL) -> None:
         raise OSError(code, f"prctl(PR_SET_PDEATHSIG, {signum}) failed: {os.strerror(code)}")
     if os.getppid() != parent:
         os.kill(os.getpid(), signum)
+
+
+def share_memory() -> None:
+    """Prepare our memory for being shared with the children that will be forked, as much of it as possible.
+
+    Garbage is collected first, and what is left is never looked at by the collector again, whose marks would copy every
+    page (https://docs.python.org/3/library/gc.html#gc.freeze); what the loading used and freed goes back to the kernel
+    (https://man7.org/linux/man-pages/man3/malloc_trim.3.html, where the C library has it).
+    """
+    gc.collect()
+    gc.freeze()
+    if hasattr(_libc, "malloc_trim"):
+        _libc.malloc_trim(0)
 
 
 def set_nice(value: int) -> None:

@@ -37,6 +37,12 @@ def test_reaches_reads_the_mode_bits_of_every_folder_above(tmp_path: Path) -> No
     assert not reaches(group, hidden)
 
 
+def test_what_is_there_before_a_fork_is_kept_from_the_collector() -> None:
+    assert (
+        python("import gc; process.share_memory(); print(gc.get_freeze_count() > 1000, gc.isenabled())") == "True True"
+    )
+
+
 def test_an_unknown_user_is_refused() -> None:
     with pytest.raises(SettingsError, match="no user 'nobody-at-all'"):
         account("nobody-at-all")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import psutil
 import psycopg
 import pytest
 
@@ -106,6 +108,17 @@ def test_a_changed_table_needs_no_restart(shop: Shop, database: psycopg.Connecti
     finally:
         database.execute("ALTER TABLE sidestream_job ALTER COLUMN context TYPE text")
     assert [shop.run("add")["state"] for _ in range(4)] == ["done"] * 4
+
+
+def test_children_share_what_was_loaded(shop: Shop) -> None:
+    assert shop.run("add")["state"] == "done"
+    [zygote] = [one for one in psutil.Process(shop.worker.pid).children() if one.children()]
+    for child in zygote.children():
+        size = dict.fromkeys(("Rss", "Private_Dirty"), 0)
+        for line in Path(f"/proc/{child.pid}/smaps_rollup").read_text().splitlines()[1:]:
+            name, _, rest = line.partition(":")
+            size[name] = int(rest.split()[0])
+        assert size["Private_Dirty"] < size["Rss"] / 4, size
 
 
 def _end(database: psycopg.Connection[Any], job: int) -> str:

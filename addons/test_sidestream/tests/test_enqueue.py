@@ -236,6 +236,25 @@ class TestEnqueue(JobCase):
         self.assertEqual(len(trap.jobs), 1)
         self.assertEqual(self.remembered()["args"], "('now',)")
 
+    def test_company_is_asked_once(self):
+        self.order.enqueue().remember()
+        with self.assertQueryCount(0):  # the job's own INSERTs go past Odoo's cursor
+            self.order.enqueue().remember()
+        before = self.count()
+        self.company.sidestream_enabled = False
+        self.order.enqueue().remember("now")
+        self.company.sidestream_enabled = True
+        self.order.enqueue().remember("later")
+        self.assertEqual(self.count(), before + 1)
+
+    def test_company_that_another_thread_reads_meanwhile(self):
+        """Between the change and its commit it reads the old value, and would keep it."""
+        self.company.sidestream_enabled = False
+        cleared = []
+        self.patch(type(self.env.registry), "clear_cache", lambda registry, *names: cleared.append(names))
+        self.env.cr.postcommit.run()
+        self.assertEqual(cleared, [()])
+
     def test_inline(self):
         orders = self.orders.with_context(sidestream_inline=True)
         before = self.count()

@@ -14,11 +14,11 @@ Our own statements go past Odoo's cursor to psycopg2's, so that a conflict is no
 
 from __future__ import annotations
 
-import gc
+import contextlib
 import logging
 import os
 import threading
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,7 @@ from sidestream.job.codec import decode_payload
 from sidestream.job.names import tag
 from sidestream.job.outcome import Release, ReleaseReason
 from sidestream.job.reference import Reference
+from sidestream.process import share_memory
 from sidestream.store import opening, rows, sessions
 from sidestream.store.adapter import SERVER_OPTIONS, UNDEFINED_TABLE, sqlstate
 
@@ -117,14 +118,37 @@ class OdooOrm:
         actions = collect(registry.models)
         self._actions = {tag(name, 4): (name, action) for name, action in actions.items()}
         self._along = {name: self._along_of(registry[name.rpartition(".")[0]]) for name in actions}
+        self._warm_up({name.rpartition(".")[0] for name in actions})
         odoo.sql_db.close_all()  # a connection that parent and child share would be one session for both
-        gc.collect()
-        gc.freeze()  # what is loaded stays shared with every child
+        share_memory()
         return [ActionFacts(name, tag(name, 4), action.hard_limit, action.retry) for name, action in actions.items()]
 
     def _along_of(self, model: Any) -> tuple[str, ...]:
-        has_table = model._auto and not model._abstract  # else its records come from a query, which is Odoo's to ask
-        return odoo_along.expressions(tuple(self._registry.cache_sequences), model._table if has_table else None)
+        table = model._table if self._has_table(model) else None
+        return odoo_along.expressions(tuple(self._registry.cache_sequences), table)
+
+    @staticmethod
+    def _has_table(model: Any) -> bool:
+        return bool(model._auto and not model._abstract)  # else its records come from a query, which is Odoo's to ask
+
+    def _warm_up(self, models: Collection[str]) -> None:
+        """Fill what Odoo fills when it is first used, so that children share it and their first jobs need not wait.
+
+        Only reads. What was cached is checked by the first job: the registry knows the signals from before.
+        """
+        registry = self._registry
+        try:
+            with contextlib.closing(registry.cursor()) as cr:
+                env = odoo.api.Environment(cr, odoo.SUPERUSER_ID, {})
+                env["res.lang"]._get_data(code="en_US")
+                env.user._get_company_ids()
+                for model in sorted(models):
+                    for field in env[model]._fields.values():
+                        registry.is_modifying_relations(field)
+                    if self._has_table(env[model]):  # a query may be slow; a table's first row never is
+                        env[model].with_context(active_test=False).search([], limit=1, order="id").fetch()
+        except Exception as error:  # noqa: BLE001  # an override that wants more than a superuser who reads: no matter
+            log.info("Not everything could be read in advance: %s", error, extra={"action": "warm_up_failed"})
 
     def _load_registry(self) -> Any:
         arguments = ["-c", str(self._config), "-d", self._database, "--no-http"]
