@@ -37,6 +37,8 @@ class Options:
     rounds: int
     #: Jobs a round; what one is, the script says.
     jobs: int
+    #: Names of the sides that were asked for; empty: all.
+    only: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,12 +102,22 @@ class Row:
         return None if self.bar is None else self.bar.holds(self.ours.median, self.ratio)
 
 
-def options(about: str | None, *, jobs: int, quick_jobs: int, rounds: int = 3, quick_rounds: int = 1) -> Options:
-    """Read the command line of a script; ``about`` is its docstring."""
+def options(
+    about: str | None,
+    *,
+    jobs: int,
+    quick_jobs: int,
+    rounds: int = 3,
+    quick_rounds: int = 1,
+    names: tuple[str, ...] = (),
+) -> Options:
+    """Read the command line of a script; ``about`` is its docstring, ``names`` what ``--only`` chooses from."""
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a short run that shows that the script works")
     parser.add_argument("--rounds", type=int, help=f"how often each side is measured (default {rounds})")
     parser.add_argument("--jobs", type=int, help=f"jobs a round (default {jobs:,})")
+    if names:
+        parser.add_argument("--only", action="append", choices=names, metavar="NAME", help=f"of {', '.join(names)}")
     given = parser.parse_args()
     # As Ctrl-C does: leave the blocks, so that servers, workers and folders go.
     signal.signal(signal.SIGTERM, lambda signum, _: sys.exit(128 + signum))
@@ -113,6 +125,7 @@ def options(about: str | None, *, jobs: int, quick_jobs: int, rounds: int = 3, q
         given.quick,
         given.rounds or (quick_rounds if given.quick else rounds),
         given.jobs or (quick_jobs if given.quick else jobs),
+        tuple(getattr(given, "only", None) or ()),
     )
 
 

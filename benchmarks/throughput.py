@@ -20,7 +20,8 @@ from typing import NamedTuple
 import bare
 from feeding import payload, publish_direct
 from harness import Bar, Row, figure, finish, head, in_turn, note, options
-from peers.environment import DRAMATIQ, environment
+from peers.environment import CannotInstall, environment
+from peers.settings import PACKAGES
 from stamps import Stamps
 from world import HERE, Reading, World, server_versions
 
@@ -44,7 +45,11 @@ class Drain(NamedTuple):
 def main() -> None:
     """Measure and report."""
     asked = options(__doc__, jobs=20_000, quick_jobs=5_000)
-    programs = environment("dramatiq", DRAMATIQ)
+    programs = None
+    try:
+        programs = environment("dramatiq", PACKAGES["dramatiq"])
+    except CannotInstall as error:
+        note(f"Dramatiq's side is left out: {error}")
     with World() as world:
         head(
             "throughput",
@@ -138,7 +143,7 @@ def dramatiq(world: World, ledger: Stamps, size: int, programs: Path) -> Drain:
         "BENCH_STAMPS": str(ledger.path),
         "dramatiq_queue_prefetch": "64",
     }
-    subprocess.run([programs / "python", app, str(size)], env=given, check=True, timeout=DEADLINE)
+    subprocess.run([programs / "python", app, "bulk", "0", str(size)], env=given, check=True, timeout=DEADLINE)
     with master([str(programs / "dramatiq"), "-p", "2", "-t", "2", "--skip-logging", app.stem], given):
         return drained(ledger, size, world.read)
 
@@ -154,11 +159,18 @@ def master(command: list[str], given: dict[str, str]) -> Iterator[None]:
         process.wait(DEADLINE)
 
 
-def drained(ledger: Stamps, size: int, read: Callable[[], Reading], check: Callable[[], None] | None = None) -> Drain:
+def drained(
+    ledger: Stamps,
+    size: int,
+    read: Callable[[], Reading],
+    check: Callable[[], None] | None = None,
+    *,
+    deadline: float = DEADLINE,
+) -> Drain:
     """Wait for the first job, then for the last; check that each ran once."""
-    early = ledger.wait(size, DEADLINE, some=1, check=check)
+    early = ledger.wait(size, deadline, some=1, check=check)
     before = read()
-    ledger.wait(size, DEADLINE, check=check)
+    ledger.wait(size, deadline, check=check)
     used = read() - before
     ledger.check(size)
     return Drain(ledger.rate(size), used, size - early)

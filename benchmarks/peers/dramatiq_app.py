@@ -1,30 +1,22 @@
-"""The same empty job for Dramatiq. Run as a script it enqueues: ``dramatiq_app.py NUMBER``; else a worker imports it.
-
-Lives in an environment of its own (see peers/environment.py), so it may not import Sidestream.
-"""
+"""The same empty job for Dramatiq."""
 
 from __future__ import annotations
 
-import os
-import sys
-import time
-from pathlib import Path
 from typing import Any
 
 import dramatiq
+from app_side import SAFE, URL, payload, produce, ran
 from dramatiq.brokers.redis import RedisBroker
-from stamps import Stamps
 
-dramatiq.set_broker(RedisBroker(url=os.environ["BENCH_REDIS_URL"]))
-_stamps = Stamps(Path(os.environ["BENCH_STAMPS"]))
+_SAFE: dict[str, Any] = {"heartbeat_timeout": 15_000, "maintenance_chance": 1_000_000} if SAFE else {}
+dramatiq.set_broker(RedisBroker(url=URL, **_SAFE))
 
 
 @dramatiq.actor
-def noop(payload: dict[str, Any]) -> None:
+def noop(given: dict[str, Any]) -> None:
     """Note that it ran."""
-    _stamps.hit(payload["record_id"], time.time())
+    ran(given)
 
 
 if __name__ == "__main__":
-    for number in range(int(sys.argv[1])):
-        noop.send({"model": "sale.order", "record_id": number, "action": "noop", "company_id": 1})
+    produce(lambda number: noop.send(payload(number)))

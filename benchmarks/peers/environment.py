@@ -8,25 +8,37 @@ from collections.abc import Sequence
 from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parents[2] / ".sidestream-dev" / "peers"
-DRAMATIQ = ("dramatiq==2.2.1", "redis==8.1.0", "hiredis==3.5.0")
+PATIENCE = 300
+"""Seconds that pip is given for one peer."""
 
 
-def environment(name: str, requirements: Sequence[str]) -> Path | None:
-    """Return the folder of programs of peer ``name``, installed if need be; None (and why) when it cannot be."""
+class CannotInstall(Exception):
+    """A peer's environment cannot be made; the message says why."""
+
+
+def environment(name: str, requirements: Sequence[str]) -> Path:
+    """Return the folder of programs of peer ``name``, installed if need be; raise :class:`CannotInstall`."""
     folder = FOLDER / name
     marker = folder / "requirements.txt"
     wanted = "\n".join(requirements)
     if marker.exists() and marker.read_text() == wanted:
         return folder / "bin"
-    print(f"Installing {', '.join(requirements)} into {folder} ...")
-    pip = folder / "bin" / "python"
+    print(f"Installing {', '.join(requirements)} into {folder} ...", flush=True)
     for command in (
-        [sys.executable, "-m", "venv", "--clear", str(folder)],
-        [str(pip), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *requirements],
+        [sys.executable, "-m", "venv", "--clear", "--without-pip", str(folder)],
+        [*_pip(folder / "bin" / "python"), "install", "-q", "--disable-pip-version-check", *requirements],
     ):
-        done = subprocess.run(command, check=False, capture_output=True, text=True)
+        try:
+            done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=PATIENCE)
+        except subprocess.TimeoutExpired:
+            raise CannotInstall(f"it cannot be installed: pip took over {PATIENCE} s") from None
         if done.returncode:
-            print(f"{name} cannot be installed, its side is left out: {done.stderr.strip().splitlines()[-1:]}")
-            return None
+            last = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+            raise CannotInstall(f"it cannot be installed: {last[:150]}")
     marker.write_text(wanted)
     return folder / "bin"
+
+
+def _pip(python: Path) -> list[str]:
+    """Our own pip, working for ``python``: a pip of its own would take longer to lay down than most peers."""
+    return [sys.executable, "-m", "pip", "--python", str(python)]

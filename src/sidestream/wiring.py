@@ -18,6 +18,7 @@ from sidestream.broker.protocol import Broker, Publication, lane
 from sidestream.broker.redis import embedded
 from sidestream.broker.redis.broker import RedisBroker
 from sidestream.broker.redis.inspect import RedisInspector
+from sidestream.broker.redis.keys import PREFIX
 from sidestream.broker.why import why
 from sidestream.client import Client
 from sidestream.errors import BrokerError, SettingsError
@@ -51,14 +52,16 @@ class Jobs(Client):
         )
 
 
-def build_broker(settings: Settings) -> RedisBroker:
+def build_broker(settings: Settings, *, prefix: str = PREFIX) -> RedisBroker:
     """Return the Redis broker, its server started if it is the embedded one, and found fit for use.
+
+    ``prefix``: what its keys begin with; another one than the default only for a trial.
 
     Raises :class:`~sidestream.errors.BrokerUnavailable`, :class:`~sidestream.errors.BrokerUnsuitable` and
     :class:`~sidestream.errors.SettingsError`.
     """
     url = settings.redis_url or embedded.ensure(settings.data_dir, user=settings.user)
-    broker = RedisBroker(url, timeout=settings.redis_timeout, lease_ms=round(settings.lease * 1000))
+    broker = RedisBroker(url, timeout=settings.redis_timeout, lease_ms=round(settings.lease * 1000), prefix=prefix)
     try:
         broker.probe()
     except BaseException:

@@ -23,6 +23,7 @@ from sidestream.broker.protocol import lane
 from sidestream.broker.redis import embedded
 from sidestream.broker.redis.broker import RedisBroker
 from sidestream.broker.redis.inspect import RedisInspector
+from sidestream.broker.redis.keys import PREFIX
 from sidestream.clock import SystemClock
 from sidestream.errors import BrokerUnavailable, SettingsError
 from sidestream.job.reference import NO_TAG8
@@ -84,9 +85,9 @@ class LeftBehindKeeper:
 
 
 class Worker:
-    """One supervisor with its keepers, from settings."""
+    """One supervisor with its keepers, from settings; ``prefix`` begins its keys in Redis, another one for a trial."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, *, prefix: str = PREFIX) -> None:
         if settings.app is None and settings.odoo_config is None:
             raise SettingsError(
                 "No application is named; give --app or set SIDESTREAM_APP, for example myapp.jobs:actions, or give "
@@ -95,6 +96,7 @@ class Worker:
         if settings.odoo_config is not None and settings.odoo_database is None:
             raise SettingsError("No Odoo database is named; give --odoo-database or set SIDESTREAM_ODOO_DATABASE.")
         self._settings = settings
+        self._prefix = prefix
         self._store_url = store_url(settings)
         _make_data_folder(settings)
         # The signing key is read, or made, while we may: whoever enqueues as root reads the same file.
@@ -162,7 +164,7 @@ class Worker:
     def _redis(self) -> RedisBroker:
         settings = self._settings
         self._url = settings.redis_url or embedded.ensure(settings.data_dir, user=settings.user)
-        broker = RedisBroker(self._url, timeout=settings.redis_timeout, lease_ms=round(settings.lease * 1000))
+        broker = self._redis_broker()
         try:
             broker.probe()
             broker.generation()  # known from the start: only a later change means that it was emptied
@@ -171,6 +173,10 @@ class Worker:
                 raise
             log.warning("%s Jobs are taken from PostgreSQL meanwhile.", error, extra={"action": "redis_away_at_start"})
         return broker
+
+    def _redis_broker(self) -> RedisBroker:
+        lease_ms = round(self._settings.lease * 1000)
+        return RedisBroker(self._url, timeout=self._settings.redis_timeout, lease_ms=lease_ms, prefix=self._prefix)
 
     def _fallback(self) -> PostgresBroker | None:
         if self._database is None:
@@ -230,9 +236,7 @@ class Worker:
     def _make_keepers(self) -> list[Keeper]:
         settings = self._settings
         clock = SystemClock()
-        tended = self._tended = RedisBroker(
-            self._url, timeout=settings.redis_timeout, lease_ms=round(settings.lease * 1000)
-        )
+        tended = self._tended = self._redis_broker()
         link = self._link = StoreLink(self._connector("keepers")) if self._store_url is not None else None
         keepers: list[Keeper] = [
             Reclaimer(
@@ -242,7 +246,7 @@ class Worker:
                 consumer=self._name,
                 lanes=self._lanes,
                 left_behind=self._left_behind.running,
-                alive=partial(_is_announced, RedisInspector(tended.connection)),
+                alive=partial(_is_announced, RedisInspector(tended.connection, self._prefix)),
                 lease=settings.lease,
                 renew=settings.renew,
             )

@@ -390,7 +390,7 @@ def test_a_direct_job_repeated_with_its_id_is_one_job(jobs: Jobs, broker: Broker
     assert len(broker.claim("test", [lane(NO_TAG8, "default")], free=5)) == 1
 
 
-@pytest.mark.parametrize("options", [{"id": "5"}, {"timeout": 0}, {"timeout": -1}, {"delay": -1}, {"priority": 1}])
+@pytest.mark.parametrize("options", [{"id": "5"}, {"timeout": 0}, {"timeout": -1}, {"delay": -1}, {"priority": 10}])
 def test_bad_direct_calls_are_refused(jobs: Jobs, options: dict[str, Any]) -> None:
     with pytest.raises(InvalidJob):
         jobs.enqueue_direct("a", **options)

@@ -16,7 +16,7 @@ from typing import Annotated
 
 import typer
 
-from sidestream.cli import dead, enqueue, jobs, queues, quiet, rules, why, worker, workers
+from sidestream.cli import bench, dead, enqueue, jobs, queues, quiet, rules, why, worker, workers
 from sidestream.cli.options import GlobalOptions
 from sidestream.cli.output import EXIT_FAULT, complain, exit_code
 from sidestream.errors import SidestreamError
@@ -46,6 +46,7 @@ app.command("enqueue")(enqueue.enqueue)
 app.command("jobs")(jobs.jobs)
 app.command("job")(jobs.job)
 app.command("queues")(queues.queues)
+app.command("bench")(bench.bench)
 
 
 def _show_version(wanted: bool) -> None:

@@ -14,7 +14,7 @@ from sidestream.job.states import State
 from sidestream.store.attempts import Attempt, of_job
 from sidestream.store.candidates import LEVELS
 from sidestream.store.cursor import Cursor
-from sidestream.store.stored import OF_J, StoredJob, stored_job
+from sidestream.store.stored import NAMES, OF_J, StoredJob, stored_job
 from sidestream.store.written import UTC_NOW
 
 CHUNK = 32_768
@@ -50,14 +50,14 @@ _OVERDUE_AMONG_FEW = f"""
         FROM queues WHERE queues.queue IS NOT NULL),
     few AS MATERIALIZED (
         SELECT due.* FROM queues CROSS JOIN {LEVELS} CROSS JOIN LATERAL (
-            SELECT id FROM sidestream_job
+            SELECT {NAMES} FROM sidestream_job
             WHERE state = 'open' AND queue = queues.queue AND priority = level.priority
             AND run_at < {UTC_NOW} - %(older)s::float8 * interval '1 second'
             ORDER BY run_at LIMIT {FEW + 1}) due  -- ordered, so that the index is used for levels without rows, too
         LIMIT {FEW + 1}),
-    found AS MATERIALIZED (SELECT id FROM few WHERE id > %(after)s::bigint ORDER BY id LIMIT %(limit)s::integer)
+    found AS MATERIALIZED (SELECT * FROM few WHERE id > %(after)s::bigint ORDER BY id LIMIT %(limit)s::integer)
     SELECT (SELECT count(*) FROM few) > {FEW}, {OF_J}
-    FROM (SELECT) always LEFT JOIN (SELECT job.* FROM found JOIN sidestream_job job USING (id)) j ON true
+    FROM (SELECT) always LEFT JOIN found j ON true
     ORDER BY j.id"""
 _OVERDUE = f"""
     SELECT {OF_J} FROM sidestream_job j

@@ -104,6 +104,7 @@ class LeaseKeeper:
             if not self._away:
                 log.warning("Leases cannot be renewed now: %s", error, extra={"action": "renew_failed"})
             self._away = True
+            self._told()  # rows are claimed without Redis, in a generation that could not be begun as well
             return
         if lost:
             self._drop(lost)
@@ -113,18 +114,13 @@ class LeaseKeeper:
         options, state = self._state.options, self._state
         with state.lock:
             actions = frozenset(state.actions)
-        try:
-            self._broker.announce(options.supervisor, options.lanes, self._info(), int(options.lease * 1000), actions)
-        except GenerationMoved:
-            raise
-        except BrokerError:
-            self._told(actions)  # who claims without Redis was told; Redis is when it is back
-            raise
+        self._broker.announce(options.supervisor, options.lanes, self._info(), int(options.lease * 1000), actions)
         self._told(actions)
 
-    def _told(self, actions: frozenset[bytes]) -> None:
+    def _told(self, actions: frozenset[bytes] | None = None) -> None:
+        """Let jobs be claimed: the broker knows ``actions``, or (None) it is away and is told when it is back."""
         with self._state.changed:
-            if not self._state.announced and actions == self._state.actions.keys():
+            if not self._state.announced and actions in (None, self._state.actions.keys()):
                 self._state.announced = True
                 self._state.changed.notify_all()
 

@@ -95,4 +95,4 @@ class Serving:
                 self._contents.unplace(job)
                 assert job.place is Place.NOWHERE
                 found.append(job)
-        return found
+        return sorted(found, key=lambda job: job.key is None)  # who moves the head of a key does so first

@@ -1,0 +1,56 @@
+"""The lease thread: nothing is claimed before the broker knows our actions, and Redis away is no reason to wait."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sidestream.broker.memory import MemoryBroker
+from sidestream.errors import BrokerUnavailable, GenerationMoved
+from sidestream.executors.protocol import ActionFacts
+from sidestream.job.retry import RetryPolicy
+from sidestream.worker.lease import LeaseKeeper
+from sidestream.worker.options import WorkerOptions
+from sidestream.worker.slots import Slots
+from sidestream.worker.state import WorkerState
+
+TAG = b"abcd"
+
+
+class Away(MemoryBroker):
+    """Emptied first, and then gone."""
+
+    def announce(self, *_: Any, **__: Any) -> None:
+        raise GenerationMoved
+
+    def generation(self) -> Any:
+        raise BrokerUnavailable
+
+
+def keeper_of(broker: MemoryBroker, folder: Path) -> tuple[LeaseKeeper, WorkerState]:
+    state = WorkerState(WorkerOptions("me", ("00" * 8 + ":default",), "00" * 8, folder))
+    state.actions = {TAG: ActionFacts("a", TAG, None, RetryPolicy())}
+    state.announced = False
+    slots, descriptor = Slots.create(folder / "slots", 1)
+    os.close(descriptor)
+    pool: Any = None  # only asked to kill
+    return LeaseKeeper(state, broker, pool, slots), state
+
+
+def test_what_was_announced_may_be_claimed(tmp_path: Path) -> None:
+    broker = MemoryBroker()
+    broker.begin_generation()
+    keeper, state = keeper_of(broker, tmp_path)
+    keeper._renew()
+    assert state.announced
+
+
+@pytest.mark.parametrize("looks", [1, 2])
+def test_a_broker_that_went_away_before_it_was_told_stops_nobody(tmp_path: Path, looks: int) -> None:
+    keeper, state = keeper_of(Away(), tmp_path)
+    for _ in range(looks):
+        keeper._renew()
+    assert state.announced == (looks == 2)  # emptied: state what we hold; gone: go on without it
