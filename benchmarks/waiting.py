@@ -3,7 +3,7 @@
 Two servers, one with 1,000 waiting jobs and one with 1,000,000, are measured call by call in turn. After each claim
 and settle as many new ones are published, untimed, so that the depth stays. Beside it, in the same turns, the same
 changes as bare commands on a sorted set of the same depth in the same server: what the server itself pays for the
-depth is the limit.
+depth is the limit. Then groups, pauses, promotion and limits (`waiting_groups.py`).
 """
 
 from __future__ import annotations
@@ -14,18 +14,15 @@ from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 from harness import Bar, Figure, Row, figure, finish, head, note, options, percentile, say
+from waiting_groups import CHUNK, CONSUMER, DATABASE, LANES, begin, groups_and_limits
 from world import World, server_versions
 
-from sidestream.broker.protocol import Broker, Publication, lane
+from sidestream.broker.protocol import Broker, Publication
 from sidestream.job.reference import row_reference
 from sidestream.testing.server_process import ServerFailed
 from sidestream.wiring import build_broker
 
 FEW = 1_000
-CHUNK = 500
-DATABASE = bytes.fromhex("0011223344556677")
-LANES = (lane(DATABASE, "default"),)
-CONSUMER = "bench"
 BARE, BARE_LEASES, BARE_HELD = "bare:ready", "bare:leases", "bare:held"
 BUSY = ("aof_rewrite_in_progress", "aof_rewrite_scheduled", "aof_pending_bio_fsync")
 REFERENCE = len(row_reference(DATABASE, 1, "bench.noop", None).pack())
@@ -65,7 +62,7 @@ class Lane:
     def __init__(self, world: World, depth: int) -> None:
         self.world = world
         self.broker: Broker = build_broker(world.settings())
-        self.broker.begin_generation()
+        begin(self.broker)
         self.broker.announce(CONSUMER, LANES, "{}", 3_600_000)
         self._next = 1
         before = self._memory()
@@ -139,7 +136,7 @@ def main() -> None:
         scenarios += serve("redis7", asked.jobs, asked.rounds, restart=False)
     except ServerFailed as error:
         note(f"Redis 7.0 is left out: {error}")
-    report(asked.jobs, scenarios)
+    report(asked.jobs, scenarios, groups_and_limits(asked.jobs, asked.rounds))
 
 
 def serve(binary: str, depth: int, rounds: int, *, restart: bool) -> list[Scenario]:
@@ -184,7 +181,7 @@ def measure(few: Lane, many: Lane) -> Both:
     return Both(*costs)
 
 
-def report(depth: int, scenarios: list[Scenario]) -> None:
+def report(depth: int, scenarios: list[Scenario], more: list[Row]) -> None:
     """Print the rows."""
     flat, small = Bar("ratio", "<=", 1.2), Bar("value", "<", 250)
     rows = [
@@ -219,7 +216,7 @@ def report(depth: int, scenarios: list[Scenario]) -> None:
             )
             for one in scenarios
         ]
-    finish("waiting", rows)
+    finish("waiting", rows + more)
 
 
 def _each(costs: list[Cost], field: str) -> Figure:

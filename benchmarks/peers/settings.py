@@ -36,7 +36,7 @@ class Setting:
 
     #: The peer, a key of :data:`PACKAGES`; its application is ``<peer>_app.py``.
     peer: str
-    #: "fastest", "survives a crash", or both.
+    #: "fastest", "survives a crash", both, or what else the row is for.
     kind: str
     #: The settings in words.
     words: str
@@ -103,7 +103,7 @@ SETTINGS = (
         "celery",
         "fastest",
         "-P threads -c 1 x 2, prefetch 128, acks_late",
-        "run again after the visibility timeout (1 h)",
+        "not run again within 150 s (visibility timeout 1 h)",
         ("celery", "-A", "celery_app", "worker", "-P", "threads", "-c", "1", "-n", "bench{number}@%h", *_CELERY),
         copies=2,
         variables={"BENCH_PREFETCH": "128"},
@@ -127,7 +127,7 @@ SETTINGS = (
     ),
     Setting(
         "rq",
-        "survives a child's crash",
+        "a fork a job, its default",
         "Worker (a fork a job) x 2, result_ttl 0",
         "not run again within 150 s",
         _RQ,
@@ -146,7 +146,7 @@ SETTINGS = (
         "huey",
         "fastest",
         "-k thread -w 2 x 2, results off",
-        "lost: it pops before it runs; no setting changes that",
+        "lost: it pops before it runs; retries=3 does not change that",
         ("huey_consumer", "huey_app.huey", "-k", "thread", "-w", "2", "-q"),
         copies=2,
         share=0.5,

@@ -1,5 +1,7 @@
 -- Give a waiting reference another priority; it keeps its first-ready time.
--- KEYS[1] prefix; built: as discard
+-- KEYS[1] prefix; built: meta lanes ring:<pool> bin:<pool>:<seat> delayed:<lane number>:<priority> heads behind
+--         key:<db>:<tag> leases held:<lane> tries direct rules slots:<db>:<limit> buckets full wakes turns parked
+--         unknown knows knows:<digest> free hand:<consumer> strange
 -- ARGV    generation, now, reference, lane, priority that it is thought to have, new priority
 -- Returns {code, 1, or 0 when it is handed off or nowhere}
 -- Flags   allow-oom

@@ -1,6 +1,7 @@
 -- Take an announcement back; what was handed to the consumer and not read goes back to where it came from.
--- KEYS[1] prefix; built: meta workers free hand:<consumer> leases held:<lane> ready:<lane> delayed:<lane> heads behind
---         key:<db>:<tag> direct tries strange
+-- KEYS[1] prefix; built: meta workers lanes ring:<pool> bin:<pool>:<seat> delayed:<lane number>:<priority> heads
+--         behind key:<db>:<tag> leases held:<lane> tries direct rules slots:<db>:<limit> buckets full wakes turns
+--         parked unknown knows knows:<digest> free hand:<consumer> strange
 -- ARGV    generation, now, consumer
 -- Returns {code}
 -- Flags   allow-oom
