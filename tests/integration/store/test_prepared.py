@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from sidestream.job.job import Job
 from sidestream.job.states import State
 from sidestream.store import opening, prepared, rows, schema
 from sidestream.store.opening import Opened
@@ -182,7 +183,7 @@ def test_a_plan_for_a_small_table_is_given_up(
     for _ in range(8):
         run(session, cursor, session.one())
     finish = spy.texts[-1].replace("%s", "1")
-    session.insert(*[rows.Job("test.act") for _ in range(5_000)])
+    session.insert(*[Job("test.act") for _ in range(5_000)])
 
     def plan() -> str:
         return "\n".join(line for (line,) in session.all(f"EXPLAIN {finish}"))
