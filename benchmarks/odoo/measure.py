@@ -24,6 +24,7 @@ DONE = {
     "ours": "SELECT count(*) FROM sidestream_job WHERE id > %s AND state = 'done'",
     "oca": "SELECT count(*) FROM queue_job WHERE id > %s AND state = 'done'",
 }
+WAITING = "SELECT count(*) FROM sidestream_job WHERE state = 'open' AND queue = 'default'"
 NEWEST = {
     "ours": "SELECT coalesce(max(id), 0) FROM sidestream_job",
     "oca": "SELECT coalesce(max(id), 0) FROM queue_job",
@@ -193,32 +194,40 @@ def memory(shop: Shop, size: int) -> Memory:
     shop.worker.terminate()
     shop.worker.wait(60)
     settle(shop)
+    loops = []
+    for order, ids in mixed(shop, size):
+        *_, jobs = shop.user.ask("enqueue", ids=ids, parked=True, **order)
+        loops.append({"model": order["model"], "method": order["method"], "pairs": list(zip(jobs, ids, strict=True))})
+    enqueue_mixed(shop, shop.user, size, PROCESSES)
     shop.end_all_but_worker()
     with ExitStack() as stack:
         alone = shop.stand_alone(stack, "alone-memory")
-        for order, ids in mixed(shop, size):
-            *_, jobs = alone.ask("enqueue", ids=ids, parked=True, **order)
-            alone.ask("loop", model=order["model"], method=order["method"], pairs=list(zip(jobs, ids, strict=True)))
-        whole = megabytes(alone.process.pid)
-        children, zygote = worker_memory(shop, alone, size, PROCESSES)
-        more, _ = worker_memory(shop, alone, size, MORE_CHILDREN)
-    return Memory(max(children), zygote, max(more), whole)
+        for loop in loops:
+            alone.ask("loop", **loop)
+        child, zygote, whole = worker_memory(shop, PROCESSES, alone)
+        with ExitStack() as briefly:
+            enqueue_mixed(shop, shop.stand_alone(briefly, "user-memory"), size, MORE_CHILDREN)
+        more, *_ = worker_memory(shop, MORE_CHILDREN, alone)
+    return Memory(child, zygote, more, whole)
 
 
-def worker_memory(shop: Shop, user: StandAlone, size: int, children: int) -> tuple[list[Process], Process]:
-    """Return the memory of the children of a fresh worker after about ``size`` jobs in each, and of its zygote."""
-    mark = scalar(shop, NEWEST["ours"])
-    parts = [(order, ids) for order, ids in mixed(shop, size) for _ in range(children)]
-    for order, ids in parts:
-        user.ask("enqueue", ids=ids, **order)
+def enqueue_mixed(shop: Shop, user: StandAlone, size: int, children: int) -> None:
+    """Enqueue ``size`` jobs for each of so many children."""
+    for order, ids in mixed(shop, size):
+        for _ in range(children):
+            user.ask("enqueue", ids=ids, **order)
+
+
+def worker_memory(shop: Shop, children: int, alone: StandAlone) -> tuple[Process, Process, Process]:
+    """Let a fresh worker do what is enqueued; return the memory of its largest child, its zygote, and ``alone``."""
     shop.worker = shop.world.work("--children", str(children))
-    wait(shop, lambda: scalar(shop, DONE["ours"], mark), sum(len(ids) for _, ids in parts), check=False)
-    found = [megabytes(child.pid) for child in shop.children()]
+    wait(shop, lambda: -scalar(shop, WAITING), 0, check=False)
+    found = max(megabytes(child.pid) for child in shop.children())
     (zygote,) = {child.ppid() for child in shop.children()}
-    its = megabytes(zygote)
+    others = megabytes(zygote), megabytes(alone.process.pid)
     shop.worker.terminate()
     shop.worker.wait(60)
-    return found, its
+    return found, *others
 
 
 def mixed(shop: Shop, size: int) -> list[tuple[dict[str, str], list[int]]]:

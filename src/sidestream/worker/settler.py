@@ -26,8 +26,10 @@ log = logging.getLogger(__name__)
 
 SETTLE_MOST = 512
 """Most deliveries in one settle."""
-GATHER = 0.005
-"""Longest time, in seconds, that a job without a key waits to be settled together with others: nobody waits for it."""
+GATHER = 0.02
+"""Longest time, in seconds, that a job without a key waits to be settled together with others: nobody waits for it,
+and what a dead supervisor left unsettled is found done. Jobs of Odoo take a millisecond or more each, so a shorter time
+would settle them one by one."""
 AGAIN_AFTER = 0.2
 """Seconds until what could not be written is tried again."""
 
