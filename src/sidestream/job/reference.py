@@ -23,6 +23,8 @@ _LIMITED_DIRECT = struct.Struct(">B8s16s12s4s8s8s")
 _BY_VERSION = {1: _ROW, 2: _DIRECT, 3: _LIMITED_ROW, 4: _LIMITED_DIRECT}
 SIZES = {version: form.size for version, form in _BY_VERSION.items()}
 """Length in bytes by version: a row, a direct job, and the same two with a limit key."""
+LIMITED = frozenset({3, 4})
+"""The versions that carry a limit key."""
 NO_TAG4 = bytes(4)
 NO_TAG8 = bytes(8)
 KEY_OFFSET_FROM_END = 8

@@ -20,16 +20,18 @@ from sidestream.worker import wire
 from sidestream.worker.bookkeeper import Bookkeeper, RowBusy
 from sidestream.worker.handling import Handling
 from sidestream.worker.slots import Reading
-from sidestream.worker.state import ChildState, Doom, WorkerState, is_keyed
+from sidestream.worker.state import ChildState, Doom, WorkerState, holds_up_others
 
 log = logging.getLogger(__name__)
 
 SETTLE_MOST = 512
 """Most deliveries in one settle."""
 GATHER = 0.02
-"""Longest time, in seconds, that a job without a key waits to be settled together with others: nobody waits for it,
-and what a dead supervisor left unsettled is found done. Jobs of Odoo take a millisecond or more each, so a shorter time
-would settle them one by one."""
+"""Longest time, in seconds, that a job without a key waits to be settled together with others while more of them are at
+hand: nobody waits for it, and what a dead supervisor left unsettled is found done. Jobs of Odoo take a millisecond or
+more each, so a shorter time would settle them one by one."""
+SOON = 0.005
+"""The same when none is at hand: the next one may wait for the slot of a limit that this one holds."""
 AGAIN_AFTER = 0.2
 """Seconds until what could not be written is tried again."""
 
@@ -153,10 +155,10 @@ class Settler:
                     deadline = 0.0
                 else:
                     self._done.extend(entry)
-                    if len(self._done) >= SETTLE_MOST or any(map(is_keyed, entry)):
-                        deadline = 0.0  # the next job of its key waits for it
+                    if len(self._done) >= SETTLE_MOST or any(map(holds_up_others, entry)):
+                        deadline = 0.0  # the next job of its key, or limit key, waits for it
                     elif deadline is None:
-                        deadline = time.monotonic() + GATHER
+                        deadline = time.monotonic() + (GATHER if self._state.backlog else SOON)
                 left = 0.0 if deadline == 0.0 or deadline is None else deadline - time.monotonic()
                 entry = self._queue.get(timeout=left) if left > 0 else self._queue.get_nowait()
         except queue.Empty:

@@ -11,7 +11,7 @@ from enum import StrEnum
 
 from sidestream.broker.protocol import Delivery
 from sidestream.executors.protocol import ActionFacts
-from sidestream.job.reference import NO_TAG8, action_of
+from sidestream.job.reference import LIMITED, NO_TAG8, action_of
 from sidestream.worker.options import WorkerOptions
 
 UNKNOWN_COST = 1.0
@@ -25,6 +25,11 @@ SMOOTHING = 0.2
 def is_keyed(delivery: Delivery) -> bool:
     """Whether the job has an ordering key: such a job is never prefetched and travels alone."""
     return delivery.reference[-8:] != NO_TAG8
+
+
+def holds_up_others(delivery: Delivery) -> bool:
+    """Whether others may wait for its end: those of its key, or of its limit key."""
+    return is_keyed(delivery) or delivery.reference[0] in LIMITED
 
 
 class Doom(StrEnum):
