@@ -34,8 +34,9 @@ def log(world: OdooWorld) -> str:
             "-u", MODULES, "--test-enable", "--test-tags", "/sidestream,/test_sidestream", "--logfile", str(path)
         )
     except ServerFailed as error:
-        if not path.exists():
-            pytest.fail(str(error))
+        said = path.read_text(errors="replace") if path.exists() else ""
+        if not RESULT.search(said):
+            pytest.fail(f"{error}\n{said[-4000:]}")
     return path.read_text(errors="replace")
 
 

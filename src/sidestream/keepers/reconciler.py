@@ -23,9 +23,11 @@ from datetime import timedelta
 from sidestream.broker.protocol import Broker, Generation, Place, Publication, lane
 from sidestream.clock import Clock
 from sidestream.crashpoints import crash_point
+from sidestream.job.outcome import ReleaseReason
 from sidestream.job.reference import NO_TAG8
 from sidestream.keepers.link import Cursor, StoreLink
 from sidestream.store import queries
+from sidestream.store.bulk import note_reason
 from sidestream.store.stored import StoredJob
 
 log = logging.getLogger(__name__)
@@ -208,12 +210,13 @@ class Reconciler:
     def _look_for_overdue(self, cursor: Cursor) -> None:
         """Look where the next rows are that have been due for longer than a lease; publish the twice missed by force.
 
-        Missed once is no proof: its holder may be stating it anew, or its settle may be under way. After a lease more
-        neither can be, and the row, read anew, is still open and due.
+        One whose action nobody knows waits in the broker alone: its row is told why, so that people read it. Missed
+        once is no proof: its holder may be stating it anew, or its settle may be under way. After a lease more neither
+        can be, and the row, read anew, is still open and due.
         """
         rows = queries.overdue(cursor, self._lease, self._looked, OVERDUE_LOT)
         now = self._clock.monotonic()
-        lost = []
+        lost, parked = [], []
         for start in range(0, len(rows), LOCATE_LOT):
             lot = rows[start : start + LOCATE_LOT]
             for row, place in zip(lot, self._broker.locate(self._publications(lot)), strict=True):
@@ -223,6 +226,10 @@ class Reconciler:
                         lost.append(row)
                     else:
                         self._missed[row.id] = first
+                elif place == Place.PARKED:
+                    parked.append(row.id)
+        if parked:
+            note_reason(cursor, parked, f"{ReleaseReason.PARKED}: no worker here knows its action")
         if lost:
             log.warning(
                 "%s jobs were known to the broker and not where their rows say; they are published by force.",

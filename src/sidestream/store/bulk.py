@@ -19,6 +19,12 @@ LOT = 500
 """Jobs of one call, at most: some 20 ms of PostgreSQL's time."""
 LARGEST_LOT = 5000
 
+_NOTE = """
+    UPDATE sidestream_job SET reason = %(reason)s::text WHERE id IN (
+        SELECT id FROM sidestream_job
+        WHERE id = ANY (%(ids)s::bigint[]) AND state = 'open' AND reason IS DISTINCT FROM %(reason)s::text
+        FOR NO KEY UPDATE SKIP LOCKED)"""
+
 
 @dataclass(frozen=True, slots=True)
 class Filter:
@@ -127,3 +133,8 @@ def _fitting(statement: str, only: Filter) -> str:
 
 def _values(only: Filter) -> dict[str, object]:
     return {name: getattr(only, name) for name in _CONDITIONS}
+
+
+def note_reason(cur: Cursor, ids: Sequence[int], reason: str) -> None:
+    """Write why these open jobs wait, for people, where it does not stand already; nothing is counted."""
+    cur.execute(_NOTE, {"ids": list(ids), "reason": storable(reason)})

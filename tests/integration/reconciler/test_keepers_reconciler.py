@@ -244,6 +244,17 @@ def test_a_lost_reference_is_published_by_force_after_two_looks_a_lease_apart(be
     ]
 
 
+def test_the_row_of_a_parked_job_says_why_it_waits(bench: Bench) -> None:
+    bench.build()
+    bench.insert_many(2)
+    bench.steps()
+    bench.broker.announce("worker", [bench.lane], "{}", 60_000, frozenset([b"else"]))
+    assert bench.claimed() == []  # it knows another action alone
+    bench.steps()
+    reasons = bench.connection.execute("SELECT state, reason FROM sidestream_job").fetchall()
+    assert reasons == [("open", "parked: no worker here knows its action")] * 2
+
+
 def test_a_reference_that_was_found_again_is_missed_anew(bench: Bench) -> None:
     bench.insert_many(1)
     bench.build()
