@@ -9,7 +9,7 @@ local function opens(at)
   if at and (not opens_at or at < opens_at) then opens_at = at end
 end
 
--- The lanes that are served now: not paused, their rules known, everything and the queue not full.
+-- The lanes that are looked at: their queue not paused, their rules known. A full limit shuts one when its job is met.
 local function served(lanes)
   local open = {}
   for _, lane in ipairs(lanes) do
@@ -57,6 +57,8 @@ local function pick(lanes, free, prefetch, consumer)
   local want, count, parked = free + prefetch, 0, 0
   local picked, readies, homes, levels = {}, {}, {}, {}
   local open, known = served(lanes), known_to(consumer)
+  -- How many are taken at once beyond the free children: what a keyed one among them sends back is no more than was taken.
+  local ahead = 16
   opens_at, met_unknown = nil, false
   open.marks = {}
   if open[2] then open.now = tonumber(call('HGET', TURNS, ' now') or 0) end
@@ -109,7 +111,13 @@ local function pick(lanes, free, prefetch, consumer)
     else
       local priority, run = sub(seat, 1, 1), 1
       local alone = not open[2] and not one.rules.picky and call('ZCARD', ring_key(one.pool)) == 1
-      if alone then run = want - count end
+      if alone then run = count < free and free - count or math.min(want - count, ahead) end
+      if alone and count >= free then
+        -- A line of keyed jobs is not taken out to be put back: its first one ends it.
+        local head = call('ZRANGE', bin_key(one.pool, seat), 0, 0)[1]
+        if head and valid(head) and keyed(head) then break end
+        ahead = 2 * ahead
+      end
       local found, empty = pop(one.pool, seat, run)
       local taken, verdict = 0, nil
       for i = 1, #found, 2 do

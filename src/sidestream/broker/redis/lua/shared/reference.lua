@@ -15,8 +15,17 @@ local function uuid_of(reference) return sub(reference, 10, 25) end
 local function row_id(reference) return struct.unpack('>I8', reference, 10) end
 local function keyed(reference) return sub(reference, -8) ~= NO_KEY end
 
--- Of a database or a tag. '.' matches every byte in Lua, a line feed and a zero too.
-local function hex(bytes) return (string.gsub(bytes, '.', function(c) return string.format('%02x', byte(c)) end)) end
+-- Of a database or a tag, in one call of format: a keyed job asks for it several times a call. The forms are made when they
+-- are first needed, because there is no string library while ours is loaded.
+local HEX = {}
+local function hex(bytes)
+  local form = HEX[#bytes]
+  if not form then
+    form = string.rep('%02x', #bytes)
+    HEX[#bytes] = form
+  end
+  return string.format(form, byte(bytes, 1, #bytes))
+end
 local function unhex(text) return (string.gsub(text, '%x%x', function(two) return string.char(tonumber(two, 16)) end)) end
 
 -- Foreign or truncated bytes found where a reference should be are put aside, bounded, and counted.
