@@ -21,6 +21,7 @@
     │   ├── BrokerFull          it answers, but has no memory left for writes
     │   ├── GenerationMoved     Redis was emptied or replaced since the caller last looked
     │   └── CapabilityMissing   this broker does not do that (for example direct jobs over PostgreSQL)
+    ├── BenchRefused            measuring here and now would disturb others, or cannot be done
     ├── StoreError
     │   ├── StoreUnavailable    PostgreSQL does not answer or dropped the connection
     │   ├── ForeignDatabase     a copied or restored database that nobody adopted: nothing of it runs
@@ -120,6 +121,10 @@ class GenerationMoved(BrokerError):
 
 class CapabilityMissing(BrokerError):
     """This broker does not have that capability."""
+
+
+class BenchRefused(SidestreamError):
+    """Measuring here and now would disturb others, or cannot be done."""
 
 
 class StoreError(SidestreamError):

@@ -1,44 +1,67 @@
-"""``sidestream bench``: how fast the engine is on the servers that the settings name."""
+"""``sidestream bench``: how fast the engine is on your own servers."""
 
 from __future__ import annotations
 
 import signal
 import sys
-from typing import Annotated
+import time
 
 import typer
 
 from sidestream.cli.options import AsJson, options_of
-from sidestream.cli.output import print_json, print_line, print_table
+from sidestream.cli.output import complain, print_json, print_line, print_table
+
+LEAST = 100
+MOST = 100_000
 
 
 def bench(
     context: typer.Context,
     *,
-    jobs: Annotated[int, typer.Option(min=10, max=1_000_000, help="Empty jobs, at most.")] = 10_000,
-    children: Annotated[int | None, typer.Option(help="Child processes (SIDESTREAM_CHILDREN).")] = None,
+    jobs: int = typer.Option(10_000, min=LEAST, max=MOST, help="Direct jobs to drain; of transactional ones a fifth."),
+    children: int = typer.Option(None, help="Child processes (SIDESTREAM_CHILDREN)."),
+    anyway: bool = typer.Option(False, "--anyway", help="Measure although real jobs are ready or running."),
     as_json: AsJson = False,
 ) -> None:
-    """Measure round trips, enqueueing, idle latency and empty jobs a second on your servers; leaves nothing behind."""
-    from sidestream.wiring import store_url
-    from sidestream.wiring_bench import run
+    """Measure the engine on your own Redis and PostgreSQL in under a minute, and leave nothing behind.
+
+    It has a key prefix, a schema and a worker of its own, so no real job and no real worker sees any of it. It takes
+    its share of CPU and disk, though.
+    """
+    from sidestream.wiring_bench import run_bench
 
     settings = options_of(context).settings(children=children)
-    before = signal.signal(signal.SIGTERM, lambda signum, _: sys.exit(128 + signum))  # so that the keys are erased
+    # As Ctrl-C does: clean up, then end.
+    before = signal.signal(signal.SIGTERM, lambda signum, _: sys.exit(128 + signum))
+    started = time.monotonic()
     try:
-        figures = run(settings, jobs)
+        found = run_bench(settings, size=jobs, anyway=anyway, say=_say)
     finally:
         signal.signal(signal.SIGTERM, before)
+    seconds = time.monotonic() - started
     if as_json:
-        print_json({"figures": [one._asdict() for one in figures]})
+        rows = [row._asdict() | {"value": _round(row.value), "p99": _round(row.p99)} for row in found.rows]
+        print_json({"benchmark": "bench", "servers": found.servers, "rows": rows, "seconds": round(seconds, 1)})
         return
+    for described in found.servers.values():
+        print_line(described)
     print_table(
-        ("WHAT", "MEDIAN", "P99", "UNIT"),
-        [(one.what, _number(one.value), "" if one.p99 is None else _number(one.p99), one.unit) for one in figures],
+        ("WHAT", "MEDIAN", "P99", "UNIT", "OVER"),
+        [(row.what, _show(row.value), _show(row.p99), row.unit, row.note) for row in found.rows],
     )
-    if store_url(settings) is None:
-        print_line("No database is named, so PostgreSQL is left out; give --database-url to have it measured.")
+    print_line(f"No job ran twice. Everything is removed again. {seconds:.0f} s.")
 
 
-def _number(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+def _say(what: str) -> None:
+    if sys.stderr.isatty():
+        complain(f"Measuring: {what} ...")
+
+
+def _show(value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+def _round(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.5g}")

@@ -1,0 +1,261 @@
+"""What is measured, stage by stage: cost of enqueueing, throughput, latency of an idle worker, round trips.
+
+Every stage has a time of its own, so that the whole takes under a minute on servers of any speed; a stage that runs out
+of it reports what it saw by then.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import psycopg
+
+from sidestream.bench.actions import EMPTY, ROW
+from sidestream.bench.ledger import Ledger
+from sidestream.client import Client
+from sidestream.errors import BenchRefused, SidestreamError
+from sidestream.store import scratch
+
+ROUND_TRIPS = 200
+PAUSE = 0.02
+"""Seconds between two jobs of the idle stage."""
+PACED = 60
+"""Jobs of an idle stage."""
+WARM_UP = 5
+"""Of these, the first ones, which do not count."""
+TRANSACTIONS = 100
+LOT = 1000
+"""Rows inserted with one call."""
+FEED = 6.0
+"""Seconds for enqueueing the jobs of a drain."""
+DRAIN = 8.0
+"""Seconds for a drain, or an idle stage."""
+START = 20.0
+"""Seconds within which a started worker has to run its first job."""
+ENOUGH = 20
+"""Fewest jobs of a drain whose rate says anything."""
+
+
+class Row(NamedTuple):
+    """One line of the result."""
+
+    #: What was measured.
+    what: str
+    #: The median, or the rate.
+    value: float
+    unit: str
+    #: The value below which 99 % lie; None where there is only one.
+    p99: float | None = None
+    #: What it was measured over.
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """What a measurement works with; everything belongs to the bench alone."""
+
+    jobs: Client
+    ledger: Ledger
+    #: Starts a worker and stops it at the end of the block; gives what raises when it ended by itself.
+    worker: Callable[[], AbstractContextManager[Callable[[], None]]]
+    #: One round trip to Redis.
+    ping: Callable[[], None]
+    #: On the bench's schema, not in autocommit mode; None without a database.
+    connection: psycopg.Connection[Any] | None
+    #: Direct jobs of the drain; of rows there are a fifth.
+    size: int
+    children: int
+
+    @property
+    def direct(self) -> range:
+        """The numbers of the drained direct jobs."""
+        return range(self.size)
+
+    @property
+    def rows(self) -> range:
+        """The numbers of the drained rows."""
+        return range(self.size, self.size + self.size // 5)
+
+    @property
+    def paced_direct(self) -> range:
+        """The numbers of the direct jobs of the idle stage."""
+        return range(self.rows.stop, self.rows.stop + PACED)
+
+    @property
+    def paced_rows(self) -> range:
+        """The numbers of the rows of the idle stage."""
+        return range(self.paced_direct.stop, self.paced_direct.stop + PACED)
+
+
+def ledger_size(size: int) -> int:
+    """Return how many jobs a bench with ``size`` direct jobs to drain has in all."""
+    return size + size // 5 + 2 * PACED
+
+
+def measure(bench: Bench, say: Callable[[str], None]) -> list[Row]:
+    """Measure everything; ``say`` is told what is being done.
+
+    Raises:
+        BenchRefused: The worker did not start, or ended by itself.
+        SidestreamError: A server failed meanwhile, or a job ran twice.
+    """
+    say("round trips")
+    rows = [timed("round trip to Redis", (_took(bench.ping) for _ in range(ROUND_TRIPS)))]
+    rows += _round_trips(bench)
+    say("enqueueing direct jobs")
+    costs, fed = _feed_direct(bench)
+    rows.append(timed("enqueue a direct job", costs))
+    say("a worker that drains them, then idles")
+    with bench.worker() as check:
+        rows.append(_drained(bench, "empty direct jobs", fed, check))
+        rows.append(_idle(bench, "enqueue to start, idle: direct job", bench.paced_direct, _direct(bench), check))
+        if bench.connection is not None:
+            transactional = _transactional(bench, bench.connection)
+            rows.append(_idle(bench, "enqueue to start, idle: row", bench.paced_rows, transactional, check))
+    if bench.connection is not None:
+        say("enqueueing rows")
+        rows += _feed_rows(bench, bench.connection)
+        say("a worker that drains them")
+        with bench.worker() as check:
+            rows.append(_drained(bench, "jobs in a transaction each", bench.rows, check))
+    twice = bench.ledger.doubled(range(bench.ledger.size))
+    if twice:
+        raise SidestreamError(
+            f"{twice} jobs ran twice, which must never happen; please report it with the worker's log."
+        )
+    return rows
+
+
+def timed(what: str, seconds: Iterable[float], note: str = "") -> Row:
+    """Return the row of a sample of times."""
+    found = sorted(second * 1000 for second in seconds)
+    p99 = found[min(len(found) - 1, int(0.99 * len(found)))]
+    return Row(what, statistics.median(found), "ms", p99, note or f"{len(found):,} times")
+
+
+def _took(call: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    call()
+    return time.perf_counter() - started
+
+
+def _round_trips(bench: Bench) -> list[Row]:
+    connection = bench.connection
+    if connection is None:
+        return []
+    with connection.cursor() as cursor:
+        asked = [_took(lambda: scratch.ask(cursor)) for _ in range(ROUND_TRIPS)]
+        connection.commit()
+        written = []
+        for number in range(TRANSACTIONS):
+            started = time.perf_counter()
+            scratch.write(cursor, number)
+            connection.commit()
+            written.append(time.perf_counter() - started)
+    return [timed("round trip to PostgreSQL", asked), timed("your transaction of one row, no job", written)]
+
+
+# -- enqueueing --------------------------------------------------------------------------------------------------------
+
+
+def _direct(bench: Bench) -> Callable[[int], object]:
+    def enqueue(number: int) -> object:
+        payload = {"model": "sale.order", "record_id": number, "action": "empty", "company_id": 1}
+        return bench.jobs.enqueue_direct(EMPTY, (payload,), timeout=5)
+
+    return enqueue
+
+
+def _transactional(bench: Bench, connection: psycopg.Connection[Any]) -> Callable[[int], object]:
+    def enqueue(number: int) -> object:
+        with bench.jobs.transaction(connection) as tx:
+            return tx.enqueue(ROW, (number,))
+
+    return enqueue
+
+
+def _feed_direct(bench: Bench) -> tuple[list[float], range]:
+    """Enqueue the direct jobs of the drain until all are there or the time is up; return the costs and which."""
+    enqueue, costs, until = _direct(bench), [], time.monotonic() + FEED
+    for number in bench.direct:
+        costs.append(_took(lambda number=number: enqueue(number)))  # type: ignore[misc]
+        if time.monotonic() > until:
+            break
+    return costs, range(len(costs))
+
+
+def _feed_rows(bench: Bench, connection: psycopg.Connection[Any]) -> list[Row]:
+    """Enqueue the rows of the drain, some one by one beside a row of the application's, the others in lots."""
+    single = bench.rows[: min(TRANSACTIONS, len(bench.rows) // 2)]
+    inserted, together = [], []
+    with connection.cursor() as cursor:
+        for number in single:
+            started = time.perf_counter()
+            with bench.jobs.transaction(connection) as tx:
+                scratch.write(cursor, number)
+                before = time.perf_counter()
+                tx.enqueue(ROW, (number,))
+                inserted.append(time.perf_counter() - before)
+            together.append(time.perf_counter() - started)
+    found = [
+        timed("enqueue a row: the call itself", inserted),
+        timed("your transaction of one row, with a job", together, "with commit and publishing"),
+    ]
+    rest = bench.rows[len(single) :]
+    for start in range(0, len(rest), LOT):
+        lot = [bench.jobs.job(ROW, (number,)) for number in rest[start : start + LOT]]
+        with bench.jobs.transaction(connection) as tx:
+            cost = _took(lambda lot=lot, tx=tx: tx.enqueue_many(lot))  # type: ignore[misc]
+        if start == 0:
+            found.append(Row(f"enqueue {len(lot):,} rows in one call", cost * 1000, "ms"))
+    return found
+
+
+# -- a worker at work --------------------------------------------------------------------------------------------------
+
+
+def _drained(bench: Bench, what: str, numbers: range, check: Callable[[], None]) -> Row:
+    """Wait until the worker ran ``numbers``, and return the rate between the first start and the last."""
+    _first(bench, numbers, check)
+    done = bench.ledger.wait(numbers, DRAIN, check)
+    if done < min(ENOUGH, len(numbers)):
+        raise BenchRefused(f"Only {done} of {len(numbers):,} jobs ran within {DRAIN:.0f} s; the machine is too busy.")
+    times = [at for number in numbers if (at := bench.ledger.at(number))]
+    rate = (len(times) - 1) / max(max(times) - min(times), 1e-6)
+    note = f"{done:,} jobs, {bench.children} children"
+    if done < len(numbers):
+        note += f", of {len(numbers):,}: the time was up"
+        bench.ledger.wait(numbers, DRAIN, check)
+    return Row(what, rate, "jobs/s", None, note)
+
+
+def _first(bench: Bench, numbers: Sequence[int], check: Callable[[], None]) -> None:
+    until = time.monotonic() + START
+    while not any(bench.ledger.at(number) for number in numbers):
+        check()
+        if time.monotonic() > until:
+            raise BenchRefused(f"The worker ran no job within {START:.0f} s; the machine or a server is too busy.")
+        time.sleep(PAUSE)
+
+
+def _idle(bench: Bench, what: str, numbers: range, enqueue: Callable[[int], object], check: Callable[[], None]) -> Row:
+    """Enqueue one job after another, each a moment after the one before it ran."""
+    called: dict[int, float] = {}
+    until = time.monotonic() + DRAIN
+    for number in numbers:
+        time.sleep(PAUSE)  # the pace of the measurement, not a wait for anything
+        called[number] = time.time()
+        enqueue(number)
+        bench.ledger.wait(range(number, number + 1), DRAIN, check)
+        if time.monotonic() > until:
+            break
+    took = [ran - at for number, at in called.items() if (ran := bench.ledger.at(number))]
+    took = took[WARM_UP:] or took
+    if not took:
+        raise BenchRefused(f"Not one job started within {DRAIN:.0f} s on an idle worker; the machine is too busy.")
+    return timed(what, took, f"{len(took)} jobs, {PAUSE * 1000:.0f} ms apart")
