@@ -26,6 +26,8 @@ from tests.acceptance.conftest import Finished, answer, refused
 
 SIDESTREAM = str(Path(sys.executable).with_name("sidestream"))
 QUICK = ("bench", "--jobs", "100", "--json")
+MARK = "BENCH_OF_TEST"
+"""Environment variable by which a test tells its own bench's processes from those of tests beside it."""
 
 Bench = Callable[..., Finished]
 State = Callable[[], object]
@@ -39,6 +41,7 @@ def environment(database: str, redis_server: RedisServer, tmp_path: Path) -> dic
         "SIDESTREAM_DATABASE_URL": database,
         "SIDESTREAM_REDIS_URL": redis_server.url,
         "SIDESTREAM_DATA_DIR": str(tmp_path / "data"),
+        MARK: str(tmp_path),
     }
 
 
@@ -81,9 +84,19 @@ def state(database: str, client: redis.Redis) -> State:
     return look
 
 
-def left_running() -> list[str]:
-    commands = (process.info["cmdline"] or [] for process in psutil.process_iter(["cmdline"]))
-    return [" ".join(command) for command in commands if any("wiring_bench" in word for word in command)]
+@pytest.fixture
+def left_running(tmp_path: Path) -> Callable[[], list[str]]:
+    """Which processes of this test's benches there are."""
+
+    def look() -> list[str]:
+        found = []
+        for process in psutil.process_iter(["cmdline", "environ"]):
+            ours = (process.info["environ"] or {}).get(MARK) == str(tmp_path)
+            if ours and any("wiring_bench" in word for word in process.info["cmdline"] or []):
+                found.append(" ".join(process.info["cmdline"]))
+        return found
+
+    return look
 
 
 def what(done: Finished) -> dict[str, dict[str, Any]]:
@@ -94,7 +107,12 @@ def what(done: Finished) -> dict[str, dict[str, Any]]:
 
 
 def test_it_measures_the_engine_on_servers_of_others_and_leaves_them_as_they_were(
-    bench: Bench, state: State, client: redis.Redis, database: str, redis_server: RedisServer
+    bench: Bench,
+    state: State,
+    client: redis.Redis,
+    database: str,
+    redis_server: RedisServer,
+    left_running: Callable[[], list[str]],
 ) -> None:
     with psycopg.connect(database) as connection:
         schema.install(connection.cursor())
@@ -127,7 +145,7 @@ def test_it_measures_the_engine_on_servers_of_others_and_leaves_them_as_they_wer
 
 
 def test_it_does_not_begin_while_real_jobs_wait_unless_told_to(
-    bench: Bench, state: State, redis_server: RedisServer, tmp_path: Path
+    bench: Bench, state: State, redis_server: RedisServer, tmp_path: Path, left_running: Callable[[], list[str]]
 ) -> None:
     with Jobs(Settings(redis_url=redis_server.url, data_dir=tmp_path / "client")) as jobs:
         jobs.enqueue_direct("theirs")
@@ -240,7 +258,13 @@ def begun(environment: dict[str, str], folder: Path, client: redis.Redis) -> sub
     return running
 
 
-def test_stopped_it_cleans_up(environment: dict[str, str], tmp_path: Path, state: State, client: redis.Redis) -> None:
+def test_stopped_it_cleans_up(
+    environment: dict[str, str],
+    tmp_path: Path,
+    state: State,
+    client: redis.Redis,
+    left_running: Callable[[], list[str]],
+) -> None:
     before = state()
     running = begun(environment, tmp_path, client)
     running.send_signal(signal.SIGTERM)
@@ -249,8 +273,11 @@ def test_stopped_it_cleans_up(environment: dict[str, str], tmp_path: Path, state
     assert not left_running()
 
 
-def test_killed_it_takes_its_worker_along(environment: dict[str, str], tmp_path: Path, client: redis.Redis) -> None:
+def test_killed_it_takes_its_worker_along(
+    environment: dict[str, str], tmp_path: Path, client: redis.Redis, left_running: Callable[[], list[str]]
+) -> None:
     running = begun(environment, tmp_path, client)
+    assert left_running(), "nothing would be proven"
     running.kill()
     running.wait()
     until = time.monotonic() + 20
