@@ -1,7 +1,7 @@
 """``make mutants``: plant one bug at a time in a copy of the source; the tests named for it must fail within a minute.
 
 1. The unpatched copy passes all these tests, so that a failure below is the bug's.
-2. For each mutant: a fresh copy, ``patch -p1`` (one that does not apply without fuzz fails the run), its tests.
+2. For each mutant: a fresh copy, ``git apply`` (one that does not apply fails the run), its tests.
 
 The tests see the copy through PYTHONPATH, in pytest's own process and in every worker that they start.
 """
@@ -86,8 +86,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def _caught(mutant: Mutant, folder: Path) -> bool:
     copy = _copy(folder / mutant.name)
-    patch = ["patch", "-p1", "--fuzz=0", "--no-backup-if-mismatch", "-i", str(HERE / f"{mutant.name}.patch")]
-    patched = subprocess.run(patch, cwd=copy, text=True, capture_output=True, check=False)
+    patched = apply(mutant.name, copy)
     if patched.returncode:
         print(f"{mutant.name}: the patch does not apply any more; make it anew.\n{patched.stdout}{patched.stderr}")
         return False
@@ -98,6 +97,12 @@ def _caught(mutant: Mutant, folder: Path) -> bool:
     if not caught:
         print(output)
     return caught
+
+
+def apply(name: str, folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    """Apply the patch ``name`` in ``folder`` with git, which knows no fuzz; ``--check`` only says whether it would."""
+    command = ["git", "apply", *options, str(HERE / f"{name}.patch")]
+    return subprocess.run(command, cwd=folder, text=True, capture_output=True, check=False)
 
 
 def _copy(folder: Path) -> Path:
