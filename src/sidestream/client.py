@@ -14,7 +14,6 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from types import TracebackType
 from typing import Any, NamedTuple, Protocol, Self, Unpack
 from uuid import UUID
@@ -196,7 +195,7 @@ class Client:
         uuid = id or new_uuid()
         if self._signer is None:
             self._signer = self._make_signer()
-        payload = self._signer.seal(replace(job, uuid=uuid), now_ms)
+        payload = self._signer.seal(job, now_ms, uuid)
         self._relay.publish_direct(
             Publication(
                 direct_reference(uuid, job.action, job.key, group=job.group, limit=job.limit).pack(),

@@ -6,8 +6,11 @@ wait in which nothing moved, opens the breaker: from then on callers do not wait
 (10,000 references; more are dropped, the reconciler finds their rows), and the thread alone asks the broker again after
 0.5 s, doubling to 5 s. When all that was kept is published, the breaker closes.
 
-A publication's way: 1. :meth:`Relay.hand_over` queues it. 2. The thread takes up to 500. 3. It connects if it must.
-4. It publishes them. 5. It tells the waiting callers, or opens the breaker and keeps them.
+While nothing goes wrong a caller with a few KiB publishes by itself, over a connection that the thread has opened: that
+saves a change of threads. Whatever it cannot do so, and every error, is the thread's.
+
+A publication's way through the thread: 1. :meth:`Relay.hand_over` queues it. 2. The thread takes up to 500. 3. It
+connects if it must. 4. It publishes them. 5. It tells the waiting callers, or opens the breaker and keeps them.
 """
 
 from __future__ import annotations
@@ -21,33 +24,31 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from sidestream.broker.protocol import Broker, Publication
+from sidestream.broker.protocol import AtOnce, Broker, Publication
 from sidestream.crashpoints import crash_point
 from sidestream.errors import (
     BrokerError,
     BrokerUnavailable,
     BrokerUnsuitable,
     CapabilityMissing,
-    GenerationMoved,
     SidestreamError,
 )
-from sidestream.job.reference import Reference
+from sidestream.relay_calls import Fault, answer, late, look, publish_looking
 
 CHUNK_SIZE = 500
 """Most publications in one call of the broker, so that no call stops it for long."""
 KEPT_LIMIT = 10_000
 """Most publications kept while the breaker is open."""
+AT_ONCE_MOST = 64
+"""Most publications that a caller publishes by itself."""
+AT_ONCE_BYTES = 8192
+"""Most bytes of them: what a socket takes without waiting for the other side."""
 FIRST_PROBE = 0.5
 """Seconds until a broker that failed is asked again for the first time."""
 LAST_PROBE = 5.0
 """Most seconds between two questions to a broker that does not answer."""
-_LOOKS = 3  # how often in a row a generation may move under one publish
 
 _log = logging.getLogger("sidestream.relay")
-
-
-class _Fault(BrokerError):
-    """Publishing failed for a reason that is our own, so repeating it does not help."""
 
 
 @dataclass(eq=False, slots=True)
@@ -73,6 +74,7 @@ class _Shared:
     open_since: float | None = None  # monotonic; None while the breaker is closed
     dropped: int = 0  # since the breaker opened
     progress: int = 0  # chunks published so far
+    busy: bool = False  # somebody publishes: the thread, or a caller at once
     closing: bool = False
 
 
@@ -98,6 +100,7 @@ class Relay:
         self._first_probe = first_probe
         self._last_probe = last_probe
         self._broker: Broker | None = None  # touched by the thread only
+        self._quick: AtOnce | None = None  # the same broker, where it can; used by whoever is busy
         self._shared = _Shared()
         _relays.add(self)
 
@@ -120,8 +123,10 @@ class Relay:
         if not publications:
             return True
         shared = self._shared
-        ticket = _Ticket(len(publications))
         deadline = time.monotonic() + self._wait
+        if self._at_once(shared, publications, self._wait):
+            return True
+        ticket = _Ticket(len(publications))
         with shared.changed:
             if shared.closing or not self._start(shared):
                 return False
@@ -148,19 +153,24 @@ class Relay:
         :class:`~sidestream.errors.CapabilityMissing`. The message says whether the job may have been enqueued.
         """
         shared = self._shared
+        deadline = time.monotonic() + timeout
+        at_once = self._at_once(shared, (publication,), timeout)
+        if at_once:
+            return
+        if at_once is False:
+            raise answer(late(timeout), publication, sent=True)
         ticket = _Ticket(1)
         item = (publication, ticket)
-        deadline = time.monotonic() + timeout
         with shared.changed:
             if shared.closing:
-                raise _answer(BrokerUnavailable("The relay is closed."), publication, sent=False)
+                raise answer(BrokerUnavailable("The relay is closed."), publication, sent=False)
             if shared.open_since is not None:
                 away = time.monotonic() - shared.open_since
                 why = BrokerUnavailable(f"The broker has not answered for {away:.1f} s.")
-                raise _answer(why, publication, sent=False)
+                raise answer(why, publication, sent=False)
             if not self._start(shared):
                 why = BrokerUnavailable("This process cannot start the relay's thread.")
-                raise _answer(why, publication, sent=False)
+                raise answer(why, publication, sent=False)
             progress = shared.progress
             shared.direct.append(item)
             shared.changed.notify_all()
@@ -171,8 +181,7 @@ class Relay:
                     self._break(shared, f"it did not answer within {timeout:g} s")
                 if not ticket.taken:
                     shared.direct.remove(item)
-                why = BrokerUnavailable(f"The broker did not answer within {timeout:g} s.")
-                raise _answer(why, publication, sent=ticket.taken)
+                raise answer(late(timeout), publication, sent=ticket.taken)
         if ticket.error is not None:
             raise ticket.error
 
@@ -184,6 +193,43 @@ class Relay:
             shared.changed.notify_all()
         if shared.thread is not None:
             shared.thread.join(timeout)
+
+    def _at_once(self, shared: _Shared, publications: Sequence[Publication], seconds: float) -> bool | None:
+        """Publish in this thread if nobody publishes and nothing waits.
+
+        Returns True when that is done, False when no answer came in time (the breaker is open), and None when it is
+        the thread's to do, where a repetition does no harm.
+        """
+        if len(publications) > AT_ONCE_MOST:
+            return None
+        if sum(len(one.reference) + len(one.payload or b"") for one in publications) > AT_ONCE_BYTES:
+            return None
+        with shared.changed:
+            broker = self._quick
+            if broker is None or shared.busy or shared.rows or shared.direct or shared.closing:
+                return None
+            if shared.open_since is not None:
+                return None
+            shared.busy = True
+        done: bool | None = None
+        try:
+            crash_point("relay.before_publish")
+            if broker.publish_at_once(publications, seconds):
+                done = True
+                crash_point("relay.published")
+        except BrokerUnavailable:
+            done = False
+        except BrokerError as error:
+            _log.info("The relay's thread repeats a refused publication: %s", error, extra={"action": "relay_refused"})
+        finally:
+            with shared.changed:
+                shared.busy = False
+                shared.progress += done is True
+                if done is False:
+                    self._break(shared, f"it did not answer within {seconds:g} s")
+                if shared.rows or shared.direct or shared.closing:
+                    shared.changed.notify_all()
+        return done
 
     # -- callers and thread, under the condition -----------------------------------------------------------------
 
@@ -233,13 +279,18 @@ class Relay:
         while True:
             with shared.changed:
                 shared.changed.wait_for(
-                    lambda: shared.rows or shared.direct or shared.closing or shared.open_since is not None
+                    lambda: (
+                        not shared.busy
+                        and (shared.rows or shared.direct or shared.closing or shared.open_since is not None)
+                    )
                 )
                 if shared.closing and not (shared.rows or shared.direct):
                     break
                 chunk = _take(shared)
+                shared.busy = True
             error, sent = self._publish([publication for publication, _ in chunk])
             with shared.changed:
+                shared.busy = False
                 if error is None:
                     pause = self._first_probe
                     shared.progress += 1
@@ -268,13 +319,16 @@ class Relay:
         try:
             if self._broker is None:
                 self._broker = self._connect()
-                _look(self._broker)
+                look(self._broker)
+                self._quick = self._broker if isinstance(self._broker, AtOnce) else None
             elif not publications:
-                _look(self._broker)
+                look(self._broker)
             if publications:
+                if self._quick is not None:
+                    self._quick.get_ready()
                 crash_point("relay.before_publish")
                 sent = True
-                _publish_looking(self._broker, publications)
+                publish_looking(self._broker, publications)
                 crash_point("relay.published")
         except BrokerUnavailable as error:
             self._hang_up()  # the next probe connects anew: the address, or an embedded server's life, may have changed
@@ -285,11 +339,11 @@ class Relay:
             return BrokerUnsuitable(str(error)), False
         except Exception as error:  # noqa: BLE001  # the thread must outlive a fault of ours; the rows are safe
             _log.exception("Publishing failed.", extra={"action": "relay_fault"})
-            return _Fault(f"Publishing failed unexpectedly ({type(error).__name__}: {error})."), sent
+            return Fault(f"Publishing failed unexpectedly ({type(error).__name__}: {error})."), sent
         return None, False
 
     def _hang_up(self) -> None:
-        broker, self._broker = self._broker, None
+        broker, self._broker, self._quick = self._broker, None, None
         if broker is not None:
             broker.close()
 
@@ -297,7 +351,7 @@ class Relay:
         """For a forked child: forget everything; what the parent had queued is the parent's to publish."""
         closing = self._shared.closing
         self._shared = _Shared(closing=closing)
-        self._broker = None
+        self._broker = self._quick = None
 
 
 def _take(shared: _Shared) -> list[_Item]:
@@ -315,44 +369,17 @@ def _take(shared: _Shared) -> list[_Item]:
 def _hand_back(shared: _Shared, chunk: list[_Item], error: BrokerError, *, sent: bool) -> None:
     """After an error: keep rows (unless they are the fault), tell the callers of direct jobs."""
     if chunk and chunk[0][0].payload is None:
-        if isinstance(error, _Fault):
+        if isinstance(error, Fault):
             shared.dropped += len(chunk)
         else:
             shared.rows.extendleft(reversed(chunk))
     else:
         for publication, ticket in chunk:
-            ticket.error = _answer(error, publication, sent=sent)
+            ticket.error = answer(error, publication, sent=sent)
     if not isinstance(error, CapabilityMissing):
         for publication, ticket in shared.direct:
-            ticket.error = _answer(error, publication, sent=False)
+            ticket.error = answer(error, publication, sent=False)
         shared.direct.clear()
-
-
-def _publish_looking(broker: Broker, publications: list[Publication]) -> None:
-    for _ in range(_LOOKS):
-        try:
-            broker.publish(publications)
-            return
-        except GenerationMoved:  # emptied or replaced: nothing was written, so look again and repeat
-            _look(broker)
-    raise BrokerUnavailable(f"The broker's contents were replaced {_LOOKS} times while it was published to.")
-
-
-def _look(broker: Broker) -> None:
-    if not broker.generation().number:
-        broker.begin_generation()
-
-
-def _answer(error: BrokerError, publication: Publication, *, sent: bool) -> BrokerError:
-    """Return ``error`` with what it means for a direct job."""
-    uuid = Reference.unpack(publication.reference).uuid
-    meaning = (
-        f"The job may have been enqueued; enqueueing it again with id={uuid} is safe."
-        if sent
-        else f"The job was not enqueued; enqueue it again, with id={uuid} if you like."
-    )
-    kind = BrokerError if isinstance(error, _Fault) else type(error)
-    return kind(f"{error} {meaning}")
 
 
 _relays: weakref.WeakSet[Relay] = weakref.WeakSet()

@@ -117,6 +117,25 @@ def test_a_request_waits_200_ms_once_and_then_not_at_all(dsn: str, outage: Calla
         assert connection.execute("SELECT count(*) FROM sidestream_job").fetchall()[0][0] >= 2 * COMMITS
 
 
+@pytest.mark.parametrize("address", ["url", "tcp_url"])
+@pytest.mark.parametrize("how", ["freeze", "stop"])
+def test_a_redis_that_goes_away_while_it_is_used_costs_no_more(dsn: str, how: str, address: str) -> None:
+    with RedisServer() as server, psycopg.connect(dsn) as connection:
+        jobs = Jobs(Settings(database_url=dsn, redis_url=getattr(server, address)))
+        plain = statistics.median(_commit_alone(jobs, connection) for _ in range(COMMITS))
+        for _ in range(COMMITS):
+            _commit(jobs, connection)
+        assert jobs._relay.kept == 0  # published, over a connection that is still open
+        getattr(server, how)()
+        first, *later = [_commit(jobs, connection) - plain for _ in range(COMMITS + 1)]
+        print(f"{how}: first {first * 1e3:.1f} ms, then at most {max(later) * 1e3:.2f} ms more than the commit")
+        assert first < ONCE + MACHINE
+        assert statistics.median(later) < LATER
+        assert max(later) < LATER + MACHINE
+        assert jobs._relay.kept > COMMITS - 1
+        jobs.close()
+
+
 def _commit(jobs: Jobs, connection: psycopg.Connection[tuple[object, ...]]) -> float:
     """Enqueue one job as a request does; return the seconds that it took."""
     started = time.monotonic()

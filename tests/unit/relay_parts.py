@@ -73,3 +73,25 @@ def eventually(condition: Callable[[], object], what: str) -> None:
     while not condition():
         assert time.monotonic() < deadline, f"never came true: {what}"
         threading.Event().wait(0.002)
+
+
+class QuickBroker(ScriptedBroker):
+    """Publishes at once as well; ``quick`` says what comes of that: True, False, or an exception."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.quick: bool | BaseException = True
+        self.readied = 0
+        #: Who published at once, and what.
+        self.at_once: list[tuple[str, list[Publication]]] = []
+
+    def get_ready(self) -> None:
+        self.readied += 1
+
+    def publish_at_once(self, jobs: Sequence[Publication], seconds: float) -> bool:
+        self.at_once.append((threading.current_thread().name, list(jobs)))
+        if self.hang is not None:
+            self.hang.wait(10)
+        if isinstance(self.quick, BaseException):
+            raise self.quick
+        return self.quick

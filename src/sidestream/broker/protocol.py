@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import StrEnum
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from sidestream.job.job import DEFAULT_PRIORITY
 from sidestream.job.rules import Rules
@@ -284,4 +284,22 @@ class Broker(Protocol):
 
     def close(self) -> None:
         """Close connections; later calls raise :class:`~sidestream.errors.BrokerUnavailable`."""
+        ...
+
+
+@runtime_checkable
+class AtOnce(Protocol):
+    """A broker that can publish over a connection that is open already, in the thread of whoever waits for it."""
+
+    def get_ready(self) -> None:
+        """Open that connection unless it is open; may be slow, and raises as a :class:`Broker`'s methods do."""
+        ...
+
+    def publish_at_once(self, jobs: Sequence[Publication], seconds: float) -> bool:
+        """Publish a few jobs of a few KiB in all within ``seconds``; False: go the other way, which may repeat them.
+
+        No name is resolved and nothing is connected. For one thread at a time. Raises
+        :class:`~sidestream.errors.BrokerUnavailable` when there was no answer in time, and the other errors of
+        :meth:`Broker.publish`.
+        """
         ...

@@ -30,12 +30,15 @@ def build_job(
     them. Raises :class:`~sidestream.errors.InvalidName`, :class:`~sidestream.errors.UnsupportedOption` and
     :class:`~sidestream.errors.InvalidJob`.
     """
-    refuse_unknown(action, options)
-    wanted = merged(defaults, options)
-    if isinstance(args, str | bytes | Mapping) or not isinstance(args, Sequence):
+    if options:
+        refuse_unknown(action, options)
+    if type(args) is not tuple and (isinstance(args, str | bytes | Mapping) or not isinstance(args, Sequence)):
         raise InvalidJob(f"args={args!r:.60} for action {action!r:.80}: expected a list or a tuple; write args=[...].")
     if kwargs is not None and not isinstance(kwargs, Mapping):
         raise InvalidJob(f"kwargs={kwargs!r:.60} for action {action!r:.80}: expected a dictionary of names and values.")
+    wanted = merged(defaults, options)
+    if not wanted:  # a plain job: its action is all that can be wrong
+        return Job(check_action(action), tuple(args), {} if kwargs is None else kwargs)
     time_zone = wanted.get("time_zone")
     run_at = due_of(action, now, wanted.get("run_at"), wanted.get("delay"), time_zone, local)
     expires_at = expiry_of(action, run_at or now, wanted.get("expires_at"), wanted.get("expires_in"), time_zone, local)

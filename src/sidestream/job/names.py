@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from hashlib import blake2b
 
 from sidestream.errors import InvalidName
@@ -61,6 +62,7 @@ def limit_rule(limit: str) -> str:
     return limit.partition(":")[0]
 
 
+@lru_cache(maxsize=4096)
 def tag(text: str, size: int) -> bytes:
     """Return ``size`` bytes (4 or 8) of BLAKE2b that stand for ``text`` inside a reference."""
     return blake2b(text.encode(), digest_size=size).digest()

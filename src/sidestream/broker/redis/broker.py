@@ -22,10 +22,11 @@ from sidestream.broker.protocol import (
     Reclaimed,
 )
 from sidestream.broker.redis import keys
-from sidestream.broker.redis.connection import RedisConnection
+from sidestream.broker.redis.connection import FunctionMissing, NotReady, RedisConnection
 from sidestream.broker.redis.entries import EntryReader
 from sidestream.broker.redis.functions import Functions
 from sidestream.broker.redis.probe import information, probe
+from sidestream.errors import GenerationMoved
 from sidestream.job.rules import Rules
 
 CHUNK = 500
@@ -113,6 +114,18 @@ class RedisBroker:
     def publish(self, jobs: Sequence[Publication], *, force: bool = False) -> int:
         """See :meth:`Broker.publish`; a large number goes in chunks, so an error may leave the first ones published."""
         return sum(self._functions.publish(chunk, force) for chunk in _chunks(jobs))
+
+    def get_ready(self) -> None:
+        """See :meth:`AtOnce.get_ready`."""
+        self.connection.get_ready()
+
+    def publish_at_once(self, jobs: Sequence[Publication], seconds: float) -> bool:
+        """See :meth:`AtOnce.publish_at_once`."""
+        try:
+            self._functions.publish_at_once(jobs, seconds)
+        except (NotReady, FunctionMissing, GenerationMoved):
+            return False
+        return True
 
     def claim(
         self, consumer: str, lanes: Sequence[str], *, free: int, prefetch: int = 0, wait_ms: int = 0

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from redis import ConnectionPool
 from redis.backoff import NoBackoff
+from redis.connection import ConnectionInterface
 from redis.exceptions import (
     AskError,
     AuthenticationError,
@@ -40,6 +41,10 @@ class FunctionMissing(Exception):
     """The server does not have the function that FCALL named."""
 
 
+class NotReady(Exception):
+    """There is no open connection that could be used at once."""
+
+
 class RedisConnection:
     """What the rest of this room talks through: one URL, any number of threads."""
 
@@ -60,6 +65,7 @@ class RedisConnection:
         self.url = shown(url)
         self.timeout = timeout
         self._closed = False
+        self._ready: ConnectionInterface | None = None
         try:
             self._pool = ConnectionPool.from_url(
                 url,
@@ -94,9 +100,43 @@ class RedisConnection:
         except (RedisError, OSError, UnicodeError) as error:  # UnicodeError: a host name that IDNA refuses
             raise self._explain(error) from error
 
+    def get_ready(self) -> None:
+        """Open the connection of :meth:`run_at_once` unless it is open; raises as :meth:`run` does."""
+        if self._ready is not None and self._ready.is_connected:
+            return
+        try:
+            connection = self._pool.make_connection()
+            connection.connect()  # type: ignore[no-untyped-call]  # redis-py does not annotate it
+        except (RedisError, OSError, UnicodeError) as error:
+            raise self._explain(error) from error
+        self._ready = connection
+
+    def run_at_once(self, *command: Any, seconds: float) -> Any:
+        """Send one command over the connection that :meth:`get_ready` opened; for one thread at a time.
+
+        No name is resolved and nothing is connected, so it takes at most ``seconds``, if the command is of a few KiB.
+
+        Raises:
+            NotReady: There is no open connection; nothing was sent, or nobody knows what became of it.
+            BrokerError, FunctionMissing: As :meth:`run`.
+        """
+        connection = self._ready
+        if connection is None or not connection.is_connected:
+            raise NotReady
+        try:
+            connection.send_command(*command)  # type: ignore[no-untyped-call]  # redis-py does not annotate it
+            return connection.read_response(disable_decoding=True, timeout=seconds)
+        except ConnectionFailed as error:
+            raise NotReady from error  # closed by the server or on the way: it is opened anew elsewhere
+        except (RedisError, OSError) as error:
+            raise self._explain(error) from error
+
     def close(self) -> None:
         """Close every connection; later commands raise :class:`~sidestream.errors.BrokerUnavailable`."""
         self._closed = True
+        ready, self._ready = self._ready, None
+        if ready is not None:
+            ready.disconnect()  # type: ignore[no-untyped-call]  # redis-py does not annotate it
         self._pool.disconnect()
 
     def _once(self, command: tuple[Any, ...], wait: float) -> Any:

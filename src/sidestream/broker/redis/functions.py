@@ -11,7 +11,7 @@ See https://redis.io/docs/latest/develop/programmability/functions-intro/ and ht
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from hashlib import sha1
 from importlib.resources import files
@@ -131,14 +131,12 @@ class Functions:
 
     def publish(self, jobs: Sequence[Publication], force: bool) -> int:
         """Publish at most a few hundred jobs; return how many were new."""
-        by_lane: dict[str, list[Any]] = {}
-        for reference, lane, due_ms, payload, attempted, priority in jobs:
-            words = by_lane.get(lane)
-            if words is None:
-                words = by_lane[lane] = []
-            words += (reference, priority, f"+{due_ms}" if attempted else due_ms, payload or b"")
-        sections = (word for lane, words in by_lane.items() for word in (lane, len(words) // 4, *words))
-        return int(self._call("publish", int(force), *sections)[0])
+        return int(self._call("publish", *_published(jobs, force))[0])
+
+    def publish_at_once(self, jobs: Sequence[Publication], seconds: float) -> None:
+        """Publish a few jobs as :meth:`RedisConnection.run_at_once` does."""
+        command = self._command("publish", *_published(jobs, force=False))
+        _answer_of(self.connection.run_at_once(*command, seconds=seconds))
 
     def claim(
         self, half_lease: int, consumer: str, free: int, prefetch: int, wait_ms: int, lanes: Sequence[str]
@@ -228,17 +226,37 @@ class Functions:
         self._call("strange", *found)
 
     def _call(self, name: str, *words: Any) -> list[Any]:
-        now = "" if self._clock_ms is None else self._clock_ms()
-        found = library()
-        command = ("FCALL", found.prefix + name, 1, self.prefix, self.generation, now, *words)
+        command = self._command(name, *words)
         try:
             reply = self.connection.run(*command)
         except FunctionMissing:
-            self.connection.run("FUNCTION", "LOAD", "REPLACE", found.source)
+            self.connection.run("FUNCTION", "LOAD", "REPLACE", library().source)
             reply = self.connection.run(*command)
-        code: int = reply[0]
-        if code:
-            kind, sentence = CODES[code]
-            raise kind(sentence)
-        answer: list[Any] = reply[1:]
-        return answer
+        return _answer_of(reply)
+
+    def _command(self, name: str, *words: Any) -> tuple[Any, ...]:
+        now = "" if self._clock_ms is None else self._clock_ms()
+        return ("FCALL", library().prefix + name, 1, self.prefix, self.generation, now, *words)
+
+
+def _answer_of(reply: list[Any]) -> list[Any]:
+    code: int = reply[0]
+    if code:
+        kind, sentence = CODES[code]
+        raise kind(sentence)
+    return reply[1:]
+
+
+def _published(jobs: Sequence[Publication], force: bool) -> Iterator[Any]:
+    """Give the words of ``publish`` behind its clock."""
+    by_lane: dict[str, list[Any]] = {}
+    for reference, lane, due_ms, payload, attempted, priority in jobs:
+        words = by_lane.get(lane)
+        if words is None:
+            words = by_lane[lane] = []
+        words += (reference, priority, f"+{due_ms}" if attempted else due_ms, payload or b"")
+    yield int(force)
+    for lane, words in by_lane.items():
+        yield lane
+        yield len(words) // 4
+        yield from words
