@@ -10,6 +10,7 @@
 -- Flags   none
 if moved() then return {MOVED} end
 
+local single, straight = #ARGV == 9, nil -- one job, which may not have to wait anywhere
 local force, count, buried = ARGV[3] == '1', 0, call('EXISTS', DEAD) == 1
 local bits, held, TAKEN = {}, {}, 2 -- taken: seen in this call already
 
@@ -74,15 +75,18 @@ while ARGV[at] do
           bins[its] = bin
         end
         local n = #bin
+        if single and due == 0 then straight = {reference, lane, priority} end
         bin[n + 1], bin[n + 2] = due > 0 and digits(ready) or NOW_TEXT, reference
       end
     end
   end
-  fill()
+  if not straight then fill() end
   for priority, words in pairs(later) do call('ZADD', delayed_key(lane, priority), unpack(words)) end
   lane_number(lane)
   at = last + 1
 end
 if words[1] then call('HSET', DIRECT, unpack(words)) end
+if straight and hand_straight(unpack(straight)) then return {OK, count} end
+if straight then put(ready_pool(straight[2]), seat_of(straight[1], straight[3]), {NOW_TEXT, straight[1]}) end
 if count > 0 then hand_off() end
 return {OK, count}

@@ -42,6 +42,7 @@ for i = 1, #workers, 2 do
   if not till or tonumber(till) < NOW then
     call('HDEL', WORKERS, workers[i])
     call('HDEL', KNOWS, workers[i])
+    call('DEL', hand_key(workers[i])) -- what it did not read, its leases run out
   end
 end
 local full = call('ZRANGE', FULL, '-inf', NOW_TEXT, 'BYSCORE', 'LIMIT', 0, 500)

@@ -21,12 +21,19 @@ local function served(lanes)
   return open
 end
 
+local function read_turns(open)
+  local names = {' now'}
+  open.marks = {}
+  for i, one in ipairs(open) do names[i + 1] = one.lane end
+  local times = call('HMGET', TURNS, unpack(names))
+  open.now = tonumber(times[1] or 0)
+  for i, one in ipairs(open) do one.time = tonumber(times[i + 1] or 0) end
+end
 -- The lane whose turn it is among several: that with the smallest virtual time; one that was idle saves up nothing.
 local function turn_of(open)
   if not open[2] then return 1 end
   local which, least
   for i, one in ipairs(open) do
-    if not one.time then one.time = tonumber(call('HGET', TURNS, one.lane) or 0) end
     local time = math.max(one.time, open.now)
     if not least or time < least then which, least = i, time end
   end
@@ -37,6 +44,15 @@ local function took(open, one, count)
   open.marks[one.lane] = string.format('%.6f', open.now + count / (one.rules.queue_weights[queue_of(one.lane)] or 1))
   one.time = tonumber(open.marks[one.lane])
   open.marks[' now'] = string.format('%.6f', open.now)
+end
+
+local function write_turns(open)
+  local words = {}
+  for name, mark in pairs(open.marks or {}) do
+    words[#words + 1] = name
+    words[#words + 1] = mark
+  end
+  if words[1] then call('HSET', TURNS, unpack(words)) end
 end
 
 -- The seat that a lane serves next; paused groups' seats leave the ring when met, the rest of very many in the next call.
@@ -60,8 +76,7 @@ local function pick(lanes, free, prefetch, consumer)
   -- How many are taken at once beyond the free children: what a keyed one among them sends back is no more than was taken.
   local ahead = 16
   opens_at, met_unknown = nil, false
-  open.marks = {}
-  if open[2] then open.now = tonumber(call('HGET', TURNS, ' now') or 0) end
+  if open[2] then read_turns(open) end
 
   -- What becomes of one member: true: it is taken; 'stop': nothing more is taken; 'shut': its lane is full; nil: it is gone.
   local function look(one, reference, ready, priority)
@@ -145,14 +160,7 @@ local function pick(lanes, free, prefetch, consumer)
       if verdict == 'shut' then table.remove(open, which) end
     end
   end
-  if next(open.marks) then
-    local words = {}
-    for name, mark in pairs(open.marks) do
-      words[#words + 1] = name
-      words[#words + 1] = mark
-    end
-    call('HSET', TURNS, unpack(words))
-  end
+  write_turns(open)
   if parked >= 100 then opens(NOW + 1) end
   return picked, readies, homes, levels
 end

@@ -9,11 +9,10 @@ local function seat_of(reference, priority) return priority .. group_of(referenc
 
 -- A bin was filled: its seat joins the ring, served as the next of its priority.
 local function take_seat(pool, seat)
-  local ring = ring_key(pool)
-  if call('ZSCORE', ring, seat) then return end
-  local floor = byte(seat, 1) - 48
+  local ring, floor = ring_key(pool), byte(seat, 1) - 48
   local first = call('ZRANGE', ring, floor * LEVEL, '(' .. string.format('%.0f', (floor + 1) * LEVEL), 'BYSCORE',
     'LIMIT', 0, 1, 'WITHSCORES')[2]
+  if first and call('ZSCORE', ring, seat) then return end
   call('ZADD', ring, first or string.format('%.0f', floor * LEVEL), seat)
 end
 

@@ -1,0 +1,98 @@
+"""A job of an idle shard goes straight to a waiting reader, and leaves what the way through its pool leaves."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import redis
+
+from sidestream.broker.protocol import lane
+from sidestream.broker.redis.broker import RedisBroker
+from sidestream.job.names import tag
+from sidestream.job.reference import NO_TAG8
+from sidestream.job.rules import Limit, Pause, Rules, Scope
+from tests.integration.redis.conftest import START, ready
+from tests.integration.redis.test_functions import LANE, P, direct, row
+
+OTHER = lane(NO_TAG8, "default")
+ACT = tag("act", 4)
+
+
+def everything(client: redis.Redis) -> dict[str, Any]:
+    """Return what all keys hold, tokens left out."""
+    found: dict[str, Any] = {}
+    for key in client.scan_iter(f"{P}*"):
+        name = key.decode().removeprefix(P)
+        match client.type(key):
+            case b"zset":
+                found[name] = dict(client.zrange(key, 0, -1, withscores=True))
+            case b"hash":
+                found[name] = client.hgetall(key)
+            case b"list":
+                found[name] = [element[16:] for element in client.lrange(key, 0, -1)]
+            case b"set":
+                found[name] = client.smembers(key)
+            case _:
+                found[name] = client.get(key)
+    found["leases"] = {reference: lease[16:] for reference, lease in found.get("leases", {}).items()}
+    for field in (b"gen", b"token"):
+        del found["meta"][field]
+    return found
+
+
+@pytest.mark.parametrize("kind", ["row", "direct"])
+@pytest.mark.parametrize("lanes", [[LANE], [LANE, OTHER], [OTHER, LANE]], ids=["alone", "first", "second"])
+@pytest.mark.parametrize(
+    "rules",
+    [
+        Rules(),
+        Rules(queue_weights={"default": 3}),
+        Rules(pauses=frozenset({Pause(queue="default")})),
+        Rules(pauses=frozenset({Pause(action="act")})),
+        Rules(limits={(Scope.GLOBAL, ""): Limit(concurrency=0)}),
+    ],
+    ids=["none", "weights", "paused queue", "paused action", "limit"],
+)
+@pytest.mark.parametrize("known", [None, {ACT}, {tag("other", 4)}], ids=["any action", "known", "unknown"])
+def test_both_ways_leave_the_same(
+    broker: RedisBroker, client: redis.Redis, kind: str, lanes: list[str], rules: Rules, known: set[bytes] | None
+) -> None:
+    left = []
+    for due in (0, START):  # one that names its moment goes through the pool
+        client.flushall()
+        ready(broker, rules)
+        broker.announce("w1", lanes, "{}", 60_000, None if known is None else frozenset(known))
+        for number in (1, 2):
+            assert broker.claim("w1", lanes, free=2, wait_ms=40) == []
+            assert broker.publish([(row if kind == "row" else direct)(number)._replace(due_ms=due)]) == 1
+            left.append(everything(client))
+            for delivery in broker.claim("w1", lanes, free=2):
+                broker.settle(lanes, [delivery])
+        left.append(everything(client))
+    assert left[:3] == left[3:]
+    if known != {tag("other", 4)} and rules in (Rules(), Rules(queue_weights={"default": 3})):
+        assert left[0]["hand:w1"], "it is with the reader"
+
+
+def test_one_that_came_before_is_not_overtaken(broker: RedisBroker, client: redis.Redis) -> None:
+    broker.publish([row(1)])
+    client.hset(f"{P}free", "w1", f"1 {START + 40}\n{LANE}")
+    broker.publish([row(2)])
+    (handed,) = client.lrange(f"{P}hand:w1", 0, -1)
+    assert handed[16:].startswith(row(1).reference)
+
+
+def test_a_reader_whose_time_is_over_gets_nothing(broker: RedisBroker, client: redis.Redis) -> None:
+    client.hset(f"{P}free", mapping={"gone": f"1 {START - 1}\n{LANE}", "here": f"1 {START + 40}\n{LANE}"})
+    broker.publish([row(1)])
+    assert not client.exists(f"{P}hand:gone")
+    assert client.llen(f"{P}hand:here") == 1
+    assert client.hkeys(f"{P}free") == []
+
+
+def test_readers_of_other_lanes_are_passed_over(broker: RedisBroker, client: redis.Redis) -> None:
+    client.hset(f"{P}free", mapping={"a": f"1 {START + 40}\n{OTHER}", "b": f"2 {START + 40}\n{LANE}"})
+    broker.publish([row(1)])
+    assert client.llen(f"{P}hand:b") == 1
+    assert client.hgetall(f"{P}free")[b"b"] == f"1 {START + 40}\n{LANE}".encode()
