@@ -30,7 +30,7 @@ format: setup ## format the code and mend what can be mended
 
 test: setup odoo ## every test (ARGS="-k name" for some)
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal --ignore tests/odoo $(ARGS)
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile tests/odoo $(ARGS)
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder tests/odoo $(ARGS)
 
 bench-one: setup ## one benchmark: make bench-one SCRIPT=benchmarks/latency.py
 	test -n "$(SCRIPT)" -a -f "$(SCRIPT)" || { echo "bench-one: name a script, for example SCRIPT=benchmarks/latency.py" >&2; exit 2; }

@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from uuid import UUID
+
 import psycopg
 import pytest
 
+from sidestream import Jobs
+from sidestream.broker.protocol import lane
+from sidestream.broker.redis.broker import RedisBroker
+from sidestream.job.reference import NO_TAG8, Reference
+from sidestream.job.rules import Rules
+from sidestream.settings import Settings
+from sidestream.testing.servers import RedisServer
 from tests.acceptance.conftest import Run, answer, refused
 
+KEYS = "test:0123456789abcdef0123456789abcdef"
+DIRECT_LANES = [lane(NO_TAG8, "default")]
+Direct = tuple[Jobs, RedisBroker]
 DEAD = """
     INSERT INTO sidestream_job (action, queue, payload, state, ended_at, attempts, error, error_group, group_name)
     SELECT 'a' || n %% 2, 'q' || n %% 3, '{"v":1,"args":[],"kwargs":{}}', 'dead', now() AT TIME ZONE 'UTC', 1,
@@ -35,7 +49,7 @@ def test_one_sentence_says_why_a_job_waits(ready: Run, database: str) -> None:
     assert ready("job", "3", "--cancel").returncode == 0
     assert ready("why", "3").stdout.startswith("Job 3 does not wait: it was cancelled")
     refused(ready("why", "99"), 1, "There is no job 99")
-    refused(ready("why", "0"), 2, "0 is no job's id")
+    refused(ready("why", "0"), 2, "'0' is no job's id")
 
 
 def test_dead_jobs_are_grouped_by_error_and_treated_in_bulk(ready: Run, database: str) -> None:
@@ -104,3 +118,112 @@ def test_jobs_are_found_by_action_group_key_and_error(ready: Run, database: str)
 )
 def test_odd_questions_are_refused_in_one_sentence(ready: Run, words: tuple[str, ...], said: str) -> None:
     refused(ready(*words), 2, said)
+
+
+@pytest.fixture
+def direct_jobs(redis_server: RedisServer) -> Iterator[tuple[Jobs, RedisBroker]]:
+    """A client, and the broker from which the test claims as a worker would."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("SIDESTREAM_CONFIG", raising=False)  # `run` sets it to what no settings can be read from
+        jobs = Jobs(Settings(redis_url=redis_server.url, signing_keys=KEYS))
+    broker = RedisBroker(redis_server.url)
+    broker.begin_generation()
+    broker.configure(NO_TAG8, Rules())
+    yield jobs, broker
+    broker.close()
+    jobs.close()
+
+
+def bury_all(broker: RedisBroker, error: str) -> None:
+    for one in broker.claim("w1", DIRECT_LANES, free=100):
+        broker.release(DIRECT_LANES, one, charge_attempt=True)
+    for one in broker.claim("w1", DIRECT_LANES, free=100):
+        assert broker.bury(DIRECT_LANES, one, error)
+
+
+def test_dead_direct_jobs_are_listed_retried_and_discarded(ready: Run, direct_jobs: Direct) -> None:
+    jobs, broker = direct_jobs
+    first = jobs.enqueue_direct("mail.send", [1], key="k")
+    jobs.enqueue_direct("mail.send", [2], group="company:1", priority=2)
+    jobs.enqueue_direct("page.purge", [3])
+    behind = jobs.enqueue_direct("mail.send", [4], key="k")
+    bury_all(broker, "ValueError: order 17 has no address")
+    for one in broker.claim("w1", DIRECT_LANES, free=1):
+        assert broker.settle(DIRECT_LANES, [one]) == [], f"{behind} was freed by the death of {first}"
+    execute(str(os.environ["SIDESTREAM_DATABASE_URL"]), DEAD)
+    rows, direct = answer(ready("dead", "--json"))["errors"]
+    assert (rows["count"], rows["direct"]) == (600, False)
+    assert (direct["error"], direct["count"], direct["direct"]) == ("ValueError: order … has no address", 3, True)
+    assert direct["actions"] == ["mail.send", "page.purge"]
+    assert answer(ready("dead", "--action", "page.purge", "--json"))["errors"][0]["count"] == 1
+    assert answer(ready("dead", "--group", "company:1", "--queue", "default", "--json"))["errors"][0]["count"] == 1
+    assert "no address" in ready("dead").stdout
+
+    shown = answer(ready("job", str(first), "--json"))
+    assert (shown["state"], shown["action"], shown["args"], shown["attempts"]) == ("dead", "mail.send", [1], 1)
+    assert "failed for good at" in ready("why", str(first)).stdout
+    assert ready("job", str(first), "--retry").stdout == f"The direct job {first} is open again and due now.\n"
+    refused(ready("job", str(first), "--retry"), 1, "is not among the dead")
+    (again,) = broker.claim("w1", DIRECT_LANES, free=5)
+    assert (Reference.unpack(again.reference).uuid, again.attempts) == (first, 0), "its failures are forgiven"
+
+    assert answer(ready("dead", "discard", "--action", "page.purge", "--json")) == {"discarded": 1}
+    assert answer(ready("dead", "retry", "--error", direct["error"], "--json")) == {"retried": 1}
+    (other,) = broker.claim("w1", DIRECT_LANES, free=5)
+    assert (other.priority, other.payload is not None) == (2, True), "it comes back as it was"
+    assert not broker.connection.run("EXISTS", f"{broker.prefix}dead")
+
+
+def test_direct_jobs_are_dead_letters_without_a_database_too(
+    run: Run, direct_jobs: Direct, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs, broker = direct_jobs
+    monkeypatch.delenv("SIDESTREAM_DATABASE_URL")  # as `run` sets it
+    assert run("dead").stdout == "No job is dead.\n"
+    jobs.enqueue_direct("mail.send", [1])
+    bury_all(broker, "it broke")
+    assert answer(run("dead", "--json"))["errors"][0]["error"] == "it broke"
+    assert answer(run("dead", "retry", "--all", "--json")) == {"retried": 1}
+    assert len(broker.claim("w1", DIRECT_LANES, free=5)) == 1
+
+
+def test_without_redis_the_dead_rows_are_shown_and_the_rest_is_said(ready: Run, database: str) -> None:
+    execute(database, DEAD)
+    done = ready("--redis-url", "redis://127.0.0.1:1/0", "dead")
+    assert done.returncode == 0
+    assert "600" in done.stdout
+    assert "Dead direct jobs, which only Redis has, are left out: Redis at redis://127.0.0.1:1/0" in done.stderr
+
+
+def test_why_a_direct_job_waits_and_how_it_is_cancelled(ready: Run, direct_jobs: Direct) -> None:
+    jobs, broker = direct_jobs
+    first, second = (jobs.enqueue_direct("mail.send", [number], key="k") for number in (1, 2))
+    later = jobs.enqueue_direct("mail.send", delay=3600)
+
+    def why(job: UUID) -> str:
+        return str(answer(ready("why", str(job), "--json"))["why"]).removeprefix(f"The direct job {job} ")
+
+    assert why(first) == "waits because no worker that is alive serves the queue 'default'."
+    assert why(later).startswith("is scheduled for ")
+    broker.announce("w1", DIRECT_LANES, "{}", 60_000)
+    assert why(first) == "is the next of its group and priority in the queue 'default' and waits for a free worker."
+    assert why(second) == f"waits behind the direct job {first} with the same key 'k'."
+    assert ready("pause", "--action", "mail.send").returncode == 0
+    assert why(second).startswith("waits because the action 'mail.send' was paused by ")
+    assert ready("job", str(second), "--cancel").stdout == f"The direct job {second} is cancelled and forgotten.\n"
+    refused(ready("job", str(second)), 1, f"There is no direct job {second}")
+    refused(ready("why", str(second)), 1, f"There is no direct job {second}")
+    (held,) = broker.claim("w1", DIRECT_LANES, free=5)
+    assert Reference.unpack(held.reference).uuid == first
+    refused(ready("job", str(first), "--cancel"), 1, "does not wait: it runs")
+    refused(ready("job", str(first), "--run-now"), 2, "--run-now is for jobs with a row")
+    assert why(first) == "is with the worker w1, which runs it or is about to."
+    shown = ready("job", str(later)).stdout
+    assert "mail.send" in shown
+    assert "delayed" in shown
+
+
+@pytest.mark.parametrize("text", ["0", "-", "abc", "1.5", "99999999999999999999", "0x7"])
+def test_what_is_no_id_is_told(ready: Run, text: str) -> None:
+    refused(ready("job", text), 2, f"{text!r} is no job's id")
+    refused(ready("why", text), 2, "or the uuid of a direct job")

@@ -37,7 +37,12 @@ class Result:
 class Campaign:
     """Kills at one point in ``world``, whose processes must not run yet."""
 
-    def __init__(self, world: World, point: str, kills: Sequence[str], seed: str) -> None:
+    def __init__(
+        self, world: World, point: str, kills: Sequence[str], seed: str, *, least: int = 0, share: float | None = None
+    ) -> None:
+        """Kill ``kills`` one after another; after ``share`` seconds only until there were ``least`` of them."""
+        self._least = least
+        self._share = share
         self._world = world
         self._plan: Plan = plan(point)
         self._kills = kills
@@ -61,6 +66,8 @@ class Campaign:
                 if not self._one(target):
                     break
                 if number % LOOK_EVERY == 0 and not self._look():
+                    break
+                if self._share is not None and number >= self._least and time.monotonic() - started > self._share:
                     break
         finally:
             stop.set()
@@ -137,7 +144,6 @@ class Campaign:
 
 
 def sequence(targets: Sequence[str], repeats: int, seed: str) -> list[str]:
-    """Return each target ``repeats`` times, in an order drawn from ``seed``."""
-    kills = [target for target in targets for _ in range(repeats)]
-    random.Random(seed).shuffle(kills)
-    return kills
+    """Return each target ``repeats`` times in an order drawn from ``seed``: each once before any comes again."""
+    chance = random.Random(seed)
+    return [target for _ in range(repeats) for target in chance.sample(targets, len(targets))]

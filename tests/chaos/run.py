@@ -55,7 +55,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _points_hold(options: argparse.Namespace) -> bool:
     """Kill at every point; print what came of it and return whether all went well."""
     print(
-        f"chaos: {len(options.points)} points x {options.targets} x {options.repeats}, seed {options.seed}", flush=True
+        f"chaos: {len(options.points)} points, {options.repeats} kills of each of {options.targets} or as many as "
+        f"{options.minutes:g} minutes allow, at least {options.repeats} in all; seed {options.seed}",
+        flush=True,
     )
     started = time.monotonic()
     results = _all(options)
@@ -105,6 +107,13 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--points", type=_points, default=list(POINTS), help="names or prefixes, separated by commas")
     parser.add_argument("--targets", type=_targets, default=[*TARGETS, PRODUCER], help=f"of {', '.join(TARGETS)}")
     parser.add_argument("--repeats", type=int, default=50, help="kills of each target at each point")
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=30.0,
+        help="of the points in all: when its share is over, a point stops once it was killed at --repeats times",
+    )
+    parser.add_argument("--share", type=float, help=argparse.SUPPRESS)
     parser.add_argument("--lanes", type=int, default=4, help="worlds at a time")
     parser.add_argument(
         "--extras",
@@ -148,7 +157,8 @@ def _single(options: argparse.Namespace) -> int:
         Launcher() as launcher,
         World(supervisors=supervisors, hosts=hosts, seed=name, settings=settings, launcher=launcher) as world,
     ):
-        result = Campaign(world, point, sequence(targets, options.repeats, seed), options.seed).run()
+        kills = sequence(targets, options.repeats, seed)
+        result = Campaign(world, point, kills, options.seed, least=options.repeats, share=options.share).run()
     print(json.dumps(_plain(result)))
     return 0
 
@@ -174,7 +184,9 @@ def _all(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 def _in_a_process(point: str, options: argparse.Namespace, running: list[subprocess.Popen[str]]) -> dict[str, Any]:
     module = ["tests.chaos.run", "--single", point, "--seed", options.seed]
-    process = _start([*module, "--targets", ",".join(options.targets), "--repeats", str(options.repeats)])
+    share = options.minutes * 60 * min(options.lanes, len(options.points)) / len(options.points)
+    module += ["--share", f"{share:.0f}", "--targets", ",".join(options.targets), "--repeats", str(options.repeats)]
+    process = _start(module)
     running.append(process)
     output, errors = process.communicate()
     running.remove(process)

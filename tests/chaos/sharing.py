@@ -31,6 +31,7 @@ from tests.chaos.world import World
 LONG = 0.3
 """Seconds of a job of company A: longer than what a worker holds in advance."""
 AGEING = 3.0
+"""Seconds; of the full run."""
 LIMIT = 2
 """At once, of each of so many values of a limit key: fewer than the children that could run them."""
 SLOTS = 3
@@ -48,6 +49,7 @@ class Found:
     alone_p95: float = 0.0
     beside_p95: float = 0.0
     samples: int = 0
+    ageing: float = AGEING
     oldest: float = 0.0
     aged: int = 0
     verdict: checker.Verdict = field(default_factory=checker.Verdict)
@@ -62,8 +64,10 @@ class Found:
         bound = LONG + 2 * self.alone_p95
         if self.beside_p95 > bound:
             sentences.append(f"B waited {self.beside_p95:.3f} s (p95) beside A; the bound is {bound:.3f} s.")
-        if self.oldest > AGEING + 4 * LONG:
-            sentences.append(f"A job of the lowest priority waited {self.oldest:.2f} s with an ageing of {AGEING:g} s.")
+        if self.oldest > self.ageing + 4 * LONG:
+            sentences.append(
+                f"A job of the lowest priority waited {self.oldest:.2f} s with an ageing of {self.ageing:g} s."
+            )
         if self.most_at_once > LIMIT:
             sentences.append(f"{self.most_at_once} jobs of one limit key ran at once; the limit is {LIMIT}.")
         if self.verdict.violations:
@@ -74,14 +78,14 @@ class Found:
         return (
             f"B's wait p95 {self.alone_p95:.3f} s alone, {self.beside_p95:.3f} s beside A ({self.samples} jobs, bound "
             f"{LONG + 2 * self.alone_p95:.3f}); lowest priority waited at most {self.oldest:.2f} s ({self.aged} jobs, "
-            f"ageing {AGEING:g} s); {self.verdict.promised} jobs with {self.kills} kills: {self.verdict}; "
+            f"ageing {self.ageing:g} s); {self.verdict.promised} jobs with {self.kills} kills: {self.verdict}; "
             f"{self.limited} limited spans, at most {self.most_at_once} at once of {LIMIT}"
         )
 
 
-def run(*, waiting: int, jobs: int, seconds: float, seed: int) -> Found:
+def run(*, waiting: int, jobs: int, seconds: float, seed: int, ageing: float = AGEING) -> Found:
     """Run the three parts, each in a world of its own."""
-    found = Found()
+    found = Found(ageing=ageing)
     with _world(seed) as world:
         _beside(world, found, waiting, seconds)
     with _world(seed) as world:
@@ -139,19 +143,19 @@ def _paced(world: World, name: str, seconds: float) -> list[float]:
 
 def _ageing(world: World, found: Found, seconds: float) -> None:
     with world.connection().cursor() as cursor:
-        rules.set_ageing(cursor, AGEING, by="sharing")
+        rules.set_ageing(cursor, found.ageing, by="sharing")
     world.connection().commit()
     _begin(world)
     over = threading.Event()
     urgent = iter(range(1_000_000))
     low: dict[str, float] = {}
-    deadline = time.monotonic() + max(seconds, 4 * AGEING)
+    deadline = time.monotonic() + max(seconds, 4 * found.ageing)
     while time.monotonic() < deadline:
         [(waiting,)] = world.query("SELECT count(*) FROM sidestream_job WHERE state = 'open' AND priority = 0")
         if waiting < 60:
             lot = [(f"u{next(urgent)}", {"seconds": LONG / 3}, {"priority": 0}) for _ in range(60)]
             _enqueue(world, lot)
-        if not low or time.monotonic() - max(low.values()) > AGEING:
+        if not low or time.monotonic() - max(low.values()) > found.ageing:
             token = f"low{len(low)}"
             _enqueue(world, [(token, {}, {"priority": 9})])
             low[token] = time.monotonic()

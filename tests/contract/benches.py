@@ -37,6 +37,7 @@ class MemoryBench:
     """The memory broker."""
 
     database = b"testbase"
+    many = 20_000
 
     def __init__(self) -> None:
         self.clock = MovedClock()
@@ -76,9 +77,10 @@ class MemoryBench:
 class RedisBench(MemoryBench):
     """The Redis broker under a prefix of its own."""
 
-    def __init__(self, server: RedisServer) -> None:
+    def __init__(self, server: RedisServer, many: int = MemoryBench.many) -> None:
         self.clock = MovedClock()
         self.server = server
+        self.many = many
         self.prefix = f"test{next(_numbers)}:{{s0}}:"
         self.brokers: list[RedisBroker] = []
         self.broker = self._open()

@@ -13,7 +13,21 @@ from sidestream.testing.odoo import DATABASE, OdooWorld, odoo_command
 from sidestream.testing.server_process import ServerFailed
 from tests.odoo.browser import Session
 
-CHAOS = Path(__file__).parent / "addons"
+HERE = Path(__file__).parent
+CHAOS = HERE / "addons"
+LONGEST_FIRST = ("screens", "modules", "executor", "addon", "kills", "killed_child")
+"""Two processes share the files (`make test`): what is long is not begun last."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put this folder's files in that order."""
+
+    def rank(item: pytest.Item) -> int:
+        name = item.path.stem.removeprefix("test_")
+        return LONGEST_FIRST.index(name) if name in LONGEST_FIRST else len(LONGEST_FIRST)
+
+    ours = [item for item in items if HERE in item.path.parents]
+    items[:] = [item for item in items if HERE not in item.path.parents] + sorted(ours, key=rank)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -19,7 +19,7 @@ from tests.odoo.conftest import Shop
 
 pytestmark = pytest.mark.timeout(300)
 
-KILLS = 12
+KILLS = 6
 LONG = 1.5
 """Seconds for which each of the other jobs keeps a child."""
 BOUND = 1.0

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
+from uuid import UUID
 
 from sidestream.broker.protocol import Explanation, Place
 from sidestream.errors import WireError
+from sidestream.job.job import Job
 from sidestream.job.reference import Reference
 from sidestream.job.rules import Limit, Scope
 from sidestream.job.states import State
 from sidestream.store.rules import Entry
+from sidestream.store.stored import StoredJob
 from sidestream.store.waiting import Facts
-from sidestream.store.why import moment, why_of_row
+from sidestream.store.why import moment, paused, pausing, why_of_row
 
 NAMED = 3
 """How many holders of a limit are named."""
@@ -41,6 +44,31 @@ def why(
     if unserved and explanation.place is not Place.HANDED_OFF:
         return f"Job {job.id} waits because no worker that is alive serves the queue {job.queue!r}."
     return f"Job {job.id} {_placed(facts, entries, explanation)}."
+
+
+def why_direct(
+    uuid: UUID,
+    job: Job,
+    entries: Iterable[Entry],
+    explanation: Explanation,
+    workers: Sequence[Sequence[str]],
+) -> str:
+    """Return the sentence for a direct job that is not over; ``workers``: the queues of direct jobs of each."""
+    entries, name, now = list(entries), f"The direct job {uuid}", datetime.now(UTC)
+    due = job.run_at or now
+    stored = StoredJob(0, job.action, job.queue, job.key, due, group=job.group, limit=job.limit)
+    facts = Facts(stored, State.OPEN, False, 0, None, None, None, None, False, False, None, None, now, None)
+    if explanation.place is Place.NOWHERE:
+        return f"{name} was lost by Redis or ends this moment; enqueue it again with its id."
+    if explanation.place is not Place.HANDED_OFF:
+        if job.run_at is not None and explanation.place is Place.DELAYED and now < due:
+            return f"{name} is scheduled for {moment(due)}."
+        entry = pausing(facts, entries)
+        if entry is not None:
+            return f"{name} waits because {paused(entry)}."
+        if not any(job.queue in queues for queues in workers):
+            return f"{name} waits because no worker that is alive serves the queue {job.queue!r}."
+    return f"{name} {_placed(facts, entries, explanation)}."
 
 
 def _placed(facts: Facts, entries: Sequence[Entry], found: Explanation) -> str:

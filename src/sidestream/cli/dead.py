@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
 from sidestream.cli.options import AsJson, options_of
-from sidestream.cli.output import fail, print_json, print_line, print_table
-from sidestream.errors import SettingsError
+from sidestream.cli.output import complain, fail, print_json, print_line, print_table
+from sidestream.errors import BrokerError, SettingsError
 
 if TYPE_CHECKING:
     from sidestream.store.bulk import Filter
 
+T = TypeVar("T")
 dead = typer.Typer(help="List the dead jobs by error; retry or discard them.")
 
 Error = Annotated[str | None, typer.Option(help="Only errors of this kind, as 'sidestream dead' shows it.")]
@@ -40,10 +41,14 @@ def listed(
             )
         return
     from sidestream.store import bulk
-    from sidestream.wiring import store_cursor
+    from sidestream.wiring import store_cursor, store_url
+    from sidestream.wiring_direct import error_groups, merged
 
-    with store_cursor(options_of(context).settings()) as cursor:
-        found = bulk.error_groups(cursor, _filter(None, action, queue, group))
+    settings, only, rows = options_of(context).settings(), _filter(None, action, queue, group), []
+    if store_url(settings) is not None:
+        with store_cursor(settings) as cursor:
+            rows = bulk.error_groups(cursor, only)
+    found = merged(rows, _or_none(lambda: error_groups(settings, only), []))
     if as_json:
         print_json(
             {
@@ -52,6 +57,7 @@ def listed(
                         "error": one.error_group,
                         "count": one.count,
                         "actions": list(one.actions),
+                        "direct": not isinstance(one.newest_id, int),
                         "newest": {"id": one.newest_id, "error": one.newest_error, "at": one.newest_at},
                     }
                     for one in found
@@ -83,6 +89,7 @@ def retry(
 
     only = _narrowed(error, action, queue, group, everything=everything)
     count = _in_lots(context, lambda cursor, after: bulk.retry_dead(cursor, only, after_id=after), waiting=True)
+    count += _direct(context, only, again=True)
     _tell(count, "retried", "is open again and due now", "are open again and due now", as_json=as_json)
 
 
@@ -97,7 +104,7 @@ def discard(
     everything: Everything = False,
     as_json: AsJson = False,
 ) -> None:
-    """End dead jobs as cancelled: nobody has to look at them any more."""
+    """End dead jobs as cancelled (direct ones are forgotten): nobody has to look at them any more."""
     from sidestream.cli.rules import who
     from sidestream.store import bulk
 
@@ -106,15 +113,18 @@ def discard(
     count = _in_lots(
         context, lambda cursor, after: bulk.discard_dead(cursor, only, by=by, after_id=after), waiting=False
     )
+    count += _direct(context, only, again=False)
     _tell(count, "discarded", "is cancelled", "are cancelled", as_json=as_json)
 
 
 def _in_lots(context: typer.Context, change: Callable[[Any, int], list[Any]], *, waiting: bool) -> int:
     """Change lot after lot, each in a transaction of its own, and let Redis follow."""
     from sidestream.store.bulk import LOT
-    from sidestream.wiring import hasten_all, store_cursor
+    from sidestream.wiring import hasten_all, store_cursor, store_url
 
     settings = options_of(context).settings()
+    if store_url(settings) is None:
+        return 0  # only direct jobs
     count, after = 0, 0
     while True:
         with store_cursor(settings) as cursor:
@@ -125,6 +135,22 @@ def _in_lots(context: typer.Context, change: Callable[[Any, int], list[Any]], *,
         if len(lot) < LOT:
             return count
         after = lot[-1].id
+
+
+def _direct(context: typer.Context, only: Filter, *, again: bool) -> int:
+    """Change the dead direct jobs; return how many."""
+    from sidestream.wiring_direct import change_dead
+
+    return _or_none(lambda: change_dead(options_of(context).settings(), only, again=again), 0)
+
+
+def _or_none(ask: Callable[[], T], otherwise: T) -> T:
+    """Return Redis' answer; while it is away say so, and go on with the rows alone."""
+    try:
+        return ask()
+    except BrokerError as error:
+        complain(f"Dead direct jobs, which only Redis has, are left out: {error}")
+        return otherwise
 
 
 def _narrowed(

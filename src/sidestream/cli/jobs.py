@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sidestream.cli import direct
 from sidestream.cli.options import AsJson, options_of
 from sidestream.cli.output import fail, print_facts, print_json, print_line, print_table
 from sidestream.errors import InvalidJob
@@ -87,7 +88,7 @@ def jobs(
 
 def job(
     context: typer.Context,
-    job_id: Annotated[int, typer.Argument(metavar="ID", help="The job's id.")],
+    job_id: Annotated[str, typer.Argument(metavar="ID", help="The job's id; of a direct job its uuid.")],
     *,
     cancel: Annotated[bool, typer.Option("--cancel", help="End it; a running job is stopped by its worker.")] = False,
     retry: Annotated[bool, typer.Option("--retry", help="Open a dead or cancelled job again, due now.")] = False,
@@ -98,12 +99,17 @@ def job(
     wanted = [name for name, given in (("cancel", cancel), ("retry", retry), ("run-now", run_now)) if given]
     if len(wanted) > 1:
         raise InvalidJob(f"--{wanted[0]} and --{wanted[1]} are both given; give one of them.")
-    check_id(job_id)
+    named = direct.job_id(job_id)
     settings = options_of(context).settings()
-    if wanted:
-        _change(settings, job_id, wanted[0], as_json=as_json)
+    if isinstance(named, int):
+        if wanted:
+            _change(settings, named, wanted[0], as_json=as_json)
+        else:
+            _show(settings, named, as_json=as_json)
+    elif wanted:
+        direct.change(settings, named, wanted[0], as_json=as_json)
     else:
-        _show(settings, job_id, as_json=as_json)
+        direct.show(settings, named, as_json=as_json)
 
 
 def priority(

@@ -7,7 +7,7 @@ from uuid import uuid4
 
 import pytest
 
-from sidestream.broker.protocol import CHUNK, Delivery, Reclaimed
+from sidestream.broker.protocol import CHUNK, Delivery, Place, Reclaimed
 from sidestream.errors import BrokerUnavailable, GenerationMoved
 from sidestream.job.rules import Rules
 from sidestream.testing.broker_contract import LEASE_MS, RENEW_MS, Bench, claim, direct, ids, lanes_of, row
@@ -307,6 +307,22 @@ class DirectCases:
         assert bench.broker.bury(lanes_of(bench), one, "it broke") is True
         assert bench.broker.publish([job]) == 0
         assert [one.reference for one in claim(bench)] == [behind.reference]
+
+    def test_one_behind_its_key_is_explained_and_discarded(self, bench: Bench) -> None:
+        jobs = [direct(bench, "k", uuid4()) for _ in range(3)]
+        for job in jobs:
+            bench.broker.publish([job])
+            bench.advance(5)
+        told = bench.broker.explain(jobs[1])
+        assert (told.place, told.holders) == (Place.BEHIND_KEY, (jobs[0].reference,))
+        assert bench.broker.discard(jobs[1])
+        assert not bench.broker.discard(jobs[1])
+        assert bench.broker.explain(jobs[1]).place is Place.NOWHERE
+        for expected in (jobs[0], jobs[2]):
+            (one,) = claim(bench)
+            assert one.reference == expected.reference
+            assert not bench.broker.discard(expected), "it is handed off"
+            bench.end([one])
 
     def test_keys_of_direct_jobs(self, bench: Bench) -> None:
         jobs = [direct(bench, "k", uuid4()) for _ in range(3)]

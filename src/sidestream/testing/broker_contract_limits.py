@@ -13,7 +13,6 @@ from sidestream.job.rules import Limit, Pause, Scope
 from sidestream.testing.broker_contract import LEASE_MS, Bench, claim, govern, ids, lanes_of, row
 from sidestream.testing.broker_contract_leases import keep_alive, reclaim
 
-WAITERS = 100_000
 NAMED = {
     Scope.GLOBAL: (Scope.GLOBAL, ""),
     Scope.QUEUE: (Scope.QUEUE, "default"),
@@ -205,11 +204,11 @@ class ConcurrencyCases:
     @pytest.mark.timeout(300)
     def test_very_many_waiters_on_one_key_are_cheap(self, bench: Bench) -> None:
         limited(bench, concurrency=1)
-        put(bench, WAITERS)
+        put(bench, bench.many)
         held = claim(bench)
-        for _ in range(WAITERS // 100):
+        for _ in range(bench.many // 100):
             assert claim(bench) == [], "at most 100 are moved aside a call"
-        assert bench.broker.locate([row(bench, WAITERS, limit="courier:7")]) == [Place.LIMITED]
+        assert bench.broker.locate([row(bench, bench.many, limit="courier:7")]) == [Place.LIMITED]
         slowest = 0.0
         for expected in range(2, 40):
             began = time.perf_counter()

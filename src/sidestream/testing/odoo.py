@@ -1,7 +1,7 @@
 """A real Odoo of our own: database, configuration, HTTP server and workers in one temporary folder.
 
-The database with Odoo's modules (and demo data) is made once and kept in ``.sidestream-dev/odoo-base``; every world
-begins with a copy of it, into which the addons under test are installed.
+The database with Odoo's modules (and demo data) is made once and kept in ``.sidestream-dev/odoo-base``; beside it the
+same with the addons under test installed, until a file of ours changes. Every world begins with a copy.
 """
 
 from __future__ import annotations
@@ -132,14 +132,29 @@ class OdooWorld:
     # -- database ------------------------------------------------------------------------------------------------
 
     def start(self) -> Self:
-        """Copy the base, start PostgreSQL, install the addons."""
+        """Copy the database with the addons and start PostgreSQL."""
         base = _base(self._base, demo_data=self._demo_data)
+        if self._addons:
+            base = _installed(base, self._addons, self._addon_paths)
+        self.begin_with(base)
+        return self
+
+    def begin_with(self, base: Path) -> None:
+        """Copy what is kept in the folder ``base`` and start PostgreSQL with it."""
         _copy(base / "data", self.postgres.data)
         self.postgres.start()
         self.prepare(base / "filestore")
-        if self._addons:
-            self.install(*self._addons)
-        return self
+
+    def keep_in(self, base: Path) -> None:
+        """Stop PostgreSQL and keep what is there in the folder ``base``, in place of what it held."""
+        self.postgres.stop()
+        draft = base.with_suffix(".draft")
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir()
+        _copy(self.postgres.data, draft / "data")
+        _copy(self.folder / "data" / "filestore", draft / "filestore")
+        shutil.rmtree(base, ignore_errors=True)
+        draft.rename(base)
 
     def prepare(self, filestore: Path | None = None, **options: object) -> None:
         """Make the folders and the configuration; ``options`` are more of Odoo's own."""
@@ -287,15 +302,41 @@ def _make_base(base: Path, modules: Sequence[str], *, demo_data: bool) -> None:
             connection.execute(f"CREATE DATABASE {DATABASE} OWNER odoo TEMPLATE template0")
         world.prepare(without_demo=not demo_data)
         world.run_odoo("-i", ",".join(modules), *(["--with-demo"] if demo_data else []))
-        world.postgres.stop()
-        draft = base.with_suffix(".draft")
-        shutil.rmtree(draft, ignore_errors=True)
-        draft.mkdir()
-        _copy(world.postgres.data, draft / "data")
-        _copy(world.folder / "data" / "filestore", draft / "filestore")
-        draft.rename(base)
+        world.keep_in(base)
     finally:
         world.close()
+
+
+def _installed(base: Path, addons: Sequence[str], paths: Sequence[Path]) -> Path:
+    """Return the folder of ``base`` with these addons installed, made when it is not there or a file has changed."""
+    name = hashlib.sha256(json.dumps([addons, [str(path) for path in paths]]).encode()).hexdigest()[:8]
+    kept = base.with_name(f"{base.name}-{name}")
+    state = _state(addons, paths)
+    with Path(f"{kept}.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        mark = Path(f"{kept}.of")
+        if not kept.exists() or not mark.exists() or mark.read_text() != state:
+            mark.unlink(missing_ok=True)
+            world = OdooWorld((), addon_paths=[path for path in paths if path != ADDONS], fsync=False)
+            try:
+                world.begin_with(base)
+                world.install(*addons)
+                world.keep_in(kept)
+            finally:
+                world.close()
+            mark.write_text(state)
+    return kept
+
+
+def _state(addons: Sequence[str], paths: Sequence[Path]) -> str:
+    """Return a digest of all files that decide what installing the addons makes: theirs and the engine's."""
+    folders = [ROOT / "src" / "sidestream", *(path / addon for addon in addons for path in paths)]
+    digest = hashlib.sha256()
+    for folder in folders:
+        for path in sorted(folder.rglob("*")):
+            if path.is_file() and "__pycache__" not in path.parts:
+                digest.update(f"{path.relative_to(folder)}\0".encode() + path.read_bytes())
+    return digest.hexdigest()
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -246,7 +246,7 @@ class TestServers:
     def test_not_redis_at_all(self) -> None:
         with socket.create_server(("127.0.0.1", 0)) as other:
             broker = RedisBroker(f"redis://127.0.0.1:{other.getsockname()[1]}", timeout=2)
-            other.settimeout(5)
+            other.settimeout(1)
 
             def answer() -> None:
                 for _ in range(2):

@@ -192,6 +192,14 @@ class RedisBroker:
         """See :meth:`Broker.bury`."""
         return self._functions.bury(delivery, error)
 
+    def reopen(self, uuids: Sequence[bytes]) -> int:
+        """Open dead direct jobs again; see :class:`~sidestream.broker.redis.dead.DeadLetters`."""
+        return self._functions.reopen(uuids)
+
+    def scrap(self, uuids: Sequence[bytes]) -> int:
+        """Forget dead direct jobs."""
+        return self._functions.scrap(uuids)
+
     def reclaim(self, consumer: str, lanes: Sequence[str], *, lease_ms: int, renew_ms: int, cursor: str) -> Reclaimed:
         """See :meth:`Broker.reclaim`; late leases are found by their age, so the cursor only counts the calls."""
         more, found = self._functions.reclaim(consumer, lease_ms, renew_ms, lanes)

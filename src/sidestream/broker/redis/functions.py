@@ -182,6 +182,14 @@ class Functions:
         """Return False when the lease was lost."""
         return bool(self._call("bury", delivery.lease.entry, delivery.lane, error)[0])
 
+    def reopen(self, uuids: Sequence[bytes]) -> int:
+        """Open dead direct jobs again; return how many are."""
+        return int(self._call("reopen", *uuids)[0])
+
+    def scrap(self, uuids: Sequence[bytes]) -> int:
+        """Forget dead direct jobs; return how many there were."""
+        return int(self._call("scrap", *uuids)[0])
+
     def reclaim(
         self, consumer: str, lease_ms: int, renew_ms: int, lanes: Sequence[str]
     ) -> tuple[bool, list[tuple[bytes, bytes, bytes, int, bytes]]]:

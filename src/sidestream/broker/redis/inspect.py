@@ -6,10 +6,7 @@ The figures come from several commands, so they need not agree to the last job w
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
-from uuid import UUID
-
-import msgpack
+from typing import NamedTuple
 
 from sidestream.broker.redis import keys
 from sidestream.broker.redis.connection import RedisConnection
@@ -42,20 +39,6 @@ class AnnouncedWorker(NamedTuple):
     info: str
     #: Unix milliseconds until which the announcement holds.
     until_ms: int
-
-
-class DeadJob(NamedTuple):
-    """A direct job that ended as dead."""
-
-    uuid: UUID
-    lane: str
-    error: str
-    #: Unix milliseconds.
-    at_ms: int
-    attempts: int
-    crashes: int
-    #: Its signed bytes.
-    payload: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,25 +90,6 @@ class RedisInspector:
             until, lanes, info = told.decode(errors="replace").split("\n", 2)
             found.append(AnnouncedWorker(consumer.decode(errors="replace"), tuple(lanes.split()), info, int(until)))
         return tuple(found)
-
-    def dead_jobs(self, cursor: int = 0, count: int = 100) -> tuple[int, list[DeadJob]]:
-        """Return about ``count`` dead direct jobs and the next cursor (0 at the end), as HSCAN pages them."""
-        following, flat = self._connection.run("HSCAN", keys.dead(self._prefix), cursor, "COUNT", count)
-        found = []
-        for uuid, packed in _pairs(flat).items():
-            kept: dict[bytes, Any] = msgpack.unpackb(packed, raw=True)
-            found.append(
-                DeadJob(
-                    UUID(bytes=uuid),
-                    kept[b"lane"].decode(),
-                    kept[b"error"].decode(errors="replace"),
-                    int(kept[b"at"]),
-                    kept[b"attempts"],
-                    kept[b"crashes"],
-                    kept[b"payload"],
-                )
-            )
-        return int(following), found
 
     def strange(self, count: int = 100) -> list[bytes]:
         """Return the last ``count`` foreign entries that were put aside."""

@@ -9,13 +9,14 @@ if moved() then return {MOVED} end
 
 local entry, lane = ARGV[3], ARGV[4]
 local reference = reference_of(entry)
-if not holds(call('HGET', LEASES, reference), entry) then return {OK, 0} end
+local lease = call('HGET', LEASES, reference)
+if not holds(lease, entry) then return {OK, 0} end
 if is_direct(reference) then
   local attempts, crashes = read_tries(reference)
   local uuid = uuid_of(reference)
   call('HSET', DEAD, uuid, cmsgpack.pack({
     reference = reference, lane = lane, error = ARGV[5], at = NOW, attempts = attempts, crashes = crashes,
-    payload = call('HGET', DIRECT, uuid) or '',
+    priority = priority_of(lease), payload = call('HGET', DIRECT, uuid) or '',
   }))
 end
 local freed = drop(reference, lane)

@@ -96,9 +96,19 @@ local function free_key(reference)
   local head = call('HGET', HEADS, key_field(reference))
   if head and sub(head, 1, #reference) == reference then seat_next(reference) end
 end
--- Where a row stands in its line, or nil (a direct job is ranked by a time that only its place in line tells).
+-- Where a job stands in its line, or nil. A direct job is ranked by a time that only its place tells: it is looked for among
+-- the first 10,000, for a person who asks.
 local function find_in_line(reference)
-  if is_direct(reference) then return nil end
+  if is_direct(reference) then
+    for at = 0, 9000, 1000 do
+      local lot = call('ZRANGE', line_key(reference), at, at + 999)
+      for _, bytes in ipairs(lot) do
+        if sub(bytes, 1, #reference) == reference then return read_stander(bytes) end
+      end
+      if #lot < 1000 then return nil end
+    end
+    return nil
+  end
   local id = row_id(reference)
   for _, bytes in ipairs(call('ZRANGEBYSCORE', line_key(reference), id, id)) do
     if sub(bytes, 1, #reference) == reference then return read_stander(bytes) end
