@@ -13,6 +13,8 @@ from sidestream.testing.servers import PostgresServer, RedisServer
 
 os.environ.setdefault("SIDESTREAM_USER", worker_user())  # for the commands that tests start
 _numbers = itertools.count(1)
+_emptied: list[str] = []
+"""Databases that a test has used and that are empty again."""
 
 
 @pytest.fixture(scope="session")
@@ -33,10 +35,14 @@ def postgres(postgres_process: PostgresServer) -> Iterator[PostgresServer]:
 @pytest.fixture
 def database(postgres: PostgresServer) -> Iterator[str]:
     """The URL of an empty database of this test alone."""
-    name = f"test_{next(_numbers)}"
-    yield postgres.create_database(name)
+    if not _emptied:
+        _emptied.append(f"test_{next(_numbers)}")
+        postgres.create_database(_emptied[-1])
+    name = _emptied.pop()
+    yield postgres.dsn(name)
     postgres.mend()
-    postgres.drop_database(name)
+    postgres.empty_database(name)
+    _emptied.append(name)
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from sidestream import wiring_direct
 from sidestream.testing.servers import PostgresServer, RedisServer
 from tests.acceptance.rig import Rig, open_folder
 
@@ -46,6 +47,15 @@ def test_a_job_that_only_snoozes_is_dead_with_the_reason(rig: Rig) -> None:
     assert row.error is not None
     assert row.error.startswith("It put itself off")
     assert row.error.endswith("the last reason: the courier is closed")
+
+
+def test_a_direct_job_that_only_snoozes_is_dead_too(rig: Rig) -> None:
+    uuid = rig.jobs.enqueue_direct("snooze.for.ever")
+    rig.until(lambda: isinstance(wiring_direct.find(rig.settings, uuid), wiring_direct.DeadJob))
+    found = wiring_direct.find(rig.settings, uuid)
+    assert isinstance(found, wiring_direct.DeadJob)
+    assert found.error == "It put itself off more than 2 times; the last reason: the courier is closed"
+    assert (found.attempts, found.job and found.job.action) == (0, "snooze.for.ever")
 
 
 def test_a_job_that_nobody_needs_any_more_is_cancelled(rig: Rig) -> None:

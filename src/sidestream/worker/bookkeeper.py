@@ -117,11 +117,12 @@ class Bookkeeper:
 
     def _snooze(self, delivery: Delivery, reference: Reference, outcome: Release, seen: int) -> Handling:
         """The action put itself off: no attempt, a count of its own, and it keeps the head of its key."""
-        delay = outcome.delay or 0.0
-        if reference.direct:  # its only counter is that of its releases, with a cap that is higher
+        delay, cap = outcome.delay or 0.0, self._policy(reference).max_snoozes
+        if reference.direct:  # its only counter is that of its releases
+            if delivery.releases >= cap:
+                return Handling(bury=f"It put itself off more than {cap} times; the last reason: {outcome.reason}")
             return self._release(delivery, reference, outcome)
         self._alone.discard(reference.id)
-        cap = self._policy(reference).max_snoozes
 
         def write(cursor: Any) -> rows.Written:
             written = rows.snooze(cursor, reference.id, seen, delay, outcome.reason, cap)
