@@ -152,10 +152,12 @@ class Client:
                 row.reference(database),
                 lane(database.tag, row.queue),
                 0 if job.run_at is None else to_ms(job.run_at),
+                attempted=row.attempted,
                 priority=row.priority,
+                edited=row.taken_over,
             )
             for row, job in zip(stored, jobs, strict=True)
-            if not row.existed
+            if row.taken_over or not row.existed
         ]
         return Inserted([row.id for row in stored], publications)
 

@@ -2,6 +2,7 @@
 
 from sidestream.testing import (
     broker_contract,
+    broker_contract_edited,
     broker_contract_leases,
     broker_contract_limits,
     broker_contract_order,
@@ -28,6 +29,10 @@ class TestLeases(broker_contract_leases.LeaseCases):
 
 
 class TestContents(broker_contract_leases.ContentsCases):
+    pass
+
+
+class TestEdited(broker_contract_edited.EditedCases):
     pass
 
 

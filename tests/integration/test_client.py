@@ -304,6 +304,26 @@ def test_a_duplicate_s_id_is_the_id_of_the_first(connection: Any, jobs: Jobs, ds
     assert claimed(broker, dsn) == [first]
 
 
+def test_what_a_duplicate_replaces_counts_at_once(connection: Any, jobs: Jobs, dsn: str, broker: Broker) -> None:
+    def enqueue(number: int, **options: Any) -> int:
+        with jobs.transaction(connection) as tx:
+            job_id = tx.enqueue("sync", [number], unique="sync", on_conflict="replace", **options)
+        assert tx.published
+        return job_id
+
+    first = enqueue(1, delay=3600)
+    assert claimed(broker, dsn) == []
+    assert enqueue(2) == first
+    assert claimed(broker, dsn) == [first]
+    assert enqueue(3, delay=3600) == first, "it is handed off, and not running yet"
+    with jobs.transaction(connection) as tx:
+        other = tx.enqueue("sync", [4])
+        urgent = tx.enqueue("sync", [5], unique="urgent", on_conflict="replace")
+    with jobs.transaction(connection) as tx:
+        assert tx.enqueue("sync", [6], unique="urgent", on_conflict="replace", priority=0) == urgent
+    assert claimed(broker, dsn) == [urgent, other]
+
+
 def test_declared_actions_are_checked_and_give_their_queue(connection: Any, settings: Settings, dsn: str) -> None:
     with Jobs(settings, actions=actions) as jobs:
         with jobs.transaction(connection) as tx:

@@ -13,7 +13,7 @@ from sidestream.job.rules import Rules
 from sidestream.testing.broker_contract import LEASE_MS, RENEW_MS
 from sidestream.testing.servers import RedisServer
 from tests.contract.benches import MemoryBench, RedisBench
-from tests.model.jobs import CONSUMERS, DB, LANES, make, rules, shown
+from tests.model.jobs import CONSUMERS, DB, LANES, PRIORITIES, make, rules, shown
 
 
 class Difference(AssertionError):
@@ -86,12 +86,16 @@ class Pair:
             job = self.jobs[number]
             due = random.choice((0, 0, 0, now - 50, now + random.randrange(1, 3000)))
             attempted = job.payload is None and random.random() < 0.3
-            jobs.append(job if job.payload else job._replace(due_ms=due, attempted=attempted))
+            edited = job.payload is None and random.random() < 0.2
+            if edited:
+                job = self.jobs[number] = job._replace(priority=random.choice(PRIORITIES))
+            jobs.append(job if job.payload else job._replace(due_ms=due, attempted=attempted, edited=edited))
         # Whose head moves first in one call is fixed within a lane alone: Redis works lane by lane.
         jobs.sort(key=lambda job: job.lane)
         force = random.random() < 0.2
+        told = [(shown(job), job.due_ms and job.due_ms - now, job.attempted, job.edited) for job in jobs]
         self.same(
-            f"publish {[(shown(job), job.due_ms and job.due_ms - now, job.attempted) for job in jobs]} {force=}",
+            f"publish {told} {force=}",
             [bench.broker.publish(jobs, force=force) for bench in self.benches],
         )
 

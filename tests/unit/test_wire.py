@@ -27,7 +27,7 @@ def test_a_report_arrives_with_every_kind_of_outcome() -> None:
             wire.Finding(3, Release("closed", 60.0, snoozed=True), 0),
         ],
         {b"abcd": (4, 1234)},
-        [(b"\x01next", "default", 0, 5)],
+        [(b"\x01next", "default", 0, 5, False, True)],
         False,
     )
     with ours, theirs:

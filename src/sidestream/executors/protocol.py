@@ -17,8 +17,11 @@ from typing import Any, Protocol
 from sidestream.job.outcome import Bury, Done, Release
 from sidestream.job.retry import RetryPolicy
 
-FollowUp = tuple[bytes, str, int, int]
-"""A job that an action enqueued in its transaction: reference, queue, due_ms, priority."""
+FollowUp = tuple[bytes, str, int, int, bool, bool]
+"""A job that an action enqueued in its transaction: reference, queue, due_ms, priority, attempted, edited.
+
+The last two as in :class:`~sidestream.broker.protocol.Publication`.
+"""
 
 
 @dataclass(frozen=True, slots=True)

@@ -279,8 +279,9 @@ class PythonCall:
         job = build_job(action, args, kwargs, now=datetime.now(UTC), defaults=defaults, **options)
         [stored] = session.guarded(lambda: rows.insert(session.cursor, [job]))
         due_ms = to_ms(job.run_at) if job.run_at is not None else 0
-        if not stored.existed:
-            opened.follow_ups.append((stored.reference(session.database), stored.queue, due_ms, job.priority))
+        if stored.taken_over or not stored.existed:
+            marks = (stored.attempted, stored.taken_over)
+            opened.follow_ups.append((stored.reference(session.database), stored.queue, due_ms, job.priority, *marks))
         return stored.id
 
     def _unlock(self, locks: Sequence[bytes]) -> None:

@@ -40,6 +40,8 @@ class StoredJob:
     #: Of a job that was to be inserted: its unique found this row, which was there before, or earlier in the same call.
     #: It may be over (a window outlasts its job), so it is not published anew.
     existed: bool = False
+    #: That row waited and took over what the new job asked for.
+    taken_over: bool = False
 
     @property
     def due_ms(self) -> int:

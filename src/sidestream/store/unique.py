@@ -220,7 +220,7 @@ def _take_over(cur: Cursor, row_id: int, row: tuple[Any, ...]) -> StoredJob | No
         },
     )
     found = cur.fetchone()
-    return None if found is None else stored_job(found, existed=True)
+    return None if found is None else replace(stored_job(found, existed=True), taken_over=True)
 
 
 def _lock(cur: Cursor, statement: str, ids: Iterable[int], *, guarded: bool) -> tuple[set[int], set[int]]:

@@ -118,7 +118,10 @@ def read_report(message: Any) -> Report:
         idle,
         [_finding(flat) for flat in findings],
         {action: (jobs, micros) for action, (jobs, micros) in times.items()},
-        [(reference, queue, due, priority) for reference, queue, due, priority in follow_ups],
+        [
+            (reference, queue, due, priority, attempted, edited)
+            for reference, queue, due, priority, attempted, edited in follow_ups
+        ],
         retiring,
         stale,
     )
@@ -127,8 +130,8 @@ def read_report(message: Any) -> Report:
 def publications(follow_ups: list[FollowUp], database: str) -> list[Publication]:
     """Return what to publish for the jobs that actions enqueued; ``database`` is 16 hex digits."""
     return [
-        Publication(reference, f"{database}:{queue}", due_ms, priority=priority)
-        for reference, queue, due_ms, priority in follow_ups
+        Publication(reference, f"{database}:{queue}", due_ms, attempted=attempted, priority=priority, edited=edited)
+        for reference, queue, due_ms, priority, attempted, edited in follow_ups
     ]
 
 

@@ -276,8 +276,17 @@ class MemoryBroker:
         if named.direct:
             if job.reference in jobs or job.reference in life.contents.dead:
                 return False
-        elif life.contents.mark(named, known=True) and not (force and job.reference not in jobs):
-            return False
+        elif life.contents.mark(named, known=True):
+            found = jobs.get(job.reference)
+            if found is None:
+                if not force and not job.edited:
+                    return False
+            elif not job.edited or found.place is Place.HANDED_OFF:
+                return False
+            else:
+                life.contents.unplace(found)
+                _forget(life, found)
+                life.contents.mark(named, known=True)
         now = self._now()
         one = Job(job.reference, named, job.lane, job.priority, job.due_ms or now, job.due_ms, job.payload)
         jobs[job.reference] = one

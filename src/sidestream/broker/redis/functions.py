@@ -49,6 +49,7 @@ SHARED = (
     "hand_off",
     "promote",
     "find",
+    "take_out",
     "forget",
 )
 """What ``lua/shared/`` holds, each after what it calls."""
@@ -258,11 +259,12 @@ def _answer_of(reply: list[Any]) -> list[Any]:
 def _published(jobs: Sequence[Publication], force: bool) -> Iterator[Any]:
     """Give the words of ``publish`` behind its clock."""
     by_lane: dict[str, list[Any]] = {}
-    for reference, lane, due_ms, payload, attempted, priority in jobs:
+    for reference, lane, due_ms, payload, attempted, priority, edited in jobs:
         words = by_lane.get(lane)
         if words is None:
             words = by_lane[lane] = []
-        words += (reference, priority, f"+{due_ms}" if attempted else due_ms, payload or b"")
+        marks = f"{'*' if edited else ''}{'+' if attempted else ''}"
+        words += (reference, priority, f"{marks}{due_ms}" if marks else due_ms, payload or b"")
     yield int(force)
     for lane, words in by_lane.items():
         yield lane

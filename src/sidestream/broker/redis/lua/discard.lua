@@ -7,25 +7,12 @@
 -- Flags   allow-oom
 if moved() then return {MOVED} end
 
-local reference, lane = ARGV[3], ARGV[4]
-if handed_off(reference) then return {OK, 0} end
-local found = unplace(reference, lane, ARGV[5])
-if found == 0 and keyed(reference) then
-  local one = find_in_line(reference)
-  if one then
-    found = call('ZREM', line_key(reference), one.bytes)
-    leave_line(one)
-  end
-end
-if found == 0 then return {OK, 0} end
-call('HDEL', TRIES, reference)
+local reference = ARGV[3]
+if not take_out(reference, ARGV[4], ARGV[5]) then return {OK, 0} end
 if is_direct(reference) then
   call('HDEL', DIRECT, uuid_of(reference))
 else
   write_known({reference}, 0)
 end
-if keyed(reference) then
-  free_key(reference)
-  hand_off()
-end
+if keyed(reference) then hand_off() end
 return {OK, 1}

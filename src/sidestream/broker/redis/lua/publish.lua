@@ -5,7 +5,8 @@
 --         buckets full wakes turns parked unknown knows knows:<digest> free hand:<consumer> strange
 -- ARGV    generation, now, force (1: publish known rows too, unless they are found in some place), then for each lane:
 --         lane, how many jobs, and for each of them: reference, priority, due ms (0: now; with a leading + it was attempted
---         and keeps its place in its key's line while it waits), payload ('' for a row)
+--         and keeps its place in its key's line while it waits; with a leading * before that it was edited and is placed
+--         anew), payload ('' for a row)
 -- Returns {code, how many were new}
 -- Flags   none
 if moved() then return {MOVED} end
@@ -32,7 +33,7 @@ if uuids[1] then
 end
 if rows[1] then bits = write_known(rows, 1) end
 
-local function is_new(reference, lane, priority, payload)
+local function is_new(reference, lane, priority, payload, edited)
   if is_direct(reference) then
     local uuid = uuid_of(reference)
     if held[uuid] then return false end
@@ -43,6 +44,11 @@ local function is_new(reference, lane, priority, payload)
   end
   local before = bits[reference]
   bits[reference] = TAKEN
+  if edited and before ~= 0 then
+    if handed_off(reference) then return false end -- its worker looks at the row
+    take_out(reference, lane, priority)
+    return true
+  end
   return before == 0 or (before == 1 and force and find(reference, lane, priority) == NOWHERE)
 end
 at = 4
@@ -51,11 +57,17 @@ while ARGV[at] do
   local seat, bin = nil, nil
   local function fill()
     for its, words in pairs(bins) do put(ready_pool(lane), its, words) end
-    bins, seat = {}, nil
+    for priority, words in pairs(later) do call('ZADD', delayed_key(lane, priority), unpack(words)) end
+    bins, later, seat = {}, {}, nil
   end
   for i = at + 2, last, 4 do
     local reference, priority, due = ARGV[i], ARGV[i + 1], ARGV[i + 2]
-    if is_new(reference, lane, priority, ARGV[i + 3]) then
+    local edited = sub(due, 1, 1) == '*'
+    if edited then
+      due = sub(due, 2)
+      fill() -- it may be among them, and its key may pass on: one after the other
+    end
+    if is_new(reference, lane, priority, ARGV[i + 3], edited) then
       count = count + 1
       local attempted = sub(due, 1, 1) == '+'
       due = due ~= '0' and tonumber(due) or 0
@@ -81,7 +93,6 @@ while ARGV[at] do
     end
   end
   if not straight then fill() end
-  for priority, words in pairs(later) do call('ZADD', delayed_key(lane, priority), unpack(words)) end
   lane_number(lane)
   at = last + 1
 end

@@ -1,0 +1,16 @@
+-- A job that waits leaves its place, and its key passes on; its known bit and its bytes are the caller's. Answers whether it did.
+local function take_out(reference, lane, priority)
+  if handed_off(reference) then return false end
+  local found = unplace(reference, lane, priority)
+  if found == 0 and keyed(reference) then
+    local one = find_in_line(reference)
+    if one then
+      found = call('ZREM', line_key(reference), one.bytes)
+      leave_line(one)
+    end
+  end
+  if found == 0 then return false end
+  call('HDEL', TRIES, reference)
+  if keyed(reference) then free_key(reference) end
+  return true
+end
