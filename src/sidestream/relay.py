@@ -20,9 +20,7 @@ import os
 import threading
 import time
 import weakref
-from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 
 from sidestream.broker.protocol import AtOnce, Broker, Publication
 from sidestream.crashpoints import crash_point
@@ -34,48 +32,22 @@ from sidestream.errors import (
     SidestreamError,
 )
 from sidestream.relay_calls import Fault, answer, late, look, publish_looking
+from sidestream.relay_queue import CHUNK_SIZE, Shared, Ticket, asked, hand_back, take
 
-CHUNK_SIZE = 500
-"""Most publications in one call of the broker, so that no call stops it for long."""
 KEPT_LIMIT = 10_000
 """Most publications kept while the breaker is open."""
 AT_ONCE_MOST = 64
 """Most publications that a caller publishes by itself."""
 AT_ONCE_BYTES = 8192
 """Most bytes of them: what a socket takes without waiting for the other side."""
+BUSY_LOOK = 0.05
+"""Seconds after which the thread looks again whether a caller that publishes at once has ended."""
 FIRST_PROBE = 0.5
 """Seconds until a broker that failed is asked again for the first time."""
 LAST_PROBE = 5.0
 """Most seconds between two questions to a broker that does not answer."""
 
 _log = logging.getLogger("sidestream.relay")
-
-
-@dataclass(eq=False, slots=True)
-class _Ticket:
-    """What one caller waits for."""
-
-    left: int  # publications that are not published yet
-    taken: bool = False  # the thread has begun to publish them
-    error: BrokerError | None = None  # direct jobs only
-
-
-_Item = tuple[Publication, _Ticket]
-
-
-@dataclass(eq=False, slots=True)
-class _Shared:
-    """What callers and the thread share; replaced as a whole in a forked child, whose copy of the lock may be held."""
-
-    changed: threading.Condition = field(default_factory=threading.Condition)
-    rows: deque[_Item] = field(default_factory=deque)
-    direct: deque[_Item] = field(default_factory=deque)
-    thread: threading.Thread | None = None
-    open_since: float | None = None  # monotonic; None while the breaker is closed
-    dropped: int = 0  # since the breaker opened
-    progress: int = 0  # chunks published so far
-    busy: bool = False  # somebody publishes: the thread, or a caller at once
-    closing: bool = False
 
 
 class Relay:
@@ -101,7 +73,7 @@ class Relay:
         self._last_probe = last_probe
         self._broker: Broker | None = None  # touched by the thread only
         self._quick: AtOnce | None = None  # the same broker, where it can; used by whoever is busy
-        self._shared = _Shared()
+        self._shared = Shared()
         _relays.add(self)
 
     @property
@@ -126,7 +98,7 @@ class Relay:
         deadline = time.monotonic() + self._wait
         if self._at_once(shared, publications, self._wait):
             return True
-        ticket = _Ticket(len(publications))
+        ticket = Ticket(len(publications))
         with shared.changed:
             if shared.closing or not self._start(shared):
                 return False
@@ -159,7 +131,7 @@ class Relay:
             return
         if at_once is False:
             raise answer(late(timeout), publication, sent=True)
-        ticket = _Ticket(1)
+        ticket = Ticket(1)
         item = (publication, ticket)
         with shared.changed:
             if shared.closing:
@@ -194,7 +166,7 @@ class Relay:
         if shared.thread is not None:
             shared.thread.join(timeout)
 
-    def _at_once(self, shared: _Shared, publications: Sequence[Publication], seconds: float) -> bool | None:
+    def _at_once(self, shared: Shared, publications: Sequence[Publication], seconds: float) -> bool | None:
         """Publish in this thread if nobody publishes and nothing waits.
 
         Returns True when that is done, False when no answer came in time (the breaker is open), and None when it is
@@ -204,36 +176,43 @@ class Relay:
             return None
         if sum(len(one.reference) + len(one.payload or b"") for one in publications) > AT_ONCE_BYTES:
             return None
-        with shared.changed:
-            broker = self._quick
-            if broker is None or shared.busy or shared.rows or shared.direct or shared.closing:
-                return None
-            if shared.open_since is not None:
-                return None
-            shared.busy = True
+        mine = object()
         done: bool | None = None
+        reason = ""
         try:
+            with shared.changed:
+                broker = self._quick
+                if broker is None or shared.busy is not None or shared.rows or shared.direct or shared.closing:
+                    return None
+                if shared.open_since is not None:
+                    return None
+                shared.busy = mine
             crash_point("relay.before_publish")
             if broker.publish_at_once(publications, seconds):
                 done = True
                 crash_point("relay.published")
-        except BrokerUnavailable:
-            done = False
+        except BrokerUnavailable as error:
+            done, reason = False, str(error)
         except BrokerError as error:
             _log.info("The relay's thread repeats a refused publication: %s", error, extra={"action": "relay_refused"})
+        except Exception:  # noqa: BLE001  # nothing is raised into the caller's work; the thread repeats and tells it
+            _log.exception("Publishing at once failed.", extra={"action": "relay_fault"})
         finally:
-            with shared.changed:
-                shared.busy = False
-                shared.progress += done is True
-                if done is False:
-                    self._break(shared, f"it did not answer within {seconds:g} s")
-                if shared.rows or shared.direct or shared.closing:
-                    shared.changed.notify_all()
+            if shared.busy is mine:
+                shared.busy = (
+                    None  # first, and without the lock: an exception that comes while it is waited for changes nothing
+                )
+                with shared.changed:
+                    shared.progress += done is True
+                    if done is False:
+                        self._break(shared, reason)
+                    if shared.rows or shared.direct or shared.closing or shared.open_since is not None:
+                        shared.changed.notify_all()
         return done
 
     # -- callers and thread, under the condition -----------------------------------------------------------------
 
-    def _start(self, shared: _Shared) -> bool:
+    def _start(self, shared: Shared) -> bool:
         if shared.thread is not None:
             return True
         thread = threading.Thread(target=self._run, args=(shared,), name="sidestream-relay", daemon=True)
@@ -245,7 +224,7 @@ class Relay:
         shared.thread = thread
         return True
 
-    def _trim(self, shared: _Shared) -> None:
+    def _trim(self, shared: Shared) -> None:
         """While the breaker is open, drop the newest beyond the limit."""
         if shared.open_since is None:
             return
@@ -253,7 +232,7 @@ class Relay:
             shared.rows.pop()
             shared.dropped += 1
 
-    def _break(self, shared: _Shared, reason: str) -> None:
+    def _break(self, shared: Shared, reason: str) -> None:
         if shared.open_since is None:
             shared.open_since = time.monotonic()
             shared.dropped = 0
@@ -261,7 +240,7 @@ class Relay:
         self._trim(shared)
         shared.changed.notify_all()
 
-    def _mend(self, shared: _Shared) -> None:
+    def _mend(self, shared: Shared) -> None:
         if shared.open_since is not None and not shared.rows:
             away = time.monotonic() - shared.open_since
             shared.open_since = None
@@ -274,23 +253,19 @@ class Relay:
 
     # -- the thread ----------------------------------------------------------------------------------------------
 
-    def _run(self, shared: _Shared) -> None:
+    def _run(self, shared: Shared) -> None:
         pause = self._first_probe
         while True:
             with shared.changed:
-                shared.changed.wait_for(
-                    lambda: (
-                        not shared.busy
-                        and (shared.rows or shared.direct or shared.closing or shared.open_since is not None)
-                    )
-                )
+                while shared.busy is not None or not asked(shared):
+                    shared.changed.wait(BUSY_LOOK if shared.busy is not None and asked(shared) else None)
                 if shared.closing and not (shared.rows or shared.direct):
                     break
-                chunk = _take(shared)
-                shared.busy = True
+                chunk = take(shared)
+                shared.busy = self
             error, sent = self._publish([publication for publication, _ in chunk])
             with shared.changed:
-                shared.busy = False
+                shared.busy = None
                 if error is None:
                     pause = self._first_probe
                     shared.progress += 1
@@ -299,7 +274,7 @@ class Relay:
                     self._mend(shared)
                     shared.changed.notify_all()
                     continue
-                _hand_back(shared, chunk, error, sent=sent)
+                hand_back(shared, chunk, error, sent=sent)
                 if isinstance(error, CapabilityMissing):  # an answer to one caller, not an absence
                     shared.changed.notify_all()
                     continue
@@ -324,12 +299,11 @@ class Relay:
             elif not publications:
                 look(self._broker)
             if publications:
-                if self._quick is not None:
-                    self._quick.get_ready()
                 crash_point("relay.before_publish")
                 sent = True
                 publish_looking(self._broker, publications)
                 crash_point("relay.published")
+                self._get_ready()
         except BrokerUnavailable as error:
             self._hang_up()  # the next probe connects anew: the address, or an embedded server's life, may have changed
             return error, sent
@@ -342,6 +316,15 @@ class Relay:
             return Fault(f"Publishing failed unexpectedly ({type(error).__name__}: {error})."), sent
         return None, False
 
+    def _get_ready(self) -> None:
+        """Open the connection of :meth:`_at_once`; without it the thread goes on alone."""
+        if self._quick is None:
+            return
+        try:
+            self._quick.get_ready()
+        except BrokerError as error:
+            _log.info("Callers cannot publish at once: %s", error, extra={"action": "relay_not_ready"})
+
     def _hang_up(self) -> None:
         broker, self._broker, self._quick = self._broker, None, None
         if broker is not None:
@@ -350,36 +333,8 @@ class Relay:
     def begin_anew(self) -> None:
         """For a forked child: forget everything; what the parent had queued is the parent's to publish."""
         closing = self._shared.closing
-        self._shared = _Shared(closing=closing)
+        self._shared = Shared(closing=closing)
         self._broker = self._quick = None
-
-
-def _take(shared: _Shared) -> list[_Item]:
-    """Take up to a chunk, direct jobs first: their callers have nothing else to rely on.
-
-    Rows and direct jobs never share a chunk, because an error means something else for each.
-    """
-    source = shared.direct or shared.rows
-    chunk = [source.popleft() for _ in range(min(CHUNK_SIZE, len(source)))]
-    for _, ticket in chunk:
-        ticket.taken = True
-    return chunk
-
-
-def _hand_back(shared: _Shared, chunk: list[_Item], error: BrokerError, *, sent: bool) -> None:
-    """After an error: keep rows (unless they are the fault), tell the callers of direct jobs."""
-    if chunk and chunk[0][0].payload is None:
-        if isinstance(error, Fault):
-            shared.dropped += len(chunk)
-        else:
-            shared.rows.extendleft(reversed(chunk))
-    else:
-        for publication, ticket in chunk:
-            ticket.error = answer(error, publication, sent=sent)
-    if not isinstance(error, CapabilityMissing):
-        for publication, ticket in shared.direct:
-            ticket.error = answer(error, publication, sent=False)
-        shared.direct.clear()
 
 
 _relays: weakref.WeakSet[Relay] = weakref.WeakSet()

@@ -26,7 +26,8 @@ from sidestream.executors.actions import Actions
 from sidestream.job.codec import Signer
 from sidestream.odoo_config import database_parameters
 from sidestream.process import account
-from sidestream.relay import CHUNK_SIZE, Relay
+from sidestream.relay import Relay
+from sidestream.relay_queue import CHUNK_SIZE
 from sidestream.settings import Settings
 from sidestream.store import adapter, rules, schema, stored, waiting
 from sidestream.store.stored import StoredJob

@@ -21,7 +21,7 @@ from sidestream.job.job import Job
 from sidestream.job.reference import NO_TAG8, direct_reference
 from sidestream.settings import Settings
 from sidestream.store import rules
-from sidestream.store.bulk import ErrorGroup, Filter
+from sidestream.store.bulk import LOT, ErrorGroup, Filter
 from sidestream.wiring import build_broker, store_cursor, store_url
 
 __all__ = ("DeadJob", "DirectGroup", "DirectJob", "cancel", "change_dead", "error_groups", "find", "merged", "reopen")
@@ -111,13 +111,15 @@ def error_groups(settings: Settings, only: Filter) -> list[DirectGroup]:
     return sorted(found, key=lambda group: (-group.count, group.error_group))
 
 
-def change_dead(settings: Settings, only: Filter, *, again: bool) -> int:
-    """Open the dead direct jobs that fit again, or forget them; return how many there were."""
+def change_dead(settings: Settings, only: Filter, *, again: bool) -> Iterator[int]:
+    """Open the dead direct jobs that fit again, or forget them; give how many it were after each lot."""
     with _broker(settings) as broker:
         letters = DeadLetters(broker)
         # All are read before the first is changed: one that dies again meanwhile is left.
         uuids = [dead.uuid for dead in letters if _fits(dead, only)]
-        return letters.reopen(uuids) if again else letters.scrap(uuids)
+        for at in range(0, len(uuids), LOT):
+            lot = uuids[at : at + LOT]
+            yield letters.reopen(lot) if again else letters.scrap(lot)
 
 
 def merged(rows: list[ErrorGroup], direct: list[DirectGroup]) -> list[ErrorGroup | DirectGroup]:

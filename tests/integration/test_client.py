@@ -324,6 +324,17 @@ def test_what_a_duplicate_replaces_counts_at_once(connection: Any, jobs: Jobs, d
     assert claimed(broker, dsn) == [urgent, other]
 
 
+def test_of_two_duplicates_in_one_call_the_one_that_replaced_decides_the_time(
+    connection: Any, jobs: Jobs, dsn: str, broker: Broker
+) -> None:
+    with jobs.transaction(connection) as tx:
+        first = tx.enqueue("sync", unique="sync", on_conflict="replace", delay=3600)
+    with jobs.transaction(connection) as tx:
+        both = [jobs.job("sync", unique="sync", on_conflict="replace"), jobs.job("sync", unique="sync", delay=86_400)]
+        assert tx.enqueue_many(both) == [first, first]
+    assert claimed(broker, dsn) == [first]
+
+
 def test_declared_actions_are_checked_and_give_their_queue(connection: Any, settings: Settings, dsn: str) -> None:
     with Jobs(settings, actions=actions) as jobs:
         with jobs.transaction(connection) as tx:

@@ -82,11 +82,14 @@ class QuickBroker(ScriptedBroker):
         super().__init__()
         self.quick: bool | BaseException = True
         self.readied = 0
+        self.ready_error: Exception | None = None
         #: Who published at once, and what.
         self.at_once: list[tuple[str, list[Publication]]] = []
 
     def get_ready(self) -> None:
         self.readied += 1
+        if self.ready_error is not None:
+            raise self.ready_error
 
     def publish_at_once(self, jobs: Sequence[Publication], seconds: float) -> bool:
         self.at_once.append((threading.current_thread().name, list(jobs)))

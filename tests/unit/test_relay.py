@@ -19,7 +19,8 @@ from sidestream.errors import (
     GenerationMoved,
     SettingsError,
 )
-from sidestream.relay import CHUNK_SIZE, Relay
+from sidestream.relay import Relay
+from sidestream.relay_queue import CHUNK_SIZE
 from tests.unit.relay_parts import ScriptedBroker, direct, eventually, row
 
 

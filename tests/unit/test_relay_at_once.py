@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from uuid import UUID
 
 import pytest
 
@@ -128,3 +129,32 @@ def test_closing_waits_for_a_caller_that_publishes(relay: Relay, broker: QuickBr
     assert broker.closed.wait(5)
     caller.join(5)
     closing.join(5)
+
+
+def test_a_breaker_that_another_caller_opened_meanwhile_closes_again(relay: Relay, broker: QuickBroker) -> None:
+    broker.hang = threading.Event()
+    first = threading.Thread(target=relay.publish_direct, args=(direct(), 5))
+    first.start()
+    eventually(lambda: broker.at_once, "the first one publishes")
+    with pytest.raises(BrokerUnavailable, match="was not enqueued"):
+        relay.publish_direct(direct(UUID(int=2)), 0.05)
+    assert relay.broken
+    broker.hang.set()
+    first.join(5)
+    eventually(lambda: not relay.broken, "the thread asks the broker")
+
+
+def test_a_fault_of_ours_is_not_raised_into_the_caller(relay: Relay, broker: QuickBroker) -> None:
+    broker.quick = ZeroDivisionError()
+    assert relay.hand_over([row(2)]), "the thread did it"
+    assert broker.all == [row(1), row(2)]
+
+
+def test_without_a_second_connection_the_thread_goes_on_alone(broker: QuickBroker) -> None:
+    broker.ready_error = BrokerUnavailable("max number of clients reached")
+    broker.quick = False
+    relay = Relay(lambda: broker, wait=0.2)  # type: ignore[arg-type,return-value]
+    assert relay.hand_over([row(1)])
+    assert relay.hand_over([row(2)])
+    assert not relay.broken
+    relay.close()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,9 +13,10 @@ from sidestream.cli.output import complain, fail, print_json, print_line, print_
 from sidestream.errors import BrokerError, SettingsError
 
 if TYPE_CHECKING:
+    from sidestream.settings import Settings
     from sidestream.store.bulk import Filter
+    from sidestream.wiring_direct import DirectGroup
 
-T = TypeVar("T")
 dead = typer.Typer(help="List the dead jobs by error; retry or discard them.")
 
 Error = Annotated[str | None, typer.Option(help="Only errors of this kind, as 'sidestream dead' shows it.")]
@@ -48,7 +50,10 @@ def listed(
     if store_url(settings) is not None:
         with store_cursor(settings) as cursor:
             rows = bulk.error_groups(cursor, only)
-    found = merged(rows, _or_none(lambda: error_groups(settings, only), []))
+    direct: list[DirectGroup] = []
+    with _rows_alone(settings):
+        direct = error_groups(settings, only)
+    found = merged(rows, direct)
     if as_json:
         print_json(
             {
@@ -141,16 +146,24 @@ def _direct(context: typer.Context, only: Filter, *, again: bool) -> int:
     """Change the dead direct jobs; return how many."""
     from sidestream.wiring_direct import change_dead
 
-    return _or_none(lambda: change_dead(options_of(context).settings(), only, again=again), 0)
+    settings, count = options_of(context).settings(), 0
+    with _rows_alone(settings):
+        for changed in change_dead(settings, only, again=again):
+            count += changed
+    return count
 
 
-def _or_none(ask: Callable[[], T], otherwise: T) -> T:
-    """Return Redis' answer; while it is away say so, and go on with the rows alone."""
+@contextmanager
+def _rows_alone(settings: Settings) -> Iterator[None]:
+    """While Redis cannot be asked say so, and go on with the rows, where there are some."""
+    from sidestream.wiring import store_url
+
     try:
-        return ask()
-    except BrokerError as error:
+        yield
+    except (BrokerError, SettingsError) as error:
+        if store_url(settings) is None:
+            raise
         complain(f"Dead direct jobs, which only Redis has, are left out: {error}")
-        return otherwise
 
 
 def _narrowed(

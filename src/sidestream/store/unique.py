@@ -111,7 +111,7 @@ def carry_out(cur: Cursor, plan: Plan, fresh: Sequence[StoredJob]) -> list[Store
         cur.execute(_CANCEL, {"ids": ids, "reason": f"replaced by {rows[at].id}"})
     rows.update(plan.answered)
     for at, other in plan.same_as.items():
-        rows[at] = replace(rows[other], existed=True)
+        rows[at] = replace(rows[other], existed=True, taken_over=False)
     return [rows[at] for at in range(len(plan.jobs))]
 
 

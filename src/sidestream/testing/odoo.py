@@ -16,7 +16,8 @@ import subprocess
 import tempfile
 import time
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -134,9 +135,11 @@ class OdooWorld:
     def start(self) -> Self:
         """Copy the database with the addons and start PostgreSQL."""
         base = _base(self._base, demo_data=self._demo_data)
-        if self._addons:
-            base = _installed(base, self._addons, self._addon_paths)
-        self.begin_with(base)
+        if not self._addons:
+            self.begin_with(base)
+            return self
+        with _installed(base, self._addons, self._addon_paths) as kept:
+            self.begin_with(kept)
         return self
 
     def begin_with(self, base: Path) -> None:
@@ -307,8 +310,9 @@ def _make_base(base: Path, modules: Sequence[str], *, demo_data: bool) -> None:
         world.close()
 
 
-def _installed(base: Path, addons: Sequence[str], paths: Sequence[Path]) -> Path:
-    """Return the folder of ``base`` with these addons installed, made when it is not there or a file has changed."""
+@contextmanager
+def _installed(base: Path, addons: Sequence[str], paths: Sequence[Path]) -> Iterator[Path]:
+    """Give the folder of ``base`` with these addons installed, made when it is not there or a file has changed."""
     name = hashlib.sha256(json.dumps([addons, [str(path) for path in paths]]).encode()).hexdigest()[:8]
     kept = base.with_name(f"{base.name}-{name}")
     state = _state(addons, paths)
@@ -325,7 +329,8 @@ def _installed(base: Path, addons: Sequence[str], paths: Sequence[Path]) -> Path
             finally:
                 world.close()
             mark.write_text(state)
-    return kept
+        fcntl.flock(lock, fcntl.LOCK_SH)  # nobody makes it anew while it is copied
+        yield kept
 
 
 def _state(addons: Sequence[str], paths: Sequence[Path]) -> str:

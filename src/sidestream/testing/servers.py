@@ -98,7 +98,9 @@ class PostgresServer(Server):
             ).fetchall()
             for (schema,) in found:
                 connection.execute(sql.SQL("DROP SCHEMA {} CASCADE").format(sql.Identifier(schema)))
-            connection.execute("CREATE SCHEMA public; GRANT USAGE ON SCHEMA public TO PUBLIC")
+            connection.execute(
+                "CREATE SCHEMA public AUTHORIZATION pg_database_owner; GRANT USAGE ON SCHEMA public TO PUBLIC"
+            )
 
     def drop_database(self, name: str) -> None:
         """Drop the database ``name`` and end the sessions in it."""

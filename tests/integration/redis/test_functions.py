@@ -113,6 +113,7 @@ def test_claim_announces_free_children_while_it_waits(broker: RedisBroker, clien
     found = contents(client)
     assert found["free"] == {b"w1": f"1 {START + 40}\n{LANE}".encode()}
     assert len(found["hand:w1"]) == 2
+    assert 0 < client.pttl(f"{P}hand:w1") <= 600_000
     clock.ms += 41
     broker.publish([row(3)])
     assert READY in contents(client), "the announcement ran out"

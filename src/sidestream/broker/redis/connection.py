@@ -104,9 +104,10 @@ class RedisConnection:
         """Open the connection of :meth:`run_at_once` unless it is open; raises as :meth:`run` does."""
         if self._ready is not None and self._ready.is_connected:
             return
+        # Not of the pool, which counts what it made: one of our own that is opened again has to count once.
+        connection = self._ready or self._pool.connection_class(**self._pool.connection_kwargs)
         try:
-            connection = self._pool.make_connection()
-            connection.connect()  # type: ignore[no-untyped-call]  # redis-py does not annotate it
+            connection.connect()
         except (RedisError, OSError, UnicodeError) as error:
             raise self._explain(error) from error
         self._ready = connection
@@ -130,6 +131,10 @@ class RedisConnection:
             raise NotReady from error  # closed by the server or on the way: it is opened anew elsewhere
         except (RedisError, OSError) as error:
             raise self._explain(error) from error
+        except BaseException:
+            # Stopped between the question and the answer: the next call must not take this answer for its own.
+            connection.disconnect()  # type: ignore[no-untyped-call]  # redis-py does not annotate it
+            raise
 
     def close(self) -> None:
         """Close every connection; later commands raise :class:`~sidestream.errors.BrokerUnavailable`."""

@@ -16,6 +16,8 @@ local function hand_over(consumer, reader, flat)
   end
   if not elements[1] then return end
   call('RPUSH', hand_key(consumer), unpack(elements))
+  -- Its leases run out long before; the list of a reader that never announced itself goes by itself.
+  call('PEXPIRE', hand_key(consumer), 600000)
   if #elements == reader.children then
     call('HDEL', FREE, consumer)
   else
