@@ -29,7 +29,7 @@ format: setup ## format the code and mend what can be mended
 	$(BIN)/ruff format $(CODE)
 
 test: setup odoo ## every test (ARGS="-k name" for some)
-	$(BIN)/python -m pytest -q -n 2 --dist worksteal --ignore tests/odoo $(ARGS)
+	$(BIN)/python -m pytest -q -n 3 --dist worksteal --ignore tests/odoo $(ARGS)
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder tests/odoo $(ARGS)
 
 bench-one: setup ## one benchmark: make bench-one SCRIPT=benchmarks/latency.py

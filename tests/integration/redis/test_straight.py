@@ -41,23 +41,27 @@ def everything(client: redis.Redis) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("kind", ["row", "direct"])
-@pytest.mark.parametrize("lanes", [[LANE], [LANE, OTHER], [OTHER, LANE]], ids=["alone", "first", "second"])
-@pytest.mark.parametrize(
-    "rules",
-    [
-        Rules(),
-        Rules(queue_weights={"default": 3}),
-        Rules(pauses=frozenset({Pause(queue="default")})),
-        Rules(pauses=frozenset({Pause(action="act")})),
-        Rules(limits={(Scope.GLOBAL, ""): Limit(concurrency=0)}),
-    ],
-    ids=["none", "weights", "paused queue", "paused action", "limit"],
-)
-@pytest.mark.parametrize("known", [None, {ACT}, {tag("other", 4)}], ids=["any action", "known", "unknown"])
+LANES = {"alone": [LANE], "first": [LANE, OTHER], "second": [OTHER, LANE]}
+RULES = {
+    "none": Rules(),
+    "weights": Rules(queue_weights={"default": 3}),
+    "paused queue": Rules(pauses=frozenset({Pause(queue="default")})),
+    "paused action": Rules(pauses=frozenset({Pause(action="act")})),
+    "limit": Rules(limits={(Scope.GLOBAL, ""): Limit(concurrency=0)}),
+}
+KNOWN = {"any action": None, "known": {ACT}, "unknown": {tag("other", 4)}}
+CASES = [
+    *(("row", lanes, rules, "known") for lanes in LANES for rules in ("none", "weights")),
+    *(("row", "second", rules, "known") for rules in ("paused queue", "paused action", "limit")),
+    *(("direct", lanes, "weights", known) for lanes in ("alone", "second") for known in KNOWN),
+]
+
+
+@pytest.mark.parametrize(("kind", "lanes_name", "rules_name", "known_name"), CASES)
 def test_both_ways_leave_the_same(
-    broker: RedisBroker, client: redis.Redis, kind: str, lanes: list[str], rules: Rules, known: set[bytes] | None
+    broker: RedisBroker, client: redis.Redis, kind: str, lanes_name: str, rules_name: str, known_name: str
 ) -> None:
+    lanes, rules, known = LANES[lanes_name], RULES[rules_name], KNOWN[known_name]
     left = []
     for due in (0, START):  # one that names its moment goes through the pool
         client.flushall()
@@ -71,7 +75,7 @@ def test_both_ways_leave_the_same(
                 broker.settle(lanes, [delivery])
         left.append(everything(client))
     assert left[:3] == left[3:]
-    if known != {tag("other", 4)} and rules in (Rules(), Rules(queue_weights={"default": 3})):
+    if known_name != "unknown" and rules_name in ("none", "weights"):
         assert left[0]["hand:w1"], "it is with the reader"
 
 
