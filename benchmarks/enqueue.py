@@ -2,7 +2,8 @@
 
 ``many``: one call inserts 10,000 jobs, then the transaction commits and they are published; the call has a bound of
 0.7 s. ``one``: a transaction that writes a business row and commits, with one job and without, in turn: what the job
-adds, its INSERT, the larger commit and the hand-over to Redis included.
+adds, its INSERT, the larger commit and the hand-over to Redis included. Beside it, in turn, the limit: the same
+row by a plain INSERT, and one XADD after the commit, which is what any such enqueueing has to do.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import time
 from typing import NamedTuple
 
 import psycopg
+import redis
 from harness import Bar, Row, figure, finish, head, in_turn, options, percentile
 from world import World, server_versions
 
@@ -18,6 +20,10 @@ from sidestream import Jobs
 
 MANY = 10_000
 BUSINESS = "INSERT INTO bench_effect (number, note) VALUES (%s, 'an order was confirmed')"
+ROW = """
+    INSERT INTO sidestream_job (action, queue, payload)
+    VALUES ('bench.nothing', 'default', '{"v":1,"args":[1],"kwargs":{}}') RETURNING id"""
+STREAM = "bare:enqueue"
 WARM_UP = 20
 
 
@@ -35,6 +41,7 @@ class One(NamedTuple):
     with_job_p50: float
     with_job_p99: float
     added: float
+    bare_added: float
 
 
 def main() -> None:
@@ -46,7 +53,7 @@ def main() -> None:
             {**server_versions(world), "jobs": f"{MANY:,} in one call; {asked.jobs} transactions of each kind"},
         )
         many = in_turn(asked.rounds, {"many": lambda: enqueue_many(jobs, connection)})["many"]
-        one = in_turn(asked.rounds, {"one": lambda: enqueue_one(jobs, connection, asked.jobs)})["one"]
+        one = in_turn(asked.rounds, {"one": lambda: enqueue_one(jobs, connection, world.client, asked.jobs)})["one"]
     alone = figure([found.alone_p50 for found in one])
     without = "the same transaction without a job"
     finish(
@@ -62,6 +69,7 @@ def main() -> None:
                 None,
                 Bar("value", "<", 1),
             ),
+            Row("the limit: a plain INSERT and an XADD add, p50", figure([o.bare_added for o in one]), "ms"),
             Row("transaction with one job, p50", figure([o.with_job_p50 for o in one]), "ms", without, alone),
             Row("transaction with one job, p99", figure([o.with_job_p99 for o in one]), "ms"),
         ],
@@ -80,9 +88,9 @@ def enqueue_many(jobs: Jobs, connection: psycopg.Connection) -> Many:
     return Many(called - started, time.perf_counter() - started)
 
 
-def enqueue_one(jobs: Jobs, connection: psycopg.Connection, size: int) -> One:
-    """Time transactions with and without a job, one after the other."""
-    alone, with_job = [], []
+def enqueue_one(jobs: Jobs, connection: psycopg.Connection, client: redis.Redis, size: int) -> One:
+    """Time transactions without a job, with one, and with what the server has to do for one, in turn."""
+    alone, with_job, bare = [], [], []
     for number in range(size + WARM_UP):
         started = time.perf_counter()
         connection.execute(BUSINESS, (number,))
@@ -93,9 +101,25 @@ def enqueue_one(jobs: Jobs, connection: psycopg.Connection, size: int) -> One:
             connection.execute(BUSINESS, (number,))
             tx.enqueue("bench.nothing", (number,))
         with_job.append((time.perf_counter() - started) * 1000)
-    alone, with_job = alone[WARM_UP:], with_job[WARM_UP:]
-    added = percentile([with_it - without for with_it, without in zip(with_job, alone, strict=True)], 0.5)
-    return One(percentile(alone, 0.5), percentile(with_job, 0.5), percentile(with_job, 0.99), added)
+        started = time.perf_counter()
+        connection.execute(BUSINESS, (number,))
+        connection.execute(ROW).fetchone()
+        connection.commit()
+        client.xadd(STREAM, {"n": number})
+        bare.append((time.perf_counter() - started) * 1000)
+    alone, with_job, bare = alone[WARM_UP:], with_job[WARM_UP:], bare[WARM_UP:]
+    return One(
+        percentile(alone, 0.5),
+        percentile(with_job, 0.5),
+        percentile(with_job, 0.99),
+        more(with_job, alone),
+        more(bare, alone),
+    )
+
+
+def more(these: list[float], alone: list[float]) -> float:
+    """Return how much longer each took than the one without a job beside it, p50."""
+    return percentile([one - without for one, without in zip(these, alone, strict=True)], 0.5)
 
 
 if __name__ == "__main__":

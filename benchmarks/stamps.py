@@ -72,11 +72,15 @@ class Stamps:
 
     def check(self, upto: int) -> None:
         """Raise :class:`AssertionError` unless each of the first ``upto`` jobs ran exactly once."""
+        missing, repeated = self.exceptions(upto)
+        if missing or repeated:
+            raise AssertionError(f"{missing} of {upto} jobs did not run, {repeated} ran twice.")
+
+    def exceptions(self, upto: int) -> tuple[int, int]:
+        """Return how many of the first ``upto`` jobs did not run, and how many ran more than once."""
         counts = self._map[:upto]
-        if counts.count(1) != upto:
-            raise AssertionError(
-                f"{counts.count(0)} of {upto} jobs did not run, {upto - counts.count(0) - counts.count(1)} ran twice."
-            )
+        missing = counts.count(0)
+        return missing, upto - missing - counts.count(1)
 
     def times(self, upto: int) -> list[float]:
         """Return when each of the first ``upto`` jobs ran."""

@@ -135,7 +135,7 @@ class Shop:
         settings = {"nice": 0, "log_level": "info"}  # it tells of conflicts
         addon_paths = (HERE / "addons", oca_addons())
         addons = ("sidestream", "bench_job", "queue_job")
-        self.world = BenchWorld(addons, addon_paths=addon_paths, settings=settings, options=options)
+        self.world = BenchWorld(addons, addon_paths=addon_paths, settings=settings, options=options, keep=False)
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:

@@ -102,6 +102,7 @@ class OdooWorld:
         settings: Mapping[str, object] | None = None,
         options: Mapping[str, object] | None = None,
         fsync: bool = True,
+        keep: bool = True,
     ) -> None:
         """Prepare; :meth:`start` does it.
 
@@ -113,6 +114,7 @@ class OdooWorld:
             settings: Sidestream's, for the section of that name.
             options: More of Odoo's own options.
             fsync: Whether PostgreSQL waits for the disk.
+            keep: Whether the database with the addons is kept for the next world that wants the same.
         """
         sweep("odoo")
         self.folder = Path(tempfile.mkdtemp(prefix=f"sidestream-odoo-{os.getpid()}-"))
@@ -123,6 +125,7 @@ class OdooWorld:
         self.log = self.folder / "odoo.log"
         self._addons = tuple(addons)
         self._base = tuple(base)
+        self._keep = keep
         self._demo_data = demo_data
         self._addon_paths = (ADDONS, *addon_paths)
         self._settings = dict(settings or {})
@@ -135,8 +138,10 @@ class OdooWorld:
     def start(self) -> Self:
         """Copy the database with the addons and start PostgreSQL."""
         base = _base(self._base, demo_data=self._demo_data)
-        if not self._addons:
+        if not self._addons or not self._keep:
             self.begin_with(base)
+            if self._addons:
+                self.install(*self._addons)
             return self
         with _installed(base, self._addons, self._addon_paths) as kept:
             self.begin_with(kept)
