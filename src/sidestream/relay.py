@@ -199,9 +199,8 @@ class Relay:
             _log.exception("Publishing at once failed.", extra={"action": "relay_fault"})
         finally:
             if shared.busy is mine:
-                shared.busy = (
-                    None  # first, and without the lock: an exception that comes while it is waited for changes nothing
-                )
+                # First, and without the lock: an exception that comes while that is waited for changes nothing.
+                shared.busy = None
                 with shared.changed:
                     shared.progress += done is True
                     if done is False:

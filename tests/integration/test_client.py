@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -14,7 +12,7 @@ import psycopg
 import psycopg2
 import pytest
 
-from sidestream import Actions, Job, Jobs, Settings, install
+from sidestream import Actions, Job, Jobs, Settings
 from sidestream.broker.protocol import Broker, lane
 from sidestream.errors import (
     BrokerUnavailable,
@@ -40,43 +38,6 @@ actions = Actions()
 @actions.action("invoice.print", queue="print")
 def print_invoice(context: object, invoice_id: int) -> None:
     raise AssertionError("not run here")
-
-
-@pytest.fixture
-def dsn(database: str) -> str:
-    with psycopg.connect(database) as connection:
-        install(connection.cursor())
-        connection.execute("CREATE TABLE invoice (id int PRIMARY KEY)")
-    return database
-
-
-@pytest.fixture(params=["psycopg3", "psycopg2"])
-def connection(request: pytest.FixtureRequest, dsn: str) -> Iterator[Any]:
-    connect: Callable[[str], Any] = psycopg.connect if request.param == "psycopg3" else psycopg2.connect
-    made = connect(dsn)
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def settings(dsn: str, redis_server: RedisServer, tmp_path: Path) -> Settings:
-    return Settings(database_url=dsn, redis_url=redis_server.url, data_dir=tmp_path)
-
-
-@pytest.fixture
-def jobs(settings: Settings) -> Iterator[Jobs]:
-    with Jobs(settings) as made:
-        yield made
-
-
-@pytest.fixture
-def broker(settings: Settings) -> Iterator[Broker]:
-    made = build_broker(settings)
-    if not made.generation().number:
-        made.begin_generation()
-    made.configure(NO_TAG8, Rules())
-    yield made
-    made.close()
 
 
 def rows(dsn: str) -> list[tuple[Any, ...]]:
@@ -301,37 +262,6 @@ def test_a_duplicate_s_id_is_the_id_of_the_first(connection: Any, jobs: Jobs, ds
         first = tx.enqueue("a", unique="u")
     with jobs.transaction(connection) as tx:
         assert tx.enqueue("a", unique="u") == first
-    assert claimed(broker, dsn) == [first]
-
-
-def test_what_a_duplicate_replaces_counts_at_once(connection: Any, jobs: Jobs, dsn: str, broker: Broker) -> None:
-    def enqueue(number: int, **options: Any) -> int:
-        with jobs.transaction(connection) as tx:
-            job_id = tx.enqueue("sync", [number], unique="sync", on_conflict="replace", **options)
-        assert tx.published
-        return job_id
-
-    first = enqueue(1, delay=3600)
-    assert claimed(broker, dsn) == []
-    assert enqueue(2) == first
-    assert claimed(broker, dsn) == [first]
-    assert enqueue(3, delay=3600) == first, "it is handed off, and not running yet"
-    with jobs.transaction(connection) as tx:
-        other = tx.enqueue("sync", [4])
-        urgent = tx.enqueue("sync", [5], unique="urgent", on_conflict="replace")
-    with jobs.transaction(connection) as tx:
-        assert tx.enqueue("sync", [6], unique="urgent", on_conflict="replace", priority=0) == urgent
-    assert claimed(broker, dsn) == [urgent, other]
-
-
-def test_of_two_duplicates_in_one_call_the_one_that_replaced_decides_the_time(
-    connection: Any, jobs: Jobs, dsn: str, broker: Broker
-) -> None:
-    with jobs.transaction(connection) as tx:
-        first = tx.enqueue("sync", unique="sync", on_conflict="replace", delay=3600)
-    with jobs.transaction(connection) as tx:
-        both = [jobs.job("sync", unique="sync", on_conflict="replace"), jobs.job("sync", unique="sync", delay=86_400)]
-        assert tx.enqueue_many(both) == [first, first]
     assert claimed(broker, dsn) == [first]
 
 
