@@ -21,6 +21,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 from sidestream.broker.protocol import AtOnce, Broker, Publication
 from sidestream.crashpoints import crash_point
@@ -96,7 +97,7 @@ class Relay:
             return True
         shared = self._shared
         deadline = time.monotonic() + self._wait
-        if self._at_once(shared, publications, self._wait):
+        if self._at_once(shared, publications, self._wait) is True:
             return True
         ticket = Ticket(len(publications))
         with shared.changed:
@@ -127,10 +128,10 @@ class Relay:
         shared = self._shared
         deadline = time.monotonic() + timeout
         at_once = self._at_once(shared, (publication,), timeout)
-        if at_once:
+        if at_once is True:
             return
-        if at_once is False:
-            raise answer(late(timeout), publication, sent=True)
+        if at_once is not None:
+            raise answer(at_once, publication, sent=True)
         ticket = Ticket(1)
         item = (publication, ticket)
         with shared.changed:
@@ -166,10 +167,12 @@ class Relay:
         if shared.thread is not None:
             shared.thread.join(timeout)
 
-    def _at_once(self, shared: Shared, publications: Sequence[Publication], seconds: float) -> bool | None:
+    def _at_once(
+        self, shared: Shared, publications: Sequence[Publication], seconds: float
+    ) -> Literal[True] | BrokerUnavailable | None:
         """Publish in this thread if nobody publishes and nothing waits.
 
-        Returns True when that is done, False when no answer came in time (the breaker is open), and None when it is
+        Returns True when that is done, the error when the broker is away (the breaker is open), and None when it is
         the thread's to do, where a repetition does no harm.
         """
         if len(publications) > AT_ONCE_MOST:
@@ -177,8 +180,7 @@ class Relay:
         if sum(len(one.reference) + len(one.payload or b"") for one in publications) > AT_ONCE_BYTES:
             return None
         mine = object()
-        done: bool | None = None
-        reason = ""
+        done: Literal[True] | BrokerUnavailable | None = None
         try:
             with shared.changed:
                 broker = self._quick
@@ -192,7 +194,7 @@ class Relay:
                 done = True
                 crash_point("relay.published")
         except BrokerUnavailable as error:
-            done, reason = False, str(error)
+            done = error
         except BrokerError as error:
             _log.info("The relay's thread repeats a refused publication: %s", error, extra={"action": "relay_refused"})
         except Exception:  # noqa: BLE001  # nothing is raised into the caller's work; the thread repeats and tells it
@@ -203,8 +205,8 @@ class Relay:
                 shared.busy = None
                 with shared.changed:
                     shared.progress += done is True
-                    if done is False:
-                        self._break(shared, reason)
+                    if isinstance(done, BrokerUnavailable):
+                        self._break(shared, str(done))
                     if shared.rows or shared.direct or shared.closing or shared.open_since is not None:
                         shared.changed.notify_all()
         return done
