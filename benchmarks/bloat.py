@@ -83,12 +83,26 @@ def ran_again(world: World, ledger: Stamps, size: int) -> int:
     A stamp is not of the transaction: a job whose transaction met a conflict stamps again when it is tried again.
     """
     missing, repeated = ledger.exceptions(size)
-    told = [line for line in (world.folder / "worker.log").read_text().splitlines() if "met a conflict" in line]
+    lines = (world.folder / "worker.log").read_text().splitlines()
+    told = [line for line in lines if "met a conflict" in line]
     for line in told[:5]:
         note(line)
     if missing or repeated > len(told):
+        for number in ledger.repeated(size):
+            note(f"ran twice: {number}, {row_of(world, number)}")
+        for line in [line for line in lines if '"info"' not in line.lower()][:20]:
+            note(line)
         raise AssertionError(f"{missing} of {size} jobs did not run, {repeated} ran twice; {len(told)} conflicts told.")
     return repeated
+
+
+def row_of(world: World, number: int) -> str:
+    """Return what the table says of the job whose argument was ``number``: the row, and its attempts."""
+    found = """
+        SELECT row_to_json(j), (SELECT json_agg(a) FROM sidestream_attempt a WHERE a.job_id = j.id)
+        FROM sidestream_job j WHERE payload::jsonb -> 'args' = to_jsonb(ARRAY[%s::integer])"""
+    with psycopg.connect(world.dsn or "") as connection:
+        return str(connection.execute(found, (number,)).fetchall())
 
 
 @contextmanager

@@ -82,6 +82,10 @@ class Stamps:
         missing = counts.count(0)
         return missing, upto - missing - counts.count(1)
 
+    def repeated(self, upto: int) -> list[int]:
+        """Return which of the first ``upto`` jobs ran more than once."""
+        return [number for number, count in enumerate(self._map[:upto]) if count > 1]
+
     def times(self, upto: int) -> list[float]:
         """Return when each of the first ``upto`` jobs ran."""
         return list(struct.unpack_from(f"<{upto}d", self._map, self.size))

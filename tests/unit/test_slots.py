@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+import pytest
 
 from sidestream.job.reference import row_reference
 from sidestream.worker.slots import Slots
@@ -59,3 +64,73 @@ def test_the_next_supervisor_reads_what_a_dead_one_left(tmp_path: Path) -> None:
 
     assert [(r.running, r.reference) for r in readings] == [(True, REFERENCE), (False, b"")]
     assert Slots.left_behind(tmp_path / "nothing") == []
+
+
+@contextmanager
+def forked(body: Callable[[], None]) -> Iterator[int]:
+    """Run ``body`` in a child process over and over until the block ends."""
+    pid = os.fork()
+    if pid == 0:
+        while True:
+            body()
+    try:
+        yield pid
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+
+
+READS = 300_000
+FIRST, SECOND = (row_reference(b"12345678", number, "ship", None).pack() for number in (1, 2))
+
+
+def test_a_reading_is_of_one_job_while_the_child_goes_on(tmp_path: Path) -> None:
+    slots, _ = Slots.create(tmp_path / "slots", 1)
+    slots.assign(0, batch=3, size=2)
+    jobs = {0: (1.5, FIRST), 1: (2.5, SECOND)}
+
+    def child() -> None:
+        for position, (started, reference) in jobs.items():
+            slots.start(0, position, started, reference)
+            slots.opened(0, position)
+            slots.stop(0)
+
+    running = 0
+    with forked(child):
+        while running < READS:
+            reading = slots.read(0)
+            assert (reading.limit, reading.batch) == (2, 3)
+            if reading.running:
+                running += 1
+                assert (reading.started, reading.reference) == jobs[reading.position]
+                assert reading.attempts_seen in (-1, reading.position)
+
+
+def test_a_child_never_sees_a_limit_that_nobody_set(tmp_path: Path) -> None:
+    slots, _ = Slots.create(tmp_path / "slots", 1)
+    slots.assign(0, batch=1, size=9)
+
+    def child() -> None:
+        slots.recall(0)
+        slots.assign(0, batch=1, size=9)
+
+    with forked(child):
+        assert {slots.limit(0) for _ in range(READS)} <= {1, 9}
+
+
+@pytest.mark.parametrize("times", range(3))
+def test_a_kill_leaves_the_old_or_the_new_one(tmp_path: Path, times: int) -> None:
+    slots, _ = Slots.create(tmp_path / "slots", 1)
+    for _ in range(20):
+        slots.assign(0, batch=3, size=2)
+        slots.start(0, 0, 1.5, FIRST)
+
+        def child() -> None:
+            slots.start(0, 1, 2.5, SECOND)
+            slots.start(0, 0, 1.5, FIRST)
+
+        with forked(child):
+            while slots.read(0).position == 0:
+                pass
+        reading = slots.read(0)
+        assert (reading.position, reading.started, reading.batch) in ((0, 1.5, 3), (1, 2.5, 3))

@@ -14,6 +14,10 @@ Layout of a slot (little endian, 128 bytes)::
     32 u8   length       of the reference that runs
     33 ...  reference    up to 64 bytes
     100 u32 guard        pid of the PostgreSQL backend that holds its keys, where that is another one
+
+Whatever belongs together is one aligned copy of at most 16 bytes, which the processor carries out as a whole: the other
+side, and whoever reads after a kill, finds the old or the new one. (``struct.pack_into`` fills the place with zeros
+first, and a job that was started "at 0" seems to have run for as long as the machine.)
 """
 
 from __future__ import annotations
@@ -28,7 +32,10 @@ SLOT = 128
 GUARD = 100
 _HEAD = struct.Struct("<IId")
 _WORD = struct.Struct("<I")
+_ASSIGNED = struct.Struct("<II")
 _ALL = struct.Struct("<IIdIIIIB")
+READS = 100
+"""Most times that a slot is read until two times agree; a child starts a job every few dozen reads at most."""
 
 
 class Reading(NamedTuple):
@@ -86,54 +93,65 @@ class Slots:
         # The reference first, the running mark last: a kill in between leaves the slot saying "not running".
         length = len(reference) & 0x3F
         self._map[at + 32 : at + 33 + length] = bytes((length,)) + reference[:length]
-        _WORD.pack_into(self._map, at + 20, 0)
-        _HEAD.pack_into(self._map, at, position, 1, started)
+        self._write(at + 20, 0)
+        self._map[at : at + 16] = _HEAD.pack(position, 1, started)
 
     def opened(self, slot: int, attempts: int) -> None:
         """The running job's row was opened and had that many attempts."""
-        _WORD.pack_into(self._map, slot * SLOT + 20, attempts + 1)
+        self._write(slot * SLOT + 20, attempts + 1)
 
     def stop(self, slot: int) -> None:
         """The running job ended."""
-        _WORD.pack_into(self._map, slot * SLOT + 4, 0)
+        self._write(slot * SLOT + 4, 0)
 
     def backend(self, slot: int, pid: int) -> None:
         """The child's PostgreSQL backend is ``pid`` (0: none)."""
-        _WORD.pack_into(self._map, slot * SLOT + 16, pid)
+        self._write(slot * SLOT + 16, pid)
 
     def guard(self, slot: int, pid: int) -> None:
         """The child's keys are held by the PostgreSQL backend ``pid`` (0: by none, or by the one above)."""
-        _WORD.pack_into(self._map, slot * SLOT + GUARD, pid)
+        self._write(slot * SLOT + GUARD, pid)
 
     def limit(self, slot: int) -> int:
         """Return the index from which on no job may be started."""
-        return int(_WORD.unpack_from(self._map, slot * SLOT + 24)[0])
+        return self._word(slot * SLOT + 24)
 
     # The supervisor's side.
 
     def assign(self, slot: int, batch: int, size: int) -> None:
         """A batch of ``size`` jobs is about to be sent."""
         at = slot * SLOT
-        _HEAD.pack_into(self._map, at, 0, 0, 0.0)
-        _WORD.pack_into(self._map, at + 24, size)
-        _WORD.pack_into(self._map, at + 28, batch)
+        self._map[at : at + 16] = _HEAD.pack(0, 0, 0.0)
+        self._map[at + 24 : at + 32] = _ASSIGNED.pack(size, batch)
 
     def recall(self, slot: int) -> None:
         """Ask the child to start nothing after the job that runs now."""
-        position = _WORD.unpack_from(self._map, slot * SLOT)[0]
-        _WORD.pack_into(self._map, slot * SLOT + 24, position + 1)
+        at = slot * SLOT
+        self._write(at + 24, self._word(at) + 1)
 
     def clear(self, slot: int) -> None:
         """A new child gets this slot."""
         self._map[slot * SLOT : (slot + 1) * SLOT] = bytes(SLOT)
 
     def read(self, slot: int) -> Reading:
-        """Return what the slot says now."""
+        """Return what the slot says now: of one job, also while the child goes from one to the next."""
         at = slot * SLOT
-        position, running, started, backend, attempts, limit, batch, length = _ALL.unpack_from(self._map, at)
-        reference = bytes(self._map[at + 33 : at + 33 + length])
-        (guard,) = _WORD.unpack_from(self._map, at + GUARD)
+        copy = self._map[at : at + SLOT]
+        for _ in range(READS):
+            again = self._map[at : at + SLOT]
+            if again == copy:
+                break
+            copy = again
+        position, running, started, backend, attempts, limit, batch, length = _ALL.unpack_from(copy)
+        (guard,) = _WORD.unpack_from(copy, GUARD)
+        reference = copy[33 : 33 + length]
         return Reading(position, bool(running), started, backend, attempts - 1, limit, batch, reference, guard)
+
+    def _write(self, at: int, word: int) -> None:
+        self._map[at : at + 4] = _WORD.pack(word)
+
+    def _word(self, at: int) -> int:
+        return int(_WORD.unpack(self._map[at : at + 4])[0])
 
     def close(self) -> None:
         """Unmap; the file stays until its folder is removed."""
