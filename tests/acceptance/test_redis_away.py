@@ -115,7 +115,8 @@ def references(world: World) -> int:
     """Return how many references Redis holds, wherever they wait."""
     client = world.valkey
     waiting = sum(client.zcard(key) for kind in ("bin:r", "delayed:") for key in client.scan_iter(f"*:{kind}*"))
-    return int(waiting + client.hlen("sidestream:{s0}:leases"))
+    single = sum(client.hlen(key) for key in client.scan_iter("*:ones:r*"))
+    return int(waiting + single + client.hlen("sidestream:{s0}:leases"))
 
 
 def each_ran_once(world: World) -> None:

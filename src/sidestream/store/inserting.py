@@ -1,4 +1,4 @@
-"""A job's one INSERT: one statement for any number of jobs."""
+"""A job's one INSERT: one statement for one job, one for any number."""
 
 # ruff: noqa: S608  (every statement is made of this room's own constants; values are bound)
 
@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from functools import cache
 from typing import Any
 
 from sidestream.errors import InvalidJob
@@ -16,7 +17,7 @@ from sidestream.store.cursor import Cursor
 from sidestream.store.stored import StoredJob
 from sidestream.store.written import UTC_NOW
 
-# One statement and one round trip for any number, in the order of the jobs, which becomes the order of their ids.
+# Any number in one statement and one round trip, in the order of the jobs, which becomes the order of their ids.
 _COLUMNS = {
     "action": "text",
     "queue": "text",
@@ -118,13 +119,22 @@ def insert_done(cur: Cursor, job: Job) -> bool:
     return cur.fetchone() is not None
 
 
+@cache
+def _insert_one(names: tuple[str, ...]) -> str:
+    """Return the statement for one job that has these columns; the others have their defaults.
+
+    A tenth of a millisecond sooner than the one for many, which has sixteen arrays to parse and plan.
+    """
+    values = ", ".join(f"%({name})s::{_COLUMNS[name]}" for name in names)
+    return f"INSERT INTO sidestream_job ({', '.join(names)}) VALUES ({values}) RETURNING id, run_at"
+
+
 def _insert(cur: Cursor, jobs: Sequence[Job], rows: Sequence[tuple[Any, ...]]) -> list[StoredJob]:
-    # unnest fills up a shorter array with nulls, so what no job has is not sent.
-    columns = {
-        name: _EMPTY if column.count(None) == len(rows) else list(column)
-        for name, column in zip(_COLUMNS, zip(*rows, strict=True), strict=True)
-    }
-    cur.execute(_INSERT, columns)
+    if len(rows) == 1:
+        present = {name: value for name, value in zip(_COLUMNS, rows[0], strict=True) if value is not None}
+        cur.execute(_insert_one(tuple(present)), present)
+    else:
+        _insert_many(cur, rows)
     return [
         StoredJob(
             row_id,
@@ -138,6 +148,15 @@ def _insert(cur: Cursor, jobs: Sequence[Job], rows: Sequence[tuple[Any, ...]]) -
         )
         for (row_id, run_at), job, row in zip(cur.fetchall(), jobs, rows, strict=True)
     ]
+
+
+def _insert_many(cur: Cursor, rows: Sequence[tuple[Any, ...]]) -> None:
+    # unnest fills up a shorter array with nulls, so what no job has is not sent.
+    columns = {
+        name: _EMPTY if column.count(None) == len(rows) else list(column)
+        for name, column in zip(_COLUMNS, zip(*rows, strict=True), strict=True)
+    }
+    cur.execute(_INSERT, columns)
 
 
 def _row(job: Job) -> tuple[Any, ...]:

@@ -100,7 +100,11 @@ class RedisInspector:
         run, prefix = self._connection.run, self._prefix
         pool = f"r{number}"
         seats = run("ZRANGE", keys.ring(prefix, pool), 0, MOST_SEATS - 1)
-        ready = sum(run("ZCARD", keys.bin_(prefix, pool, seat)) for seat in seats)
+        single = run("HMGET", keys.ones(prefix, pool), *seats) if seats else []
+        ready = sum(
+            1 if only is not None else run("ZCARD", keys.bin_(prefix, pool, seat))
+            for seat, only in zip(seats, single, strict=True)
+        )
         delayed = sum(run("ZCARD", keys.delayed(prefix, number, priority)) for priority in range(LOWEST_PRIORITY + 1))
         return LaneDepth(lane, ready, delayed, behind, run("ZCARD", keys.held(prefix, lane)))
 

@@ -29,6 +29,11 @@ def bin_(prefix: str, pool: str, seat: bytes) -> bytes:
     return f"{prefix}bin:{pool}:".encode() + seat
 
 
+def ones(prefix: str, pool: str) -> str:
+    """HASH seat -> first-ready time in ms and the member: seats with one job beside others (``shared/pool.lua``)."""
+    return f"{prefix}ones:{pool}"
+
+
 def delayed(prefix: str, lane_number: str, priority: int) -> str:
     """ZSET reference -> due time in ms."""
     return f"{prefix}delayed:{lane_number}:{priority}"

@@ -1,7 +1,7 @@
 -- State that all open rows of a database were published in this generation.
--- KEYS[1] prefix; built: meta lanes ring:<pool> bin:<pool>:<seat> delayed:<lane number>:<priority> heads behind
---         key:<db>:<tag> leases held:<lane> tries direct rules slots:<db>:<limit> buckets full wakes turns parked
---         unknown knows knows:<digest> free hand:<consumer> strange
+-- KEYS[1] prefix; built: meta lanes ring:<pool> bin:<pool>:<seat> ones:<pool> delayed:<lane number>:<priority> heads
+--         behind key:<db>:<tag> leases held:<lane> tries direct rules slots:<db>:<limit> buckets full wakes turns
+--         parked unknown knows knows:<digest> free hand:<consumer> strange
 -- ARGV    generation, now, database (16 hex digits)
 -- Returns {code}
 -- Flags   allow-oom

@@ -1,7 +1,7 @@
 -- Hand jobs to a consumer: promote what is due, then what was handed to it and not read, then the oldest ready ones.
--- KEYS[1] prefix; built: meta lanes ring:<pool> bin:<pool>:<seat> delayed:<lane number>:<priority> heads behind
---         key:<db>:<tag> leases held:<lane> tries direct rules slots:<db>:<limit> buckets full wakes turns parked
---         unknown knows knows:<digest> free hand:<consumer> strange
+-- KEYS[1] prefix; built: meta lanes ring:<pool> bin:<pool>:<seat> ones:<pool> delayed:<lane number>:<priority> heads
+--         behind key:<db>:<tag> leases held:<lane> tries direct rules slots:<db>:<limit> buckets full wakes turns
+--         parked unknown knows knows:<digest> free hand:<consumer> strange
 -- ARGV    generation, now, half lease ms, consumer, free, prefetch, wait ms, lanes...
 -- Returns {code, ms to block for (0: do not), {entry, meta, payload or '' for each}}
 -- Flags   allow-oom

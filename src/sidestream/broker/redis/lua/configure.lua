@@ -1,7 +1,7 @@
 -- Let rules govern a database. Slots are counted anew from the leases; what may go on is looked at by the claims that follow.
--- KEYS[1] prefix; built: meta lanes ring:<pool> bin:<pool>:<seat> delayed:<lane number>:<priority> heads behind
---         key:<db>:<tag> leases held:<lane> tries direct rules slots:<db>:<limit> buckets full wakes turns parked
---         unknown knows knows:<digest> free hand:<consumer> strange
+-- KEYS[1] prefix; built: meta lanes ring:<pool> bin:<pool>:<seat> ones:<pool> delayed:<lane number>:<priority> heads
+--         behind key:<db>:<tag> leases held:<lane> tries direct rules slots:<db>:<limit> buckets full wakes turns
+--         parked unknown knows knows:<digest> free hand:<consumer> strange
 -- ARGV    generation, now, database (16 hex digits), version, digest of the bytes, rules (MessagePack)
 -- Returns {code, 1, or 0 when newer ones govern it, or these do}
 -- Flags   allow-oom

@@ -1,7 +1,7 @@
 -- Say where one reference is and what it waits for.
--- KEYS[1] prefix; built: meta lanes ring:<pool> bin:<pool>:<seat> delayed:<lane number>:<priority> heads behind
---         key:<db>:<tag> leases held:<lane> tries direct rules slots:<db>:<limit> buckets full wakes turns parked
---         unknown knows knows:<digest> free hand:<consumer> strange
+-- KEYS[1] prefix; built: meta lanes ring:<pool> bin:<pool>:<seat> ones:<pool> delayed:<lane number>:<priority> heads
+--         behind key:<db>:<tag> leases held:<lane> tries direct rules slots:<db>:<limit> buckets full wakes turns
+--         parked unknown knows knows:<digest> free hand:<consumer> strange
 -- ARGV    generation, now, reference, lane, priority
 -- Returns {code, place (places.lua), scope, until ms, rank, consumer, reference of each holder (at most ten)...}
 -- Flags   allow-oom
@@ -19,7 +19,7 @@ elseif found == DELAYED then
   answer[4] = tonumber(call('ZSCORE', delayed_key(lane, priority), reference))
 elseif found == READY then
   local rules, queue = rules_of(lane), queue_of(lane)
-  answer[5] = call('ZRANK', bin_key(pool, seat_of(reference, priority)), reference)
+  answer[5] = call('ZRANK', bin_key(pool, seat_of(reference, priority)), reference) or 0 -- the only one: no bin
   if rules and rules.queues[queue] then
     answer[2], answer[3] = PAUSED, 'queue'
   elseif rules and rules.groups[group_of(reference)] then

@@ -1,8 +1,9 @@
 -- Make jobs claimable. Idempotent: a row whose known bit is set, or a direct job whose bytes are held, is skipped.
 -- Refused as a whole when Redis is out of memory (no allow-oom flag above).
--- KEYS[1] prefix; built: meta dead known:<db>:<chunk> lanes ring:<pool> bin:<pool>:<seat> delayed:<lane
---         number>:<priority> heads behind key:<db>:<tag> leases held:<lane> tries direct rules slots:<db>:<limit>
---         buckets full wakes turns parked unknown knows knows:<digest> free hand:<consumer> strange
+-- KEYS[1] prefix; built: meta dead known:<db>:<chunk> lanes ring:<pool> bin:<pool>:<seat> ones:<pool>
+--         delayed:<lane number>:<priority> heads behind key:<db>:<tag> leases held:<lane> tries direct rules
+--         slots:<db>:<limit> buckets full wakes turns parked unknown knows knows:<digest> free hand:<consumer>
+--         strange
 -- ARGV    generation, now, force (1: publish known rows too, unless they are found in some place), then for each lane:
 --         lane, how many jobs, and for each of them: reference, priority, due ms (0: now; with a leading + it was attempted
 --         and keeps its place in its key's line while it waits; with a leading * before that it was edited and is placed

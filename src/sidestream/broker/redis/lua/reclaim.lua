@@ -1,7 +1,8 @@
 -- Take over deliveries whose lease ran out, oldest first, at most 100.
--- KEYS[1] prefix; built: meta workers lanes ring:<pool> bin:<pool>:<seat> delayed:<lane number>:<priority> heads
---         behind key:<db>:<tag> leases held:<lane> tries direct rules slots:<db>:<limit> buckets full wakes turns
---         parked unknown knows knows:<digest> free hand:<consumer> strange
+-- KEYS[1] prefix; built: meta workers lanes ring:<pool> bin:<pool>:<seat> ones:<pool>
+--         delayed:<lane number>:<priority> heads behind key:<db>:<tag> leases held:<lane> tries direct rules
+--         slots:<db>:<limit> buckets full wakes turns parked unknown knows knows:<digest> free hand:<consumer>
+--         strange
 -- ARGV    generation, now, consumer, lease ms, renew ms, lanes...
 -- Returns {code, 1 when there may be more, then for each: {entry, meta, payload or '', deliveries, who lost it}}
 -- Flags   allow-oom

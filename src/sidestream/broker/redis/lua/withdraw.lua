@@ -1,7 +1,8 @@
 -- Take an announcement back; what was handed to the consumer and not read goes back to where it came from.
--- KEYS[1] prefix; built: meta workers lanes ring:<pool> bin:<pool>:<seat> delayed:<lane number>:<priority> heads
---         behind key:<db>:<tag> leases held:<lane> tries direct rules slots:<db>:<limit> buckets full wakes turns
---         parked unknown knows knows:<digest> free hand:<consumer> strange
+-- KEYS[1] prefix; built: meta workers lanes ring:<pool> bin:<pool>:<seat> ones:<pool>
+--         delayed:<lane number>:<priority> heads behind key:<db>:<tag> leases held:<lane> tries direct rules
+--         slots:<db>:<limit> buckets full wakes turns parked unknown knows knows:<digest> free hand:<consumer>
+--         strange
 -- ARGV    generation, now, consumer
 -- Returns {code}
 -- Flags   allow-oom

@@ -97,7 +97,7 @@ local function resume_group(database, group)
   for i = 2, #lanes, 2 do
     for priority = 0, 9 do
       local pool, seat = 'r' .. lanes[i], priority .. group
-      if call('EXISTS', bin_key(pool, seat)) == 1 then take_seat(pool, seat) end
+      if first_of(pool, seat) then take_seat(pool, seat) end
     end
   end
 end

@@ -129,7 +129,7 @@ local function pick(lanes, free, prefetch, consumer)
       if alone then run = count < free and free - count or math.min(want - count, ahead) end
       if alone and count >= free then
         -- A line of keyed jobs is not taken out to be put back: its first one ends it.
-        local head = call('ZRANGE', bin_key(one.pool, seat), 0, 0)[1]
+        local head = first_of(one.pool, seat)
         if head and valid(head) and keyed(head) then break end
         ahead = 2 * ahead
       end

@@ -34,13 +34,13 @@ local function look_for(reference, lane, hint)
   for nth = 0, 9 do
     local priority = digits((tonumber(hint) + nth) % 10)
     local seat = seat_of(reference, priority)
-    if call('ZSCORE', bin_key(ready_pool(lane), seat), reference) then
+    if ready_of(ready_pool(lane), seat, reference) then
       return READY, priority, ready_pool(lane), reference
     end
     if call('ZSCORE', delayed_key(lane, priority), reference) then return DELAYED, priority end
     for _, pool in ipairs(pools) do
       local member = parked_member(reference, lane, priority)
-      if call('ZSCORE', bin_key(pool[1], seat), member) then return pool[2], priority, pool[1], member end
+      if ready_of(pool[1], seat, member) then return pool[2], priority, pool[1], member end
     end
   end
   return NOWHERE

@@ -1,10 +1,13 @@
 -- A pool: where jobs wait that may be taken in any order that is fair. Ready jobs of a lane ('r<lane number>'), and those
 -- that a limit, a pause or an unknown action keeps (parked.lua). ring:<pool>: a seat for each bin that is served, scored
--- priority x 2^40 + its group's virtual time; bin:<pool>:<seat>: members scored by their first-ready time in ms.
+-- priority x 2^40 + its group's virtual time; bin:<pool>:<seat>: members scored by their first-ready time in ms. The only
+-- member of a seat beside others needs no bin: ones:<pool> holds "<first-ready time> <member>" (10,000 groups of one job: a
+-- third of the memory). It moves into a bin when a second one comes, so that a seat has a bin or a field of ones, never both.
 -- A seat: the priority as a digit, then the group's 8 bytes. Stride scheduling: a group's time grows by 1/weight a job.
 local LEVEL = 1099511627776 -- 2^40
 local function ring_key(pool) return P .. 'ring:' .. pool end
 local function bin_key(pool, seat) return P .. 'bin:' .. pool .. ':' .. seat end
+local function ones_key(pool) return P .. 'ones:' .. pool end
 local function seat_of(reference, priority) return priority .. group_of(reference) end
 
 -- A bin was filled: its seat joins the ring, served as the next of its priority.
@@ -16,11 +19,45 @@ local function take_seat(pool, seat)
   call('ZADD', ring, first or string.format('%.0f', floor * LEVEL), seat)
 end
 
--- words: score, member, ... of one seat. A bin that was empty takes a seat; a paused group's leaves it when met (pick.lua).
+-- The only member of a seat and its first-ready time (text); nil when it has none, or a bin.
+local function single(pool, seat)
+  local value = call('HGET', ones_key(pool), seat)
+  if not value then return nil end
+  local ready, member = string.match(value, '^(%d+) (.*)$')
+  return member or value, ready or '0' -- something foreign: whoever takes it puts it aside
+end
+
+-- words: score, member, ... of one seat. One that was empty joins the ring; a paused group's leaves it when met (pick.lua).
 local function put(pool, seat, words)
   local bin = bin_key(pool, seat)
-  local added = call('ZADD', bin, unpack(words))
-  if added > 0 and call('ZCARD', bin) == added then take_seat(pool, seat) end
+  if call('EXISTS', bin) == 0 then
+    local member, ready = single(pool, seat)
+    if member then
+      call('HDEL', ones_key(pool), seat)
+      call('ZADD', bin, ready, member)
+    elseif not words[3] and call('EXISTS', ring_key(pool)) == 1 then
+      call('HSET', ones_key(pool), seat, words[1] .. ' ' .. words[2])
+      return take_seat(pool, seat)
+    else
+      take_seat(pool, seat)
+    end
+  end
+  call('ZADD', bin, unpack(words))
+end
+
+-- What a seat has first: its member and first-ready time (text), or nil.
+local function first_of(pool, seat)
+  local found = call('ZRANGE', bin_key(pool, seat), 0, 0, 'WITHSCORES')
+  if found[1] then return found[1], found[2] end
+  return single(pool, seat)
+end
+
+-- The first-ready time (text) of a member, or nil when it is not there.
+local function ready_of(pool, seat, member)
+  local ready = call('ZSCORE', bin_key(pool, seat), member)
+  if ready then return ready end
+  local only, its = single(pool, seat)
+  return only == member and its or nil
 end
 
 local function is_empty(pool) return call('EXISTS', ring_key(pool)) == 0 end
@@ -34,6 +71,7 @@ end
 local function remove(pool, seat, member)
   local bin = bin_key(pool, seat)
   local gone = call('ZREM', bin, member)
+  if gone == 0 and single(pool, seat) == member then gone = call('HDEL', ones_key(pool), seat) end
   if gone == 1 and call('EXISTS', bin) == 0 then
     call('ZREM', ring_key(pool), seat)
     if byte(pool) ~= 114 and is_empty(pool) then forget_pool(pool) end -- r
@@ -56,7 +94,7 @@ local function next_seat(pool, ageing)
     local seat = call('ZRANGE', ring, string.format('%.0f', level * LEVEL), '+inf', 'BYSCORE', 'LIMIT', 0, 1)[1]
     if not seat then break end
     level = byte(seat, 1) - 47
-    local ready = call('ZRANGE', bin_key(pool, seat), 0, 0, 'WITHSCORES')[2]
+    local _, ready = first_of(pool, seat)
     if ready and NOW - ready > ageing then
       wrap = wrap or seat
       if level - 1 > before then aged = seat end
@@ -76,6 +114,10 @@ end
 local function pop(pool, seat, count)
   local bin = bin_key(pool, seat)
   local found = call('ZPOPMIN', bin, count)
+  if not found[1] then
+    found = {single(pool, seat)}
+    call('HDEL', ones_key(pool), seat)
+  end
   local empty = #found < 2 * count or call('EXISTS', bin) == 0
   if empty then call('ZREM', ring_key(pool), seat) end
   return found, empty
