@@ -41,7 +41,7 @@ class Shop:
     """Odoo, courier and worker of one demo."""
 
     def __init__(self, say: Callable[[str], None]) -> None:
-        self.world = OdooWorld(("sidestream", "sidestream_demo"), settings={"nice": 19})
+        self.world = OdooWorld(("sidestream", "sidestream_demo"), settings={"nice": 19, "only_idle_cpu": True})
         self._say = say
         self._courier: subprocess.Popen[bytes] | None = None
         self.worker: subprocess.Popen[bytes]

@@ -142,6 +142,15 @@ def set_nice(value: int) -> None:
         ) from None
 
 
+def use_only_idle_cpu() -> None:
+    """Run only while nothing else wants the processor, and so will whatever we start.
+
+    A process that is merely nice keeps the processor for a few milliseconds when somebody else wakes up; this one gives
+    it up at once. https://man7.org/linux/man-pages/man7/sched.7.html (SCHED_IDLE)
+    """
+    os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+
+
 def check_nice(value: int) -> None:
     """Raise :class:`~sidestream.errors.SettingsError` when our children could not be given the niceness ``value``."""
     current = os.getpriority(os.PRIO_PROCESS, 0)

@@ -88,6 +88,12 @@ class Settings(BaseSettings):
     ] = 30.0
     hard_limit: Annotated[float, Field(gt=0, description="Seconds after which a running job is killed.")] = 1800.0
     nice: Annotated[int, Field(ge=-20, le=19, description="Niceness of the children.")] = 10
+    only_idle_cpu: Annotated[
+        bool,
+        Field(
+            description="Children, and the programs that they start, run only while nothing else wants the processor."
+        ),
+    ] = False
     child_max_jobs: Annotated[int, Field(ge=1, description="Jobs after which a child is replaced.")] = 10_000
     child_max_memory_mb: Annotated[int, Field(ge=16, description="MiB after which a child is replaced.")] = 1024
     reconcile_interval: Annotated[

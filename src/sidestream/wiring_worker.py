@@ -213,7 +213,12 @@ class Worker:
     def _orders(self) -> bytes:
         settings = self._settings
         orders = zygote.Orders(
-            self._name, settings.children, settings.nice, settings.child_max_jobs, settings.child_max_memory_mb
+            self._name,
+            settings.children,
+            settings.nice,
+            settings.only_idle_cpu,
+            settings.child_max_jobs,
+            settings.child_max_memory_mb,
         )
         application = (
             settings.app,

@@ -123,3 +123,13 @@ def test_niceness_and_oom_score() -> None:
     assert python(code) == "11 500"
     refused = python("try: process.oom_score_adj(5000)\nexcept SettingsError as error: print(error)")
     assert refused.startswith("oom_score_adj=5000 was refused")
+
+
+def test_only_idle_cpu_goes_on_to_what_is_started() -> None:
+    code = (
+        "process.use_only_idle_cpu()\n"
+        "import subprocess, sys\n"
+        "told = [sys.executable, '-c', 'import os; print(os.sched_getscheduler(0) == os.SCHED_IDLE)']\n"
+        "print(subprocess.run(told, capture_output=True, text=True, check=True).stdout.strip())"
+    )
+    assert python(code) == "True"

@@ -23,6 +23,7 @@ db_sslmode = False
 [sidestream]
 children = 7
 nice = 12
+only_idle_cpu = yes
 """
 
 
@@ -48,7 +49,9 @@ def test_what_odoo_says_of_its_database(conf: Path) -> None:
 def test_our_section_is_the_settings_file(conf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SIDESTREAM_NICE", "3")
     settings = Settings(odoo_config=conf, odoo_database="shop")
-    assert (settings.children, settings.nice) == (7, 3), "the environment wins over the file"
+    assert (settings.children, settings.nice, settings.only_idle_cpu) == (7, 3, True), (
+        "the environment wins over the file"
+    )
     url = store_url(settings)
     assert url is not None
     assert conninfo_to_dict(url)["dbname"] == "shop"

@@ -24,7 +24,7 @@ from sidestream.crashpoints import crash_point
 from sidestream.errors import SidestreamError
 from sidestream.executors.protocol import ActionFacts, Executor
 from sidestream.job.retry import RetryPolicy
-from sidestream.process import die_with_parent, oom_score_adj, set_nice
+from sidestream.process import die_with_parent, oom_score_adj, set_nice, use_only_idle_cpu
 from sidestream.worker import child, wire
 from sidestream.worker.slots import Slots
 
@@ -42,6 +42,7 @@ class Orders(NamedTuple):
     supervisor: str
     slots: int
     nice: int
+    only_idle_cpu: bool
     max_jobs: int | None
     max_memory_mb: int | None
 
@@ -129,6 +130,8 @@ class Zygote:
         # A terminal's Ctrl-C goes to the supervisor, which decides what happens to running jobs.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         set_nice(self._orders.nice)
+        if self._orders.only_idle_cpu:
+            use_only_idle_cpu()
         oom_score_adj(OOM_SCORE)
         self._control.close()
         limits = child.ChildLimits(self._orders.max_jobs, self._orders.max_memory_mb)
