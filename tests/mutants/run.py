@@ -54,6 +54,7 @@ MUTANTS = (
     Mutant("reconcile-by-watermark", (f"{_LEASES}test_a_smaller_id_that_commits_later_is_published_too",)),
     Mutant("crash-count-in-redis", (f"{_LEASES}test_an_emptied_redis_forgets_no_crash",)),
     Mutant("lease-not-renewed", (f"{_LEASES}test_a_job_longer_than_its_lease_stays_with_its_worker",)),
+    Mutant("slot-in-pieces", ("tests/unit/test_slots.py",)),
     Mutant("limit-not-held", ("tests/acceptance/test_sharing.py",)),
     Mutant("odoo-effect-before-done", ("tests/odoo/test_kills.py",), ODOO_LIMIT),
 )
