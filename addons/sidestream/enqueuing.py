@@ -148,23 +148,27 @@ def _build(records, method, action, args, kwargs, options):
     given = {name: value for name, value in options.items() if name != "split" and value is not None}
     encoded, named = encode(list(args)), {name: encode(one, name) for name, one in kwargs.items()}
     now = datetime.now(UTC)
+    alike = all(name in given or getattr(action, name) is None for name in ("key", "limit", "group", "unique"))
+    job = None
     for part in parts:
+        about = {
+            "args": ([*part._ids], *encoded),
+            "records": (records._name, tuple(dict.fromkeys(part._ids))) if part else None,
+        }
+        if job is not None and alike:
+            yield replace(job, **about)
+            continue
         job = build_job(
             f"{records._name}.{method}",
-            [list(part._ids), *encoded],
+            about["args"],
             named,
             now=now,
             defaults=_declared_options(part, action, given),
             local="UTC",  # as Odoo's own datetimes are
             **given,
         )
-        yield replace(
-            job,
-            company_id=env.company.id or None,
-            user_id=user_id,
-            context=context,
-            records=(records._name, tuple(dict.fromkeys(part._ids))) if part else None,
-        )
+        job = replace(job, company_id=env.company.id or None, user_id=user_id, context=context, **about)
+        yield job
 
 
 def _context(env, user_id):
