@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 import os
@@ -142,13 +143,37 @@ def set_nice(value: int) -> None:
         ) from None
 
 
+def set_session_nice(value: int) -> None:
+    """Give our session the niceness ``value`` where the kernel shares processors out by session.
+
+    With autogroups (on in Debian's kernel) a process's niceness is compared within its session only: without this, nice
+    children would take from a web server in another session as if they were not.
+    https://man7.org/linux/man-pages/man7/sched.7.html (The autogroup feature)
+    """
+    with contextlib.suppress(OSError):  # a kernel without autogroups: there is nothing to do
+        Path("/proc/self/autogroup").write_text(str(value))
+
+
 def use_only_idle_cpu() -> None:
-    """Run only while nothing else wants the processor, and so will whatever we start.
+    """Run only while nothing else of our session wants the processor, and so will whatever we start.
 
     A process that is merely nice keeps the processor for a few milliseconds when somebody else wakes up; this one gives
     it up at once. https://man7.org/linux/man-pages/man7/sched.7.html (SCHED_IDLE)
     """
     os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+
+
+def check_only_idle_cpu() -> None:
+    """Raise :class:`~sidestream.errors.SettingsError` when our children could not :func:`use_only_idle_cpu`."""
+    pid = os.fork()  # tried by another process: an unprivileged one may not come back from it
+    if pid == 0:
+        try:
+            use_only_idle_cpu()
+        except OSError:
+            os._exit(1)
+        os._exit(0)
+    if os.waitpid(pid, 0)[1]:
+        raise SettingsError("only_idle_cpu=true was refused by this system (SCHED_IDLE); leave it out and use nice.")
 
 
 def check_nice(value: int) -> None:

@@ -103,6 +103,8 @@ class Worker:
         self._keys = signing_keys(settings)
         process.drop_privileges(settings.user, settings.data_dir)
         process.check_nice(settings.nice)
+        if settings.only_idle_cpu:
+            process.check_only_idle_cpu()
         self._tenant = embedded.join(settings.data_dir, user=settings.user) if settings.redis_url is None else None
         # Short enough for "sidestream/<name>/supervisor" to be a PostgreSQL application name (63 bytes).
         self._name = f"{socket.gethostname()[:HOST_LIMIT]}-{os.getpid()}-{secrets.token_hex(4)}"

@@ -133,3 +133,21 @@ def test_only_idle_cpu_goes_on_to_what_is_started() -> None:
         "print(subprocess.run(told, capture_output=True, text=True, check=True).stdout.strip())"
     )
     assert python(code) == "True"
+
+
+def test_only_idle_cpu_can_be_tried_without_getting_it() -> None:
+    assert python("process.check_only_idle_cpu(); print(os.sched_getscheduler(0) == os.SCHED_OTHER)") == "True"
+    refused = python(
+        "def refuse(): raise PermissionError\n"
+        "process.use_only_idle_cpu = refuse\n"
+        "try: process.check_only_idle_cpu()\nexcept SettingsError as error: print(error)"
+    )
+    assert refused.startswith("only_idle_cpu=true was refused by this system")
+
+
+def test_the_niceness_of_a_session() -> None:
+    told = Path("/proc/self/autogroup")
+    if not told.exists():
+        pytest.skip("this kernel shares processors out without looking at sessions")
+    code = "os.setsid(); process.set_session_nice(7); print(Path('/proc/self/autogroup').read_text().split()[-1])"
+    assert python(code) == "7"

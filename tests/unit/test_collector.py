@@ -23,7 +23,7 @@ from sidestream.worker.dispatcher import Dispatcher
 from sidestream.worker.options import WorkerOptions
 from sidestream.worker.pool import ProcessPool
 from sidestream.worker.slots import Slots
-from sidestream.worker.state import WorkerState
+from sidestream.worker.state import Doom, WorkerState
 
 FAKE_ZYGOTE = """
 import os, socket, sys, time
@@ -168,6 +168,37 @@ def test_the_next_child_is_kept_for_the_job_whose_child_died_though_its_death_is
             assert (told, delivery) == ("crashed", killed)
             assert state.children[0].pid not in (0, child.pid), "the next child was to come first"
             assert list(state.backlog) == [other], "another job took the place of the one whose child died"
+    finally:
+        state.stopped = True
+        thread.join(20)
+
+
+@pytest.mark.parametrize("parts", [EAGER_ZYGOTE], indirect=True)
+@pytest.mark.parametrize(("meant", "charged"), [(0, Doom.STOPPING), (1, Doom.LIMIT), (None, Doom.LIMIT)])
+def test_a_job_that_began_when_its_child_was_killed_for_another_is_innocent(
+    parts: SimpleNamespace, meant: int | None, charged: Doom
+) -> None:
+    jobs = [
+        Delivery(row_reference(b"12345678", number, "act", None).pack(), "lane", Lease(b"%d" % number, "me", 1), 0)
+        for number in (1, 2)
+    ]
+    state = parts.state
+    thread = threading.Thread(target=parts.collector.run)
+    thread.start()
+    try:
+        with state.changed:
+            assert state.changed.wait_for(lambda: state.idle_children(), 20)
+            [child] = state.idle_children()
+            parts.slots.assign(child.slot, 1, 2)
+            parts.slots.start(child.slot, 1, time.monotonic(), jobs[1].reference)
+            child.batch, child.deliveries = 1, list(jobs)
+            child.doom, child.doomed = Doom.LIMIT, None if meant is None else jobs[meant].reference
+            wire.send_batch(child.end, wire.Batch(1, [wire.Item(one.reference, None, 0, 0, False) for one in jobs]))
+        with state.changed:
+            assert state.changed.wait_for(lambda: len(parts.recorder.told) == 2, 20)
+            [(first, (done,)), (second, (interrupted, _, _, doom, _))] = parts.recorder.told
+        assert (first, done) == ("done", [jobs[0]])
+        assert (second, interrupted, doom) == ("crashed", jobs[1], charged)
     finally:
         state.stopped = True
         thread.join(20)

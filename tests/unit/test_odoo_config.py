@@ -85,3 +85,13 @@ def test_what_contradicts_itself_is_refused(conf: Path) -> None:
         Settings(odoo_database="shop")
     with pytest.raises(SettingsError, match="one application"):
         Settings(odoo_config=conf, odoo_database="shop", app="a:b")
+
+
+def test_the_section_in_the_documentation_can_be_copied(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "howto" / "odoo.md").read_text()
+    section = page[page.index("[sidestream]") :].partition("```")[0]
+    path = tmp_path / "odoo.conf"
+    path.write_text(f"[options]\ndb_host = localhost\n{section}")
+    settings = Settings(odoo_config=path, odoo_database="shop")
+    assert (settings.redis_url, settings.children, settings.nice) == ("redis://redis.internal:6379/0", 4, 10)
+    assert settings.only_idle_cpu

@@ -282,9 +282,14 @@ class Collector:
             # Whatever did not end as done is reported at once, so these are done.
             self._settler.done(finished)
         if (interrupted := _interrupted(child, reading)) is not None:
-            if child.doom is not None:
+            doom = child.doom
+            if doom is not None:
                 state.recovering.pop(interrupted.reference, None)
-            self._settler.crashed(interrupted, reading, child.slot, child.doom, how)
+            if child.doomed not in (None, interrupted.reference):
+                doom = (
+                    Doom.STOPPING
+                )  # it was killed for the one before, which ended in that moment: this one is innocent
+            self._settler.crashed(interrupted, reading, child.slot, doom, how)
         state.backlog.extendleft(reversed(deliveries[max(position + 1, child.reported) :]))
         child.deliveries = []
         self._dispatcher.hand_out()

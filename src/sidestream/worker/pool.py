@@ -40,7 +40,11 @@ class ProcessPool:
         ours, theirs = wire.pair()
         descriptors = (theirs.fileno(), self._slots_descriptor)
         self._process = subprocess.Popen(
-            [*self._command, *(str(number) for number in descriptors)], pass_fds=descriptors, stdin=subprocess.DEVNULL
+            [*self._command, *(str(number) for number in descriptors)],
+            pass_fds=descriptors,
+            stdin=subprocess.DEVNULL,
+            # Its niceness is that of the session, too (zygote.py).
+            start_new_session=True,
         )
         theirs.close()
         ours.send(self._orders)
@@ -111,10 +115,10 @@ class ProcessPool:
             return False
         return True
 
-    def kill(self, child: ChildState, doom: Doom) -> None:
-        """Kill a child and what it started, for the reason ``doom``."""
+    def kill(self, child: ChildState, doom: Doom, reference: bytes | None = None) -> None:
+        """Kill a child and what it started, for the reason ``doom``, which concerns the job ``reference`` if given."""
         if child.doom is None:
-            child.doom = doom
+            child.doom, child.doomed = doom, reference
         if child.pid:
             kill_group(child.pid)
 

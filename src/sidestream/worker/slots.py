@@ -15,9 +15,10 @@ Layout of a slot (little endian, 128 bytes)::
     33 ...  reference    up to 64 bytes
     100 u32 guard        pid of the PostgreSQL backend that holds its keys, where that is another one
 
-Whatever belongs together is one aligned copy of at most 16 bytes, which the processor carries out as a whole: the other
-side, and whoever reads after a kill, finds the old or the new one. (``struct.pack_into`` fills the place with zeros
-first, and a job that was started "at 0" seems to have run for as long as the machine.)
+Whatever belongs together is one aligned copy of at most 16 bytes, which the processor carries out as a whole (64-bit
+x86; others at least each half): the other side, and whoever reads after a kill, finds the old or the new one.
+(``struct.pack_into`` fills the place with zeros first, and a job that was started "at 0" seems to have run for as long
+as the machine.)
 """
 
 from __future__ import annotations

@@ -64,6 +64,8 @@ class ChildState:
     reserved: bool = False
     retiring: bool = False
     doom: Doom | None = None
+    #: The reference for which it was killed, where it was for one job: it may have gone on to the next meanwhile.
+    doomed: bytes | None = None
     #: Its process is gone and its deliveries were taken back: nothing may be sent to it any more.
     ended: bool = False
     #: Its zygote is gone: nobody will tell that it was reaped.

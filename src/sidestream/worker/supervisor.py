@@ -181,9 +181,11 @@ class Supervisor:
         with self._state.lock:
             for child in self._state.children.values():
                 running = self._slots.read(child.slot)
+                if not running.running or running.batch != child.batch:
+                    continue
                 for delivery in child.deliveries[child.reported :]:
                     if running.reference == delivery.reference and _row_id(delivery.reference) == job_id:
-                        self._pool.kill(child, Doom.CANCELLED)
+                        self._pool.kill(child, Doom.CANCELLED, delivery.reference)
                         return True
         return False
 

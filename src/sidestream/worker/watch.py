@@ -61,7 +61,7 @@ class Watch:
                 stalled = stalled and (child.retiring or self._state.exclusive is not None)
                 continue
             reading = self._slots.read(child.slot)
-            if reading.batch != child.batch or not reading.running:
+            if reading.batch != child.batch or not reading.running or reading.started <= 0:
                 stalled = False
                 continue
             seconds = now - reading.started
@@ -83,7 +83,7 @@ class Watch:
                 self._hard_limit(delivery),
                 extra={"action": "hard_limit"},
             )
-            self._pool.kill(child, Doom.LIMIT)
+            self._pool.kill(child, Doom.LIMIT, delivery.reference)
         if seconds > SHOWN_AFTER and child.recorded != (child.batch, reading.position):
             child.recorded = (child.batch, reading.position)
             self._settler.started(delivery, child.slot, seconds)

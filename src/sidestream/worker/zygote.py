@@ -24,7 +24,7 @@ from sidestream.crashpoints import crash_point
 from sidestream.errors import SidestreamError
 from sidestream.executors.protocol import ActionFacts, Executor
 from sidestream.job.retry import RetryPolicy
-from sidestream.process import die_with_parent, oom_score_adj, set_nice, use_only_idle_cpu
+from sidestream.process import die_with_parent, oom_score_adj, set_nice, set_session_nice, use_only_idle_cpu
 from sidestream.worker import child, wire
 from sidestream.worker.slots import Slots
 
@@ -78,6 +78,8 @@ class Zygote:
         except SidestreamError as error:
             wire.send(self._control, ("failed", str(error)))
             return
+        # Once it is loaded: a worker is to be ready soon. What only uses an idle processor is as nice as can be.
+        set_session_nice(19 if self._orders.only_idle_cpu else self._orders.nice)
         wire.send(self._control, ("ready", [facts_to_wire(f) for f in facts]))
         wake, woken = socket.socketpair()
         wake.setblocking(False)
@@ -122,6 +124,14 @@ class Zygote:
         pid = os.fork()
         if pid:
             return pid
+        try:
+            self._be_child(zygote, end, slot)
+        except BaseException:
+            log.exception("A child could not begin.", extra={"action": "child_not_begun"})
+        # Never back into the zygote's loop: its end kills the other children.
+        os._exit(1)
+
+    def _be_child(self, zygote: int, end: socket.socket, slot: int) -> None:
         die_with_parent(zygote)
         os.setpgid(0, 0)
         signal.set_wakeup_fd(-1)
@@ -136,7 +146,6 @@ class Zygote:
         self._control.close()
         limits = child.ChildLimits(self._orders.max_jobs, self._orders.max_memory_mb)
         child.serve(end, self._executor, self._slots, slot, limits)
-        raise AssertionError("a child never returns")  # pragma: no cover
 
     def _reap(self) -> None:
         while self._children:

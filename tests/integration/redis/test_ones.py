@@ -155,3 +155,10 @@ def test_a_second_job_beside_foreign_bytes(two: RedisBroker, client: redis.Redis
     two.publish([B2])
     assert sorted(numbers(two)) == sorted([A.reference, B2.reference])
     assert client.llen(f"{P}strange") == 1
+
+
+def test_a_seat_that_another_release_took_away_comes_back(two: RedisBroker, client: redis.Redis) -> None:
+    (seat,) = client.hkeys(ONES)
+    client.zrem(f"{P}ring:r1", seat)
+    two.publish([B2])
+    assert sorted(numbers(two)) == sorted([A.reference, B.reference, B2.reference])

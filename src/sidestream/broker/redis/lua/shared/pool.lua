@@ -35,6 +35,7 @@ local function put(pool, seat, words)
     if member then
       call('HDEL', ones_key(pool), seat)
       call('ZADD', bin, ready, member)
+      take_seat(pool, seat) -- a release that knows no ones may have taken it away
     elseif not words[3] and call('EXISTS', ring_key(pool)) == 1 then
       call('HSET', ones_key(pool), seat, words[1] .. ' ' .. words[2])
       return take_seat(pool, seat)
