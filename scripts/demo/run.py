@@ -80,9 +80,8 @@ def background(shop: Shop) -> tuple[list[float], list[Sample], list[int], float]
     """Arm 3: with Sidestream, a child killed and Redis emptied; jobs are added until there are enough samples."""
     shop.mode("background")
     orders = shop.quotations(ORDERS)
-    spare = shop.quotations(
-        SPARE
-    )  # made before anybody looks: what is measured is the jobs, not how quotations are made
+    # Made before anybody looks: what is measured is the jobs, not how quotations are made.
+    spare = shop.quotations(SPARE)
     screen = shop.stock_screen()
     took = confirm_each(shop, orders)
     console.print("   killing a child in the middle of a job ...")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import psutil
 import pytest
@@ -38,6 +40,20 @@ def test_a_job_is_done_with_its_effect(shared: Rig) -> None:
     job = shared.enqueue("note", "hello")
     assert shared.ends(job).state == "done"
     assert shared.effects(job) == ["hello"]
+
+
+def test_children_that_only_use_an_idle_processor(rig: Rig) -> None:
+    worker = rig.start(SIDESTREAM_NICE="3", SIDESTREAM_ONLY_IDLE_CPU="true")
+    assert rig.ends(rig.enqueue("note", "hello")).state == "done"
+    [zygote] = [one for one in psutil.Process(worker.pid).children() if one.children()]
+    children = zygote.children()
+    assert children
+    assert {(os.sched_getscheduler(one.pid), one.nice()) for one in children} == {(os.SCHED_IDLE, 3)}
+    assert os.sched_getscheduler(worker.pid) == os.SCHED_OTHER
+    assert {os.getsid(one.pid) for one in children} == {zygote.pid}, "the session is the zygote's"
+    group = Path(f"/proc/{zygote.pid}/autogroup")
+    if group.exists():  # a kernel that shares processors out by session
+        assert group.read_text().split()[-1] == "19"
 
 
 def test_a_failing_job_is_retried_and_then_dead_with_its_error(shared: Rig) -> None:

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,7 +24,7 @@ from sidestream.worker.dispatcher import Dispatcher
 from sidestream.worker.options import WorkerOptions
 from sidestream.worker.pool import ProcessPool
 from sidestream.worker.slots import Slots
-from sidestream.worker.state import Doom, WorkerState
+from sidestream.worker.state import ChildState, Doom, WorkerState
 
 FAKE_ZYGOTE = """
 import os, socket, sys, time
@@ -110,6 +111,21 @@ def parts(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[SimpleName
     os.close(descriptor)
 
 
+@contextmanager
+def collecting(parts: SimpleNamespace) -> Iterator[ChildState]:
+    """Run the collector; give its first child once that is idle."""
+    thread = threading.Thread(target=parts.collector.run)
+    thread.start()
+    try:
+        with parts.state.changed:
+            assert parts.state.changed.wait_for(lambda: parts.state.idle_children(), 20)
+            [child] = parts.state.idle_children()
+        yield child
+    finally:
+        parts.state.stopped = True
+        thread.join(20)
+
+
 def test_a_child_that_dies_with_a_batch_gives_it_back_once(parts: SimpleNamespace) -> None:
     job = Delivery(row_reference(b"12345678", 1, "act", None).pack(), "lane", Lease(b"1", "me", 1), 0)
     failed: list[BaseException] = []
@@ -151,12 +167,8 @@ def test_the_next_child_is_kept_for_the_job_whose_child_died_though_its_death_is
         for number in (1, 2)
     )
     state = parts.state
-    thread = threading.Thread(target=parts.collector.run)
-    thread.start()
-    try:
+    with collecting(parts) as child:
         with state.changed:
-            assert state.changed.wait_for(lambda: state.idle_children(), 20)
-            [child] = state.idle_children()
             parts.slots.assign(child.slot, 1, 1)
             parts.slots.start(child.slot, 0, time.monotonic(), killed.reference)
             child.batch, child.deliveries = 1, [killed]
@@ -168,9 +180,6 @@ def test_the_next_child_is_kept_for_the_job_whose_child_died_though_its_death_is
             assert (told, delivery) == ("crashed", killed)
             assert state.children[0].pid not in (0, child.pid), "the next child was to come first"
             assert list(state.backlog) == [other], "another job took the place of the one whose child died"
-    finally:
-        state.stopped = True
-        thread.join(20)
 
 
 @pytest.mark.parametrize("parts", [EAGER_ZYGOTE], indirect=True)
@@ -183,12 +192,8 @@ def test_a_job_that_began_when_its_child_was_killed_for_another_is_innocent(
         for number in (1, 2)
     ]
     state = parts.state
-    thread = threading.Thread(target=parts.collector.run)
-    thread.start()
-    try:
+    with collecting(parts) as child:
         with state.changed:
-            assert state.changed.wait_for(lambda: state.idle_children(), 20)
-            [child] = state.idle_children()
             parts.slots.assign(child.slot, 1, 2)
             parts.slots.start(child.slot, 1, time.monotonic(), jobs[1].reference)
             child.batch, child.deliveries = 1, list(jobs)
@@ -199,6 +204,3 @@ def test_a_job_that_began_when_its_child_was_killed_for_another_is_innocent(
             [(first, (done,)), (second, (interrupted, _, _, doom, _))] = parts.recorder.told
         assert (first, done) == ("done", [jobs[0]])
         assert (second, interrupted, doom) == ("crashed", jobs[1], charged)
-    finally:
-        state.stopped = True
-        thread.join(20)
