@@ -33,7 +33,10 @@ def store_dsn(postgres: PostgresServer, store_name: str) -> str:
     """The URL of a database with our tables, empty."""
     dsn = postgres.dsn(store_name)
     session = Session("psycopg", dsn)
-    session.execute("TRUNCATE sidestream_job, sidestream_attempt, sidestream_control, sidestream_rule RESTART IDENTITY")
+    session.execute(
+        "TRUNCATE sidestream_job, sidestream_job_record, sidestream_attempt, sidestream_control, sidestream_rule "
+        "RESTART IDENTITY"
+    )
     session.close()
     return dsn
 

@@ -10,7 +10,7 @@ from uuid import uuid4
 import pytest
 
 from sidestream.errors import InvalidJob, PayloadNotJson
-from sidestream.job.job import Job
+from sidestream.job.job import Job, Unique
 from sidestream.job.reference import Reference
 from sidestream.job.states import State
 from sidestream.store import attempts, candidates, control, opening, queries, retention, rows, schema
@@ -282,6 +282,27 @@ def test_c24_a_job_is_one_insert_and_one_update_of_one_row(a: Session) -> None:
 def everything(session: Session, statement: str) -> list[Any]:
     session.cur.execute(statement)
     return list(session.cur.fetchall())
+
+
+@pytest.mark.parametrize("more", [0, 1], ids=["alone", "with another"])
+@pytest.mark.parametrize("unique", [None, Unique("once")], ids=["plain", "unique"])
+@pytest.mark.parametrize("records", [(), (5,), (5, 6, 5)], ids=["none", "one", "one of them twice"])
+def test_each_way_to_insert_links_a_job_to_each_record_once(
+    a: Session, records: tuple[int, ...], unique: Unique | None, more: int
+) -> None:
+    about = Job("test.act", unique=unique, records=("sale.order", records))
+    stored, *_ = rows.insert(a.cur, [about, *[Job("test.act", records=("sale.order", (7,)))] * more])
+    links = everything(a, f"SELECT record_id FROM sidestream_job_record WHERE job_id = {stored.id} ORDER BY record_id")
+    assert [one for (one,) in links] == sorted(set(records))
+    [(total,)] = everything(a, "SELECT count(*) FROM sidestream_job_record")
+    assert total == len(links) + more
+
+
+def test_a_duplicate_that_is_about_other_records_links_them_to_the_job_that_is_there(a: Session) -> None:
+    for record in (5, 6, 6):
+        [stored] = rows.insert(a.cur, [Job("test.act", unique=Unique("once"), records=("sale.order", (record,)))])
+    links = everything(a, "SELECT record_id, job_id FROM sidestream_job_record ORDER BY record_id")
+    assert links == [(5, stored.id), (6, stored.id)]
 
 
 def test_a_job_is_found_by_its_records_until_it_is_pruned(a: Session) -> None:
