@@ -66,12 +66,14 @@ class Drain(NamedTuple):
 
 
 class Latency(NamedTuple):
-    """Milliseconds of one round."""
+    """Milliseconds of one round: to the job's first line from the call, from the commit, and from its return."""
 
     called_p50: float
     called_p99: float
     committed_p50: float
     committed_p99: float
+    returned_p50: float
+    returned_p99: float
     user_p50: float
 
 
@@ -163,16 +165,28 @@ def result(shop: Shop, side: str, ids: list[int], used: dict[str, float], counte
 
 
 def latency(shop: Shop, side: str, size: int) -> Latency:
-    """One job after another on an idle system: from the call, and from PostgreSQL's commit, to the job's first line."""
+    """One job after another on an idle system.
+
+    The bare path ("bare") is the least that any queue of this kind does: INSERT one column, COMMIT, XADD; in the other
+    process a blocked XREADGROUP and a SELECT that locks the row.
+    """
     ids = ids_for(shop, NOOP, size + WARM_UP)
     settle(shop)
-    called, committed = shop.user.ask("paced", side=side, model=NOOP.model, method=NOOP.method, ids=ids, pause=PAUSE)
-    wait(shop, lambda: shop.stamps.count(), len(ids))
-    times = [shop.stamps.at(number) for number in ids]
-    from_call = [(at - then) * 1000 for at, then in zip(times, called, strict=True)][WARM_UP:]
-    from_commit = [(at - then) * 1000 for at, then in zip(times, committed, strict=True)][WARM_UP:]
+    if side == "bare":
+        shop.begin_bare_path()
+        shop.loops[0].send("receive", size=len(ids), redis_url=shop.world.redis_url())
+    order = {"side": side, "model": NOOP.model, "method": NOOP.method, "redis_url": shop.world.redis_url()}
+    called, committed, returned = shop.user.ask("paced", ids=ids, pause=PAUSE, **order)
+    if side == "bare":
+        times = shop.loops[0].answer()
+    else:
+        wait(shop, lambda: shop.stamps.count(), len(ids))
+        times = [shop.stamps.at(number) for number in ids]
+    found = []
+    for since in (called, committed, returned):
+        took = [(at - then) * 1000 for at, then in zip(times, since, strict=True)][WARM_UP:]
+        found += [percentile(took, 0.5), percentile(took, 0.99)]
     user = [(at - then) * 1000 for at, then in zip(committed, called, strict=True)][WARM_UP:]
-    found = [percentile(values, share) for values in (from_call, from_commit) for share in (0.5, 0.99)]
     return Latency(*found, percentile(user, 0.5))
 
 

@@ -26,6 +26,8 @@ HERE = Path(__file__).resolve().parent
 OCA = TOOLS / "peers" / "oca"
 OCA_WHEEL = "odoo-addon-queue-job==19.*"
 PROCESSES = 2
+STREAM = "bench:bare"
+"""As in ``standalone.py``, which only an Odoo can import."""
 
 
 def oca_addons() -> Path:
@@ -166,6 +168,12 @@ class Shop:
         if alone.answer() != "ready":
             raise RuntimeError("A stand-alone Odoo did not begin with its word.")
         return alone
+
+    def begin_bare_path(self) -> None:
+        """Make what the bare path of the latency goes over: an empty table, an empty stream with its group."""
+        self.user.ask("begin_bare_path")
+        self.redis.delete(STREAM)
+        self.redis.xgroup_create(STREAM, STREAM, mkstream=True)
 
     def new_conflicts(self, words: str) -> int:
         """Return how many lines of the worker's log have these words since this was last asked."""

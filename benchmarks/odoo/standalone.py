@@ -7,10 +7,12 @@ this process and handed back; nothing here waits for a job.
 import json
 import sys
 import time
+from functools import partial
 
 import odoo.api
 import odoo.init  # first: it makes the package
 import odoo.tools
+import redis
 from odoo.modules.registry import Registry
 from odoo.service.server import load_server_wide_modules
 
@@ -20,6 +22,9 @@ PARKED = "parked"
 """A queue that no worker serves: its rows are for the bare loop, or only for the measure of enqueueing."""
 LATER = 7 * 24 * 3600
 USER = "base.user_admin"
+STREAM = "bench:bare"
+"""Of the bare path; its consumer group has the same name."""
+BLOCK_MS = 10_000
 
 
 class Process:
@@ -75,9 +80,13 @@ class Process:
         self.cr.rollback()
         return took
 
-    def paced(self, side, model, method, ids, pause):
-        """Enqueue and commit one job after another; when each was called, and when PostgreSQL had its commit."""
-        called, committed = [], []
+    def paced(self, side, model, method, ids, pause, redis_url):
+        """Enqueue and commit one job after another.
+
+        Returns when each was called, when PostgreSQL had its commit, and when the commit returned to the caller.
+        """
+        called, committed, returned = [], [], []
+        stream = redis.Redis.from_url(redis_url)
         for id_ in ids:
             time.sleep(pause)  # the pace of the measurement, not a wait for anything
             record = self.env()[model].browse(id_)
@@ -85,9 +94,37 @@ class Process:
             # Hooks run in their order: this one before the one that publishes.
             self.cr.postcommit.add(lambda: committed.append(time.time()))
             called.append(time.time())
-            self._call(side, record, method, parked=False)
+            if side == "bare":
+                self.cr.execute("INSERT INTO bench_bare (id) VALUES (%s)", [id_])
+                self.cr.postcommit.add(partial(stream.xadd, STREAM, {"id": id_}))
+            else:
+                self._call(side, record, method, parked=False)
             self.cr.commit()
-        return called, committed
+            returned.append(time.time())
+        return called, committed, returned
+
+    def begin_bare_path(self):
+        """Make the empty table of the bare path."""
+        self.cr.commit()
+        self.cr.execute("DROP TABLE IF EXISTS bench_bare")
+        self.cr.execute("CREATE TABLE bench_bare (id integer PRIMARY KEY)")
+        self.cr.commit()
+
+    def receive(self, size, redis_url):
+        """Be the other end of the bare path: block on the stream, lock the row; when that was, ``size`` times."""
+        stream = redis.Redis.from_url(redis_url)
+        self.cr.commit()
+        times = []
+        while len(times) < size:
+            found = stream.xreadgroup(STREAM, "one", {STREAM: ">"}, count=1, block=BLOCK_MS)
+            if not found:
+                raise TimeoutError(f"Only {len(times)} of {size} entries came.")
+            [[_, [[entry, fields]]]] = found
+            self.cr.execute("SELECT id FROM bench_bare WHERE id = %s FOR UPDATE", [int(fields[b"id"])])
+            times.append(time.time())
+            self.cr.commit()
+            stream.xack(STREAM, STREAM, entry)
+        return times
 
     def loop(self, model, method, pairs):
         """Do each (job, record): the store's own opening statement, run-as environment, method, done, commit."""
