@@ -19,7 +19,6 @@ import psutil
 import redis
 from stamps import Stamps
 
-from sidestream.process import account
 from sidestream.testing.odoo import DATABASE, TOOLS, OdooServer, OdooWorld, odoo_command
 
 HERE = Path(__file__).resolve().parent
@@ -86,7 +85,7 @@ class StandAlone:
     """A process of ``standalone.py``."""
 
     def __init__(self, world: OdooWorld, name: str) -> None:
-        who = None if world.user == "none" else account(world.user)
+        who = world.account
         with (world.folder / f"{name}.log").open("wb") as log:
             self.process = subprocess.Popen(
                 [odoo_command()[0], str(HERE / "standalone.py"), str(world.config), DATABASE],

@@ -25,7 +25,7 @@ from typing import Any, Self
 import psycopg
 
 from sidestream.broker.redis import embedded
-from sidestream.process import account
+from sidestream.process import Account, account
 from sidestream.testing.server_process import Server, ServerFailed, free_port, sweep, worker_user
 from sidestream.testing.servers import PostgresServer
 
@@ -59,6 +59,7 @@ class OdooServer(Server):
     def __init__(self, world: OdooWorld, workers: int) -> None:
         """``workers``: 0 for one process with threads, else so many processes ("prefork")."""
         super().__init__(world.folder / "server")
+        self.user = world.account  # not just any unprivileged one: below a private folder only root reaches the code
         self._world = world
         self._workers = workers
 
@@ -202,6 +203,11 @@ class OdooWorld:
             "PYTHONUNBUFFERED": "1",
         }
 
+    @property
+    def account(self) -> Account | None:
+        """Whose Odoo's processes are; None when nobody's privileges are dropped."""
+        return None if self.user == "none" else account(self.user)
+
     # -- processes -----------------------------------------------------------------------------------------------
 
     def serve(self, workers: int = 0) -> OdooServer:
@@ -281,9 +287,9 @@ class OdooWorld:
         self.config.write_text("\n".join(lines) + "\n")
 
     def _own(self) -> None:
-        if self.user == "none":
+        who = self.account
+        if who is None:
             return
-        who = account(self.user)
         for path in [self.folder, *self.folder.rglob("*")]:
             os.chown(path, who.uid, who.gid)
 
@@ -355,7 +361,7 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def _run(command: Sequence[str], world: OdooWorld) -> str:
-    who = None if world.user == "none" else account(world.user)
+    who = world.account
     began = time.monotonic()
     done = subprocess.run(
         command,
