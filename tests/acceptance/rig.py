@@ -28,6 +28,7 @@ class Rig:
     def __init__(self, folder: Path, dsn: str, redis_url: str) -> None:
         self.variables = {
             **{name: value for name, value in os.environ.items() if not name.startswith("SIDESTREAM_")},
+            "SIDESTREAM_USER": os.environ["SIDESTREAM_USER"],
             "SIDESTREAM_DATABASE_URL": dsn,
             "SIDESTREAM_REDIS_URL": redis_url,
             "SIDESTREAM_APP": "tests.acceptance.worker_app:actions",
