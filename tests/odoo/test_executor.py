@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import subprocess
+import threading
 import time
+from datetime import UTC, datetime
+from typing import Self
 
 import pytest
 import redis
@@ -14,6 +17,7 @@ from sidestream.broker.redis.broker import RedisBroker
 from sidestream.job.reference import row_reference
 from sidestream.store import schema
 from sidestream.testing.odoo import DATABASE, OdooWorld, odoo_command
+from tests.odoo.browser import OdooError, Session
 from tests.odoo.conftest import CHAOS, Shop
 
 pytestmark = pytest.mark.timeout(300)
@@ -51,6 +55,21 @@ def test_a_hook_that_raises_after_the_commit_repeats_nothing(shop: Shop) -> None
     while "a hook after its commit failed; it is not repeated" not in shop.world.worker_log():
         assert time.monotonic() < deadline, shop.world.worker_log()[-2000:]
         time.sleep(0.02)
+
+
+def test_what_a_hook_writes_after_the_commit_is_gone_and_no_other_job_s(shop: Shop) -> None:
+    """As after a request, whose cursor Odoo closes. Left open, its transaction would be the next job's."""
+    probes = [shop.user.call("chaos.probe", "start", [], "hook_writes") for _ in range(4)]
+    assert {shop.end(*one)["count"] for one in probes} == {1}
+    with shop.world.connect() as connection:
+        connection.execute("SELECT pg_stat_clear_snapshot()")
+        left = connection.execute(
+            "SELECT query FROM pg_stat_activity WHERE state LIKE 'idle in transaction%' "
+            "AND application_name LIKE 'sidestream/%'"
+        ).fetchall()
+    assert left == []
+    assert all(shop.run("add")["count"] == 1 for _ in range(4))
+    assert {shop.user.call("chaos.probe", "look", [], *one)["count"] for one in probes} == {1}
 
 
 def test_a_dead_job_is_retried_by_its_button(shop: Shop) -> None:
@@ -104,14 +123,77 @@ def test_jobs_wait_while_modules_change_and_run_afterwards(shop: Shop) -> None:
     assert shop.end(probe, job) == {"count": 1, "state": "done", "error": ""}
 
 
-def test_modules_are_upgraded_and_installed_while_jobs_run(shop: Shop) -> None:
-    """Nothing is lost or done twice when Odoo's command line changes modules under a working worker."""
-    started = [shop.user.call("chaos.probe", "start", [], "add") for _ in range(40)]
-    shop.world.install("sidestream_chaos", upgrade=True)
-    started += [shop.user.call("chaos.probe", "start", [], "add") for _ in range(20)]
-    shop.world.install("base_import")
-    ended = [shop.end(probe, job) for probe, job in started]
-    assert all(found == {"count": 1, "state": "done", "error": ""} for found in ended)
+def test_modules_are_upgraded_installed_and_uninstalled_while_jobs_run(shop: Shop) -> None:
+    """Nothing is lost or done twice when modules change, from outside and by Odoo's button, under a busy worker."""
+    changes = {
+        "upgrade": lambda: shop.world.install("sidestream_chaos", upgrade=True),
+        "install": lambda: shop.world.install("base_import"),
+        "uninstall": lambda: shop.user.call("ir.module.module", "button_immediate_uninstall", [module]),
+    }
+    [module] = shop.user.call("ir.module.module", "search", [["name", "=", "base_import"]])
+    times = {}
+    with Producer(shop) as producer:
+        for name, change in changes.items():
+            producer.wait_until_busy()
+            began = datetime.now(UTC)
+            change()
+            times[name] = (began, datetime.now(UTC))
+        producer.wait_until_busy()
+    assert {tuple(shop.end(*one).values()) for one in producer.started} == {(1, "done", "")}
+    with shop.world.connect() as connection:
+        wrong = "SELECT count, name FROM chaos_probe WHERE name = 'works' AND count <> 1"
+        assert connection.execute(wrong).fetchall() == [], "of a call that was refused too"
+        for name, (began, ended) in times.items():
+            ran, waited = connection.execute(
+                "SELECT count(*) FILTER (WHERE started_at < %(began)s AND ended_at > %(began)s), "
+                "count(*) FILTER (WHERE created_at < %(ended)s AND ended_at > %(ended)s) "
+                "FROM sidestream_job WHERE action = 'chaos.probe.works'",
+                {"began": began.replace(tzinfo=None), "ended": ended.replace(tzinfo=None)},
+            ).fetchone() or (0, 0)
+            assert ran, f"no job ran when the {name} began"
+            assert waited, f"no job waited when the {name} ended"
+
+
+class Producer:
+    """Somebody who enqueues jobs of 0.4 s a little faster than two children do them."""
+
+    def __init__(self, shop: Shop) -> None:
+        self.started: list[tuple[int, int]] = []
+        self._shop = shop
+        self._user = Session(shop.server.url, DATABASE, "admin", "admin")
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._end.set()
+        self._thread.join()
+
+    def wait_until_busy(self) -> None:
+        """Wait until jobs that are enqueued from now on are done, and others wait behind them."""
+        first, deadline = self._count("true"), time.monotonic() + 60
+        while not (self._count("state = 'done'") > first and self._count("state = 'open'") > 3):
+            assert time.monotonic() < deadline, self._shop.world.worker_log()[-2000:]
+            time.sleep(0.05)
+
+    def _count(self, which: str) -> int:
+        with self._shop.world.connect() as connection:
+            found = connection.execute(
+                f"SELECT count(*) FROM sidestream_job WHERE action = 'chaos.probe.works' AND {which}"
+            ).fetchone()
+        assert found is not None
+        return int(found[0])
+
+    def _run(self) -> None:
+        while not self._end.wait(0.15):  # the pace of the load
+            try:
+                probe, job = self._user.call("chaos.probe", "start", [], "works", 0.4)
+            except (OdooError, OSError):  # a server that loads its registry refuses some calls: they made no job
+                continue
+            self.started.append((probe, job))
 
 
 def test_a_worker_says_which_database_it_cannot_load(shop: Shop) -> None:

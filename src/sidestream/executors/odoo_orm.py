@@ -301,7 +301,7 @@ class OdooOrm:
     def _fresh(self, along: odoo_along.Along) -> Verdict | None:
         """Look at what other processes did since: a new registry, other caches, modules on the way."""
         if along.modules_change:
-            return Release("paused: modules are being installed, upgraded or removed", UPGRADE_DELAY)
+            return Release(f"{ReleaseReason.PAUSED}: modules are being installed, upgraded or removed", UPGRADE_DELAY)
         registry = self._registry
         if along.registry != registry.registry_sequence:
             self.stale = True

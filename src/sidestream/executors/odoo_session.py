@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import psycopg2
+from psycopg2.extensions import STATUS_READY as READY
 
 from sidestream.errors import ActionError
 from sidestream.executors.guarded_cursor import Guard, guard_class
@@ -87,13 +88,21 @@ class OdooSession:
             raise self._explain(error) from error
 
     def committed(self) -> None:
-        """After a commit: forget what was cached, run the hooks, tell other processes what changed."""
+        """After a commit: forget what was cached, run the hooks, tell other processes what changed.
+
+        What a hook reads or writes with this cursor begins a transaction. It ends here, as it does where Odoo closes
+        the cursor of a request; the next job would otherwise open in its snapshot, and commit what it wrote.
+        """
         cr = self._cr
         cr.clear()
         cr._now = None
         cr.prerollback.clear()
         cr.postrollback.clear()
-        cr.postcommit.run()
+        try:
+            cr.postcommit.run()
+        finally:
+            if cr._cnx.status != READY:
+                self.guard.rollback(cr)
         self.registry.signal_changes()
 
     def rollback(self) -> None:

@@ -53,6 +53,7 @@ class ReleaseReason:
     BLOCKED = "blocked"  # an open job with the same key and a smaller id stands before it
     NOT_DUE = "scheduled"  # its row says later
     PARKED = "parked"  # no worker here knows the action
+    PAUSED = "paused"  # the application is being changed by a person
     CONFLICT = "conflict"  # serialization failures outlasted the loop
     SUSPECT = "suspect"  # its last host died; it has to run alone
     STOPPING = "stopping"  # this worker is draining, or needs its child back

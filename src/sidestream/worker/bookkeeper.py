@@ -18,7 +18,7 @@ from sidestream.job.job import MAX_CRASHES, MAX_RELEASES
 from sidestream.job.outcome import Bury, Outcome, Release, ReleaseReason, Retry
 from sidestream.job.reference import Reference
 from sidestream.job.retry import RetryPolicy
-from sidestream.store import attempts, control, rows, sessions
+from sidestream.store import attempts, bulk, control, rows, sessions
 from sidestream.store.adapter import translate
 from sidestream.worker import wire
 from sidestream.worker.handling import Handling
@@ -143,6 +143,11 @@ class Bookkeeper:
             # It is for another release or another database: waiting for a worker of that is no fault, however long.
             self._tell_parked(reference, outcome.reason)
             return Handling(delay_ms=int(PARKED_AGAIN * 1000))
+        if outcome.reason.startswith(ReleaseReason.PAUSED):
+            # A person does that, maybe for a night: the row tells it once, and nothing is counted.
+            if not reference.direct and self._connect is not None:
+                self._run(lambda cursor: bulk.note_reason(cursor, [reference.id], outcome.reason))
+            return Handling(delay_ms=int((outcome.delay or 0) * 1000))
         if reference.direct and delivery.releases + 1 >= MAX_RELEASES:
             return Handling(bury=f"It was handed back {MAX_RELEASES} times: {outcome.reason}.")
         return Handling(

@@ -70,6 +70,15 @@ class ChaosProbe(models.Model):
         def hook():
             raise RuntimeError("a hook after the commit fails")
 
+    @action(run_as="superuser", retry=ONCE)
+    def hook_writes(self):
+        self.count += 1
+
+        @self.env.cr.postcommit.add
+        def hook():
+            self.count += 100
+            self.env.flush_all()
+
     @action(run_as="superuser", retry=ONCE, three_step=True)
     def asks_outside(self):
         yield lambda key: self.search_count([])

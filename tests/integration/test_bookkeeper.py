@@ -1,0 +1,37 @@
+"""What a delivery that is handed back costs its row."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import psycopg
+
+from sidestream.broker.protocol import Delivery, Lease, lane
+from sidestream.job.job import MAX_RELEASES, Job
+from sidestream.job.outcome import Release, ReleaseReason
+from sidestream.store import rows, schema
+from sidestream.worker.bookkeeper import Bookkeeper
+from sidestream.worker.handling import Handling
+from sidestream.worker.options import WorkerOptions
+from sidestream.worker.state import WorkerState
+from sidestream.worker.wire import Finding
+
+PAUSED = f"{ReleaseReason.PAUSED}: modules are being installed"
+
+
+def test_a_pause_of_the_application_costs_nothing_however_long_it_lasts(database: str, tmp_path: Path) -> None:
+    """An upgrade may take a night; a job that looks again every 2 s would be dead after half an hour."""
+    with psycopg.connect(database, autocommit=True) as look:
+        with look.transaction(), look.cursor() as cursor:
+            known = schema.install(cursor)
+            [stored] = rows.insert(cursor, [Job("test.act")])
+        state = WorkerState(WorkerOptions("me", (lane(known.tag, "default"),), "00", tmp_path, children=1))
+        books = Bookkeeper(state, lambda: psycopg.connect(database, autocommit=True))
+        reference = stored.reference(known)
+        for releases in (0, 1, MAX_RELEASES, 10 * MAX_RELEASES):
+            delivery = Delivery(reference, "lane", Lease(b"1", "me", 1), 0, None, releases=releases)
+            handling = books.found(delivery, Finding(0, Release(PAUSED, 2.0), -1))
+            assert handling == Handling(delay_ms=2000)
+        books.close()
+        row = look.execute("SELECT state, reason, releases, attempts FROM sidestream_job").fetchone()
+    assert row == ("open", PAUSED, 0, 0)
