@@ -4,6 +4,7 @@ import json
 import logging
 import threading
 import uuid
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -91,7 +92,9 @@ def _enqueue(records, method, action, args, kwargs, options):
     env = records.env
     jobs = env["sidestream.job"]
     company = env.company
-    if env.context.get(INLINE) or (company and not company._sidestream_is_enabled(company.id)):
+    later = options.get("run_at") is not None or options.get("delay")
+    off = company and not later and not company._sidestream_is_enabled(company.id)
+    if env.context.get(INLINE) or off:
         for part in _parts(records, options.get("split")):
             _call_inline(part, method, action, args, kwargs)
         return jobs
@@ -110,14 +113,34 @@ def _parts(records, split):
 
 
 def _call_inline(records, method, action, args, kwargs):
-    """Do it here and now, in the caller's transaction: with the caller's rights, or those that the action declares."""
+    """Do it here and now, in the caller's transaction: with the caller's rights, or those that the action declares.
+
+    An action that commits in parts only flushes: the caller's own half-done work must not be committed by it.
+    """
     if action.run_as == "superuser":
         records = records.sudo()
     elif action.run_as != "user":
         records = records.with_user(_user_id(records.env, action))
-    result = getattr(records, method)(*args, **kwargs)
+    with one_transaction(records.env.cr, action):
+        result = getattr(records, method)(*args, **kwargs)
     if action.three_step:
         run_steps(result, f"inline:{uuid.uuid4()}")
+
+
+@contextmanager
+def one_transaction(cr, action):
+    """Let the ``cr.commit()`` of an action that commits in parts only flush, outside a worker; others as they are."""
+    if action is None or action.commits != "relock":
+        yield
+        return
+    before = vars(cr).get("commit")
+    cr.commit = cr.flush
+    try:
+        yield
+    finally:
+        del cr.commit
+        if before is not None:
+            cr.commit = before
 
 
 def run_steps(steps, key):

@@ -105,16 +105,16 @@ def background(shop: Shop) -> tuple[list[float], list[Sample], list[int], float]
 def table(figures: dict[str, float], proof: Proof, samples: dict[str, int]) -> Table:
     """Return what a person reads."""
     shown = Table(title="Confirm a quotation: ship it, invoice it")
-    for column in ("", "Odoo's own Confirm", "all inline", "with Sidestream"):
+    for column in ("", "Odoo alone", "all inline", "with Sidestream"):
         shown.add_column(column)
     shown.add_row(
-        "the user waits (median of ten)",
+        "the user waits for Confirm (median of ten)",
         f"{figures['confirm_only_s']:.2f} s",
         f"{figures['inline_s']:.2f} s",
         f"{figures['background_s']:.2f} s",
     )
     shown.add_row(
-        "a colleague opens the stock screen (p95)",
+        "a colleague opens the stock screen (p95; of Odoo alone while it is idle)",
         f"{figures['stock_p95_idle_ms']:.0f} ms",
         f"{figures['stock_p95_inline_ms']:.0f} ms",
         f"{figures['stock_p95_background_ms']:.0f} ms",
@@ -133,8 +133,8 @@ def table(figures: dict[str, float], proof: Proof, samples: dict[str, int]) -> T
     return shown
 
 
-def run(shop: Shop) -> dict[str, float]:
-    """Run the three arms; print the table and return the figures."""
+def run(shop: Shop) -> tuple[dict[str, float], bool]:
+    """Run the three arms; print the table; return the figures, and whether everything was right."""
     console.print("1. Idle, and Confirm as Odoo has it ...")
     confirm_only, idle = idle_and_confirm(shop)
     console.print("2. Ten orders with everything inline ...")
@@ -161,7 +161,7 @@ def run(shop: Shop) -> dict[str, float]:
     console.print(table(figures, proof, {"idle": len(idle), "inline": len(inline_samples), "background": len(samples)}))
     for sentence in proof.wrong:
         console.print(f"WRONG: {sentence}")
-    return figures
+    return figures, not proof.wrong
 
 
 def main() -> None:
@@ -172,7 +172,7 @@ def main() -> None:
     try:
         shop.start()
         ready = time.time()
-        figures = run(shop)
+        figures, right = run(shop)
         figures["setup_s"] = round(ready - began, 1)
         figures["total_s"] = round(time.time() - began, 1)
         hold = os.environ.get("HOLD", "yes") != "no"
@@ -187,7 +187,7 @@ def main() -> None:
                 signal.pause()
     finally:
         shop.close()
-    if figures["lost"] or figures["doubled"]:
+    if not right:
         sys.exit(1)
 
 

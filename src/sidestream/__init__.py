@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from sidestream.store.control import cancel, retry, run_now
     from sidestream.store.retention import prune
     from sidestream.store.schema import adopt, identify, install
-    from sidestream.wiring import Jobs, hasten
+    from sidestream.wiring import Jobs, hasten, why_waiting
 
 _HOMES = {
     "Action": "sidestream.executors.actions",
@@ -64,6 +64,7 @@ _HOMES = {
     "render_template": "sidestream.job.template",
     "retry": "sidestream.store.control",
     "run_now": "sidestream.store.control",
+    "why_waiting": "sidestream.wiring",
 }
 
 __all__ = [
@@ -98,6 +99,7 @@ __all__ = [
     "render_template",
     "retry",
     "run_now",
+    "why_waiting",
 ]
 
 

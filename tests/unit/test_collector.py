@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +19,9 @@ import pytest
 
 from sidestream.broker.memory import MemoryBroker
 from sidestream.broker.protocol import Delivery, Lease
+from sidestream.executors.protocol import ActionFacts
 from sidestream.job.reference import row_reference
+from sidestream.job.retry import RetryPolicy
 from sidestream.worker import wire
 from sidestream.worker.collector import Collector
 from sidestream.worker.dispatcher import Dispatcher
@@ -25,7 +29,9 @@ from sidestream.worker.options import WorkerOptions
 from sidestream.worker.pool import ProcessPool
 from sidestream.worker.slots import Slots
 from sidestream.worker.state import ChildState, Doom, WorkerState
+from sidestream.worker.zygote import facts_to_wire
 
+QUEUES = (("order.print", "pdf"), ("order.ship", "default"), ("invoice.print", "pdf"))
 FAKE_ZYGOTE = """
 import os, socket, sys, time
 import msgpack
@@ -124,6 +130,22 @@ def collecting(parts: SimpleNamespace) -> Iterator[ChildState]:
     finally:
         parts.state.stopped = True
         thread.join(20)
+
+
+def test_a_queue_that_is_not_served_is_told_when_its_actions_are_known(
+    parts: SimpleNamespace, caplog: pytest.LogCaptureFixture
+) -> None:
+    parts.state.options = replace(parts.state.options, lanes=("00:default",))
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    facts = [ActionFacts(name, bytes([at] * 4), None, RetryPolicy(), queue) for at, (name, queue) in enumerate(QUEUES)]
+    for _ in range(2):  # a zygote that is started anew and knows the same says nothing new
+        wire.send(theirs, ("ready", [facts_to_wire(one) for one in facts]))
+        parts.collector._zygote_says(ours)
+    ours.close()
+    theirs.close()
+    assert [record.getMessage().partition(" is not served")[0] for record in caplog.records] == [
+        "The queue 'pdf' of invoice.print, order.print"
+    ]
 
 
 def test_a_child_that_dies_with_a_batch_gives_it_back_once(parts: SimpleNamespace) -> None:

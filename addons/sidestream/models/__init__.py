@@ -1,1 +1,9 @@
-from . import base, ir_module_module, res_company, sidestream_attempt, sidestream_job, sidestream_job_running
+from . import (
+    base,
+    ir_module_module,
+    res_company,
+    sidestream_attempt,
+    sidestream_job,
+    sidestream_job_running,
+    sidestream_job_told,
+)

@@ -1,25 +1,18 @@
 import logging
 import threading
-from datetime import UTC, datetime, timedelta
 
-from sidestream import cancel, declared, hasten, retry, run_now
+from sidestream import SidestreamError, cancel, hasten, retry, run_now, why_waiting
 
 from odoo import api, fields, models
 from odoo.exceptions import AccessError, UserError
-from odoo.fields import Domain
-from odoo.tools import SQL, format_datetime
+from odoo.tools import SQL
 
-from ..action import labels
 from ..enqueuing import settings_of
 
 _logger = logging.getLogger(__name__)
 
-NAMED = 3
-"""How many records of a job are named in a list."""
 HASTENED = 100
 """Of how many jobs that a button was pressed for Redis hears at once; of the others in a few seconds."""
-EARLY = timedelta(seconds=1)
-"""How long before its time a job may begin, because clocks differ."""
 LOOSE = {"user_id": "res_users", "company_id": "res_company"}
 """What a job names without a foreign key: a deleted user's jobs stay, and are shown with nobody."""
 
@@ -54,6 +47,11 @@ class SidestreamJob(models.Model):
     )
     created_at = fields.Datetime(string="Requested", readonly=True)
     run_at = fields.Datetime(string="Not Before", readonly=True)
+    expires_at = fields.Datetime(string="Expires", readonly=True, help="Cancelled if it has not started by then.")
+    started_at = fields.Datetime(string="Started", readonly=True, help="When the run that succeeded began.")
+    priority = fields.Integer(readonly=True, help="From 0, which is first, to 9.")
+    group_name = fields.Char(string="Shares Fairly As", readonly=True)
+    limit_key = fields.Char(string="Counts Against", readonly=True)
     ended_at = fields.Datetime(string="Ended", readonly=True)
     attempts = fields.Integer(string="Failed Attempts", readonly=True)
     forgiven = fields.Integer(string="Of Them Before Retry", readonly=True)
@@ -66,108 +64,11 @@ class SidestreamJob(models.Model):
     attempt_ids = fields.One2many("sidestream.attempt", "job_id", string="What Happened", readonly=True)
     name = fields.Char(string="Job", compute="_compute_name", search="_search_name")
     status = fields.Char(compute="_compute_status", help="What the job does, waits for or failed with, in a few words.")
-    records = fields.Char(string="About", compute="_compute_records")
+    records = fields.Char(string="About", compute="_compute_records", search="_search_records")
+    running_since = fields.Datetime(compute="_compute_running_since", help="Of a job that has run for some seconds.")
     duration = fields.Char(
         string="Took", compute="_compute_duration", help="From the request to the end, with all waiting."
     )
-
-    @api.depends("action")
-    def _compute_display_name(self):
-        for job in self:
-            job.display_name = self.env._("%(name)s (job %(id)s)", name=job.name, id=job.id)
-
-    @api.depends("action")
-    def _compute_name(self):
-        for job in self:
-            model, _, method = (job.action or "").rpartition(".")
-            action = declared(type(self.env[model]), method) if model in self.env else None
-            words = method.strip("_").replace("_", " ")
-            job.name = (action and action.label) or words[:1].upper() + words[1:]
-
-    def _search_name(self, operator, value):
-        if operator not in ("ilike", "=ilike", "like", "=like", "=") or not isinstance(value, str):
-            return NotImplemented
-        wanted = value.strip("%").casefold()
-        methods = [name for name, texts in labels.items() if any(wanted in text.casefold() for text in texts)]
-        words = wanted.replace(" ", "_")
-        return Domain.OR(
-            [Domain("action", "ilike", words)] + [Domain("action", "=like", f"%.{name}") for name in methods]
-        )
-
-    @api.depends("state", "run_at", "attempts", "forgiven", "reason", "error")
-    def _compute_status(self):
-        soon = datetime.now(UTC).replace(tzinfo=None) + EARLY
-        for job in self:
-            failed = job.attempts > job.forgiven
-            if job.state != "open":
-                job.status = job._what_went_wrong() if job.state in ("dead", "cancelled") else False
-            elif job.run_at and job.run_at > soon:
-                at = format_datetime(self.env, job.run_at, dt_format="short")
-                job.status = (
-                    self.env._("Tries again %(at)s: %(error)s", at=at, error=job._what_went_wrong())
-                    if failed
-                    else self.env._("Scheduled for %s", at)
-                )
-            else:
-                job.status = job.reason or self.env._("Waiting or running")
-
-    def _what_went_wrong(self):
-        """Return the error as the user's own dialog would have shown it, without the exception's name."""
-        kind, colon, text = (self.error or "").partition(": ")
-        return text if colon and kind.isidentifier() else kind + colon + text
-
-    @api.depends("created_at", "ended_at")
-    def _compute_duration(self):
-        for job in self:
-            job.duration = self._spelled(job.ended_at - job.created_at) if job.ended_at and job.created_at else False
-
-    def _spelled(self, span):
-        seconds = max(0.0, span.total_seconds())
-        if seconds < 60:
-            return self.env._("%s s", f"{seconds:.{0 if seconds >= 10 else 1}f}")
-        minutes = int(seconds // 60)
-        if minutes < 60:
-            return self.env._("%(minutes)s min %(seconds)s s", minutes=minutes, seconds=int(seconds % 60))
-        if minutes < 24 * 60:
-            return self.env._("%(hours)s h %(minutes)s min", hours=minutes // 60, minutes=minutes % 60)
-        return self.env._("%(days)s d %(hours)s h", days=minutes // 1440, hours=minutes // 60 % 24)
-
-    def _compute_records(self):
-        links = self._links()
-        wanted = {}
-        for found in links.values():
-            for model, (first, _count) in found.items():
-                wanted.setdefault(model, set()).update(first)
-        names = {model: self._readable_names(model, sorted(ids)) for model, ids in wanted.items()}
-        for job in self:
-            shown = []
-            for model, (first, count) in links.get(job.id, {}).items():
-                shown += [names[model][one] for one in first if one in names[model]]
-                if count > NAMED:
-                    shown.append(self.env._("and %s more", count - NAMED))
-            job.records = ", ".join(shown)
-
-    @api.model
-    def _readable_names(self, model, ids):
-        """Return the names of those records that are still there and that the user may read."""
-        if model not in self.env or not self.env[model].has_access("read"):
-            return {}
-        found = self.env[model].browse(ids).exists()._filtered_access("read")
-        return {record.id: record.display_name for record in found}
-
-    def _links(self):
-        """Return for each job {model: (the first ids, how many)}."""
-        if not self.ids:
-            return {}
-        self.env.cr.execute(
-            "SELECT job_id, model, (array_agg(record_id ORDER BY record_id))[:%s], count(*) FROM sidestream_job_record "
-            "WHERE job_id = ANY(%s) GROUP BY job_id, model",
-            [NAMED, self.ids],
-        )
-        found = {}
-        for job_id, model, first, count in self.env.cr.fetchall():
-            found.setdefault(job_id, {})[model] = (first, count)
-        return found
 
     @api.model
     def _of_records(self, records):
@@ -239,6 +140,18 @@ class SidestreamJob(models.Model):
         """Let scheduled and retrying jobs run at once."""
         return self._ask(run_now, waiting=True)
 
+    def action_why(self):
+        """Say why the job waits, or how it ended: rules, limits, other jobs and workers are looked at."""
+        self.ensure_one()
+        self.check_access("read")
+        if not self.env.user.has_group("sidestream.group_manager"):
+            raise AccessError(self.env._("The answer names other jobs, so it is for managers of background jobs."))
+        try:
+            sentence = why_waiting(settings_of(self.env.cr.dbname), self.id)
+        except SidestreamError as error:
+            raise UserError(str(error)) from error
+        return self._notification(sentence or self.env._("This job is not there any more."), sticky=True)
+
     def action_open_records(self):
         """Show the record, or the records, that the job is about."""
         self.ensure_one()
@@ -282,10 +195,16 @@ class SidestreamJob(models.Model):
                                  done=len(done), all=len(self))  # fmt: skip
         else:
             message = self.env._("Nothing to do: the state of these jobs does not allow it.")
+        answer = self._notification(message)
+        answer["params"]["next"] = {"type": "ir.actions.client", "tag": "soft_reload"}
+        return answer
+
+    @staticmethod
+    def _notification(message, *, sticky=False):
         return {
             "type": "ir.actions.client",
             "tag": "display_notification",
-            "params": {"message": message, "type": "info", "next": {"type": "ir.actions.client", "tag": "soft_reload"}},
+            "params": {"message": message, "type": "info", "sticky": sticky},
         }
 
     def _tell_after_commit(self, job_ids, waiting):

@@ -97,7 +97,8 @@ class Trap:
         """Run every job that did not run yet, in order, as a worker would: those that come up meanwhile, too.
 
         User, company, language and records are the job's, rights are checked, and nothing of what the test has in its
-        caches is there. Jobs for later run now. An error is raised as it is, and the job's effects are rolled back.
+        caches is there. Jobs for later run now; an action that commits in parts only flushes. An error is raised as it
+        is, and the job's effects are rolled back.
         """
         with self._catching():
             while self._performed < len(self.jobs):
@@ -131,16 +132,17 @@ class Trap:
 
     def _call(self, jobs, name, payload, job_id, user_id, context, attempts):
         model, _, method = name.rpartition(".")
-        result = jobs._sidestream_call(
-            name,
-            payload["args"],
-            payload["kwargs"],
-            job_id=job_id,
-            user_id=user_id,
-            context=context,
-            attempt=attempts + 1,
-        )
         action = declared(type(jobs.env[model]), method)
+        with enqueuing.one_transaction(jobs.env.cr, action):
+            result = jobs._sidestream_call(
+                name,
+                payload["args"],
+                payload["kwargs"],
+                job_id=job_id,
+                user_id=user_id,
+                context=context,
+                attempt=attempts + 1,
+            )
         if action is not None and action.three_step:
             enqueuing.run_steps(self._as_apart(jobs.env.cr, result), jobs._sidestream_idempotency_key(job_id))
 

@@ -95,6 +95,15 @@ class TestSidestreamOrder(models.Model):
         self.env.flush_all()
         raise UserError(self.env._("It failed."))
 
+    @action(commits="relock")
+    def in_parts(self):
+        """Commit a part, then fail when there is no carrier."""
+        self.note = "first part"
+        self.env.cr.commit()  # pylint: disable=invalid-commit  # declared
+        if not self.carrier_id:
+            raise UserError(self.env._("No carrier."))
+        self.note = "both parts"
+
     @action
     def chain(self, times):
         """Enqueue the next."""

@@ -163,14 +163,59 @@ class TestButtons(JobCase):
         for change, status in (
             ("attempts = 2, error = 'UserError: No courier.'", "^Tries again .*: No courier.$"),
             ("forgiven = 2", "^Scheduled for "),
-            ("run_at = now() AT TIME ZONE 'UTC', reason = 'job 1 of the same key is first'", "^job 1 of the same key"),
-            ("state = 'dead', error = 'Not: an exception'", "^an exception$"),
+            ("run_at = now() AT TIME ZONE 'UTC'", "^Waiting or running$"),
+            ("reason = 'the bank opens at nine'", "^the bank opens at nine$"),
+            ("reason = 'locked'", "^Somebody edits it, or it runs elsewhere$"),
+            ("reason = 'blocked'", "^Waits behind an earlier job with the same order key$"),
+            ("reason = 'conflict'", "^Others changed the same records"),
+            ("reason = 'stopping'", "^Its worker restarts$"),
+            ("reason = 'paused: modules are being installed'", "^Waits until modules are installed"),
+            ("reason = 'parked: no worker here knows its action'", "^No worker knows its action"),
+            ("reason = 'lost: the server closed the connection'", "^The database did not answer"),
+            ("state = 'dead', error = 'UserError: Not: so'", "^Not: so$"),
+            ("error = 'Address: the customer has none.'", "^Address: the customer has none.$"),
             ("error = 'It was handed back: too often'", "^It was handed back: too often$"),
+            ("state = 'cancelled', reason = 'expired: it was to be started by then'", "^It had expired before"),
+            ("reason = 'duplicate of 7'", "^The same as job 7$"),
+            ("reason = 'replaced by 8'", "^Replaced by job 8$"),
+            ("reason = NULL", "^$"),
             ("state = 'done', error = NULL", "^$"),
         ):
             self.env.cr.execute(f"UPDATE sidestream_job SET {change} WHERE id = %s", [job.id])
             self.env.invalidate_all()
             self.assertRegex(job.status or "", status)
+
+    def test_how_long_it_runs(self):
+        job = self.order.enqueue().remember()
+        for event, status in (("started", "^Running since "), ("crashed", "^Waiting or running$")):
+            self.env.cr.execute(
+                "INSERT INTO sidestream_attempt (job_id, supervisor, slot, event) VALUES (%s, 's', 0, %s)",
+                [job.id, event],
+            )
+            self.env.invalidate_all()
+            self.assertRegex(job.status, status)
+
+    def test_why_it_waits(self):
+        """The engine's sentence, over a connection of its own: it does not see what this test did."""
+        job = self.order.with_user(self.user).enqueue().remember()
+        with self.assertRaisesRegex(AccessError, "for managers"):
+            job.with_user(self.user).action_why()
+        told = []
+        self.patch(sidestream_job, "why_waiting", lambda settings, job_id: told.append(job_id) or "It waits.")
+        answer = job.with_user(self.manager).action_why()
+        self.assertEqual((told, answer["params"]["message"]), ([job.id], "It waits."))
+        self.patch(sidestream_job, "why_waiting", lambda settings, job_id: None)
+        self.assertIn("not there any more", job.with_user(self.manager).action_why()["params"]["message"])
+
+    def test_found_by_its_record(self):
+        jobs = self.env["sidestream.job"].search([])
+        mine = self.order.with_user(self.user).enqueue().remember()
+        other = self.orders[1].with_user(self.user).enqueue().remember()
+        found = self.env["sidestream.job"].search([("records", "ilike", self.order.name)]) - jobs
+        self.assertEqual((found, other.records), (mine, self.orders[1].name))
+        found = self.env["sidestream.job"].with_user(self.colleague).search([("records", "=", self.order.name)])
+        self.assertFalse(found & mine)
+        self.assertFalse(self.env["sidestream.job"].search([("records", "ilike", "no such order")]))
 
     def test_open_what_it_is_about(self):
         action = self.order.enqueue().remember().action_open_records()

@@ -3,6 +3,7 @@ from datetime import UTC, datetime, timedelta, timezone
 from sidestream import InvalidJob, UnknownAction, UnsupportedOption
 
 from odoo import fields
+from odoo.exceptions import UserError
 
 from odoo.addons.sidestream import enqueuing
 
@@ -235,6 +236,31 @@ class TestEnqueue(JobCase):
             self.order.with_company(self.other_company).enqueue().remember()
         self.assertEqual(len(trap.jobs), 1)
         self.assertEqual(self.remembered()["args"], "('now',)")
+
+    def test_company_that_switched_off_and_a_job_for_later(self):
+        """A reminder of next month is not for now because somebody switched off."""
+        self.company.sidestream_enabled = False
+        for options in ({"delay": 3600}, {"run_at": "2099-01-01"}):
+            job = self.order.enqueue(**options).remember()
+            self.assertEqual(job.state, "open")
+        self.assertFalse(self.order.note)
+
+    def test_parts_are_not_committed_in_the_user_s_transaction(self):
+        """TransactionCase fails on every commit; what was half done goes with the user's own work."""
+        orders = self.orders.with_context(sidestream_inline=True)
+        before = self.env.cr.commit
+        orders[0].enqueue().in_parts()
+        self.assertEqual(orders[0].note, "both parts")
+        orders[1].carrier_id = False
+        with self.assertRaisesRegex(UserError, "No carrier"), self.env.cr.savepoint():
+            orders[1].enqueue().in_parts()
+        self.assertFalse(orders[1].note)
+        self.assertEqual(self.env.cr.commit, before)
+        with self.trap() as trap:
+            self.orders[2].enqueue().in_parts()
+        trap.perform()
+        self.assertEqual(self.orders[2].note, "both parts")
+        self.assertEqual(self.env.cr.commit, before)
 
     def test_company_is_asked_once(self):
         self.order.enqueue().remember()

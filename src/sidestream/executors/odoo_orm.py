@@ -121,7 +121,7 @@ class OdooOrm:
         self._warm_up({name.rpartition(".")[0] for name in actions})
         odoo.sql_db.close_all()  # a connection that parent and child share would be one session for both
         share_memory()
-        return [ActionFacts(name, tag(name, 4), action.hard_limit, action.retry) for name, action in actions.items()]
+        return [ActionFacts(name, tag(name, 4), a.hard_limit, a.retry, a.queue) for name, a in actions.items()]
 
     def _along_of(self, model: Any) -> tuple[str, ...]:
         table = model._table if self._has_table(model) else None

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from sidestream.job.job import DEFAULT_QUEUE
 from sidestream.job.outcome import Bury, Done, Release
 from sidestream.job.retry import RetryPolicy
 
@@ -32,6 +33,8 @@ class ActionFacts:
     tag: bytes
     hard_limit: float | None
     retry: RetryPolicy
+    #: The backlog of its jobs that name none.
+    queue: str = DEFAULT_QUEUE
 
 
 @dataclass(slots=True)

@@ -82,7 +82,7 @@ class PythonCall:
         """Import the application's module."""
         if isinstance(self._app, str):
             self._actions = load_actions(self._app)
-        return [ActionFacts(a.name, tag(a.name, 4), a.hard_limit, a.retry) for a in self._actions]
+        return [ActionFacts(a.name, tag(a.name, 4), a.hard_limit, a.retry, a.queue) for a in self._actions]
 
     def begin(self, slot: int) -> None:
         """Name this child's session; it is opened by the first job that needs it."""

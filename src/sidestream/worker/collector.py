@@ -10,12 +10,12 @@ import selectors
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, Protocol
 
 from sidestream.broker.protocol import Delivery
 from sidestream.crashpoints import crash_point
-from sidestream.executors.protocol import FollowUp
+from sidestream.executors.protocol import ActionFacts, FollowUp
 from sidestream.worker import wire
 from sidestream.worker.dispatcher import Dispatcher
 from sidestream.worker.pool import ProcessPool
@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 
 TICK = 0.05
 """Seconds between two looks at limits and stalls."""
+NAMED = 5
+"""Most actions that a warning names."""
 ZYGOTE_PAUSE = 1.0
 """Seconds until the next zygote when the last one died before it was ready: the next may meet the same."""
 
@@ -120,6 +122,7 @@ class Collector:
                 known = {fact.tag: fact for fact in map(facts_from_wire, facts)}
                 if known.keys() != self._state.actions.keys():
                     self._state.announced = False
+                    self._tell_unserved(known.values())
                 self._state.actions = known
                 self._on_actions()
                 self._pool.ready = control is self._pool.control
@@ -129,6 +132,18 @@ class Collector:
                 self._buried(pid, status)
             case ["failed", reason]:
                 self.failure = reason
+
+    def _tell_unserved(self, actions: Collection[ActionFacts]) -> None:
+        """Say which queues need another worker: jobs in a queue that nobody serves wait without an error."""
+        served = {lane.partition(":")[2] for lane in self._state.options.lanes}
+        for queue in sorted({facts.queue for facts in actions} - served):
+            log.warning(
+                "The queue %r of %s is not served by this worker: their jobs wait unless another one serves it. "
+                "To serve it here, name it in the setting queues.",
+                queue,
+                ", ".join(sorted(facts.name for facts in actions if facts.queue == queue)[:NAMED]),
+                extra={"action": "queue_not_served"},
+            )
 
     def _zygote_ended(self, control: socket.socket) -> None:
         self._selector.unregister(control)

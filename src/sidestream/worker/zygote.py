@@ -50,13 +50,13 @@ class Orders(NamedTuple):
 def facts_to_wire(facts: ActionFacts) -> tuple[object, ...]:
     """Return the plain values of ``facts``."""
     # Exceptions are met, and their policies applied, in the child; classes do not travel.
-    return (facts.name, facts.tag, facts.hard_limit, asdict(replace(facts.retry, by_exception={})))
+    return (facts.name, facts.tag, facts.hard_limit, asdict(replace(facts.retry, by_exception={})), facts.queue)
 
 
 def facts_from_wire(plain: Any) -> ActionFacts:
     """Return what :func:`facts_to_wire` took apart."""
-    name, action_tag, hard_limit, retry = plain
-    return ActionFacts(name, action_tag, hard_limit, RetryPolicy(**retry))
+    name, action_tag, hard_limit, retry, queue = plain
+    return ActionFacts(name, action_tag, hard_limit, RetryPolicy(**retry), queue)
 
 
 class Zygote:

@@ -1,0 +1,186 @@
+import re
+from datetime import UTC, datetime, timedelta
+
+from sidestream import declared
+
+from odoo import api, models
+from odoo.fields import Domain
+from odoo.tools import format_datetime
+
+from ..action import labels
+
+NAMED = 3
+"""How many records of a job are named in a list."""
+FOUND = 1000
+"""Most records of a name, and most jobs of a model, that a search looks at."""
+EXCEPTION = re.compile(r"[A-Z][a-z0-9]*([A-Z][A-Za-z0-9]*)+")
+"""How an exception's name looks (UserError, OSError), which is for developers; "Address: ..." is somebody's text."""
+# A skip scan: one look into the index a model, however many links there are.
+DISTINCT_MODELS = """
+    WITH RECURSIVE found (model) AS (
+        (SELECT model FROM sidestream_job_record ORDER BY model LIMIT 1)
+        UNION ALL
+        SELECT (SELECT r.model FROM sidestream_job_record r WHERE r.model > found.model ORDER BY r.model LIMIT 1)
+        FROM found WHERE found.model IS NOT NULL)
+    SELECT model FROM found WHERE model IS NOT NULL"""
+EARLY = timedelta(seconds=1)
+"""How long before its time a job may begin, because clocks differ."""
+
+
+class SidestreamJobTold(models.Model):
+    """What people are told of a job: its name, what it is about, how it is."""
+
+    _inherit = "sidestream.job"
+
+    @api.depends("action")
+    def _compute_display_name(self):
+        for job in self:
+            job.display_name = self.env._("%(name)s (job %(id)s)", name=job.name, id=job.id)
+
+    @api.depends("action")
+    def _compute_name(self):
+        for job in self:
+            model, _, method = (job.action or "").rpartition(".")
+            action = declared(type(self.env[model]), method) if model in self.env else None
+            words = method.strip("_").replace("_", " ")
+            job.name = (action and action.label) or words[:1].upper() + words[1:]
+
+    def _search_name(self, operator, value):
+        if operator not in ("ilike", "=ilike", "like", "=like", "=") or not isinstance(value, str):
+            return NotImplemented
+        wanted = value.strip("%").casefold()
+        methods = [name for name, texts in labels.items() if any(wanted in text.casefold() for text in texts)]
+        words = wanted.replace(" ", "_")
+        return Domain.OR(
+            [Domain("action", "ilike", words)] + [Domain("action", "=like", f"%.{name}") for name in methods]
+        )
+
+    def _compute_running_since(self):
+        """A worker notes what runs for longer than a few seconds; the next thing that happens is noted after it."""
+        self.env.cr.execute(
+            "SELECT DISTINCT ON (job_id) job_id, event, at FROM sidestream_attempt WHERE job_id = ANY(%s) "
+            "ORDER BY job_id, id DESC",
+            [[job.id for job in self if job.state == "open"]],
+        )
+        since = {job_id: at for job_id, event, at in self.env.cr.fetchall() if event == "started"}
+        for job in self:
+            job.running_since = since.get(job.id, False)
+
+    @api.depends("state", "run_at", "attempts", "forgiven", "reason", "error")
+    def _compute_status(self):
+        soon = datetime.now(UTC).replace(tzinfo=None) + EARLY
+        for job in self:
+            failed = job.attempts > job.forgiven
+            if job.state != "open":
+                job.status = {"dead": job._what_went_wrong(), "cancelled": job._in_words(job.reason)}.get(job.state)
+            elif job.running_since:
+                at = format_datetime(self.env, job.running_since, dt_format="short")
+                job.status = self.env._("Running since %s", at)
+            elif job.run_at and job.run_at > soon:
+                at = format_datetime(self.env, job.run_at, dt_format="short")
+                job.status = (
+                    self.env._("Tries again %(at)s: %(error)s", at=at, error=job._what_went_wrong())
+                    if failed
+                    else self.env._("Scheduled for %s", at)
+                )
+            else:
+                job.status = job._in_words(job.reason) or self.env._("Waiting or running")
+
+    def _what_went_wrong(self):
+        """Return the error as the user's own dialog would have shown it, without the exception's name."""
+        kind, colon, text = (self.error or "").partition(": ")
+        return text if colon and EXCEPTION.fullmatch(kind) else kind + colon + text
+
+    def _in_words(self, reason):
+        """Return why the engine handed a job back, or ended it, for people who do not know its words."""
+        code, colon, rest = (reason or "").partition(":")
+        rest = rest.strip()
+        words = {
+            "locked": lambda: self.env._("Somebody edits it, or it runs elsewhere"),
+            "blocked": lambda: self.env._("Waits behind an earlier job with the same order key"),
+            "conflict": lambda: self.env._("Others changed the same records at the same time; it is tried again"),
+            "stopping": lambda: self.env._("Its worker restarts"),
+            "paused": lambda: self.env._("Waits until modules are installed, upgraded or removed"),
+            "parked": lambda: self.env._("No worker knows its action: install its module again, or restart the worker"),
+            "lost": lambda: self.env._("The database did not answer; it is tried again"),
+            "expired": lambda: self.env._("It had expired before it could start"),
+        }
+        if code in words and (colon or not rest):
+            return words[code]()
+        first, _, number = (reason or "").rpartition(" ")
+        if first == "duplicate of":
+            return self.env._("The same as job %s", number)
+        if first == "replaced by":
+            return self.env._("Replaced by job %s", number)
+        return reason or False
+
+    @api.depends("created_at", "ended_at")
+    def _compute_duration(self):
+        for job in self:
+            job.duration = self._spelled(job.ended_at - job.created_at) if job.ended_at and job.created_at else False
+
+    def _spelled(self, span):
+        seconds = max(0.0, span.total_seconds())
+        if seconds < 60:
+            return self.env._("%s s", f"{seconds:.{0 if seconds >= 10 else 1}f}")
+        minutes = int(seconds // 60)
+        if minutes < 60:
+            return self.env._("%(minutes)s min %(seconds)s s", minutes=minutes, seconds=int(seconds % 60))
+        if minutes < 24 * 60:
+            return self.env._("%(hours)s h %(minutes)s min", hours=minutes // 60, minutes=minutes % 60)
+        return self.env._("%(days)s d %(hours)s h", days=minutes // 1440, hours=minutes // 60 % 24)
+
+    def _compute_records(self):
+        links = self._links()
+        wanted = {}
+        for found in links.values():
+            for model, (first, _count) in found.items():
+                wanted.setdefault(model, set()).update(first)
+        names = {model: self._readable_names(model, sorted(ids)) for model, ids in wanted.items()}
+        for job in self:
+            shown = []
+            for model, (first, count) in links.get(job.id, {}).items():
+                shown += [names[model][one] for one in first if one in names[model]]
+                if count > NAMED:
+                    shown.append(self.env._("and %s more", count - NAMED))
+            job.records = ", ".join(shown)
+
+    def _search_records(self, operator, value):
+        """Find the jobs of the records with such a name, among the models that have jobs and that the user may read."""
+        if operator not in ("ilike", "like", "=") or not isinstance(value, str):
+            return NotImplemented
+        self.env.cr.execute(DISTINCT_MODELS)
+        found = []
+        for (model,) in self.env.cr.fetchall():
+            if model not in self.env or not self.env[model].has_access("read"):
+                continue
+            ids = [one for one, _name in self.env[model].name_search(value, operator=operator, limit=FOUND)]
+            self.env.cr.execute(
+                "SELECT job_id FROM sidestream_job_record WHERE model = %s AND record_id = ANY(%s) "
+                "ORDER BY job_id DESC LIMIT %s",
+                [model, ids, FOUND],
+            )
+            found += [job_id for (job_id,) in self.env.cr.fetchall()]
+        return Domain("id", "in", found)
+
+    @api.model
+    def _readable_names(self, model, ids):
+        """Return the names of those records that are still there and that the user may read."""
+        if model not in self.env or not self.env[model].has_access("read"):
+            return {}
+        found = self.env[model].browse(ids).exists()._filtered_access("read")
+        return {record.id: record.display_name for record in found}
+
+    def _links(self):
+        """Return for each job {model: (the first ids, how many)}."""
+        if not self.ids:
+            return {}
+        self.env.cr.execute(
+            "SELECT job_id, model, (array_agg(record_id ORDER BY record_id))[:%s], count(*) FROM sidestream_job_record "
+            "WHERE job_id = ANY(%s) GROUP BY job_id, model",
+            [NAMED, self.ids],
+        )
+        found = {}
+        for job_id, model, first, count in self.env.cr.fetchall():
+            found.setdefault(job_id, {})[model] = (first, count)
+        return found
