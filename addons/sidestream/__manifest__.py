@@ -1,7 +1,7 @@
 {
     "name": "Sidestream: Background Jobs",
     "summary": "Move slow work out of the user's request, and lose nothing of it",
-    "version": "19.0.0.2.0",
+    "version": "19.0.0.3.0",
     "category": "Technical",
     "license": "LGPL-3",
     "author": "Sidestream",

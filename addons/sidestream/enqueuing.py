@@ -167,6 +167,8 @@ def _build(records, method, action, args, kwargs, options):
     if any(not isinstance(id_, int) for id_ in records._ids):
         raise InvalidJob(f"{records._name} has records that are not saved yet; save them before enqueue().")
     user_id = _user_id(env, action)
+    guard = getattr(env.cr, "sidestream", None)
+    requested_by = (guard and guard.requested_by) or env.uid or None
     context = json.dumps(_context(env, user_id))
     given = {name: value for name, value in options.items() if name != "split" and value is not None}
     encoded, named = encode(list(args)), {name: encode(one, name) for name, one in kwargs.items()}
@@ -190,7 +192,14 @@ def _build(records, method, action, args, kwargs, options):
             local="UTC",  # as Odoo's own datetimes are
             **given,
         )
-        job = replace(job, company_id=env.company.id or None, user_id=user_id, context=context, **about)
+        job = replace(
+            job,
+            company_id=env.company.id or None,
+            user_id=user_id,
+            requested_by=requested_by if requested_by != user_id else None,
+            context=context,
+            **about,
+        )
         yield job
 
 

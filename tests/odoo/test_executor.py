@@ -72,6 +72,17 @@ def test_what_a_hook_writes_after_the_commit_is_gone_and_no_other_job_s(shop: Sh
     assert {shop.user.call("chaos.probe", "look", [], *one)["count"] for one in probes} == {1}
 
 
+def test_what_a_job_enqueues_is_asked_for_by_whoever_asked_for_the_job(shop: Shop) -> None:
+    probe, job = shop.user.call("chaos.probe", "start", [], "follows")
+    assert shop.end(probe, job)["state"] == "done"
+    with shop.world.connect() as connection:
+        asked = connection.execute(
+            "SELECT user_id, requested_by FROM sidestream_job WHERE id >= %s ORDER BY id LIMIT 2", [job]
+        ).fetchall()
+        [admin] = connection.execute("SELECT id FROM res_users WHERE login = 'admin'").fetchone() or (0,)
+    assert asked == [(1, admin), (1, admin)]
+
+
 def test_a_dead_job_is_retried_by_its_button(shop: Shop) -> None:
     probe, job = shop.user.call("chaos.probe", "start", [], "gives_up")
     shop.end(probe, job)

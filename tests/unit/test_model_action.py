@@ -91,7 +91,7 @@ def test_between_jobs_everything_is_allowed(guarded: Any) -> None:
 
 
 def test_inside_a_job_nothing_ends_the_transaction(guarded: Any) -> None:
-    guarded.sidestream.begin("sale.order.print", [], None)
+    guarded.sidestream.begin("sale.order.print", [], None, None)
     for verb in (guarded.commit, guarded.rollback, guarded.close):
         with pytest.raises(CommitRefused, match=r"sale\.order\.print"):
             verb()
@@ -109,14 +109,14 @@ def test_a_declared_commit_commits_a_part_once(guarded: Any) -> None:
         with pytest.raises(CommitRefused):
             guarded.commit()  # a hook of that commit asks for another one
 
-    guarded.sidestream.begin("sale.order.print", [], part)
+    guarded.sidestream.begin("sale.order.print", [], None, part)
     guarded.commit()
     guarded.commit()
     assert (parts, guarded.said) == ([1, 1], [])
 
 
 def test_outside_a_transaction_nothing_is_asked(guarded: Any) -> None:
-    guarded.sidestream.begin("sale.order.print", [], None)
+    guarded.sidestream.begin("sale.order.print", [], None, None)
     with guarded.sidestream.outside(), pytest.raises(CommitRefused, match="second step"):
         guarded.execute("SELECT 1")
     guarded.execute("SELECT 2")

@@ -1,8 +1,8 @@
 -- A copy of a database runs none of the original's jobs: they are cancelled here, and the copy gets an identity of its own.
 UPDATE sidestream_job
-   SET state = 'cancelled', ended_at = now() AT TIME ZONE 'UTC', error = 'Cancelled in a neutralized copy of the database.'
+   SET state = 'cancelled', ended_at = now() AT TIME ZONE 'UTC', reason = 'Cancelled in a neutralized copy of the database.'
  WHERE state = 'open';
 UPDATE sidestream_meta
-   SET database_uuid = gen_random_uuid(),
+   SET database_uuid = gen_random_uuid(), former = '',
        home = (SELECT system_identifier || '/' || d.oid FROM pg_control_system(), pg_database d
                WHERE d.datname = current_database());

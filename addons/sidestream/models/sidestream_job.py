@@ -13,7 +13,7 @@ _logger = logging.getLogger(__name__)
 
 HASTENED = 100
 """Of how many jobs that a button was pressed for Redis hears at once; of the others in a few seconds."""
-LOOSE = {"user_id": "res_users", "company_id": "res_company"}
+LOOSE = {"user_id": "res_users", "requested_by": "res_users", "company_id": "res_company"}
 """What a job names without a foreign key: a deleted user's jobs stay, and are shown with nobody."""
 
 
@@ -60,6 +60,9 @@ class SidestreamJob(models.Model):
     reason = fields.Char(string="Waiting For", readonly=True)
     payload = fields.Text(string="Arguments", readonly=True, groups="sidestream.group_manager")
     user_id = fields.Many2one("res.users", string="Runs As", readonly=True)
+    requested_by = fields.Many2one(
+        "res.users", readonly=True, help="Who asked for it, where that is not the user that it runs as."
+    )
     company_id = fields.Many2one("res.company", readonly=True)
     attempt_ids = fields.One2many("sidestream.attempt", "job_id", string="What Happened", readonly=True)
     name = fields.Char(string="Job", compute="_compute_name", search="_search_name")
@@ -218,5 +221,5 @@ class SidestreamJob(models.Model):
         self.check_access("read")
         if self.env.su or self.env.user.has_group("sidestream.group_manager"):
             return
-        if any(job.user_id != self.env.user for job in self):
+        if any(self.env.user not in job.user_id | job.requested_by for job in self):
             raise AccessError(self.env._("You may retry, cancel or run only your own background jobs."))

@@ -112,4 +112,4 @@ class SidestreamJobRunning(models.Model):
     @api.model
     def _sidestream_idempotency_key(self, job_id, call=""):
         """Return what is sent with an external call: the same on every attempt of the job."""
-        return f"{identify(self.env.cr._obj, allow_copy=True).uuid}:{job_id}:{call}"
+        return f"{identify(self.env.cr._obj, allow_copy=True).origin_of(job_id)}:{job_id}:{call}"

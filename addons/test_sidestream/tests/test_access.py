@@ -123,6 +123,18 @@ class TestAccess(JobCase):
                         with self.assertRaises(AccessError):
                             self.rpc(user, method, job.ids)
 
+    def test_who_asked_sees_and_steers_what_runs_as_somebody_else(self):
+        for method in ("remember_as_superuser", "remember_as_service"):
+            with self.subTest(method=method):
+                job = getattr(self.order.with_user(self.user).enqueue(), method)()
+                self.assertEqual((job.requested_by, job.state), (self.user, "open"))
+                self.assertIn(job, self.order.with_user(self.user)._sidestream_jobs())
+                self.assertTrue(self.rpc(self.user, "action_cancel", job.ids))
+                self.assertFalse(self.env["sidestream.job"].with_user(self.colleague).search([("id", "=", job.id)]))
+                with self.assertRaises(AccessError):
+                    self.rpc(self.colleague, "action_retry", job.ids)
+        self.assertFalse(self.own.requested_by, "told once only")
+
     def test_may_see_and_not_act(self):
         """A rule that shows more than one's own gives no right to act."""
         self.env.ref("sidestream.job_user_rule").domain_force = "[(1, '=', 1)]"

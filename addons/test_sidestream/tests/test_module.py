@@ -40,7 +40,7 @@ class TestModule(JobCase):
             self.env.cr.execute(file.read().strip())
         self.env.invalidate_all()
         self.assertEqual((job.state, done.state), ("cancelled", "done"))
-        self.assertIn("neutralized", job.error)
+        self.assertIn("neutralized", job.status)
         self.assertNotEqual(self.env["sidestream.job"]._sidestream_idempotency_key(1), uuid)
         self.assertEqual(self.order.enqueue().remember().state, "open")
 

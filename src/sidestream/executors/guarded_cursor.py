@@ -22,17 +22,21 @@ class Guard:
         self.action: str | None = None
         #: The jobs that it enqueued: a child has no connection to Redis.
         self.follow_ups: list[FollowUp] | None = None
+        #: Who asked for the running job: he asks for those that it enqueues, whoever it runs as.
+        self.requested_by: int | None = None
         self._part: Callable[[], None] | None = None
         self._outside = False
         self._ours = False
 
-    def begin(self, action: str, follow_ups: list[FollowUp], part: Callable[[], None] | None) -> None:
+    def begin(
+        self, action: str, follow_ups: list[FollowUp], requested_by: int | None, part: Callable[[], None] | None
+    ) -> None:
         """A job begins; ``part`` commits a part of it, if it declared that."""
-        self.action, self.follow_ups, self._part = action, follow_ups, part
+        self.action, self.follow_ups, self.requested_by, self._part = action, follow_ups, requested_by, part
 
     def end(self) -> None:
         """The job ended."""
-        self.action = self.follow_ups = self._part = None
+        self.action = self.follow_ups = self.requested_by = self._part = None
         self._outside = False
 
     @contextmanager

@@ -223,7 +223,7 @@ class OdooOrm:
         opened = Opened(body.name, row.attempts, action.soft_limit, action.retry, body)
         opened.forgiven = row.forgiven
         part = (lambda: self._part(opened)) if action.commits == "relock" else None
-        self._odoo.guard.begin(body.name, opened.follow_ups, part)
+        self._odoo.guard.begin(body.name, opened.follow_ups, row.requested_by or row.user_id, part)
         return opened
 
     def run(self, opened: Opened) -> None:

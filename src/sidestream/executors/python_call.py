@@ -225,7 +225,7 @@ class PythonCall:
             job_id=job.id,
             uuid=job.uuid,
             attempt=attempts + 1,
-            origin=str(session.database.uuid) if session is not None else "direct",
+            origin="direct" if session is None or job.id is None else str(session.database.origin_of(job.id)),
             connection=session.connection if session is not None else None,
             enqueue=(lambda *a, **k: self._enqueue(opened, *a, **k)) if session is not None else None,
             commit=(lambda: self._relock(opened)) if action.commits == "relock" and job.id is not None else None,

@@ -61,6 +61,8 @@ class Job:
     #: The company it belongs to, and the user it runs as; None where there are none.
     company_id: int | None = None
     user_id: int | None = None
+    #: Who asked for it, where that is not the user that it runs as.
+    requested_by: int | None = None
     #: What else it runs with (language, time zone, allowed companies): JSON, by whoever enqueued it.
     context: str | None = None
     #: 0 (first) to 9 within its queue.

@@ -34,6 +34,7 @@ _COLUMNS = {
     "unique_seconds": "float8",
     "unique_conflict": "text",
     "expires_at": "timestamp",
+    "requested_by": "integer",
 }
 _DEFAULTS = {"run_at": UTC_NOW, "priority": str(DEFAULT_PRIORITY)}
 """What stands for "none" where only some jobs of a call have a value."""
@@ -205,6 +206,7 @@ def _row(job: Job) -> tuple[Any, ...]:
         None if wanted is None or wanted.until != "window" else float(wanted.seconds),
         None if wanted is None else wanted.on_conflict,
         _naive_utc(job, "expires_at", job.expires_at),
+        job.requested_by,
     )
 
 

@@ -91,7 +91,8 @@ _OPENED = f"""
     -- "sidestream.job" lasts as long as this transaction: rows.finish asks for it. MATERIALIZED, because it must not be
     -- set for a row that turns out to be locked.
     SELECT set_config('sidestream.job', id::text, true), pg_backend_pid(), id, action, payload, queue, key, attempts,
-           forgiven, crashes, suspects, user_id, context, priority, group_name, limit_key{_ALONG} FROM mine"""
+           forgiven, crashes, suspects, user_id, context, priority, group_name, limit_key, requested_by{_ALONG}
+    FROM mine"""
 _NOT_CANCELLED = """NOT EXISTS (
     SELECT FROM sidestream_control c WHERE c.job_id = j.id AND c.handled_at IS NULL AND c.request = 'cancel')"""
 _OPEN = f"""
@@ -154,6 +155,8 @@ class Opened:
     priority: int = DEFAULT_PRIORITY
     group: str | None = None
     limit: str | None = None
+    #: Who asked for it, where that is not the user that it runs as.
+    requested_by: int | None = None
     #: The values of ``along``.
     along: tuple[Any, ...] = ()
 
@@ -245,7 +248,7 @@ def open_job(
 
 def _opened(row: Sequence[Any]) -> Opened:
     _, pid, found, action, payload, queue, key, attempts, forgiven, crashes, suspects, user, context, *rest = row
-    priority, group, limit, *along = rest
+    priority, group, limit, requested_by, *along = rest
     return Opened(
         found,
         action,
@@ -262,6 +265,7 @@ def _opened(row: Sequence[Any]) -> Opened:
         priority,
         group,
         limit,
+        requested_by,
         tuple(along),
     )
 

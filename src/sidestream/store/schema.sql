@@ -1,4 +1,4 @@
--- Sidestream's tables, version 2. Run by sidestream.store.schema.install, inside the caller's transaction.
+-- Sidestream's tables, version 3. Run by sidestream.store.schema.install, inside the caller's transaction.
 -- Times are "timestamp" in UTC, because Odoo's Datetime columns are. Numbers and reasons: docs/decisions/0002-store-table.md.
 
 CREATE TABLE sidestream_job (
@@ -26,7 +26,7 @@ CREATE TABLE sidestream_job (
     error           text,                   -- of the last failure, for people
     reason          text,                   -- of the last release that was counted, or why it was cancelled, for people
     company_id      integer,
-    user_id         integer,
+    user_id         integer,                -- whom it runs as
     context         text,
     -- Since version 2; null costs no space.
     priority        smallint NOT NULL DEFAULT 5 CHECK (priority BETWEEN 0 AND 9),  -- 0 first
@@ -38,7 +38,8 @@ CREATE TABLE sidestream_job (
     unique_conflict text COLLATE "C" CHECK (unique_conflict IN ('return', 'replace', 'newest')),
     expires_at      timestamp,              -- cancelled when it was not started by then
     snoozes         integer NOT NULL DEFAULT 0,     -- times that it put itself off, since the last person's retry
-    error_group     text COLLATE "C"        -- what dead rows with the like error share (job/errorgroup.py)
+    error_group     text COLLATE "C",       -- what dead rows with the like error share (job/errorgroup.py)
+    requested_by    integer                 -- who asked for it, where that is not the user that it runs as
 );
 
 -- Every partial index below makes the one "done" UPDATE leave it; that UPDATE writes to the primary key alone.
@@ -100,7 +101,9 @@ CREATE TABLE sidestream_meta (
     -- Cluster and database that the uuid was made in: a copy or a restored dump is elsewhere, and runs nothing until told.
     home            text NOT NULL,
     installed_at    timestamp NOT NULL DEFAULT (now() AT TIME ZONE 'UTC'),
-    rules_version   bigint NOT NULL DEFAULT 0       -- of sidestream_rule; grows in the transaction of every change
+    rules_version   bigint NOT NULL DEFAULT 0,      -- of sidestream_rule; grows in the transaction of every change
+    -- "uuid:id uuid:id": what its uuid was before it was adopted, and the last job of that time, whose keys stay the same.
+    former          text NOT NULL DEFAULT ''
 );
 
 -- The truth about pauses, limits, weights and ageing (job/rules.py). "" where a rule names none.

@@ -52,7 +52,8 @@ _TAKE_OVER = f"""
     UPDATE sidestream_job j SET payload = %(payload)s::text, run_at = coalesce(%(run_at)s::timestamp, {UTC_NOW}),
         company_id = %(company_id)s::integer, user_id = %(user_id)s::integer, context = %(context)s::text,
         priority = %(priority)s::smallint, unique_until = %(until)s::text, unique_seconds = %(seconds)s::float8,
-        unique_conflict = %(conflict)s::text, expires_at = %(expires_at)s::timestamp
+        unique_conflict = %(conflict)s::text, expires_at = %(expires_at)s::timestamp,
+        requested_by = %(requested_by)s::integer
     WHERE id = %(id)s::bigint AND state = 'open' RETURNING {OF_J}"""
 _CANCEL = f"""
     UPDATE sidestream_job SET state = 'cancelled', ended_at = {UTC_NOW}, reason = %(reason)s::text
@@ -202,7 +203,8 @@ def _replace(cur: Cursor, plan: Plan, at: int, waiting: list[StoredJob]) -> None
 
 
 def _take_over(cur: Cursor, row_id: int, row: tuple[Any, ...]) -> StoredJob | None:
-    _, _, _, payload, run_at, company, user, context, priority, _, _, _, until, seconds, conflict, expires_at = row
+    _, _, _, payload, run_at, company, user, context, priority, _, _, _, *rest = row
+    until, seconds, conflict, expires_at, requested_by = rest
     cur.execute(
         _TAKE_OVER,
         {
@@ -217,6 +219,7 @@ def _take_over(cur: Cursor, row_id: int, row: tuple[Any, ...]) -> StoredJob | No
             "seconds": seconds,
             "conflict": conflict,
             "expires_at": expires_at,
+            "requested_by": requested_by,
         },
     )
     found = cur.fetchone()

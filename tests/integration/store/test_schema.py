@@ -237,3 +237,16 @@ def test_a_copy_runs_nothing_until_it_is_adopted(fresh: Connect) -> None:
     assert adopted.uuid != original.uuid
     assert schema.identify(session.cur) == adopted
     assert not adopted.copied
+
+
+def test_an_adopted_database_keeps_the_idempotency_keys_of_the_jobs_that_are_in_it(fresh: Connect) -> None:
+    """A courier that was called before the move must not ship again; a copy's later job 3 is not the original's."""
+    session = fresh()
+    first = schema.install(session.cur)
+    rows.insert(session.cur, [Job("act"), Job("act")])
+    second = schema.adopt(session.cur)
+    rows.insert(session.cur, [Job("act")])
+    third = schema.adopt(session.cur)
+    assert schema.identify(session.cur) == third
+    assert [third.origin_of(one) for one in (1, 2, 3, 4)] == [first.uuid, first.uuid, second.uuid, third.uuid]
+    assert len({first.uuid, second.uuid, third.uuid}) == 3

@@ -37,7 +37,7 @@ def catalog(session: Session) -> list[list[tuple[object, ...]]]:
 def test_version_1_becomes_this_one_and_keeps_its_rows(fresh: Connect) -> None:
     session = fresh()
     version_1(session)
-    with pytest.raises(SchemaMismatch, match=r"version 1, expected 2; to upgrade them, run: sidestream init-db"):
+    with pytest.raises(SchemaMismatch, match=r"version 1, expected 3; to upgrade them, run: sidestream init-db"):
         schema.identify(session.cur)
     session.execute(
         "INSERT INTO sidestream_job (action, queue, key, payload, state) SELECT 'act', 'default', 'k' || n,"

@@ -79,6 +79,10 @@ class ChaosProbe(models.Model):
             self.count += 100
             self.env.flush_all()
 
+    @action(run_as="superuser", retry=ONCE)
+    def follows(self):
+        self.enqueue().add()
+
     @action(run_as="superuser", retry=ONCE, three_step=True)
     def asks_outside(self):
         yield lambda key: self.search_count([])
