@@ -23,12 +23,14 @@ class SidestreamJobRunning(models.Model):
             in this transaction's snapshot, by a worker that read them with the job's row; else they are read here.
         """
         model, _, method = name.rpartition(".")
+        given = json.loads(context or "{}")
+        jobs = self.with_context(lang=given.get("lang"))  # whoever asked for it reads what is wrong with it
         if model not in self.env:
-            raise GiveUp(self.env._("The model %s is gone: the module that had it was uninstalled.", model))
-        user = self._sidestream_user(user_id, user_active)
-        env = self._sidestream_env(user, json.loads(context or "{}"), job_id, attempt)
+            raise GiveUp(jobs.env._("The model %s is gone: the module that had it was uninstalled.", model))
+        user = jobs._sidestream_user(user_id, user_active)
+        env = jobs._sidestream_env(user, given, job_id, attempt)
         ids, *rest = args
-        records = self._sidestream_records(env[model].browse(ids), gone)
+        records = jobs._sidestream_records(env[model].browse(ids), gone)
         arguments = [decode(env, one) for one in rest]
         named = {key: decode(env, one) for key, one in kwargs.items()}
         result = getattr(records, method)(*arguments, **named)

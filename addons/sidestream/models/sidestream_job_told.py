@@ -33,23 +33,32 @@ class SidestreamJobTold(models.Model):
     _inherit = "sidestream.job"
 
     @api.depends("action")
+    @api.depends_context("lang")
     def _compute_display_name(self):
         for job in self:
             job.display_name = self.env._("%(name)s (job %(id)s)", name=job.name, id=job.id)
 
     @api.depends("action")
+    @api.depends_context("lang")
     def _compute_name(self):
         for job in self:
             model, _, method = (job.action or "").rpartition(".")
             action = declared(type(self.env[model]), method) if model in self.env else None
             words = method.strip("_").replace("_", " ")
-            job.name = (action and action.label) or words[:1].upper() + words[1:]
+            job.name = (action and self._in_language(action.label)) or words[:1].upper() + words[1:]
+
+    def _in_language(self, label):
+        return label if label is None or isinstance(label, str) else self.env._(label)
 
     def _search_name(self, operator, value):
         if operator not in ("ilike", "=ilike", "like", "=like", "=") or not isinstance(value, str):
             return NotImplemented
         wanted = value.strip("%").casefold()
-        methods = [name for name, texts in labels.items() if any(wanted in text.casefold() for text in texts)]
+        methods = [
+            name
+            for name, texts in labels.items()
+            if any(wanted in self._in_language(text).casefold() for text in texts)
+        ]
         words = wanted.replace(" ", "_")
         return Domain.OR(
             [Domain("action", "ilike", words)] + [Domain("action", "=like", f"%.{name}") for name in methods]
@@ -67,6 +76,7 @@ class SidestreamJobTold(models.Model):
             job.running_since = since.get(job.id, False)
 
     @api.depends("state", "run_at", "attempts", "forgiven", "reason", "error")
+    @api.depends_context("lang")
     def _compute_status(self):
         soon = datetime.now(UTC).replace(tzinfo=None) + EARLY
         for job in self:
@@ -115,6 +125,7 @@ class SidestreamJobTold(models.Model):
         return reason or False
 
     @api.depends("created_at", "ended_at")
+    @api.depends_context("lang")
     def _compute_duration(self):
         for job in self:
             job.duration = self._spelled(job.ended_at - job.created_at) if job.ended_at and job.created_at else False
@@ -130,6 +141,7 @@ class SidestreamJobTold(models.Model):
             return self.env._("%(hours)s h %(minutes)s min", hours=minutes // 60, minutes=minutes % 60)
         return self.env._("%(days)s d %(hours)s h", days=minutes // 1440, hours=minutes // 60 % 24)
 
+    @api.depends_context("lang")
     def _compute_records(self):
         links = self._links()
         wanted = {}

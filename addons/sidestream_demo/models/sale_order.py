@@ -2,9 +2,11 @@ import requests
 
 from odoo import fields, models
 from odoo.exceptions import UserError
+from odoo.tools.translate import LazyTranslate
 
 from odoo.addons.sidestream import RetryPolicy, action
 
+_lt = LazyTranslate(__name__)
 URL = "sidestream_demo.courier_url"
 MODE = "sidestream_demo.mode"
 """System parameter: "off" leaves Confirm as Odoo has it; anything else ships and invoices."""
@@ -35,7 +37,7 @@ class SaleOrder(models.Model):
         return dict(action_, domain=[("id", "in", self._sidestream_jobs().ids)], context={})
 
     @action(
-        label="Send to the courier",
+        label=_lt("Send to the courier"),
         three_step=True,
         key="courier:{carrier_id.shipping_account}",
         retry=RetryPolicy(max_attempts=8, first_delay=0.5, max_delay=60),
@@ -64,7 +66,7 @@ class SaleOrder(models.Model):
         # On the transfer and not on the order, which the other job writes to: two jobs that write one row take turns.
         self.picking_ids.carrier_tracking_ref = answer["reference"]
 
-    @action(label="Invoice and print", hard_limit=300)
+    @action(label=_lt("Invoice and print"), hard_limit=300)
     def invoice_and_print(self):
         """Create the invoice, post it, render it to PDF and attach that."""
         self.ensure_one()

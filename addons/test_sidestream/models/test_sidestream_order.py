@@ -4,8 +4,11 @@ from sidestream import GIVE_UP
 
 from odoo import fields, models
 from odoo.exceptions import UserError
+from odoo.tools.translate import LazyTranslate
 
 from odoo.addons.sidestream import action
+
+_lt = LazyTranslate(__name__)
 
 
 class TestSidestreamOrder(models.Model):
@@ -94,6 +97,10 @@ class TestSidestreamOrder(models.Model):
         self.note = "half"
         self.env.flush_all()
         raise UserError(self.env._("It failed."))
+
+    @action(label=_lt("In your language"))
+    def labelled(self):
+        """Have a label that is translated."""
 
     @action(commits="relock")
     def in_parts(self):

@@ -1,5 +1,13 @@
+from io import BytesIO
+from unittest.mock import patch
+
+import polib
+
+from sidestream import GiveUp
+
 from odoo.exceptions import AccessDenied, UserError
 from odoo.tools import file_open, mute_logger
+from odoo.tools.translate import code_translations, trans_export
 
 from .common import JobCase
 
@@ -43,6 +51,31 @@ class TestModule(JobCase):
         self.assertIn("neutralized", job.status)
         self.assertNotEqual(self.env["sidestream.job"]._sidestream_idempotency_key(1), uuid)
         self.assertEqual(self.order.enqueue().remember().state, "open")
+
+    def test_everything_can_be_translated(self):
+        """The template holds every text of this release: make it anew with ``odoo i18n export`` (CONTRIBUTING.md)."""
+        made = BytesIO()
+        trans_export(None, ["sidestream"], made, "po", self.env)
+        with file_open("sidestream/i18n/sidestream.pot") as file:
+            kept = {entry.msgid for entry in polib.pofile(file.read())}
+        self.assertEqual(kept, {entry.msgid for entry in polib.pofile(made.getvalue().decode())})
+
+    def test_people_read_their_own_language(self):
+        self.env["res.lang"]._activate_lang("fr_FR")
+        archived = "%s is archived and runs nothing any more. Unarchive the user, then Retry."
+        words = {
+            ("test_sidestream", "fr_FR"): {"In your language": "Dans votre langue"},
+            ("sidestream", "fr_FR"): {archived: "%s est archivé.", "Waiting or running": "En attente ou en cours"},
+        }
+        with patch.dict(code_translations.python_translations, words), self.trap() as trap:
+            order = self.order.with_user(self.user).with_context(lang="fr_FR")
+            job = order.enqueue().labelled()
+            self.assertEqual((job.name, job.status), ("Dans votre langue", "En attente ou en cours"))
+            self.assertEqual(job.with_context(lang="en_US").name, "In your language")
+            self.assertIn(job, job.search([("name", "ilike", "votre langue")]))
+            self.user.active = False
+            with self.assertRaisesRegex(GiveUp, "Ute User est archivé"):
+                trap.perform()
 
     def test_idempotency_key_is_the_same_each_time(self):
         jobs = self.env["sidestream.job"]

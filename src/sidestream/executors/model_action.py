@@ -53,8 +53,8 @@ class ModelAction:
     commits: Literal["forbid", "relock"] = "forbid"
     #: The method is a generator: what it yields is called outside any transaction, with an idempotency key.
     three_step: bool = False
-    #: What a person reads; None: made of the method's name.
-    label: str | None = None
+    #: What a person reads: text, or Odoo's lazy translation; None: made of the method's name.
+    label: Any = None
 
     def __post_init__(self) -> None:
         check_queue(self.queue)
