@@ -30,7 +30,7 @@ EARLY = timedelta(seconds=1)
 class SidestreamJobTold(models.Model):
     """What people are told of a job: its name, what it is about, how it is."""
 
-    _inherit = "sidestream.job"
+    _inherit = "sidestream.job"  # pylint: disable=consider-merging-classes-inherited  # a file has one duty
 
     @api.depends("action")
     @api.depends_context("lang")
