@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from sidestream.job.template import render_template
     from sidestream.settings import Settings
     from sidestream.store.control import cancel, retry, run_now
+    from sidestream.store.locks import running_jobs
     from sidestream.store.retention import prune
     from sidestream.store.schema import adopt, identify, install
     from sidestream.wiring import Jobs, hasten, why_waiting
@@ -64,6 +65,7 @@ _HOMES = {
     "render_template": "sidestream.job.template",
     "retry": "sidestream.store.control",
     "run_now": "sidestream.store.control",
+    "running_jobs": "sidestream.store.locks",
     "why_waiting": "sidestream.wiring",
 }
 
@@ -99,6 +101,7 @@ __all__ = [
     "render_template",
     "retry",
     "run_now",
+    "running_jobs",
     "why_waiting",
 ]
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from uuid import UUID
 
 import psycopg
 
 from sidestream.broker.protocol import Delivery, Lease, lane
 from sidestream.job.job import MAX_RELEASES, Job
 from sidestream.job.outcome import Release, ReleaseReason
+from sidestream.job.reference import direct_reference
 from sidestream.store import rows, schema
 from sidestream.worker.bookkeeper import Bookkeeper
 from sidestream.worker.handling import Handling
@@ -32,6 +34,18 @@ def test_a_pause_of_the_application_costs_nothing_however_long_it_lasts(database
             delivery = Delivery(reference, "lane", Lease(b"1", "me", 1), 0, None, releases=releases)
             handling = books.found(delivery, Finding(0, Release(PAUSED, 2.0), -1))
             assert handling == Handling(delay_ms=2000)
+        books.started(delivery, 0, 0.0)
+        alone = books.found(delivery, Finding(0, Release(PAUSED, 2.0), -1))
+        assert alone == Handling(delay_ms=30_000), "its lone starts are written, so they are fewer"
         books.close()
         row = look.execute("SELECT state, reason, releases, attempts FROM sidestream_job").fetchone()
     assert row == ("open", PAUSED, 0, 0)
+
+
+def test_a_direct_job_that_says_paused_when_it_puts_itself_off_is_counted(tmp_path: Path) -> None:
+    books = Bookkeeper(WorkerState(WorkerOptions("me", ("lane",), "00", tmp_path, children=1)), None)
+    reference = direct_reference(UUID(int=1), "test.act", None).pack()
+    for word in (ReleaseReason.PAUSED, ReleaseReason.PARKED):
+        snooze = Release(f"{word} by the customer", 60.0, snoozed=True)
+        handling = books.found(Delivery(reference, "lane", Lease(b"1", "me", 1), 0), Finding(0, snooze, -1))
+        assert handling == Handling(delay_ms=60_000, count=True, reason=snooze.reason)

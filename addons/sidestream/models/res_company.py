@@ -8,7 +8,8 @@ class ResCompany(models.Model):
     sidestream_enabled = fields.Boolean(
         string="Background Jobs",
         default=True,
-        help="When off, this company's actions run at once, in the user's own request, as without Sidestream.",
+        help="When off, this company's actions run at once, in the user's own request, as without Sidestream. "
+        "Jobs for later stay jobs.",
     )
 
     def write(self, vals):

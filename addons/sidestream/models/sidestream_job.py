@@ -68,7 +68,6 @@ class SidestreamJob(models.Model):
     name = fields.Char(string="Job", compute="_compute_name", search="_search_name")
     status = fields.Char(compute="_compute_status", help="What the job does, waits for or failed with, in a few words.")
     records = fields.Char(string="About", compute="_compute_records", search="_search_records")
-    running_since = fields.Datetime(compute="_compute_running_since", help="Of a job that has run for some seconds.")
     duration = fields.Char(
         string="Took", compute="_compute_duration", help="From the request to the end, with all waiting."
     )

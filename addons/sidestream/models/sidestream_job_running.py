@@ -24,7 +24,10 @@ class SidestreamJobRunning(models.Model):
         """
         model, _, method = name.rpartition(".")
         given = json.loads(context or "{}")
-        jobs = self.with_context(lang=given.get("lang"))  # whoever asked for it reads what is wrong with it
+        lang = given.get("lang")
+        if lang and not self.env["res.lang"]._get_data(code=lang):
+            lang = None  # the language was removed meanwhile
+        jobs = self.with_context(lang=lang)  # whoever asked for it reads what is wrong with it
         if model not in self.env:
             raise GiveUp(jobs.env._("The model %s is gone: the module that had it was uninstalled.", model))
         user = jobs._sidestream_user(user_id, user_active)

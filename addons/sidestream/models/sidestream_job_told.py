@@ -1,19 +1,17 @@
 import re
 from datetime import UTC, datetime, timedelta
 
-from sidestream import declared
+from sidestream import declared, running_jobs
 
 from odoo import api, models
 from odoo.fields import Domain
-from odoo.tools import format_datetime
+from odoo.tools import SQL, format_datetime
 
 from ..action import labels
 
 NAMED = 3
 """How many records of a job are named in a list."""
-FOUND = 1000
-"""Most records of a name, and most jobs of a model, that a search looks at."""
-EXCEPTION = re.compile(r"[A-Z][a-z0-9]*([A-Z][A-Za-z0-9]*)+")
+EXCEPTION = re.compile(r"[A-Z][a-z0-9]*[A-Z][A-Za-z0-9]*")
 """How an exception's name looks (UserError, OSError), which is for developers; "Address: ..." is somebody's text."""
 # A skip scan: one look into the index a model, however many links there are.
 DISTINCT_MODELS = """
@@ -64,28 +62,32 @@ class SidestreamJobTold(models.Model):
             [Domain("action", "ilike", words)] + [Domain("action", "=like", f"%.{name}") for name in methods]
         )
 
-    def _compute_running_since(self):
-        """A worker notes what runs for longer than a few seconds; the next thing that happens is noted after it."""
+    def _running(self):
+        """Return {id: since when} of those that run; of one that began a moment ago no time is noted yet."""
+        running = running_jobs(self.env.cr._obj, [job.id for job in self if job.state == "open"])
+        if not running:
+            return {}
         self.env.cr.execute(
             "SELECT DISTINCT ON (job_id) job_id, event, at FROM sidestream_attempt WHERE job_id = ANY(%s) "
             "ORDER BY job_id, id DESC",
-            [[job.id for job in self if job.state == "open"]],
+            [list(running)],
         )
         since = {job_id: at for job_id, event, at in self.env.cr.fetchall() if event == "started"}
-        for job in self:
-            job.running_since = since.get(job.id, False)
+        return {job_id: since.get(job_id) for job_id in running}
 
     @api.depends("state", "run_at", "attempts", "forgiven", "reason", "error")
     @api.depends_context("lang")
     def _compute_status(self):
         soon = datetime.now(UTC).replace(tzinfo=None) + EARLY
+        running = self._running()
         for job in self:
             failed = job.attempts > job.forgiven
             if job.state != "open":
                 job.status = {"dead": job._what_went_wrong(), "cancelled": job._in_words(job.reason)}.get(job.state)
-            elif job.running_since:
-                at = format_datetime(self.env, job.running_since, dt_format="short")
-                job.status = self.env._("Running since %s", at)
+            elif job.id in running:
+                since = running[job.id]
+                at = since and format_datetime(self.env, since, dt_format="short")
+                job.status = self.env._("Running since %s", at) if at else self.env._("Running")
             elif job.run_at and job.run_at > soon:
                 at = format_datetime(self.env, job.run_at, dt_format="short")
                 job.status = (
@@ -94,7 +96,7 @@ class SidestreamJobTold(models.Model):
                     else self.env._("Scheduled for %s", at)
                 )
             else:
-                job.status = job._in_words(job.reason) or self.env._("Waiting or running")
+                job.status = job._in_words(job.reason) or self.env._("Waiting")
 
     def _what_went_wrong(self):
         """Return the error as the user's own dialog would have shown it, without the exception's name."""
@@ -159,21 +161,25 @@ class SidestreamJobTold(models.Model):
 
     def _search_records(self, operator, value):
         """Find the jobs of the records with such a name, among the models that have jobs and that the user may read."""
-        if operator not in ("ilike", "like", "=") or not isinstance(value, str):
+        if operator not in ("in", "ilike", "like", "=ilike", "=like"):
             return NotImplemented
-        self.env.cr.execute(DISTINCT_MODELS)
+        values = value if operator == "in" else [value]
         found = []
-        for (model,) in self.env.cr.fetchall():
-            if model not in self.env or not self.env[model].has_access("read"):
-                continue
-            ids = [one for one, _name in self.env[model].name_search(value, operator=operator, limit=FOUND)]
-            self.env.cr.execute(
-                "SELECT job_id FROM sidestream_job_record WHERE model = %s AND record_id = ANY(%s) "
-                "ORDER BY job_id DESC LIMIT %s",
-                [model, ids, FOUND],
+        if False in values:
+            found.append(
+                SQL("SELECT id FROM sidestream_job WHERE id NOT IN (SELECT job_id FROM sidestream_job_record)")
             )
-            found += [job_id for (job_id,) in self.env.cr.fetchall()]
-        return Domain("id", "in", found)
+        names = [one for one in values if isinstance(one, str)]
+        self.env.cr.execute(DISTINCT_MODELS)
+        for (model,) in self.env.cr.fetchall() if names else ():
+            if model in self.env and self.env[model].has_access("read"):
+                query = self.env[model]._search(Domain("display_name", operator, names if operator == "in" else value))
+                linked = "SELECT job_id FROM sidestream_job_record WHERE model = %s AND record_id IN %s"
+                found.append(SQL(linked, model, query.subselect()))
+        if not found:
+            return Domain.FALSE
+        ids = SQL(" UNION ALL ").join(found)
+        return Domain.custom(to_sql=lambda jobs, alias, query: SQL("%s IN (%s)", SQL.identifier(alias, "id"), ids))
 
     @api.model
     def _readable_names(self, model, ids):

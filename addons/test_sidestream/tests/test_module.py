@@ -52,6 +52,15 @@ class TestModule(JobCase):
         self.assertNotEqual(self.env["sidestream.job"]._sidestream_idempotency_key(1), uuid)
         self.assertEqual(self.order.enqueue().remember().state, "open")
 
+    def test_neutralize_tables_that_nobody_upgraded_yet(self):
+        """Odoo runs the file of the release on the disk on the tables of a backup."""
+        uuid = self.env["sidestream.job"]._sidestream_idempotency_key(1)
+        self.env.cr.execute("ALTER TABLE sidestream_meta DROP COLUMN former")
+        with file_open("sidestream/data/neutralize.sql") as file:
+            self.env.cr.execute(file.read().strip())
+        self.env.cr.execute("SELECT database_uuid FROM sidestream_meta")
+        self.assertNotEqual(self.env.cr.fetchone()[0], uuid.partition(":")[0])
+
     def test_everything_can_be_translated(self):
         """The template holds every text of this release: make it anew with ``odoo i18n export`` (CONTRIBUTING.md)."""
         made = BytesIO()
@@ -65,12 +74,12 @@ class TestModule(JobCase):
         archived = "%s is archived and runs nothing any more. Unarchive the user, then Retry."
         words = {
             ("test_sidestream", "fr_FR"): {"In your language": "Dans votre langue"},
-            ("sidestream", "fr_FR"): {archived: "%s est archivé.", "Waiting or running": "En attente ou en cours"},
+            ("sidestream", "fr_FR"): {archived: "%s est archivé.", "Waiting": "En attente"},
         }
         with patch.dict(code_translations.python_translations, words), self.trap() as trap:
             order = self.order.with_user(self.user).with_context(lang="fr_FR")
             job = order.enqueue().labelled()
-            self.assertEqual((job.name, job.status), ("Dans votre langue", "En attente ou en cours"))
+            self.assertEqual((job.name, job.status), ("Dans votre langue", "En attente"))
             self.assertEqual(job.with_context(lang="en_US").name, "In your language")
             self.assertIn(job, job.search([("name", "ilike", "votre langue")]))
             self.user.active = False

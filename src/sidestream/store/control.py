@@ -18,7 +18,7 @@ from sidestream.store.written import UTC_NOW, Written, compare_and_set, write
 
 __all__ = ["Request", "Written", "cancel", "handled", "pending", "retry", "run_now", "set_priority"]
 
-_CANCEL = compare_and_set(f"state = 'cancelled', ended_at = {UTC_NOW}", "state = 'open'")
+_CANCEL = compare_and_set(f"state = 'cancelled', ended_at = {UTC_NOW}, reason = NULL", "state = 'open'")
 _ASK = """
     INSERT INTO sidestream_control (job_id, request) SELECT %(id)s::bigint, 'cancel'
     WHERE NOT EXISTS (SELECT FROM sidestream_control WHERE job_id = %(id)s::bigint AND handled_at IS NULL)"""

@@ -15,6 +15,13 @@ _HELD = """
     WHERE locktype = 'advisory' AND granted AND objsubid = 1
     AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"""
 
+# Whoever locks a row writes the number of its transaction into xmax; each holds a lock on that number until it is over.
+# https://www.postgresql.org/docs/current/view-pg-locks.html
+_ROWS_HELD = """
+    SELECT j.id FROM sidestream_job j WHERE j.id = ANY (%(ids)s::bigint[]) AND j.state = 'open' AND EXISTS (
+        SELECT FROM pg_locks l WHERE l.locktype = 'transactionid' AND l.transactionid = j.xmax AND l.granted
+        AND l.mode = 'ExclusiveLock')"""
+
 
 def job_lock(row_id: int) -> bytes:
     """Return the 8 bytes that stand for the job itself: held by one that has several transactions, until it ends."""
@@ -38,6 +45,19 @@ def running_between(cur: Cursor, row_ids: Iterable[int]) -> set[int]:
     cur.execute(_HELD)
     held = {number for (number,) in cur.fetchall()}
     return {row_id for row_id in row_ids if _number(job_lock(row_id)) in held} if held else set()
+
+
+def running_jobs(cur: Cursor, row_ids: Iterable[int]) -> set[int]:
+    """Return which of these open jobs run: whose rows a transaction that is not over holds, or that are between two.
+
+    Takes no lock, so no worker finds a row taken. (A person's edit of a row holds it as well, for a moment.)
+    """
+    ids = set(row_ids)
+    if not ids:
+        return set()
+    cur.execute(_ROWS_HELD, {"ids": sorted(ids)})
+    found = {row_id for (row_id,) in cur.fetchall()}
+    return found | running_between(cur, ids - found)
 
 
 def _number(lock: bytes) -> int:

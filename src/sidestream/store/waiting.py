@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 
 from sidestream.job.states import State
 from sidestream.store.cursor import Cursor
+from sidestream.store.locks import running_jobs
 from sidestream.store.opening import before_in_line
 from sidestream.store.stored import COLUMNS, OF_J, StoredJob, stored_job
 from sidestream.store.written import UTC_NOW
@@ -47,7 +48,7 @@ class Facts:
     suspect: bool
     #: A person asked to cancel it and no supervisor has done so yet.
     cancelling: bool
-    #: The worker that said to have started it and not to have ended it, and when; only of long or lone jobs.
+    #: The worker that said to have started it, which runs now, and when; only of long or lone jobs.
     started_by: str | None
     started_at: datetime | None
     #: PostgreSQL's clock.
@@ -63,6 +64,8 @@ def facts(cur: Cursor, id: int) -> Facts | None:  # noqa: A002
     if row is None:
         return None
     state, early, forgiven, ended_at, expires_at, error, reason, suspects, cancelling, by, at, now = row[:12]
+    if by is not None and not running_jobs(cur, [id]):
+        by = at = None  # its worker handed it back, or died, without another word
     own, before = row[12 : 12 + len(COLUMNS)], row[12 + len(COLUMNS) :]
     return Facts(
         stored_job(own),

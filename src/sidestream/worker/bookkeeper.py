@@ -62,10 +62,11 @@ class Bookkeeper:
         if isinstance(finding.outcome, Release):
             if finding.outcome.snoozed:
                 return self._snooze(delivery, reference, finding.outcome, finding.attempts_seen)
-            if reference.id in self._alone:
+            alone = reference.id in self._alone
+            if alone:
                 self._record(reference, -1, "released", finding.outcome.reason)
                 self._alone.discard(reference.id)
-            return self._release(delivery, reference, finding.outcome)
+            return self._release(delivery, reference, finding.outcome, alone=alone)
         return self._failure(delivery, reference, finding.outcome, finding.attempts_seen, "failed")
 
     def crashed(self, delivery: Delivery, reading: Reading, slot: int, doom: Doom | None, how: str) -> Handling:
@@ -121,7 +122,7 @@ class Bookkeeper:
         if reference.direct:  # its only counter is that of its releases
             if delivery.releases >= cap:
                 return Handling(bury=f"It put itself off more than {cap} times; the last reason: {outcome.reason}")
-            return self._release(delivery, reference, outcome)
+            return Handling(delay_ms=int(delay * 1000), count=True, reason=outcome.reason)
         self._alone.discard(reference.id)
 
         def write(cursor: Any) -> rows.Written:
@@ -136,7 +137,7 @@ class Bookkeeper:
         facts = self._state.actions.get(reference.action)
         return facts.retry if facts is not None else RetryPolicy()
 
-    def _release(self, delivery: Delivery, reference: Reference, outcome: Release) -> Handling:
+    def _release(self, delivery: Delivery, reference: Reference, outcome: Release, *, alone: bool) -> Handling:
         if outcome.reason == ReleaseReason.SUSPECT:
             return Handling(alone=True)
         if outcome.reason.startswith(ReleaseReason.PARKED):
@@ -147,7 +148,8 @@ class Bookkeeper:
             # A person does that, maybe for a night: the row tells it once, and nothing is counted.
             if not reference.direct and self._connect is not None:
                 self._run(lambda cursor: bulk.note_reason(cursor, [reference.id], outcome.reason))
-            return Handling(delay_ms=int((outcome.delay or 0) * 1000))
+            # Each lone start and its end are written: not every two seconds for a night.
+            return Handling(delay_ms=int((PARKED_AGAIN if alone else outcome.delay or 0) * 1000))
         if reference.direct and delivery.releases + 1 >= MAX_RELEASES:
             return Handling(bury=f"It was handed back {MAX_RELEASES} times: {outcome.reason}.")
         return Handling(
