@@ -20,7 +20,7 @@ _HELD = """
 _ROWS_HELD = """
     SELECT j.id FROM sidestream_job j WHERE j.id = ANY (%(ids)s::bigint[]) AND j.state = 'open' AND EXISTS (
         SELECT FROM pg_locks l WHERE l.locktype = 'transactionid' AND l.transactionid = j.xmax AND l.granted
-        AND l.mode = 'ExclusiveLock')"""
+        AND l.mode = 'ExclusiveLock' AND l.pid <> pg_backend_pid())"""
 
 
 def job_lock(row_id: int) -> bytes:
@@ -50,7 +50,8 @@ def running_between(cur: Cursor, row_ids: Iterable[int]) -> set[int]:
 def running_jobs(cur: Cursor, row_ids: Iterable[int]) -> set[int]:
     """Return which of these open jobs run: whose rows a transaction that is not over holds, or that are between two.
 
-    Takes no lock, so no worker finds a row taken. (A person's edit of a row holds it as well, for a moment.)
+    Takes no lock, so no worker finds a row taken. What the caller's own transaction holds does not run; somebody else's
+    edit of a row holds it as well, for a moment.
     """
     ids = set(row_ids)
     if not ids:

@@ -11,6 +11,7 @@ def test_it_runs_while_a_transaction_holds_its_row(a: Session, b: Session) -> No
     assert locks.running_jobs(b.cur, [job, other]) == set()
     a.hold(job)
     assert locks.running_jobs(b.cur, [job, other]) == {job}
+    assert locks.running_jobs(a.cur, [job, other]) == set(), "one's own lock is no run"
     a.rollback()
     assert locks.running_jobs(b.cur, [job, other]) == set()
     a.hold(job)
