@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import gc
 import os
@@ -10,11 +9,14 @@ import pwd
 import signal
 import stat
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from sidestream.errors import SettingsError
 
+AUTOGROUP_PATIENCE = 2.0
+"""Seconds for which a session's niceness is tried while others change theirs."""
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None, use_errno=True)  # loaded here: nothing may be loaded between fork and exec
 
@@ -150,8 +152,20 @@ def set_session_nice(value: int) -> None:
     children would take from a web server in another session as if they were not.
     https://man7.org/linux/man-pages/man7/sched.7.html (The autogroup feature)
     """
-    with contextlib.suppress(OSError):  # a kernel without autogroups: there is nothing to do
-        Path("/proc/self/autogroup").write_text(str(value))
+    deadline = time.monotonic() + AUTOGROUP_PATIENCE
+    while True:
+        try:
+            Path("/proc/self/autogroup").write_text(str(value))
+        except (
+            BlockingIOError
+        ):  # the kernel takes one such change in 0.1 s from all who are not root; others start, too
+            if time.monotonic() > deadline:
+                return
+            time.sleep(0.02)
+        except OSError:  # a kernel without autogroups: there is nothing to do
+            return
+        else:
+            return
 
 
 def use_only_idle_cpu() -> None:

@@ -151,3 +151,23 @@ def test_the_niceness_of_a_session() -> None:
         pytest.skip("this kernel shares processors out without looking at sessions")
     code = "os.setsid(); process.set_session_nice(7); print(Path('/proc/self/autogroup').read_text().split()[-1])"
     assert python(code) == "7"
+
+
+def test_the_niceness_of_a_session_waits_for_its_turn() -> None:
+    """The kernel takes one change in 0.1 s from all who are not root: workers that start together meet each other."""
+    code = (
+        "class Busy:\n"
+        "    left, written = 3, None\n"
+        "    def __init__(self, path): pass\n"
+        "    def write_text(self, text):\n"
+        "        Busy.left -= 1\n"
+        "        if Busy.left: raise BlockingIOError\n"
+        "        Busy.written = text\n"
+        "process.Path = Busy\n"
+        "process.set_session_nice(7)\n"
+        "print(Busy.left, Busy.written)\n"
+        "process.AUTOGROUP_PATIENCE, Busy.left = 0.05, 1000\n"
+        "process.set_session_nice(8)\n"
+        "print(Busy.written)"
+    )
+    assert python(code).split() == ["0", "7", "7"]
