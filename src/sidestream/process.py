@@ -156,9 +156,8 @@ def set_session_nice(value: int) -> None:
     while True:
         try:
             Path("/proc/self/autogroup").write_text(str(value))
-        except (
-            BlockingIOError
-        ):  # the kernel takes one such change in 0.1 s from all who are not root; others start, too
+        except BlockingIOError:
+            # The kernel takes one such change in 0.1 s from all who are not root: another came first.
             if time.monotonic() > deadline:
                 return
             time.sleep(0.02)

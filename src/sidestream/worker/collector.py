@@ -301,9 +301,8 @@ class Collector:
             if doom is not None:
                 state.recovering.pop(interrupted.reference, None)
             if child.doomed not in (None, interrupted.reference):
-                doom = (
-                    Doom.STOPPING
-                )  # it was killed for the one before, which ended in that moment: this one is innocent
+                # It was killed for the one before, which ended in that moment: this one is innocent.
+                doom = Doom.STOPPING
             self._settler.crashed(interrupted, reading, child.slot, doom, how)
         state.backlog.extendleft(reversed(deliveries[max(position + 1, child.reported) :]))
         child.deliveries = []
