@@ -1,6 +1,7 @@
 """Fairness, ageing, order and limits under load and kills, counted from outside; ``make chaos`` runs it in full.
 
-1. Company B adds one job a second, alone; then beside company A with very many waiting: B's wait, p95.
+1. Company B adds one job a second, alone; then beside company A with very many waiting: B's wait, p95 (of few jobs,
+   as `make test` has, the median: their p95 is the worst one, and that is the machine's).
 2. Urgent jobs without a pause: how long a job of the lowest priority waits under an ageing of a few seconds.
 3. Many short jobs with keys and limit keys while children are killed: lost, doubled, reordered, and more at once than
    the limit allows. A job's span is what its own action noted: from its first line to its last, or to the kill.
@@ -46,8 +47,10 @@ PATIENCE = 1_200.0
 class Found:
     """What came of it."""
 
-    alone_p95: float = 0.0
-    beside_p95: float = 0.0
+    rank: float = 0.95
+    """Which of B's waits count: this share of them is shorter."""
+    alone: float = 0.0
+    beside: float = 0.0
     samples: int = 0
     ageing: float = AGEING
     oldest: float = 0.0
@@ -58,12 +61,18 @@ class Found:
     most_at_once: int = 0
 
     @property
+    def bound(self) -> float:
+        """Return how long B may wait, in seconds."""
+        return LONG + 2 * self.alone
+
+    @property
     def broken(self) -> list[str]:
         """Return a sentence for each bound that did not hold."""
         sentences = []
-        bound = LONG + 2 * self.alone_p95
-        if self.beside_p95 > bound:
-            sentences.append(f"B waited {self.beside_p95:.3f} s (p95) beside A; the bound is {bound:.3f} s.")
+        if self.beside > self.bound:
+            sentences.append(
+                f"B waited {self.beside:.3f} s (p{100 * self.rank:g}) beside A; the bound is {self.bound:.3f} s."
+            )
         if self.oldest > self.ageing + 4 * LONG:
             sentences.append(
                 f"A job of the lowest priority waited {self.oldest:.2f} s with an ageing of {self.ageing:g} s."
@@ -76,16 +85,18 @@ class Found:
 
     def __str__(self) -> str:
         return (
-            f"B's wait p95 {self.alone_p95:.3f} s alone, {self.beside_p95:.3f} s beside A ({self.samples} jobs, bound "
-            f"{LONG + 2 * self.alone_p95:.3f}); lowest priority waited at most {self.oldest:.2f} s ({self.aged} jobs, "
+            f"B's wait p{100 * self.rank:g} {self.alone:.3f} s alone, {self.beside:.3f} s beside A ({self.samples} "
+            f"jobs, bound {self.bound:.3f}); lowest priority waited at most {self.oldest:.2f} s ({self.aged} jobs, "
             f"ageing {self.ageing:g} s); {self.verdict.promised} jobs with {self.kills} kills: {self.verdict}; "
             f"{self.limited} limited spans, at most {self.most_at_once} at once of {LIMIT}"
         )
 
 
-def run(*, waiting: int, jobs: int, seconds: float, seed: int, ageing: float = AGEING) -> Found:
+def run(
+    *, waiting: int, jobs: int, seconds: float, seed: int, ageing: float = AGEING, rank: float = Found.rank
+) -> Found:
     """Run the three parts, each in a world of its own."""
-    found = Found(ageing=ageing)
+    found = Found(ageing=ageing, rank=rank)
     with _world(seed) as world:
         _beside(world, found, waiting, seconds)
     with _world(seed) as world:
@@ -125,7 +136,8 @@ def _beside(world: World, found: Found, waiting: int, seconds: float) -> None:
     _enqueue(world, ((f"a{n}", {"seconds": LONG}, {"group": "A"}) for n in range(waiting)))
     world.wait_for("SELECT count(*) > 8 FROM ledger WHERE token LIKE 'a%%'")
     beside = _paced(world, "beside", seconds)
-    found.alone_p95, found.beside_p95, found.samples = _p95(alone), _p95(beside), len(beside)
+    found.alone, found.beside = (_at(found.rank, waits) for waits in (alone, beside))
+    found.samples = len(beside)
 
 
 def _paced(world: World, name: str, seconds: float) -> list[float]:
@@ -240,9 +252,9 @@ def _most_at_once(spans: Sequence[Sequence[str]], killed: dict[int, float]) -> t
     return count, most
 
 
-def _p95(values: Sequence[float]) -> float:
+def _at(rank: float, values: Sequence[float]) -> float:
     ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(len(ordered) * 0.95))]
+    return ordered[min(len(ordered) - 1, int(len(ordered) * rank))]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

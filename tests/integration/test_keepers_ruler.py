@@ -151,6 +151,7 @@ def test_a_worker_without_a_database_gives_empty_rules(bench: Bench, monkeypatch
 
 def test_a_change_takes_effect_on_two_hosts_within_a_second(bench: Bench) -> None:
     took: list[float] = []
+    bench.worker.begin_generation()
     threads = [KeeperThread([bench.ruler()]) for _ in range(2)]
     for thread in threads:
         thread.start()

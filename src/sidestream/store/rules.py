@@ -25,23 +25,30 @@ _READ = f"""
     FROM sidestream_meta meta LEFT JOIN sidestream_rule ON true ORDER BY kind, scope, name, group_name"""
 _VERSION = "SELECT rules_version FROM sidestream_meta"
 # Milliseconds of the clock, so that a database put back to an earlier day is not outvoted by what a broker kept. The
-# row's lock makes the order of the versions the order of the commits.
+# row's lock makes the order of the versions the order of the commits. A change and its version are one statement, so
+# that on an autocommit cursor too nobody sees the version before the change (and never looks again).
 _GROW = """
-    UPDATE sidestream_meta
-    SET rules_version = greatest(rules_version + 1, (extract(epoch FROM clock_timestamp()) * 1000)::bigint)
-    RETURNING rules_version"""
+    WITH grown AS (
+        UPDATE sidestream_meta
+        SET rules_version = greatest(rules_version + 1, (extract(epoch FROM clock_timestamp()) * 1000)::bigint)
+        RETURNING rules_version)"""
 _PUT = f"""
+    {_GROW}
     INSERT INTO sidestream_rule ({_COLUMNS})
-    VALUES (%(kind)s::text, %(scope)s::text, %(name)s::text, %(group)s::text, %(concurrency)s::integer,
-            %(rate)s::float8, %(burst)s::integer, %(weight)s::float8, %(seconds)s::float8, %(note)s::text,
-            %(by)s::text, {UTC_NOW})
+    SELECT %(kind)s::text, %(scope)s::text, %(name)s::text, %(group)s::text, %(concurrency)s::integer,
+           %(rate)s::float8, %(burst)s::integer, %(weight)s::float8, %(seconds)s::float8, %(note)s::text,
+           %(by)s::text, {UTC_NOW}
+    FROM grown
     ON CONFLICT (kind, scope, name, group_name) DO UPDATE SET
         concurrency = excluded.concurrency, rate = excluded.rate, burst = excluded.burst, weight = excluded.weight,
         seconds = excluded.seconds, note = excluded.note, changed_by = excluded.changed_by,
-        changed_at = excluded.changed_at"""
-_REMOVE = """
-    DELETE FROM sidestream_rule WHERE kind = %(kind)s::text AND scope = %(scope)s::text AND name = %(name)s::text
-    AND group_name = %(group)s::text RETURNING id"""
+        changed_at = excluded.changed_at
+    RETURNING (SELECT rules_version FROM grown)"""
+_REMOVE = f"""
+    {_GROW}
+    DELETE FROM sidestream_rule USING grown
+    WHERE kind = %(kind)s::text AND scope = %(scope)s::text AND name = %(name)s::text AND group_name = %(group)s::text
+    RETURNING id"""
 _NOTHING = dict.fromkeys(("concurrency", "rate", "burst", "weight", "seconds", "note", "by"))
 _INTEGER = 2**31 - 1
 
@@ -184,20 +191,13 @@ def _paused(what: Pause) -> dict[str, Any]:
 
 def _put(cur: Cursor, values: dict[str, Any], by: str | None, note: str | None) -> int:
     told = {"by": None if by is None else storable(by), "note": None if note is None else storable(note)}
-    grown = _grow(cur)
     cur.execute(_PUT, {**_NOTHING, **values, **told})
-    return grown
+    return int(cur.fetchone()[0])
 
 
 def _remove(cur: Cursor, place: dict[str, Any]) -> bool:
-    _grow(cur)
     cur.execute(_REMOVE, place)
     return cur.fetchone() is not None
-
-
-def _grow(cur: Cursor) -> int:
-    cur.execute(_GROW)
-    return int(cur.fetchone()[0])
 
 
 def _read(cur: Cursor) -> tuple[int, list[Entry]]:

@@ -78,6 +78,23 @@ def test_the_order_of_the_versions_is_the_order_of_the_commits(a: Session, b: Se
     assert len(rules.read(a.cur).pauses) == 2
 
 
+def test_nobody_sees_a_version_before_its_change(a: Session, b: Session) -> None:
+    """Each statement commits by itself here: whoever saw the version alone would never look at the rules again."""
+    removed, kept = Pause(queue="q1"), Pause(queue="q2")
+    before = rules.pause(a.cur, removed)
+    changes: list[Callable[[], object]] = [lambda: rules.resume(b.cur, removed), lambda: rules.pause(b.cur, kept)]
+    for change in changes:
+        a.execute("BEGIN")
+        a.execute("LOCK TABLE sidestream_rule IN EXCLUSIVE MODE")
+        other = beside(change)
+        until_waiting(a, b.pid)
+        assert rules.version(a.cur) == before
+        a.commit()
+        other.result(20)
+        before = rules.version(a.cur)
+    assert rules.read(a.cur).pauses == {kept}
+
+
 def test_a_database_put_back_is_not_outvoted_for_ever(a: Session) -> None:
     """Versions follow the clock: a change after a restore is newer than what a broker kept from before it."""
     kept = rules.pause(a.cur, Pause(queue="q1"))
