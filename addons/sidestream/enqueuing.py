@@ -9,6 +9,9 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+from psycopg2 import errors
+from psycopg2.extensions import make_dsn
+
 from sidestream import (
     JOB_OPTIONS,
     InvalidJob,
@@ -23,7 +26,7 @@ from sidestream import (
     render_template,
 )
 
-from odoo import SUPERUSER_ID, models, tools
+from odoo import SUPERUSER_ID, models, sql_db, tools
 
 from .values import encode
 
@@ -32,6 +35,14 @@ _logger = logging.getLogger(__name__)
 OPTIONS = (*JOB_OPTIONS, "split")
 INLINE = "sidestream_inline"
 """Context key (true): the method is called at once instead. For tests, imports, and companies that switched off."""
+
+ODOOS_OWN = (
+    errors.ReadOnlySqlTransaction,
+    errors.SerializationFailure,
+    errors.DeadlockDetected,
+    errors.LockNotAvailable,
+)
+"""Errors after which Odoo begins a request again: on a cursor that writes, or after a while."""
 
 _lock = threading.Lock()
 _jobs = {}
@@ -46,12 +57,26 @@ def jobs_of(database):
         return found
 
 
+def forget(database):
+    """Look again, at the next job, which database this is."""
+    with _lock:
+        found = _jobs.get(database)
+    if found is not None:
+        found.forget_databases()
+
+
 def settings_of(database):
-    """Return the settings of this database: of Odoo's configuration file, else of the environment."""
+    """Return the settings of this database: of Odoo's configuration file, else of the environment.
+
+    PostgreSQL is where this Odoo has it, whatever the file says: options and variables of its start count, too.
+    """
+    _name, found = sql_db.connection_info_for(database)
+    found["dbname"] = found.pop("database")
+    address = make_dsn(**{name: value for name, value in found.items() if name != "application_name"})
     config = tools.config["config"]
     if config and Path(config).is_file():
-        return Settings(odoo_config=config, odoo_database=database)
-    return Settings()
+        return Settings(odoo_config=config, odoo_database=database, database_url=address)
+    return Settings(database_url=address)
 
 
 class Enqueuer:
@@ -99,9 +124,19 @@ def _enqueue(records, method, action, args, kwargs, options):
             _call_inline(part, method, action, args, kwargs)
         return jobs
     built = list(_build(records, method, action, args, kwargs, options))
-    inserted = jobs_of(env.cr.dbname).insert(env.cr.connection, built)
+    inserted = _insert(env.cr, built)
     _publish_after_commit(env.cr, inserted.publications)
     return jobs.browse(dict.fromkeys(inserted.ids))  # duplicates within this call are one job
+
+
+def _insert(cr, built):
+    """Insert jobs; what Odoo itself answers (a cursor that only reads, a conflict) comes out as it was raised."""
+    try:
+        return jobs_of(cr.dbname).insert(cr.connection, built)
+    except SidestreamError as error:
+        if isinstance(error.__cause__, ODOOS_OWN):
+            raise error.__cause__ from None
+        raise
 
 
 def _parts(records, split):
@@ -120,7 +155,11 @@ def _call_inline(records, method, action, args, kwargs):
     if action.run_as == "superuser":
         records = records.sudo()
     elif action.run_as != "user":
-        records = records.with_user(_user_id(records.env, action))
+        user_id = _user_id(records.env, action)
+        allowed = _allowed_companies(records.env, user_id)
+        records = records.with_user(user_id)
+        if allowed:
+            records = records.with_context(allowed_company_ids=allowed)
     with one_transaction(records.env.cr, action):
         result = getattr(records, method)(*args, **kwargs)
     if action.three_step:
@@ -208,13 +247,21 @@ def _context(env, user_id):
     context = {name: env.context[name] for name in ("lang", "tz") if name in env.context}
     if env.company:
         context["company"] = env.company.id
-    allowed = env.context.get("allowed_company_ids")
+    allowed = _allowed_companies(env, user_id)
     if allowed:
-        if user_id not in (env.uid, SUPERUSER_ID):  # a service user works in the caller's company, if it may
-            others = set(env["res.users"].sudo().browse(user_id)._get_company_ids())
-            allowed = [one for one in allowed if one == env.company.id or one in others]
-        context["allowed_company_ids"] = list(allowed)
+        context["allowed_company_ids"] = allowed
     return context
+
+
+def _allowed_companies(env, user_id):
+    """Return the ids of the companies to work in as that user, the main one first; none: all that he may."""
+    allowed = env.context.get("allowed_company_ids")
+    if not allowed:  # the superuser's own companies say nothing of the caller's
+        return list(dict.fromkeys((env.company | env.companies)._ids)) if user_id == SUPERUSER_ID else []
+    if user_id not in (env.uid, SUPERUSER_ID):  # a service user works in the caller's company, if it may
+        others = set(env["res.users"].sudo().browse(user_id)._get_company_ids())
+        allowed = [one for one in allowed if one == env.company.id or one in others]
+    return list(allowed)
 
 
 def _user_id(env, action):

@@ -3,6 +3,8 @@
 from datetime import date, datetime
 from decimal import Decimal
 
+from markupsafe import Markup
+
 from sidestream import GiveUp, InvalidJob
 
 from odoo import models
@@ -12,6 +14,8 @@ KIND = "$"
 
 def encode(value, where="arguments"):
     """Return ``value`` as JSON values; raise :class:`sidestream.InvalidJob` naming what cannot be kept."""
+    if isinstance(value, Markup):  # a str too, and not to be escaped as one
+        return {KIND: "markup", "value": str(value)}
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, models.BaseModel):
@@ -31,8 +35,8 @@ def encode(value, where="arguments"):
             raise InvalidJob(f"{where} has a dictionary whose keys are not text (or '{KIND}'); use text keys.")
         return {name: encode(one, f"{where}[{name!r}]") for name, one in value.items()}
     raise InvalidJob(
-        f"{where} is a {type(value).__name__}, which a job cannot keep; pass records, text, numbers, dates, decimals, "
-        "lists and dictionaries."
+        f"{where} is a {type(value).__name__}, which a job cannot keep; pass records, text, HTML, numbers, dates, "
+        "decimals, lists and dictionaries."
     )
 
 
@@ -49,7 +53,7 @@ def decode(env, value):
         if value["model"] not in env:
             raise GiveUp(f"An argument is of the model {value['model']!r}, which this database no longer has.")
         return env[value["model"]].browse(value["ids"])
-    makers = {"datetime": datetime.fromisoformat, "date": date.fromisoformat, "decimal": Decimal}
+    makers = {"datetime": datetime.fromisoformat, "date": date.fromisoformat, "decimal": Decimal, "markup": Markup}
     if kind not in makers:
         raise GiveUp(f"An argument is of the kind {kind!r}, which this release does not know; upgrade Sidestream.")
     return makers[kind](value["value"])

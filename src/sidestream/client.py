@@ -142,7 +142,9 @@ class Client:
         with _cursor(connection) as cursor:
             database = self._databases.get(connection)
             if database is None:
-                database = self._databases[connection] = schema.identify(cursor, allow_copy=True)
+                database = schema.identify(cursor, allow_copy=True)
+                if not database.copied:  # a copy is adopted some day, while this process goes on
+                    self._databases[connection] = database
             stored = rows.insert(cursor, jobs)
         crash_point("enqueue.inserted")
         if database.copied:  # the jobs wait for the person who adopts this database
@@ -226,6 +228,10 @@ class Client:
             given = [option for option, value in options.items() if value is not None]
             defaults = declared.job_options(args, kwargs or {}, given)
         return build_job(name, args, kwargs, now=self._clock.now(), defaults=defaults, **options)
+
+    def forget_databases(self) -> None:
+        """Ask each connection again which database it leads to: the tables were removed, or installed anew."""
+        self._databases.clear()
 
     def close(self, timeout: float = 1.0) -> None:
         """Publish what is still kept, at most ``timeout`` seconds long, and stop the relay's thread."""

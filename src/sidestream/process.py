@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import gc
 import os
 import pwd
@@ -33,6 +34,8 @@ class Account:
     gid: int
     #: Every group it belongs to, the first one included.
     groups: tuple[int, ...]
+    #: Its home, which need not exist.
+    home: Path = Path("/nonexistent")
 
 
 def account(name: str) -> Account:
@@ -41,7 +44,8 @@ def account(name: str) -> Account:
         entry = pwd.getpwnam(name)
     except KeyError:
         raise SettingsError(f"This machine has no user {name!r}; name an existing unprivileged user instead.") from None
-    return Account(name, entry.pw_uid, entry.pw_gid, tuple(os.getgrouplist(name, entry.pw_gid)))
+    groups = tuple(os.getgrouplist(name, entry.pw_gid))
+    return Account(name, entry.pw_uid, entry.pw_gid, groups, Path(entry.pw_dir))
 
 
 def reaches(who: Account, path: Path) -> bool:
@@ -65,6 +69,33 @@ def reaches(who: Account, path: Path) -> bool:
 def _permits(who: Account, status: os.stat_result, wanted: int) -> bool:
     shift = 6 if status.st_uid == who.uid else 3 if status.st_gid in who.groups else 0
     return (status.st_mode >> shift) & wanted == wanted
+
+
+def make_folder(path: Path, owner: Account | None) -> None:
+    """Make ``path``, for its owner alone, and what is missing above it; as root, for ``owner``, in whose place we act.
+
+    Below a folder of the owner's root does nothing itself: whoever owns it may put a link there to anywhere.
+
+    Raises:
+        OSError: It cannot be made.
+    """
+    if path.exists() and not path.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
+    if owner is None or os.geteuid() != 0:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return
+    theirs = any(folder.exists() and folder.stat().st_uid == owner.uid for folder in path.parents)
+    if not theirs:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        os.chown(path, owner.uid, owner.gid)
+        return
+    os.setegid(owner.gid)
+    os.seteuid(owner.uid)
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    finally:
+        os.seteuid(0)
+        os.setegid(0)
 
 
 def drop_privileges(user: str | None, *paths: Path) -> None:
@@ -96,6 +127,8 @@ def drop_privileges(user: str | None, *paths: Path) -> None:
     os.setgroups(who.groups)
     os.setgid(who.gid)
     os.setuid(who.uid)
+    if os.environ.get("HOME") == pwd.getpwuid(0).pw_dir and who.home.is_dir():
+        os.environ["HOME"] = str(who.home)  # what a program keeps there, Odoo its files among it, is the user's
 
 
 def die_with_parent(parent: int, signum: int = signal.SIGKILL) -> None:

@@ -23,6 +23,7 @@ from pydantic_settings import (
 from sidestream.errors import InvalidName, SettingsError
 from sidestream.job.names import check_queue
 from sidestream.odoo_config import settings_section
+from sidestream.process import account
 
 PREFIX = "SIDESTREAM_"
 CONFIG_VARIABLE = f"{PREFIX}CONFIG"
@@ -31,12 +32,15 @@ _NOT_SETTINGS = frozenset(f"{PREFIX}{name}" for name in ("CONFIG", "CRASH_AT", "
 """Variables with our prefix that are no settings: the file's name, the crash points', the mark of a worker's family."""
 
 
-def default_data_dir() -> Path:
-    """Return ``/var/lib/sidestream`` for root, whose home nobody else may enter, else the user's own data folder."""
-    if os.geteuid() == 0:
-        return Path("/var/lib/sidestream")
-    home = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
-    return Path(home) / "sidestream"
+def default_data_dir(user: str | None) -> Path:
+    """Return the data folder of ``user``, whom root becomes, or our own: so both find the same embedded server.
+
+    ``/var/lib/sidestream`` for root who stays root, whose home is for nobody else, and for users without a home.
+    """
+    if os.geteuid() != 0:
+        return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "sidestream"
+    home = None if user is None else account(user).home
+    return home / ".local" / "share" / "sidestream" if home and home.is_dir() else Path("/var/lib/sidestream")
 
 
 class Settings(BaseSettings):
@@ -57,9 +61,6 @@ class Settings(BaseSettings):
     database_url: Annotated[
         str | None, Field(repr=False, description="PostgreSQL database that holds the jobs, as a libpq URL.")
     ] = None
-    data_dir: Annotated[
-        Path, Field(default_factory=default_data_dir, description="Folder of the embedded Redis, keys and locks.")
-    ]
     odoo_config: Annotated[
         Path | None,
         Field(description="Odoo's configuration file; the worker then runs the actions of an Odoo database."),
@@ -114,6 +115,13 @@ class Settings(BaseSettings):
         Field(ge=0, le=3600, description="Seconds after an unclean end in which a worker runs one job at a time."),
     ] = 60.0
     user: Annotated[str | None, Field(description="User that root becomes; none stays root.")] = "nobody"
+    data_dir: Annotated[
+        Path,
+        Field(
+            default_factory=lambda found: default_data_dir(found.get("user")),
+            description="Folder of the embedded Redis, keys and locks.",
+        ),
+    ]
     log_level: Annotated[Literal["debug", "info", "warning", "error"], Field(description="Least level logged.")] = (
         "info"
     )

@@ -25,7 +25,7 @@ from sidestream.errors import BrokerError, SettingsError
 from sidestream.executors.actions import Actions
 from sidestream.job.codec import Signer
 from sidestream.odoo_config import database_parameters
-from sidestream.process import account
+from sidestream.process import account, make_folder
 from sidestream.relay import Relay
 from sidestream.relay_queue import CHUNK_SIZE
 from sidestream.settings import Settings
@@ -213,7 +213,7 @@ def _publication(database: schema.Database, row: StoredJob) -> Publication:
 def _key_file(folder: Path, user: str | None) -> tuple[str, bytes]:
     path = folder / KEY_FILE
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_folder(folder, account(user) if user is not None and os.geteuid() == 0 else None)
         if not path.exists():
             _make_key_file(path, user)
         if stat.S_IMODE(path.stat().st_mode) & 0o077:

@@ -290,12 +290,12 @@ def _is_announced(inspector: RedisInspector, supervisor: str) -> bool:
 def _make_data_folder(settings: Settings) -> None:
     """Make the data folder, and see that the user that the worker becomes may use it."""
     refused = f"The data folder {settings.data_dir} cannot be used"
+    who = process.account(settings.user) if os.geteuid() == 0 and settings.user is not None else None
     try:
-        settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        process.make_folder(settings.data_dir, who)
     except OSError as error:
         raise SettingsError(f"{refused} ({error.strerror}); set data_dir to a folder that you can write to.") from error
-    if os.geteuid() == 0 and settings.user is not None:
-        who = process.account(settings.user)
+    if who is not None:
         os.chown(settings.data_dir, who.uid, who.gid)
         if not process.reaches(who, settings.data_dir):
             raise SettingsError(

@@ -88,6 +88,7 @@ def test_the_version_is_told(run: Run) -> None:
         (["enqueue", "a", "--id", "x"], "--id is for --direct jobs"),
         (["enqueue", "a", "--id", "x", "--direct"], "is not a uuid"),
         (["enqueue", "a b"], "action name 'a b' is not allowed"),
+        (["--odoo-config", os.devnull, "--odoo-database", "x", "enqueue", "a"], "not enqueued from here"),
         (["enqueue", "a", "--queue", "a b"], "queue name 'a b' is not allowed"),
         (["enqueue", "a", "--arg", json.dumps("x" * 66_000)], "larger than 64 KiB|more than 65536"),
         (["jobs", "--state", "closed"], "is not a state; expected open, done, dead, cancelled"),

@@ -216,6 +216,26 @@ def test_a_bridge_hands_over_after_its_own_commit(connection: Any, jobs: Jobs, d
 # -- bad input -------------------------------------------------------------------------------------------------------
 
 
+def test_a_copy_s_jobs_are_published_as_soon_as_it_is_adopted(
+    connection: Any, jobs: Jobs, dsn: str, broker: Broker
+) -> None:
+    """By a process that goes on meanwhile; what it knew of tables that were installed anew is forgotten when told."""
+    connection.cursor().execute("UPDATE sidestream_meta SET home = 'elsewhere'")
+    connection.commit()
+    inserted = jobs.insert(connection, [jobs.job("invoice.print", [1])])
+    connection.commit()
+    assert inserted.publications == []
+    schema.adopt(connection.cursor())
+    connection.commit()
+    for number in range(2):
+        inserted = jobs.insert(connection, [jobs.job("invoice.print", [number])])
+        connection.commit()
+        assert [one.lane for one in inserted.publications] == [lane(tag(dsn), "default")]
+        schema.adopt(connection.cursor())  # stands for tables that were removed and made anew
+        connection.commit()
+        jobs.forget_databases()
+
+
 def test_what_is_refused_leaves_the_transaction_usable(connection: Any, jobs: Jobs, dsn: str) -> None:
     with jobs.transaction(connection) as tx:
         for error, options in (

@@ -6,15 +6,25 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import psutil
 import pytest
 
 from sidestream.errors import SettingsError
-from sidestream.process import Account, account, reaches
+from sidestream.process import Account, account, make_folder, reaches
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can drop to another user")
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A folder that every user may enter, which pytest's own are not."""
+    with TemporaryDirectory(prefix="sidestream-process-") as made:
+        Path(made).chmod(0o755)
+        yield Path(made)
 
 
 def python(code: str) -> str:
@@ -62,6 +72,34 @@ def test_root_drops_for_good_and_hands_over_the_paths(tmp_path: Path) -> None:
     said = python(code).splitlines()
     assert said == [f"{(who.uid,) * 3} {(who.gid,) * 3} {[*who.groups]}", "for good"]
     assert path.stat().st_uid == who.uid
+
+
+@as_root
+def test_root_makes_a_folder_for_the_user_and_follows_no_link_of_his(folder: Path) -> None:
+    who, home, roots = account("nobody"), folder / "home", folder / "roots"
+    home.mkdir()
+    os.chown(home, who.uid, who.gid)
+    make_folder(home / ".local" / "share", who)
+    assert {path.stat().st_uid for path in (home / ".local", home / ".local" / "share")} == {who.uid}
+    roots.mkdir(mode=0o755)
+    make_folder(roots / "data", who)
+    assert ((roots / "data").stat().st_uid, roots.stat().st_uid) == (who.uid, 0)
+    (home / "link").symlink_to(roots)
+    with pytest.raises(PermissionError):
+        make_folder(home / "link" / "taken", who)
+    assert os.geteuid() == 0
+    assert not (roots / "taken").exists()
+
+
+@as_root
+def test_who_drops_takes_the_users_home_where_it_was_roots(folder: Path) -> None:
+    change = (
+        "process.reaches = lambda who, path: True\n"
+        f"process.account = lambda name: process.Account(name, 65534, 65534, (65534,), Path({str(folder)!r}))\n"
+        "os.environ['HOME'] = {home!r}; process.drop_privileges('nobody'); print(os.environ['HOME'])"
+    )
+    assert python(change.format(home=str(Path("~root").expanduser()))) == str(folder)
+    assert python(change.format(home="/elsewhere")) == "/elsewhere", "somebody chose it"
 
 
 @as_root

@@ -6,8 +6,10 @@ import subprocess
 import threading
 import time
 from datetime import UTC, datetime
-from typing import Self
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, Self
 
+import psycopg
 import pytest
 import redis
 
@@ -37,6 +39,8 @@ def test_an_action_runs_and_is_done_once(shop: Shop) -> None:
         ("asks_outside", "asked the database in its second step"),
         ("yields_rubbish", "expected a function"),
         ("gives_up", "This parcel has no address; correct the order, then Retry."),
+        ("breaks_a_rule", "The operation cannot be completed: A probe counts to a thousand at most."),
+        ("redirects", "RedirectWarning: There is no chart of accounts."),
         ("too_long", "ran longer than its soft limit of 0.3 s"),
         ("far_too_long", "hard limit"),
     ],
@@ -50,9 +54,16 @@ def test_what_an_action_must_not_do_is_told_and_undone(shop: Shop, method: str, 
 
 
 def test_a_hook_that_raises_after_the_commit_repeats_nothing(shop: Shop) -> None:
-    assert shop.run("hook_raises") == {"count": 1, "state": "done", "error": ""}
-    deadline = time.monotonic() + 20  # the hook runs after the commit that made the job done
-    while "a hook after its commit failed; it is not repeated" not in shop.world.worker_log():
+    signals = "SELECT max(id) FROM orm_signaling_default"
+    with shop.world.connect() as connection:
+        before = connection.execute(signals).fetchall()
+        assert shop.run("hook_raises") == {"count": 1, "state": "done", "error": ""}
+        deadline = time.monotonic() + 20  # the hook runs after the commit that made the job done
+        while connection.execute(signals).fetchall() == before:
+            assert time.monotonic() < deadline, "what the job changed was told to nobody"
+            time.sleep(0.02)
+    assert shop.run("hook_raises_between") == {"count": 2, "state": "done", "error": ""}
+    while shop.world.worker_log().count("a hook after its commit failed; what it did is not repeated") < 2:
         assert time.monotonic() < deadline, shop.world.worker_log()[-2000:]
         time.sleep(0.02)
 
@@ -124,15 +135,47 @@ def test_jobs_wait_while_modules_change_and_run_afterwards(shop: Shop) -> None:
         connection.execute("UPDATE ir_module_module SET state = 'to upgrade' WHERE name = 'sidestream_chaos'")
         probe, job = shop.user.call("chaos.probe", "start", [], "add")
         deadline = time.monotonic() + 30
-        while time.monotonic() < deadline:
-            reason = connection.execute("SELECT reason FROM sidestream_job WHERE id = %s", [job]).fetchone()
-            if reason and reason[0]:
-                break
+        while not (reason := _reason(connection, job)):
+            assert time.monotonic() < deadline
             time.sleep(0.05)
-        assert reason is not None
-        assert "modules are being installed" in reason[0]
+        assert "modules are being installed" in reason
         connection.execute("UPDATE ir_module_module SET state = 'installed' WHERE name = 'sidestream_chaos'")
     assert shop.end(probe, job) == {"count": 1, "state": "done", "error": ""}
+
+
+def test_modules_that_change_during_a_call_are_waited_for(shop: Shop) -> None:
+    """The last step would run with what the old modules were; the call is made again with the same key."""
+    change = "UPDATE ir_module_module SET state = %s WHERE name = 'sidestream_chaos'"
+    calls: list[str] = []
+
+    class Courier(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:  # the library's name
+            calls.append(self.path)
+            if len(calls) == 1:
+                connection.execute(change, ["to upgrade"])
+            self.send_response(200)
+            self.end_headers()
+
+    with shop.world.connect() as connection, ThreadingHTTPServer(("127.0.0.1", 0), Courier) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        probe, job = shop.user.call("chaos.probe", "start", [], "calls", url)
+        deadline = time.monotonic() + 60
+        while not _reason(connection, job).startswith("paused"):
+            assert time.monotonic() < deadline, _reason(connection, job)
+            time.sleep(0.05)
+        assert shop.user.call("chaos.probe", "look", [], probe, job) == {"count": 0, "state": "open", "error": ""}
+        connection.execute(change, ["installed"])
+        assert shop.end(probe, job) == {"count": 1, "state": "done", "error": ""}
+        server.shutdown()
+    assert len(calls) == 2
+    assert len(set(calls)) == 1, calls
+
+
+def _reason(connection: psycopg.Connection[Any], job: int) -> str:
+    row = connection.execute("SELECT coalesce(reason, '') FROM sidestream_job WHERE id = %s", [job]).fetchone()
+    assert row is not None
+    return str(row[0])
 
 
 def test_modules_are_upgraded_installed_and_uninstalled_while_jobs_run(shop: Shop) -> None:

@@ -1,4 +1,10 @@
+import re
+
 from odoo import api, fields, models
+
+SNOOZED = re.compile(r"snoozed for (\S+) s: (.*)")
+RAN = re.compile(r"since (\S+) s")
+"""How the engine writes that an action put itself off, and that a job was seen running."""
 
 
 class SidestreamAttempt(models.Model):
@@ -26,14 +32,24 @@ class SidestreamAttempt(models.Model):
         readonly=True,
     )
     at = fields.Datetime(string="When", readonly=True)
-    message = fields.Char(compute="_compute_message", help="The last line of the details, without Python's names.")
+    message = fields.Char(compute="_compute_message", help="What went wrong, or why it was handed back, in words.")
     detail = fields.Text(string="Details", readonly=True, groups="sidestream.group_manager")
     supervisor = fields.Char(string="Worker", readonly=True, groups="sidestream.group_manager")
 
-    @api.depends("detail")
+    @api.depends("detail", "event")
+    @api.depends_context("lang")
     def _compute_message(self):
+        jobs = self.env["sidestream.job"]
         for attempt in self:
-            lines = (attempt.sudo().detail or "").strip().splitlines()
-            kind, colon, text = (lines[-1] if lines else "").partition(": ")
-            # "odoo.exceptions.UserError: No courier ..." is for the developer up to the colon.
-            attempt.message = text if colon and text and " " not in kind else kind + colon + text
+            first, _, _ = (attempt.sudo().detail or "").strip().partition("\n")  # a traceback may follow it
+            snoozed, ran = SNOOZED.fullmatch(first), RAN.fullmatch(first)
+            if attempt.event == "started":
+                alone = self.env._("Alone, because the worker that had it died") if first == "alone" else False
+                attempt.message = self.env._("It had run for %s s by then", ran[1]) if ran else alone
+            elif snoozed:
+                attempt.message = self.env._("Put off for %(seconds)s s: %(reason)s", seconds=snoozed[1],
+                                             reason=snoozed[2])  # fmt: skip
+            elif attempt.event in ("released", "cancelled"):
+                attempt.message = jobs._in_words(first)
+            else:
+                attempt.message = jobs._without_kind(first)

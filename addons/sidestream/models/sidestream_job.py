@@ -7,7 +7,7 @@ from odoo import api, fields, models
 from odoo.exceptions import AccessError, UserError
 from odoo.tools import SQL
 
-from ..enqueuing import settings_of
+from ..enqueuing import forget, settings_of
 
 _logger = logging.getLogger(__name__)
 
@@ -41,7 +41,13 @@ class SidestreamJob(models.Model):
 
     action = fields.Char(string="Method", readonly=True, help="The model's method that runs.")
     queue = fields.Char(readonly=True)
-    key = fields.Char(string="Order Key", readonly=True, help="Jobs with the same key run one at a time, in order.")
+    # Made of what the records hold, also of fields that whoever asked may not read.
+    key = fields.Char(
+        string="Order Key",
+        readonly=True,
+        groups="sidestream.group_manager",
+        help="Jobs with the same key run one at a time, in order.",
+    )
     state = fields.Selection(
         [("open", "Open"), ("done", "Done"), ("dead", "Failed"), ("cancelled", "Cancelled")], readonly=True
     )
@@ -50,8 +56,8 @@ class SidestreamJob(models.Model):
     expires_at = fields.Datetime(string="Expires", readonly=True, help="Cancelled if it has not started by then.")
     started_at = fields.Datetime(string="Started", readonly=True, help="When the run that succeeded began.")
     priority = fields.Integer(readonly=True, help="From 0, which is first, to 9.")
-    group_name = fields.Char(string="Shares Fairly As", readonly=True)
-    limit_key = fields.Char(string="Counts Against", readonly=True)
+    group_name = fields.Char(string="Shares Fairly As", readonly=True, groups="sidestream.group_manager")
+    limit_key = fields.Char(string="Counts Against", readonly=True, groups="sidestream.group_manager")
     ended_at = fields.Datetime(string="Ended", readonly=True)
     attempts = fields.Integer(string="Failed Attempts", readonly=True)
     forgiven = fields.Integer(string="Of Them Before Retry", readonly=True)
@@ -71,6 +77,11 @@ class SidestreamJob(models.Model):
     duration = fields.Char(
         string="Took", compute="_compute_duration", help="From the request to the end, with all waiting."
     )
+
+    def _register_hook(self):
+        """Installed or upgraded, here or by another process: what was known of the tables may be another database's."""
+        super()._register_hook()
+        forget(self.env.cr.dbname)
 
     @api.model
     def _of_records(self, records):

@@ -49,7 +49,9 @@ class SidestreamJobTold(models.Model):
         return label if label is None or isinstance(label, str) else self.env._(label)
 
     def _search_name(self, operator, value):
-        if operator not in ("ilike", "=ilike", "like", "=like", "=") or not isinstance(value, str):
+        if operator == "in":
+            return Domain.OR([self._named(one) for one in value])
+        if operator not in ("ilike", "=ilike", "like", "=like") or not isinstance(value, str):
             return NotImplemented
         wanted = value.strip("%").casefold()
         methods = [
@@ -61,6 +63,17 @@ class SidestreamJobTold(models.Model):
         return Domain.OR(
             [Domain("action", "ilike", words)] + [Domain("action", "=like", f"%.{name}") for name in methods]
         )
+
+    def _named(self, name):
+        """Return the domain of the jobs with exactly this name; every job has one."""
+        if not isinstance(name, str):
+            return Domain.FALSE
+        found = [Domain("action", "=like", f"%.{method}") for method, texts in labels.items()
+                 if name in map(self._in_language, texts)]  # fmt: skip
+        words = name[:1].lower() + name[1:].replace(" ", "_")
+        if words not in labels:
+            found.append(Domain("action", "=like", f"%.{words}") | Domain("action", "=like", f"%.\\_{words}"))
+        return Domain.OR(found)
 
     def _running(self):
         """Return {id: since when} of those that run; of one that began a moment ago no time is noted yet."""
@@ -99,8 +112,12 @@ class SidestreamJobTold(models.Model):
                 job.status = job._in_words(job.reason) or self.env._("Waiting")
 
     def _what_went_wrong(self):
-        """Return the error as the user's own dialog would have shown it, without the exception's name."""
-        kind, colon, text = (self.error or "").partition(": ")
+        return self._without_kind(self.error or "")
+
+    @api.model
+    def _without_kind(self, error):
+        """Return an error as the user's own dialog would have shown it, without the exception's name."""
+        kind, colon, text = error.partition(": ")
         return text if colon and EXCEPTION.fullmatch(kind) else kind + colon + text
 
     def _in_words(self, reason):

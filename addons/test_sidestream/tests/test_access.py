@@ -73,8 +73,9 @@ class TestAccess(JobCase):
         self.assertEqual(self.found(self.manager, self.other_company), self.elsewhere)
         with self.assertRaises(AccessError):
             self.rpc(self.user, "read", self.foreign.ids, ["error"])
-        with self.assertRaises(AccessError):
-            self.rpc(self.user, "read", self.own.ids, ["payload"])
+        for name in ("payload", "key", "limit_key", "group_name"):
+            with self.subTest(name=name), self.assertRaises(AccessError):
+                self.rpc(self.user, "read", self.own.ids, [name])
         self.assertTrue(self.rpc(self.manager, "read", self.own.ids, ["payload"])[0]["payload"])
 
     def test_portal_and_public_see_nothing(self):
@@ -96,15 +97,25 @@ class TestAccess(JobCase):
         self.assertFalse(self.own.records)
 
     def test_attempts(self):
+        happened = (
+            ("failed", "UserError: No courier: there\nTraceback ...\n  ask: Contact somebody.", "No courier: there"),
+            ("started", "alone", "Alone, because the worker that had it died"),
+            ("started", "since 12.0 s", "It had run for 12.0 s by then"),
+            ("released", "stopping", "Its worker restarts"),
+            ("released", "snoozed for 60 s: the bank is closed", "Put off for 60 s: the bank is closed"),
+            ("crashed", "It crashed: killed by SIGKILL.", "It crashed: killed by SIGKILL."),
+            ("done", None, ""),
+        )  # fmt: skip
         for job in (self.own, self.foreign):
-            self.env.cr.execute(
-                "INSERT INTO sidestream_attempt (job_id, supervisor, slot, event, detail) "
-                "VALUES (%s, 's', 0, 'failed', %s)",
-                [job.id, "Traceback ...\n  File ...\nodoo.exceptions.UserError: No courier: none is there\n"],
-            )
-        attempts = self.env["sidestream.attempt"].with_user(self.user).search([])
+            for event, detail, _message in happened:
+                self.env.cr.execute(
+                    "INSERT INTO sidestream_attempt (job_id, supervisor, slot, event, detail) "
+                    "VALUES (%s, 's', 0, %s, %s)",
+                    [job.id, event, detail],
+                )
+        attempts = self.env["sidestream.attempt"].with_user(self.user).search([], order="id")
         self.assertEqual(attempts.job_id, self.own)
-        self.assertEqual(attempts.message, "No courier: none is there")
+        self.assertEqual([one.message or "" for one in attempts], [message for *_, message in happened])
         with self.assertRaises(AccessError):
             attempts.read(["detail"])
 
@@ -315,6 +326,20 @@ class TestButtons(JobCase):
         for words in ("as the SYS", "remember as", "remember_as_superuser"):
             self.assertEqual(job.search([("name", "ilike", words), ("id", "=", job.id)]), job)
         self.assertFalse(job.search([("name", "ilike", "as nobody"), ("id", "=", job.id)]))
+        other, private = self.order.enqueue().remember(), self.order.enqueue()._private()
+        both = Domain("id", "in", (job + other + private).ids)
+        for operator, value, expected in (
+            ("=", "As the system", job),
+            ("=", "As the", job.browse()),
+            ("=", "Remember as superuser", job.browse()),
+            ("in", ["Remember", "Private"], other + private),
+            ("!=", "As the system", other + private),
+            ("not ilike", "system", other + private),
+            ("=", False, job.browse()),
+            ("!=", False, job + other + private),
+        ):
+            with self.subTest(operator=operator, value=value):
+                self.assertEqual(set(job.search(both & Domain("name", operator, value))), set(expected))
         self.env.cr.execute("UPDATE sidestream_job SET action = 'gone.model.do_it' WHERE id = %s", [job.id])
         self.env.cr.execute("UPDATE sidestream_job_record SET model = 'gone.model' WHERE job_id = %s", [job.id])
         self.env.invalidate_all()

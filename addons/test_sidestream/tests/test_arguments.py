@@ -1,6 +1,8 @@
 from datetime import UTC, date, datetime, time
 from decimal import Decimal
 
+from markupsafe import Markup
+
 from sidestream import GiveUp, InvalidJob
 
 from odoo.addons.sidestream.values import decode, encode
@@ -18,6 +20,7 @@ class TestArguments(JobCase):
             1.5,
             "text",
             "ümläut €",
+            Markup("<b>bold</b>"),
             date(2026, 2, 28),
             datetime(2026, 2, 28, 12, 30, 15, 123456),
             datetime(2026, 2, 28, 12, 30, tzinfo=UTC),

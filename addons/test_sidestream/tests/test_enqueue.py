@@ -1,9 +1,14 @@
 from datetime import UTC, datetime, timedelta, timezone
+from unittest.mock import patch
+
+from psycopg2 import errors
+from psycopg2.extensions import parse_dsn
 
 from sidestream import InvalidJob, UnknownAction, UnsupportedOption
 
 from odoo import fields
 from odoo.exceptions import UserError
+from odoo.tools import config
 
 from odoo.addons.sidestream import enqueuing
 
@@ -293,6 +298,36 @@ class TestEnqueue(JobCase):
         self.assertEqual(len({order.note for order in orders}), 3)
         self.order.with_context(sidestream_inline=True).enqueue().call_nothing()
         self.assertEqual(self.count(), before)
+
+    def test_inline_as_a_service_user_who_may_not_everywhere(self):
+        self.user.company_ids += self.other_company
+        both = [self.company.id, self.other_company.id]
+        order = self.order.with_user(self.user).with_context(allowed_company_ids=both, sidestream_inline=True)
+        order.enqueue().remember_as_service()
+        self.assertEqual((self.remembered()["uid"], self.remembered()["companies"]), (self.service.id, both[:1]))
+
+    def test_a_cursor_that_only_reads(self):
+        """Odoo looks for this class, and begins the request again with one that writes."""
+        self.order.enqueue().remember()
+        with self.assertRaises(errors.ReadOnlySqlTransaction), self.env.cr.savepoint():
+            self.env.cr.execute("SET TRANSACTION READ ONLY")
+            self.order.enqueue().remember()
+
+    def test_settings_say_where_this_odoo_has_its_database(self):
+        """Also when that stands in no file."""
+        with patch.dict(config.options, {"db_host": "db.internal", "db_port": 6432, "db_user": "ann"}):
+            address = enqueuing.settings_of("shop").database_url
+        self.assertEqual(
+            parse_dsn(address), {"dbname": "shop", "host": "db.internal", "port": "6432", "user": "ann"} | {
+                name: value for name, value in parse_dsn(address).items() if name in ("password", "sslmode")},
+        )  # fmt: skip
+
+    def test_which_database_is_asked_again_after_modules_changed(self):
+        jobs = enqueuing.jobs_of(self.env.cr.dbname)
+        self.order.enqueue().remember()
+        self.assertTrue(len(jobs._databases))
+        self.env["sidestream.job"]._register_hook()
+        self.assertFalse(len(jobs._databases))
 
     def test_too_large(self):
         with self.assertRaisesRegex(InvalidJob, "64|65536"):

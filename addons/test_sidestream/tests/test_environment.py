@@ -110,6 +110,32 @@ class TestEnvironment(JobCase):
         with self.assertRaises(AccessError):
             self.run_as(self.order.with_user(self.user).sudo(), "ship")
 
+    def test_superuser_keeps_the_companies_of_a_caller_without_a_context(self):
+        """As in a scheduled action, or over RPC: all that the caller may, whatever the superuser's own are."""
+        third = self.env["res.company"].create({"name": "Third Company"})
+        self.user.company_ids += self.other_company
+        self.env.ref("base.user_root").company_ids -= self.other_company
+        with self.trap() as trap:
+            self.order.with_user(self.user).enqueue().remember_as_superuser()
+            trap.perform()
+        self.assertEqual(set(self.remembered()["companies"]), {self.company.id, self.other_company.id})
+        self.assertEqual(self.remembered()["company"], self.company.id)
+        self.user.company_ids += third
+        with self.trap() as trap:
+            self.order.with_user(self.user).enqueue().remember_as_superuser()
+            self.user.company_ids -= third
+            third.sudo().unlink()
+            trap.perform()
+        self.assertEqual(set(self.remembered()["companies"]), {self.company.id, self.other_company.id})
+
+    def test_nobody_is_named(self):
+        """A row that was put in past Odoo: what its action declares was not looked at, so nobody runs it."""
+        with self.trap() as trap:
+            job = self.order.enqueue().remember()
+            self.env.cr.execute("UPDATE sidestream_job SET user_id = NULL WHERE id = %s", [job.id])
+            with self.assertRaisesRegex(GiveUp, "names nobody"):
+                trap.perform()
+
     def test_nobody(self):
         with self.assertRaisesRegex(InvalidJob, "no user"):
             self.order.with_env(api.Environment(self.env.cr, None, {}, su=True)).enqueue().remember()

@@ -48,6 +48,11 @@ def enqueue(
     from sidestream.wiring import Jobs, store_connection
 
     settings = options_of(context).settings()
+    if settings.odoo_config is not None:
+        raise InvalidJob(
+            f"The action {action!r:.80} is not enqueued from here: its declaration, which is in Odoo, says as whom and "
+            "under which key it runs. Call records.enqueue() there, in odoo shell for example."
+        )
     args = [_json("--arg", text) for text in arg or ()]
     kwargs = dict(map(_pair, kwarg or ()))
     options: dict[str, Any] = {

@@ -61,13 +61,19 @@ class Guard:
         else:
             raise self._refusal("commit")
 
-    def rollback(self, cr: Any) -> None:
-        """Roll back for the executor."""
+    @contextmanager
+    def between(self) -> Iterator[None]:
+        """Between two transactions of a job: what is done now with the cursor is not the action's."""
         action, self.action = self.action, None
         try:
-            cr.rollback()
+            yield
         finally:
             self.action = action
+
+    def rollback(self, cr: Any) -> None:
+        """Roll back for the executor."""
+        with self.between():
+            cr.rollback()
 
     def check(self, verb: str) -> None:
         """Raise :class:`~sidestream.errors.CommitRefused` when a job runs."""

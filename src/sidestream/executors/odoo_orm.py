@@ -15,10 +15,11 @@ Our own statements go past Odoo's cursor to psycopg2's, so that a conflict is no
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import threading
-from collections.abc import Callable, Collection, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,8 @@ from sidestream.errors import ActionError, LockLost, SettingsError, WireError
 from sidestream.executors import odoo_along
 from sidestream.executors.model_action import ModelAction, collect
 from sidestream.executors.odoo_session import OdooSession
-from sidestream.executors.protocol import ActionFacts, Opened, Verdict
+from sidestream.executors.odoo_words import put_into_words
+from sidestream.executors.protocol import ActionFacts, NotNow, Opened, Verdict
 from sidestream.executors.row_opening import check_still_ours, commit_end, locks_of, verdict_of
 from sidestream.executors.session import Session
 from sidestream.job.codec import decode_payload
@@ -228,30 +230,23 @@ class OdooOrm:
 
     def run(self, opened: Opened) -> None:
         """Call the method, or the three steps of it."""
-        self._odoo.guarded(lambda: self._call(opened))
+        with self._worded(opened.body):
+            self._odoo.guarded(lambda: self._call(opened))
         crash_point("child.ran")
 
     def commit(self, opened: Opened) -> None:
         """Write "done" and commit; then run the hooks and tell other processes what changed."""
         body: Body = opened.body
         session = self._odoo
-        session.guarded(session.cr.flush)
-        self._check_locks(body)
-        session.guarded(lambda: rows.finish(session.store, body.row.id))
-        crash_point("child.written")
-        session.commit()
+        with self._worded(body):
+            session.guarded(session.cr.flush)
+            self._check_locks(body)
+            session.guarded(lambda: rows.finish(session.store, body.row.id))
+            crash_point("child.written")
+            session.commit()
         crash_point("child.committed")
         session.guard.end()
-        try:
-            session.committed()
-        except Exception:  # the effect is committed: nothing that fails now may start it again
-            log.exception(
-                "Job %s (%s) is done, but a hook after its commit failed; it is not repeated.",
-                body.row.id,
-                body.name,
-                extra={"action": "hook_failed"},
-            )
-            session.rollback()
+        self._committed(body)
 
     def verify(self, opened: Opened) -> bool:
         """Find out whether the commit that got no reply happened."""
@@ -279,6 +274,32 @@ class OdooOrm:
         self._odoo.drop()
         self._locks.close()
 
+    def _committed(self, body: Body) -> None:
+        """Run the hooks after a commit. The effect is there: nothing that fails now may start it again."""
+        try:
+            self._odoo.committed()
+        except Exception:
+            log.exception(
+                "Job %s (%s) committed, but a hook after its commit failed; what it did is not repeated.",
+                body.row.id,
+                body.name,
+                extra={"action": "hook_failed"},
+            )
+            self._odoo.rollback()
+
+    @contextlib.contextmanager
+    def _worded(self, body: Body) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            put_into_words(error, odoo.exceptions.RedirectWarning, lambda: self._env_for_words(body))
+            raise
+
+    def _env_for_words(self, body: Body) -> Any:
+        self._odoo.rollback()
+        context = {"lang": json.loads(body.row.context or "{}").get("lang")}
+        return odoo.api.Environment(self._odoo.cr, odoo.SUPERUSER_ID, context)
+
     # -- opening -------------------------------------------------------------------------------------------------
 
     def _check_locks(self, body: Body) -> None:
@@ -298,7 +319,7 @@ class OdooOrm:
         self._along[name] = odoo_along.expressions(tuple(self._registry.cache_sequences), None)
         return session.guarded(lambda: opening.open_job(session.store, row_id, along=self._along[name]))
 
-    def _fresh(self, along: odoo_along.Along) -> Verdict | None:
+    def _fresh(self, along: odoo_along.Along) -> Release | None:
         """Look at what other processes did since: a new registry, other caches, modules on the way."""
         if along.modules_change:
             return Release(f"{ReleaseReason.PAUSED}: modules are being installed, upgraded or removed", UPGRADE_DELAY)
@@ -341,7 +362,7 @@ class OdooOrm:
                 f"The three-step action {body.name!r} yielded {call!r:.60}; expected a function that is called with "
                 "the idempotency key, outside any transaction."
             )
-        session.guard.rollback(session.cr)  # the first step may not write: this ends its snapshot and frees its row
+        session.rollback()  # the first step may not write: this ends its snapshot and frees its row
         with session.guard.outside():
             answer = call(key)
         self._open_again(body)
@@ -357,11 +378,18 @@ class OdooOrm:
         session.guarded(session.cr.flush)
         self._check_locks(opened.body)
         session.commit()
-        session.committed()
+        self._committed(opened.body)
         self._open_again(opened.body)
 
     def _open_again(self, body: Body) -> None:
         self._check_locks(body)
         session, row = self._odoo, body.row
-        found = session.guarded(lambda: opening.open_job(session.store, row.id, attempts_seen=row.attempts))
+        along = odoo_along.expressions(tuple(self._registry.cache_sequences), None)
+        found = session.guarded(
+            lambda: opening.open_job(session.store, row.id, attempts_seen=row.attempts, along=along)
+        )
         check_still_ours(row.id, found)
+        assert isinstance(found, opening.Opened)
+        verdict = self._fresh(odoo_along.read(found.along))
+        if verdict is not None:
+            raise NotNow(verdict)

@@ -91,7 +91,8 @@ class OdooSession:
         """After a commit: forget what was cached, run the hooks, tell other processes what changed.
 
         What a hook reads or writes with this cursor begins a transaction. It ends here, as it does where Odoo closes
-        the cursor of a request; the next job would otherwise open in its snapshot, and commit what it wrote.
+        the cursor of a request; the next job would otherwise open in its snapshot, and commit what it wrote. Others
+        are told also when a hook raises: what they have in their caches is no longer so.
         """
         cr = self._cr
         cr.clear()
@@ -99,11 +100,14 @@ class OdooSession:
         cr.prerollback.clear()
         cr.postrollback.clear()
         try:
-            cr.postcommit.run()
+            with self.guard.between():
+                cr.postcommit.run()
         finally:
-            if cr._cnx.status != READY:
-                self.guard.rollback(cr)
-        self.registry.signal_changes()
+            try:
+                if cr._cnx.status != READY:
+                    self.guard.rollback(cr)
+            finally:
+                self.registry.signal_changes()
 
     def rollback(self) -> None:
         """Roll back; give the cursor up when that fails. Raises nothing."""

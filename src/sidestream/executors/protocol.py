@@ -69,6 +69,27 @@ class Uncertain(Exception):
     """Raised out of commit: whether it was committed is unknown; :meth:`Executor.verify` finds out."""
 
 
+class NotNow(Exception):
+    """Raised out of run: the application changed under the job, which is handed back and begins again later."""
+
+    def __init__(self, release: Release) -> None:
+        super().__init__(release.reason)
+        self.release = release
+
+
+_MESSAGE = "sidestream_message"
+
+
+def set_message(error: BaseException, message: str) -> None:
+    """Let people read ``message`` in place of what an exception says of itself."""
+    setattr(error, _MESSAGE, message)
+
+
+def message_of(error: BaseException) -> str:
+    """Return what people read of an exception, in one line."""
+    return " ".join(str(getattr(error, _MESSAGE, error)).split())
+
+
 class Executor(Protocol):
     """Carries jobs out. One instance a child, used by one thread."""
 
@@ -96,7 +117,7 @@ class Executor(Protocol):
         ...
 
     def run(self, opened: Opened) -> None:
-        """Call the action; its exceptions come out as they are."""
+        """Call the action; its exceptions come out as they are. Raises :class:`NotNow`."""
         ...
 
     def commit(self, opened: Opened) -> None:

@@ -196,8 +196,12 @@ def _put(cur: Cursor, values: dict[str, Any], by: str | None, note: str | None) 
 
 
 def _remove(cur: Cursor, place: dict[str, Any]) -> bool:
-    cur.execute(_REMOVE, place)
-    return cur.fetchone() is not None
+    # Again when it found nothing: it may have waited for somebody whose new rule its snapshot did not show.
+    for _ in range(2):
+        cur.execute(_REMOVE, place)
+        if cur.fetchone() is not None:
+            return True
+    return False
 
 
 def _read(cur: Cursor) -> tuple[int, list[Entry]]:

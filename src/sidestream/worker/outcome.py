@@ -6,7 +6,7 @@ import traceback
 from datetime import UTC, datetime
 
 from sidestream.errors import GiveUp, LockLost, Snooze, SoftLimitExceeded, StoreError
-from sidestream.executors.protocol import Opened
+from sidestream.executors.protocol import NotNow, Opened, message_of
 from sidestream.job.outcome import Bury, Outcome, Release, ReleaseReason
 from sidestream.job.retry_after import retry_after
 
@@ -20,6 +20,8 @@ def outcome_of(error: BaseException, opened: Opened) -> Outcome:
     """Return how the attempt that raised ``error`` ends."""
     if isinstance(error, StoreError | LockLost):
         return Release(f"{ReleaseReason.LOST}: {error}")
+    if isinstance(error, NotNow):
+        return error.release
     if isinstance(error, GiveUp):
         return Bury(" ".join(str(error).split())[:ERROR_LIMIT], detail_of(error))
     if isinstance(error, Snooze):
@@ -37,7 +39,7 @@ def one_line(error: BaseException, opened: Opened) -> str:
     """Return the line that a person reads first."""
     if isinstance(error, SoftLimitExceeded):
         return f"It ran longer than its soft limit of {opened.soft_limit:g} s."
-    text = " ".join(str(error).split())
+    text = message_of(error)
     return f"{type(error).__name__}: {text}"[:ERROR_LIMIT] if text else type(error).__name__
 
 

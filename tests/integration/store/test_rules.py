@@ -78,6 +78,16 @@ def test_the_order_of_the_versions_is_the_order_of_the_commits(a: Session, b: Se
     assert len(rules.read(a.cur).pauses) == 2
 
 
+def test_a_resume_that_waited_for_the_pause_ends_it(a: Session, b: Session) -> None:
+    a.execute("BEGIN")
+    rules.pause(a.cur, Pause(queue="q1"))
+    other = beside(lambda: rules.resume(b.cur, Pause(queue="q1")))
+    until_waiting(a, b.pid)
+    a.commit()
+    assert other.result(20)
+    assert rules.read(a.cur).pauses == frozenset()
+
+
 def test_nobody_sees_a_version_before_its_change(a: Session, b: Session) -> None:
     """Each statement commits by itself here: whoever saw the version alone would never look at the rules again."""
     removed, kept = Pause(queue="q1"), Pause(queue="q2")

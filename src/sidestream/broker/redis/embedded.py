@@ -28,7 +28,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from sidestream.errors import BrokerUnavailable, SettingsError
-from sidestream.process import Account, account, reaches
+from sidestream.process import Account, account, make_folder, reaches
 
 ALLOCATOR = {"GLIBC_TUNABLES": "glibc.malloc.tcache_count=1000"}
 """The wheel's server uses glibc's allocator, which is slow for Lua's small objects among a million jobs unless it may
@@ -175,7 +175,8 @@ def _prepare(data_dir: Path, who: Account | None) -> None:
     refused = f"The data folder {data_dir} cannot be used"
     remedy = "set data_dir to a folder that this user may write to"
     try:
-        (data_dir / "redis").mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_folder(data_dir, who)
+        (data_dir / "redis").mkdir(mode=0o700, exist_ok=True)
         if who is not None:
             _give(data_dir, who)
         for name in ("redis.lock", "users.lock"):

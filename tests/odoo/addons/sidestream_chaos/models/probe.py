@@ -6,6 +6,7 @@ import time
 import requests
 from odoo import fields, models
 from odoo.addons.sidestream import GiveUp, RetryPolicy, action
+from odoo.exceptions import RedirectWarning
 
 ONCE = RetryPolicy(max_attempts=1)
 
@@ -16,6 +17,8 @@ class ChaosProbe(models.Model):
 
     name = fields.Char()
     count = fields.Integer()
+
+    _few = models.Constraint("CHECK (count < 1000)", "A probe counts to a thousand at most.")
 
     def start(self, method, *args, **options):
         """Enqueue one of the actions below on a new probe; return (probe, job)."""
@@ -64,11 +67,33 @@ class ChaosProbe(models.Model):
 
     @action(run_as="superuser", retry=ONCE)
     def hook_raises(self):
+        """Change what others have in their caches, and fail after the commit."""
         self.count += 1
+        self.env.registry.clear_cache()
 
         @self.env.cr.postcommit.add
         def hook():
             raise RuntimeError("a hook after the commit fails")
+
+    @action(run_as="superuser", retry=ONCE, commits="relock")
+    def hook_raises_between(self):
+        """The same after a part."""
+        self.count += 1
+
+        @self.env.cr.postcommit.add
+        def hook():
+            raise RuntimeError("a hook after a part fails")
+
+        self.env.cr.commit()  # pylint: disable=invalid-commit  # declared
+        self.count += 1
+
+    @action(run_as="superuser", retry=ONCE)
+    def breaks_a_rule(self):
+        self.count = 1000
+
+    @action(run_as="superuser", retry=ONCE)
+    def redirects(self):
+        raise RedirectWarning("There is no chart of accounts.", 1, "Make one")
 
     @action(run_as="superuser", retry=ONCE)
     def hook_writes(self):
