@@ -68,15 +68,17 @@ def forget(database):
 def settings_of(database):
     """Return the settings of this database: of Odoo's configuration file, else of the environment.
 
-    PostgreSQL is where this Odoo has it, whatever the file says: options and variables of its start count, too.
+    Where they do not say where PostgreSQL is for us, it is where this Odoo has it: also by options of its start.
     """
+    config = tools.config["config"]
+    given = {"odoo_config": config, "odoo_database": database} if config and Path(config).is_file() else {}
+    settings = Settings(**given)
+    if settings.database_url is not None:
+        return settings
     _name, found = sql_db.connection_info_for(database)
     found["dbname"] = found.pop("database")
-    address = make_dsn(**{name: value for name, value in found.items() if name != "application_name"})
-    config = tools.config["config"]
-    if config and Path(config).is_file():
-        return Settings(odoo_config=config, odoo_database=database, database_url=address)
-    return Settings(database_url=address)
+    del found["application_name"]
+    return Settings(**given, database_url=make_dsn(**found))
 
 
 class Enqueuer:

@@ -9,6 +9,7 @@ import os
 import pwd
 import signal
 import stat
+import subprocess
 import sys
 import time
 from dataclasses import dataclass
@@ -72,30 +73,45 @@ def _permits(who: Account, status: os.stat_result, wanted: int) -> bool:
 
 
 def make_folder(path: Path, owner: Account | None) -> None:
-    """Make ``path``, for its owner alone, and what is missing above it; as root, for ``owner``, in whose place we act.
+    """Make ``path``, for its owner alone, and what is missing above it; as root, for ``owner``.
 
-    Below a folder of the owner's root does nothing itself: whoever owns it may put a link there to anywhere.
+    Below a folder of the owner's root makes nothing itself, as the owner may have put a link there to anywhere.
 
     Raises:
-        OSError: It cannot be made.
+        OSError: It cannot be made, or given to its owner.
     """
     if path.exists() and not path.is_dir():
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
     if owner is None or os.geteuid() != 0:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         return
-    theirs = any(folder.exists() and folder.stat().st_uid == owner.uid for folder in path.parents)
-    if not theirs:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        os.chown(path, owner.uid, owner.gid)
+    if not path.exists() and any(folder.exists() and folder.stat().st_uid == owner.uid for folder in path.parents):
+        make = ["mkdir", "-p", "-m", "700", "--", str(path)]
+        as_owner = {"user": owner.uid, "group": owner.gid, "extra_groups": owner.groups}
+        done = subprocess.run(make, capture_output=True, text=True, check=False, **as_owner)  # type: ignore[call-overload]
+        if done.returncode != 0:
+            raise PermissionError(errno.EACCES, done.stderr.strip(), str(path))
         return
-    os.setegid(owner.gid)
-    os.seteuid(owner.uid)
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    give(path, owner)
+
+
+def give(path: Path, owner: Account, flags: int = os.O_RDONLY) -> None:
+    """Give a file or folder to ``owner``, as root; a link is not followed. ``flags`` may make it.
+
+    Raises:
+        OSError: It is a link, is a file with another name besides this one, or cannot be opened.
+    """
+    if path.exists() and path.stat().st_uid == owner.uid:
+        return
+    handle = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
     try:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = os.fstat(handle)
+        if stat.S_ISREG(found.st_mode) and found.st_nlink != 1:
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), str(path))
+        os.fchown(handle, owner.uid, owner.gid)
     finally:
-        os.seteuid(0)
-        os.setegid(0)
+        os.close(handle)
 
 
 def drop_privileges(user: str | None, *paths: Path) -> None:

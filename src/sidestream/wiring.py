@@ -237,12 +237,12 @@ def _make_key_file(path: Path, user: str | None) -> None:
     handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
         with os.fdopen(handle, "w") as file:
+            if user is not None and os.geteuid() == 0:  # root made it, but its workers become this user
+                who = account(user)
+                os.fchown(handle, who.uid, who.gid)
             file.write(f"k{secrets.token_hex(4)}:{secrets.token_hex(32)}\n")
             file.flush()
             os.fsync(file.fileno())
-        if user is not None and os.geteuid() == 0:  # root made it, but its workers become this user
-            who = account(user)
-            os.chown(draft, who.uid, who.gid)
         try:
             os.link(draft, path)
         except FileExistsError:

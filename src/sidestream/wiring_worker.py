@@ -63,7 +63,7 @@ class EmbeddedKeeper:
 
     def step(self) -> bool:
         """Start it if nobody holds its lock; see :class:`~sidestream.keepers.keeper.Keeper`."""
-        embedded.ensure(self._settings.data_dir)
+        embedded.ensure(self._settings.data_dir, user=self._settings.user)
         return False
 
 
@@ -296,7 +296,6 @@ def _make_data_folder(settings: Settings) -> None:
     except OSError as error:
         raise SettingsError(f"{refused} ({error.strerror}); set data_dir to a folder that you can write to.") from error
     if who is not None:
-        os.chown(settings.data_dir, who.uid, who.gid)
         if not process.reaches(who, settings.data_dir):
             raise SettingsError(
                 f"{refused} by the user {settings.user!r}, which a worker started by root becomes; "

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from sidestream.errors import SettingsError
-from sidestream.process import Account, account, make_folder, reaches
+from sidestream.process import Account, account, give, make_folder, reaches
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can drop to another user")
 
@@ -87,8 +87,22 @@ def test_root_makes_a_folder_for_the_user_and_follows_no_link_of_his(folder: Pat
     (home / "link").symlink_to(roots)
     with pytest.raises(PermissionError):
         make_folder(home / "link" / "taken", who)
-    assert os.geteuid() == 0
     assert not (roots / "taken").exists()
+
+
+@as_root
+def test_root_gives_no_file_away_that_a_link_leads_to(folder: Path) -> None:
+    who, theirs, secret = account("nobody"), folder / "theirs", folder / "secret"
+    theirs.mkdir()
+    secret.write_text("root's")
+    (theirs / "soft").symlink_to(secret)
+    (theirs / "hard").hardlink_to(secret)
+    (theirs / "folder").symlink_to(folder, target_is_directory=True)
+    for name in ("soft", "hard", "folder"):
+        with pytest.raises(OSError):  # noqa: PT011  # which one is the kernel's to say
+            give(theirs / name, who)
+    give(theirs / "lock", who, os.O_RDWR | os.O_CREAT)
+    assert (secret.stat().st_uid, folder.stat().st_uid, (theirs / "lock").stat().st_uid) == (0, 0, who.uid)
 
 
 @as_root

@@ -362,7 +362,10 @@ class OdooOrm:
                 f"The three-step action {body.name!r} yielded {call!r:.60}; expected a function that is called with "
                 "the idempotency key, outside any transaction."
             )
-        session.rollback()  # the first step may not write: this ends its snapshot and frees its row
+        # The first step may not write: this ends its snapshot and frees its row. Nobody is called without the locks.
+        session.guarded(lambda: session.guard.rollback(session.cr))
+        session.registry.reset_changes()
+        self._check_locks(body)
         with session.guard.outside():
             answer = call(key)
         self._open_again(body)

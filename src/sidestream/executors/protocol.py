@@ -69,8 +69,12 @@ class Uncertain(Exception):
     """Raised out of commit: whether it was committed is unknown; :meth:`Executor.verify` finds out."""
 
 
-class NotNow(Exception):
-    """Raised out of run: the application changed under the job, which is handed back and begins again later."""
+class NotNow(BaseException):
+    """Raised out of run: the application changed under the job, which is handed back and begins again later.
+
+    No :class:`Exception`, because it comes out of an action's own ``commit()``: what an action makes of errors is not
+    meant for it.
+    """
 
     def __init__(self, release: Release) -> None:
         super().__init__(release.reason)

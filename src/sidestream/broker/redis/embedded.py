@@ -28,7 +28,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from sidestream.errors import BrokerUnavailable, SettingsError
-from sidestream.process import Account, account, make_folder, reaches
+from sidestream.process import Account, account, give, make_folder, reaches
 
 ALLOCATOR = {"GLIBC_TUNABLES": "glibc.malloc.tcache_count=1000"}
 """The wheel's server uses glibc's allocator, which is slow for Lua's small objects among a million jobs unless it may
@@ -180,9 +180,10 @@ def _prepare(data_dir: Path, who: Account | None) -> None:
         if who is not None:
             _give(data_dir, who)
         for name in ("redis.lock", "users.lock"):
-            os.close(os.open(data_dir / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-            if who is not None:
-                os.chown(data_dir / name, who.uid, who.gid)
+            if who is None:
+                os.close(os.open(data_dir / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+            else:
+                give(data_dir / name, who, os.O_RDWR | os.O_CREAT)
     except OSError as error:
         raise SettingsError(f"{refused} ({error.strerror}); {remedy}.") from error
     if who is not None and not reaches(who, data_dir):
