@@ -4,6 +4,11 @@
 .SILENT:
 MAKEFLAGS += --no-print-directory
 
+# Our own servers are on this host: no proxy between.
+comma := ,
+export no_proxy := $(if $(no_proxy),$(no_proxy)$(comma))127.0.0.1,localhost
+export NO_PROXY := $(no_proxy)
+
 BIN := .venv/bin
 ARGS ?=
 ODOO_PYTHON = $(firstword $(ODOO_COMMAND) .sidestream-dev/odoo-venv/bin/python)
@@ -28,9 +33,8 @@ format: setup ## format the code and mend what can be mended
 	$(BIN)/ruff check --fix $(CODE)
 	$(BIN)/ruff format $(CODE)
 
-test: setup odoo ## every test (ARGS="-k name" for some)
-	$(BIN)/python -m pytest -q -n 3 --dist worksteal --ignore tests/odoo $(ARGS)
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder tests/odoo $(ARGS)
+test: setup odoo ## every test (ARGS="-k name", or a path, for some)
+	scripts/test.sh $(ARGS)
 
 bench-one: setup ## one benchmark: make bench-one SCRIPT=benchmarks/latency.py
 	test -n "$(SCRIPT)" -a -f "$(SCRIPT)" || { echo "bench-one: name a script, for example SCRIPT=benchmarks/latency.py" >&2; exit 2; }

@@ -19,3 +19,14 @@ apt_lists() {
         apt-get "${APT_OPTIONS[@]}" update
     apt_lists_read=1
 }
+
+# alone: wait until no other make sets this folder up.
+alone() {
+    local path
+    mkdir -p "$TOOLS" 2>/dev/null || :
+    for path in "$TOOLS" .venv; do
+        ! [ -e "$path" ] || [ -w "$path" ] || fail "${path##*/} is another user's; repeat as $(stat -c %U "$path"), or remove it as that user: make clean"
+    done
+    exec 9>"$TOOLS/setup.lock"
+    flock -n 9 || { say "waiting for another make that sets this folder up"; flock 9; }
+}

@@ -15,12 +15,18 @@ DIST=usr/lib/python3/dist-packages
 
 NAME=odoo
 . scripts/common.sh
+alone
 
 if [ -n "${ODOO_COMMAND:-}" ]; then
     read -r -a command <<<"$ODOO_COMMAND"
     quietly "ODOO_COMMAND=$ODOO_COMMAND does not answer --version; expected \"PYTHON SCRIPT\"." "${command[@]}" --version
-    quietly "Sidestream is not installed in the Python of ODOO_COMMAND; run: ${command[0]} -m pip install -e $PWD" \
-        "${command[0]}" -c 'import sidestream'
+    version=$("${command[@]}" --version)
+    [[ $version == *" 19."* ]] || fail "ODOO_COMMAND=$ODOO_COMMAND is \"$version\"; expected an Odoo 19"
+    quietly "Sidestream is not installed in the Python of ODOO_COMMAND; run: ${command[0]} -m pip install -e \"$PWD[embedded]\"" \
+        "${command[0]}" -c 'from sidestream.broker.redis.embedded import find_server; find_server()'
+    for tool in wkhtmltopdf pdftoppm; do
+        command -v "$tool" >/dev/null || fail "$tool is missing, which prints invoices or compares them; install wkhtmltopdf and poppler-utils (Debian's names)"
+    done
     exit 0
 fi
 command -v dpkg-deb >/dev/null || fail "Odoo is unpacked from Debian's package, and this is not Debian; name yours with ODOO_COMMAND"
@@ -43,6 +49,10 @@ if ! [ -f "$ODOO/.complete" ]; then
     # A file that does not exist is no error here: Debian 12 keeps its sources in one of three forms.
     mirror=$({ sed -n 's/^URIs: *\([^ ]*\/debian\/\{0,1\}\)$/\1/p; s/^deb  *\(\[[^]]*\] *\)\{0,1\}\([^ ]*\/debian\/\{0,1\}\) .*/\2/p' \
         /etc/apt/sources.list.d/*.sources /etc/apt/sources.list.d/*.list /etc/apt/sources.list 2>/dev/null || :; } | head -n 1)
+    if [ -z "$mirror" ]; then # cloud images name a file that lists the mirrors
+        list=$(sed -n 's/^URIs: *mirror+file:\([^ ]*\).*/\1/p' /etc/apt/sources.list.d/*.sources 2>/dev/null | head -n 1 || :)
+        mirror=$({ grep -ho '^[a-z]*://[^ ]*/debian/\{0,1\}' "${list#//}" 2>/dev/null || :; } | head -n 1)
+    fi
     [ -n "$mirror" ] || fail "no Debian mirror is named in /etc/apt; add one, then repeat: make odoo"
     say "unpacking Odoo 19 from Debian into .sidestream-dev/odoo"
     mkdir -p "$TOOLS"
@@ -75,7 +85,7 @@ fi
 wanted=$(cat requirements/odoo.lock pyproject.toml | sha256sum | cut -d' ' -f1)
 if [ "$(cat "$VENV/.sidestream-setup" 2>/dev/null)" != "$wanted $PWD" ]; then
     say "installing Odoo's locked Python packages into .sidestream-dev/odoo-venv"
-    if ! [ -x "$VENV/bin/python" ] || [ "$("$VENV/bin/python" -c 'import sys; print(sys.prefix)')" != "$VENV" ]; then
+    if [ "$("$VENV/bin/python" -c 'import pip, sys; print(sys.prefix)' 2>/dev/null || :)" != "$VENV" ]; then
         rm -rf "$VENV"
         quietly "$PYTHON could not make $VENV; see above." "$PYTHON" -m venv "$VENV"
     fi

@@ -9,6 +9,7 @@ POSTGRES=/usr/lib/postgresql/15/bin/initdb
 TOOLS=$PWD/.sidestream-dev
 NAME=setup
 . scripts/common.sh
+alone
 
 # 1. Debian's packages
 missing=()
@@ -30,8 +31,8 @@ fi
 wanted=$(cat requirements/dev.lock pyproject.toml | sha256sum | cut -d' ' -f1)
 if [ "$(cat .venv/.sidestream-setup 2>/dev/null)" != "$wanted $PWD" ]; then
     say "installing the locked Python packages into .venv"
-    # A copied or moved folder's .venv names another place: made anew.
-    if ! [ -x .venv/bin/python ] || [ "$(.venv/bin/python -c 'import sys; print(sys.prefix)')" != "$PWD/.venv" ]; then
+    # A copied or moved folder's .venv names another place, an interrupted one has no pip: made anew.
+    if [ "$(.venv/bin/python -c 'import pip, sys; print(sys.prefix)' 2>/dev/null || :)" != "$PWD/.venv" ]; then
         rm -rf .venv
         quietly "$PYTHON could not make .venv; see above." "$PYTHON" -m venv .venv
     fi

@@ -64,6 +64,8 @@ def prove(shop: Shop, orders: list[int]) -> Proof:
         proof.calls += calls[name]
         proof.most_calls = max(proof.most_calls, calls[name])
         proof.most_keys = max(proof.most_keys, len(keys.get(name, ())))
+        if len(keys.get(name, ())) > 1:
+            proof.wrong.append(f"order {name}: its calls had {len(keys[name])} idempotency keys")
     with_invoice = [(name, invoices[0]) for name, invoices, _ in rows if invoices]
     for name, invoice in with_invoice[:COMPARED]:
         if _same_pixels(shop, invoice):

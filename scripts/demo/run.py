@@ -23,12 +23,18 @@ from rich.table import Table
 from screens import OdooError, Sample, p95
 from shop import Shop, median, wait_until
 
+from sidestream.testing.server_process import ServerFailed
+
 ORDERS = 10
 SAMPLES = 200
 THINKS = 0.5
 """Seconds for which the user looks at a confirmed order before the next one."""
 SPARE = 40
 """Quotations that are confirmed as long as there are not enough samples."""
+UNLUCKY = 6
+"""Confirms that fail in a row before something else than a courier's bad moment is wrong."""
+PATIENCE = 300.0
+"""Longest time, in seconds, until there are enough samples while jobs run."""
 console = Console(highlight=False)
 
 
@@ -59,6 +65,7 @@ def inline(shop: Shop) -> tuple[list[float], list[Sample]]:
     orders = shop.quotations(ORDERS)
     screen = shop.stock_screen()
     spans: list[tuple[float, float]] = []
+    failed = 0
 
     def during() -> list[Sample]:
         return [s for s in screen.samples if any(a <= s.began and s.ended <= b for a, b in spans)]
@@ -70,7 +77,11 @@ def inline(shop: Shop) -> tuple[list[float], list[Sample]]:
             shop.confirm(order)
         except OdooError as error:  # the courier's bad moment is the user's error message here
             console.print(f"   the user of order {order} gets an error instead of a confirmation: {str(error)[:90]}")
+            failed += 1
+            if failed == UNLUCKY:
+                sys.exit(f"Confirm failed {failed} times in a row, so something is wrong with this machine: {error}")
             continue
+        failed = 0
         spans.append((began, time.time()))
     screen.stop()
     return [b - a for a, b in spans], during()
@@ -88,7 +99,11 @@ def background(shop: Shop) -> tuple[list[float], list[Sample], list[int], float]
     rerun = shop.kill_a_child()
     console.print("   emptying Redis with FLUSHALL ...")
     shop.empty_redis()
+    deadline = time.monotonic() + PATIENCE
     while sum(sample.busy for sample in screen.samples) < SAMPLES and screen.error is None:
+        shop.check_worker()
+        if time.monotonic() > deadline:
+            sys.exit(f"Jobs did not run often enough within {PATIENCE:g} s while the stock screen was opened.")
         if shop.open_jobs() < 4:
             if len(spare) < 2:
                 console.print("   more quotations are made, which the stock screen feels ...")
@@ -167,8 +182,10 @@ def run(shop: Shop) -> tuple[dict[str, float], bool]:
 def main() -> None:
     """Set up, run, print; hold unless HOLD=no."""
     began = float(os.environ.get("DEMO_BEGAN") or time.time())
-    signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(143))
+    for ending in (signal.SIGTERM, signal.SIGHUP):  # a closed terminal is an end, too
+        signal.signal(ending, lambda signum, frame: sys.exit(128 + signum))
     shop = Shop(console.print)
+    right = False
     try:
         shop.start()
         ready = time.time()
@@ -185,7 +202,13 @@ def main() -> None:
         if hold:
             with contextlib.suppress(KeyboardInterrupt):
                 signal.pause()
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except ServerFailed as error:
+        sys.exit(str(error))
     finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # what was started is ended, however often it is pressed
+        console.print("Ending Odoo, the worker, the courier and PostgreSQL ...")
         shop.close()
     if not right:
         sys.exit(1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import statistics
 import subprocess
 import sys
@@ -18,7 +19,7 @@ import redis
 from screens import Session, StockScreen
 
 from sidestream.testing.odoo import DATABASE, OdooWorld
-from sidestream.testing.server_process import free_port
+from sidestream.testing.server_process import free_port, popen
 
 HERE = Path(__file__).parent
 CHILDREN = 2
@@ -58,7 +59,10 @@ class Shop:
         self.ledger = world.folder / "courier.jsonl"
         port = free_port()
         program = str(HERE.parent / "courier.py")
-        self._courier = subprocess.Popen([sys.executable, program, str(self.ledger), str(port)])
+        with (world.folder / "courier.log").open("wb") as log:
+            command = [sys.executable, program, str(self.ledger), str(port)]
+            self._courier = popen(command, None, world.folder, output=log.fileno())
+        wait_until("the courier answers", lambda: self._listens(port), 30)
         self.look = world.connect()
         self.user = Session(self.server.url, DATABASE, "admin", "admin")
         self.second = Session(self.server.url, DATABASE, "demo", "demo")
@@ -68,8 +72,20 @@ class Shop:
         self.user.call("ir.config_parameter", "set_param", "report.url", self.server.url)
         self._goods()
         self.worker = world.work("--children", str(CHILDREN))
-        wait_until("the worker has its children", lambda: len(self.children()) == CHILDREN)
+        wait_until("the worker has its children", lambda: self.check_worker() and len(self.children()) == CHILDREN)
         threading.Thread(target=self._watch, daemon=True).start()
+
+    def check_worker(self) -> bool:
+        """End the demo with what the worker said last when it is not there any more."""
+        if (code := self.worker.poll()) is not None:
+            said = "\n".join(self.world.worker_log().splitlines()[-15:])
+            sys.exit(f"The worker ended with code {code}; it said last:\n{said}")
+        return True
+
+    @staticmethod
+    def _listens(port: int) -> bool:
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", port)) == 0
 
     def _goods(self) -> None:
         values = {"name": "Desk lamp", "is_storable": True, "invoice_policy": "order", "list_price": 39}

@@ -296,7 +296,10 @@ class OdooWorld:
 
 def _base(modules: Sequence[str], *, demo_data: bool) -> Path:
     """Return the folder of a stopped cluster with ``modules`` in the database, made when it is not there."""
-    version = (TOOLS / "odoo" / ".complete").stat().st_mtime_ns if not os.environ.get("ODOO_COMMAND") else 0
+    if os.environ.get("ODOO_COMMAND"):
+        version = subprocess.run([*odoo_command(), "--version"], capture_output=True, text=True, check=True).stdout
+    else:
+        version = str((TOOLS / "odoo" / ".complete").stat().st_mtime_ns)
     recipe = json.dumps([odoo_command(), version, sorted(modules), demo_data, os.geteuid()])
     base = TOOLS / "odoo-base" / hashlib.sha256(recipe.encode()).hexdigest()[:16]
     base.parent.mkdir(parents=True, exist_ok=True)

@@ -288,11 +288,29 @@ def worker_user() -> str:
 
 
 def sweep(kind: str) -> None:
-    """Remove the folders of test processes that were killed before they could: the pid stands in the name."""
+    """Remove the folders of test processes that were killed before they could: the pid stands in the name.
+
+    What they had started there, and what outlived them, is ended first: it would disturb what is measured now.
+    """
     for left in Path(tempfile.gettempdir()).glob(f"{_PREFIX}{kind}-*-*"):
         pid = left.name.removeprefix(f"{_PREFIX}{kind}-").partition("-")[0]
         if pid.isdigit() and not psutil.pid_exists(int(pid)):
+            for process in _below(left):
+                _signal(process, signal.SIGKILL)
             shutil.rmtree(left, ignore_errors=True)
+
+
+def _below(folder: Path) -> list[psutil.Process]:
+    """Return the processes of ours that work in ``folder``."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            where = Path(process.cwd())
+        except (psutil.Error, OSError):
+            continue  # it ended, or is another user's
+        if where == folder or folder in where.parents:
+            found.append(process)
+    return found
 
 
 def _runs(process: psutil.Process) -> bool:
