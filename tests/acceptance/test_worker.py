@@ -191,6 +191,26 @@ def test_without_redis_the_rows_are_worked_off_all_the_same(rig: Rig, redis_serv
     assert rig.effects() == [str(number) for number in range(20)]
 
 
+def test_a_job_from_redis_that_fails_while_redis_is_away_is_retried_meanwhile(
+    rig: Rig, redis_server: RedisServer
+) -> None:
+    rig.start()
+    file = rig.log.parent / "go on"
+    failing, behind = rig.enqueue("until.fails.once", str(file), key="line"), rig.enqueue("note", "behind", key="line")
+    rig.until(lambda: "started" in rig.events(failing))
+    redis_server.stop()
+    file.touch()
+    assert rig.ends(behind).state == "done"
+    assert rig.effects() == ["second attempt", "behind"]
+    assert rig.job(failing).attempts == 1
+    other = rig.enqueue("fail")
+    assert (rig.ends(other).state, rig.events(other)) == ("dead", ["failed", "failed"])
+    redis_server.start()
+    rig.until(lambda: b"The broker is back" in rig.log.read_bytes())
+    assert rig.ends(rig.enqueue("note", "last")).state == "done"
+    assert len(rig.effects()) == 3
+
+
 @pytest.mark.parametrize(
     ("variables", "code", "says"),
     [

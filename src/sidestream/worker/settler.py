@@ -1,7 +1,8 @@
 """Write outcomes down: failures to PostgreSQL first, then everything to the broker, in batches.
 
-One thread takes whatever lies in its queue. What cannot be written because a server is away stays in line, under a
-lease that goes on being renewed, until it can: nothing is forgotten.
+One thread takes whatever lies in its queue. What cannot be written because PostgreSQL is away stays in line, under a
+lease that goes on being renewed, until it can. What only the broker cannot be told is set aside and told again later:
+what was claimed from PostgreSQL meanwhile does not wait for it. Nothing is forgotten.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import queue
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import chain
 
 from sidestream.broker.protocol import Broker, Delivery, Publication, from_fallback
 from sidestream.crashpoints import crash_point
@@ -44,11 +46,17 @@ class Task:
     what: str
     #: Writes to PostgreSQL and decides; called again later when it raises StoreError or RowBusy.
     decide: Callable[[], Handling | None]
-    #: Whose outcome it is.
+    #: What it is about; None when it is about no delivery of ours.
     delivery: Delivery | None = None
     #: The decision once it was written: never decided twice, however often the broker has to be told.
     handling: Handling | None = None
     decided: bool = False
+
+    @property
+    def line(self) -> tuple[bytes, bool]:
+        """Return what it has in common with those that it must not overtake: those of the same lease."""
+        # Not the token, which a new generation changes. A job is held at most once under each broker's lease.
+        return (self.delivery.reference, from_fallback(self.delivery)) if self.delivery is not None else (b"", False)
 
 
 class Settler:
@@ -71,6 +79,9 @@ class Settler:
         self._queue: queue.SimpleQueue[list[Delivery] | Task | None] = queue.SimpleQueue()
         self._done: list[Delivery] = []
         self._tasks: list[Task] = []
+        #: What is tried again at ``_again_at`` (monotonic), by :attr:`Task.line`, each line in its order.
+        self._aside: dict[tuple[bytes, bool], list[Task]] = {}
+        self._again_at = 0.0
 
     # Told by the other threads; nothing here waits.
 
@@ -102,7 +113,7 @@ class Settler:
 
     def started(self, delivery: Delivery, slot: int, seconds: float) -> None:
         """This one runs for a while: write its attempt row."""
-        self._queue.put(Task("an attempt row", lambda: self._books.started(delivery, slot, seconds)))
+        self._queue.put(Task("an attempt row", lambda: self._books.started(delivery, slot, seconds), delivery))
 
     def hand_back(self, deliveries: list[Delivery]) -> None:
         """Give these back uncharged."""
@@ -117,7 +128,7 @@ class Settler:
             with self._state.changed:
                 self._send_alone(delivery, child)
 
-        self._queue.put(Task("a lone start", decide))
+        self._queue.put(Task("a lone start", decide, delivery))
 
     def follow_ups(self, jobs: list[FollowUp]) -> None:
         """Publish what a committed job enqueued."""
@@ -132,13 +143,14 @@ class Settler:
         """Write until :meth:`stop`."""
         stopping = False
         while not stopping:
-            stopping = self._take(AGAIN_AFTER if self._done or self._tasks else None)
-            self._write_tasks()
+            stopping = self._take(AGAIN_AFTER if self._done or self._tasks or self._aside else None)
+            self._write_tasks(last=stopping)
             self._settle()
-        if self._done or self._tasks:
+        left = len(self._done) + len(self._tasks) + sum(map(len, self._aside.values()))
+        if left:
             log.warning(
                 "%s outcomes could not be told to the broker before the stop; their leases run out, the rows decide.",
-                len(self._done) + len(self._tasks),
+                left,
                 extra={"action": "settle_abandoned"},
             )
 
@@ -164,21 +176,42 @@ class Settler:
         except queue.Empty:
             return False
 
-    def _write_tasks(self) -> None:
+    def _write_tasks(self, *, last: bool) -> None:
+        """Write what came in, and what was set aside when its time has come or there is no later time."""
         tasks, self._tasks = self._tasks, []
+        now = time.monotonic()
+        if self._aside and (last or now >= self._again_at):
+            self._again_at = now + AGAIN_AFTER
+            aside, self._aside = self._aside, {}
+            tasks = [*chain.from_iterable(aside.values()), *tasks]
+        refused = False
         for position, task in enumerate(tasks):
+            if task.line in self._aside:
+                self._set_aside(task)
+                continue
             try:
                 self._write(task)
             except RowBusy:
-                self._tasks.append(task)
+                self._set_aside(task)
             except GenerationMoved:
                 self._on_moved()
-                self._tasks.append(task)
-            except (StoreError, BrokerError) as error:
+                self._set_aside(task)
+            except StoreError as error:
                 log.warning("Could not write %s, trying again: %s", task.what, error, extra={"action": "write_again"})
                 # The others would meet the same server: keep their order and come back.
                 self._tasks.extend(tasks[position:])
                 return
+            except BrokerError as error:
+                # The others may concern the rows alone, or what another broker gave. One line tells of them all.
+                if not refused:
+                    log.warning(
+                        "Could not tell of %s, trying again: %s", task.what, error, extra={"action": "tell_again"}
+                    )
+                refused = True
+                self._set_aside(task)
+
+    def _set_aside(self, task: Task) -> None:
+        self._aside.setdefault(task.line, []).append(task)
 
     def _write(self, task: Task) -> None:
         if not task.decided:
