@@ -10,7 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
+import psycopg
 import pytest
+import redis
 
 from sidestream.store import control
 from sidestream.testing.servers import PostgresServer, RedisServer
@@ -180,6 +182,34 @@ def test_a_second_sigterm_hands_back_what_runs(rig: Rig) -> None:
     file.touch()
     rig.start()
     assert rig.ends(job).state == "done"
+
+
+def test_a_job_that_was_to_start_alone_when_the_worker_stopped_is_given_back(
+    rig: Rig, redis_server: RedisServer
+) -> None:
+    worker = rig.start()
+    with psycopg.connect(rig.dsn) as other:
+        other.execute("LOCK TABLE sidestream_attempt IN SHARE MODE")  # its attempt row is not written for now
+        with rig.jobs.transaction(rig.connection) as transaction:
+            job = transaction.enqueue("note", ("never",))
+            rig.connection.execute("UPDATE sidestream_job SET suspects = 1 WHERE id = %s", (job,))
+        waits = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE 'INSERT INTO %attempt%'"
+        rig.until(lambda: rig.look.execute(waits).fetchone())
+        children = [one for zygote in psutil.Process(worker.pid).children() for one in zygote.children()]
+        assert children
+        worker.send_signal(signal.SIGTERM)
+        psutil.wait_procs(children, 20)
+        assert not any(one.is_running() for one in children)
+        time.sleep(1.5)  # until this row is all that the worker waits for, at most 5 s
+    assert worker.wait(20) == 0, rig.log.read_text()
+    with redis.Redis.from_url(redis_server.url) as client:
+        assert [client.hlen(key) for key in client.scan_iter("*:leases")] == []
+    assert rig.events(job) == ["started", "released"]
+    assert rig.effects() == []
+    rig.start()
+    assert rig.ends(job).state == "done"
+    row = rig.job(job)
+    assert (row.attempts, row.crashes) == (0, 0)
 
 
 def test_without_redis_the_rows_are_worked_off_all_the_same(rig: Rig, redis_server: RedisServer) -> None:

@@ -42,6 +42,24 @@ def test_a_pause_of_the_application_costs_nothing_however_long_it_lasts(database
     assert row == ("open", PAUSED, 0, 0)
 
 
+def test_a_lone_start_that_came_to_nothing_is_ended_once(database: str, tmp_path: Path) -> None:
+    """The reclaimer charges a job whose last word is that it started alone."""
+    with psycopg.connect(database, autocommit=True) as look:
+        with look.transaction(), look.cursor() as cursor:
+            known = schema.install(cursor)
+            [stored] = rows.insert(cursor, [Job("test.act")])
+        state = WorkerState(WorkerOptions("me", (lane(known.tag, "default"),), "00", tmp_path, children=1))
+        books = Bookkeeper(state, lambda: psycopg.connect(database, autocommit=True))
+        delivery = Delivery(stored.reference(known), "lane", Lease(b"1", "me", 1), 0)
+        assert books.handed_back(delivery) == Handling()
+        books.started(delivery, 0, 0.0)
+        for _ in range(2):
+            assert books.handed_back(delivery) == Handling()
+        books.close()
+        found = look.execute("SELECT event FROM sidestream_attempt ORDER BY id").fetchall()
+    assert found == [("started",), ("released",)]
+
+
 def test_a_direct_job_that_says_paused_when_it_puts_itself_off_is_counted(tmp_path: Path) -> None:
     books = Bookkeeper(WorkerState(WorkerOptions("me", ("lane",), "00", tmp_path, children=1)), None)
     reference = direct_reference(UUID(int=1), "test.act", None).pack()

@@ -53,12 +53,16 @@ class Books:
     def __init__(self) -> None:
         self.decided: list[Delivery] = []
         self.busy: set[bytes] = set()
+        self.suspects: set[bytes] = set()
 
     def found(self, delivery: Delivery, finding: wire.Finding) -> Handling:
         if delivery.reference in self.busy:
             raise RowBusy
         self.decided.append(delivery)
-        return Handling(charge_attempt=True)
+        return Handling(alone=True) if delivery.reference in self.suspects else Handling(charge_attempt=True)
+
+    def handed_back(self, delivery: Delivery) -> Handling:
+        return Handling()
 
     def started(self, delivery: Delivery, slot: int, seconds: float) -> None:
         self.decided.append(delivery)
@@ -187,3 +191,24 @@ def test_a_job_that_came_again_from_postgresql_keeps_that_lease_when_redis_is_to
         desk.settler.finding(new, FAILED)
         until(lambda: desk.redis.released == [old, new])
     assert not desk.state.held
+
+
+def test_a_job_that_was_to_run_alone_is_given_back_by_a_worker_that_drains(desk: Desk) -> None:
+    job = delivery(1)
+    desk.books.suspects = {job.reference}
+    desk.state.draining = True
+    with desk.open():
+        desk.fails(job)
+    assert desk.redis.released == [job]
+    assert not desk.state.alone
+    assert not desk.state.held
+
+
+def test_what_the_last_writes_have_handed_back_is_told_before_the_end(desk: Desk) -> None:
+    """A lone start whose row is written at last, when its child is gone already."""
+    job = delivery(1)
+    desk.settler._send_alone = lambda delivery, child: desk.settler.hand_back([delivery])
+    desk.settler.prepare_alone(job, ChildState(0, None))  # type: ignore[arg-type]
+    desk.settler.stop()
+    desk.settler.run()
+    assert desk.redis.released == [job]

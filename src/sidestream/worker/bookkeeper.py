@@ -62,10 +62,7 @@ class Bookkeeper:
         if isinstance(finding.outcome, Release):
             if finding.outcome.snoozed:
                 return self._snooze(delivery, reference, finding.outcome, finding.attempts_seen)
-            alone = reference.id in self._alone
-            if alone:
-                self._record(reference, -1, "released", finding.outcome.reason)
-                self._alone.discard(reference.id)
+            alone = self._end_alone(reference, finding.outcome.reason)
             return self._release(delivery, reference, finding.outcome, alone=alone)
         return self._failure(delivery, reference, finding.outcome, finding.attempts_seen, "failed")
 
@@ -101,6 +98,11 @@ class Bookkeeper:
             self._record(reference, slot, "started", f"since {seconds:.1f} s" if seconds else ALONE)
             if not seconds:
                 self._alone.add(reference.id)
+
+    def handed_back(self, delivery: Delivery) -> Handling:
+        """Nobody here runs this one; it did not start."""
+        self._end_alone(Reference.unpack(delivery.reference), "handed back before it started")
+        return Handling()
 
     def released(self, delivery: Delivery, releases: int, reason: str) -> None:
         """It was handed back for the ``releases``-th time."""
@@ -222,6 +224,14 @@ class Bookkeeper:
         if written.ours:
             return Handling(delay_ms=delay_ms, charge_attempt=True)
         return Handling()  # somebody else wrote an attempt meanwhile: the row decides when it is opened next
+
+    def _end_alone(self, reference: Reference, reason: str) -> bool:
+        """Write the end of a lone start that nothing else tells of; return whether there was such a start."""
+        if reference.direct or reference.id not in self._alone:
+            return False
+        self._record(reference, -1, "released", reason)
+        self._alone.discard(reference.id)
+        return True
 
     def _record(self, reference: Reference, slot: int, event: str, detail: str) -> None:
         self._run(lambda cursor: self._insert(cursor, reference, slot, event, detail))

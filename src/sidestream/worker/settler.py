@@ -12,6 +12,7 @@ import queue
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 
 from sidestream.broker.protocol import Broker, Delivery, Publication, from_fallback
@@ -118,7 +119,7 @@ class Settler:
     def hand_back(self, deliveries: list[Delivery]) -> None:
         """Give these back uncharged."""
         for delivery in deliveries:
-            self._queue.put(Task("a hand-back", Handling, delivery))
+            self._queue.put(Task("a hand-back", partial(self._books.handed_back, delivery), delivery))
 
     def prepare_alone(self, delivery: Delivery, child: ChildState) -> None:
         """Write the attempt row of a job that runs alone, then send it."""
@@ -142,8 +143,10 @@ class Settler:
     def run(self) -> None:
         """Write until :meth:`stop`."""
         stopping = False
-        while not stopping:
-            stopping = self._take(AGAIN_AFTER if self._done or self._tasks or self._aside else None)
+        # What is written last may have something handed back: a job that was to start alone.
+        while not stopping or not self._queue.empty():
+            patience = AGAIN_AFTER if self._done or self._tasks or self._aside else None
+            stopping = self._take(0.0 if stopping else patience) or stopping
             self._write_tasks(last=stopping)
             self._settle()
         left = len(self._done) + len(self._tasks) + sum(map(len, self._aside.values()))
@@ -247,12 +250,11 @@ class Settler:
 
     def _apply(self, delivery: Delivery, handling: Handling) -> None:
         """Tell the broker what the books decided."""
-        if handling.alone:
-            with self._state.changed:
+        with self._state.changed:
+            if handling.alone and not self._state.draining:
                 self._state.alone.append(self._state.current(delivery))
                 self._state.changed.notify_all()
-            return
-        with self._state.changed:
+                return
             self._state.recovering.pop(delivery.reference, None)
             held_here = self._state.held.get(delivery.reference)
             ready = not self._state.draining and not self._state.quiet and self._state.careful_until <= time.monotonic()
