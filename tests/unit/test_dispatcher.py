@@ -112,6 +112,7 @@ def test_a_lone_job_waits_until_nobody_else_runs_and_keeps_others_waiting(floor:
     floor.dispatcher.hand_out()
     assert floor.sent(child.slot) == [lone.reference]
     assert list(floor.state.backlog) == [other]
+    assert child.recorded == (child.batch, 0), "another attempt row would hide that it runs alone"
 
 
 def test_a_lone_job_whose_child_died_meanwhile_goes_to_another(floor: Floor) -> None:

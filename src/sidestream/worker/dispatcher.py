@@ -197,6 +197,9 @@ class Dispatcher:
         child.deliveries = batch
         child.reported = 0
         child.recalled = -1
+        if careful:
+            # Its attempt row says that it runs alone; a later one would hide that from who charges a dead worker's job.
+            child.recorded = (child.batch, 0)
         self._slots.assign(child.slot, child.batch, len(batch))
         items = [wire.Item(d.reference, d.payload, d.attempts, d.crashes, careful) for d in batch]
         try:
