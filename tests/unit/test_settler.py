@@ -38,6 +38,14 @@ class Redis:
         self.away = False
         self.asked = 0
         self.released: list[Delivery] = []
+        self.settled: list[Delivery] = []
+
+    def settle(self, lanes: Sequence[str], deliveries: Sequence[Delivery]) -> list[Lease]:
+        self.asked += 1
+        if self.away and not all(map(from_fallback, deliveries)):
+            raise BrokerUnavailable("away")
+        self.settled += deliveries
+        return []
 
     def release(self, lanes: Sequence[str], delivery: Delivery, **options: Any) -> int:
         self.asked += 1
@@ -114,7 +122,7 @@ def until(seen: Callable[[], object]) -> None:
         time.sleep(0.005)
 
 
-def test_what_redis_cannot_be_told_keeps_nothing_else_waiting(desk: Desk, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_redis_cannot_be_told_keeps_nothing_else_waiting(desk: Desk) -> None:
     """Jobs from PostgreSQL go on failing, starting alone and being handed back while Redis is away."""
     untold, handed_back = delivery(1), delivery(2)
     failed, alone = delivery(3, fallback=True), delivery(4, fallback=True)
@@ -135,10 +143,14 @@ def test_what_redis_cannot_be_told_keeps_nothing_else_waiting(desk: Desk, caplog
     assert not desk.state.held
 
 
-def test_what_redis_cannot_be_told_is_not_asked_more_often_because_others_come_in(desk: Desk) -> None:
+@pytest.mark.parametrize("end", ["failed", "done"])
+def test_redis_is_not_told_more_often_because_others_come_in(desk: Desk, end: str) -> None:
     desk.redis.away = True
     with desk.open():
-        desk.fails(delivery(1))
+        if end == "failed":
+            desk.fails(delivery(1))
+        else:
+            desk.settler.done([delivery(1)])
         until(lambda: desk.redis.asked)
         began = time.monotonic()
         for number in range(100):
@@ -146,6 +158,8 @@ def test_what_redis_cannot_be_told_is_not_asked_more_often_because_others_come_i
             until(lambda count=number + 1: desk.books.decided.count(delivery(2)) == count)  # type: ignore[misc]
         tries = 2 + (time.monotonic() - began) / AGAIN_AFTER
         assert desk.redis.asked <= tries
+        desk.redis.away = False
+        until(lambda: desk.redis.settled or desk.redis.released)
 
 
 def test_the_last_try_is_made_at_the_stop(desk: Desk) -> None:

@@ -80,8 +80,9 @@ class Settler:
         self._queue: queue.SimpleQueue[list[Delivery] | Task | None] = queue.SimpleQueue()
         self._done: list[Delivery] = []
         self._tasks: list[Task] = []
-        #: What is tried again at ``_again_at`` (monotonic), by :attr:`Task.line`, each line in its order.
+        #: What is tried again at ``_again_at`` (monotonic): the tasks by :attr:`Task.line`, each line in its order.
         self._aside: dict[tuple[bytes, bool], list[Task]] = {}
+        self._unsettled: list[Delivery] = []
         self._again_at = 0.0
 
     # Told by the other threads; nothing here waits.
@@ -145,11 +146,14 @@ class Settler:
         stopping = False
         # What is written last may have something handed back: a job that was to start alone.
         while not stopping or not self._queue.empty():
-            patience = AGAIN_AFTER if self._done or self._tasks or self._aside else None
+            patience = AGAIN_AFTER if self._unsettled or self._tasks or self._aside else None
             stopping = self._take(0.0 if stopping else patience) or stopping
-            self._write_tasks(last=stopping)
+            if stopping or time.monotonic() >= self._again_at:
+                self._again_at = time.monotonic() + AGAIN_AFTER
+                self._try_again()
+            self._write_tasks()
             self._settle()
-        left = len(self._done) + len(self._tasks) + sum(map(len, self._aside.values()))
+        left = len(self._unsettled) + len(self._tasks) + sum(map(len, self._aside.values()))
         if left:
             log.warning(
                 "%s outcomes could not be told to the broker before the stop; their leases run out, the rows decide.",
@@ -179,14 +183,17 @@ class Settler:
         except queue.Empty:
             return False
 
-    def _write_tasks(self, *, last: bool) -> None:
-        """Write what came in, and what was set aside when its time has come or there is no later time."""
+    def _try_again(self) -> None:
+        """Put what was set aside before what came in since."""
+        if self._aside:
+            self._tasks[:0] = chain.from_iterable(self._aside.values())
+            self._aside = {}
+        if self._unsettled:
+            self._done[:0] = self._unsettled
+            self._unsettled = []
+
+    def _write_tasks(self) -> None:
         tasks, self._tasks = self._tasks, []
-        now = time.monotonic()
-        if self._aside and (last or now >= self._again_at):
-            self._again_at = now + AGAIN_AFTER
-            aside, self._aside = self._aside, {}
-            tasks = [*chain.from_iterable(aside.values()), *tasks]
         refused = False
         for position, task in enumerate(tasks):
             if task.line in self._aside:
@@ -224,10 +231,11 @@ class Settler:
             self._apply(task.delivery, task.handling)
 
     def _settle(self) -> None:
+        done, self._done = self._done, []
         # Apart, because what PostgreSQL gave out can be settled while Redis is away.
-        kept = [held for held in self._done if from_fallback(held)]
-        shared = [held for held in self._done if not from_fallback(held)] if kept else self._done
-        self._done = self._settle_these(kept) + self._settle_these(shared)
+        kept = [held for held in done if from_fallback(held)]
+        shared = [held for held in done if not from_fallback(held)] if kept else done
+        self._unsettled += self._settle_these(kept) + self._settle_these(shared)
 
     def _settle_these(self, done: list[Delivery]) -> list[Delivery]:
         """Settle in lots; return what could not be settled now."""
