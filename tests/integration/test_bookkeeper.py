@@ -98,8 +98,11 @@ def test_a_lone_job_whose_child_died_uncharged_is_ended_in_its_rows(
 ) -> None:
     """This worker may run it among others later, and die."""
     reading = Reading(0, running, 1.0, 0, seen, 0, 1, lone.delivery.reference)
-    lone.books.crashed(lone.delivery, reading, 0, doom, "its process was killed")
+    lone.books.crashed(lone.delivery, reading, 0, doom, "its process was killed by SIGKILL")
     assert lone.events() == ["started", "released"]
+    last = lone.look.execute("SELECT detail FROM sidestream_attempt ORDER BY id DESC LIMIT 1").fetchone()
+    assert last is not None
+    assert last[0].startswith("its process ")
 
 
 def test_a_failure_ends_a_lone_start(lone: Lone) -> None:

@@ -85,13 +85,13 @@ class Bookkeeper:
                 self._run(lambda cursor: control.cancel(cursor, reference.id))
                 return Handling(settle=True)
             case Doom.ZYGOTE if not reference.direct and reading.attempts_seen >= 0:
-                handling = self._uncharged(reference, doom)  # first: a suspicion is not written again
+                handling = self._uncharged(reference, _killed(doom))  # first: a suspicion is not written again
                 self._run(lambda cursor: rows.suspect(cursor, reference.id, reading.attempts_seen))
                 return handling
             case None:
                 return self._crash(delivery, reference, reading, slot, f"It crashed: {how}.")
             case _:
-                return self._uncharged(reference, doom)
+                return self._uncharged(reference, _killed(doom))
 
     def started(self, delivery: Delivery, slot: int, seconds: float) -> None:
         """Write that this job runs, since ``seconds``."""
@@ -194,7 +194,7 @@ class Bookkeeper:
         policy = self._policy(reference)
         seen = delivery.attempts if reference.direct else reading.attempts_seen
         if seen < 0:
-            return self._uncharged(reference, Doom.LIMIT)  # killed before its row was opened: nothing ran
+            return self._uncharged(reference, _killed(Doom.LIMIT))  # before its row was opened: nothing ran
         error = f"It ran longer than its hard limit of {limit:g} s and was killed."
         return self._failure(delivery, reference, policy.decide(seen + 1, error), seen, "timeout")
 
@@ -267,3 +267,7 @@ class Bookkeeper:
             if self._connection.broken or self._connection.closed:
                 self.close()
             raise translate(error, "writing a job's outcome") from error
+
+
+def _killed(doom: Doom) -> str:
+    return f"its process was killed: {doom}"
