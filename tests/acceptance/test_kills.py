@@ -11,6 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from sidestream.worker.watch import SHOWN_AFTER
 from tests.chaos import processes
 from tests.chaos.world import LEASE, PATIENCE, World
 
@@ -129,14 +130,16 @@ def test_a_job_that_kills_its_process_runs_three_times_and_is_dead(calm: World) 
     assert calm.query("SELECT count(*) FROM ledger WHERE token = 'poison'") == [(0,)]
 
 
-def test_a_job_that_kills_its_host_runs_at_most_three_times_and_is_charged_alone(calm: World) -> None:
-    others = [calm.enqueue("kill.sleep", f"neighbour-{number}", 0.3) for number in range(6)]
-    poison = calm.enqueue("kill.host", "plague")
+@pytest.mark.parametrize("after", [0.0, 2 * SHOWN_AFTER])
+def test_a_job_that_kills_its_host_runs_at_most_three_times_and_is_charged_alone(calm: World, after: float) -> None:
+    neighbour, plague = f"neighbour-{after}-", f"plague-{after}"
+    others = [calm.enqueue("kill.sleep", f"{neighbour}{number}", 0.3) for number in range(6)]
+    poison = calm.enqueue("kill.host", plague, after)
     calm.wait_for(
         "SELECT state = 'dead' FROM sidestream_job WHERE id = %s", poison, meanwhile=calm.start_workers, patience=120
     )
     calm.start_workers()
     calm.wait_for("SELECT bool_and(state = 'done') FROM sidestream_job WHERE id = ANY(%s)", others, patience=120)
-    assert [words[1] for words in calm.events.drain() if words[0] == "start"].count("plague") <= 3
+    assert [words[1] for words in calm.events.drain() if words[0] == "start"].count(plague) <= 3
     assert calm.query("SELECT sum(attempts), sum(crashes) FROM sidestream_job WHERE id = ANY(%s)", others) == [(0, 0)]
-    assert calm.query("SELECT count(*) FROM ledger WHERE token LIKE 'neighbour-%%'") == [(6,)]
+    assert calm.query("SELECT count(*) FROM ledger WHERE starts_with(token, %s)", neighbour) == [(6,)]

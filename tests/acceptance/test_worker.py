@@ -10,7 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
+import psycopg
 import pytest
+import redis
 
 from sidestream.store import control
 from sidestream.testing.servers import PostgresServer, RedisServer
@@ -182,6 +184,34 @@ def test_a_second_sigterm_hands_back_what_runs(rig: Rig) -> None:
     assert rig.ends(job).state == "done"
 
 
+def test_a_job_that_was_to_start_alone_when_the_worker_stopped_is_given_back(
+    rig: Rig, redis_server: RedisServer
+) -> None:
+    worker = rig.start()
+    with psycopg.connect(rig.dsn) as other:
+        other.execute("LOCK TABLE sidestream_attempt IN SHARE MODE")  # its attempt row is not written for now
+        with rig.jobs.transaction(rig.connection) as transaction:
+            job = transaction.enqueue("note", ("never",))
+            rig.connection.execute("UPDATE sidestream_job SET suspects = 1 WHERE id = %s", (job,))
+        waits = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE 'INSERT INTO %attempt%'"
+        rig.until(lambda: rig.look.execute(waits).fetchone())
+        children = [one for zygote in psutil.Process(worker.pid).children() for one in zygote.children()]
+        assert children
+        worker.send_signal(signal.SIGTERM)
+        psutil.wait_procs(children, 20)
+        assert not any(one.is_running() for one in children)
+        time.sleep(1.5)  # until this row is all that the worker waits for, at most 5 s
+    assert worker.wait(20) == 0, rig.log.read_text()
+    with redis.Redis.from_url(redis_server.url) as client:
+        assert [client.hlen(key) for key in client.scan_iter("*:leases")] == []
+    assert rig.events(job) == ["started", "released"]
+    assert rig.effects() == []
+    rig.start()
+    assert rig.ends(job).state == "done"
+    row = rig.job(job)
+    assert (row.attempts, row.crashes) == (0, 0)
+
+
 def test_without_redis_the_rows_are_worked_off_all_the_same(rig: Rig, redis_server: RedisServer) -> None:
     rig.start()
     redis_server.stop()
@@ -189,6 +219,26 @@ def test_without_redis_the_rows_are_worked_off_all_the_same(rig: Rig, redis_serv
     for job in jobs:
         assert rig.ends(job).state == "done"
     assert rig.effects() == [str(number) for number in range(20)]
+
+
+def test_a_job_from_redis_that_fails_while_redis_is_away_is_retried_meanwhile(
+    rig: Rig, redis_server: RedisServer
+) -> None:
+    rig.start()
+    file = rig.log.parent / "go on"
+    failing, behind = rig.enqueue("until.fails.once", str(file), key="line"), rig.enqueue("note", "behind", key="line")
+    rig.until(lambda: "started" in rig.events(failing))
+    redis_server.stop()
+    file.touch()
+    assert rig.ends(behind).state == "done"
+    assert rig.effects() == ["second attempt", "behind"]
+    assert rig.job(failing).attempts == 1
+    other = rig.enqueue("fail")
+    assert (rig.ends(other).state, rig.events(other)) == ("dead", ["failed", "failed"])
+    redis_server.start()
+    rig.until(lambda: b"The broker is back" in rig.log.read_bytes())
+    assert rig.ends(rig.enqueue("note", "last")).state == "done"
+    assert len(rig.effects()) == 3
 
 
 @pytest.mark.parametrize(

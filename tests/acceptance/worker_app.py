@@ -46,6 +46,16 @@ def until(context: Context, file: str) -> None:
         time.sleep(0.02)
 
 
+@actions.action("until.fails.once", retry=AT_ONCE)
+def until_fails_once(context: Context, file: str) -> None:
+    """Run until ``file`` is there, and fail the first time."""
+    while not Path(file).exists():
+        time.sleep(0.02)
+    if context.attempt == 1:
+        raise ValueError("no stock")
+    _note(context, "second attempt")
+
+
 @actions.action("soft", soft_limit=0.2, retry=RetryPolicy(max_attempts=1))
 def soft(context: Context) -> None:
     time.sleep(30)

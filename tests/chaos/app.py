@@ -177,9 +177,10 @@ def poison_child(context: Context, token: str) -> None:
 
 
 @actions.action("kill.host", retry=PATIENT)
-def poison_host(context: Context, token: str) -> None:
-    """Kill the supervisor, and so everything, on every start."""
+def poison_host(context: Context, token: str, after: float = 0.0) -> None:
+    """Kill the supervisor, and so everything, ``after`` seconds from every start."""
     _started(context, token)
+    time.sleep(after)
     zygote = os.getppid()
     supervisor = int(Path(f"/proc/{zygote}/stat").read_text().rpartition(")")[2].split()[1])
     os.kill(supervisor, signal.SIGKILL)

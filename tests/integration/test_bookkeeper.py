@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from uuid import UUID
 
 import psycopg
+import pytest
 
 from sidestream.broker.protocol import Delivery, Lease, lane
 from sidestream.job.job import MAX_RELEASES, Job
-from sidestream.job.outcome import Release, ReleaseReason
+from sidestream.job.outcome import Release, ReleaseReason, Retry
 from sidestream.job.reference import direct_reference
 from sidestream.store import rows, schema
 from sidestream.worker.bookkeeper import Bookkeeper
 from sidestream.worker.handling import Handling
 from sidestream.worker.options import WorkerOptions
-from sidestream.worker.state import WorkerState
+from sidestream.worker.slots import Reading
+from sidestream.worker.state import Doom, WorkerState
 from sidestream.worker.wire import Finding
 
 PAUSED = f"{ReleaseReason.PAUSED}: modules are being installed"
@@ -40,6 +44,71 @@ def test_a_pause_of_the_application_costs_nothing_however_long_it_lasts(database
         books.close()
         row = look.execute("SELECT state, reason, releases, attempts FROM sidestream_job").fetchone()
     assert row == ("open", PAUSED, 0, 0)
+
+
+@pytest.fixture
+def lone(database: str, tmp_path: Path) -> Iterator[Lone]:
+    """A job that was written to start alone."""
+    with psycopg.connect(database, autocommit=True) as look:
+        with look.transaction(), look.cursor() as cursor:
+            known = schema.install(cursor)
+            [stored] = rows.insert(cursor, [Job("test.act")])
+        state = WorkerState(WorkerOptions("me", (lane(known.tag, "default"),), "00", tmp_path, children=1))
+        books = Bookkeeper(state, lambda: psycopg.connect(database, autocommit=True))
+        delivery = Delivery(stored.reference(known), "lane", Lease(b"1", "me", 1), 0)
+        assert books.handed_back(delivery) == Handling()
+        books.started(delivery, 0, 0.0)
+        yield Lone(look, books, delivery)
+        books.close()
+
+
+@dataclass
+class Lone:
+    """A job that was written to start alone, and the books in which its end has to stand."""
+
+    look: psycopg.Connection
+    books: Bookkeeper
+    delivery: Delivery
+
+    def events(self) -> list[str]:
+        """Return the kinds of attempt rows."""
+        return [event for (event,) in self.look.execute("SELECT event FROM sidestream_attempt ORDER BY id").fetchall()]
+
+
+def test_a_lone_start_that_came_to_nothing_is_ended_once(lone: Lone) -> None:
+    """The reclaimer charges a job whose last word is that it started alone."""
+    for _ in range(2):
+        assert lone.books.handed_back(lone.delivery) == Handling()
+    assert lone.events() == ["started", "released"]
+
+
+@pytest.mark.parametrize(
+    ("doom", "running", "seen"),
+    [
+        (Doom.LOST, True, 0),
+        (Doom.STOPPING, True, 0),
+        (Doom.ZYGOTE, True, 0),
+        (Doom.LIMIT, True, -1),
+        (None, True, -1),
+        (None, False, 0),
+    ],
+)
+def test_a_lone_job_whose_child_died_uncharged_is_ended_in_its_rows(
+    lone: Lone, doom: Doom | None, running: bool, seen: int
+) -> None:
+    """This worker may run it among others later, and die."""
+    reading = Reading(0, running, 1.0, 0, seen, 0, 1, lone.delivery.reference)
+    lone.books.crashed(lone.delivery, reading, 0, doom, "its process was killed by SIGKILL")
+    assert lone.events() == ["started", "released"]
+    last = lone.look.execute("SELECT detail FROM sidestream_attempt ORDER BY id DESC LIMIT 1").fetchone()
+    assert last is not None
+    assert last[0].startswith("its process ")
+
+
+def test_a_failure_ends_a_lone_start(lone: Lone) -> None:
+    lone.books.found(lone.delivery, Finding(0, Retry(0.0, "no stock"), 0))
+    lone.books.found(lone.delivery, Finding(0, Release("busy"), -1))
+    assert lone.events() == ["started", "failed"]
 
 
 def test_a_direct_job_that_says_paused_when_it_puts_itself_off_is_counted(tmp_path: Path) -> None:

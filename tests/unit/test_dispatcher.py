@@ -112,6 +112,7 @@ def test_a_lone_job_waits_until_nobody_else_runs_and_keeps_others_waiting(floor:
     floor.dispatcher.hand_out()
     assert floor.sent(child.slot) == [lone.reference]
     assert list(floor.state.backlog) == [other]
+    assert child.recorded == (child.batch, 0), "another attempt row would hide that it runs alone"
 
 
 def test_a_lone_job_whose_child_died_meanwhile_goes_to_another(floor: Floor) -> None:
@@ -127,6 +128,18 @@ def test_a_lone_job_whose_child_died_meanwhile_goes_to_another(floor: Floor) -> 
     floor.dispatcher.hand_out()
     assert floor.prepared[-1][0] == lone
     assert floor.prepared[-1][1] is not child
+
+
+@pytest.mark.parametrize("leaving", ["draining", "quiet"])
+def test_a_lone_job_whose_row_was_written_while_the_worker_left_is_handed_back(floor: Floor, leaving: str) -> None:
+    lone = delivery(1)
+    floor.state.alone.append(lone)
+    floor.dispatcher.hand_out()
+    [(job, child)] = floor.prepared
+    setattr(floor.state, leaving, True)
+    floor.dispatcher.send_alone(job, child)
+    assert floor.handed_back == [lone]
+    assert (child.deliveries, list(floor.state.alone), floor.state.exclusive) == ([], [], None)
 
 
 def test_nothing_is_handed_out_while_draining(floor: Floor) -> None:

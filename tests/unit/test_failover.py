@@ -283,6 +283,41 @@ def test_no_job_is_held_under_both_leases(pair: Pair, first: str) -> None:
     assert [d.reference for d in pair.claim()] == [b"a"]
 
 
+@pytest.mark.parametrize("end", ["release", "bury"])
+def test_a_job_whose_end_the_absent_primary_cannot_be_told_comes_from_the_fallback(pair: Pair, end: str) -> None:
+    pair.primary.ready = [b"a"]
+    [ended] = pair.claim()
+    pair.lose()
+    tell = (
+        (lambda: pair.broker.release(LANES, ended))
+        if end == "release"
+        else (lambda: pair.broker.bury(LANES, ended, ""))
+    )
+    with pytest.raises(BrokerUnavailable):
+        tell()
+    pair.fallback.ready = [b"a"]
+    [again] = pair.claim()
+    assert again.lease.entry == b"pg:a"
+    # The primary is back, and gives it out as well: this side still runs it.
+    pair.bring_back()
+    tell()
+    pair.primary.ready = [b"a"]
+    assert pair.claim() == []
+    assert [one.lease.entry for one in pair.primary.released][-1] == b"a"
+    pair.broker.settle(LANES, [again])
+    assert pair.fallback.settled == [again]
+
+
+def test_an_end_under_a_lease_that_was_lost_frees_no_other_lease(pair: Pair) -> None:
+    pair.primary.ready = [b"a"]
+    [held] = pair.claim()
+    pair.lose()
+    with pytest.raises(BrokerUnavailable):
+        pair.broker.release(LANES, held._replace(lease=held.lease._replace(entry=b"older")))
+    pair.fallback.ready = [b"a"]
+    assert pair.claim() == []
+
+
 def test_a_lost_lease_is_forgotten(pair: Pair) -> None:
     pair.primary.ready = [b"a"]
     [held] = pair.claim()

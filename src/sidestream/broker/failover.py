@@ -209,7 +209,7 @@ class FailoverBroker:
         count: bool = True,
     ) -> int:
         """With the giver."""
-        releases = self._giver(
+        return self._end(
             delivery,
             lambda broker: broker.release(
                 lanes,
@@ -221,14 +221,10 @@ class FailoverBroker:
                 count=count,
             ),
         )
-        self._ended([delivery])
-        return releases
 
     def bury(self, lanes: Sequence[str], delivery: Delivery, error: str) -> bool:
         """With the giver."""
-        buried = self._giver(delivery, lambda broker: broker.bury(lanes, delivery, error))
-        self._ended([delivery])
-        return buried
+        return self._end(delivery, lambda broker: broker.bury(lanes, delivery, error))
 
     def reclaim(self, consumer: str, lanes: Sequence[str], *, lease_ms: int, renew_ms: int, cursor: str) -> Reclaimed:
         """From the primary: leases of the fallback are row locks, which end with their session."""
@@ -289,6 +285,18 @@ class FailoverBroker:
         if self._fallback is not None and from_fallback(delivery):
             return call(self._fallback)
         return self._ask(lambda: call(self._primary))
+
+    def _end(self, delivery: Delivery, call: Callable[[Broker], T]) -> T:
+        try:
+            answer = self._giver(delivery, call)
+        except (BrokerUnavailable, BrokerFull, BrokerUnsuitable):
+            # What its row has to say is written, and nobody here works on it: it need not wait until this can be told.
+            with self._lock:
+                if self._from_primary.get(delivery.reference) == delivery.lease:
+                    del self._from_primary[delivery.reference]
+            raise
+        self._ended([delivery])
+        return answer
 
     def _absent(self) -> BrokerUnavailable:
         outage = self._outage

@@ -62,10 +62,7 @@ class Bookkeeper:
         if isinstance(finding.outcome, Release):
             if finding.outcome.snoozed:
                 return self._snooze(delivery, reference, finding.outcome, finding.attempts_seen)
-            alone = reference.id in self._alone
-            if alone:
-                self._record(reference, -1, "released", finding.outcome.reason)
-                self._alone.discard(reference.id)
+            alone = self._end_alone(reference, finding.outcome.reason)
             return self._release(delivery, reference, finding.outcome, alone=alone)
         return self._failure(delivery, reference, finding.outcome, finding.attempts_seen, "failed")
 
@@ -79,7 +76,8 @@ class Bookkeeper:
             if not self._run(lambda cursor: all(sessions.terminate_backend(cursor, pid, name) for pid in left)):
                 raise RowBusy
         if not reading.running:
-            return Handling()  # it had ended, only the report is missing: its row tells
+            # It had ended, only the report is missing: its row tells.
+            return self._uncharged(reference, f"{how} before it told how the job ended")
         match doom:
             case Doom.LIMIT:
                 return self._over_limit(delivery, reference, reading)
@@ -87,12 +85,13 @@ class Bookkeeper:
                 self._run(lambda cursor: control.cancel(cursor, reference.id))
                 return Handling(settle=True)
             case Doom.ZYGOTE if not reference.direct and reading.attempts_seen >= 0:
+                handling = self._uncharged(reference, _killed(doom))  # first: a suspicion is not written again
                 self._run(lambda cursor: rows.suspect(cursor, reference.id, reading.attempts_seen))
-                return Handling()
+                return handling
             case None:
                 return self._crash(delivery, reference, reading, slot, f"It crashed: {how}.")
             case _:
-                return Handling()
+                return self._uncharged(reference, _killed(doom))
 
     def started(self, delivery: Delivery, slot: int, seconds: float) -> None:
         """Write that this job runs, since ``seconds``."""
@@ -101,6 +100,10 @@ class Bookkeeper:
             self._record(reference, slot, "started", f"since {seconds:.1f} s" if seconds else ALONE)
             if not seconds:
                 self._alone.add(reference.id)
+
+    def handed_back(self, delivery: Delivery) -> Handling:
+        """Nobody here runs this one; it did not start."""
+        return self._uncharged(Reference.unpack(delivery.reference), "handed back before it started")
 
     def released(self, delivery: Delivery, releases: int, reason: str) -> None:
         """It was handed back for the ``releases``-th time."""
@@ -123,7 +126,6 @@ class Bookkeeper:
             if delivery.releases >= cap:
                 return Handling(bury=f"It put itself off more than {cap} times; the last reason: {outcome.reason}")
             return Handling(delay_ms=int(delay * 1000), count=True, reason=outcome.reason)
-        self._alone.discard(reference.id)
 
         def write(cursor: Any) -> rows.Written:
             written = rows.snooze(cursor, reference.id, seen, delay, outcome.reason, cap)
@@ -131,7 +133,7 @@ class Bookkeeper:
                 self._insert(cursor, reference, -1, "released", f"snoozed for {delay:g} s: {outcome.reason}")
             return written
 
-        return self._handling(self._run(write), int(delay * 1000))
+        return self._handling(self._charge(reference, write), int(delay * 1000))
 
     def _policy(self, reference: Reference) -> RetryPolicy:
         facts = self._state.actions.get(reference.action)
@@ -182,7 +184,7 @@ class Bookkeeper:
                 self._insert(cursor, reference, -1, event, f"{outcome.error}\n{outcome.detail}".strip())
             return written
 
-        return self._handling(self._run(write), delay_ms)
+        return self._handling(self._charge(reference, write), delay_ms)
 
     def _over_limit(self, delivery: Delivery, reference: Reference, reading: Reading) -> Handling:
         facts = self._state.actions.get(reference.action)
@@ -192,7 +194,7 @@ class Bookkeeper:
         policy = self._policy(reference)
         seen = delivery.attempts if reference.direct else reading.attempts_seen
         if seen < 0:
-            return Handling()  # killed before its row was opened: nothing ran
+            return self._uncharged(reference, _killed(Doom.LIMIT))  # before its row was opened: nothing ran
         error = f"It ran longer than its hard limit of {limit:g} s and was killed."
         return self._failure(delivery, reference, policy.decide(seen + 1, error), seen, "timeout")
 
@@ -202,7 +204,8 @@ class Bookkeeper:
                 return Handling(bury=error)
             return Handling(charge_crash=True)
         if reading.attempts_seen < 0:
-            return Handling(count=True, delay_ms=0, reason="its process ended before its row was opened")
+            why = "its process ended before its row was opened"
+            return replace(self._uncharged(reference, why), count=True, reason=why)
 
         def write(cursor: Any) -> rows.Written:
             written = rows.crash(cursor, reference.id, reading.attempts_seen, error, MAX_CRASHES)
@@ -210,8 +213,20 @@ class Bookkeeper:
                 self._insert(cursor, reference, slot, "crashed", error)
             return written
 
-        handling = self._handling(self._run(write), 0)
+        handling = self._handling(self._charge(reference, write), 0)
         return replace(handling, again=True) if handling.charge_attempt else handling
+
+    def _charge(self, reference: Reference, write: Callable[[Any], rows.Written]) -> rows.Written:
+        """Write what ends an attempt, with its attempt row, which ends a lone start too."""
+        written: rows.Written = self._run(write)
+        if written.ours:
+            self._alone.discard(reference.id)
+        return written
+
+    def _uncharged(self, reference: Reference, reason: str) -> Handling:
+        """It goes back to its place and nothing is counted."""
+        self._end_alone(reference, reason)
+        return Handling()
 
     @staticmethod
     def _handling(written: rows.Written, delay_ms: int) -> Handling:
@@ -222,6 +237,14 @@ class Bookkeeper:
         if written.ours:
             return Handling(delay_ms=delay_ms, charge_attempt=True)
         return Handling()  # somebody else wrote an attempt meanwhile: the row decides when it is opened next
+
+    def _end_alone(self, reference: Reference, reason: str) -> bool:
+        """Write the end of a lone start that nothing else tells of; return whether there was such a start."""
+        if reference.direct or reference.id not in self._alone:
+            return False
+        self._record(reference, -1, "released", reason)
+        self._alone.discard(reference.id)
+        return True
 
     def _record(self, reference: Reference, slot: int, event: str, detail: str) -> None:
         self._run(lambda cursor: self._insert(cursor, reference, slot, event, detail))
@@ -244,3 +267,7 @@ class Bookkeeper:
             if self._connection.broken or self._connection.closed:
                 self.close()
             raise translate(error, "writing a job's outcome") from error
+
+
+def _killed(doom: Doom) -> str:
+    return f"its process was killed: {doom}"

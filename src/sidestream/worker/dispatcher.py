@@ -87,13 +87,16 @@ class Dispatcher:
     def send_alone(self, delivery: Delivery, child: ChildState) -> None:
         """Send a job that runs alone, now that its attempt row is written. Call it under the state's lock."""
         child.reserved = False
-        if child.doom is None and not child.ended:
+        leaving = self._state.draining or self._state.quiet
+        if child.doom is None and not child.ended and not leaving:
             self._send(child, [delivery], careful=True)
             return
         # It died while the row was being written, maybe because PostgreSQL was away: another child takes its place.
         if self._state.exclusive is child:
             self._state.exclusive = None
         self._state.alone.appendleft(delivery)
+        if leaving:
+            self.hand_back_waiting()
 
     def _wait_for_room(self) -> tuple[int, int] | None:
         """Wait until a claim makes sense; return (free, prefetch), or None when draining."""
@@ -194,6 +197,9 @@ class Dispatcher:
         child.deliveries = batch
         child.reported = 0
         child.recalled = -1
+        if careful:
+            # Its attempt row says that it runs alone; a later one would hide that from who charges a dead worker's job.
+            child.recorded = (child.batch, 0)
         self._slots.assign(child.slot, child.batch, len(batch))
         items = [wire.Item(d.reference, d.payload, d.attempts, d.crashes, careful) for d in batch]
         try:

@@ -1,7 +1,8 @@
 """Write outcomes down: failures to PostgreSQL first, then everything to the broker, in batches.
 
-One thread takes whatever lies in its queue. What cannot be written because a server is away stays in line, under a
-lease that goes on being renewed, until it can: nothing is forgotten.
+One thread takes whatever lies in its queue. What cannot be written because PostgreSQL is away stays in line, under a
+lease that goes on being renewed, until it can. What only the broker cannot be told is set aside and told again later:
+what was claimed from PostgreSQL meanwhile does not wait for it. Nothing is forgotten.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import queue
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 
 from sidestream.broker.protocol import Broker, Delivery, Publication, from_fallback
 from sidestream.crashpoints import crash_point
@@ -44,11 +47,17 @@ class Task:
     what: str
     #: Writes to PostgreSQL and decides; called again later when it raises StoreError or RowBusy.
     decide: Callable[[], Handling | None]
-    #: Whose outcome it is.
+    #: What it is about; None when it is about no delivery of ours.
     delivery: Delivery | None = None
     #: The decision once it was written: never decided twice, however often the broker has to be told.
     handling: Handling | None = None
     decided: bool = False
+
+    @property
+    def line(self) -> tuple[bytes, bool]:
+        """Return what it has in common with those that it must not overtake: those of the same lease."""
+        # Not the token, which a new generation changes. A job is held at most once under each broker's lease.
+        return (self.delivery.reference, from_fallback(self.delivery)) if self.delivery is not None else (b"", False)
 
 
 class Settler:
@@ -71,6 +80,10 @@ class Settler:
         self._queue: queue.SimpleQueue[list[Delivery] | Task | None] = queue.SimpleQueue()
         self._done: list[Delivery] = []
         self._tasks: list[Task] = []
+        #: What is tried again at ``_again_at`` (monotonic): the tasks by :attr:`Task.line`, each line in its order.
+        self._aside: dict[tuple[bytes, bool], list[Task]] = {}
+        self._unsettled: list[Delivery] = []
+        self._again_at = 0.0
 
     # Told by the other threads; nothing here waits.
 
@@ -102,12 +115,12 @@ class Settler:
 
     def started(self, delivery: Delivery, slot: int, seconds: float) -> None:
         """This one runs for a while: write its attempt row."""
-        self._queue.put(Task("an attempt row", lambda: self._books.started(delivery, slot, seconds)))
+        self._queue.put(Task("an attempt row", lambda: self._books.started(delivery, slot, seconds), delivery))
 
     def hand_back(self, deliveries: list[Delivery]) -> None:
         """Give these back uncharged."""
         for delivery in deliveries:
-            self._queue.put(Task("a hand-back", Handling, delivery))
+            self._queue.put(Task("a hand-back", partial(self._books.handed_back, delivery), delivery))
 
     def prepare_alone(self, delivery: Delivery, child: ChildState) -> None:
         """Write the attempt row of a job that runs alone, then send it."""
@@ -117,7 +130,7 @@ class Settler:
             with self._state.changed:
                 self._send_alone(delivery, child)
 
-        self._queue.put(Task("a lone start", decide))
+        self._queue.put(Task("a lone start", decide, delivery))
 
     def follow_ups(self, jobs: list[FollowUp]) -> None:
         """Publish what a committed job enqueued."""
@@ -131,14 +144,20 @@ class Settler:
     def run(self) -> None:
         """Write until :meth:`stop`."""
         stopping = False
-        while not stopping:
-            stopping = self._take(AGAIN_AFTER if self._done or self._tasks else None)
+        # What is written last may have something handed back: a job that was to start alone.
+        while not stopping or not self._queue.empty():
+            patience = AGAIN_AFTER if self._unsettled or self._tasks or self._aside else None
+            stopping = self._take(0.0 if stopping else patience) or stopping
+            if stopping or time.monotonic() >= self._again_at:
+                self._again_at = time.monotonic() + AGAIN_AFTER
+                self._try_again()
             self._write_tasks()
             self._settle()
-        if self._done or self._tasks:
+        left = len(self._unsettled) + len(self._tasks) + sum(map(len, self._aside.values()))
+        if left:
             log.warning(
                 "%s outcomes could not be told to the broker before the stop; their leases run out, the rows decide.",
-                len(self._done) + len(self._tasks),
+                left,
                 extra={"action": "settle_abandoned"},
             )
 
@@ -164,21 +183,45 @@ class Settler:
         except queue.Empty:
             return False
 
+    def _try_again(self) -> None:
+        """Put what was set aside before what came in since."""
+        if self._aside:
+            self._tasks[:0] = chain.from_iterable(self._aside.values())
+            self._aside = {}
+        if self._unsettled:
+            self._done[:0] = self._unsettled
+            self._unsettled = []
+
     def _write_tasks(self) -> None:
         tasks, self._tasks = self._tasks, []
+        refused = False
         for position, task in enumerate(tasks):
+            if task.line in self._aside:
+                self._set_aside(task)
+                continue
             try:
                 self._write(task)
             except RowBusy:
-                self._tasks.append(task)
+                self._set_aside(task)
             except GenerationMoved:
                 self._on_moved()
-                self._tasks.append(task)
-            except (StoreError, BrokerError) as error:
+                self._set_aside(task)
+            except StoreError as error:
                 log.warning("Could not write %s, trying again: %s", task.what, error, extra={"action": "write_again"})
                 # The others would meet the same server: keep their order and come back.
                 self._tasks.extend(tasks[position:])
                 return
+            except BrokerError as error:
+                # The others may concern the rows alone, or what another broker gave. One line tells of them all.
+                if not refused:
+                    log.warning(
+                        "Could not tell of %s, trying again: %s", task.what, error, extra={"action": "tell_again"}
+                    )
+                refused = True
+                self._set_aside(task)
+
+    def _set_aside(self, task: Task) -> None:
+        self._aside.setdefault(task.line, []).append(task)
 
     def _write(self, task: Task) -> None:
         if not task.decided:
@@ -188,10 +231,11 @@ class Settler:
             self._apply(task.delivery, task.handling)
 
     def _settle(self) -> None:
+        done, self._done = self._done, []
         # Apart, because what PostgreSQL gave out can be settled while Redis is away.
-        kept = [held for held in self._done if from_fallback(held)]
-        shared = [held for held in self._done if not from_fallback(held)] if kept else self._done
-        self._done = self._settle_these(kept) + self._settle_these(shared)
+        kept = [held for held in done if from_fallback(held)]
+        shared = [held for held in done if not from_fallback(held)] if kept else done
+        self._unsettled += self._settle_these(kept) + self._settle_these(shared)
 
     def _settle_these(self, done: list[Delivery]) -> list[Delivery]:
         """Settle in lots; return what could not be settled now."""
@@ -214,12 +258,11 @@ class Settler:
 
     def _apply(self, delivery: Delivery, handling: Handling) -> None:
         """Tell the broker what the books decided."""
-        if handling.alone:
-            with self._state.changed:
+        with self._state.changed:
+            if handling.alone and not self._state.draining:
                 self._state.alone.append(self._state.current(delivery))
                 self._state.changed.notify_all()
-            return
-        with self._state.changed:
+                return
             self._state.recovering.pop(delivery.reference, None)
             held_here = self._state.held.get(delivery.reference)
             ready = not self._state.draining and not self._state.quiet and self._state.careful_until <= time.monotonic()

@@ -9,7 +9,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from sidestream.broker.protocol import Delivery
+from sidestream.broker.protocol import Delivery, from_fallback
 from sidestream.executors.protocol import ActionFacts
 from sidestream.job.reference import LIMITED, NO_TAG8, action_of
 from sidestream.worker.options import WorkerOptions
@@ -132,7 +132,9 @@ class WorkerState:
 
     def current(self, delivery: Delivery) -> Delivery:
         """Return the delivery under its present lease (a new generation gives new ones)."""
-        return self.held.get(delivery.reference, delivery)
+        held = self.held.get(delivery.reference)
+        # While Redis is away, a job whose end could not be told may come again from PostgreSQL: that lease is another.
+        return delivery if held is None or from_fallback(held) != from_fallback(delivery) else held
 
     def idle_children(self) -> list[ChildState]:
         """Return the children that wait for work, but for those that wait for a job whose crash is being written."""

@@ -160,9 +160,11 @@ class Supervisor:
                 self._state.changed.wait(0.1)
         self._threads["dispatcher"].join(STOP_PATIENCE)
         with self._state.lock:
-            self._dispatcher.hand_back_waiting()  # what the last claim brought while it was blocked
             self._state.stopped = True
         self._threads["collector"].join(STOP_PATIENCE)
+        with self._state.lock:
+            # What the last claim brought while it was blocked, and what children left that ended since.
+            self._dispatcher.hand_back_waiting()
         self._settler.stop()
         self._threads["settler"].join(STOP_PATIENCE)
         self._leases.stop()

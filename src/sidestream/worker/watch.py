@@ -67,9 +67,11 @@ class Watch:
             seconds = now - reading.started
             stalled = stalled and seconds > 2 * self._state.options.prefetch
             self._look(child, reading, seconds)
-        if stalled and self._state.backlog:
-            self._settler.hand_back(list(self._state.backlog))
+        if stalled and (self._state.backlog or self._state.alone):
+            # Others have time for them, or the broker keeps them where a pause or a cancel still reaches them.
+            self._settler.hand_back([*self._state.backlog, *self._state.alone])
             self._state.backlog.clear()
+            self._state.alone.clear()
             self._state.dry = True
 
     def _look(self, child: ChildState, reading: Reading, seconds: float) -> None:

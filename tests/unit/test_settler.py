@@ -1,0 +1,228 @@
+"""What the settler writes while one server or the other cannot be told, and in which order."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sidestream.broker.protocol import FALLBACK_PREFIX, Delivery, Lease, from_fallback
+from sidestream.errors import BrokerUnavailable
+from sidestream.job.outcome import Retry
+from sidestream.job.reference import row_reference
+from sidestream.worker import wire
+from sidestream.worker.bookkeeper import RowBusy
+from sidestream.worker.handling import Handling
+from sidestream.worker.options import WorkerOptions
+from sidestream.worker.settler import AGAIN_AFTER, Settler
+from sidestream.worker.state import ChildState, WorkerState
+
+FAILED = wire.Finding(0, Retry(0.0, "no stock"), 0)
+
+
+def delivery(number: int, *, fallback: bool = False) -> Delivery:
+    """Return a delivery of row ``number``, from Redis or from PostgreSQL."""
+    entry = b"%s%d" % (FALLBACK_PREFIX if fallback else b"", number)
+    return Delivery(row_reference(b"12345678", number, "act", None).pack(), "lane", Lease(entry, "me", 1), 0)
+
+
+class Redis:
+    """A broker whose own leases cannot be told of while it is away; the others' can."""
+
+    def __init__(self) -> None:
+        self.away = False
+        self.asked = 0
+        self.released: list[Delivery] = []
+        self.settled: list[Delivery] = []
+
+    def settle(self, lanes: Sequence[str], deliveries: Sequence[Delivery]) -> list[Lease]:
+        self.asked += 1
+        if self.away and not all(map(from_fallback, deliveries)):
+            raise BrokerUnavailable("away")
+        self.settled += deliveries
+        return []
+
+    def release(self, lanes: Sequence[str], delivery: Delivery, **options: Any) -> int:
+        self.asked += 1
+        if self.away and not from_fallback(delivery):
+            raise BrokerUnavailable("away")
+        self.released.append(delivery)
+        return 0
+
+
+class Books:
+    """Decides at once, except for what is busy."""
+
+    def __init__(self) -> None:
+        self.decided: list[Delivery] = []
+        self.busy: set[bytes] = set()
+        self.suspects: set[bytes] = set()
+
+    def found(self, delivery: Delivery, finding: wire.Finding) -> Handling:
+        if delivery.reference in self.busy:
+            raise RowBusy
+        self.decided.append(delivery)
+        return Handling(alone=True) if delivery.reference in self.suspects else Handling(charge_attempt=True)
+
+    def handed_back(self, delivery: Delivery) -> Handling:
+        return Handling()
+
+    def started(self, delivery: Delivery, slot: int, seconds: float) -> None:
+        self.decided.append(delivery)
+
+
+class Desk:
+    """A settler at work in its thread."""
+
+    def __init__(self, folder: Path) -> None:
+        self.state = WorkerState(WorkerOptions("me", ("lane",), "00", folder, children=1))
+        self.redis, self.books = Redis(), Books()
+        self.sent: list[Delivery] = []
+        self.settler = Settler(
+            self.state,
+            self.redis,  # type: ignore[arg-type]
+            self.books,  # type: ignore[arg-type]
+            send_alone=lambda delivery, child: self.sent.append(delivery),
+            on_moved=lambda: None,
+        )
+
+    def fails(self, delivery: Delivery) -> None:
+        """A child says that this one, which we hold, failed."""
+        with self.state.lock:
+            self.state.add_held([delivery])
+        self.settler.finding(delivery, FAILED)
+
+    @contextmanager
+    def open(self) -> Iterator[None]:
+        """Write in a thread."""
+        thread = threading.Thread(target=self.settler.run)
+        thread.start()
+        try:
+            yield
+        finally:
+            self.settler.stop()
+            thread.join(10)
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Desk:
+    return Desk(tmp_path)
+
+
+def until(seen: Callable[[], object]) -> None:
+    """Wait for ``seen``."""
+    deadline = time.monotonic() + 10
+    while not seen():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.005)
+
+
+def test_what_redis_cannot_be_told_keeps_nothing_else_waiting(desk: Desk) -> None:
+    """Jobs from PostgreSQL go on failing, starting alone and being handed back while Redis is away."""
+    untold, handed_back = delivery(1), delivery(2)
+    failed, alone = delivery(3, fallback=True), delivery(4, fallback=True)
+    desk.redis.away = True
+    with desk.open():
+        desk.fails(untold)
+        desk.settler.hand_back([handed_back])
+        until(lambda: desk.redis.asked >= 2)
+        desk.fails(failed)
+        desk.settler.prepare_alone(alone, ChildState(0, None))  # type: ignore[arg-type]
+        until(lambda: desk.sent == [alone])
+        assert desk.books.decided == [untold, failed, alone]
+        assert desk.redis.released == [failed]
+        desk.redis.away = False
+        until(lambda: len(desk.redis.released) == 3)
+    assert desk.redis.released == [failed, untold, handed_back]
+    assert desk.books.decided == [untold, failed, alone], "what was decided is not decided again"
+    assert not desk.state.held
+
+
+@pytest.mark.parametrize("end", ["failed", "done"])
+def test_redis_is_not_told_more_often_because_others_come_in(desk: Desk, end: str) -> None:
+    desk.redis.away = True
+    with desk.open():
+        if end == "failed":
+            desk.fails(delivery(1))
+        else:
+            desk.settler.done([delivery(1)])
+        until(lambda: desk.redis.asked)
+        began = time.monotonic()
+        for number in range(100):
+            desk.settler.started(delivery(2), 0, 1.0)
+            until(lambda count=number + 1: desk.books.decided.count(delivery(2)) == count)  # type: ignore[misc]
+        tries = 2 + (time.monotonic() - began) / AGAIN_AFTER
+        assert desk.redis.asked <= tries
+        desk.redis.away = False
+        until(lambda: desk.redis.settled or desk.redis.released)
+
+
+def test_the_last_try_is_made_at_the_stop(desk: Desk) -> None:
+    desk.redis.away = True
+    with desk.open():
+        desk.fails(delivery(1))
+        until(lambda: desk.redis.asked >= 2)
+        desk.redis.away = False
+    assert desk.redis.released == [delivery(1)]
+
+
+def test_what_concerns_one_lease_is_written_in_its_order(desk: Desk) -> None:
+    job, other = delivery(1), delivery(2)
+    desk.books.busy = {job.reference}
+    with desk.open():
+        desk.fails(job)
+        desk.settler.hand_back([job])
+        desk.fails(other)
+        until(lambda: desk.redis.released)
+        assert desk.redis.released == [other]
+        desk.books.busy = set()
+        until(lambda: len(desk.redis.released) == 3)
+    assert desk.redis.released == [other, job, job]
+    assert desk.books.decided == [other, job]
+
+
+def test_a_job_that_came_again_from_postgresql_keeps_that_lease_when_redis_is_told(desk: Desk) -> None:
+    old, new = delivery(1), delivery(1, fallback=True)
+    desk.redis.away = True
+    with desk.open():
+        desk.fails(old)
+        until(lambda: desk.redis.asked)
+        with desk.state.lock:
+            desk.state.add_held([new])
+        desk.redis.away = False
+        until(lambda: desk.redis.released)
+        assert desk.redis.released == [old]
+        assert desk.state.held == {new.reference: new}
+        # Its own end is told though that of the first lease may still wait.
+        desk.redis.away = True
+        desk.settler.hand_back([old])
+        until(lambda: desk.redis.asked >= 3)
+        desk.settler.finding(new, FAILED)
+        until(lambda: desk.redis.released == [old, new])
+    assert not desk.state.held
+
+
+def test_a_job_that_was_to_run_alone_is_given_back_by_a_worker_that_drains(desk: Desk) -> None:
+    job = delivery(1)
+    desk.books.suspects = {job.reference}
+    desk.state.draining = True
+    with desk.open():
+        desk.fails(job)
+    assert desk.redis.released == [job]
+    assert not desk.state.alone
+    assert not desk.state.held
+
+
+def test_what_the_last_writes_have_handed_back_is_told_before_the_end(desk: Desk) -> None:
+    """A lone start whose row is written at last, when its child is gone already."""
+    job = delivery(1)
+    desk.settler._send_alone = lambda delivery, child: desk.settler.hand_back([delivery])
+    desk.settler.prepare_alone(job, ChildState(0, None))  # type: ignore[arg-type]
+    desk.settler.stop()
+    desk.settler.run()
+    assert desk.redis.released == [job]
