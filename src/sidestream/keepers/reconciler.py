@@ -33,7 +33,8 @@ from sidestream.store.stored import StoredJob
 log = logging.getLogger(__name__)
 
 HORIZON = timedelta(minutes=15)
-"""What is due later than that from now stays in PostgreSQL: a small Redis, and its edits are one UPDATE."""
+"""What is due later than that from now stays in PostgreSQL: a small Redis, and its edits are one UPDATE. Not so a job
+with a key that was started before: those behind it have to find it there."""
 PUBLISH_LOT = 500
 """Most references in one publish: about 3 ms of Redis's time."""
 LOCATE_LOT = 100
