@@ -132,6 +132,7 @@ class Pair:
                 "charge_attempt": random.random() < 0.2,
                 "charge_crash": random.random() < 0.1,
                 "count": random.random() < 0.7,
+                "unstarted": random.random() < 0.3,
             }
             counts = [b.broker.release(LANES, one, **options) for b, one in zip(self.benches, ones, strict=True)]
             self.same(f"release {shown(ones[0])} {options}", counts)

@@ -234,6 +234,7 @@ class Broker(Protocol):
         charge_attempt: bool = False,
         charge_crash: bool = False,
         count: bool = True,
+        unstarted: bool = False,
     ) -> int:
         """Hand one back; return how often it was released since it was last started, or -1 when the lease was lost.
 
@@ -241,7 +242,8 @@ class Broker(Protocol):
         (50 ms doubling to 30 s). ``blocked_by`` is the smallest open id of its key: the job goes back behind the key.
         The ``charge_*`` marks count for direct jobs (rows are charged by the store) and restart the release count; a
         retry is a release with ``charge_attempt`` and a delay, and keeps the head of its key. ``count=False`` does not
-        count the release (a worker that stops, a prefetched job that comes back).
+        count the release (a worker that stops, a prefetched job that comes back). ``unstarted``: it is not due before
+        ``delay_ms`` and was never started, so until then it stands in no line, and its key goes to the next.
         """
         ...
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from sidestream.broker.protocol import Place
-from sidestream.testing.broker_contract import Bench, claim, ids, row
+from sidestream.testing.broker_contract import Bench, claim, ids, lanes_of, row, running
+from sidestream.testing.broker_contract_waiting import wait_until_blocked
 
 
 class EditedCases:
@@ -55,6 +56,31 @@ class EditedCases:
         assert claim(bench) == [], "the other one of its key runs"
         bench.end([second])
         assert ids(claim(bench)) == [1]
+
+    def test_a_head_that_was_put_off_while_it_was_handed_off_lets_the_next_go_first(self, bench: Bench) -> None:
+        bench.put([row(bench, number, "k") for number in (1, 2, 3)])
+        (first,) = claim(bench)
+        later = row(bench, 1, "k", due=bench.now() + 5_000)._replace(edited=True)
+        assert bench.broker.publish([later]) == 0, "its worker looks at the row"
+        assert bench.broker.release(lanes_of(bench), first, delay_ms=5_000, unstarted=True) == 1
+        assert bench.broker.locate([later]) == [Place.DELAYED]
+        (second,) = claim(bench)
+        assert ids([second]) == [2]
+        bench.end([second])
+        bench.advance(5_100)
+        for expected in (1, 3):
+            (one,) = claim(bench)
+            assert ids([one]) == [expected]
+            bench.end([one])
+
+    def test_one_that_was_put_off_wakes_who_waits_for_the_next(self, bench: Bench) -> None:
+        bench.put([row(bench, number, "k") for number in (1, 2)])
+        (first,) = claim(bench)
+        second, got = bench.second(), []
+        with running(lambda: got.extend(second.claim("w2", lanes_of(bench), free=1, wait_ms=10_000))):
+            wait_until_blocked(bench)
+            bench.broker.release(lanes_of(bench), first, delay_ms=60_000, unstarted=True)
+        assert ids(got) == [2]
 
     def test_one_in_line_takes_its_place_by_id_again(self, bench: Bench) -> None:
         bench.put([row(bench, number, "k") for number in (1, 2, 3)])

@@ -149,6 +149,7 @@ class MemoryBroker:
         charge_attempt: bool = False,
         charge_crash: bool = False,
         count: bool = True,
+        unstarted: bool = False,
     ) -> int:
         """See :meth:`Broker.release`."""
         with self._locked() as life:
@@ -167,7 +168,11 @@ class MemoryBroker:
             until = self._now() + delay_ms if delay_ms else 0
             job.due_ms = 0 if blocked_by is not None else until
             _let_go(life, job)
-            life.lines.stand_back(job, until)
+            if unstarted and until:
+                life.contents.place_at(job, until)
+                life.lines.leave(job)
+            else:
+                life.lines.stand_back(job, until)
             return job.releases
 
     def bury(self, lanes: Sequence[str], delivery: Delivery, error: str) -> bool:

@@ -164,6 +164,7 @@ class Functions:
         attempt: bool,
         crash: bool,
         count: bool,
+        unstarted: bool,
     ) -> int:
         """Return the releases counted so far, or -1 when the lease was lost."""
         reply = self._call(
@@ -176,6 +177,7 @@ class Functions:
             int(attempt),
             int(crash),
             int(count),
+            int(unstarted),
         )
         return int(reply[0])
 
