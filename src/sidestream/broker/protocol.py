@@ -284,7 +284,10 @@ class Broker(Protocol):
         ...
 
     def discard(self, job: Publication) -> bool:
-        """Remove a waiting reference whose row ended (a person cancelled it); False when handed off or nowhere."""
+        """Remove a waiting reference whose row ended (a person cancelled it); False when handed off or nowhere.
+
+        The head of a key is found under any lane and priority: its row may be gone.
+        """
         ...
 
     def close(self) -> None:
