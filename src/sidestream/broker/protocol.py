@@ -57,6 +57,8 @@ class Publication(NamedTuple):
     priority: int = DEFAULT_PRIORITY
     #: Its row was given another time or priority: a known one that waits is taken out and placed anew.
     edited: bool = False
+    #: Its row was ended by a newer job that replaces it: it is discarded where it waits. Rows only.
+    withdrawn: bool = False
 
 
 class Lease(NamedTuple):
@@ -197,8 +199,8 @@ class Broker(Protocol):
         """Make jobs claimable; return how many were new.
 
         Idempotent: a row whose known bit is set, or a direct job whose bytes are already held, is skipped. ``force``
-        publishes a row all the same, unless its reference is found in some place. One that is ``edited`` is placed anew
-        unless it is handed off; then its worker sees the row.
+        publishes a row all the same, unless its reference is found in some place. One that is ``edited`` is placed
+        anew, one that is ``withdrawn`` is discarded, unless it is handed off; then its worker sees the row.
         """
         ...
 

@@ -284,14 +284,17 @@ class MemoryBroker:
         elif life.contents.mark(named, known=True):
             found = jobs.get(job.reference)
             if found is None:
-                if not force and not job.edited:
+                if not force and not job.edited and not job.withdrawn:
                     return False
-            elif not job.edited or found.place is Place.HANDED_OFF:
+            elif not (job.edited or job.withdrawn) or found.place is Place.HANDED_OFF:
                 return False
             else:
                 life.contents.unplace(found)
                 _forget(life, found)
                 life.contents.mark(named, known=True)
+        if job.withdrawn:
+            life.contents.mark(named, known=False)
+            return False
         now = self._now()
         one = Job(job.reference, named, job.lane, job.priority, job.due_ms or now, job.due_ms, job.payload)
         jobs[job.reference] = one

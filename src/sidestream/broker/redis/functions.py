@@ -261,11 +261,11 @@ def _answer_of(reply: list[Any]) -> list[Any]:
 def _published(jobs: Sequence[Publication], force: bool) -> Iterator[Any]:
     """Give the words of ``publish`` behind its clock."""
     by_lane: dict[str, list[Any]] = {}
-    for reference, lane, due_ms, payload, attempted, priority, edited in jobs:
+    for reference, lane, due_ms, payload, attempted, priority, edited, withdrawn in jobs:
         words = by_lane.get(lane)
         if words is None:
             words = by_lane[lane] = []
-        marks = f"{'*' if edited else ''}{'+' if attempted else ''}"
+        marks = "-" if withdrawn else f"{'*' if edited else ''}{'+' if attempted else ''}"
         words += (reference, priority, f"{marks}{due_ms}" if marks else due_ms, payload or b"")
     yield int(force)
     for lane, words in by_lane.items():
