@@ -31,6 +31,7 @@ from sidestream.job.uuids import new_uuid
 from sidestream.relay import Relay
 from sidestream.store import rows, schema
 from sidestream.store.adapter import translate
+from sidestream.store.stored import StoredJob
 
 _IN_ERROR = 3
 """``transaction_status`` of psycopg 3 and psycopg2 after a failed statement: such a commit is silently a rollback."""
@@ -149,7 +150,8 @@ class Client:
         crash_point("enqueue.inserted")
         if database.copied:  # the jobs wait for the person who adopts this database
             return Inserted([row.id for row in stored], [])
-        publications = [
+        publications = [_withdrawal(one, database) for row in stored for one in row.replaced]
+        publications += [
             Publication(
                 row.reference(database),
                 lane(database.tag, row.queue),
@@ -300,7 +302,8 @@ class Transaction:
         if not self._entered:
             raise StoreError("The transaction block has ended or was not entered; enqueue inside 'with'.")
         inserted = self._client.insert(self._connection, jobs)
-        # Ids of a savepoint that is rolled back stay in here: a reference without a row is settled when met.
+        # Ids of a savepoint that is rolled back stay in here: a reference without a row is settled when met, one that
+        # was withdrawn in vain is published by the reconciler.
         self._publications += inserted.publications
         return inserted.ids
 
@@ -319,6 +322,17 @@ class Transaction:
         _commit(self._connection)
         crash_point("enqueue.committed")
         self.published = self._client.hand_over(self._publications)
+
+
+def _withdrawal(row: StoredJob, database: schema.Database) -> Publication:
+    """Return what the broker is told about a row that was replaced.
+
+    Who knows nothing of ``withdrawn`` (what an action enqueues goes through its worker) makes it ready at once: it is
+    claimed, found over and settled.
+    """
+    return Publication(
+        row.reference(database), lane(database.tag, row.queue), priority=row.priority, edited=True, withdrawn=True
+    )
 
 
 @contextmanager

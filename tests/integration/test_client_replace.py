@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
-from sidestream import Jobs
-from sidestream.broker.protocol import Broker
-from tests.integration.test_client import claimed
+import psycopg
+
+from sidestream import Actions, Jobs
+from sidestream.broker.protocol import Broker, Delivery, Place, Publication, lane
+from sidestream.executors.python_call import PythonCall
+from sidestream.executors.row_opening import verdict_of
+from sidestream.job.outcome import Release, ReleaseReason
+from sidestream.job.reference import Reference
+from sidestream.store import opening, rows
+from sidestream.worker.bookkeeper import Bookkeeper
+from sidestream.worker.embedded import EmbeddedWorker
+from sidestream.worker.options import WorkerOptions
+from sidestream.worker.state import WorkerState
+from sidestream.worker.wire import Finding
+from tests.integration.test_client import claimed, tag
 
 
 def test_what_a_duplicate_replaces_counts_at_once(connection: Any, jobs: Jobs, dsn: str, broker: Broker) -> None:
@@ -38,3 +51,85 @@ def test_of_two_duplicates_in_one_call_the_one_that_replaced_decides_the_time(
         both = [jobs.job("sync", unique="sync", on_conflict="replace"), jobs.job("sync", unique="sync", delay=86_400)]
         assert tx.enqueue_many(both) == [first, first]
     assert claimed(broker, dsn) == [first]
+
+
+def test_one_that_a_duplicate_puts_off_between_claim_and_start_lets_the_next_of_its_key_go_first(
+    connection: Any, jobs: Jobs, dsn: str, broker: Broker, tmp_path: Path
+) -> None:
+    def enqueue(**options: Any) -> int:
+        with jobs.transaction(connection) as tx:
+            return tx.enqueue("sync", key="k", on_conflict="replace", **options)
+
+    lanes = [lane(tag(dsn), "default")]
+    assert claimed(broker, dsn) == []  # it gives the broker its rules
+    first, second = enqueue(unique="first"), enqueue(unique="second")
+    [delivery] = broker.claim("worker", lanes, free=2)
+    assert enqueue(unique="first", delay=3600) == first
+    with psycopg.connect(dsn) as worker:
+        verdict = verdict_of(opening.open_job(worker.cursor(), first), careful=False)
+    assert isinstance(verdict, Release)
+    assert (verdict.reason, verdict.unstarted) == (ReleaseReason.NOT_DUE, True)
+    state = WorkerState(WorkerOptions("worker", tuple(lanes), tag(dsn).hex(), tmp_path, children=1))
+    books = Bookkeeper(state, lambda: psycopg.connect(dsn, autocommit=True))
+    books.found(delivery, Finding(0, verdict, -1)).tell(broker, lanes, delivery)
+    assert claimed(broker, dsn) == [second]
+
+
+def failing(broker: Broker, dsn: str) -> Delivery:
+    """Claim the one job that is there, and write its failure; it is due again in an hour."""
+    assert claimed(broker, dsn, "nothing") == []  # it gives the broker its rules
+    [delivery] = broker.claim("worker", [lane(tag(dsn), "default")], free=1)
+    with psycopg.connect(dsn) as worker:
+        assert rows.fail(worker.cursor(), Reference.unpack(delivery.reference).id, 0, 3600.0, "no").ours
+    return delivery
+
+
+def give_back(broker: Broker, delivery: Delivery) -> None:
+    """Tell the broker of the failure."""
+    assert broker.release([delivery.lane], delivery, delay_ms=3_600_000, charge_attempt=True) == 0
+
+
+def test_the_newest_does_not_wait_for_the_retry_of_the_one_that_it_replaced(
+    connection: Any, jobs: Jobs, dsn: str, broker: Broker
+) -> None:
+    def enqueue(**options: Any) -> int:
+        with jobs.transaction(connection) as tx:
+            return tx.enqueue("sync", unique="sync", **options)
+
+    first = enqueue(on_conflict="newest")
+    delivery = failing(broker, dsn)
+    give_back(broker, delivery)
+    second = enqueue(on_conflict="newest")
+    assert second > first
+    assert broker.locate([Publication(delivery.reference, delivery.lane)]) == [Place.NOWHERE]
+    delivery = failing(broker, dsn)
+    give_back(broker, delivery)
+    third = enqueue(on_conflict="replace", queue="other")
+    assert third > second, "of another queue, so it cannot take over"
+    assert claimed(broker, dsn, "default", "other") == [third]
+
+
+def test_what_an_action_replaces_is_out_of_the_way_too(
+    connection: Any, jobs: Jobs, dsn: str, broker: Broker, tmp_path: Path
+) -> None:
+    actions, ran = Actions(), []
+
+    @actions.action("sync")
+    def sync(context: object, number: int) -> None:
+        ran.append(number)
+
+    @actions.action("plan")
+    def plan(context: Any) -> None:
+        context.enqueue("sync", (2,), unique="sync", on_conflict="newest")
+
+    with jobs.transaction(connection) as tx:
+        tx.enqueue("sync", (1,), unique="sync", on_conflict="newest")
+    give_back(broker, failing(broker, dsn))
+    with jobs.transaction(connection) as tx:
+        tx.enqueue("plan")
+    call = PythonCall(actions, dsn=dsn, signer=None, application_name=lambda slot: f"test/{slot}")
+    options = WorkerOptions("worker", (lane(tag(dsn), "default"),), tag(dsn).hex(), tmp_path)
+    worker = EmbeddedWorker(broker, call, options, lambda: psycopg.connect(dsn, autocommit=True))
+    worker.run_until_idle()
+    worker.close()
+    assert ran == [2]

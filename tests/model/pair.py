@@ -89,11 +89,13 @@ class Pair:
             edited = job.payload is None and random.random() < 0.2
             if edited:
                 job = self.jobs[number] = job._replace(priority=random.choice(PRIORITIES))
-            jobs.append(job if job.payload else job._replace(due_ms=due, attempted=attempted, edited=edited))
+            gone = job.payload is None and random.random() < 0.1
+            marks = {"attempted": attempted, "edited": edited, "withdrawn": gone}
+            jobs.append(job if job.payload else job._replace(due_ms=due, **marks))
         # Whose head moves first in one call is fixed within a lane alone: Redis works lane by lane.
         jobs.sort(key=lambda job: job.lane)
         force = random.random() < 0.2
-        told = [(shown(job), job.due_ms and job.due_ms - now, job.attempted, job.edited) for job in jobs]
+        told = [(shown(job), job.due_ms and job.due_ms - now, job.attempted, job.edited, job.withdrawn) for job in jobs]
         self.same(
             f"publish {told} {force=}",
             [bench.broker.publish(jobs, force=force) for bench in self.benches],
@@ -132,6 +134,7 @@ class Pair:
                 "charge_attempt": random.random() < 0.2,
                 "charge_crash": random.random() < 0.1,
                 "count": random.random() < 0.7,
+                "unstarted": random.random() < 0.3,
             }
             counts = [b.broker.release(LANES, one, **options) for b, one in zip(self.benches, ones, strict=True)]
             self.same(f"release {shown(ones[0])} {options}", counts)

@@ -25,6 +25,7 @@ def test_a_report_arrives_with_every_kind_of_outcome() -> None:
             wire.Finding(1, Bury("gone", ""), 0),
             wire.Finding(2, Release("blocked", None, 17), -1),
             wire.Finding(3, Release("closed", 60.0, snoozed=True), 0),
+            wire.Finding(4, Release("scheduled", 60.0, unstarted=True), 0),
         ],
         {b"abcd": (4, 1234)},
         [(b"\x01next", "default", 0, 5, False, True)],

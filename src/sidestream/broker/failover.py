@@ -207,6 +207,7 @@ class FailoverBroker:
         charge_attempt: bool = False,
         charge_crash: bool = False,
         count: bool = True,
+        unstarted: bool = False,
     ) -> int:
         """With the giver."""
         return self._end(
@@ -219,6 +220,7 @@ class FailoverBroker:
                 charge_attempt=charge_attempt,
                 charge_crash=charge_crash,
                 count=count,
+                unstarted=unstarted,
             ),
         )
 

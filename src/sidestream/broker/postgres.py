@@ -187,8 +187,9 @@ class PostgresBroker:
         charge_attempt: bool = False,
         charge_crash: bool = False,
         count: bool = True,
+        unstarted: bool = False,
     ) -> int:
-        """See :meth:`Broker.release`."""
+        """See :meth:`Broker.release`; who stands in line is the query's to say."""
         self._check()
         with self._changed:
             row_id = self._let_go(delivery)

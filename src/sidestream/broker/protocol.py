@@ -57,6 +57,8 @@ class Publication(NamedTuple):
     priority: int = DEFAULT_PRIORITY
     #: Its row was given another time or priority: a known one that waits is taken out and placed anew.
     edited: bool = False
+    #: Its row was ended by a newer job that replaces it: it is discarded where it waits. Rows only.
+    withdrawn: bool = False
 
 
 class Lease(NamedTuple):
@@ -197,8 +199,8 @@ class Broker(Protocol):
         """Make jobs claimable; return how many were new.
 
         Idempotent: a row whose known bit is set, or a direct job whose bytes are already held, is skipped. ``force``
-        publishes a row all the same, unless its reference is found in some place. One that is ``edited`` is placed anew
-        unless it is handed off; then its worker sees the row.
+        publishes a row all the same, unless its reference is found in some place. One that is ``edited`` is placed
+        anew, one that is ``withdrawn`` is discarded, unless it is handed off; then its worker sees the row.
         """
         ...
 
@@ -234,6 +236,7 @@ class Broker(Protocol):
         charge_attempt: bool = False,
         charge_crash: bool = False,
         count: bool = True,
+        unstarted: bool = False,
     ) -> int:
         """Hand one back; return how often it was released since it was last started, or -1 when the lease was lost.
 
@@ -241,7 +244,8 @@ class Broker(Protocol):
         (50 ms doubling to 30 s). ``blocked_by`` is the smallest open id of its key: the job goes back behind the key.
         The ``charge_*`` marks count for direct jobs (rows are charged by the store) and restart the release count; a
         retry is a release with ``charge_attempt`` and a delay, and keeps the head of its key. ``count=False`` does not
-        count the release (a worker that stops, a prefetched job that comes back).
+        count the release (a worker that stops, a prefetched job that comes back). ``unstarted``: it is not due before
+        ``delay_ms`` and was never started, so until then it stands in no line, and its key goes to the next.
         """
         ...
 
@@ -282,7 +286,10 @@ class Broker(Protocol):
         ...
 
     def discard(self, job: Publication) -> bool:
-        """Remove a waiting reference whose row ended (a person cancelled it); False when handed off or nowhere."""
+        """Remove a waiting reference whose row ended (a person cancelled it); False when handed off or nowhere.
+
+        The head of a key is found under any lane and priority: its row may be gone.
+        """
         ...
 
     def close(self) -> None:

@@ -278,6 +278,8 @@ class PythonCall:
         defaults = declared.job_options(args, kwargs, given)
         job = build_job(action, args, kwargs, now=datetime.now(UTC), defaults=defaults, **options)
         [stored] = session.guarded(lambda: rows.insert(session.cursor, [job]))
+        for one in stored.replaced:  # placed anew as ready: whoever claims it finds it over, and its key is free
+            opened.follow_ups.append((one.reference(session.database), one.queue, 0, one.priority, False, True))
         due_ms = to_ms(job.run_at) if job.run_at is not None else 0
         if stored.taken_over or not stored.existed:
             marks = (stored.attempted, stored.taken_over)

@@ -31,7 +31,7 @@ def verdict_of(found: opening.Opening, *, careful: bool) -> Verdict | None:
         case opening.Terminal() | opening.Missing() | opening.Cancelled():
             return Done()
         case opening.NotDue():
-            return Release(ReleaseReason.NOT_DUE, found.seconds)
+            return Release(ReleaseReason.NOT_DUE, found.seconds, unstarted=not found.started)
         case opening.Blocked():
             return Release(ReleaseReason.BLOCKED, None, found.by)
         case _:

@@ -44,6 +44,8 @@ class Release:
     blocked_by: int | None = None
     #: The action put itself off (:class:`~sidestream.errors.Snooze`): counted apart from other releases.
     snoozed: bool = False
+    #: It is not due and was never started, so it stands in no line until then.
+    unstarted: bool = False
 
 
 class ReleaseReason:

@@ -17,29 +17,32 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import timedelta
 
 from sidestream.broker.protocol import Broker, Generation, Place, Publication, lane
 from sidestream.clock import Clock
 from sidestream.crashpoints import crash_point
 from sidestream.job.outcome import ReleaseReason
-from sidestream.job.reference import NO_TAG8
+from sidestream.job.reference import NO_TAG8, Reference
 from sidestream.keepers.link import Cursor, StoreLink
-from sidestream.store import queries
+from sidestream.store import queries, waiting
 from sidestream.store.bulk import note_reason
 from sidestream.store.stored import StoredJob
 
 log = logging.getLogger(__name__)
 
 HORIZON = timedelta(minutes=15)
-"""What is due later than that from now stays in PostgreSQL: a small Redis, and its edits are one UPDATE."""
+"""What is due later than that from now stays in PostgreSQL: a small Redis, and its edits are one UPDATE. Not so a job
+with a key that was started before: those behind it have to find it there."""
 PUBLISH_LOT = 500
 """Most references in one publish: about 3 ms of Redis's time."""
 LOCATE_LOT = 100
 """Most references in one locate."""
 OVERDUE_LOT = 500
 """Most overdue rows that one step looks for."""
+HEADS_LOT = 50
+"""Most keys whose heads one step looks at."""
 GRACE = 1.25
 """How many renew intervals a new generation waits: every supervisor renews once in one, and gets a moment for it."""
 BUSY_BUDGET = 0.5
@@ -217,6 +220,8 @@ class Reconciler:
         rows = queries.overdue(cursor, self._lease, self._looked, OVERDUE_LOT)
         now = self._clock.monotonic()
         lost, parked = [], []
+        #: By key: the first of those behind it.
+        behind: dict[str | None, StoredJob] = {}
         for start in range(0, len(rows), LOCATE_LOT):
             lot = rows[start : start + LOCATE_LOT]
             for row, place in zip(lot, self._broker.locate(self._publications(lot)), strict=True):
@@ -228,6 +233,10 @@ class Reconciler:
                         self._missed[row.id] = first
                 elif place == Place.PARKED:
                     parked.append(row.id)
+                elif place == Place.BEHIND_KEY:
+                    behind.setdefault(row.key, row)
+        if behind:
+            self._free_keys(cursor, behind.values())
         if parked:
             note_reason(cursor, parked, f"{ReleaseReason.PARKED}: no worker here knows its action")
         if lost:
@@ -242,6 +251,26 @@ class Reconciler:
         self._looked = rows[-1].id if len(rows) == OVERDUE_LOT else 0
         if not self._looked:
             self._missed_before, self._missed = self._missed, {}
+
+    def _free_keys(self, cursor: Cursor, behind: Collection[StoredJob]) -> None:
+        """Discard heads whose rows are over, where nothing in PostgreSQL stands before those behind them.
+
+        Such a head was replaced or cancelled and the broker was not told; it would wait as long as its delay, or
+        whatever parks it, lasts. One that is handed off stays: its worker meets the row.
+        """
+        first = waiting.first_in_line(cursor, [row.id for row in behind], HEADS_LOT)
+        heads: dict[int, Publication] = {}
+        for job in self._publications([row for row in behind if row.id in first]):
+            for holder in self._broker.explain(job).holders:
+                heads[Reference.unpack(holder).id] = job._replace(reference=holder)
+        over = heads.keys() - waiting.open_among(cursor, heads)
+        freed = [row_id for row_id in sorted(over) if self._broker.discard(heads[row_id])]
+        if freed:
+            log.info(
+                "%s jobs were over and still the first of their keys; they are forgotten.",
+                len(freed),
+                extra={"action": "heads_freed", "jobs": freed},
+            )
 
     def _delayed_too_long(self, row: StoredJob) -> bool:
         """Whether no release explains the delay: a person said "now" while Redis was away."""

@@ -117,7 +117,8 @@ _WHY_NOT = f"""
            to_char(CASE WHEN {expired("j")} THEN j.expires_at END, 'YYYY-MM-DD HH24:MI:SS'), j.unique_until,
            j.unique_conflict = 'return', (SELECT max(other.id) FROM sidestream_job other WHERE {_REPLACES}),
            ARRAY(SELECT other.id FROM sidestream_job other WHERE {_OPEN_BEFORE} ORDER BY other.id LIMIT 10),
-           (SELECT min(other.id) FROM sidestream_job other WHERE {_IN_WINDOW_BEFORE})
+           (SELECT min(other.id) FROM sidestream_job other WHERE {_IN_WINDOW_BEFORE}),
+           j.attempts > 0 OR j.snoozes > 0
     FROM sidestream_job j WHERE j.id = %(id)s::bigint"""
 _END = compare_and_set(f"state = 'cancelled', ended_at = {UTC_NOW}, reason = %(reason)s::text", "state = 'open'")
 _WAITING = """
@@ -187,6 +188,8 @@ class NotDue:
 
     #: Until then.
     seconds: float
+    #: Whether it was started before, so that it stands in its key's line all the same.
+    started: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,7 +279,8 @@ def _why_not(cur: Cursor, row_id: int, attempts_seen: int | None) -> Opening | N
     row = cur.fetchone()
     if row is None:
         return Missing()
-    state, seconds, early, cancelling, blocked_by, attempts, too_late, until, returns, replaced, before, in_window = row
+    state, seconds, early, cancelling, blocked_by, attempts, too_late, until, returns, *duplicates, started = row
+    replaced, before, in_window = duplicates
     if state != State.OPEN:
         return Terminal(State(state))
     if cancelling:
@@ -288,7 +292,7 @@ def _why_not(cur: Cursor, row_id: int, attempts_seen: int | None) -> Opening | N
     if replaced is not None:
         return _end(cur, row_id, f"replaced by {replaced}")
     if early:
-        return NotDue(seconds)
+        return NotDue(seconds, started)
     first = in_window if until == "window" else min(before, default=None) if until == "done" else None
     if returns and first is not None:
         return _end(cur, row_id, f"duplicate of {first}")

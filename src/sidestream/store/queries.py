@@ -22,10 +22,12 @@ CHUNK = 32_768
 FEW = 20_000
 """Overdue rows up to which :func:`overdue` finds them by their time; of more, some are met soon in order of ids."""
 
+# One that was started stands in its key's line however late it is due: without it, those behind it would be handed out.
 _OPEN_IN_CHUNK = f"""
     SELECT {OF_J} FROM sidestream_job j
     WHERE j.state = 'open' AND j.id > greatest(%(after)s::bigint, %(first)s::bigint - 1)
-    AND j.id < %(first)s::bigint + {CHUNK} AND j.run_at <= coalesce(%(until)s::timestamp, 'infinity')"""
+    AND j.id < %(first)s::bigint + {CHUNK} AND (j.run_at <= coalesce(%(until)s::timestamp, 'infinity')
+        OR (j.key IS NOT NULL AND (j.attempts > 0 OR j.snoozes > 0)))"""
 # Redis counts bits from each byte's most significant one, get_bit from its least significant one.
 _UNPUBLISHED = f"""
     {_OPEN_IN_CHUNK}
@@ -158,7 +160,7 @@ class Row:
 
 
 def open_in_chunk(cur: Cursor, chunk: int, until: datetime | None = None) -> list[StoredJob]:
-    """Return the open rows with ids from ``chunk * CHUNK``, by id; only those due by ``until`` (aware)."""
+    """Return the open rows with ids from ``chunk * CHUNK``, by id; ``until`` as in :func:`unpublished`."""
     cur.execute(f"{_OPEN_IN_CHUNK} ORDER BY j.id", {"first": chunk * CHUNK, "after": -1, "until": _naive(until)})
     return _stored(cur.fetchall())
 
@@ -169,7 +171,7 @@ def unpublished(
     """Return up to ``limit`` open rows of the chunk whose bit in ``known`` is unset, with ids above ``after_id``.
 
     ``known`` is read from the broker *before* this (C1): most significant bit first, maybe shorter than the chunk.
-    ``until``: only what is due by then (aware).
+    ``until``: only what is due by then (aware), or stands in a key's line because it was started before.
     """
     parameters = {"first": chunk * CHUNK, "after": after_id, "until": _naive(until), "known": known, "limit": limit}
     cur.execute(_UNPUBLISHED, parameters)

@@ -42,6 +42,8 @@ class StoredJob:
     existed: bool = False
     #: That row waited and took over what the new job asked for.
     taken_over: bool = False
+    #: Rows that waited and were cancelled by the same call, because this one replaces them.
+    replaced: tuple[StoredJob, ...] = ()
 
     @property
     def due_ms(self) -> int:

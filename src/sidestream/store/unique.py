@@ -81,7 +81,7 @@ class Plan:
     #: By position: the earlier position, or the later one that replaces it, whose row is its answer.
     same_as: dict[int, int] = field(default_factory=dict)
     #: By position: rows to cancel once the new one has its id.
-    replaced: dict[int, list[int]] = field(default_factory=dict)
+    replaced: dict[int, list[StoredJob]] = field(default_factory=dict)
 
 
 def line_of(job: Job) -> str | None:
@@ -108,12 +108,18 @@ def look_up(cur: Cursor, jobs: Sequence[Job], rows: Sequence[tuple[Any, ...]]) -
 def carry_out(cur: Cursor, plan: Plan, fresh: Sequence[StoredJob]) -> list[StoredJob]:
     """Cancel what the ``fresh`` rows (of ``plan.new``) replace, and return the row of each job of the call."""
     rows = dict(zip(plan.new, fresh, strict=True))
-    for at, ids in plan.replaced.items():
-        cur.execute(_CANCEL, {"ids": ids, "reason": f"replaced by {rows[at].id}"})
+    for at, waiting in plan.replaced.items():
+        rows[at] = _cancel(cur, waiting, rows[at])
     rows.update(plan.answered)
     for at, other in plan.same_as.items():
-        rows[at] = replace(rows[other], existed=True, taken_over=False)
+        rows[at] = replace(rows[other], existed=True, taken_over=False, replaced=())
     return [rows[at] for at in range(len(plan.jobs))]
+
+
+def _cancel(cur: Cursor, waiting: Sequence[StoredJob], by: StoredJob) -> StoredJob:
+    """Cancel rows that wait and that we have locked; return ``by``, which replaces them."""
+    cur.execute(_CANCEL, {"ids": [one.id for one in waiting], "reason": f"replaced by {by.id}"})
+    return replace(by, replaced=tuple(waiting))
 
 
 def _within_call(plan: Plan) -> dict[int, Unique]:
@@ -192,14 +198,11 @@ def _replace(cur: Cursor, plan: Plan, at: int, waiting: list[StoredJob]) -> None
         if same:
             taken = _take_over(cur, same[0].id, row)
             if taken is not None:
-                plan.answered[at] = taken
-                waiting = [one for one in waiting if one is not same[0]]
-                if waiting:
-                    ids = [one.id for one in waiting]
-                    cur.execute(_CANCEL, {"ids": ids, "reason": f"replaced by {taken.id}"})
+                others = [one for one in waiting if one is not same[0]]
+                plan.answered[at] = _cancel(cur, others, taken) if others else taken
                 return
     if waiting:
-        plan.replaced[at] = [one.id for one in waiting]
+        plan.replaced[at] = waiting
 
 
 def _take_over(cur: Cursor, row_id: int, row: tuple[Any, ...]) -> StoredJob | None:

@@ -4,13 +4,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from sidestream.job.states import State
 from sidestream.store.cursor import Cursor
 from sidestream.store.locks import running_jobs
-from sidestream.store.opening import before_in_line
+from sidestream.store.opening import before_in_line, standing_before
 from sidestream.store.stored import COLUMNS, OF_J, StoredJob, stored_job
 from sidestream.store.written import UTC_NOW
 
@@ -26,6 +27,11 @@ _FACTS = f"""
         SELECT * FROM (SELECT event, supervisor, at FROM sidestream_attempt a WHERE a.job_id = j.id
                        ORDER BY a.id DESC LIMIT 1) newest WHERE event = 'started') started ON j.state = 'open'
     WHERE j.id = %(id)s::bigint"""
+
+_FIRST_IN_LINE = f"""
+    SELECT j.id FROM sidestream_job j WHERE j.id = ANY (%(ids)s::bigint[]) AND j.state = 'open'
+    AND NOT ({standing_before("j")}) ORDER BY j.id LIMIT %(limit)s::integer"""
+_OPEN_AMONG = "SELECT id FROM sidestream_job WHERE id = ANY (%(ids)s::bigint[]) AND state = 'open'"
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +89,18 @@ def facts(cur: Cursor, id: int) -> Facts | None:  # noqa: A002
         now.replace(tzinfo=UTC),
         stored_job(before) if before[0] is not None else None,
     )
+
+
+def first_in_line(cur: Cursor, ids: Iterable[int], limit: int) -> set[int]:
+    """Return which of these open rows, the first ``limit`` by id, no row of the same key stands before."""
+    cur.execute(_FIRST_IN_LINE, {"ids": list(ids), "limit": limit})
+    return {row_id for (row_id,) in cur.fetchall()}
+
+
+def open_among(cur: Cursor, ids: Iterable[int]) -> set[int]:
+    """Return which of these rows are open; the others ended or are gone."""
+    cur.execute(_OPEN_AMONG, {"ids": list(ids)})
+    return {row_id for (row_id,) in cur.fetchall()}
 
 
 def _aware(moment: datetime | None) -> datetime | None:

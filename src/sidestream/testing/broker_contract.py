@@ -353,6 +353,14 @@ class KeyCases:
         assert not bench.broker.discard(third)
         assert bench.broker.publish([first]) == 1, "a person may retry it later"
 
+    def test_a_head_is_discarded_by_who_does_not_know_its_lane(self, bench: Bench) -> None:
+        head, behind = row(bench, 1, "k", queue="other", priority=9), row(bench, 2, "k")
+        bench.put([head._replace(attempted=True, due_ms=bench.now() + 60_000), behind])
+        assert claim(bench) == []
+        assert bench.broker.explain(behind).holders == (head.reference,)
+        assert bench.broker.discard(behind._replace(reference=head.reference))
+        assert ids(claim(bench)) == [2]
+
     def test_every_place_is_told(self, bench: Bench) -> None:
         jobs = [row(bench, 1), row(bench, 2, "k"), row(bench, 3, "k"), row(bench, 4, due=bench.now() + 9000)]
         bench.put(jobs)

@@ -158,6 +158,7 @@ class Bookkeeper:
             delay_ms=None if outcome.delay is None else int(outcome.delay * 1000),
             blocked_by=outcome.blocked_by,
             count=True,
+            unstarted=outcome.unstarted,
             reason=outcome.reason,
         )
 

@@ -25,6 +25,8 @@ class Handling:
     charge_crash: bool = False
     #: Whether it counts as a release.
     count: bool = False
+    #: It is not due and was never started, so it stands in no line until then.
+    unstarted: bool = False
     #: Why it was released.
     reason: str = ""
     #: Run it here, alone, instead of giving it back; while draining the other fields count.
@@ -51,6 +53,7 @@ class Handling:
             charge_attempt=self.charge_attempt,
             charge_crash=self.charge_crash,
             count=self.count,
+            unstarted=self.unstarted,
         )
         crash_point("release.released")
         return releases if self.count else 0

@@ -19,7 +19,7 @@ from sidestream.job.job import Job
 from sidestream.keepers.keeper import KeeperThread
 from sidestream.keepers.link import StoreLink
 from sidestream.keepers.reconciler import GRACE, Reconciler
-from sidestream.store import queries, rows
+from sidestream.store import queries, rows, stored
 from sidestream.testing.servers import PostgresServer
 from tests.integration.reconciler.conftest import LEASE, RENEW, Bench, wait_until
 
@@ -92,6 +92,24 @@ def test_what_is_due_in_more_than_15_minutes_stays_in_postgresql(bench: Bench) -
     bench.clock.advance(90)
     bench.steps()
     assert bench.broker.locate([bench.publication(later)]) == [Place.DELAYED]
+
+
+def test_a_retrying_head_is_published_however_late_it_is_due(bench: Bench) -> None:
+    """Else a rebuilt Redis hands out the one behind it, which is blocked, each time, until it dies of it."""
+    for counted in ("attempts", "snoozes"):
+        head, behind = bench.insert(Job("act", key=counted), Job("act", key=counted))
+        [free] = bench.insert(Job("act"))
+        bench.connection.execute(
+            f"UPDATE sidestream_job SET {counted} = 1, run_at = run_at + interval '1 hour' WHERE id IN (%s, %s)",
+            (head, free),
+        )
+        bench.redis.flushall()
+        bench.build()
+        with bench.connection.cursor() as cursor:
+            found = [stored.find(cursor, row_id) for row_id in (head, behind, free)]
+        references = [row.reference(bench.database) for row in found if row]
+        places = bench.broker.locate([Publication(reference, bench.lane) for reference in references])
+        assert places == [Place.DELAYED, Place.BEHIND_KEY, Place.NOWHERE], "without a key nobody waits for it"
 
 
 def test_c1_a_job_that_ends_between_the_two_reads_stays_settled(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -162,3 +162,16 @@ def test_a_seat_that_another_release_took_away_comes_back(two: RedisBroker, clie
     client.zrem(f"{P}ring:r1", seat)
     two.publish([B2])
     assert sorted(numbers(two)) == sorted([A.reference, B.reference, B2.reference])
+
+
+def test_the_seat_of_a_paused_group_does_not_come_back_with_its_second_job(
+    two: RedisBroker, client: redis.Redis
+) -> None:
+    """In the ring it would take the turns of priorities that are aged: the memory broker serves others then."""
+    two.configure(DB, Rules(1, pauses=frozenset({Pause(group="b")})))
+    assert numbers(two) == [A.reference]
+    assert not client.exists(f"{P}ring:r1"), "it was met and is passed over"
+    two.publish([C, B2])
+    assert client.zrange(f"{P}ring:r1", 0, -1) == [b"5" + C.reference[-16:-8]]
+    two.configure(DB, Rules(2))
+    assert sorted(numbers(two)) == sorted([B.reference, B2.reference, C.reference])

@@ -97,6 +97,7 @@ def test_a_failure_charges_and_delays(a: Session) -> None:
     found = a.open(job)
     assert isinstance(found, opening.NotDue)
     assert 60 < found.seconds <= 90
+    assert found.started
     assert a.row(job, "error") == ("It failed: \\x00 and \\ud800.",)
 
 
@@ -241,6 +242,7 @@ def test_c23_the_sessions_time_zone_changes_nothing(connect: Connect, zone: str)
     not_due = opening.open_job(a.cur, later.id)
     assert isinstance(not_due, opening.NotDue)
     assert 100 < not_due.seconds <= 120
+    assert not not_due.started
     a.rollback()
     assert [job.id for job in candidates.open_and_due(a.cur, ["default"], 10)] == [soon.id, plain.id]
     assert [job.id for job in queries.unpublished(a.cur, 0, b"", 0, now + minute)] == [plain.id, soon.id]

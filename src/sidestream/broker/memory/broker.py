@@ -149,6 +149,7 @@ class MemoryBroker:
         charge_attempt: bool = False,
         charge_crash: bool = False,
         count: bool = True,
+        unstarted: bool = False,
     ) -> int:
         """See :meth:`Broker.release`."""
         with self._locked() as life:
@@ -167,7 +168,11 @@ class MemoryBroker:
             until = self._now() + delay_ms if delay_ms else 0
             job.due_ms = 0 if blocked_by is not None else until
             _let_go(life, job)
-            life.lines.stand_back(job, until)
+            if unstarted and until:
+                life.contents.place_at(job, until)
+                life.lines.leave(job)
+            else:
+                life.lines.stand_back(job, until)
             return job.releases
 
     def bury(self, lanes: Sequence[str], delivery: Delivery, error: str) -> bool:
@@ -279,14 +284,17 @@ class MemoryBroker:
         elif life.contents.mark(named, known=True):
             found = jobs.get(job.reference)
             if found is None:
-                if not force and not job.edited:
+                if not force and not job.edited and not job.withdrawn:
                     return False
-            elif not job.edited or found.place is Place.HANDED_OFF:
+            elif not (job.edited or job.withdrawn) or found.place is Place.HANDED_OFF:
                 return False
             else:
                 life.contents.unplace(found)
                 _forget(life, found)
                 life.contents.mark(named, known=True)
+        if job.withdrawn:
+            life.contents.mark(named, known=False)
+            return False
         now = self._now()
         one = Job(job.reference, named, job.lane, job.priority, job.due_ms or now, job.due_ms, job.payload)
         jobs[job.reference] = one

@@ -177,6 +177,7 @@ class RedisBroker:
         charge_attempt: bool = False,
         charge_crash: bool = False,
         count: bool = True,
+        unstarted: bool = False,
     ) -> int:
         """See :meth:`Broker.release`."""
         return self._functions.release(
@@ -186,6 +187,7 @@ class RedisBroker:
             attempt=charge_attempt,
             crash=charge_crash,
             count=count,
+            unstarted=unstarted,
         )
 
     def bury(self, lanes: Sequence[str], delivery: Delivery, error: str) -> bool:

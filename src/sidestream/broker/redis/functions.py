@@ -164,6 +164,7 @@ class Functions:
         attempt: bool,
         crash: bool,
         count: bool,
+        unstarted: bool,
     ) -> int:
         """Return the releases counted so far, or -1 when the lease was lost."""
         reply = self._call(
@@ -176,6 +177,7 @@ class Functions:
             int(attempt),
             int(crash),
             int(count),
+            int(unstarted),
         )
         return int(reply[0])
 
@@ -259,11 +261,11 @@ def _answer_of(reply: list[Any]) -> list[Any]:
 def _published(jobs: Sequence[Publication], force: bool) -> Iterator[Any]:
     """Give the words of ``publish`` behind its clock."""
     by_lane: dict[str, list[Any]] = {}
-    for reference, lane, due_ms, payload, attempted, priority, edited in jobs:
+    for reference, lane, due_ms, payload, attempted, priority, edited, withdrawn in jobs:
         words = by_lane.get(lane)
         if words is None:
             words = by_lane[lane] = []
-        marks = f"{'*' if edited else ''}{'+' if attempted else ''}"
+        marks = "-" if withdrawn else f"{'*' if edited else ''}{'+' if attempted else ''}"
         words += (reference, priority, f"{marks}{due_ms}" if marks else due_ms, payload or b"")
     yield int(force)
     for lane, words in by_lane.items():

@@ -7,14 +7,15 @@
 -- ARGV    generation, now, force (1: publish known rows too, unless they are found in some place), then for each lane:
 --         lane, how many jobs, and for each of them: reference, priority, due ms (0: now; with a leading + it was attempted
 --         and keeps its place in its key's line while it waits; with a leading * before that it was edited and is placed
---         anew), payload ('' for a row)
+--         anew; with a leading - its row is over and it is discarded where it waits), payload ('' for a row)
 -- Returns {code, how many were new}
 -- Flags   none
 if moved() then return {MOVED} end
 
 local single, straight = #ARGV == 9, nil -- one job, which may not have to wait anywhere
 local force, count, buried = ARGV[3] == '1', 0, call('EXISTS', DEAD) == 1
-local bits, held, TAKEN = {}, {}, 2 -- taken: seen in this call already
+local bits, held, TAKEN, GONE = {}, {}, 2, 3 -- taken, gone: published, discarded in this call already
+local freed = false
 
 -- Direct jobs first: their bytes are written in one go, those that are held already are left out.
 local uuids, words, rows = {}, {}, {}
@@ -45,12 +46,22 @@ local function is_new(reference, lane, priority, payload, edited)
   end
   local before = bits[reference]
   bits[reference] = TAKEN
+  if before == GONE then
+    write_known({reference}, 1)
+    before = 0
+  end
   if edited and before ~= 0 then
     if handed_off(reference) then return false end -- its worker looks at the row
     take_out(reference, lane, priority)
     return true
   end
   return before == 0 or (before == 1 and force and find(reference, lane, priority) == NOWHERE)
+end
+local function withdraw(reference, lane, priority)
+  if handed_off(reference) then return end -- its worker looks at the row
+  if take_out(reference, lane, priority) and keyed(reference) then freed = true end
+  write_known({reference}, 0)
+  bits[reference] = GONE
 end
 at = 4
 while ARGV[at] do
@@ -63,12 +74,14 @@ while ARGV[at] do
   end
   for i = at + 2, last, 4 do
     local reference, priority, due = ARGV[i], ARGV[i + 1], ARGV[i + 2]
-    local edited = sub(due, 1, 1) == '*'
-    if edited then
+    local edited, withdrawn = sub(due, 1, 1) == '*', sub(due, 1, 1) == '-'
+    if edited or withdrawn then
       due = sub(due, 2)
       fill() -- it may be among them, and its key may pass on: one after the other
     end
-    if is_new(reference, lane, priority, ARGV[i + 3], edited) then
+    if withdrawn then
+      withdraw(reference, lane, priority)
+    elseif is_new(reference, lane, priority, ARGV[i + 3], edited) then
       count = count + 1
       local attempted = sub(due, 1, 1) == '+'
       due = due ~= '0' and tonumber(due) or 0
@@ -100,5 +113,5 @@ end
 if words[1] then call('HSET', DIRECT, unpack(words)) end
 if straight and hand_straight(unpack(straight)) then return {OK, count} end
 if straight then put(ready_pool(straight[2]), seat_of(straight[1], straight[3]), {NOW_TEXT, straight[1]}) end
-if count > 0 then hand_off() end
+if count > 0 or freed then hand_off() end
 return {OK, count}

@@ -4,7 +4,8 @@
 --         parked unknown knows knows:<digest> free hand:<consumer> strange
 -- ARGV    generation, now, entry, lane, ready ms,
 --         delay ms ('' grows with the releases), blocked (1: an open job of its key stands before it),
---         attempt (1: charge one), crash (1: charge one), count (1: count this release)
+--         attempt (1: charge one), crash (1: charge one), count (1: count this release),
+--         unstarted (1: not due and never started, so it stands in no line until then)
 -- Returns {code, releases since it was last started, or -1 when the lease was lost}
 -- Flags   allow-oom
 if moved() then return {MOVED} end
@@ -36,11 +37,14 @@ else
   call('HDEL', TRIES, reference)
 end
 
-if keyed(reference) then
+if not keyed(reference) then
+  place(reference, lane, priority, ready, delay == 0 and 0 or NOW + delay)
+elseif ARGV[11] == '1' and delay > 0 then
+  place(reference, lane, priority, ready, NOW + delay)
+  free_key(reference)
+else
   -- Blocked: its row is due, so as soon as the job before it is known here it gives up the head and the delay.
   stand_back(stander(reference, lane, priority, ready, (blocked or delay == 0) and 0 or NOW + delay), NOW + delay)
-else
-  place(reference, lane, priority, ready, delay == 0 and 0 or NOW + delay)
 end
 hand_off()
 return {OK, releases}

@@ -35,7 +35,10 @@ local function put(pool, seat, words)
     if member then
       call('HDEL', ones_key(pool), seat)
       call('ZADD', bin, ready, member)
-      take_seat(pool, seat) -- a release that knows no ones may have taken it away
+      -- A release that knows no ones may have taken it away. Not so that of a paused group: as long as its seat is in the
+      -- ring, it may get the turn of those that are aged.
+      local rules = byte(pool) == 114 and rules_of(hex(sub(words[2], 2, 9))) -- r
+      if not rules or not rules.groups[sub(seat, 2)] then take_seat(pool, seat) end
     elseif not words[3] and call('EXISTS', ring_key(pool)) == 1 then
       call('HSET', ones_key(pool), seat, words[1] .. ' ' .. words[2])
       return take_seat(pool, seat)
