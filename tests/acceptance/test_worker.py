@@ -44,7 +44,7 @@ def test_a_job_is_done_with_its_effect(shared: Rig) -> None:
 
 def test_children_that_only_use_an_idle_processor(rig: Rig) -> None:
     worker = rig.start(SIDESTREAM_NICE="3", SIDESTREAM_ONLY_IDLE_CPU="true")
-    assert rig.ends(rig.enqueue("note", "hello")).state == "done"
+    assert rig.ends(rig.enqueue("note", "hello"), 90).state == "done"  # others may want the processor for long
     [zygote] = [one for one in psutil.Process(worker.pid).children() if one.children()]
     children = zygote.children()
     assert children
@@ -76,7 +76,7 @@ def test_the_hard_limit_kills_the_job_and_what_it_started(shared: Rig) -> None:
     assert row.state == "dead"
     assert row.crashes == 0
     assert row.error is not None
-    assert "longer than its hard limit of 0.5 s" in row.error
+    assert "longer than its hard limit of 3 s" in row.error
     assert "timeout" in shared.events(job)
     started = int(file.read_text())
     shared.until(lambda: not psutil.pid_exists(started) or psutil.Process(started).status() == psutil.STATUS_ZOMBIE)
