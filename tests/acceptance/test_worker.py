@@ -183,12 +183,16 @@ def test_a_second_sigterm_hands_back_what_runs(rig: Rig) -> None:
 
 
 def test_without_redis_the_rows_are_worked_off_all_the_same(rig: Rig, redis_server: RedisServer) -> None:
-    rig.start()
+    worker = rig.start()
     redis_server.stop()
     jobs = [rig.enqueue("note", str(number), key="line") for number in range(20)]
     for job in jobs:
         assert rig.ends(job).state == "done"
     assert rig.effects() == [str(number) for number in range(20)]
+    worker.terminate()
+    assert worker.wait(30) == 0, rig.log.read_text()
+    [folder] = (rig.settings.data_dir / "run").iterdir()
+    assert [file.name for file in folder.iterdir()] == ["lock"], "leases may be left, but nothing of them runs"
 
 
 @pytest.mark.parametrize(
