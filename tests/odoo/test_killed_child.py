@@ -7,7 +7,6 @@ being run again would wait for one of them.
 from __future__ import annotations
 
 import queue
-import statistics
 import threading
 import time
 from collections.abc import Iterator
@@ -82,7 +81,7 @@ def test_a_job_whose_child_is_killed_in_a_call_calls_again_within_a_second(shop:
         for one in others:
             assert shop.end(*one)["count"] == 1
     print("called again after", ", ".join(f"{seconds:.3f}" for seconds in took), "s")
-    assert statistics.median(took) < BOUND  # of so few, the worst one is the machine's
+    assert sorted(took)[KILLS // 2] < BOUND  # of so few, the worst one is the machine's
 
 
 def _owner(shop: Shop, port: int) -> psutil.Process:
