@@ -154,7 +154,7 @@ def _judge(what: str, rounds: list[tuple[float, float, float]]) -> None:
     for name, costs in (("first", firsts), ("then p50", medians), ("then most", worst)):
         print(f"{what}: {name}", ", ".join(f"{cost * 1e3:.2f}" for cost in costs), "ms more than the commit")
     assert min(firsts) < ONCE + MACHINE
-    assert statistics.median(medians) < LATER
+    assert min(medians) < LATER
     assert min(worst) < LATER + MACHINE
 
 
