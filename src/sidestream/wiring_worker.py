@@ -73,14 +73,15 @@ class LeftBehindKeeper:
     name = "dead workers' folders"
     every = 1.0
 
-    def __init__(self, left_behind: LeftBehind, kept: float) -> None:
+    def __init__(self, left_behind: LeftBehind, reclaimer: Reclaimer, kept: float) -> None:
         self._left_behind = left_behind
+        self._reclaimer = reclaimer
         self._kept = kept
 
     def step(self) -> bool:
         """Look once; see :class:`~sidestream.keepers.keeper.Keeper`."""
         self._left_behind.look()
-        self._left_behind.tidy(self._kept)
+        self._left_behind.tidy(self._kept, self._reclaimer.clear_since)
         return False
 
 
@@ -146,7 +147,8 @@ class Worker:
                 self._link.close()
             self._broker.close()
             self._tended.close()
-            self._folder.remove()
+            # What could not be handed back to an absent Redis is taken over later, and is to be known not to run.
+            self._folder.remove(leases_left=self._broker.away_since is not None)
             if self._tenant is not None:
                 self._tenant.stop_if_last()
         log.info("Worker %s has stopped.", self._name, extra={"action": "worker_stopped"})
@@ -245,21 +247,22 @@ class Worker:
         clock = SystemClock()
         tended = self._tended = self._redis_broker()
         link = self._link = StoreLink(self._connector("keepers")) if self._store_url is not None else None
+        reclaimer = Reclaimer(
+            tended,
+            link,
+            clock,
+            consumer=self._name,
+            lanes=self._lanes,
+            left_behind=self._left_behind.running,
+            alive=partial(_is_announced, RedisInspector(tended.connection, self._prefix)),
+            lease=settings.lease,
+            renew=settings.renew,
+        )
         keepers: list[Keeper] = [
-            Reclaimer(
-                tended,
-                link,
-                clock,
-                consumer=self._name,
-                lanes=self._lanes,
-                left_behind=self._left_behind.running,
-                alive=partial(_is_announced, RedisInspector(tended.connection, self._prefix)),
-                lease=settings.lease,
-                renew=settings.renew,
-            )
+            reclaimer,
+            Ruler(tended, link, direct=settings.odoo_config is None),
+            LeftBehindKeeper(self._left_behind, reclaimer, 2 * settings.lease + settings.renew),
         ]
-        keepers.append(Ruler(tended, link, direct=settings.odoo_config is None))
-        keepers.append(LeftBehindKeeper(self._left_behind, 2 * settings.lease + settings.renew))
         if settings.redis_url is None:
             keepers.append(EmbeddedKeeper(settings))
         if link is None:

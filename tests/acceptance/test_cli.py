@@ -36,12 +36,14 @@ def execute(dsn: str, statement: str) -> None:
 def test_help_is_quick_and_names_every_command() -> None:
     fastest = 60.0
     for _ in range(3):
-        started = time.monotonic()
+        before = os.times()
         done = subprocess.run([SIDESTREAM, "--help"], capture_output=True, text=True, check=True)
-        fastest = min(fastest, time.monotonic() - started)
+        after = os.times()
+        spent = after.children_user + after.children_system - before.children_user - before.children_system
+        fastest = min(fastest, spent)
     for command in ("init-db", "enqueue", "jobs", "job", "queues", "worker"):
         assert command in done.stdout
-    assert fastest < 1.5  # 0.25 s on an idle machine; these cores are shared
+    assert fastest < 1.5  # of processor time, 0.25 s on an idle machine; these cores are shared
 
 
 @pytest.mark.parametrize("command", ["init-db", "enqueue", "jobs", "limit", "pause", "quiet", "weight", "worker"])

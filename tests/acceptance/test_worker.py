@@ -46,7 +46,7 @@ def test_a_job_is_done_with_its_effect(shared: Rig) -> None:
 
 def test_children_that_only_use_an_idle_processor(rig: Rig) -> None:
     worker = rig.start(SIDESTREAM_NICE="3", SIDESTREAM_ONLY_IDLE_CPU="true")
-    assert rig.ends(rig.enqueue("note", "hello")).state == "done"
+    assert rig.ends(rig.enqueue("note", "hello"), 90).state == "done"  # others may want the processor for long
     [zygote] = [one for one in psutil.Process(worker.pid).children() if one.children()]
     children = zygote.children()
     assert children
@@ -78,7 +78,7 @@ def test_the_hard_limit_kills_the_job_and_what_it_started(shared: Rig) -> None:
     assert row.state == "dead"
     assert row.crashes == 0
     assert row.error is not None
-    assert "longer than its hard limit of 0.5 s" in row.error
+    assert "longer than its hard limit of 3 s" in row.error
     assert "timeout" in shared.events(job)
     started = int(file.read_text())
     shared.until(lambda: not psutil.pid_exists(started) or psutil.Process(started).status() == psutil.STATUS_ZOMBIE)
@@ -213,12 +213,16 @@ def test_a_job_that_was_to_start_alone_when_the_worker_stopped_is_given_back(
 
 
 def test_without_redis_the_rows_are_worked_off_all_the_same(rig: Rig, redis_server: RedisServer) -> None:
-    rig.start()
+    worker = rig.start()
     redis_server.stop()
     jobs = [rig.enqueue("note", str(number), key="line") for number in range(20)]
     for job in jobs:
         assert rig.ends(job).state == "done"
     assert rig.effects() == [str(number) for number in range(20)]
+    worker.terminate()
+    assert worker.wait(30) == 0, rig.log.read_text()
+    [folder] = (rig.settings.data_dir / "run").iterdir()
+    assert [file.name for file in folder.iterdir()] == ["lock"], "leases may be left, but nothing of them runs"
 
 
 def test_a_job_from_redis_that_fails_while_redis_is_away_is_retried_meanwhile(

@@ -61,7 +61,7 @@ def soft(context: Context) -> None:
     time.sleep(30)
 
 
-@actions.action("hard", hard_limit=0.5, retry=RetryPolicy(max_attempts=1))
+@actions.action("hard", hard_limit=3, retry=RetryPolicy(max_attempts=1))
 def hard(context: Context, file: str) -> None:
     child = subprocess.Popen(["sleep", "60"])
     Path(file).write_text(str(child.pid))

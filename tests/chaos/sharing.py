@@ -2,7 +2,8 @@
 
 1. Company B adds one job a second, alone; then beside company A with very many waiting: B's wait, p95 (of few jobs,
    as `make test` has, the median: their p95 is the worst one, and that is the machine's).
-2. Urgent jobs without a pause: how long a job of the lowest priority waits under an ageing of a few seconds.
+2. Urgent jobs without a pause: how long a job of the lowest priority waits under an ageing of a few seconds (of few
+   jobs the median again).
 3. Many short jobs with keys and limit keys while children are killed: lost, doubled, reordered, and more at once than
    the limit allows. A job's span is what its own action noted: from its first line to its last, or to the kill.
 
@@ -48,7 +49,7 @@ class Found:
     """What came of it."""
 
     rank: float = 0.95
-    """Which of B's waits count: this share of them is shorter."""
+    """Which of the waits counts: this share of them is shorter."""
     alone: float = 0.0
     beside: float = 0.0
     samples: int = 0
@@ -75,7 +76,8 @@ class Found:
             )
         if self.oldest > self.ageing + 4 * LONG:
             sentences.append(
-                f"A job of the lowest priority waited {self.oldest:.2f} s with an ageing of {self.ageing:g} s."
+                f"A job of the lowest priority waited {self.oldest:.2f} s (p{100 * self.rank:g}) with an ageing of "
+                f"{self.ageing:g} s."
             )
         if self.most_at_once > LIMIT:
             sentences.append(f"{self.most_at_once} jobs of one limit key ran at once; the limit is {LIMIT}.")
@@ -86,7 +88,7 @@ class Found:
     def __str__(self) -> str:
         return (
             f"B's wait p{100 * self.rank:g} {self.alone:.3f} s alone, {self.beside:.3f} s beside A ({self.samples} "
-            f"jobs, bound {self.bound:.3f}); lowest priority waited at most {self.oldest:.2f} s ({self.aged} jobs, "
+            f"jobs, bound {self.bound:.3f}); lowest priority waited {self.oldest:.2f} s ({self.aged} jobs, "
             f"ageing {self.ageing:g} s); {self.verdict.promised} jobs with {self.kills} kills: {self.verdict}; "
             f"{self.limited} limited spans, at most {self.most_at_once} at once of {LIMIT}"
         )
@@ -175,7 +177,7 @@ def _ageing(world: World, found: Found, seconds: float) -> None:
     world.wait_for("SELECT count(*) = %s FROM ledger WHERE token LIKE 'low%%'", len(low))
     starts = {words[1]: float(words[4]) for words in _spans(world) if words[0] == "start"}
     found.aged = len(low)
-    found.oldest = max(starts[token] - at for token, at in low.items())
+    found.oldest = _at(found.rank, [starts[token] - at for token, at in low.items()])
 
 
 def _limits(world: World, found: Found, jobs: int, chance: random.Random) -> None:

@@ -38,7 +38,7 @@ class Shop:
         for tag in (database.tag, NO_TAG8):
             broker.configure(tag, Rules())
         signer = Signer([("lesson", b"l" * 32)])
-        self.jobs = Client(Relay(lambda: broker), lambda: signer)
+        self.jobs = Client(Relay(lambda: broker, wait=10), lambda: signer)
         self._dsn = dsn
         self._broker = broker
         self._signer = signer

@@ -122,6 +122,26 @@ def test_a_killed_server_is_started_again_with_its_contents(folder: Path) -> Non
         assert client.get("kept") == b"1"
 
 
+def test_who_stops_it_leaves_alone_the_one_that_was_started_since(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tenant = embedded.join(folder)
+    before = pid_of(embedded.ensure(folder))
+    ask = embedded._ask_to_end
+
+    def ask_and_start_another(socket: Path) -> bool:
+        assert ask(socket)
+        embedded.ensure(folder)  # a request of a web process, between two looks of the one that stops
+        return True
+
+    monkeypatch.setattr(embedded, "_ask_to_end", ask_and_start_another)
+    assert tenant.stop_if_last(timeout=5)
+    [after] = servers(folder)
+    assert after.pid != before
+    monkeypatch.undo()
+    assert embedded.stop(folder)
+
+
 def test_the_last_one_that_leaves_cleanly_stops_it(folder: Path) -> None:
     tenant = embedded.join(folder)
     url = embedded.ensure(folder)

@@ -100,6 +100,23 @@ def test_what_commits_first_is_done_and_stays_so(bench: Bench) -> None:
     assert (bench.state(row_id), bench.pending()) == ("done", [])
 
 
+@pytest.mark.parametrize("runs", [False, True])
+def test_what_a_person_opens_again_while_its_request_is_carried_out_stays_open(bench: Bench, runs: bool) -> None:
+    [row_id] = bench.insert()
+    child = bench.run(row_id)
+    bench.cancel(row_id)
+    child.execute("UPDATE sidestream_job SET state = 'dead' WHERE id = %s", (row_id,))
+    child.execute("COMMIT")
+    child.close()
+    with bench.connection.cursor() as cursor:
+        [request] = control.pending(cursor)
+        assert control.retry(cursor, row_id).ours
+        child = bench.run(row_id) if runs else bench.connect()
+        bench.controller._carry_out(cursor, request)
+    child.close()
+    assert (bench.state(row_id), bench.pending(), bench.stopped) == ("open", [], [])
+
+
 def test_every_supervisor_reads_the_request_whoever_runs_the_job(bench: Bench) -> None:
     [row_id] = bench.insert()
     child = bench.run(row_id)

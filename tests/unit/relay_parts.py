@@ -37,7 +37,7 @@ class ScriptedBroker:
 
     def _answer(self) -> None:
         if self.hang is not None:
-            self.hang.wait(10)
+            self.hang.wait(60)
         if self.errors:
             raise self.errors.pop(0)
         if self.error is not None:
@@ -69,7 +69,7 @@ class ScriptedBroker:
 
 
 def eventually(condition: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 30
     while not condition():
         assert time.monotonic() < deadline, f"never came true: {what}"
         threading.Event().wait(0.002)
@@ -94,7 +94,7 @@ class QuickBroker(ScriptedBroker):
     def publish_at_once(self, jobs: Sequence[Publication], seconds: float) -> bool:
         self.at_once.append((threading.current_thread().name, list(jobs)))
         if self.hang is not None:
-            self.hang.wait(10)
+            self.hang.wait(60)
         if isinstance(self.quick, BaseException):
             raise self.quick
         return self.quick

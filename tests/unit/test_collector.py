@@ -182,8 +182,9 @@ def test_a_child_that_dies_with_a_batch_gives_it_back_once(parts: SimpleNamespac
 
 @pytest.mark.parametrize("parts", [EAGER_ZYGOTE], indirect=True)
 def test_the_next_child_is_kept_for_the_job_whose_child_died_though_its_death_is_told_later(
-    parts: SimpleNamespace,
+    parts: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("sidestream.worker.collector.RECOVERY", 60.0)  # longer than it may take to look
     killed, other = (
         Delivery(row_reference(b"12345678", number, "act", None).pack(), "lane", Lease(b"%d" % number, "me", 1), 0)
         for number in (1, 2)

@@ -8,7 +8,10 @@ from typing import Any
 
 import pytest
 
+from sidestream.broker.failover import FailoverBroker
 from sidestream.broker.memory import MemoryBroker
+from sidestream.broker.protocol import Broker
+from sidestream.clock import SystemClock
 from sidestream.errors import BrokerUnavailable, GenerationMoved
 from sidestream.executors.protocol import ActionFacts
 from sidestream.job.retry import RetryPolicy
@@ -30,7 +33,7 @@ class Away(MemoryBroker):
         raise BrokerUnavailable
 
 
-def keeper_of(broker: MemoryBroker, folder: Path) -> tuple[LeaseKeeper, WorkerState]:
+def keeper_of(broker: Broker, folder: Path) -> tuple[LeaseKeeper, WorkerState]:
     state = WorkerState(WorkerOptions("me", ("00" * 8 + ":default",), "00" * 8, folder))
     state.actions = {TAG: ActionFacts("a", TAG, None, RetryPolicy())}
     state.announced = False
@@ -54,3 +57,19 @@ def test_a_broker_that_went_away_before_it_was_told_stops_nobody(tmp_path: Path,
     for _ in range(looks):
         keeper._renew()
     assert state.announced == (looks == 2)  # emptied: state what we hold; gone: go on without it
+
+
+def test_actions_that_became_known_while_the_broker_was_away_are_told_to_what_stands_in_for_it(tmp_path: Path) -> None:
+    told: list[frozenset[bytes] | None] = []
+
+    class Rows(MemoryBroker):
+        def announce(self, *words: Any, **_: Any) -> None:
+            told.append(words[-1])
+
+    keeper, state = keeper_of(FailoverBroker(Away(), Rows(), SystemClock()), tmp_path)
+    known, state.actions = state.actions, {}
+    keeper._renew()  # before the zygote said what it knows, and to a broker that was emptied
+    keeper._renew()
+    state.actions = known
+    keeper._renew()
+    assert told[-1] == frozenset([TAG])

@@ -8,6 +8,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from statistics import median
 
 import pytest
 
@@ -31,6 +32,16 @@ def broker() -> ScriptedBroker:
 
 @pytest.fixture
 def relay(broker: ScriptedBroker) -> Iterator[Relay]:
+    relay = Relay(lambda: broker, wait=10, first_probe=0.02, last_probe=0.04)  # type: ignore[arg-type,return-value]
+    yield relay
+    if broker.hang is not None:
+        broker.hang.set()
+    relay.close()
+
+
+@pytest.fixture
+def hasty(broker: ScriptedBroker) -> Iterator[Relay]:
+    """The same, for a broker that hangs: its callers wait as long as a user may."""
     relay = Relay(lambda: broker, wait=0.2, first_probe=0.02, last_probe=0.04)  # type: ignore[arg-type,return-value]
     yield relay
     if broker.hang is not None:
@@ -94,44 +105,47 @@ def test_a_broker_that_cannot_be_connected_costs_one_short_wait(error: Exception
     def connect() -> ScriptedBroker:
         raise error
 
-    relay = Relay(connect, wait=0.2, first_probe=60)  # type: ignore[arg-type]
+    relay = Relay(connect, wait=10, first_probe=60)  # type: ignore[arg-type]
     started = time.monotonic()
     assert not relay.hand_over([row(1)])
-    assert time.monotonic() - started < 0.6
+    assert time.monotonic() - started < 5
     assert relay.broken
     assert relay.kept == 1
     relay.close()
 
 
-def test_a_hanging_broker_costs_the_wait_once_then_nothing(relay: Relay, broker: ScriptedBroker) -> None:
+def test_a_hanging_broker_costs_the_wait_once_then_nothing(hasty: Relay, broker: ScriptedBroker) -> None:
     broker.hang = threading.Event()
-    started = time.monotonic()
-    assert not relay.hand_over([row(1)])
-    assert 0.19 < time.monotonic() - started < 0.6
-    started = time.monotonic()
-    for number in range(2, 102):
-        assert not relay.hand_over([row(number)])
-    assert (time.monotonic() - started) / 100 < 0.005
+    costs = []
+    for number in range(1, 102):
+        started = time.monotonic()
+        assert not hasty.hand_over([row(number)])
+        costs.append(time.monotonic() - started)
+    assert 0.19 < costs[0] < 5
+    assert median(costs[1:]) < 0.005
     broker.hang.set()
-    eventually(lambda: not relay.broken, "the breaker closes")
+    eventually(lambda: not hasty.broken, "the breaker closes")
     assert broker.all == [row(number) for number in range(1, 102)]
 
 
-def test_callers_that_wait_together_stop_waiting_together(relay: Relay, broker: ScriptedBroker) -> None:
+def test_callers_that_wait_together_stop_waiting_together(broker: ScriptedBroker) -> None:
     broker.hang = threading.Event()
-    costs: list[float] = []
+    relay = Relay(lambda: broker, wait=1.5)  # type: ignore[arg-type,return-value]
+    answers: list[bool] = []
 
     def call(number: int) -> None:
-        started = time.monotonic()
-        relay.hand_over([row(number)])
-        costs.append(time.monotonic() - started)
+        answers.append(relay.hand_over([row(number)]))
 
     threads = [threading.Thread(target=call, args=(number,)) for number in range(1, 9)]
+    started = time.monotonic()
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert max(costs) < 0.6
+    assert time.monotonic() - started < 8 * 1.5 / 2, "they waited one after the other"
+    assert answers == [False] * 8
+    broker.hang.set()
+    relay.close()
 
 
 def test_a_slow_bulk_holds_up_its_own_caller_only_and_breaks_nothing() -> None:
@@ -142,19 +156,19 @@ def test_a_slow_bulk_holds_up_its_own_caller_only_and_breaks_nothing() -> None:
 
     def slowly(jobs: Sequence[Publication], *, force: bool = False) -> int:
         if len(slow.published) == 2:  # the third chunk outlasts every wait
-            go_on.wait(10)
+            go_on.wait(30)
         return publish(jobs, force=force)
 
     slow.publish = slowly  # type: ignore[method-assign]
-    relay = Relay(lambda: slow, wait=1)  # type: ignore[arg-type,return-value]
+    relay = Relay(lambda: slow, wait=3)  # type: ignore[arg-type,return-value]
     bulk = [row(number) for number in range(1, 5 * CHUNK_SIZE)]
     assert not relay.hand_over(bulk)
     assert not relay.broken
     started = time.monotonic()
     assert not relay.hand_over([row(1_000_000)])
-    assert time.monotonic() - started < 0.9
+    assert time.monotonic() - started < 2.5
     go_on.set()
-    relay.publish_direct(direct(), 5)
+    relay.publish_direct(direct(), 30)
     eventually(lambda: len(slow.all) == len(bulk) + 2, "all is published")
     relay.close()
     assert [publication for publication in slow.all if publication != direct()] == [*bulk, row(1_000_000)]
@@ -162,7 +176,7 @@ def test_a_slow_bulk_holds_up_its_own_caller_only_and_breaks_nothing() -> None:
 
 def test_what_is_kept_is_bounded_and_the_oldest_stay(broker: ScriptedBroker) -> None:
     broker.error = BrokerUnavailable("Refused.")
-    relay = Relay(lambda: broker, kept_limit=10, first_probe=0.02, last_probe=0.04)  # type: ignore[arg-type,return-value]
+    relay = Relay(lambda: broker, wait=10, kept_limit=10, first_probe=0.02, last_probe=0.04)  # type: ignore[arg-type,return-value]
     relay.hand_over([row(number) for number in range(1, 8)])
     for number in range(8, 30):
         relay.hand_over([row(number)])
@@ -196,17 +210,18 @@ def test_the_pause_between_probes_doubles_up_to_the_limit(broker: ScriptedBroker
 
     relay = Relay(connect, first_probe=0.05, last_probe=0.2)  # type: ignore[arg-type]
     relay.hand_over([row(1)])
-    eventually(lambda: len(times) >= 6, "six probes")
+    eventually(lambda: len(times) >= 8, "eight probes")
     relay.close()
     pauses = [after - before for before, after in itertools.pairwise(times)]
     for pause, least in zip(pauses, [0.05, 0.1, 0.2, 0.2, 0.2], strict=False):
-        assert least <= pause < least + 0.5
+        assert least <= pause
+    assert min(pauses[3:]) < 0.4, "without a limit they would be 0.4 s and more"
 
 
 def test_a_broker_that_went_away_is_connected_anew() -> None:
     first, second = ScriptedBroker(), ScriptedBroker()
     connects = iter([first, second])
-    relay = Relay(lambda: next(connects), first_probe=0.02)  # type: ignore[arg-type,return-value]
+    relay = Relay(lambda: next(connects), wait=10, first_probe=0.02)  # type: ignore[arg-type,return-value]
     assert relay.hand_over([row(1)])
     first.error = BrokerUnavailable("Gone.")
     relay.hand_over([row(2)])
@@ -224,7 +239,7 @@ def test_handing_over_does_not_probe_sooner(broker: ScriptedBroker) -> None:
         connects += 1
         raise BrokerUnavailable("Refused.")
 
-    relay = Relay(connect, first_probe=60)  # type: ignore[arg-type]
+    relay = Relay(connect, wait=10, first_probe=60)  # type: ignore[arg-type]
     for number in range(1, 20):
         relay.hand_over([row(number)])
     assert connects == 1
@@ -240,12 +255,13 @@ def test_closing_publishes_what_is_queued_and_refuses_more(relay: Relay, broker:
         relay.publish_direct(direct(), 1)
 
 
-def test_closing_while_the_broker_is_away_is_prompt(relay: Relay, broker: ScriptedBroker) -> None:
+def test_closing_while_the_broker_is_away_is_prompt(broker: ScriptedBroker) -> None:
+    relay = Relay(lambda: broker, wait=10, first_probe=60)  # type: ignore[arg-type,return-value]
     broker.error = BrokerUnavailable("Refused.")
     relay.hand_over([row(1)])
     started = time.monotonic()
-    relay.close()
-    assert time.monotonic() - started < 0.5
+    relay.close(30)
+    assert time.monotonic() - started < 10
 
 
 def test_a_forked_child_has_a_relay_of_its_own(relay: Relay, broker: ScriptedBroker) -> None:

@@ -21,7 +21,7 @@ def broker() -> QuickBroker:
 
 @pytest.fixture
 def relay(broker: QuickBroker) -> Iterator[Relay]:
-    relay = Relay(lambda: broker, wait=0.2, first_probe=0.02, last_probe=0.04)  # type: ignore[arg-type,return-value]
+    relay = Relay(lambda: broker, wait=10, first_probe=0.02, last_probe=0.04)  # type: ignore[arg-type,return-value]
     assert relay.hand_over([row(1)])  # connected by the thread
     yield relay
     if broker.hang is not None:
@@ -33,7 +33,7 @@ def test_the_thread_connects_and_callers_publish(relay: Relay, broker: QuickBrok
     assert broker.all == [row(1)]
     assert broker.readied == 1
     assert relay.hand_over([row(2), row(3)])
-    relay.publish_direct(direct(), 1)
+    relay.publish_direct(direct(), 30)
     me = threading.current_thread().name
     assert broker.at_once == [(me, [row(2), row(3)]), (me, [direct()])]
     assert broker.all == [row(1)]
@@ -42,7 +42,7 @@ def test_the_thread_connects_and_callers_publish(relay: Relay, broker: QuickBrok
 def test_a_connection_that_closed_is_the_thread_s_to_open(relay: Relay, broker: QuickBroker) -> None:
     broker.quick = False
     assert relay.hand_over([row(2)])
-    relay.publish_direct(direct(), 1)
+    relay.publish_direct(direct(), 30)
     assert broker.all == [row(1), row(2), direct()]
     assert broker.readied == 3
     assert not relay.broken
@@ -64,17 +64,17 @@ def test_silence_about_a_direct_job_leaves_it_open_whether_it_was_enqueued(relay
     broker.quick = BrokerUnavailable("silent")
     broker.error = BrokerUnavailable("silent")
     with pytest.raises(BrokerUnavailable, match=f"^silent The job may have been enqueued.*{UUID_1}"):
-        relay.publish_direct(direct(), 1)
+        relay.publish_direct(direct(), 30)
     assert relay.broken
     with pytest.raises(BrokerUnavailable, match="was not enqueued"):
-        relay.publish_direct(direct(), 1)
+        relay.publish_direct(direct(), 30)
 
 
 def test_a_refusal_is_told_by_the_thread(relay: Relay, broker: QuickBroker) -> None:
     broker.quick = BrokerFull("full")
     broker.error = BrokerFull("full")
     with pytest.raises(BrokerFull, match="was not enqueued"):
-        relay.publish_direct(direct(), 1)
+        relay.publish_direct(direct(), 30)
 
 
 @pytest.mark.parametrize(
@@ -102,8 +102,8 @@ def test_while_one_publishes_the_others_go_by_the_thread(relay: Relay, broker: Q
     second.start()
     eventually(lambda: relay.kept == 1, "the second one waits for the thread")
     broker.hang.set()
-    first.join(5)
-    second.join(5)
+    first.join(30)
+    second.join(30)
     assert broker.at_once == [("first", [row(2)])]
     assert broker.all == [row(1), row(3)]
 
@@ -122,25 +122,25 @@ def test_closing_waits_for_a_caller_that_publishes(relay: Relay, broker: QuickBr
     caller = threading.Thread(target=relay.hand_over, args=([row(2)],))
     caller.start()
     eventually(lambda: broker.at_once, "the caller publishes")
-    closing = threading.Thread(target=relay.close, args=(5,))
+    closing = threading.Thread(target=relay.close, args=(30,))
     closing.start()
     assert not broker.closed.wait(0.05)
     broker.hang.set()
-    assert broker.closed.wait(5)
-    caller.join(5)
-    closing.join(5)
+    assert broker.closed.wait(30)
+    caller.join(30)
+    closing.join(30)
 
 
 def test_a_breaker_that_another_caller_opened_meanwhile_closes_again(relay: Relay, broker: QuickBroker) -> None:
     broker.hang = threading.Event()
-    first = threading.Thread(target=relay.publish_direct, args=(direct(), 5))
+    first = threading.Thread(target=relay.publish_direct, args=(direct(), 30))
     first.start()
     eventually(lambda: broker.at_once, "the first one publishes")
     with pytest.raises(BrokerUnavailable, match="was not enqueued"):
         relay.publish_direct(direct(UUID(int=2)), 0.05)
     assert relay.broken
     broker.hang.set()
-    first.join(5)
+    first.join(30)
     eventually(lambda: not relay.broken, "the thread asks the broker")
 
 
@@ -153,7 +153,7 @@ def test_a_fault_of_ours_is_not_raised_into_the_caller(relay: Relay, broker: Qui
 def test_without_a_second_connection_the_thread_goes_on_alone(broker: QuickBroker) -> None:
     broker.ready_error = BrokerUnavailable("max number of clients reached")
     broker.quick = False
-    relay = Relay(lambda: broker, wait=0.2)  # type: ignore[arg-type,return-value]
+    relay = Relay(lambda: broker, wait=10)  # type: ignore[arg-type,return-value]
     assert relay.hand_over([row(1)])
     assert relay.hand_over([row(2)])
     assert not relay.broken

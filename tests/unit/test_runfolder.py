@@ -54,12 +54,27 @@ def test_the_folder_is_kept_as_long_as_leases_may_be_left(tmp_path: Path) -> Non
     left = LeftBehind(tmp_path, monotonic=lambda: now[0])
     left.look()
     now[0] += 30
-    left.tidy(kept=33)
+    left.tidy(kept=33, clear_since=0.0)
     assert left.running("dead") is not None
-    now[0] += 4
-    left.tidy(kept=33)
+    now[0] += 60
+    left.tidy(kept=33, clear_since=None)
+    left.tidy(kept=33, clear_since=now[0] - 30)
+    assert left.running("dead") is not None, "no lease was taken over meanwhile"
+    left.tidy(kept=33, clear_since=now[0] - 34)
     assert left.running("dead") is None
     assert list((tmp_path / "run").iterdir()) == []
+
+
+def test_a_clean_stop_that_may_have_left_leases_says_that_nothing_runs(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path, "me")
+    slots, descriptor = Slots.create(folder.path / "slots", 1)
+    slots.start(0, 0, 1.0, REFERENCE)  # handed back, and its slot never told
+    slots.close()
+    os.close(descriptor)
+    folder.remove(leases_left=True)
+    left = LeftBehind(tmp_path)
+    assert not left.look(), "nothing died: whoever starts next need not be careful"
+    assert left.running("me") == frozenset()
 
 
 def test_what_the_dead_one_s_children_started_is_killed(tmp_path: Path) -> None:

@@ -34,7 +34,9 @@ class Controller:
         return False
 
     def _carry_out(self, cursor: Cursor, request: control.Request) -> None:
-        written = control.cancel(cursor, request.job_id)
+        written = control.carry_out(cursor, request)
+        if written is None:  # opened again by a person: nobody wants it cancelled any more
+            return
         if written.locked:
             if self._stop_running(request.job_id):
                 log.info(

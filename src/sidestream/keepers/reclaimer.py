@@ -111,15 +111,24 @@ class Reclaimer:
         self._renew = renew
         self._cursor = START
         self._taken: list[Taken] = []
+        #: Monotonic time since when every step has got its answers and left nothing undecided; None: not now.
+        self.clear_since: float | None = None
+        self._clear_at = clock.monotonic()
 
     def step(self) -> bool:
         """Deal with what we took over before, then take over more; return whether the round goes on."""
+        since, self.clear_since = self.clear_since, None
         try:
-            return self._round()
+            more = self._round()
         except GenerationMoved:
             # What we hold of the old one is decided all the same; telling the broker then finds the lease lost.
             self._broker.generation()
             return False
+        if not self._taken:
+            now = self._clock.monotonic()
+            stood_still = now - self._clear_at > self._lease  # nobody looked for the leases that ran out meanwhile
+            self.clear_since, self._clear_at = (now if since is None or stood_still else since), now
+        return more
 
     def _round(self) -> bool:
         self._keep()

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from sidestream.errors import InvalidJob
-from sidestream.store.control import OPENED_AGAIN
+from sidestream.store.control import OPENED_AGAIN, REQUESTS_HANDLED
 from sidestream.store.cursor import Cursor
 from sidestream.store.opening import expired
 from sidestream.store.stored import OF_J, StoredJob, stored_job
@@ -71,7 +71,7 @@ _LOT_OF_DEAD = """
     WITH lot AS MATERIALIZED (
         SELECT id FROM sidestream_job WHERE state = 'dead' AND id > %(after)s::bigint /* fits */
         ORDER BY id LIMIT %(limit)s::integer FOR NO KEY UPDATE SKIP LOCKED)"""
-_RETRY = f"""{_LOT_OF_DEAD}
+_RETRY = f"""{_LOT_OF_DEAD}, {REQUESTS_HANDLED % "lot"}
     UPDATE sidestream_job j SET {OPENED_AGAIN} FROM lot WHERE j.id = lot.id RETURNING {OF_J}"""
 _DISCARD = f"""{_LOT_OF_DEAD}
     UPDATE sidestream_job j SET state = 'cancelled', reason = %(reason)s::text FROM lot WHERE j.id = lot.id

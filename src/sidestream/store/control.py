@@ -16,25 +16,42 @@ from sidestream.job.states import State
 from sidestream.store.cursor import Cursor
 from sidestream.store.written import UTC_NOW, Written, compare_and_set, write
 
-__all__ = ["Request", "Written", "cancel", "handled", "pending", "retry", "run_now", "set_priority"]
+__all__ = ["Request", "Written", "cancel", "carry_out", "handled", "pending", "retry", "run_now", "set_priority"]
 
-_CANCEL = compare_and_set(f"state = 'cancelled', ended_at = {UTC_NOW}, reason = NULL", "state = 'open'")
+_CANCELLED = f"state = 'cancelled', ended_at = {UTC_NOW}, reason = NULL"
+_CANCEL = compare_and_set(_CANCELLED, "state = 'open'")
 _ASK = """
     INSERT INTO sidestream_control (job_id, request) SELECT %(id)s::bigint, 'cancel'
     WHERE NOT EXISTS (SELECT FROM sidestream_control WHERE job_id = %(id)s::bigint AND handled_at IS NULL)"""
-_HANDLE = f"""
+_UNHANDLED = "SELECT FROM sidestream_control WHERE id = %(request)s::bigint AND handled_at IS NULL"
+# The request is locked, so that it is read as it is now: a person may have opened the job again since it was seen.
+_CARRY_OUT = f"""
+    WITH asked AS MATERIALIZED (
+        SELECT job_id FROM sidestream_control WHERE id = %(request)s::bigint AND handled_at IS NULL
+        FOR NO KEY UPDATE SKIP LOCKED),
+    mine AS MATERIALIZED (
+        SELECT id FROM sidestream_job WHERE id = (SELECT job_id FROM asked) AND state = 'open'
+        FOR NO KEY UPDATE SKIP LOCKED)
+    UPDATE sidestream_job j SET {_CANCELLED} FROM mine WHERE j.id = mine.id RETURNING j.state, j.attempts"""
+_HANDLE_ONE = f"""
     UPDATE sidestream_control SET handled_at = {UTC_NOW} WHERE id IN (
-        SELECT id FROM sidestream_control WHERE handled_at IS NULL AND %s FOR NO KEY UPDATE SKIP LOCKED)
+        SELECT id FROM sidestream_control WHERE id = %(id)s::bigint AND handled_at IS NULL
+        FOR NO KEY UPDATE SKIP LOCKED)
     RETURNING id"""
-_HANDLE_ONE = _HANDLE % "id = %(id)s::bigint"
-_HANDLE_JOB = _HANDLE % "job_id = %(id)s::bigint"
 _ENDED_BADLY = frozenset({State.DEAD, State.CANCELLED})
 # The attempts stay: they mark every compare-and-set, and a late writer of an old attempt must not find its mark again.
 OPENED_AGAIN = f"""
     state = 'open', ended_at = NULL, run_at = {UTC_NOW}, forgiven = j.attempts, crashes = 0, suspects = 0,
     releases = 0, released_since = NULL, snoozes = 0, expires_at = NULL, reason = NULL, error_group = NULL"""
 """What a person's retry writes to a row."""
-_RETRY = compare_and_set(OPENED_AGAIN, "state IN ('dead', 'cancelled')")
+# In the statement that opens the rows, so that no keeper finds them open and the requests unhandled. This waits for a
+# keeper that looks at a request at this moment, and keepers wait for nobody.
+REQUESTS_HANDLED = f"""
+    handled AS (
+        UPDATE sidestream_control c SET handled_at = {UTC_NOW} FROM %s o
+        WHERE c.job_id = o.id AND c.handled_at IS NULL)"""
+"""What a retry writes to the requests about the rows whose ids are in a part of the WITH."""
+_RETRY = compare_and_set(OPENED_AGAIN, "state IN ('dead', 'cancelled')", REQUESTS_HANDLED % "mine")
 _PRIORITY = compare_and_set("priority = %(priority)s::smallint", "state = 'open'")
 _RUN_NOW = compare_and_set(f"run_at = least(j.run_at, {UTC_NOW})", "state = 'open'")
 
@@ -69,10 +86,7 @@ def retry(cur: Cursor, id: int) -> Written:  # noqa: A002
 
     It has its old id, but no place in its key's line is promised to it.
     """
-    written = write(cur, _RETRY, {"id": id}, expected=_ENDED_BADLY)
-    if written.ours:
-        cur.execute(_HANDLE_JOB, {"id": id})
-    return written
+    return write(cur, _RETRY, {"id": id}, expected=_ENDED_BADLY)
 
 
 def run_now(cur: Cursor, id: int) -> Written:  # noqa: A002
@@ -100,6 +114,19 @@ def pending(cur: Cursor, limit: int = 1000) -> list[Request]:
         Request(found, job_id, request, asked_at.replace(tzinfo=UTC), None if state is None else State(state))
         for found, job_id, request, asked_at, state in cur.fetchall()
     ]
+
+
+def carry_out(cur: Cursor, request: Request) -> Written | None:
+    """Cancel the job of a request that is still unhandled; None means that somebody handled it since it was read.
+
+    ``locked`` means that another session has the row: most likely it runs, and has to be stopped.
+    """
+    written = write(cur, _CARRY_OUT, {"id": request.job_id, "request": request.id})
+    if written.locked:
+        cur.execute(_UNHANDLED, {"request": request.id})
+        if cur.fetchone() is None:
+            return None
+    return written
 
 
 def handled(cur: Cursor, control_id: int) -> bool:

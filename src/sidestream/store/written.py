@@ -82,14 +82,16 @@ def write(
     return Written(ours=False, state=state, locked=locked, attempts=attempts)
 
 
-def compare_and_set(assignments: str, condition: str) -> str:
+def compare_and_set(assignments: str, condition: str, also: str = "") -> str:
     """Return an UPDATE of the row ``%(id)s`` that never waits: a row that another session has locked is skipped.
 
-    ``condition`` is checked again on the newest version of the row once its lock is ours.
+    ``condition`` is checked again on the newest version of the row once its lock is ours. ``also``: what is written
+    with it, as one more part of the WITH, for the id in ``mine``.
     """
+    more = also and f", {also}"
     return f"""
         WITH mine AS MATERIALIZED (
-            SELECT id FROM sidestream_job WHERE id = %(id)s::bigint AND {condition} FOR NO KEY UPDATE SKIP LOCKED)
+            SELECT id FROM sidestream_job WHERE id = %(id)s::bigint AND {condition} FOR NO KEY UPDATE SKIP LOCKED){more}
         UPDATE sidestream_job j SET {assignments} FROM mine WHERE j.id = mine.id RETURNING j.state, j.attempts
         """  # noqa: S608  # made of this room's own constants
 

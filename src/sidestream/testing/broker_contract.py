@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count
+from statistics import median
 from typing import Any, Protocol
 from uuid import UUID, uuid4
 
@@ -223,12 +224,11 @@ class OrderCases:
     def test_a_delayed_release_keeps_its_place_too(self, bench: Bench) -> None:
         bench.put([row(bench, 1)])
         (first,) = claim(bench, 1)
-        bench.broker.release(lanes_of(bench), first, delay_ms=700)
-        bench.advance(100)
+        bench.broker.release(lanes_of(bench), first, delay_ms=2500)
+        bench.advance(10)
         bench.put([row(bench, 2)])
-        bench.advance(300)
         assert ids(claim(bench, 0, 9)) == [2]
-        bench.advance(500)
+        bench.advance(2600)
         bench.put([row(bench, 3)])
         again = claim(bench)
         assert ids(again) == [1, 3]
@@ -238,9 +238,8 @@ class OrderCases:
         due = bench.now() + 60_000
         bench.put([row(bench, number, due=due) for number in range(1, MANY + 1)])
         bench.advance(61_000)
-        began = time.perf_counter()
         assert len(claim(bench, 50)) == 50
-        assert time.perf_counter() - began < 0.25
+        assert bench.broker.locate([row(bench, MANY, due=due)]) == [Place.DELAYED], "one call promoted all of them"
         assert len(claim(bench, 50, 100)) == 150
 
 
@@ -314,12 +313,16 @@ class KeyCases:
     def test_one_key_with_very_many_jobs_is_cheap(self, bench: Bench) -> None:
         bench.put([row(bench, number, "k") for number in range(1, MANY + 1)])
         bench.put([row(bench, MANY + 1)])
-        began = time.perf_counter()
         head, free = claim(bench)
         assert ids([head, free]) == [1, MANY + 1]
-        bench.end([head])
-        assert ids(claim(bench)) == [2]
-        assert time.perf_counter() - began < 0.25
+        took = []
+        for expected in range(2, 9):
+            began = time.perf_counter()
+            bench.end([head])
+            (head,) = claim(bench)
+            took.append(time.perf_counter() - began)
+            assert ids([head]) == [expected]
+        assert median(took) < 0.1
 
     def test_blocked_by_a_job_that_waits_here(self, bench: Bench) -> None:
         bench.put([row(bench, 5, "k")])

@@ -135,9 +135,14 @@ class LeaseCases:
         bench.put([row(bench, 1)])
         for delay in (50, 100, 200, 400):
             (one,) = claim(bench)
+            released = bench.now()
             bench.broker.release(lanes_of(bench), one, delay_ms=None)
             bench.advance(delay - 30)
-            assert claim(bench) == []
+            early = claim(bench)
+            if early:
+                # Where the clock is the real one, a slow machine may have let the delay pass.
+                assert bench.now() >= released + delay, f"claimable again before its {delay} ms were over"
+                bench.broker.release(lanes_of(bench), early[0], delay_ms=0, count=False)
             bench.advance(40)
         assert ids(claim(bench)) == [1]
 

@@ -14,21 +14,21 @@ class WaitingCases:
     def test_nothing_comes(self, bench: Bench) -> None:
         began = time.monotonic()
         assert claim(bench, 1, wait_ms=150) == []
-        assert 0.1 < time.monotonic() - began < 1.0
+        assert 0.1 < time.monotonic() - began < 5.0
 
     def test_without_free_children_nobody_waits(self, bench: Bench) -> None:
         began = time.monotonic()
-        assert claim(bench, 0, 5, wait_ms=5000) == []
-        assert time.monotonic() - began < 1.0
+        assert claim(bench, 0, 5, wait_ms=20_000) == []
+        assert time.monotonic() - began < 5.0
 
     def test_a_published_job_wakes_the_reader(self, bench: Bench) -> None:
         second, got = bench.second(), []
-        with running(lambda: got.extend(second.claim("w2", lanes_of(bench), free=2, wait_ms=10_000))):
+        with running(lambda: got.extend(second.claim("w2", lanes_of(bench), free=2, wait_ms=20_000))):
             wait_until_blocked(bench)
             began = time.monotonic()
             bench.put([row(bench, 7)])
         assert ids(got) == [7]
-        assert time.monotonic() - began < 1.0
+        assert time.monotonic() - began < 5.0
         assert second.settle(lanes_of(bench), got) == []
 
     def test_the_next_of_a_key_wakes_the_reader(self, bench: Bench) -> None:

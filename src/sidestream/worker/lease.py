@@ -5,6 +5,7 @@ A thread of its own, so that no job, no slow write and no blocked claim can star
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -89,7 +90,13 @@ class LeaseKeeper:
         options = self._state.options
         try:
             if self._moved:
-                self._reassert()
+                try:
+                    self._reassert()
+                except BrokerError:
+                    # Redis went away before it could be told what we know; what hands out rows meanwhile is told.
+                    with contextlib.suppress(BrokerError):
+                        self._announce()
+                    raise
             self._announce()
             with self._state.lock:
                 leases = [delivery.lease for delivery in self._state.held.values()]

@@ -1,8 +1,8 @@
 """The folder of one supervisor, and what dead ones on this host left behind.
 
 ``<data>/run/<supervisor>/lock`` is held with flock(2) as long as the supervisor lives, so "dead" is certain:
-https://man7.org/linux/man-pages/man2/flock.2.html. A clean stop removes the folder; an unclean end leaves its slots,
-which say exactly what ran.
+https://man7.org/linux/man-pages/man2/flock.2.html. A clean stop removes the folder, or leaves it without slots when
+Redis was away: leases may be left, but nothing runs. An unclean end leaves its slots, which say exactly what ran.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -24,6 +25,8 @@ from sidestream.worker.zygote import FAMILY
 
 log = logging.getLogger(__name__)
 
+SLOTS = "slots"
+"""File in a supervisor's folder: what its children run."""
 QUIET = "quiet"
 """File in a supervisor's folder that asks it to claim nothing."""
 
@@ -40,9 +43,12 @@ class RunFolder:
         fcntl.flock(self._lock, fcntl.LOCK_EX)
         hidden.rename(self.path)
 
-    def remove(self) -> None:
-        """After a clean stop: leave nothing behind."""
-        shutil.rmtree(self.path, ignore_errors=True)
+    def remove(self, *, leases_left: bool = False) -> None:
+        """After a clean stop: leave nothing behind, or with ``leases_left`` that nothing of them runs any more."""
+        if leases_left:
+            (self.path / SLOTS).unlink(missing_ok=True)
+        else:
+            shutil.rmtree(self.path, ignore_errors=True)
         os.close(self._lock)
 
 
@@ -70,35 +76,54 @@ def set_quiet(folder: Path, *, quiet: bool) -> bool:
     return True
 
 
+@dataclass(frozen=True, slots=True)
+class _Dead:
+    running: frozenset[bytes]
+    #: Whether it left slots: a clean stop leaves none.
+    unclean: bool
+    #: Monotonic time.
+    found_at: float
+
+
 class LeftBehind:
     """What dead supervisors on this host were running, by supervisor."""
 
     def __init__(self, data: Path, *, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._data = data / "run"
         self._monotonic = monotonic
-        self._found: dict[str, frozenset[bytes]] = {}
-        self._found_at: dict[str, float] = {}
+        self._found: dict[str, _Dead] = {}
 
     def look(self) -> bool:
-        """Read the folders of dead supervisors and kill what their children started; return whether there are any."""
+        """Read the folders of dead supervisors and kill what their children started.
+
+        Returns whether one of them came to an unclean end.
+        """
         for folder in sorted(self._data.glob("[!.]*")):
             if folder.name not in self._found and _is_dead(folder):
-                slots = Slots.left_behind(folder / "slots")
-                self._found[folder.name] = frozenset(slot.reference for slot in slots if slot.running)
-                self._found_at[folder.name] = self._monotonic()
+                slots = Slots.left_behind(folder / SLOTS)
+                running = frozenset(slot.reference for slot in slots if slot.running)
+                self._found[folder.name] = _Dead(running, bool(slots), self._monotonic())
                 kill_family(folder.name)
-        return bool(self._found)
+        return any(dead.unclean for dead in self._found.values())
 
     def running(self, supervisor: str) -> frozenset[bytes] | None:
         """Return the references that ``supervisor`` was running when it died; None when it is not known here."""
         if supervisor not in self._found:
             self.look()
-        return self._found.get(supervisor)
+        found = self._found.get(supervisor)
+        return None if found is None else found.running
 
-    def tidy(self, kept: float) -> None:
-        """Remove the folders that were found ``kept`` seconds ago: by then every lease of theirs is taken over."""
-        for supervisor in [name for name, at in self._found_at.items() if self._monotonic() - at > kept]:
-            del self._found[supervisor], self._found_at[supervisor]
+    def tidy(self, kept: float, clear_since: float | None) -> None:
+        """Remove the folders that were found ``kept`` seconds ago, if leases have been taken over for as long.
+
+        ``clear_since``: the monotonic time since when that was never held up; None when it is now. By then every lease
+        of theirs is taken over; before, their slots say which of those jobs did not run.
+        """
+        if clear_since is None:
+            return
+        now = self._monotonic()
+        for supervisor in [name for name, dead in self._found.items() if now - max(dead.found_at, clear_since) > kept]:
+            del self._found[supervisor]
             shutil.rmtree(self._data / supervisor, ignore_errors=True)
 
 

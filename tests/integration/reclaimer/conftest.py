@@ -24,6 +24,8 @@ from sidestream.testing.servers import RedisServer
 
 LEASE = 15.0
 RENEW = 3.0
+TIMEOUT = 10
+"""Seconds that Redis has for an answer: a busy machine may take more than the usual one."""
 DEAD = "host-1-dead"
 US = "host-2-us"
 
@@ -53,7 +55,7 @@ class Bench:
         return connect(self.dsn, f"sidestream/{name}/0", autocommit=True)
 
     def another_broker(self) -> RedisBroker:
-        return RedisBroker(self.redis.url, clock_ms=lambda: int(self.clock.now().timestamp() * 1000))
+        return RedisBroker(self.redis.url, timeout=TIMEOUT, clock_ms=lambda: int(self.clock.now().timestamp() * 1000))
 
     def another(self, consumer: str) -> Reclaimer:
         return Reclaimer(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +14,9 @@ from sidestream.errors import BrokerUnavailable, StoreUnavailable
 from sidestream.job.rules import Rules
 from sidestream.keepers.reclaimer import Reclaimer
 from sidestream.testing.servers import PostgresServer
+from sidestream.wiring_worker import LeftBehindKeeper
+from sidestream.worker.runfolder import LeftBehind, RunFolder
+from sidestream.worker.slots import Slots
 from tests.integration.reclaimer.conftest import DEAD, LEASE, RENEW, US, Bench, charges
 
 
@@ -94,6 +99,54 @@ def test_a_silence_of_the_broker_is_nobodys_fault(bench: Bench) -> None:
     bench.clock.advance(RENEW)
     bench.step()
     assert bench.claimable() == []
+
+
+@pytest.mark.parametrize("away", ["redis", "postgres"])
+def test_who_ran_is_still_known_after_an_outage(
+    bench: Bench, postgres: PostgresServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, away: str
+) -> None:
+    """A supervisor dies while a server is away for longer than its slots are kept otherwise (D6)."""
+    ran, *bystanders = bench.insert(20)
+    bench.claim(DEAD)
+    RunFolder(tmp_path, DEAD).remove(leases_left=True)
+    slots, descriptor = Slots.create(tmp_path / "run" / DEAD / "slots", 2)
+    slots.start(1, 0, 1.0, bench.reference(ran))
+    left = LeftBehind(tmp_path, monotonic=bench.clock.monotonic)
+    bench.reclaimer = Reclaimer(
+        bench.broker, bench.link, bench.clock, consumer=US, lanes=bench.lanes, left_behind=left.running, lease=LEASE
+    )
+    keeper = LeftBehindKeeper(left, bench.reclaimer, 2 * LEASE + RENEW)
+
+    def pass_time(seconds: int) -> None:
+        for _ in range(seconds):
+            bench.clock.advance(1.0)
+            with contextlib.suppress(BrokerUnavailable, StoreUnavailable):
+                bench.step()
+            keeper.step()
+
+    def refuse(*_: Any, **__: Any) -> Reclaimed:
+        raise BrokerUnavailable("away")
+
+    pass_time(2)
+    with monkeypatch.context() as patch:
+        if away == "redis":
+            patch.setattr(bench.broker, "reclaim", refuse)
+        else:
+            postgres.kill()
+        pass_time(80)
+    if away == "postgres":
+        postgres.start()
+        bench.connection.close()
+        bench.connection = bench.session("bench")
+    pass_time(30)
+    assert charges(bench.row(ran)) == (0, 0, 1)
+    assert {charges(bench.row(row_id)) for row_id in bystanders} == {(0, 0, 0)}
+    assert sorted(bench.claimable()) == [ran, *bystanders]
+    assert (tmp_path / "run" / DEAD).exists()
+    pass_time(40)
+    assert not (tmp_path / "run" / DEAD).exists(), "all was taken over long ago"
+    slots.close()
+    os.close(descriptor)
 
 
 def test_a_worker_without_a_database_gives_rows_back(bench: Bench) -> None:

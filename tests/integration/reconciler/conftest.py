@@ -27,6 +27,8 @@ from sidestream.testing.servers import RedisServer
 
 LEASE = 15.0
 RENEW = 3.0
+TIMEOUT = 10
+"""Seconds that Redis has for an answer: a busy machine may take more than the usual one."""
 
 
 class Bench:
@@ -41,7 +43,7 @@ class Bench:
         self.clock = ManualClock(datetime.now(UTC))
         self.lane = lane(self.database.tag, "default")
         #: What workers use; the reconciler has an object of its own.
-        self.broker = RedisBroker(redis.url)
+        self.broker = RedisBroker(redis.url, timeout=TIMEOUT)
         self.links: list[StoreLink] = []
         self.reconciler = self.another()
 
@@ -51,7 +53,7 @@ class Bench:
     def another(self) -> Reconciler:
         link = StoreLink(self.connect)
         self.links.append(link)
-        return Reconciler(RedisBroker(self.redis.url), link, self.clock, lease=LEASE, renew=RENEW)
+        return Reconciler(RedisBroker(self.redis.url, timeout=TIMEOUT), link, self.clock, lease=LEASE, renew=RENEW)
 
     def insert(self, *jobs: Job) -> list[int]:
         with self.connection.cursor() as cursor:

@@ -206,7 +206,7 @@ class TestServers:
         broker.close()
 
     def test_frozen(self, own_server: RedisServer) -> None:
-        broker = RedisBroker(own_server.url, timeout=0.2)
+        broker = RedisBroker(own_server.url, timeout=2)
         ready(broker)
         broker.publish([row(2)])
         broker.discard(row(2))
@@ -215,8 +215,8 @@ class TestServers:
         with pytest.raises(BrokerUnavailable, match="did not answer in time"):
             broker.publish([row(1)])
         with pytest.raises(BrokerUnavailable):
-            broker.claim("w1", ["another:lane"], free=1, wait_ms=5000)
-        assert time.monotonic() - began < 2
+            broker.claim("w1", ["another:lane"], free=1, wait_ms=60_000)
+        assert time.monotonic() - began < 30
         own_server.thaw()
         assert len(claimed(broker)) == 1, "the server read it when it woke"
         broker.close()
@@ -230,7 +230,7 @@ class TestServers:
             began = time.monotonic()
             with pytest.raises(BrokerUnavailable):
                 broker.generation()
-            assert time.monotonic() - began < 2
+            assert time.monotonic() - began < 10
             broker.close()
 
     @pytest.mark.parametrize(

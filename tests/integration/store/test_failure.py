@@ -56,6 +56,25 @@ def test_bulk_retry_takes_what_fits_in_lots_and_waits_for_nobody(a: Session, b: 
     assert bulk.error_groups(a.cur)[0].count == 1
 
 
+def test_a_retry_handles_the_requests_to_cancel(a: Session, b: Session) -> None:
+    """Else a keeper would cancel what a person has just opened again."""
+    one, two, others = (a.one() for _ in range(3))
+    for job_id in (one, two, others):
+        a.hold(job_id)
+        assert control.cancel(b.cur, job_id).locked
+        assert rows.bury(a.cur, job_id, 0, "Boom").dead
+        a.commit()
+    seen = {request.job_id: request for request in control.pending(b.cur)}
+    assert control.retry(a.cur, one).ours
+    assert [job.id for job in bulk.retry_dead(a.cur, Filter(), limit=1)] == [two]
+    assert [request.job_id for request in control.pending(b.cur)] == [others]
+    assert [control.carry_out(b.cur, seen[job_id]) for job_id in (one, two)] == [None, None]
+    written = control.carry_out(b.cur, seen[others])
+    assert written is not None
+    assert written.dead
+    assert [a.row(job_id, "state") for job_id in (one, two, others)] == [("open",), ("open",), ("dead",)]
+
+
 def test_bulk_discard_says_by_whom(a: Session) -> None:
     job_id = dead(a, "Boom")
     assert [job.id for job in bulk.discard_dead(a.cur, Filter(), by="Ann")] == [job_id]

@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 from uuid import uuid4
 
+import psutil
 import pytest
 
 from sidestream.errors import InvalidJob, PayloadNotJson
@@ -49,11 +50,18 @@ def test_what_cannot_be_a_row_leaves_no_row(a: Session) -> None:
 
 def test_ten_thousand_jobs_are_one_statement_and_quick(a: Session) -> None:
     jobs = [Job("act.one", (n, "some text"), {"n": n}, key=f"k{n % 100}" if n % 2 else None) for n in range(10_000)]
+    backend = psutil.Process(a.pid)
+
+    def used() -> float:
+        """Seconds of processor time, here and in PostgreSQL: others use the machine too."""
+        theirs = backend.cpu_times()
+        return time.process_time() + theirs.user + theirs.system
+
     took = []
-    while min(took, default=1) >= 0.7 and len(took) < 10:  # others may use the machine
-        began = time.perf_counter()
+    while min(took, default=1) >= 0.7 and len(took) < 10:
+        began = used()
         stored = a.insert(*jobs)
-        took.append(time.perf_counter() - began)
+        took.append(used() - began)
         ids = [job.id for job in stored]
         assert ids == list(range(ids[0], ids[0] + 10_000))
     assert min(took) < 0.7

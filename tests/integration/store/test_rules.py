@@ -11,6 +11,9 @@ from sidestream.job.rules import Limit, Pause, Rules, Scope
 from sidestream.store import rules
 from tests.integration.store.sessions import Session, beside, until_waiting
 
+PATIENTLY = "SET lock_timeout = '20s'"
+"""For who waits on purpose, while a busy machine looks whether it does."""
+
 
 def test_nobody_set_any(a: Session) -> None:
     a.execute("UPDATE sidestream_meta SET rules_version = 0")
@@ -68,6 +71,7 @@ def test_set_again_replaces_and_remove_says_whether_there_was_one(a: Session) ->
 
 
 def test_the_order_of_the_versions_is_the_order_of_the_commits(a: Session, b: Session) -> None:
+    b.execute(PATIENTLY)
     a.execute("BEGIN")
     first = rules.pause(a.cur, Pause(queue="q1"))
     assert rules.read(b.cur).version < first, "not before it is committed"
@@ -90,6 +94,7 @@ def test_a_resume_that_waited_for_the_pause_ends_it(a: Session, b: Session) -> N
 
 def test_nobody_sees_a_version_before_its_change(a: Session, b: Session) -> None:
     """Each statement commits by itself here: whoever saw the version alone would never look at the rules again."""
+    b.execute(PATIENTLY)
     removed, kept = Pause(queue="q1"), Pause(queue="q2")
     before = rules.pause(a.cur, removed)
     changes: list[Callable[[], object]] = [lambda: rules.resume(b.cur, removed), lambda: rules.pause(b.cur, kept)]

@@ -153,18 +153,21 @@ def join(data_dir: Path, *, user: str | None = "nobody") -> Tenant:
 def stop(data_dir: Path, *, timeout: float = 10.0) -> bool:
     """Stop the folder's server cleanly, if there is one; return whether there was.
 
+    One that somebody starts meanwhile, a process that enqueues, goes on.
+
     Raises:
         BrokerUnavailable: It does not end within ``timeout`` seconds.
     """
     deadline = time.monotonic() + timeout
-    asked = False
+    asked: int | None = None
     while True:
         with _lock_if_free(data_dir) as lock:
-            if lock is not None:
-                return asked
+            launched = _launched(data_dir)
+            if lock is not None or asked not in (None, launched):
+                return asked is not None
         socket = _socket_of(data_dir)
-        if not asked and socket is not None:
-            asked = _ask_to_end(socket)
+        if asked is None and socket is not None and _ask_to_end(socket):
+            asked = launched
         if time.monotonic() >= deadline:
             raise BrokerUnavailable(f"The server of {data_dir} did not end within {timeout:g} s.")
         time.sleep(_PAUSE)  # the lock is freed by the server's last breath, which sends nothing
@@ -269,6 +272,11 @@ def _socket_of(data_dir: Path) -> Path | None:
     """Return what the starter wrote into the lock file; None while there is nothing."""
     written = (data_dir / "redis.lock").read_bytes()
     return Path(os.fsdecode(written)) if written else None
+
+
+def _launched(data_dir: Path) -> int:
+    """Return when the server that is there was started: its starter writes the lock file, and nobody else does."""
+    return (data_dir / "redis.lock").stat().st_mtime_ns
 
 
 def _client(socket: Path) -> redis.Redis:
