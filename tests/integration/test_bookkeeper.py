@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 import psycopg
@@ -27,13 +29,7 @@ PAUSED = f"{ReleaseReason.PAUSED}: modules are being installed"
 
 def test_a_pause_of_the_application_costs_nothing_however_long_it_lasts(database: str, tmp_path: Path) -> None:
     """An upgrade may take a night; a job that looks again every 2 s would be dead after half an hour."""
-    with psycopg.connect(database, autocommit=True) as look:
-        with look.transaction(), look.cursor() as cursor:
-            known = schema.install(cursor)
-            [stored] = rows.insert(cursor, [Job("test.act")])
-        state = WorkerState(WorkerOptions("me", (lane(known.tag, "default"),), "00", tmp_path, children=1))
-        books = Bookkeeper(state, lambda: psycopg.connect(database, autocommit=True))
-        reference = stored.reference(known)
+    with _books(database, tmp_path) as (look, books, reference):
         for releases in (0, 1, MAX_RELEASES, 10 * MAX_RELEASES):
             delivery = Delivery(reference, "lane", Lease(b"1", "me", 1), 0, None, releases=releases)
             handling = books.found(delivery, Finding(0, Release(PAUSED, 2.0), -1))
@@ -41,25 +37,31 @@ def test_a_pause_of_the_application_costs_nothing_however_long_it_lasts(database
         books.started(delivery, 0, 0.0)
         alone = books.found(delivery, Finding(0, Release(PAUSED, 2.0), -1))
         assert alone == Handling(delay_ms=30_000), "its lone starts are written, so they are fewer"
-        books.close()
         row = look.execute("SELECT state, reason, releases, attempts FROM sidestream_job").fetchone()
     assert row == ("open", PAUSED, 0, 0)
+
+
+@contextmanager
+def _books(database: str, folder: Path) -> Iterator[tuple[psycopg.Connection[Any], Bookkeeper, bytes]]:
+    """Give a look at the database, the books over it, and the reference of a job in it."""
+    with psycopg.connect(database, autocommit=True) as look:
+        with look.transaction(), look.cursor() as cursor:
+            known = schema.install(cursor)
+            [stored] = rows.insert(cursor, [Job("test.act")])
+        state = WorkerState(WorkerOptions("me", (lane(known.tag, "default"),), "00", folder, children=1))
+        books = Bookkeeper(state, lambda: psycopg.connect(database, autocommit=True))
+        yield look, books, stored.reference(known)
+        books.close()
 
 
 @pytest.fixture
 def lone(database: str, tmp_path: Path) -> Iterator[Lone]:
     """A job that was written to start alone."""
-    with psycopg.connect(database, autocommit=True) as look:
-        with look.transaction(), look.cursor() as cursor:
-            known = schema.install(cursor)
-            [stored] = rows.insert(cursor, [Job("test.act")])
-        state = WorkerState(WorkerOptions("me", (lane(known.tag, "default"),), "00", tmp_path, children=1))
-        books = Bookkeeper(state, lambda: psycopg.connect(database, autocommit=True))
-        delivery = Delivery(stored.reference(known), "lane", Lease(b"1", "me", 1), 0)
+    with _books(database, tmp_path) as (look, books, reference):
+        delivery = Delivery(reference, "lane", Lease(b"1", "me", 1), 0)
         assert books.handed_back(delivery) == Handling()
         books.started(delivery, 0, 0.0)
         yield Lone(look, books, delivery)
-        books.close()
 
 
 @dataclass
