@@ -226,7 +226,7 @@ class Collector:
                 self._pool.retire(child)
             state.dry = False
             self._dispatcher.hand_out()
-            state.changed.notify_all()
+            self._dispatcher.wake()
 
     def _take_results(self, child: ChildState, report: wire.Report) -> None:
         found = {finding.position: finding for finding in report.findings}

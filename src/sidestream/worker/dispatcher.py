@@ -98,26 +98,37 @@ class Dispatcher:
         if leaving:
             self.hand_back_waiting()
 
+    def wake(self) -> None:
+        """Wake the claiming thread if it has something to do. Call it under the state's lock, after handing out."""
+        if self._state.draining or self._wanted() is not None:
+            self._state.changed.notify_all()
+
     def _wait_for_room(self) -> tuple[int, int] | None:
         """Wait until a claim makes sense; return (free, prefetch), or None when draining."""
         state = self._state
         with state.changed:
             while not state.draining:
                 self.hand_out()
-                if state.quiet or not state.announced:
-                    state.changed.wait(0.5)
-                    continue
-                careful = state.careful_until > time.monotonic()
-                idle = len(state.idle_children())
-                if state.alone or state.exclusive is not None:
-                    idle = 0  # somebody waits to run alone: let the others finish
-                elif careful:
-                    idle = min(idle, 1) if not state.running() else 0
-                if idle and not state.backlog:
-                    return idle, (0 if careful else self._room())
-                if not careful and not state.dry and state.backlog and (room := self._room()) >= 64:
-                    return 0, room
+                if (wanted := self._wanted()) is not None:
+                    return wanted
                 state.changed.wait(0.5)
+        return None
+
+    def _wanted(self) -> tuple[int, int] | None:
+        """Return what to claim now, as (free, prefetch); None when nothing is to be claimed."""
+        state = self._state
+        if state.quiet or not state.announced:
+            return None
+        careful = state.careful_until > time.monotonic()
+        idle = len(state.idle_children())
+        if state.alone or state.exclusive is not None:
+            idle = 0  # somebody waits to run alone: let the others finish
+        elif careful:
+            idle = min(idle, 1) if not state.running() else 0
+        if idle and not state.backlog:
+            return idle, (0 if careful else self._room())
+        if not careful and not state.dry and state.backlog and (room := self._room()) >= 64:
+            return 0, room
         return None
 
     def _room(self) -> int:

@@ -8,7 +8,6 @@ what was claimed from PostgreSQL meanwhile does not wait for it. Nothing is forg
 from __future__ import annotations
 
 import logging
-import queue
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from sidestream.executors.protocol import FollowUp
 from sidestream.worker import wire
 from sidestream.worker.bookkeeper import Bookkeeper, RowBusy
 from sidestream.worker.handling import Handling
+from sidestream.worker.inbox import Inbox
 from sidestream.worker.slots import Reading
 from sidestream.worker.state import ChildState, Doom, WorkerState, holds_up_others
 
@@ -77,7 +77,7 @@ class Settler:
         self._books = books
         self._send_alone = send_alone
         self._on_moved = on_moved
-        self._queue: queue.SimpleQueue[list[Delivery] | Task | None] = queue.SimpleQueue()
+        self._inbox: Inbox[list[Delivery] | Task | None] = Inbox()
         self._done: list[Delivery] = []
         self._tasks: list[Task] = []
         #: What is tried again at ``_again_at`` (monotonic): the tasks by :attr:`Task.line`, each line in its order.
@@ -89,7 +89,8 @@ class Settler:
 
     def done(self, deliveries: list[Delivery]) -> None:
         """These are done: settle them."""
-        self._queue.put(deliveries)
+        # The next job of its key, or limit key, waits for it.
+        self._inbox.put(deliveries, urgent=any(map(holds_up_others, deliveries)))
 
     def finding(self, delivery: Delivery, finding: wire.Finding) -> None:
         """This one ended otherwise than done."""
@@ -100,7 +101,7 @@ class Settler:
             crash_point("settle.stored")
             return handling
 
-        self._queue.put(Task("an outcome", decide, delivery))
+        self._inbox.put(Task("an outcome", decide, delivery), urgent=True)
 
     def crashed(self, delivery: Delivery, reading: Reading, slot: int, doom: Doom | None, how: str) -> None:
         """The child that ran this one is dead."""
@@ -111,16 +112,18 @@ class Settler:
             crash_point("crash.recorded")
             return handling
 
-        self._queue.put(Task("a crash", decide, delivery))
+        self._inbox.put(Task("a crash", decide, delivery), urgent=True)
 
     def started(self, delivery: Delivery, slot: int, seconds: float) -> None:
         """This one runs for a while: write its attempt row."""
-        self._queue.put(Task("an attempt row", lambda: self._books.started(delivery, slot, seconds), delivery))
+        self._inbox.put(
+            Task("an attempt row", lambda: self._books.started(delivery, slot, seconds), delivery), urgent=True
+        )
 
     def hand_back(self, deliveries: list[Delivery]) -> None:
         """Give these back uncharged."""
         for delivery in deliveries:
-            self._queue.put(Task("a hand-back", partial(self._books.handed_back, delivery), delivery))
+            self._inbox.put(Task("a hand-back", partial(self._books.handed_back, delivery), delivery), urgent=True)
 
     def prepare_alone(self, delivery: Delivery, child: ChildState) -> None:
         """Write the attempt row of a job that runs alone, then send it."""
@@ -130,22 +133,22 @@ class Settler:
             with self._state.changed:
                 self._send_alone(delivery, child)
 
-        self._queue.put(Task("a lone start", decide, delivery))
+        self._inbox.put(Task("a lone start", decide, delivery), urgent=True)
 
     def follow_ups(self, jobs: list[FollowUp]) -> None:
         """Publish what a committed job enqueued."""
         publications = wire.publications(jobs, self._state.options.database)
-        self._queue.put(Task("follow-up jobs", lambda: self._publish(publications)))
+        self._inbox.put(Task("follow-up jobs", lambda: self._publish(publications)), urgent=True)
 
     def stop(self) -> None:
         """Write what is in line, as far as the servers answer, then end."""
-        self._queue.put(None)
+        self._inbox.put(None, urgent=True)
 
     def run(self) -> None:
         """Write until :meth:`stop`."""
         stopping = False
         # What is written last may have something handed back: a job that was to start alone.
-        while not stopping or not self._queue.empty():
+        while not stopping or not self._inbox.empty():
             patience = AGAIN_AFTER if self._unsettled or self._tasks or self._aside else None
             stopping = self._take(0.0 if stopping else patience) or stopping
             if stopping or time.monotonic() >= self._again_at:
@@ -162,26 +165,16 @@ class Settler:
             )
 
     def _take(self, patience: float | None) -> bool:
-        """Move the queue's contents to our lists; return whether a stop was asked for."""
-        deadline: float | None = None
-        try:
-            entry = self._queue.get(timeout=patience)
-            while True:
-                if entry is None:
-                    return True
-                if isinstance(entry, Task):
-                    self._tasks.append(entry)
-                    deadline = 0.0
-                else:
-                    self._done.extend(entry)
-                    if len(self._done) >= SETTLE_MOST or any(map(holds_up_others, entry)):
-                        deadline = 0.0  # the next job of its key, or limit key, waits for it
-                    elif deadline is None:
-                        deadline = time.monotonic() + (GATHER if self._state.backlog else SOON)
-                left = 0.0 if deadline == 0.0 or deadline is None else deadline - time.monotonic()
-                entry = self._queue.get(timeout=left) if left > 0 else self._queue.get_nowait()
-        except queue.Empty:
-            return False
+        """Move what the other threads told to our lists; return whether a stop was asked for."""
+        stopping = False
+        for entry in self._inbox.take(patience, lambda: GATHER if self._state.backlog else SOON):
+            if entry is None:
+                stopping = True
+            elif isinstance(entry, Task):
+                self._tasks.append(entry)
+            else:
+                self._done.extend(entry)
+        return stopping
 
     def _try_again(self) -> None:
         """Put what was set aside before what came in since."""
