@@ -308,6 +308,16 @@ def test_each_way_to_insert_links_a_job_to_each_record_once(
     assert total == len(links) + more
 
 
+def test_jobs_of_one_call_are_linked_to_records_of_their_own_models(a: Session) -> None:
+    about = [("sale.order", (5, 6)), ("res.partner", (5,)), None, ("sale.order", (5,))]
+    stored = rows.insert(a.cur, [Job("test.act", records=records) for records in about])
+    links = everything(a, "SELECT model, record_id, job_id FROM sidestream_job_record ORDER BY job_id, record_id")
+    first, second, _, last = (one.id for one in stored)
+    assert links == [
+        ("sale.order", 5, first), ("sale.order", 6, first), ("res.partner", 5, second), ("sale.order", 5, last)
+    ]  # fmt: skip
+
+
 def test_a_duplicate_that_is_about_other_records_links_them_to_the_job_that_is_there(a: Session) -> None:
     for record in (5, 6, 6):
         [stored] = rows.insert(a.cur, [Job("test.act", unique=Unique("once"), records=("sale.order", (record,)))])
