@@ -5,8 +5,11 @@ from __future__ import annotations
 import subprocess
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any, Self
 
 import psycopg
@@ -143,31 +146,59 @@ def test_jobs_wait_while_modules_change_and_run_afterwards(shop: Shop) -> None:
     assert shop.end(probe, job) == {"count": 1, "state": "done", "error": ""}
 
 
-def test_modules_that_change_during_a_call_are_waited_for(shop: Shop) -> None:
-    """The last step would run with what the old modules were; the call is made again with the same key."""
-    change = "UPDATE ir_module_module SET state = %s WHERE name = 'sidestream_chaos'"
+@contextmanager
+def courier(on_call: Callable[[list[str]], None] = lambda calls: None) -> Iterator[tuple[str, list[str]]]:
+    """Yield the address of a server that answers, and what it was asked; ``on_call`` is told before each answer."""
     calls: list[str] = []
 
     class Courier(BaseHTTPRequestHandler):
         def do_GET(self) -> None:  # the library's name
             calls.append(self.path)
-            if len(calls) == 1:
-                connection.execute(change, ["to upgrade"])
+            on_call(calls)
             self.send_response(200)
             self.end_headers()
 
-    with shop.world.connect() as connection, ThreadingHTTPServer(("127.0.0.1", 0), Courier) as server:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Courier) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        url = f"http://127.0.0.1:{server.server_port}"
-        probe, job = shop.user.call("chaos.probe", "start", [], "calls", url)
+        yield f"http://127.0.0.1:{server.server_port}", calls
+        server.shutdown()
+
+
+def test_nobody_is_called_without_the_key(shop: Shop, tmp_path: Path) -> None:
+    """The connection that holds it is lost in the first step: another job of that key may be running by now."""
+    once = shop.world.folder / f"once-{tmp_path.name}"
+    with courier() as (url, calls):
+        probe, job = shop.user.call(
+            "chaos.probe", "start", [], "calls_without_its_key", url, str(once), key=f"account {tmp_path.name}"
+        )
+        assert shop.end(probe, job) == {"count": 1, "state": "done", "error": ""}
+        assert once.read_text() == "1", "no connection was cut"
+        assert len(calls) == 1
+
+
+@pytest.mark.parametrize(
+    ("method", "paused", "done"), [("calls", 0, 1), ("catches_everything", 1, 12)], ids=["three steps", "parts"]
+)
+def test_modules_that_change_during_a_call_are_waited_for(shop: Shop, method: str, paused: int, done: int) -> None:
+    """What is left would run with what the old modules were; the call is made again with the same key.
+
+    An action that goes on after whatever a commit raises is stopped too.
+    """
+    change = "UPDATE ir_module_module SET state = %s WHERE name = 'sidestream_chaos'"
+
+    def upgrade(calls: list[str]) -> None:
+        if len(calls) == 1:
+            connection.execute(change, ["to upgrade"])
+
+    with shop.world.connect() as connection, courier(upgrade) as (url, calls):
+        probe, job = shop.user.call("chaos.probe", "start", [], method, url)
         deadline = time.monotonic() + 60
         while not _reason(connection, job).startswith("paused"):
             assert time.monotonic() < deadline, _reason(connection, job)
             time.sleep(0.05)
-        assert shop.user.call("chaos.probe", "look", [], probe, job) == {"count": 0, "state": "open", "error": ""}
+        assert shop.user.call("chaos.probe", "look", [], probe, job) == {"count": paused, "state": "open", "error": ""}
         connection.execute(change, ["installed"])
-        assert shop.end(probe, job) == {"count": 1, "state": "done", "error": ""}
-        server.shutdown()
+        assert shop.end(probe, job) == {"count": done, "state": "done", "error": ""}
     assert len(calls) == 2
     assert len(set(calls)) == 1, calls
 

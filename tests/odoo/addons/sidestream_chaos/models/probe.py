@@ -2,6 +2,7 @@
 
 import os
 import time
+from pathlib import Path
 
 import requests
 from odoo import fields, models
@@ -137,6 +138,32 @@ class ChaosProbe(models.Model):
     @action(run_as="superuser", three_step=True)
     def calls(self, url):
         """Call a server outside any transaction, which answers the second call of a job only."""
+        yield lambda key: requests.get(f"{url}?{key}", timeout=30)
+        self.count += 1
+
+    @action(run_as="superuser", commits="relock")
+    def catches_everything(self, url):
+        """Ask a server, and go on after whatever a commit raises."""
+        self.count += 1
+        requests.get(url, timeout=30)
+        try:
+            self.env.cr.commit()  # pylint: disable=invalid-commit  # declared
+        except Exception:
+            self.name = "caught"
+        self.count += 10
+
+    @action(run_as="superuser", three_step=True)
+    def calls_without_its_key(self, url, once):
+        """As ``calls``; the first time, the connection that holds the job's key is cut before the call."""
+        note = Path(once)
+        if not note.exists():
+            note.touch()
+            self.env.cr.execute(
+                """SELECT count(pg_terminate_backend(pid, 10000)) FROM pg_stat_activity
+                   WHERE application_name = current_setting('application_name') AND pid IN
+                         (SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND pid <> pg_backend_pid())"""
+            )
+            note.write_text(str(self.env.cr.fetchone()[0]))
         yield lambda key: requests.get(f"{url}?{key}", timeout=30)
         self.count += 1
 
