@@ -5,7 +5,7 @@ import logging
 import threading
 import uuid
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from psycopg2.extensions import make_dsn
 from sidestream import (
     JOB_OPTIONS,
     InvalidJob,
+    Job,
     Jobs,
     Settings,
     SidestreamError,
@@ -214,15 +215,15 @@ def _build(records, method, action, args, kwargs, options):
     given = {name: value for name, value in options.items() if name != "split" and value is not None}
     encoded, named = encode(list(args)), {name: encode(one, name) for name, one in kwargs.items()}
     now = datetime.now(UTC)
-    alike = all(name in given or getattr(action, name) is None for name in ("key", "limit", "group", "unique"))
-    job = None
+    shared = all(name in given or getattr(action, name) is None for name in ("key", "limit", "group", "unique"))
+    alike = None
     for part in parts:
         about = {
             "args": ([*part._ids], *encoded),
             "records": (records._name, tuple(dict.fromkeys(part._ids))) if part else None,
         }
-        if job is not None and alike:
-            yield replace(job, **about)
+        if alike is not None:
+            yield Job(**(alike | about))  # dataclasses.replace takes twice as long, of ten thousand a tenth of the call
             continue
         job = build_job(
             f"{records._name}.{method}",
@@ -241,6 +242,8 @@ def _build(records, method, action, args, kwargs, options):
             context=context,
             **about,
         )
+        if shared:
+            alike = {field.name: getattr(job, field.name) for field in fields(job)}
         yield job
 
 

@@ -1,4 +1,4 @@
-"""A job's INSERT and its links to records: one statement for one job, two for any number."""
+"""A job's INSERT and its links to records: one statement for one job, two for any number of jobs about one model."""
 
 # ruff: noqa: S608  (every statement is made of this room's own constants; values are bound)
 
@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 from sidestream.errors import InvalidJob
@@ -135,13 +135,19 @@ def _insert(cur: Cursor, jobs: Sequence[Job], rows: Sequence[tuple[Any, ...]]) -
             job.action,
             job.queue,
             row[2],
-            run_at.replace(tzinfo=UTC),
+            _aware(run_at),
             priority=job.priority,
             group=job.group,
             limit=job.limit,
         )
         for (row_id, run_at), job, row in zip(cur.fetchall(), jobs, rows, strict=True)
     ]
+
+
+@lru_cache(maxsize=16)
+def _aware(run_at: datetime) -> datetime:
+    """Return a row's moment with its time zone; nearly all jobs of a call are due at once, so it is one moment."""
+    return run_at.replace(tzinfo=UTC)
 
 
 def _insert_one(
