@@ -141,7 +141,7 @@ def enqueue_rows(ours: Sequence[Enqueue], oca: Sequence[Enqueue]) -> list[Row]:
     with_delay = f"OCA, with_delay() a job, {oca[0].size:,} measured"
     return [
         Row(f"{MANY:,} jobs in one call (split=1)", call, "s", with_delay, theirs, Bar("value", "<", 0.7)),
-        Row("  its limit, PostgreSQL alone: the same rows copied within it", column(ours, "rows"), "s"),
+        Row("  its limit, PostgreSQL's own part: the same rows by INSERT ... SELECT", column(ours, "rows"), "s"),
         Row("  their commit and publishing", column(ours, "commit"), "s"),
         Row("one call (company read, no commit), p50", one, "ms", "OCA", column(oca, "one_p50"), Bar("value", "<", 1)),
     ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,11 @@ import redis
 from sidestream.store import control
 from sidestream.testing.servers import PostgresServer, RedisServer
 from tests.acceptance.rig import COMMAND, ROOT, Rig, open_folder
+
+TAKEN = """
+    SELECT NOT EXISTS (SELECT 1 FROM (SELECT FROM sidestream_job WHERE id = %s FOR UPDATE SKIP LOCKED) free)"""
+SOMEBODY_WAITS = """
+    SELECT count(*) FROM pg_stat_activity WHERE application_name = 'somebody' AND wait_event_type = 'Lock'"""
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +105,25 @@ def test_relock_commits_part_by_part(shared: Rig) -> None:
     job = shared.enqueue("relock", key="relock")
     assert shared.ends(job).state == "done"
     assert shared.effects(job) == ["part 0", "part 1", "part 2", "end"]
+
+
+def test_what_is_no_longer_ours_after_a_part_is_not_written_whatever_the_action_swallows(
+    shared: Rig,
+) -> None:
+    """Somebody changes the row as soon as the first part's commit frees it."""
+    file = shared.log.with_name("go-on")
+    job = shared.enqueue("relock.heedless", str(file))
+    shared.until(lambda: shared.look.execute(TAKEN, (job,)).fetchone() == (True,))
+    change = "UPDATE sidestream_job SET attempts = attempts + 1 WHERE id = %s"
+    with psycopg.connect(shared.dsn, autocommit=True, application_name="somebody") as other:
+        waiting = threading.Thread(target=other.execute, args=(change, (job,)))
+        waiting.start()
+        shared.until(lambda: shared.look.execute(SOMEBODY_WAITS).fetchone() == (1,))
+        file.touch()
+        waiting.join()
+    assert shared.ends(job).state == "done"
+    found = shared.look.execute("SELECT attempt, what FROM effect WHERE job_id = %s", (job,)).fetchall()
+    assert sorted(found) == [(1, "first"), (2, "first"), (2, "later 0"), (2, "later 1")]
 
 
 def test_three_steps_with_the_same_idempotency_key(shared: Rig) -> None:

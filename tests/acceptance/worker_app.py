@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import time
@@ -87,6 +88,18 @@ def relock(context: Context) -> None:
         _note(context, f"part {part}")
         context.commit()
     _note(context, "end")
+
+
+@actions.action("relock.heedless", commits="relock")
+def relock_heedless(context: Context, file: str) -> None:
+    """Go on, whatever a commit raises."""
+    _note(context, "first")
+    while not Path(file).exists():
+        time.sleep(0.02)
+    for part in range(2):
+        with contextlib.suppress(Exception):
+            context.commit()
+        _note(context, f"later {part}")
 
 
 def _read(context: Context, number: int) -> dict[str, Any]:

@@ -160,8 +160,10 @@ def courier(on_call: Callable[[list[str]], None] = lambda calls: None) -> Iterat
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Courier) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}", calls
-        server.shutdown()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}", calls
+        finally:
+            server.shutdown()
 
 
 def test_nobody_is_called_without_the_key(shop: Shop, tmp_path: Path) -> None:
@@ -172,7 +174,7 @@ def test_nobody_is_called_without_the_key(shop: Shop, tmp_path: Path) -> None:
             "chaos.probe", "start", [], "calls_without_its_key", url, str(once), key=f"account {tmp_path.name}"
         )
         assert shop.end(probe, job) == {"count": 1, "state": "done", "error": ""}
-        assert once.read_text() == "1", "no connection was cut"
+        assert once.read_text() == "cut 1\nbegun again\n"
         assert len(calls) == 1
 
 
@@ -200,7 +202,7 @@ def test_modules_that_change_during_a_call_are_waited_for(shop: Shop, method: st
         connection.execute(change, ["installed"])
         assert shop.end(probe, job) == {"count": done, "state": "done", "error": ""}
     assert len(calls) == 2
-    assert len(set(calls)) == 1, calls
+    assert method != "calls" or (len(calls[0]) > 40 and calls[0] == calls[1]), calls
 
 
 def _reason(connection: psycopg.Connection[Any], job: int) -> str:

@@ -1,162 +1,169 @@
-"""What is handed out, to whom, and what happens when the child is gone."""
+"""When the claiming thread is woken, and what for."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from sidestream.broker.memory import MemoryBroker
 from sidestream.broker.protocol import Delivery, Lease
-from sidestream.job.reference import action_of, row_reference
-from sidestream.worker import wire
+from sidestream.job.reference import row_reference
 from sidestream.worker.dispatcher import Dispatcher
 from sidestream.worker.options import WorkerOptions
 from sidestream.worker.slots import Slots
 from sidestream.worker.state import ChildState, WorkerState
 
+PATIENCE = 20.0
+CHEAP = 0.1 * 2 / 100
+"""A job so cheap that the two children of a floor may have a hundred of it claimed in advance."""
 
-def delivery(number: int, key: str | None = None, action: str = "act") -> Delivery:
-    """Return a delivery of row ``number``."""
-    return Delivery(row_reference(b"12345678", number, action, key).pack(), "lane", Lease(b"1", "me", 1), 0)
+
+def delivery(number: int) -> Delivery:
+    return Delivery(row_reference(b"12345678", number, "act", None).pack(), "lane", Lease(b"%d" % number, "me", 1), 0)
+
+
+class Claims:
+    """A broker that notes what it is asked for, and has nothing."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[int, int]] = []
+        self.heard = threading.Event()
+
+    def claim(self, consumer: str, lanes: Sequence[str], *, free: int, prefetch: int, wait_ms: int) -> list[Delivery]:
+        self.asked.append((free, prefetch))
+        self.heard.set()
+        return []
 
 
 class Floor:
-    """A state with children that are only sockets, and the dispatcher over it."""
+    """A dispatcher with two children that are busy, and jobs in its backlog."""
 
-    def __init__(self, folder: Path, children: int = 2) -> None:
-        self.state = WorkerState(WorkerOptions("me", ("lane",), "00", folder, children=children))
-        slots, descriptor = Slots.create(folder / "slots", children)
-        os.close(descriptor)
-        self.prepared: list[tuple[Delivery, ChildState]] = []
-        self.handed_back: list[Delivery] = []
+    def __init__(self, folder: Path) -> None:
+        self.state = state = WorkerState(WorkerOptions("me", ("lane",), "00", folder, children=2))
+        self.claims = Claims()
+        self.slots, self.descriptor = Slots.create(folder / "slots", 2)
         self.dispatcher = Dispatcher(
-            self.state,
-            MemoryBroker(),
-            slots,
-            prepare_alone=lambda job, child: self.prepared.append((job, child)),
-            hand_back=lambda jobs: self.handed_back.extend(jobs),
+            state,
+            self.claims,  # type: ignore[arg-type]
+            self.slots,
+            prepare_alone=lambda job, child: None,
+            hand_back=lambda jobs: None,
             on_moved=lambda: None,
         )
-        self.far = []
-        for slot in range(children):
-            ours, theirs = wire.pair()
-            self.far.append(theirs)
-            self.state.children[slot] = ChildState(slot, ours, pid=1000 + slot)
-
-    def sent(self, slot: int) -> list[bytes]:
-        """Return the references of the batch that the child in ``slot`` was sent."""
-        return [item.reference for item in wire.read_batch(wire.receive(self.far[slot])).items]
+        self.ends = []
+        for slot in range(2):
+            end, other = socket.socketpair()
+            self.ends += [end, other]
+            state.children[slot] = ChildState(slot, end, pid=1, deliveries=[delivery(slot)])
+        state.pace = CHEAP
+        state.backlog.extend(delivery(number) for number in range(10, 110))  # all that may be held
 
     def close(self) -> None:
-        """Close the sockets."""
-        for end in [*self.far, *(child.end for child in self.state.children.values())]:
+        for end in self.ends:
             end.close()
+        os.close(self.descriptor)
+
+    def idle(self, slot: int = 0) -> None:
+        self.state.children[slot].deliveries = []
 
 
 @pytest.fixture
 def floor(tmp_path: Path) -> Iterator[Floor]:
-    """Two idle children."""
-    floor = Floor(tmp_path)
-    yield floor
-    floor.close()
+    made = Floor(tmp_path)
+    yield made
+    made.close()
 
 
-def test_unmeasured_jobs_travel_alone(floor: Floor) -> None:
-    jobs = [delivery(number) for number in range(3)]
-    floor.state.backlog.extend(jobs)
-    floor.dispatcher.hand_out()
-    assert sorted(floor.sent(0) + floor.sent(1)) == [jobs[0].reference, jobs[1].reference]
-    assert list(floor.state.backlog) == [jobs[2]]
+def drained_to(jobs: int) -> Callable[[Floor], None]:
+    def drain(floor: Floor) -> None:
+        while len(floor.state.backlog) > jobs:
+            floor.state.backlog.pop()
+
+    return drain
 
 
-def test_cheap_jobs_travel_together_and_are_shared_evenly(floor: Floor) -> None:
-    jobs = [delivery(number) for number in range(10)]
-    floor.state.measured({action_of(jobs[0].reference): (100, 1000)})
-    floor.state.backlog.extend(jobs)
-    floor.dispatcher.hand_out()
-    assert (len(floor.sent(0)), len(floor.sent(1))) == (5, 5)
+def idle_with(**state: Any) -> Callable[[Floor], None]:
+    """One child has nothing to do and the backlog is empty, but there is something about the worker."""
+
+    def change(floor: Floor) -> None:
+        floor.idle()
+        floor.state.backlog.clear()
+        for name, value in state.items():
+            setattr(floor.state, name, value)
+
+    return change
 
 
-def test_a_batch_ends_where_its_measured_work_does(floor: Floor) -> None:
-    jobs = [delivery(number) for number in range(20)]
-    floor.state.measured({action_of(jobs[0].reference): (10, 40_000)})  # 4 ms each; a batch is 10 ms
-    floor.state.backlog.extend(jobs)
-    floor.dispatcher.hand_out()
-    assert (len(floor.sent(0)), len(floor.sent(1))) == (2, 2)
+def with_a_lone_job(floor: Floor) -> None:
+    idle_with()(floor)
+    floor.state.alone.append(delivery(5))
 
 
-def test_a_keyed_job_travels_alone(floor: Floor) -> None:
-    jobs = [delivery(1, "k"), delivery(2), delivery(3)]
-    floor.state.measured({action_of(jobs[0].reference): (100, 1000)})
-    floor.state.backlog.extend(jobs)
-    floor.dispatcher.hand_out()
-    assert sorted([len(floor.sent(0)), len(floor.sent(1))]) == [1, 2]
+def nobody_runs(floor: Floor) -> None:
+    floor.idle(1)
+    idle_with(careful_until=time.monotonic() + PATIENCE)(floor)
 
 
-def test_a_lone_job_waits_until_nobody_else_runs_and_keeps_others_waiting(floor: Floor) -> None:
-    lone, other = delivery(1), delivery(2)
-    busy = floor.state.children[0]
-    busy.deliveries = [delivery(9)]
-    floor.state.alone.append(lone)
-    floor.state.backlog.append(other)
-    floor.dispatcher.hand_out()
-    assert floor.prepared == []
-    busy.deliveries = []
-    floor.dispatcher.hand_out()
-    [(job, child)] = floor.prepared
-    assert job == lone
-    floor.dispatcher.send_alone(job, child)
-    floor.dispatcher.hand_out()
-    assert floor.sent(child.slot) == [lone.reference]
-    assert list(floor.state.backlog) == [other]
-    assert child.recorded == (child.batch, 0), "another attempt row would hide that it runs alone"
+@pytest.mark.parametrize(
+    ("happens", "wanted"),
+    [
+        pytest.param(lambda floor: None, None, id="all are busy and the backlog is full"),
+        pytest.param(idle_with(), (1, 100), id="one is idle"),
+        pytest.param(drained_to(37), None, id="room for 63"),
+        pytest.param(drained_to(36), (0, 64), id="room for 64"),
+        pytest.param(
+            lambda floor: (drained_to(36)(floor), setattr(floor.state, "dry", True)), None, id="none are left"
+        ),
+        pytest.param(idle_with(quiet=True), None, id="quiet"),
+        pytest.param(idle_with(announced=False), None, id="not announced yet"),
+        pytest.param(with_a_lone_job, None, id="one waits to run alone"),
+        pytest.param(idle_with(exclusive=object()), None, id="one runs alone"),
+        pytest.param(idle_with(careful_until=time.monotonic() + 3600), None, id="careful while another runs"),
+        pytest.param(nobody_runs, (1, 0), id="careful while none runs"),
+    ],
+)
+def test_it_is_woken_when_there_is_something_to_claim_for(
+    floor: Floor, happens: Callable[[Floor], None], wanted: tuple[int, int] | None
+) -> None:
+    state, woken = floor.state, []
+    happens(floor)
+    state.changed.notify_all = lambda: woken.append(True)  # type: ignore[method-assign]
+    with state.changed:
+        assert floor.dispatcher._wanted() == wanted
+        floor.dispatcher.wake()
+    assert bool(woken) == (wanted is not None)
 
 
-def test_a_lone_job_whose_child_died_meanwhile_goes_to_another(floor: Floor) -> None:
-    """PostgreSQL was away while its attempt row was to be written, and the child did not live to see it back."""
-    lone = delivery(1)
-    floor.state.alone.append(lone)
-    floor.dispatcher.hand_out()
-    [(job, child)] = floor.prepared
-    child.ended = True
-    floor.dispatcher.send_alone(job, child)
-    assert list(floor.state.alone) == [lone]
-    assert floor.state.exclusive is None
-    floor.dispatcher.hand_out()
-    assert floor.prepared[-1][0] == lone
-    assert floor.prepared[-1][1] is not child
-
-
-@pytest.mark.parametrize("leaving", ["draining", "quiet"])
-def test_a_lone_job_whose_row_was_written_while_the_worker_left_is_handed_back(floor: Floor, leaving: str) -> None:
-    lone = delivery(1)
-    floor.state.alone.append(lone)
-    floor.dispatcher.hand_out()
-    [(job, child)] = floor.prepared
-    setattr(floor.state, leaving, True)
-    floor.dispatcher.send_alone(job, child)
-    assert floor.handed_back == [lone]
-    assert (child.deliveries, list(floor.state.alone), floor.state.exclusive) == ([], [], None)
-
-
-def test_nothing_is_handed_out_while_draining(floor: Floor) -> None:
+def test_a_drain_wakes_it(floor: Floor) -> None:
+    woken = []
     floor.state.draining = True
-    floor.state.backlog.append(delivery(1))
-    floor.dispatcher.hand_out()
-    assert len(floor.state.backlog) == 1
+    floor.state.changed.notify_all = lambda: woken.append(True)  # type: ignore[method-assign]
+    with floor.state.changed:
+        floor.dispatcher.wake()
+    assert woken
 
 
-def test_a_quiet_worker_gives_back_what_waits_and_keeps_what_runs(floor: Floor) -> None:
-    running = delivery(9)
-    floor.state.children[0].deliveries = [running]
-    floor.state.backlog.append(delivery(1))
-    floor.state.alone.append(delivery(2))
-    floor.state.quiet = True
-    floor.dispatcher.hand_out()
-    assert floor.handed_back == [delivery(1), delivery(2)]
-    assert floor.state.children[0].deliveries == [running]
-    assert not floor.state.backlog
-    assert not floor.state.alone
+def test_it_claims_at_once_when_it_is_woken_for_room(floor: Floor) -> None:
+    """Not only when it looks by itself, half a second later."""
+    thread = threading.Thread(target=floor.dispatcher.run)
+    thread.start()
+    try:
+        assert not floor.claims.heard.wait(0.7)  # it looked at least once, and slept again
+        with floor.state.changed:
+            drained_to(20)(floor)
+            began = time.monotonic()
+            floor.dispatcher.wake()
+        assert floor.claims.heard.wait(PATIENCE)
+        assert floor.claims.asked[0] == (0, 80)
+        print(f"claimed after {time.monotonic() - began:.4f} s")
+    finally:
+        with floor.state.changed:
+            floor.state.draining = True
+            floor.state.changed.notify_all()
+        thread.join(PATIENCE)

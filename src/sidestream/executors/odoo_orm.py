@@ -37,6 +37,7 @@ from sidestream.executors import odoo_along
 from sidestream.executors.model_action import ModelAction, collect
 from sidestream.executors.odoo_session import OdooSession
 from sidestream.executors.odoo_words import put_into_words
+from sidestream.executors.parts import Parts
 from sidestream.executors.protocol import ActionFacts, NotNow, Opened, Verdict
 from sidestream.executors.row_opening import check_still_ours, commit_end, locks_of, verdict_of
 from sidestream.executors.session import Session
@@ -60,7 +61,7 @@ VERIFY_TIMEOUT = 5.0
 class Body:
     """What one opened job carries through run and commit."""
 
-    __slots__ = ("action", "along", "args", "kwargs", "locks", "name", "row")
+    __slots__ = ("action", "along", "args", "kwargs", "locks", "name", "parts", "row")
 
     def __init__(
         self, name: str, action: ModelAction, row: opening.Opened, along: odoo_along.Along, locks: list[bytes]
@@ -71,9 +72,8 @@ class Body:
         self.along = along
         #: Session-level locks to free when the job ended.
         self.locks = locks
-        args, kwargs = decode_payload(row.payload)
-        self.args: Sequence[Any] = args
-        self.kwargs: dict[str, Any] = dict(kwargs)
+        self.parts = Parts()
+        self.args, self.kwargs = decode_payload(row.payload)
 
 
 class OdooOrm:
@@ -239,6 +239,7 @@ class OdooOrm:
         body: Body = opened.body
         session = self._odoo
         with self._worded(body):
+            body.parts.check()
             session.guarded(session.cr.flush)
             self._check_locks(body)
             session.guarded(lambda: rows.finish(session.store, body.row.id))
@@ -378,11 +379,12 @@ class OdooOrm:
     def _part(self, opened: Opened) -> None:
         """A commit that was declared: what was done so far, then lock and check again."""
         session = self._odoo
-        session.guarded(session.cr.flush)
-        self._check_locks(opened.body)
-        session.commit()
-        self._committed(opened.body)
-        self._open_again(opened.body)
+        with opened.body.parts.turn():
+            session.guarded(session.cr.flush)
+            self._check_locks(opened.body)
+            session.commit()
+            self._committed(opened.body)
+            self._open_again(opened.body)
 
     def _open_again(self, body: Body) -> None:
         self._check_locks(body)

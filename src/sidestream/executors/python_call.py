@@ -23,6 +23,7 @@ from sidestream.crashpoints import crash_point
 from sidestream.errors import BadSignature, WireError
 from sidestream.executors.actions import Action, Actions, load_actions
 from sidestream.executors.context import Context
+from sidestream.executors.parts import Parts
 from sidestream.executors.protocol import ActionFacts, Opened, Verdict
 from sidestream.executors.row_opening import check_still_ours, commit_end, locks_of, verdict_of
 from sidestream.executors.session import Session
@@ -41,13 +42,14 @@ log = logging.getLogger(__name__)
 class Body:
     """What one opened job carries through run and commit."""
 
-    __slots__ = ("action", "context", "job", "locks", "transaction")
+    __slots__ = ("action", "context", "job", "locks", "parts", "transaction")
 
     def __init__(self, action: Action, job: Job, locks: list[bytes], *, transaction: bool) -> None:
         self.action = action
         self.job = job
         #: Session-level locks to free when the job ended.
         self.locks = locks
+        self.parts = Parts()
         #: Whether there is a database transaction around the action.
         self.transaction = transaction
         self.context: Context
@@ -115,6 +117,7 @@ class PythonCall:
         session = self._session
         if session is None or not body.transaction:
             return
+        body.parts.check()
         if body.job.id is not None:
             row_id = body.job.id
             session.guarded(lambda: rows.finish(session.cursor, row_id))
@@ -252,8 +255,9 @@ class PythonCall:
         body: Body = opened.body
         session = self._session
         assert session is not None
-        session.commit()
-        self._open_again(body)
+        with body.parts.turn():
+            session.commit()
+            self._open_again(body)
 
     def _open_again(self, body: Body) -> None:
         session = self._session

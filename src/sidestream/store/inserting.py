@@ -41,8 +41,8 @@ _DEFAULTS = {"run_at": UTC_NOW, "priority": str(DEFAULT_PRIORITY)}
 _INSERT_RECORDS = """
     INSERT INTO sidestream_job_record (model, record_id, job_id)
     SELECT %(model)s::text, * FROM unnest(%(records)s::integer[], %(jobs)s::bigint[])"""
-_UNLESS_LINKED = " ON CONFLICT DO NOTHING"
-"""Only for rows that may have been there before: it costs a third more."""
+_UNLESS_LINKED = " ORDER BY 1, 2, 3 ON CONFLICT DO NOTHING"
+"""Only for rows that may have been there before: it costs a third more. In order, so that two of them do not deadlock."""
 _INSERT_DONE = """
     INSERT INTO sidestream_job (uuid, action, queue, key, payload, state, started_at, ended_at, attempts, crashes,
                                 priority, group_name, limit_key)
@@ -55,7 +55,8 @@ _INSERT_DONE = """
 def insert(cur: Cursor, jobs: Sequence[Job]) -> list[StoredJob]:
     """Insert ``jobs`` as open rows and return them in the same order; those that are new have ascending ids.
 
-    Waits for nobody: no constraint here is shared with another transaction's rows (C9). They are gone with the caller's
+    Waits for nobody, as no constraint here is shared with another transaction's rows (C9); but for one that links the
+    same record to the same row that was there already. They are gone with the caller's
     transaction or savepoint, and so may be any reference made of them. A job with a :class:`~sidestream.job.job.Unique`
     may find a row that is there already: that one is returned, with ``existed`` set (see :mod:`~.unique`).
 
@@ -83,7 +84,7 @@ def insert(cur: Cursor, jobs: Sequence[Job]) -> list[StoredJob]:
             records += once
             ids += [row.id] * len(once)
     statement = _INSERT_RECORDS if len(new) == len(jobs) else _INSERT_RECORDS + _UNLESS_LINKED
-    for model, (records, ids) in links.items():
+    for model, (records, ids) in sorted(links.items()):
         cur.execute(statement, {"model": model, "records": records, "jobs": ids})
     return stored
 
