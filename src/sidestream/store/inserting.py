@@ -42,7 +42,7 @@ _INSERT_RECORDS = """
     INSERT INTO sidestream_job_record (model, record_id, job_id)
     SELECT %(model)s::text, * FROM unnest(%(records)s::integer[], %(jobs)s::bigint[])"""
 _UNLESS_LINKED = " ORDER BY 1, 2, 3 ON CONFLICT DO NOTHING"
-"""Only for rows that may have been there before: it costs a third more. In order, so that two of them do not deadlock."""
+"""Only for rows that may have been there before: it costs a third more. In order: two of them must not deadlock."""
 _INSERT_DONE = """
     INSERT INTO sidestream_job (uuid, action, queue, key, payload, state, started_at, ended_at, attempts, crashes,
                                 priority, group_name, limit_key)
