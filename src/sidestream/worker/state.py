@@ -90,7 +90,7 @@ class WorkerState:
         #: Held while the broker is told of an ended delivery, and while all are stated anew in a new generation:
         #: a lease is told under the generation that it belongs to, or it would count as lost.
         self.telling = threading.Lock()
-        #: Notified when there is something to claim for, a child was forked, a delivery came back, a stop was asked for.
+        #: Notified when there is something to claim for, a child was forked, one came back, a stop was asked for.
         self.changed = threading.Condition(self.lock)
         self.children: dict[int, ChildState] = {}
         #: Claimed, not yet sent to a child.
