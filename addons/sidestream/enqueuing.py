@@ -18,6 +18,7 @@ from sidestream import (
     Job,
     Jobs,
     Settings,
+    SettingsError,
     SidestreamError,
     Unique,
     UnknownAction,
@@ -54,8 +55,16 @@ def jobs_of(database):
     with _lock:
         found = _jobs.get(database)
         if found is None:
-            found = _jobs[database] = Jobs(settings_of(database))
+            found = _jobs[database] = _connected(database)
         return found
+
+
+def _connected(database):
+    try:
+        return Jobs(settings_of(database))
+    except SettingsError as error:  # what an operator has to mend is no reason to refuse a user's Confirm
+        _logger.error("Jobs of database %s wait for a worker that finds them: %s", database, error)
+        return Jobs.reading(lambda: settings_of(database))
 
 
 def forget(database):

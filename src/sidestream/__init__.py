@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from sidestream.errors import (
         GiveUp,
         InvalidJob,
+        SettingsError,
         SidestreamError,
         Snooze,
         SoftLimitExceeded,
@@ -46,6 +47,7 @@ _HOMES = {
     "ModelAction": "sidestream.executors.model_action",
     "RetryPolicy": "sidestream.job.retry",
     "Settings": "sidestream.settings",
+    "SettingsError": "sidestream.errors",
     "SidestreamError": "sidestream.errors",
     "Snooze": "sidestream.errors",
     "SoftLimitExceeded": "sidestream.errors",
@@ -82,6 +84,7 @@ __all__ = [
     "ModelAction",
     "RetryPolicy",
     "Settings",
+    "SettingsError",
     "SidestreamError",
     "Snooze",
     "SoftLimitExceeded",

@@ -8,6 +8,7 @@ that ``SIDESTREAM_CONFIG`` names, else ``sidestream.toml`` in the current folder
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -28,6 +29,9 @@ from sidestream.process import account
 PREFIX = "SIDESTREAM_"
 CONFIG_VARIABLE = f"{PREFIX}CONFIG"
 CONFIG_FILE = "sidestream.toml"
+_KUBERNETES = re.compile(r"_SERVICE_(HOST|PORT(_\w+)?)$|_PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?$")
+"""What Kubernetes sets in every pod for a service whose name begins with "sidestream".
+https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables"""
 _NOT_SETTINGS = frozenset(f"{PREFIX}{name}" for name in ("CONFIG", "CRASH_AT", "CRASH_SOCKET", "FAMILY"))
 """Variables with our prefix that are no settings: the file's name, the crash points', the mark of a worker's family."""
 
@@ -228,9 +232,14 @@ class _FileSource(PydanticBaseSettingsSource):
     def __call__(self) -> dict[str, Any]:
         """Return the file's values; raise :class:`~sidestream.errors.SettingsError` when it cannot be read."""
         odoo = self.current_state.get("odoo_config")
-        if odoo not in (None, "none"):
-            return settings_section(Path(str(odoo)).expanduser())
         named = os.environ.get(CONFIG_VARIABLE)
+        if odoo not in (None, "none"):
+            if named is not None:
+                raise SettingsError(
+                    f"The settings file {named} and Odoo's configuration file {odoo} are both named; "
+                    f"leave --config and {CONFIG_VARIABLE} out: settings stand in the latter's section [sidestream]."
+                )
+            return settings_section(Path(str(odoo)).expanduser())
         path = Path(named or CONFIG_FILE)
         try:
             return tomllib.loads(path.read_text(encoding="utf-8"))
@@ -246,7 +255,7 @@ def _refuse_unknown_variables() -> None:
     """A misspelt variable would be silently without effect."""
     known = {f"{PREFIX}{name.upper()}" for name in Settings.model_fields} | _NOT_SETTINGS
     for name in os.environ:
-        if name.startswith(PREFIX) and name not in known:
+        if name.startswith(PREFIX) and name not in known and not _KUBERNETES.search(name):
             raise SettingsError(f"The environment variable {name} is no setting; correct or unset it.")
 
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import psycopg
 from psycopg.conninfo import make_conninfo
@@ -41,6 +41,16 @@ class Jobs(Client):
 
     Make one per process. Nothing is connected or started before the first job; a forked child goes on by itself.
     """
+
+    @classmethod
+    def reading(cls, read: Callable[[], Settings]) -> Self:
+        """Return Jobs whose settings are read where nobody waits for them, and again as long as they are wrong.
+
+        For an application whose users must not see what is wrong with them: jobs are rows, and workers find those.
+        """
+        jobs = cls.__new__(cls)
+        Client.__init__(jobs, Relay(lambda: build_broker(read())), lambda: Signer(signing_keys(read())))
+        return jobs
 
     def __init__(self, settings: Settings | None = None, *, actions: Actions | None = None) -> None:
         """Take ``settings`` (None: from environment and settings file) and, to have names checked, ``actions``."""

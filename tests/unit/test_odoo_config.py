@@ -46,6 +46,12 @@ def test_what_odoo_says_of_its_database(conf: Path) -> None:
     }
 
 
+def test_two_settings_files_are_one_too_many(conf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SIDESTREAM_CONFIG", "other.toml")
+    with pytest.raises(SettingsError, match=r"other\.toml and Odoo's configuration file .*odoo\.conf are both named"):
+        Settings(odoo_config=conf, odoo_database="shop")
+
+
 def test_our_section_is_the_settings_file(conf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SIDESTREAM_NICE", "3")
     settings = Settings(odoo_config=conf, odoo_database="shop")

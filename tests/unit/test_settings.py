@@ -125,6 +125,20 @@ def test_a_file_that_was_named_must_exist(monkeypatch: pytest.MonkeyPatch) -> No
         Settings()
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["REDIS_SERVICE_HOST", "SERVICE_PORT", "SERVICE_PORT_HTTP", "PORT", "REDIS_PORT_6379_TCP", "PORT_6379_TCP_ADDR"],
+)
+def test_what_kubernetes_sets_for_a_service_of_our_name_is_no_setting(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv(f"SIDESTREAM_{name}", "tcp://10.0.0.1:6379")
+    Settings()
+    monkeypatch.setenv("SIDESTREAM_PORTS", "6379")
+    with pytest.raises(SettingsError, match="SIDESTREAM_PORTS is no setting"):
+        Settings()
+
+
 def test_no_secret_is_ever_shown() -> None:
     settings = Settings(
         signing_keys=f"k:{SECRET}", redis_url=f"redis://:{SECRET}@h", database_url=f"postgresql://u:{SECRET}@h/d"

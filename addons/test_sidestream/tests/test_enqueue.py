@@ -4,7 +4,7 @@ from unittest.mock import patch
 from psycopg2 import errors
 from psycopg2.extensions import parse_dsn
 
-from sidestream import InvalidJob, UnknownAction, UnsupportedOption
+from sidestream import InvalidJob, SettingsError, UnknownAction, UnsupportedOption
 
 from odoo import fields
 from odoo.exceptions import UserError
@@ -321,6 +321,16 @@ class TestEnqueue(JobCase):
             parse_dsn(address), {"dbname": "shop", "host": "db.internal", "port": "6432", "user": "ann"} | {
                 name: value for name, value in parse_dsn(address).items() if name in ("password", "sslmode")},
         )  # fmt: skip
+
+    def test_wrong_settings_are_not_the_user_s_error(self):
+        wrong = patch.object(enqueuing, "settings_of", side_effect=SettingsError("There is no setting 'nise'."))
+        fresh = patch.dict(enqueuing._jobs, clear=True)
+        with fresh, wrong, self.assertLogs("odoo.addons.sidestream.enqueuing", "ERROR") as logged:
+            job = self.order.enqueue().remember()
+            self.assertEqual(job.state, "open")
+            self.order.enqueue().remember()
+        self.assertEqual(len(logged.output), 1)
+        self.assertIn("There is no setting 'nise'.", logged.output[0])
 
     def test_which_database_is_asked_again_after_modules_changed(self):
         jobs = enqueuing.jobs_of(self.env.cr.dbname)
