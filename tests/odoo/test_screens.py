@@ -34,9 +34,13 @@ SEND, PRINT = "sale.order.send_to_shipping_connector", "sale.order.invoice_and_p
 
 
 class Desk(BaseHTTPRequestHandler):
-    """The courier: takes every parcel."""
+    """The courier: takes every parcel, when it is open."""
+
+    opened = threading.Event()
+    opened.set()
 
     def do_POST(self) -> None:
+        self.opened.wait(PATIENCE)
         self.rfile.read(int(self.headers["Content-Length"]))
         body = json.dumps({"reference": f"SHIP-{self.headers['Idempotency-Key'][-6:]}"}).encode()
         self.send_response(200)
@@ -65,28 +69,24 @@ class Office:
             [{"name": "Desk lamp", "is_storable": True, "invoice_policy": "order", "list_price": 39}],
         )[0]
         partners = self.admin.call("res.partner", "search", [["is_company", "=", True]], limit=4)
-        self.orders: list[int] = self.admin.call(
-            "sale.order",
-            "create",
-            [
-                {"partner_id": partner, "order_line": [[0, 0, {"product_id": product, "product_uom_qty": 2}]]}
-                for partner in partners
-            ],
-        )
+        carrier = self.admin.call("delivery.carrier", "search", [], limit=1)
+        self.admin.call("delivery.carrier", "write", carrier, {"shipping_account": "ACME-7"})
+        line = [0, 0, {"product_id": product, "product_uom_qty": 2}]
+        self._order = {"carrier_id": carrier[0], "order_line": [line]}
+        self._partners = partners
+        self.orders = self.quotations()
         for order in self.orders[:3]:
             self.admin.call("sale.order", "action_confirm", [order])
         self.until(lambda: self.states() == ["done"] * 6)
-        self._one_that_fails()
-
-    def _one_that_fails(self) -> None:
         self.ship_to("")
         self.admin.call("sale.order", "action_confirm", [self.orders[3]])
-        self.until(lambda: self.number("SELECT count(*) FROM sidestream_job WHERE attempts > 0") == 1)
-        self.dead = self.number("SELECT id FROM sidestream_job WHERE attempts > 0")
-        for attempts in range(2, 9):  # by themselves they would take minutes
-            self.admin.call("sidestream.job", "action_run_now", [self.dead])
-            self.until(lambda wanted=attempts: self.number("SELECT max(attempts) FROM sidestream_job") >= wanted)
         self.until(lambda: sorted(self.states()) == ["dead"] + ["done"] * 7)
+
+    def quotations(self) -> list[int]:
+        """Make one for each of four customers."""
+        return list(
+            self.admin.call("sale.order", "create", [{**self._order, "partner_id": one} for one in self._partners])
+        )
 
     def ship_to(self, url: str) -> None:
         self.admin.call("ir.config_parameter", "set_param", "sidestream_demo.courier_url", url)
@@ -215,7 +215,6 @@ def test_a_manager_finds_what_failed_and_retries_it(office: Office, screen: Scre
     screen.one(".o_searchview .o_facet_remove").click()
     office.until(lambda: len(rows(screen)) == 8, lambda: rows(screen))
     assert sum("Invoice and print" in row and "Done" in row for row in rows(screen)) == 4
-    screen.picture("jobs-list")
 
     screen.saying(".o_data_row .o_data_cell", "Send to the courier").click()
     screen.saying(".o_form_view .alert-danger", NO_COURIER)
@@ -304,4 +303,35 @@ def test_a_user_sees_only_his_own_and_nothing_technical(office: Office, screen: 
     text = screen.saying(".o_form_view", "Send to the courier").text
     for noise in (SEND, PRINT, "Arguments", "Order Key", "Queue", "Crashes"):
         assert noise not in text
+    assert screen.errors() == []
+
+
+def test_a_busy_moment(office: Office, screen: Screen) -> None:
+    """One runs, others wait, one failed: each says so."""
+    ended = len(office.states())
+    orders = office.quotations()
+    office.ship_to("")
+    office.admin.call("sale.order", "action_confirm", [orders[0]])
+    office.until(lambda: sorted(office.states()) == ["dead"] + ["done"] * (ended + 1))
+    office.ship_to(office.courier)
+    office.admin.call("sale.order", "action_confirm", [orders[1]])
+    office.until(lambda: office.states().count("done") == ended + 3)
+    Desk.opened.clear()
+    try:
+        for order in orders[2:]:
+            office.admin.call("sale.order", "action_confirm", [order])
+        screen.login("admin")
+
+        def told() -> bool:
+            screen.open("background-jobs", ".o_list_view .o_data_row")
+            screen.one(".o_searchview .o_facet_remove").click()
+            screen.saying(".o_list_view .o_data_row", "Done")
+            found = "\n".join(rows(screen))
+            return all(words in found for words in ("Running since", "Waiting", NO_COURIER))
+
+        office.until(told, lambda: rows(screen))
+        screen.picture("jobs-list")
+    finally:
+        Desk.opened.set()
+    office.until(lambda: sorted(office.states()) == ["dead"] + ["done"] * (ended + 7))
     assert screen.errors() == []

@@ -8,6 +8,7 @@ from odoo.exceptions import AccessError, UserError
 from odoo.tools import SQL
 
 from ..enqueuing import forget, settings_of
+from .job_state import JobState
 
 _logger = logging.getLogger(__name__)
 
@@ -48,7 +49,7 @@ class SidestreamJob(models.Model):
         groups="sidestream.group_manager",
         help="Jobs with the same key run one at a time, in order.",
     )
-    state = fields.Selection(
+    state = JobState(
         [("open", "Open"), ("done", "Done"), ("dead", "Failed"), ("cancelled", "Cancelled")], readonly=True
     )
     created_at = fields.Datetime(string="Requested", readonly=True)

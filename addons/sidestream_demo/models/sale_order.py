@@ -1,5 +1,7 @@
 import requests
 
+from sidestream import GIVE_UP
+
 from odoo import fields, models
 from odoo.exceptions import UserError
 from odoo.tools.translate import LazyTranslate
@@ -40,7 +42,8 @@ class SaleOrder(models.Model):
         label=_lt("Send to the courier"),
         three_step=True,
         key="courier:{carrier_id.shipping_account}",
-        retry=RetryPolicy(max_attempts=8, first_delay=0.5, max_delay=60),
+        # What a person has to mend is told at once; a courier has bad moments.
+        retry={UserError: GIVE_UP, Exception: RetryPolicy(max_attempts=8, first_delay=0.5, max_delay=60)},
         hard_limit=120,
     )
     def send_to_shipping_connector(self):

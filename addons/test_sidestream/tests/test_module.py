@@ -8,7 +8,7 @@ from psycopg2.errors import LockNotAvailable
 from sidestream import GiveUp
 
 from odoo.exceptions import AccessDenied, UserError
-from odoo.tools import file_open, file_path, mute_logger
+from odoo.tools import SQL, file_open, file_path, mute_logger
 from odoo.tools.translate import code_translations, trans_export
 
 from .common import JobCase
@@ -101,3 +101,12 @@ class TestModule(JobCase):
             upgrade = run_path(file_path("sidestream/migrations/19.0.0.3.0/pre-tables.py"))
         with self.assertRaisesRegex(UserError, "Background jobs are running.*Stop the worker"):
             upgrade["migrate"](self.env.cr, "19.0.0.2.0")
+
+    def test_open_and_failed_jobs_are_found_by_their_indexes(self):
+        """The menu's first list: among a million that are done it must not look at those."""
+        query = self.env["sidestream.job"]._search([("state", "in", ["open", "dead"])])
+        self.env.cr.execute("SET LOCAL enable_seqscan = off; SET LOCAL enable_indexscan = off")
+        self.env.cr.execute(SQL("EXPLAIN %s", query.select()))
+        plan = "\n".join(line for (line,) in self.env.cr.fetchall())
+        self.assertIn("BitmapOr", plan)
+        self.assertIn("sidestream_job_ended", plan)
