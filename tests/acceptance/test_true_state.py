@@ -16,7 +16,7 @@ from tests.acceptance.rig import Rig, open_folder
 
 WITHIN = 2.0
 """Seconds (promise 6)."""
-ROUNDS = 25
+ROUNDS = 12
 LOOK = "SELECT id, state FROM sidestream_job"
 
 
