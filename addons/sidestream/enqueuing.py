@@ -261,12 +261,14 @@ def _context(env, user_id):
 def _allowed_companies(env, user_id):
     """Return the ids of the companies to work in as that user, the main one first; none: all that he may."""
     allowed = env.context.get("allowed_company_ids")
-    if not allowed:  # the superuser's own companies say nothing of the caller's
-        return list(dict.fromkeys((env.company | env.companies)._ids)) if user_id == SUPERUSER_ID else []
-    if user_id not in (env.uid, SUPERUSER_ID):  # a service user works in the caller's company, if it may
-        others = set(env["res.users"].sudo().browse(user_id)._get_company_ids())
-        allowed = [one for one in allowed if one == env.company.id or one in others]
-    return list(allowed)
+    if user_id == env.uid and (allowed or user_id != SUPERUSER_ID):
+        return list(allowed or ())
+    if not allowed:  # as in a scheduled action, or over RPC: another user's own companies say nothing of the caller's
+        allowed = dict.fromkeys((env.company | env.companies)._ids)
+    if user_id == SUPERUSER_ID:
+        return list(allowed)
+    others = env["res.users"].sudo().browse(user_id)._get_company_ids()  # a service user works where both may
+    return [one for one in allowed if one == env.company.id or one in others]
 
 
 def _user_id(env, action):

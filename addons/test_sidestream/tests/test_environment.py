@@ -78,6 +78,21 @@ class TestEnvironment(JobCase):
         with self.assertRaisesRegex(GiveUp, "Service may not work in Other Company"):
             self.run_as(order.with_company(self.other_company), "remember_as_service")
 
+    def test_service_user_keeps_to_the_companies_of_a_caller_without_a_context(self):
+        """As in a scheduled action, or over RPC: where both may work, whatever the service user's own company is."""
+        third = self.env["res.company"].create({"name": "Third Company"})
+        self.service.company_ids += self.other_company + third
+        self.service.company_id = third
+        for context in ({}, {"sidestream_inline": True}):
+            for companies in (self.company, self.company + self.other_company):
+                self.user.company_ids = [(6, 0, companies.ids)]
+                with self.subTest(context=context, companies=companies.ids), self.trap() as trap:
+                    self.order.with_user(self.user).with_context(**context).enqueue().remember_as_service()
+                    trap.perform()
+                    seen = self.remembered()
+                    self.assertEqual((seen["uid"], seen["company"]), (self.service.id, self.company.id))
+                    self.assertEqual(set(seen["companies"]), set(companies.ids))
+
     def test_run_as_nobody(self):
         self.env.ref("test_sidestream.service").unlink()
         self.env["ir.model.data"].search([("module", "=", "test_sidestream"), ("name", "=", "service")]).unlink()
