@@ -165,8 +165,8 @@ def _call_inline(records, method, action, args, kwargs):
             records = records.with_context(allowed_company_ids=allowed)
     with one_transaction(records.env.cr, action):
         result = getattr(records, method)(*args, **kwargs)
-    if action.three_step:
-        run_steps(result, f"inline:{uuid.uuid4()}")
+    if steps := action.steps_of(f"{records._name}.{method}", result):
+        run_steps(steps, f"inline:{uuid.uuid4()}")
 
 
 @contextmanager

@@ -143,8 +143,8 @@ class Trap:
                 context=context,
                 attempt=attempts + 1,
             )
-        if action is not None and action.three_step:
-            enqueuing.run_steps(self._as_apart(jobs.env.cr, result), jobs._sidestream_idempotency_key(job_id))
+        if action is not None and (steps := action.steps_of(name, result)):
+            enqueuing.run_steps(self._as_apart(jobs.env.cr, steps), jobs._sidestream_idempotency_key(job_id))
 
     @staticmethod
     def _as_apart(cr, steps):

@@ -105,6 +105,27 @@ class TestTrap(JobCase):
         with self.assertRaisesRegex(InvalidJob, "declares three_step"):
             action(three_step=True)(lambda self: None)
 
+    def test_overrides_yield_as_the_action_declares(self):
+        """No decorator saw them: what a worker refuses, a test sees, and whoever calls inline."""
+        for context in ({}, {"sidestream_inline": True}):
+            order = self.order.with_context(**context)
+            for method, said in (
+                ("finish", "test.sidestream.order.finish' returned a generator, of which nothing ran; expected"),
+                ("call_and_finish", "test.sidestream.order.call_and_finish' returned True; expected .* yields its call"),
+            ):
+                with (
+                    self.subTest(context=context, method=method),
+                    self.trap() as trap,
+                    self.assertRaisesRegex(SidestreamError, said),
+                ):
+                    getattr(order.enqueue(), method)()
+                    trap.perform()
+            with self.trap() as trap:
+                order.note = False
+                order.enqueue().call_for_another()
+                trap.perform()
+            self.assertEqual(order.note, "called")
+
     def test_unknown_options_of_a_declaration_are_named(self):
         with self.assertRaisesRegex(UnsupportedOption, "no option 'cron' for @action; the options are queue, key"):
             action(cron="* * * * *")

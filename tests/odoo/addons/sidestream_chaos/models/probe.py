@@ -118,6 +118,15 @@ class ChaosProbe(models.Model):
         yield 42
 
     @action(run_as="superuser", retry=ONCE)
+    def is_made_to_yield(self):
+        """Be overridden below."""
+
+    @action(run_as="superuser", retry=ONCE, three_step=True)
+    def is_made_to_return(self):
+        """Be overridden below."""
+        yield lambda key: key
+
+    @action(run_as="superuser", retry=ONCE)
     def discards(self):
         """Drop what the worker prepared on this connection."""
         self.count += 1
@@ -186,3 +195,15 @@ class ChaosProbe(models.Model):
         self.sudo().name = (
             f"{self.env.uid} {self.env.su} {self.env.company.id} {self.env.lang} {self.env.context.get('tz')}"
         )
+
+
+class ChaosProbeOverridden(models.Model):
+    _inherit = "chaos.probe"
+
+    def is_made_to_yield(self):
+        yield lambda key: key
+        self.count += 1
+
+    def is_made_to_return(self):
+        self.count += 1
+        return True
