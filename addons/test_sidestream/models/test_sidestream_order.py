@@ -36,6 +36,7 @@ class TestSidestreamOrder(models.Model):
             "tz": env.context.get("tz"),
             "context": sorted(env.context),
             "args": repr(args),
+            "args_su": [one.env.su for one in args if isinstance(one, models.BaseModel)],
             "kwargs": repr(kwargs),
         }
         self.sudo().note = json.dumps(seen)
