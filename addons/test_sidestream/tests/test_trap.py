@@ -1,3 +1,5 @@
+from contextlib import suppress
+
 from sidestream import InvalidJob, SidestreamError, UnsupportedOption
 
 from odoo.exceptions import UserError
@@ -30,6 +32,40 @@ class TestTrap(JobCase):
                 trap.assert_enqueued(**wrong)
         with self.assertRaises(AssertionError):
             trap.assert_nothing_enqueued()
+
+    def test_what_was_rolled_back_is_no_job(self):
+        with self.trap() as trap:
+            with self.assertRaises(KeyError), self.env.cr.savepoint():
+                self.order.enqueue().remember()
+                trap.assert_enqueued(self.order.remember, count=1)
+                raise KeyError("the savepoint ends")
+            trap.assert_nothing_enqueued()
+            self.order.enqueue().ship()
+        trap.assert_enqueued("remember", count=0)
+        with self.assertRaisesRegex(AssertionError, r"found 0. Enqueued were:\n  test.sidestream.order\(.*\).ship"):
+            trap.assert_enqueued("remember")
+        trap.perform()
+        self.assertEqual(self.order.note, "shipped")
+
+    def test_what_a_request_enqueued(self):
+        """As in a HttpCase: each request has a cursor of its own upon the test's, and it is closed when one looks."""
+
+        def request(method, error=None):
+            with suppress(KeyError), self.registry.cursor() as cr:
+                getattr(self.order.with_env(self.env(cr=cr, user=self.user.id)).enqueue(), method)()
+                if error is not None:
+                    raise error
+
+        with self.enter_registry_test_mode(), self.trap() as trap:
+            request("remember")
+            request("ship", KeyError("what failed is rolled back"))
+            trap.assert_enqueued("ship", count=0)
+            [found] = trap.assert_enqueued(self.order.remember, count=1)
+            self.assertEqual((found.job.state, found.records.name), ("open", "O0"))
+            self.assertEqual(found.job.env.uid, self.user.id)
+            trap.perform()
+            self.assertEqual(found.job.state, "done")
+        self.assertEqual(self.remembered()["uid"], self.user.id)
 
     def test_nothing_is_published(self):
         with self.trap() as trap:
@@ -110,8 +146,8 @@ class TestTrap(JobCase):
         for context in ({}, {"sidestream_inline": True}):
             order = self.order.with_context(**context)
             for method, said in (
-                ("finish", "test.sidestream.order.finish' returned a generator, of which nothing ran; expected"),
-                ("call_and_finish", "test.sidestream.order.call_and_finish' returned True; expected .* yields its call"),
+                ("finish", "order.finish' returned a generator, of which nothing ran; expected"),
+                ("call_and_finish", "order.call_and_finish' returned True; expected .* yields its call"),
             ):
                 with (
                     self.subTest(context=context, method=method),
