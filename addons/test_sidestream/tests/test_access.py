@@ -88,6 +88,19 @@ class TestAccess(JobCase):
         self.assertEqual(set(self.order._sidestream_jobs()), set(self.all))
         self.assertEqual(self.order.with_user(self.user)._sidestream_jobs(), self.own)
 
+    def test_jobs_of_others_do_not_push_one_s_own_out(self):
+        self.env.cr.execute(
+            """WITH others AS (
+                   INSERT INTO sidestream_job (action, queue, payload, user_id)
+                   SELECT 'test.sidestream.order.remember', 'default', '{}', %s FROM generate_series(1, 1100)
+                   RETURNING id)
+               INSERT INTO sidestream_job_record (job_id, model, record_id) SELECT id, %s, %s FROM others""",
+            [self.colleague.id, self.order._name, self.order.id],
+        )
+        self.assertEqual(self.order.with_user(self.user)._sidestream_jobs(), self.own)
+        newest = self.order._sidestream_jobs()
+        self.assertEqual((len(newest), newest.ids), (1000, sorted(newest.ids, reverse=True)))
+
     def test_records_that_one_may_not_read(self):
         self.order.company_id = self.other_company
         self.env.flush_all()
