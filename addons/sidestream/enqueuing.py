@@ -42,8 +42,10 @@ ODOOS_OWN = (
     errors.SerializationFailure,
     errors.DeadlockDetected,
     errors.LockNotAvailable,
+    errors.InFailedSqlTransaction,
 )
-"""Errors after which Odoo begins a request again: on a cursor that writes, or after a while."""
+"""Errors that are not ours. After most Odoo begins a request again: on a cursor that writes, or after a while. The last
+is told as any statement of the caller's would be: he went on after an error of PostgreSQL."""
 
 _lock = threading.Lock()
 _jobs = {}

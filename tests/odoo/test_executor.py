@@ -39,6 +39,7 @@ def test_an_action_runs_and_is_done_once(shop: Shop) -> None:
         ("rolls_back", "tried to roll back its job's transaction"),
         ("closes", "tried to close its job's transaction"),
         ("swallows", "went on after an error of PostgreSQL"),
+        ("swallows_and_enqueues", "went on after an error of PostgreSQL"),
         ("asks_outside", "asked the database in its second step"),
         ("yields_rubbish", "expected a function"),
         ("is_made_to_yield", "returned a generator, of which nothing ran; expected a method without yield"),

@@ -67,6 +67,13 @@ class ChaosProbe(models.Model):
             self.name = str(error)[:10]
 
     @action(run_as="superuser", retry=ONCE)
+    def swallows_and_enqueues(self):
+        """The same, and the first thing that finds the transaction broken is a job."""
+        self.enqueue().add()  # what is read for one is known now
+        self.swallows()
+        self.enqueue().add()
+
+    @action(run_as="superuser", retry=ONCE)
     def hook_raises(self):
         """Change what others have in their caches, and fail after the commit."""
         self.count += 1
