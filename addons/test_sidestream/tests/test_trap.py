@@ -3,6 +3,7 @@ from contextlib import suppress
 from sidestream import InvalidJob, SidestreamError, UnsupportedOption
 
 from odoo.exceptions import UserError
+from odoo.tests import HttpCase
 
 from odoo.addons.sidestream import action
 
@@ -165,3 +166,16 @@ class TestTrap(JobCase):
     def test_unknown_options_of_a_declaration_are_named(self):
         with self.assertRaisesRegex(UnsupportedOption, "no option 'cron' for @action; the options are queue, key"):
             action(cron="* * * * *")
+
+
+class TestTrapOverHttp(JobCase, HttpCase):
+    def test_what_the_web_client_enqueued(self):
+        self.authenticate(self.user.login, self.user.login)
+        call = {"model": self.order._name, "method": "chain", "args": [self.order.ids, 3], "kwargs": {}}
+        with self.trap() as trap:
+            self.make_jsonrpc_request("/web/dataset/call_kw", call)
+        [found] = trap.assert_enqueued(self.order.chain, args=(2,), count=1)
+        self.assertEqual((found.job.state, found.job.env.uid), ("open", self.user.id))
+        trap.perform()
+        trap.assert_enqueued(self.order.chain, count=2)
+        self.assertEqual((self.order.note, found.job.state), ("1", "done"))
