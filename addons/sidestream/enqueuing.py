@@ -30,7 +30,7 @@ from sidestream import (
 
 from odoo import SUPERUSER_ID, models, sql_db, tools
 
-from .values import encode
+from .values import decode, encode
 
 _logger = logging.getLogger(__name__)
 
@@ -43,8 +43,10 @@ ODOOS_OWN = (
     errors.SerializationFailure,
     errors.DeadlockDetected,
     errors.LockNotAvailable,
+    errors.InFailedSqlTransaction,
 )
-"""Errors after which Odoo begins a request again: on a cursor that writes, or after a while."""
+"""Errors that are not ours. After most Odoo begins a request again: on a cursor that writes, or after a while. The last
+is told as any statement of the caller's would be: he went on after an error of PostgreSQL."""
 
 _lock = threading.Lock()
 _jobs = {}
@@ -132,8 +134,7 @@ def _enqueue(records, method, action, args, kwargs, options):
     later = options.get("run_at") is not None or options.get("delay")
     off = company and not later and not company._sidestream_is_enabled(company.id)
     if env.context.get(INLINE) or off:
-        for part in _parts(records, options.get("split")):
-            _call_inline(part, method, action, args, kwargs)
+        _call_inline(records, method, action, args, kwargs, options.get("split"))
         return jobs
     built = list(_build(records, method, action, args, kwargs, options))
     inserted = _insert(env.cr, built)
@@ -159,23 +160,33 @@ def _parts(records, split):
     return [records[at : at + split] for at in range(0, len(records), split)]
 
 
-def _call_inline(records, method, action, args, kwargs):
-    """Do it here and now, in the caller's transaction: with the caller's rights, or those that the action declares.
+def _call_inline(records, method, action, args, kwargs, split):
+    """Do it here and now, in the caller's transaction, and in all else as the job would: what it may, what it is given.
 
     An action that commits in parts only flushes: the caller's own half-done work must not be committed by it.
     """
-    if action.run_as == "superuser":
-        records = records.sudo()
-    elif action.run_as != "user":
-        user_id = _user_id(records.env, action)
-        allowed = _allowed_companies(records.env, user_id)
-        records = records.with_user(user_id)
-        if allowed:
-            records = records.with_context(allowed_company_ids=allowed)
-    with one_transaction(records.env.cr, action):
-        result = getattr(records, method)(*args, **kwargs)
-    if action.three_step:
-        run_steps(result, f"inline:{uuid.uuid4()}")
+    env = _inline_env(records.env, action)
+    encoded, named = _encoded(args, kwargs)
+    for part in _parts(records.with_env(env), split):
+        arguments, options = decode(env, encoded), decode(env, named)
+        with one_transaction(env.cr, action):
+            result = getattr(part, method)(*arguments, **options)
+        if steps := action.steps_of(f"{records._name}.{method}", result):
+            run_steps(steps, f"inline:{uuid.uuid4()}")
+
+
+def _inline_env(env, action):
+    """Return an environment with the user, the companies and the context of a job, in this transaction."""
+    user_id = _user_id(env, action)
+    context = _context(env, user_id)
+    context.pop("company", None)  # the first of those allowed, else the user's own
+    if env.context.get(INLINE):
+        context[INLINE] = True  # for what the action enqueues
+    return env(user=user_id, context=context, su=user_id == SUPERUSER_ID)
+
+
+def _encoded(args, kwargs):
+    return encode(list(args)), {name: encode(one, name) for name, one in kwargs.items()}
 
 
 @contextmanager
@@ -222,7 +233,7 @@ def _build(records, method, action, args, kwargs, options):
     requested_by = (guard and guard.requested_by) or env.uid or None
     context = json.dumps(_context(env, user_id))
     given = {name: value for name, value in options.items() if name != "split" and value is not None}
-    encoded, named = encode(list(args)), {name: encode(one, name) for name, one in kwargs.items()}
+    encoded, named = _encoded(args, kwargs)
     now = datetime.now(UTC)
     shared = all(name in given or getattr(action, name) is None for name in ("key", "limit", "group", "unique"))
     alike = None
@@ -270,12 +281,14 @@ def _context(env, user_id):
 def _allowed_companies(env, user_id):
     """Return the ids of the companies to work in as that user, the main one first; none: all that he may."""
     allowed = env.context.get("allowed_company_ids")
-    if not allowed:  # the superuser's own companies say nothing of the caller's
-        return list(dict.fromkeys((env.company | env.companies)._ids)) if user_id == SUPERUSER_ID else []
-    if user_id not in (env.uid, SUPERUSER_ID):  # a service user works in the caller's company, if it may
-        others = set(env["res.users"].sudo().browse(user_id)._get_company_ids())
-        allowed = [one for one in allowed if one == env.company.id or one in others]
-    return list(allowed)
+    if user_id == env.uid and (allowed or user_id != SUPERUSER_ID):
+        return list(allowed or ())
+    if not allowed:  # as in a scheduled action, or over RPC: another user's own companies say nothing of the caller's
+        allowed = dict.fromkeys((env.company | env.companies)._ids)
+    if user_id == SUPERUSER_ID:
+        return list(allowed)
+    others = env["res.users"].sudo().browse(user_id)._get_company_ids()  # a service user works where both may
+    return [one for one in allowed if one == env.company.id or one in others]
 
 
 def _user_id(env, action):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from sidestream.testing.odoo import ADDONS, DATABASE, OdooWorld, odoo_command
-from sidestream.testing.server_process import ServerFailed
+from sidestream.testing.server_process import ServerFailed, free_port
 
 MODULES = "sidestream,test_sidestream"
 RESULT = re.compile(r"(\d+) failed, (\d+) error\(s\) of (\d+) tests when loading database")
@@ -31,7 +31,8 @@ def log(world: OdooWorld) -> str:
     path = world.folder / "tests.log"
     try:
         world.run_odoo(
-            "-u", MODULES, "--test-enable", "--test-tags", "/sidestream,/test_sidestream", "--logfile", str(path)
+            *("-u", MODULES, "--test-enable", "--test-tags", "/sidestream,/test_sidestream", "--logfile", str(path)),
+            f"--http-port={free_port()}",  # with tests, Odoo listens whatever "--no-http" says
         )
     except ServerFailed as error:
         said = path.read_text(errors="replace") if path.exists() else ""

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from sidestream.errors import CommitRefused, InvalidName, SettingsError
+from sidestream.errors import ActionError, CommitRefused, InvalidName, SettingsError
 from sidestream.executors.guarded_cursor import Guard, guard_class
 from sidestream.executors.model_action import ModelAction, collect, declared
 
@@ -55,6 +55,16 @@ def test_actions_are_collected_by_model_and_method() -> None:
 def test_a_wrong_declaration_is_one_sentence(options: dict[str, Any], said: str) -> None:
     with pytest.raises((SettingsError, InvalidName), match=said):
         ModelAction(**options)
+
+
+def test_a_method_answers_with_steps_if_and_only_if_its_action_has_three() -> None:
+    steps = (one for one in "ab")
+    assert ModelAction(three_step=True).steps_of("a.b", steps) is steps
+    assert ModelAction().steps_of("a.b", True) is None
+    with pytest.raises(ActionError, match=r"three-step action 'a\.b' returned None; expected a method that yields"):
+        ModelAction(three_step=True).steps_of("a.b", None)
+    with pytest.raises(ActionError, match=r"action 'a\.b' returned a generator, of which nothing ran; expected"):
+        ModelAction().steps_of("a.b", steps)
 
 
 class Cursor:

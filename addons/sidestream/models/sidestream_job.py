@@ -5,6 +5,7 @@ from sidestream import SidestreamError, cancel, hasten, retry, run_now, why_wait
 
 from odoo import api, fields, models
 from odoo.exceptions import AccessError, UserError
+from odoo.fields import Domain
 from odoo.tools import SQL
 
 from ..enqueuing import forget, settings_of
@@ -16,6 +17,8 @@ HASTENED = 100
 """Of how many jobs that a button was pressed for Redis hears at once; of the others in a few seconds."""
 LOOSE = {"user_id": "res_users", "requested_by": "res_users", "company_id": "res_company"}
 """What a job names without a foreign key: a deleted user's jobs stay, and are shown with nobody."""
+MOST = 1000
+"""How many jobs of records are found at once."""
 
 
 def _tell(database, job_ids, waiting):
@@ -86,15 +89,15 @@ class SidestreamJob(models.Model):
 
     @api.model
     def _of_records(self, records):
-        """Return the jobs that are about these records and that the user may see, newest first."""
+        """Return the jobs that are about these records and that the user may see, the newest thousand first."""
         if not records.ids:
             return self.browse()
-        self.env.cr.execute(
-            "SELECT DISTINCT job_id FROM sidestream_job_record WHERE model = %s AND record_id = ANY(%s) "
-            "ORDER BY job_id DESC LIMIT 1000",
-            [records._name, records.ids],
+        links = SQL(
+            "(SELECT job_id FROM sidestream_job_record WHERE model = %s AND record_id = ANY(%s))",
+            records._name,
+            records.ids,
         )
-        return self.search([("id", "in", [row[0] for row in self.env.cr.fetchall()])])
+        return self.search(Domain("id", "in", links), limit=MOST)  # of those that the user may see
 
     # -- users and companies that were deleted -------------------------------------------------------------------
 

@@ -25,6 +25,14 @@ EARLY = timedelta(seconds=1)
 """How long before its time a job may begin, because clocks differ."""
 
 
+def _on_replica(cr):
+    """Whether a cursor that only reads is at a replica (``db_replica_host``), and not at the server itself."""
+    if not cr.readonly:
+        return False
+    cr.execute("SELECT pg_is_in_recovery()")
+    return cr.fetchone()[0]
+
+
 class SidestreamJobTold(models.Model):
     """What people are told of a job: its name, what it is about, how it is."""
 
@@ -77,15 +85,23 @@ class SidestreamJobTold(models.Model):
 
     def _running(self):
         """Return {id: since when} of those that run; of one that began a moment ago no time is noted yet."""
-        running = running_jobs(self.env.cr._obj, [job.id for job in self if job.state == "open"])
+        open_ = [job.id for job in self if job.state == "open"]
+        if not open_ or not _on_replica(self.env.cr):
+            return self._running_by(self.env.cr, open_)
+        with self.env.registry.cursor() as cr:  # a replica knows nothing of the locks that running jobs hold
+            return self._running_by(cr, open_)
+
+    @api.model
+    def _running_by(self, cr, open_):
+        running = running_jobs(cr._obj, open_)
         if not running:
             return {}
-        self.env.cr.execute(
+        cr.execute(
             "SELECT DISTINCT ON (job_id) job_id, event, at FROM sidestream_attempt WHERE job_id = ANY(%s) "
             "ORDER BY job_id, id DESC",
             [list(running)],
         )
-        since = {job_id: at for job_id, event, at in self.env.cr.fetchall() if event == "started"}
+        since = {job_id: at for job_id, event, at in cr.fetchall() if event == "started"}
         return {job_id: since.get(job_id) for job_id in running}
 
     @api.depends("state", "run_at", "attempts", "forgiven", "reason", "error")

@@ -11,7 +11,7 @@
 
 import json
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 from unittest.mock import patch
@@ -19,6 +19,7 @@ from unittest.mock import patch
 from sidestream import declared
 
 from odoo import SUPERUSER_ID
+from odoo.modules import module
 
 from .. import enqueuing
 
@@ -33,6 +34,14 @@ def _refuse(cr, *args, **kwargs):
     raise AssertionError(
         "A three-step action's call asked the database, but runs outside any transaction: read first what it needs."
     )
+
+
+def _env_of(job):
+    """Return an environment of the job's; of a request that is over (HttpCase), the test's, which sees its rows."""
+    env, cr = job.env, job.env.cr
+    if cr._closed or cr.closed:  # a TestCursor's "closed" is that of the test's own cursor
+        return module.current_test.env(user=env.uid, context=env.context, su=env.su)
+    return env
 
 
 @dataclass(frozen=True)
@@ -63,7 +72,7 @@ class Trap:
     def __init__(self):
         self._performed = 0
         self._open = False
-        #: Every :class:`TrappedJob` so far.
+        #: Every :class:`TrappedJob` so far, those of a savepoint or a request that was rolled back included.
         self.jobs = []
 
     def assert_enqueued(self, method, records=None, *, args=None, kwargs=None, count=None, **options):
@@ -78,10 +87,11 @@ class Trap:
         """
         if callable(method):
             method, records = method.__name__, method.__self__
-        found = [job for job in self.jobs if self._fits(job, method, records, args, kwargs, options)]
+        there = self._there()
+        found = [job for job in there if self._fits(job, method, records, args, kwargs, options)]
         if len(found) != count if count is not None else not found:
             wanted = "at least one job" if count is None else f"{count} jobs"
-            all_ = "".join(f"\n  {job}" for job in self.jobs) or " none"
+            all_ = "".join(f"\n  {job}" for job in there) or " none"
             raise AssertionError(
                 f"Expected {wanted} of {method!r} (records={records}, args={args}, kwargs={kwargs}, {options}), found "
                 f"{len(found)}. Enqueued were:{all_}"
@@ -90,8 +100,23 @@ class Trap:
 
     def assert_nothing_enqueued(self):
         """Assert that there is no job."""
-        if self.jobs:
-            raise AssertionError("Expected no job. Enqueued were:" + "".join(f"\n  {job}" for job in self.jobs))
+        if there := self._there():
+            raise AssertionError("Expected no job. Enqueued were:" + "".join(f"\n  {job}" for job in there))
+
+    def _there(self):
+        """Return the jobs whose rows are there: what was rolled back with a savepoint, or a request, is no job."""
+        ids = {}
+        for job in self.jobs:
+            ids.setdefault(_env_of(job.job).cr, []).append(job.job.id)
+        there = set()
+        for cr, some in ids.items():
+            cr.execute("SELECT id FROM sidestream_job WHERE id = ANY(%s)", [some])
+            there.update(id_ for (id_,) in cr.fetchall())
+        return [
+            replace(job, job=job.job.with_env(_env_of(job.job)), records=job.records.with_env(_env_of(job.records)))
+            for job in self.jobs
+            if job.job.id in there
+        ]
 
     def perform(self):
         """Run every job that did not run yet, in order, as a worker would: those that come up meanwhile, too.
@@ -106,7 +131,7 @@ class Trap:
                 self._perform(self.jobs[self._performed - 1].job)
 
     def _perform(self, job):
-        env = job.env(user=SUPERUSER_ID, su=True, context={})
+        env = _env_of(job)(user=SUPERUSER_ID, su=True, context={})
         default_env = env.transaction.default_env
         (default_env or env).invalidate_all()  # writes what waits, forgets what is cached
         env.cr.execute(
@@ -143,8 +168,8 @@ class Trap:
                 context=context,
                 attempt=attempts + 1,
             )
-        if action is not None and action.three_step:
-            enqueuing.run_steps(self._as_apart(jobs.env.cr, result), jobs._sidestream_idempotency_key(job_id))
+        if action is not None and (steps := action.steps_of(name, result)):
+            enqueuing.run_steps(self._as_apart(jobs.env.cr, steps), jobs._sidestream_idempotency_key(job_id))
 
     @staticmethod
     def _as_apart(cr, steps):

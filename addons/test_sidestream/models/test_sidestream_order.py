@@ -36,6 +36,7 @@ class TestSidestreamOrder(models.Model):
             "tz": env.context.get("tz"),
             "context": sorted(env.context),
             "args": repr(args),
+            "args_su": [one.env.su for one in args if isinstance(one, models.BaseModel)],
             "kwargs": repr(kwargs),
         }
         self.sudo().note = json.dumps(seen)
@@ -153,6 +154,20 @@ class TestSidestreamOrder(models.Model):
         if not self:
             yield lambda key: key
 
+    @action
+    def finish(self):
+        """Be overridden by a method that yields."""
+
+    @action(three_step=True)
+    def call_and_finish(self):
+        """Be overridden by one that does not."""
+        yield lambda key: key
+
+    @action(three_step=True)
+    def call_for_another(self):
+        """Be overridden by one that returns this one's steps."""
+        self.note = yield lambda key: "called"
+
 
 class TestSidestreamOrderExtended(models.Model):
     _inherit = "test.sidestream.order"
@@ -162,3 +177,13 @@ class TestSidestreamOrderExtended(models.Model):
         result = super()._private()
         self.note += " and more"
         return result
+
+    def finish(self):
+        self.note = yield lambda key: key
+
+    def call_and_finish(self):
+        self.note = "finished"
+        return True
+
+    def call_for_another(self):
+        return super().call_for_another()

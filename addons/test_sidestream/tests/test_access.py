@@ -1,3 +1,5 @@
+from unittest.mock import patch
+
 from odoo.exceptions import AccessError, UserError
 from odoo.fields import Domain
 from odoo.service.model import call_kw, get_public_method
@@ -87,6 +89,19 @@ class TestAccess(JobCase):
     def test_jobs_of_a_record_are_those_that_one_may_see(self):
         self.assertEqual(set(self.order._sidestream_jobs()), set(self.all))
         self.assertEqual(self.order.with_user(self.user)._sidestream_jobs(), self.own)
+
+    def test_jobs_of_others_do_not_push_one_s_own_out(self):
+        self.env.cr.execute(
+            """WITH others AS (
+                   INSERT INTO sidestream_job (action, queue, payload, user_id)
+                   SELECT 'test.sidestream.order.remember', 'default', '{}', %s FROM generate_series(1, 1100)
+                   RETURNING id)
+               INSERT INTO sidestream_job_record (job_id, model, record_id) SELECT id, %s, %s FROM others""",
+            [self.colleague.id, self.order._name, self.order.id],
+        )
+        self.assertEqual(self.order.with_user(self.user)._sidestream_jobs(), self.own)
+        newest = self.order._sidestream_jobs()
+        self.assertEqual((len(newest), newest.ids), (1000, sorted(newest.ids, reverse=True)))
 
     def test_records_that_one_may_not_read(self):
         self.order.company_id = self.other_company
@@ -226,6 +241,23 @@ class TestButtons(JobCase):
         running.clear()
         self.env.invalidate_all()
         self.assertEqual(job.status, "Waiting")
+
+    def test_whether_it_runs_is_not_asked_of_a_replica(self):
+        """There nobody holds a lock, so no job would ever run."""
+        job = self.order.enqueue().remember()
+        asked = []
+        self.patch(sidestream_job_told, "running_jobs", lambda cr, ids: asked.append(cr) or set(ids))
+        self.patch(type(self.env.cr), "readonly", True)
+        with patch.object(self.registry, "cursor") as opened:
+            self.assertEqual(job.status, "Running")
+            self.assertFalse(opened.called, "it only reads, but at the server itself")
+            self.env.invalidate_all()
+            self.patch(sidestream_job_told, "_on_replica", lambda cr: cr.readonly)
+            primary = opened.return_value.__enter__.return_value
+            primary.fetchall.return_value = [(job.id, "crashed", None)]
+            self.assertEqual(job.status, "Running")
+        self.assertEqual(asked, [self.env.cr._obj, primary._obj])
+        self.assertTrue(opened.return_value.__exit__.called, "and closed")
 
     def test_why_it_waits(self):
         """The engine's sentence, over a connection of its own: it does not see what this test did."""

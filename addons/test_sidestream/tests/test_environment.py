@@ -9,9 +9,9 @@ from .common import JobCase
 class TestEnvironment(JobCase):
     """Whose rights, companies and language a job has, and when it gives up."""
 
-    def run_as(self, records, method="remember"):
+    def run_as(self, records, method="remember", *args):
         with self.trap() as trap:
-            job = getattr(records.enqueue(), method)()
+            job = getattr(records.enqueue(), method)(*args)
             trap.perform()
         return job
 
@@ -77,6 +77,55 @@ class TestEnvironment(JobCase):
         self.assertEqual(seen["companies"], [self.company.id])  # what both may
         with self.assertRaisesRegex(GiveUp, "Service may not work in Other Company"):
             self.run_as(order.with_company(self.other_company), "remember_as_service")
+
+    def test_service_user_keeps_to_the_companies_of_a_caller_without_a_context(self):
+        """As in a scheduled action, or over RPC: where both may work, whatever the service user's own company is."""
+        third = self.env["res.company"].create({"name": "Third Company"})
+        self.service.company_ids += self.other_company + third
+        self.service.company_id = third
+        for context in ({}, {"sidestream_inline": True}):
+            for companies in (self.company, self.company + self.other_company):
+                self.user.company_ids = [(6, 0, companies.ids)]
+                with self.subTest(context=context, companies=companies.ids), self.trap() as trap:
+                    self.order.with_user(self.user).with_context(**context).enqueue().remember_as_service()
+                    trap.perform()
+                    seen = self.remembered()
+                    self.assertEqual((seen["uid"], seen["company"]), (self.service.id, self.company.id))
+                    self.assertEqual(set(seen["companies"]), set(companies.ids))
+
+    def test_inline_may_and_sees_what_the_job_would(self):
+        """Else an action that needs more than its job has works in an import, or where a company switched off."""
+        self.env["res.lang"]._activate_lang("fr_FR")
+        (self.user + self.service).company_ids += self.other_company
+        context = {"lang": "fr_FR", "tz": "Asia/Tokyo", "default_note": "x", "active_test": False}
+        both = {"allowed_company_ids": [self.other_company.id, self.company.id]}
+        for user in (self.user, self.env.ref("base.user_root")):
+            for companies in ({}, both):
+                order = self.order.with_user(user).sudo().with_context(**context, **companies)
+                for method in ("remember", "remember_as_superuser", "remember_as_service"):
+                    with self.subTest(user=user.login, companies=companies, method=method):
+                        job = self.seen_by(order, method)
+                        self.assertEqual(self.seen_by(order.with_context(sidestream_inline=True), method), job)
+        with self.assertRaises(AccessError):
+            self.order.with_user(self.user).sudo().with_context(sidestream_inline=True).enqueue().read_secret()
+
+    def seen_by(self, order, method):
+        """Return what a job and an inline call have to see alike."""
+        self.run_as(order, method)
+        seen = self.remembered()
+        told_otherwise = {"sidestream_job_id", "sidestream_attempt", "sidestream_inline", "allowed_company_ids"}
+        return seen | {"companies": set(seen["companies"]), "context": set(seen["context"]) - told_otherwise}
+
+    def test_records_among_the_arguments_have_the_job_s_rights(self):
+        order = self.order.with_user(self.user).sudo()
+        for context in ({}, {"sidestream_inline": True}):
+            self.run_as(order.with_context(**context), "remember", order)
+            self.assertEqual(self.remembered()["args_su"], [False])
+
+    def test_inline_keeps_what_follows_inline(self):
+        before = self.count()
+        self.order.with_context(sidestream_inline=True).enqueue().chain(3)
+        self.assertEqual((self.order.note, self.count()), ("1", before))
 
     def test_run_as_nobody(self):
         self.env.ref("test_sidestream.service").unlink()

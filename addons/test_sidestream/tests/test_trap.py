@@ -1,6 +1,9 @@
+from contextlib import suppress
+
 from sidestream import InvalidJob, SidestreamError, UnsupportedOption
 
 from odoo.exceptions import UserError
+from odoo.tests import HttpCase
 
 from odoo.addons.sidestream import action
 
@@ -30,6 +33,40 @@ class TestTrap(JobCase):
                 trap.assert_enqueued(**wrong)
         with self.assertRaises(AssertionError):
             trap.assert_nothing_enqueued()
+
+    def test_what_was_rolled_back_is_no_job(self):
+        with self.trap() as trap:
+            with self.assertRaises(KeyError), self.env.cr.savepoint():
+                self.order.enqueue().remember()
+                trap.assert_enqueued(self.order.remember, count=1)
+                raise KeyError("the savepoint ends")
+            trap.assert_nothing_enqueued()
+            self.order.enqueue().ship()
+        trap.assert_enqueued("remember", count=0)
+        with self.assertRaisesRegex(AssertionError, r"found 0. Enqueued were:\n  test.sidestream.order\(.*\).ship"):
+            trap.assert_enqueued("remember")
+        trap.perform()
+        self.assertEqual(self.order.note, "shipped")
+
+    def test_what_a_request_enqueued(self):
+        """As in a HttpCase: each request has a cursor of its own upon the test's, and it is closed when one looks."""
+
+        def request(method, error=None):
+            with suppress(KeyError), self.registry.cursor() as cr:
+                getattr(self.order.with_env(self.env(cr=cr, user=self.user.id)).enqueue(), method)()
+                if error is not None:
+                    raise error
+
+        with self.enter_registry_test_mode(), self.trap() as trap:
+            request("remember")
+            request("ship", KeyError("what failed is rolled back"))
+            trap.assert_enqueued("ship", count=0)
+            [found] = trap.assert_enqueued(self.order.remember, count=1)
+            self.assertEqual((found.job.state, found.records.name), ("open", "O0"))
+            self.assertEqual(found.job.env.uid, self.user.id)
+            trap.perform()
+            self.assertEqual(found.job.state, "done")
+        self.assertEqual(self.remembered()["uid"], self.user.id)
 
     def test_nothing_is_published(self):
         with self.trap() as trap:
@@ -105,6 +142,40 @@ class TestTrap(JobCase):
         with self.assertRaisesRegex(InvalidJob, "declares three_step"):
             action(three_step=True)(lambda self: None)
 
+    def test_overrides_yield_as_the_action_declares(self):
+        """No decorator saw them: what a worker refuses, a test sees, and whoever calls inline."""
+        for context in ({}, {"sidestream_inline": True}):
+            order = self.order.with_context(**context)
+            for method, said in (
+                ("finish", "order.finish' returned a generator, of which nothing ran; expected"),
+                ("call_and_finish", "order.call_and_finish' returned True; expected .* yields its call"),
+            ):
+                with (
+                    self.subTest(context=context, method=method),
+                    self.trap() as trap,
+                    self.assertRaisesRegex(SidestreamError, said),
+                ):
+                    getattr(order.enqueue(), method)()
+                    trap.perform()
+            with self.trap() as trap:
+                order.note = False
+                order.enqueue().call_for_another()
+                trap.perform()
+            self.assertEqual(order.note, "called")
+
     def test_unknown_options_of_a_declaration_are_named(self):
         with self.assertRaisesRegex(UnsupportedOption, "no option 'cron' for @action; the options are queue, key"):
             action(cron="* * * * *")
+
+
+class TestTrapOverHttp(JobCase, HttpCase):
+    def test_what_the_web_client_enqueued(self):
+        self.authenticate(self.user.login, self.user.login)
+        call = {"model": self.order._name, "method": "chain", "args": [self.order.ids, 3], "kwargs": {}}
+        with self.trap() as trap:
+            self.make_jsonrpc_request("/web/dataset/call_kw", call)
+        [found] = trap.assert_enqueued(self.order.chain, args=(2,), count=1)
+        self.assertEqual((found.job.state, found.job.env.uid), ("open", self.user.id))
+        trap.perform()
+        trap.assert_enqueued(self.order.chain, count=2)
+        self.assertEqual((self.order.note, found.job.state), ("1", "done"))

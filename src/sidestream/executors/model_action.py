@@ -5,11 +5,12 @@ Nothing here imports odoo: the addon makes these values, the ORM executor collec
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import inspect
+from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
-from sidestream.errors import DuplicateAction, SettingsError
+from sidestream.errors import ActionError, DuplicateAction, SettingsError
 from sidestream.job import uniqueness
 from sidestream.job.job import DEFAULT_PRIORITY, DEFAULT_QUEUE, Unique
 from sidestream.job.moments import seconds_of
@@ -92,6 +93,25 @@ class ModelAction:
         """Mark ``function`` as declared."""
         setattr(function, MARK, self)
         return function
+
+    def steps_of(self, name: str, answer: object) -> Generator[Any, Any, Any] | None:
+        """Return the three steps that the method answered with; None when it did everything already.
+
+        Nobody looked at an override where it was written. Raises :class:`~sidestream.errors.ActionError` when it
+        yields and the action declares no three steps, because then nothing runs; and the other way round.
+        """
+        steps = answer if inspect.isgenerator(answer) else None
+        if (steps is not None) == self.three_step:
+            return steps
+        if self.three_step:
+            raise ActionError(
+                f"The three-step action {name!r} returned {answer!r:.60}; expected a method that yields its call: let "
+                "the override yield one, or return super()'s."
+            )
+        raise ActionError(
+            f"The action {name!r} returned a generator, of which nothing ran; expected a method without yield: take "
+            "it out of the override, or declare the override with @action(three_step=True)."
+        )
 
 
 def declared(model: type, method: str) -> ModelAction | None:

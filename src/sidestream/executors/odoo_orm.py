@@ -349,8 +349,8 @@ class OdooOrm:
             user_active=body.along.user_active,
             gone=body.along.gone,
         )
-        if body.action.three_step:
-            self._three_steps(body, result, jobs._sidestream_idempotency_key(row.id))
+        if steps := body.action.steps_of(body.name, result):
+            self._three_steps(body, steps, jobs._sidestream_idempotency_key(row.id))
 
     def _three_steps(self, body: Body, steps: Generator[Any, Any, Any], key: str) -> None:
         session = self._odoo

@@ -67,6 +67,13 @@ class ChaosProbe(models.Model):
             self.name = str(error)[:10]
 
     @action(run_as="superuser", retry=ONCE)
+    def swallows_and_enqueues(self):
+        """The same, and the first thing that finds the transaction broken is a job."""
+        self.enqueue().add()  # what is read for one is known now
+        self.swallows()
+        self.enqueue().add()
+
+    @action(run_as="superuser", retry=ONCE)
     def hook_raises(self):
         """Change what others have in their caches, and fail after the commit."""
         self.count += 1
@@ -116,6 +123,15 @@ class ChaosProbe(models.Model):
     @action(run_as="superuser", retry=ONCE, three_step=True)
     def yields_rubbish(self):
         yield 42
+
+    @action(run_as="superuser", retry=ONCE)
+    def is_made_to_yield(self):
+        """Be overridden below."""
+
+    @action(run_as="superuser", retry=ONCE, three_step=True)
+    def is_made_to_return(self):
+        """Be overridden below."""
+        yield lambda key: key
 
     @action(run_as="superuser", retry=ONCE)
     def discards(self):
@@ -186,3 +202,15 @@ class ChaosProbe(models.Model):
         self.sudo().name = (
             f"{self.env.uid} {self.env.su} {self.env.company.id} {self.env.lang} {self.env.context.get('tz')}"
         )
+
+
+class ChaosProbeOverridden(models.Model):
+    _inherit = "chaos.probe"
+
+    def is_made_to_yield(self):
+        yield lambda key: key
+        self.count += 1
+
+    def is_made_to_return(self):
+        self.count += 1
+        return True
