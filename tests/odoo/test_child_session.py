@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from typing import Any
 from uuid import uuid4
 
@@ -13,9 +14,28 @@ from sidestream.broker.protocol import Publication, lane
 from sidestream.broker.redis.broker import RedisBroker
 from sidestream.job.reference import row_reference
 from sidestream.store import schema
-from tests.odoo.conftest import Shop
+from sidestream.testing.odoo import OdooWorld
+from tests.odoo.conftest import CHAOS, Shop
 
 pytestmark = pytest.mark.timeout(300)
+
+
+@pytest.fixture(scope="module")
+def shop() -> Iterator[Shop]:
+    """As the others', with one child: what one job leaves the next one meets."""
+    settings = {"lease": 3, "renew": 1, "careful_seconds": 1, "children": 1}
+    world = OdooWorld(
+        ("sidestream", "sidestream_chaos"),
+        base=("base", "web"),
+        demo_data=False,
+        addon_paths=[CHAOS],
+        settings=settings,
+        fsync=False,
+    )
+    with world:
+        made = Shop(world)
+        made.run("add")  # the child has its connection, and Redis its generation
+        yield made
 
 
 def test_a_reference_to_what_had_the_number_before_a_restore_calls_nothing(shop: Shop) -> None:
@@ -81,3 +101,26 @@ def test_a_database_that_is_exchanged_under_a_running_worker_runs_nothing(shop: 
             time.sleep(0.05)
     broker.close()
     assert shop.end(probe, job) == {"count": 1, "state": "done", "error": ""}
+
+
+def _looked(shop: Shop, method: str = "looks") -> list[str]:
+    probe, job = shop.user.call("chaos.probe", "start", [], method)
+    assert shop.end(probe, job)["state"] == "done"
+    with shop.world.connect() as connection:
+        [found] = connection.execute("SELECT name FROM chaos_probe WHERE id = %s", [probe]).fetchone() or ("",)
+    return str(found).split()
+
+
+@pytest.mark.parametrize(("fails", "state"), [(False, "done"), (True, "dead")], ids=["committed", "rolled back"])
+def test_what_a_job_leaves_in_its_session_no_other_job_meets(shop: Shop, fails: bool, state: str) -> None:
+    before = _looked(shop)
+    assert before[:3] == ["0", "False", "0"]
+    assert _looked(shop)[3] == before[3], "the connection is kept from job to job"
+    assert shop.run("leaves", fails)["state"] == state
+    assert _looked(shop)[:3] == ["0", "False", "0"]
+
+
+def test_an_action_that_commits_in_parts_keeps_its_session_until_it_ends(shop: Shop) -> None:
+    # Its own lock, and the one on its job, which the guard connection holds.
+    assert _looked(shop, "leaves_to_itself")[:3] == ["77s", "True", "1"]
+    assert _looked(shop)[:3] == ["0", "False", "0"]

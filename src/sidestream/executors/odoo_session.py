@@ -129,6 +129,7 @@ class OdooSession:
                     self.guard.rollback(cr)
             finally:
                 self.registry.signal_changes()
+                self._leave_nothing()
 
     def rollback(self) -> None:
         """Roll back; give the cursor up when that fails. Raises nothing."""
@@ -139,9 +140,21 @@ class OdooSession:
                 log.info("A cursor is given up: %s", error, extra={"action": "cursor_dropped"})
                 self.drop()
         self.registry.reset_changes()
+        self._leave_nothing()
+
+    def _leave_nothing(self) -> None:
+        """After a job, give up a connection whose session it changed: the next one in this child knows nothing of it.
+
+        Odoo's pool resets a connection each time that it is borrowed. Here a new one is cheaper: a reset would be a
+        round trip for every job, and would take our prepared statements too. A job that commits in parts, or that
+        calls somebody in between, keeps what it set until it ends.
+        """
+        if self.guard.dirty and self.guard.action is None:
+            self.drop()
 
     def drop(self) -> None:
         """Close the connection; the next use makes another one."""
+        self.guard.dirty = False
         cr, self._cr, self._store = self._cr, None, None
         if cr is None:
             return
