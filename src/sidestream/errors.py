@@ -24,7 +24,7 @@
     ├── BenchRefused            measuring here and now would disturb others, or cannot be done
     ├── StoreError
     │   ├── StoreUnavailable    PostgreSQL does not answer or dropped the connection
-    │   ├── ForeignDatabase     a copied or restored database that nobody adopted: nothing of it runs
+    │   ├── ForeignDatabase     a copy that nobody adopted, or not the worker's: nothing of it runs
     │   └── SchemaMismatch      our tables are missing or of another release
     └── ActionError             raised inside a running job
         ├── GiveUp              another attempt cannot help: the job ends as dead
@@ -140,7 +140,7 @@ class SchemaMismatch(StoreError):
 
 
 class ForeignDatabase(StoreError):
-    """The database is a copy of another one; its jobs are not run before somebody adopts it."""
+    """The database is a copy of another one that nobody adopted, or not the worker's own; its jobs are not run."""
 
 
 class ActionError(SidestreamError):

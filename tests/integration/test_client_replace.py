@@ -66,7 +66,8 @@ def test_one_that_a_duplicate_puts_off_between_claim_and_start_lets_the_next_of_
     [delivery] = broker.claim("worker", lanes, free=2)
     assert enqueue(unique="first", delay=3600) == first
     with psycopg.connect(dsn) as worker:
-        verdict = verdict_of(opening.open_job(worker.cursor(), first), careful=False)
+        found = opening.open_job(worker.cursor(), first)
+    verdict = verdict_of(found, Reference.unpack(delivery.reference), careful=False)
     assert isinstance(verdict, Release)
     assert (verdict.reason, verdict.unstarted) == (ReleaseReason.NOT_DUE, True)
     state = WorkerState(WorkerOptions("worker", tuple(lanes), tag(dsn).hex(), tmp_path, children=1))

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from sidestream.job.job import Job
+from sidestream.store import rows
 from sidestream.testing.odoo import DATABASE, OdooWorld
 from tests.odoo.browser import Session
 from tests.odoo.conftest import CHAOS
@@ -58,6 +61,25 @@ def test_sidestream_is_not_uninstalled_under_open_jobs(world: OdooWorld, user: S
     assert "background jobs are not finished yet" in said
     assert user.call("chaos.probe", "look", [], probe, job)["state"] == "open"
     user.call("sidestream.job", "action_cancel", [job])
+
+
+def test_sidestream_is_not_uninstalled_over_what_is_enqueued_meanwhile(world: OdooWorld, user: Session) -> None:
+    """Whoever has enqueued and not committed when Odoo counts is waited for before the tables go."""
+    [module] = user.call("ir.module.module", "search", [["name", "=", "sidestream"]])
+    waits = "SELECT count(*) FROM pg_locks WHERE relation = 'sidestream_job'::regclass AND NOT granted"
+    with world.connect() as look, world.connect() as somebody, ThreadPoolExecutor(1) as pool:
+        with somebody.transaction(), somebody.cursor() as cursor:
+            [stored] = rows.insert(cursor, [Job("chaos.probe.add")])
+            said = pool.submit(user.fails, "ir.module.module", "button_immediate_uninstall", [module])
+            deadline = time.monotonic() + 60
+            while look.execute(waits).fetchone() != (1,) and not said.done():
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+        assert "1 background jobs are not finished yet" in said.result(60)
+        left = look.execute("SELECT state FROM sidestream_job WHERE id = %s", [stored.id]).fetchone()
+        module_state = look.execute("SELECT state FROM ir_module_module WHERE name = 'sidestream'").fetchone()
+    assert (left, module_state) == (("open",), ("installed",))
+    user.call("sidestream.job", "action_cancel", [stored.id])
 
 
 def test_jobs_of_an_uninstalled_module_stay_with_their_reason(world: OdooWorld, user: Session) -> None:

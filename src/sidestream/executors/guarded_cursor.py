@@ -12,6 +12,7 @@ from typing import Any
 
 from sidestream.errors import CommitRefused
 from sidestream.executors.protocol import FollowUp
+from sidestream.executors.session_state import leaves_state
 
 
 class Guard:
@@ -24,6 +25,8 @@ class Guard:
         self.follow_ups: list[FollowUp] | None = None
         #: Who asked for the running job: he asks for those that it enqueues, whoever it runs as.
         self.requested_by: int | None = None
+        #: Something was left in the session that a rollback or commit does not take away: no other job may meet it.
+        self.dirty = False
         self._part: Callable[[], None] | None = None
         self._outside = False
         self._ours = False
@@ -104,10 +107,13 @@ def guard_class(cursor_class: type) -> type:
 
         sidestream: Guard
 
-        def execute(self, *args: Any, **kwargs: Any) -> Any:
+        def execute(self, query: Any, *args: Any, **kwargs: Any) -> Any:
             """Execute, unless there is no transaction."""
-            self.sidestream.check_execute()
-            return super().execute(*args, **kwargs)
+            guard = self.sidestream
+            guard.check_execute()
+            if not guard.dirty and leaves_state(query, self):
+                guard.dirty = True
+            return super().execute(query, *args, **kwargs)
 
         def commit(self) -> None:
             """Refuse inside a job that did not declare it."""

@@ -40,7 +40,7 @@ from sidestream.executors.odoo_words import put_into_words
 from sidestream.executors.parts import Parts
 from sidestream.executors.protocol import ActionFacts, NotNow, Opened, Verdict
 from sidestream.executors.row_opening import check_still_ours, commit_end, locks_of, verdict_of
-from sidestream.executors.session import Session
+from sidestream.executors.session import VERIFY_TIMEOUT, Session
 from sidestream.job.codec import decode_payload
 from sidestream.job.names import tag
 from sidestream.job.outcome import Release, ReleaseReason
@@ -54,8 +54,6 @@ log = logging.getLogger(__name__)
 ADDON = "sidestream"
 UPGRADE_DELAY = 2.0
 """Seconds after which a job is looked at again while modules are being installed, upgraded or removed."""
-VERIFY_TIMEOUT = 5.0
-"""Longest wait, in seconds, for the lock of a job whose commit got no reply."""
 
 
 class Body:
@@ -174,7 +172,8 @@ class OdooOrm:
         self._registry._db = odoo.sql_db.db_connect(self._database)
         threading.current_thread().dbname = self._database  # type: ignore[attr-defined]  # for Odoo's log lines
         self._locks = Session(self._dsn, name, lambda pid: self.on_guard(pid))
-        self._odoo = OdooSession(self._registry, lambda pid: self.on_backend(pid), odoo.exceptions.ConcurrencyError)
+        conflict = odoo.exceptions.ConcurrencyError
+        self._odoo = OdooSession(self._registry, self._tag, lambda pid: self.on_backend(pid), conflict)
 
     @staticmethod
     def _connect_as(name: str) -> None:
@@ -202,7 +201,7 @@ class OdooOrm:
         try:
             found = self._open_row(ref.id, name)
             commit_end(found, self._odoo.commit)
-            verdict = verdict_of(found, careful=careful)
+            verdict = verdict_of(found, ref, careful=careful)
             if verdict is None:
                 assert isinstance(found, opening.Opened)
                 along = odoo_along.read(found.along)
@@ -393,7 +392,7 @@ class OdooOrm:
         found = session.guarded(
             lambda: opening.open_job(session.store, row.id, attempts_seen=row.attempts, along=along)
         )
-        check_still_ours(row.id, found)
+        check_still_ours(row, found)
         assert isinstance(found, opening.Opened)
         verdict = self._fresh(odoo_along.read(found.along))
         if verdict is not None:

@@ -13,9 +13,10 @@ from typing import Any, TypeVar
 import psycopg2
 from psycopg2.extensions import STATUS_READY as READY
 
-from sidestream.errors import ActionError
+from sidestream.errors import ActionError, ForeignDatabase
 from sidestream.executors.guarded_cursor import Guard, guard_class
 from sidestream.executors.protocol import Conflict, Uncertain
+from sidestream.store import schema
 from sidestream.store.adapter import CONFLICTS, sqlstate, translate
 from sidestream.store.prepared import PlanGone, Prepared
 
@@ -29,11 +30,14 @@ T = TypeVar("T")
 class OdooSession:
     """A lazily made cursor on which only the executor commits."""
 
-    def __init__(self, registry: Any, on_backend: Callable[[int], None], conflict: type[Exception]) -> None:
+    def __init__(
+        self, registry: Any, database_tag: bytes, on_backend: Callable[[int], None], conflict: type[Exception]
+    ) -> None:
         """Prepare; nothing is connected.
 
         Args:
             registry: Odoo's, of the database.
+            database_tag: The worker's database: no other that is found behind its address is worked on.
             on_backend: Told the pid of the PostgreSQL backend, and 0 when it is given up.
             conflict: Odoo's own exception for "try again".
         """
@@ -41,6 +45,7 @@ class OdooSession:
         self.guard = Guard()
         #: Pid of the backend that was used last.
         self.backend = 0
+        self._tag = database_tag
         self._on_backend = on_backend
         self._conflict = conflict
         self._cr: Any = None
@@ -53,6 +58,12 @@ class OdooSession:
             self.drop()
         if self._cr is None:
             cr = self.guarded(self.registry.cursor)
+            try:
+                self._identify(cr)
+            except BaseException:
+                cr._cnx.close()
+                cr._closed = True
+                raise
             cr.__class__ = guard_class(cr.__class__)
             cr.sidestream = self.guard
             self._cr = cr
@@ -60,6 +71,16 @@ class OdooSession:
             self.backend = cr._cnx.get_backend_pid()
             self._on_backend(self.backend)
         return self._cr
+
+    def _identify(self, cr: Any) -> None:
+        """Refuse a database that was put in the place of the worker's while it ran."""
+        found = self.guarded(lambda: schema.identify(cr._obj))
+        if found.tag != self._tag:
+            raise ForeignDatabase(
+                f"The database behind the worker's address was {self._tag.hex()} and is now {found.tag.hex()} (the "
+                "first half of its uuid); restart the worker."
+            )
+        cr._cnx.rollback()  # a job sees what is committed when it begins
 
     @property
     def store(self) -> Prepared:
@@ -108,6 +129,7 @@ class OdooSession:
                     self.guard.rollback(cr)
             finally:
                 self.registry.signal_changes()
+                self._leave_nothing()
 
     def rollback(self) -> None:
         """Roll back; give the cursor up when that fails. Raises nothing."""
@@ -118,9 +140,21 @@ class OdooSession:
                 log.info("A cursor is given up: %s", error, extra={"action": "cursor_dropped"})
                 self.drop()
         self.registry.reset_changes()
+        self._leave_nothing()
+
+    def _leave_nothing(self) -> None:
+        """After a job, give up a connection whose session it changed: the next one in this child knows nothing of it.
+
+        Odoo's pool resets a connection each time that it is borrowed. Here a new one is cheaper: a reset would be a
+        round trip for every job, and would take our prepared statements too. A job that commits in parts, or that
+        calls somebody in between, keeps what it set until it ends.
+        """
+        if self.guard.dirty and self.guard.action is None:
+            self.drop()
 
     def drop(self) -> None:
         """Close the connection; the next use makes another one."""
+        self.guard.dirty = False
         cr, self._cr, self._store = self._cr, None, None
         if cr is None:
             return

@@ -191,7 +191,7 @@ class PythonCall:
             self.reset()
             self._unlock(locks)
             raise
-        verdict = verdict_of(found, careful=careful)
+        verdict = verdict_of(found, ref, careful=careful)
         if verdict is not None:
             session.rollback()
             self._unlock(locks)
@@ -265,7 +265,7 @@ class PythonCall:
         if body.job.id is None:
             session.begin()
             return
-        check_still_ours(body.job.id, self._open_statement(body.job.id, attempts_seen=body.job.attempts))
+        check_still_ours(body.job, self._open_statement(body.job.id, attempts_seen=body.job.attempts))
 
     def _enqueue(
         self,

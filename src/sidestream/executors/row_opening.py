@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 
 from sidestream.errors import LockLost, StoreUnavailable
 from sidestream.executors.protocol import Uncertain, Verdict
+from sidestream.job.job import Job
 from sidestream.job.outcome import Done, Release, ReleaseReason
-from sidestream.job.reference import NO_TAG8, Reference
+from sidestream.job.reference import NO_TAG8, Reference, row_reference
 from sidestream.store import opening
 from sidestream.store.locks import job_lock
+
+log = logging.getLogger(__name__)
 
 
 def locks_of(ref: Reference, *, between_transactions: bool) -> list[bytes]:
@@ -23,10 +27,24 @@ def locks_of(ref: Reference, *, between_transactions: bool) -> list[bytes]:
     return locks
 
 
-def verdict_of(found: opening.Opening, *, careful: bool) -> Verdict | None:
-    """Return why the job is not run now, or None when it is; a suspect (its last host died) only when ``careful``."""
+def verdict_of(found: opening.Opening, ref: Reference, *, careful: bool) -> Verdict | None:
+    """Return why the job is not run now, or None when it is; a suspect (its last host died) only when ``careful``.
+
+    A database that was restored in place gives old numbers to new jobs. A reference of before is not the row's own:
+    it names another method, or locked another key. It is settled, and the reconciler publishes the row's own.
+    """
     match found:
         case opening.Opened():
+            own = row_reference(ref.database, found.id, found.action, found.key, found.group, found.limit)
+            if own != ref:
+                log.warning(
+                    "A reference to another job that had the number of job %s (%s) is dropped; was the database "
+                    "restored?",
+                    found.id,
+                    found.action,
+                    extra={"action": "reference_stale"},
+                )
+                return Done()
             return Release(ReleaseReason.SUSPECT, 0.0) if found.suspects and not careful else None
         case opening.Terminal() | opening.Missing() | opening.Cancelled():
             return Done()
@@ -47,10 +65,10 @@ def commit_end(found: opening.Opening, commit: Callable[[], None]) -> None:
             raise StoreUnavailable(f"PostgreSQL did not say whether a job was cancelled: {error}") from error
 
 
-def check_still_ours(row_id: int, found: opening.Opening) -> None:
+def check_still_ours(job: opening.Opened | Job, found: opening.Opening) -> None:
     """Raise :class:`~sidestream.errors.LockLost` when a job was not opened again between its transactions."""
-    if not isinstance(found, opening.Opened):
+    if not isinstance(found, opening.Opened) or (found.action, found.key) != (job.action, job.key):
         raise LockLost(
-            f"Job {row_id} is no longer ours between two of its transactions ({type(found).__name__}); "
+            f"Job {job.id} is no longer ours between two of its transactions ({type(found).__name__}); "
             "what follows was not run."
         )

@@ -41,7 +41,11 @@ class Session:
             self._connection, self._cursor = connection, connection.cursor()
             self._backend = connection.info.backend_pid
             self._on_backend(self._backend)
-            self._database = self.guarded(lambda: schema.identify(self.cursor))
+            try:
+                self._database = self.guarded(lambda: schema.identify(self.cursor))
+            except BaseException:
+                self.close()  # else the next use would take it for one that was identified
+                raise
         return self._connection
 
     @property
@@ -54,9 +58,9 @@ class Session:
 
     @property
     def database(self) -> schema.Database:
-        """Which database this is."""
-        if self._database is None:
-            self._database = self.guarded(lambda: schema.identify(self.connection.cursor()))
+        """Which database this is: asked of each new connection, which may find another one in its place."""
+        self.connection  # noqa: B018  # opens it
+        assert self._database is not None
         return self._database
 
     @property

@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable
 from types import FrameType
 
-from sidestream.errors import SoftLimitExceeded, StoreError
+from sidestream.errors import ForeignDatabase, SoftLimitExceeded, StoreError
 from sidestream.executors.protocol import Conflict, Executor, Opened, Uncertain
 from sidestream.job.outcome import Done, Outcome, Release, ReleaseReason
 from sidestream.worker.outcome import outcome_of
@@ -101,7 +101,9 @@ class Runner:
             opened = executor.open(reference, payload, attempts=attempts, careful=careful)
         except StoreError as error:
             executor.reset()
-            return Release(f"{ReleaseReason.LOST}: {error}"), None
+            # Nothing is written into a copy, not even how often its jobs were handed back.
+            why = ReleaseReason.PARKED if isinstance(error, ForeignDatabase) else ReleaseReason.LOST
+            return Release(f"{why}: {error}"), None
         except Conflict:
             executor.reset()
             raise

@@ -140,6 +140,40 @@ class ChaosProbe(models.Model):
         self.env.cr.execute("DEALLOCATE ALL")
 
     @action(run_as="superuser", retry=ONCE)
+    def leaves(self, fails=False):
+        """Change the session, not only the transaction."""
+        self.count += 1
+        self.env.cr.execute("SET statement_timeout = '77s'")
+        self.env.cr.execute("SELECT pg_advisory_lock(77)")
+        self.env.cr.execute("CREATE TEMP TABLE chaos_left (id integer)")
+        if fails:
+            raise GiveUp("what it left is not rolled back")
+
+    @action(run_as="superuser", retry=ONCE, commits="relock")
+    def leaves_to_itself(self):
+        """Change the session in the first part, and use it in the second."""
+        self.env.cr.execute("SET statement_timeout = '77s'")
+        self.env.cr.execute("SELECT pg_advisory_lock(77)")
+        self.env.cr.execute("CREATE TEMP TABLE chaos_left AS SELECT 5 AS count")
+        self.env.cr.commit()  # pylint: disable=invalid-commit  # declared
+        self.env.cr.execute("SELECT count FROM chaos_left")
+        [self.count] = self.env.cr.fetchone()
+        self._look_at_the_session()
+
+    @action(run_as="superuser", retry=ONCE)
+    def looks(self):
+        """Note what is in the session."""
+        self._look_at_the_session()
+
+    def _look_at_the_session(self):
+        self.env.cr.execute(
+            """SELECT current_setting('statement_timeout'), to_regclass('pg_temp.chaos_left') IS NOT NULL,
+               (SELECT count(*) FROM pg_locks WHERE pid = pg_backend_pid() AND locktype = 'advisory'),
+               pg_backend_pid()"""
+        )
+        self.name = " ".join(map(str, self.env.cr.fetchone()))
+
+    @action(run_as="superuser", retry=ONCE)
     def counts(self):
         """Note which records there are."""
         for probe in self:

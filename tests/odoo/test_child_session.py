@@ -1,0 +1,126 @@
+"""A child's connection, which is kept from job to job: to which database it is, and what a job may leave in it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+from uuid import uuid4
+
+import psycopg
+import pytest
+
+from sidestream.broker.protocol import Publication, lane
+from sidestream.broker.redis.broker import RedisBroker
+from sidestream.job.reference import row_reference
+from sidestream.store import schema
+from sidestream.testing.odoo import OdooWorld
+from tests.odoo.conftest import CHAOS, Shop
+
+pytestmark = pytest.mark.timeout(300)
+
+
+@pytest.fixture(scope="module")
+def shop() -> Iterator[Shop]:
+    """As the others', with one child: what one job leaves the next one meets."""
+    settings = {"lease": 3, "renew": 1, "careful_seconds": 1, "children": 1}
+    world = OdooWorld(
+        ("sidestream", "sidestream_chaos"),
+        base=("base", "web"),
+        demo_data=False,
+        addon_paths=[CHAOS],
+        settings=settings,
+        fsync=False,
+    )
+    with world:
+        made = Shop(world)
+        made.run("add")  # the child has its connection, and Redis its generation
+        yield made
+
+
+def test_a_reference_to_what_had_the_number_before_a_restore_calls_nothing(shop: Shop) -> None:
+    """It names another method than the row; the row's own reference is published in its place."""
+    probe, job = shop.user.call("chaos.probe", "start", [], "add", delay=3600)
+    broker = RedisBroker(shop.world.redis_url(), lease_ms=3000)
+    broker.generation()
+    with shop.world.connect() as connection:
+        own, stale = (_publication(connection, job, name) for name in ("add", "breaks_a_rule"))
+        connection.execute("UPDATE sidestream_job SET run_at = now() AT TIME ZONE 'UTC' WHERE id = %s", [job])
+        broker.publish([stale], force=True)
+        deadline = time.monotonic() + 60
+        while f"had the number of job {job} (chaos.probe.add) is dropped" not in shop.world.worker_log():
+            assert time.monotonic() < deadline, shop.world.worker_log()[-2000:]
+            time.sleep(0.05)
+        broker.discard(own)  # it waits in Redis for the hour that was asked for first
+        assert shop.end(probe, job) == {"count": 1, "state": "done", "error": ""}
+        tried = connection.execute("SELECT attempts FROM sidestream_job WHERE id = %s", [job]).fetchone()
+    broker.close()
+    assert tried == (0,)
+
+
+def _publication(connection: psycopg.Connection[Any], job: int, method: str) -> Publication:
+    database = schema.identify(connection.cursor())
+    [group] = connection.execute("SELECT group_name FROM sidestream_job WHERE id = %s", [job]).fetchone() or (None,)
+    reference = row_reference(database.tag, job, f"chaos.probe.{method}", None, group).pack()
+    return Publication(reference, lane(database.tag, "default"))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [("home = 'elsewhere'", "is a copy, or was restored elsewhere"), ("database_uuid = %s", "restart the worker")],
+    ids=["copy", "adopted"],
+)
+def test_a_database_that_is_exchanged_under_a_running_worker_runs_nothing(shop: Shop, change: str, said: str) -> None:
+    """Its children's connections are gone then; what they find behind the same address is no longer theirs."""
+    modules = "UPDATE ir_module_module SET state = %s WHERE name = 'sidestream_chaos'"
+    broker = RedisBroker(shop.world.redis_url(), lease_ms=3000)
+    broker.generation()
+    with shop.world.connect() as connection:
+        connection.execute(modules, ["to upgrade"])
+        probe, job = shop.user.call("chaos.probe", "start", [], "add")
+        deadline = time.monotonic() + 60
+        while not connection.execute(
+            "SELECT FROM sidestream_job WHERE id = %s AND reason LIKE 'paused%%'", [job]
+        ).fetchall():
+            assert time.monotonic() < deadline, shop.world.worker_log()[-2000:]
+            time.sleep(0.05)
+        before = connection.execute("SELECT home, database_uuid FROM sidestream_meta").fetchone()
+        connection.execute(f"UPDATE sidestream_meta SET {change}", [uuid4()] if "%s" in change else None)
+        connection.execute(
+            "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity "
+            r"WHERE application_name ~ '^sidestream/.*/\d+$'"
+        )
+        connection.execute(modules, ["installed"])
+        while said not in shop.world.worker_log():
+            assert time.monotonic() < deadline, shop.world.worker_log()[-2000:]
+            time.sleep(0.05)
+        assert shop.user.call("chaos.probe", "look", [], probe, job) == {"count": 0, "state": "open", "error": ""}
+        connection.execute("UPDATE sidestream_meta SET home = %s, database_uuid = %s", before)
+        while not broker.discard(_publication(connection, job, "add")):  # else it is offered again after 30 s
+            assert time.monotonic() < deadline, "a worker still holds it"
+            time.sleep(0.05)
+    broker.close()
+    assert shop.end(probe, job) == {"count": 1, "state": "done", "error": ""}
+
+
+def _looked(shop: Shop, method: str = "looks") -> list[str]:
+    probe, job = shop.user.call("chaos.probe", "start", [], method)
+    assert shop.end(probe, job)["state"] == "done"
+    with shop.world.connect() as connection:
+        [found] = connection.execute("SELECT name FROM chaos_probe WHERE id = %s", [probe]).fetchone() or ("",)
+    return str(found).split()
+
+
+@pytest.mark.parametrize(("fails", "state"), [(False, "done"), (True, "dead")], ids=["committed", "rolled back"])
+def test_what_a_job_leaves_in_its_session_no_other_job_meets(shop: Shop, fails: bool, state: str) -> None:
+    before = _looked(shop)
+    assert before[:3] == ["0", "False", "0"]
+    assert _looked(shop)[3] == before[3], "the connection is kept from job to job"
+    assert shop.run("leaves", fails)["state"] == state
+    assert _looked(shop)[:3] == ["0", "False", "0"]
+
+
+def test_an_action_that_commits_in_parts_keeps_its_session_until_it_ends(shop: Shop) -> None:
+    # Its own lock, and the one on its job, which the guard connection holds.
+    assert _looked(shop, "leaves_to_itself")[:3] == ["77s", "True", "1"]
+    assert _looked(shop)[:3] == ["0", "False", "0"]
