@@ -357,33 +357,6 @@ def test_an_unreachable_redis_costs_one_short_wait(connection: Any, settings: Se
 # -- direct ----------------------------------------------------------------------------------------------------------
 
 
-def test_wrong_settings_keep_nobody_from_enqueueing(
-    connection: Any, settings: Settings, dsn: str, broker: Broker
-) -> None:
-    """They are read where nobody waits for them, and again until they are right."""
-    asked = threading.Semaphore(0)
-    right = threading.Event()
-
-    def read() -> Settings:
-        asked.release()
-        if not right.is_set():
-            raise SettingsError("There is no setting 'nise'.")
-        return settings
-
-    with Jobs.reading(read) as jobs:
-        with jobs.transaction(connection) as tx:
-            first = tx.enqueue("invoice.print", (1,))
-        assert not tx.published
-        assert rows(dsn) == [(first, "invoice.print", "default", None)]
-        assert asked.acquire(timeout=20)
-        right.set()
-        deadline = time.monotonic() + 20
-        while not (found := claimed(broker, dsn)):
-            assert time.monotonic() < deadline, "the settings were never read again"
-            threading.Event().wait(0.01)
-        assert found == [first]
-
-
 def test_a_direct_job_needs_no_database(settings: Settings, broker: Broker) -> None:
     with Jobs(settings.model_copy(update={"database_url": None})) as jobs:
         run_at = from_ms(1_700_000_000_123)
