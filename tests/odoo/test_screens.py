@@ -28,7 +28,7 @@ from selenium.webdriver.remote.webelement import WebElement  # noqa: E402
 
 pytestmark = pytest.mark.timeout(420)  # the first run on a machine makes the base database
 CHROMIUM, DRIVER = "/usr/bin/chromium", "/usr/bin/chromedriver"
-PATIENCE = 40.0
+PATIENCE = 120.0
 NO_COURIER = "No courier is configured"
 SEND, PRINT = "sale.order.send_to_shipping_connector", "sale.order.invoice_and_print"
 
