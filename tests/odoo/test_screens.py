@@ -137,6 +137,8 @@ class Screen:
             "Emulation.setDeviceMetricsOverride",
             {"width": 1400, "height": 900, "deviceScaleFactor": 1, "mobile": False},
         )
+        # The web client shows moments where the browser is, the server where the user says that he is.
+        self.driver.execute_cdp_cmd("Emulation.setTimezoneOverride", {"timezoneId": "Europe/Brussels"})
 
     def close(self) -> None:
         self.driver.quit()
