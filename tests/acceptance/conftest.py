@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +13,7 @@ import pytest
 
 from sidestream.cli.main import main
 from sidestream.testing.servers import RedisServer
+from tests.acceptance.rig import Rig, open_folder
 
 
 class Finished(NamedTuple):
@@ -24,6 +25,15 @@ class Finished(NamedTuple):
 
 
 Run = Callable[..., Finished]
+
+
+@pytest.fixture
+def rig(database: str, redis_server: RedisServer) -> Iterator[Rig]:
+    """A rig without a worker, for tests that start and end them."""
+    with open_folder() as folder:
+        rig = Rig(folder, database, redis_server.url)
+        yield rig
+        rig.close()
 
 
 @pytest.fixture

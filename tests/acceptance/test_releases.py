@@ -4,23 +4,11 @@ from __future__ import annotations
 
 import signal
 import subprocess
-from collections.abc import Iterator
-
-import pytest
 
 from sidestream.store import control
-from sidestream.testing.servers import RedisServer
-from tests.acceptance.rig import COMMAND, ROOT, Rig, open_folder
+from tests.acceptance.rig import COMMAND, ROOT, Rig
 
 NEXT = {"SIDESTREAM_APP": "tests.acceptance.next_app:actions"}
-
-
-@pytest.fixture
-def rig(database: str, redis_server: RedisServer) -> Iterator[Rig]:
-    with open_folder() as folder:
-        rig = Rig(folder, database, redis_server.url)
-        yield rig
-        rig.close()
 
 
 def said(rig: Rig, text: str) -> None:

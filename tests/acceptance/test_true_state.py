@@ -8,24 +8,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import psycopg
-import pytest
 
-from sidestream.testing.servers import RedisServer
 from tests.acceptance.conftest import Run, answer
-from tests.acceptance.rig import Rig, open_folder
+from tests.acceptance.rig import Rig
 
 WITHIN = 2.0
 """Seconds (promise 6)."""
 ROUNDS = 12
 LOOK = "SELECT id, state FROM sidestream_job"
-
-
-@pytest.fixture
-def rig(database: str, redis_server: RedisServer) -> Iterator[Rig]:
-    with open_folder() as folder:
-        rig = Rig(folder, database, redis_server.url)
-        yield rig
-        rig.close()
 
 
 class Truth:

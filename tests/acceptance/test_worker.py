@@ -35,15 +35,6 @@ def shared() -> Iterator[Rig]:
         rig.close()
 
 
-@pytest.fixture
-def rig(database: str, redis_server: RedisServer) -> Iterator[Rig]:
-    """A rig without a worker, for tests that start and end them."""
-    with open_folder() as folder:
-        rig = Rig(folder, database, redis_server.url)
-        yield rig
-        rig.close()
-
-
 def test_a_job_is_done_with_its_effect(shared: Rig) -> None:
     job = shared.enqueue("note", "hello")
     assert shared.ends(job).state == "done"
