@@ -19,7 +19,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from hashlib import blake2b
 from pathlib import Path
 
@@ -197,8 +197,9 @@ def _give(data_dir: Path, who: Account) -> None:
     """Hand over what an earlier server may have written as root: our own files only, no link followed."""
     ours = [data_dir, *data_dir.glob("redis*"), *(data_dir / "redis").rglob("*"), *data_dir.glob("users.lock")]
     for path in ours:
-        if path.lstat().st_uid != who.uid:
-            os.chown(path, who.uid, who.gid, follow_symlinks=False)
+        with suppress(FileNotFoundError):  # a server that runs already has rewritten its log and removed the old file
+            if path.lstat().st_uid != who.uid:
+                os.chown(path, who.uid, who.gid, follow_symlinks=False)
 
 
 @contextmanager
