@@ -17,7 +17,7 @@ import msgpack
 import psycopg
 
 from sidestream import process
-from sidestream.broker.failover import FailoverBroker
+from sidestream.broker.failover import FailoverBroker, owners_grace
 from sidestream.broker.postgres import PostgresBroker
 from sidestream.broker.protocol import lane
 from sidestream.broker.redis import embedded
@@ -115,7 +115,7 @@ class Worker:
             tags.append(NO_TAG8)  # direct jobs
         self._lanes = tuple(lane(tag, queue) for tag in tags for queue in settings.queues)
         self._primary = self._redis()
-        self._broker = FailoverBroker(self._primary, self._fallback(), SystemClock())
+        self._broker = FailoverBroker(self._primary, self._fallback(), SystemClock(), longest_pause=settings.renew)
         self._left_behind = LeftBehind(settings.data_dir)
         unclean = self._left_behind.look()
         self._folder = RunFolder(settings.data_dir, self._name)
@@ -244,7 +244,7 @@ class Worker:
 
     def _make_keepers(self) -> list[Keeper]:
         settings = self._settings
-        clock = SystemClock()
+        clock, grace = SystemClock(), owners_grace(settings.renew)
         tended = self._tended = self._redis_broker()
         link = self._link = StoreLink(self._connector("keepers")) if self._store_url is not None else None
         reclaimer = Reclaimer(
@@ -256,12 +256,12 @@ class Worker:
             left_behind=self._left_behind.running,
             alive=partial(_is_announced, RedisInspector(tended.connection, self._prefix)),
             lease=settings.lease,
-            renew=settings.renew,
+            grace=grace,
         )
         keepers: list[Keeper] = [
             reclaimer,
             Ruler(tended, link, direct=settings.odoo_config is None),
-            LeftBehindKeeper(self._left_behind, reclaimer, 2 * settings.lease + settings.renew),
+            LeftBehindKeeper(self._left_behind, reclaimer, 2 * settings.lease + grace),
         ]
         if settings.redis_url is None:
             keepers.append(EmbeddedKeeper(settings))

@@ -170,7 +170,7 @@ class Pair:
     def reclaim(self) -> None:
         consumer = self.random.choice(list(CONSUMERS))
         found = [
-            bench.broker.reclaim(consumer, LANES, lease_ms=LEASE_MS, renew_ms=RENEW_MS, cursor="0-0")
+            bench.broker.reclaim(consumer, LANES, lease_ms=LEASE_MS, grace_ms=RENEW_MS, cursor="0-0")
             for bench in self.benches
         ]
         for some, held in zip(found, self.held, strict=True):

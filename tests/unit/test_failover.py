@@ -9,12 +9,14 @@ from typing import Any
 
 import pytest
 
-from sidestream.broker.failover import LONGEST_PAUSE, FailoverBroker
+from sidestream.broker.failover import FailoverBroker
 from sidestream.broker.protocol import Broker, Capability, Delivery, Lease
 from sidestream.clock import ManualClock
 from sidestream.errors import BrokerError, BrokerFull, BrokerUnavailable, BrokerUnsuitable, GenerationMoved
 
 LANES = ("00" * 8 + ":default",)
+LONGEST = 5.0
+"""Seconds of the longest pause before a probe."""
 
 
 class Scripted:
@@ -77,7 +79,9 @@ class Pair:
         self.primary = Scripted()
         self.fallback = Scripted(b"pg:")
         self.clock = ManualClock()
-        self.broker = FailoverBroker(self.primary, self.fallback if fallback else None, self.clock)
+        self.broker = FailoverBroker(
+            self.primary, self.fallback if fallback else None, self.clock, longest_pause=LONGEST
+        )
 
     def claim(self, free: int = 10) -> list[Delivery]:
         return self.broker.claim("me", LANES, free=free)
@@ -88,7 +92,7 @@ class Pair:
 
     def bring_back(self) -> None:
         self.primary.down = None
-        self.clock.advance(LONGEST_PAUSE)
+        self.clock.advance(LONGEST)
         assert self.broker.probe()
 
 
@@ -157,7 +161,7 @@ def test_everything_for_an_absent_primary_is_refused_without_asking_it(pair: Pai
         lambda: pair.broker.mark_built(bytes(8)),
         lambda: pair.broker.announce("me", LANES, "{}", 1),
         lambda: pair.broker.withdraw("me", LANES),
-        lambda: pair.broker.reclaim("me", LANES, lease_ms=1, renew_ms=1, cursor="0-0"),
+        lambda: pair.broker.reclaim("me", LANES, lease_ms=1, grace_ms=1, cursor="0-0"),
         lambda: pair.broker.reassert("me", LANES, []),
         lambda: pair.broker.known(bytes(8), 0),
         lambda: pair.broker.locate([]),
@@ -250,7 +254,7 @@ def test_a_primary_that_answers_probes_but_refuses_claims_is_asked_ever_less(pai
             pair.clock.advance(0.5)
             waited += 0.5
         pauses.append(waited)
-    assert pauses == [0.5, 1.0, 2.0, 4.0, 5.0, 5.0]
+    assert pauses == [0.5, 1.0, 2.0, 4.0, LONGEST, LONGEST]
     pair.clock.advance(60)
     pair.claim()
     pair.clock.advance(0.5)

@@ -38,10 +38,19 @@ T = TypeVar("T")
 
 STABLE_AFTER = 10.0
 """Seconds that the primary must have been back for its next outage to count as a new one."""
-LONGEST_PAUSE = 5.0
-"""Longest pause, in seconds, before the first probe of a primary that answers probes and then refuses claims."""
+PROBE_EVERY = 0.5
+"""Seconds between two looks at a primary that is away."""
 TWICE_DELAY_MS = 1000
 """How long a job that we already hold under the other broker's lease stays away from us."""
+
+
+def owners_grace(renew: float) -> float:
+    """Return the seconds in which every living worker that renews each ``renew`` seconds finds its broker back.
+
+    It pauses for ``renew`` at most, looks each :data:`PROBE_EVERY` and renews at once; the same again is for the call.
+    Until then, a lease that ran out while nobody could renew is nobody's proof of a death.
+    """
+    return 2 * (renew + PROBE_EVERY)
 
 
 class Outage(NamedTuple):
@@ -57,13 +66,31 @@ class FailoverBroker:
     BrokerUnavailable out of any call of the primary marks it away, BrokerFull and BrokerUnsuitable out of a claim.
     """
 
-    def __init__(self, primary: Broker, fallback: Broker | None, clock: Clock, *, probe_every: float = 0.5) -> None:
-        """Start with the primary in use; ``probe_every`` is the seconds between two probes while it is away."""
+    def __init__(
+        self,
+        primary: Broker,
+        fallback: Broker | None,
+        clock: Clock,
+        *,
+        probe_every: float = PROBE_EVERY,
+        longest_pause: float = 3.0,
+    ) -> None:
+        """Start with the primary in use.
+
+        Args:
+            primary: The one that claims are taken from while it is healthy.
+            fallback: The one that they are taken from while it is not; None: then none are.
+            clock: Of this host.
+            probe_every: Seconds between two probes while it is away.
+            longest_pause: Most seconds before the first probe of a primary that answers probes and then refuses claims;
+                see :func:`owners_grace`.
+        """
         self.capabilities = primary.capabilities
         self._primary = primary
         self._fallback = fallback
         self._clock = clock
         self._probe_every = probe_every
+        self._longest_pause = max(longest_pause, probe_every)
         self._lock = threading.Lock()
         self._outage: Outage | None = None
         #: Counts comings and goings: an answer that began before the last one tells nothing about now.
@@ -228,10 +255,10 @@ class FailoverBroker:
         """With the giver."""
         return self._end(delivery, lambda broker: broker.bury(lanes, delivery, error))
 
-    def reclaim(self, consumer: str, lanes: Sequence[str], *, lease_ms: int, renew_ms: int, cursor: str) -> Reclaimed:
+    def reclaim(self, consumer: str, lanes: Sequence[str], *, lease_ms: int, grace_ms: int, cursor: str) -> Reclaimed:
         """From the primary: leases of the fallback are row locks, which end with their session."""
         return self._ask(
-            lambda: self._primary.reclaim(consumer, lanes, lease_ms=lease_ms, renew_ms=renew_ms, cursor=cursor)
+            lambda: self._primary.reclaim(consumer, lanes, lease_ms=lease_ms, grace_ms=grace_ms, cursor=cursor)
         )
 
     def reassert(self, consumer: str, lanes: Sequence[str], deliveries: Sequence[Delivery]) -> list[Delivery]:
@@ -340,7 +367,7 @@ class FailoverBroker:
             now = self._clock.monotonic()
             # A primary that answers probes and refuses claims would be tried twice a second: pause longer each time.
             flapping = now - self._back_at < STABLE_AFTER
-            self._pause = min(self._pause * 2, max(LONGEST_PAUSE, self._probe_every)) if flapping else self._probe_every
+            self._pause = min(self._pause * 2, self._longest_pause) if flapping else self._probe_every
             self._probe_at = now + self._pause
             self._turn += 1
             self._outage = Outage(self._clock.now(), str(error))

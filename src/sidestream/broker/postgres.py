@@ -211,7 +211,7 @@ class PostgresBroker:
         """See :meth:`Broker.bury`; a row is buried by the store, so this is only for direct jobs."""
         raise CapabilityMissing("PostgreSQL carries no direct jobs, so none can be buried here.")
 
-    def reclaim(self, consumer: str, lanes: Sequence[str], *, lease_ms: int, renew_ms: int, cursor: str) -> Reclaimed:
+    def reclaim(self, consumer: str, lanes: Sequence[str], *, lease_ms: int, grace_ms: int, cursor: str) -> Reclaimed:
         """See :meth:`Broker.reclaim`; a lock ends with its session, and then the row is claimable by itself."""
         self._check()
         return Reclaimed("0-0", [])

@@ -253,10 +253,10 @@ class Broker(Protocol):
         """End a direct job as dead, its bytes and ``error`` kept; return False when the lease was lost."""
         ...
 
-    def reclaim(self, consumer: str, lanes: Sequence[str], *, lease_ms: int, renew_ms: int, cursor: str) -> Reclaimed:
+    def reclaim(self, consumer: str, lanes: Sequence[str], *, lease_ms: int, grace_ms: int, cursor: str) -> Reclaimed:
         """Take over up to 100 deliveries of these lanes whose lease ran out; the caller decides on each, then releases.
 
-        Does nothing for ``renew_ms`` after a gap in all calls of more than half of ``lease_ms``: their owners could
+        Does nothing for ``grace_ms`` after a gap in all calls of more than half of ``lease_ms``: their owners could
         not renew. Entries that nobody read and whose workers are all gone go back to their lanes by themselves.
         """
         ...

@@ -82,7 +82,7 @@ class Reclaimer:
         left_behind: Callable[[str], frozenset[bytes] | None],
         alive: Callable[[str], bool] = _nobody,
         lease: float = 15.0,
-        renew: float = 3.0,
+        grace: float = 7.0,
     ) -> None:
         """Take over nothing yet.
 
@@ -97,7 +97,7 @@ class Reclaimer:
             alive: Whether a supervisor is still announced. A claim whose answer got lost leaves deliveries that their
                 owner does not know of; its other jobs must not be ended for them.
             lease: Seconds after which a delivery that nobody renewed is taken over.
-            renew: Seconds that owners get to renew after a gap in which nobody could.
+            grace: Seconds that owners get to renew after a gap in which nobody could.
         """
         self.every = min(1.0, lease / 4)
         self._broker = broker
@@ -108,7 +108,7 @@ class Reclaimer:
         self._left_behind = left_behind
         self._alive = alive
         self._lease = lease
-        self._renew = renew
+        self._grace = grace
         self._cursor = START
         self._taken: list[Taken] = []
         #: Monotonic time since when every step has got its answers and left nothing undecided; None: not now.
@@ -149,7 +149,7 @@ class Reclaimer:
             self._consumer,
             self._lanes,
             lease_ms=int(self._lease * 1000),
-            renew_ms=int(self._renew * 1000),
+            grace_ms=round(self._grace * 1000),
             cursor=self._cursor,
         )
         if found.deliveries:

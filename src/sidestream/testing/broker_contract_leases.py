@@ -15,7 +15,7 @@ from sidestream.testing.broker_contract import LEASE_MS, RENEW_MS, Bench, claim,
 
 def reclaim(bench: Bench, consumer: str = "w2", cursor: str = "0-0") -> Reclaimed:
     """Reclaim as another worker."""
-    return bench.broker.reclaim(consumer, lanes_of(bench), lease_ms=LEASE_MS, renew_ms=RENEW_MS, cursor=cursor)
+    return bench.broker.reclaim(consumer, lanes_of(bench), lease_ms=LEASE_MS, grace_ms=RENEW_MS, cursor=cursor)
 
 
 def keep_alive(bench: Bench, ms: int) -> None:

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 
+from sidestream.broker.failover import PROBE_EVERY
 from sidestream.broker.protocol import Broker, Lease
 from sidestream.crashpoints import crash_point
 from sidestream.errors import BrokerError, GenerationMoved
@@ -24,8 +25,6 @@ from sidestream.worker.state import Doom, WorkerState
 
 log = logging.getLogger(__name__)
 
-PROBE_EVERY = 0.5
-"""Seconds between two looks at a broker that was away."""
 JOBS_TOLD = 64
 """Most running jobs in one announcement."""
 

@@ -9,6 +9,7 @@ from typing import Any
 import psycopg
 import pytest
 
+from sidestream.broker.failover import owners_grace
 from sidestream.broker.protocol import Delivery, Publication, lane
 from sidestream.broker.redis.broker import RedisBroker
 from sidestream.clock import ManualClock
@@ -67,7 +68,7 @@ class Bench:
             left_behind=self.slots.get,
             alive=self.announced.__contains__,
             lease=LEASE,
-            renew=RENEW,
+            grace=owners_grace(RENEW),
         )
 
     def insert(self, count: int = 1) -> list[int]:

@@ -77,7 +77,7 @@ class TestForeignBytes:
         for _ in range(4):
             clock.ms += 5000
             broker.claim("w2", ["none"], free=1)
-        found = broker.reclaim("w2", [LANE], lease_ms=15_000, renew_ms=3000, cursor="0-0")
+        found = broker.reclaim("w2", [LANE], lease_ms=15_000, grace_ms=3000, cursor="0-0")
         assert [one.reference for one, _ in found.deliveries] == [row(2).reference]
         assert strange(client)[0] == 1
 
@@ -131,7 +131,7 @@ class TestMemory:
             more = broker.claim("w1", lanes, free=5)
             assert len(more) == 5
             broker.announce("w1", lanes, "{}", 1000)
-            assert broker.reclaim("w2", lanes, lease_ms=15_000, renew_ms=3000, cursor="0-0").deliveries == []
+            assert broker.reclaim("w2", lanes, lease_ms=15_000, grace_ms=3000, cursor="0-0").deliveries == []
             assert broker.discard(row(40))
             client.config_set("maxmemory", 0)
         assert broker.publish([row(100)]) == 1

@@ -175,7 +175,7 @@ def test_reclaim_forgets_dead_workers(broker: RedisBroker, client: redis.Redis, 
     clock.ms += 500
     broker.announce("new", [LANE], "{}", 1000)
     clock.ms += 600
-    broker.reclaim("new", [LANE], lease_ms=15_000, renew_ms=3000, cursor="0-0")
+    broker.reclaim("new", [LANE], lease_ms=15_000, grace_ms=3000, cursor="0-0")
     assert set(contents(client)["workers"]) == {b"new"}
     assert "hand:old" not in contents(client), "nobody reads it any more; the lease of what is in it runs out"
 
@@ -187,7 +187,7 @@ def test_reclaim_takes_a_hand_off_whose_reader_died(broker: RedisBroker, client:
     for _ in range(4):
         clock.ms += 5000
         broker.claim("alive", [LANE], free=1)
-    ((one, loser),) = broker.reclaim("alive", [LANE], lease_ms=15_000, renew_ms=3000, cursor="0-0").deliveries
+    ((one, loser),) = broker.reclaim("alive", [LANE], lease_ms=15_000, grace_ms=3000, cursor="0-0").deliveries
     assert (one.payload, loser) == (b"signed", "dead")
     assert broker.claim("dead", [LANE], free=1) == [], "what the dead one had is worth nothing any more"
 

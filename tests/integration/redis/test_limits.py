@@ -40,7 +40,7 @@ def late(broker: RedisBroker, clock: Clock) -> list[Delivery]:
         clock.ms += 5000
         broker.claim("looks on", ["none"], free=1)
     return [
-        one for one, _ in broker.reclaim("w2", [LANE], lease_ms=LEASE_MS, renew_ms=RENEW_MS, cursor="0-0").deliveries
+        one for one, _ in broker.reclaim("w2", [LANE], lease_ms=LEASE_MS, grace_ms=RENEW_MS, cursor="0-0").deliveries
     ]
 
 
@@ -74,7 +74,7 @@ def test_a_holder_whose_reference_was_lost(broker: RedisBroker, client: redis.Re
     client.hdel(f"{P}leases", one.reference)
     client.zrem(f"{P}held:{LANE}", one.reference)
     assert claimed(broker) == []
-    broker.reclaim("w2", [LANE], lease_ms=LEASE_MS, renew_ms=RENEW_MS, cursor="0-0")
+    broker.reclaim("w2", [LANE], lease_ms=LEASE_MS, grace_ms=RENEW_MS, cursor="0-0")
     assert [one.reference for one in claimed(broker)] == [courier(2).reference]
 
 
@@ -85,7 +85,7 @@ def test_a_lost_holder_of_everything_or_of_the_queue(broker: RedisBroker, client
     (one,) = claimed(broker)
     client.hdel(f"{P}leases", one.reference)
     assert claimed(broker) == []
-    broker.reclaim("w2", [LANE], lease_ms=LEASE_MS, renew_ms=RENEW_MS, cursor="0-0")
+    broker.reclaim("w2", [LANE], lease_ms=LEASE_MS, grace_ms=RENEW_MS, cursor="0-0")
     assert len(claimed(broker)) == 1
 
 
@@ -216,7 +216,7 @@ class Shift:
             self.broker.claim("looks on", ["none"], free=1)
             for consumer in ("w1", "w2"):
                 assert self.broker.renew(consumer, [LANE], [one.lease for one in self._of(consumer)]) == []
-        taken = self.broker.reclaim("w2", [LANE], lease_ms=LEASE_MS, renew_ms=RENEW_MS, cursor="0-0").deliveries
+        taken = self.broker.reclaim("w2", [LANE], lease_ms=LEASE_MS, grace_ms=RENEW_MS, cursor="0-0").deliveries
         assert {one.reference for one, _ in taken} == self.left
         self.left.clear()
         for one, _ in taken:

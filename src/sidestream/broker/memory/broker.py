@@ -187,12 +187,12 @@ class MemoryBroker:
             _forget(life, job)
             return True
 
-    def reclaim(self, consumer: str, lanes: Sequence[str], *, lease_ms: int, renew_ms: int, cursor: str) -> Reclaimed:
+    def reclaim(self, consumer: str, lanes: Sequence[str], *, lease_ms: int, grace_ms: int, cursor: str) -> Reclaimed:
         """See :meth:`Broker.reclaim`."""
         with self._locked() as life:
             life.contents.beat(self._half_lease)
             now, gap = self._now(), life.contents.gap_ms
-            if gap and now - gap < renew_ms:
+            if gap and now - gap < grace_ms:
                 return Reclaimed("0-0", [])
             late = [job for lane in lanes for job in _holding(life, lane) if now - job.renewed_ms >= lease_ms]
             late.sort(key=lambda job: job.renewed_ms)

@@ -202,9 +202,9 @@ class RedisBroker:
         """Forget dead direct jobs."""
         return self._functions.scrap(uuids)
 
-    def reclaim(self, consumer: str, lanes: Sequence[str], *, lease_ms: int, renew_ms: int, cursor: str) -> Reclaimed:
+    def reclaim(self, consumer: str, lanes: Sequence[str], *, lease_ms: int, grace_ms: int, cursor: str) -> Reclaimed:
         """See :meth:`Broker.reclaim`; late leases are found by their age, so the cursor only counts the calls."""
-        more, found = self._functions.reclaim(consumer, lease_ms, renew_ms, lanes)
+        more, found = self._functions.reclaim(consumer, lease_ms, grace_ms, lanes)
         taken: list[tuple[Delivery, str]] = []
         for *words, count, loser in found:
             taken += ((delivery, loser.decode()) for delivery in self._reader.deliveries(words, consumer, count))

@@ -194,10 +194,10 @@ class Functions:
         return int(self._call("scrap", *uuids)[0])
 
     def reclaim(
-        self, consumer: str, lease_ms: int, renew_ms: int, lanes: Sequence[str]
+        self, consumer: str, lease_ms: int, grace_ms: int, lanes: Sequence[str]
     ) -> tuple[bool, list[tuple[bytes, bytes, bytes, int, bytes]]]:
         """Return whether there may be more, and (entry, meta, payload, deliveries, who lost it) for each one taken."""
-        more, *found = self._call("reclaim", consumer, lease_ms, renew_ms, *lanes)
+        more, *found = self._call("reclaim", consumer, lease_ms, grace_ms, *lanes)
         return bool(more), found
 
     def reassert(self, consumer: str, deliveries: Sequence[Delivery]) -> list[tuple[int, bytes]]:

@@ -6,10 +6,10 @@
 -- ARGV    generation, now, consumer, lease ms, renew ms, lanes...
 -- Returns {code, 1 when there may be more, then for each: {entry, meta, payload or '', deliveries, who lost it}}
 -- Flags   allow-oom
-local consumer, lease_ms, renew_ms = ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
+local consumer, lease_ms, grace_ms = ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
 if beat_or_moved(lease_ms / 2) then return {MOVED} end
 local gap = call('HGET', META, 'gap')
-if gap and NOW - gap < renew_ms then return {OK, 0} end
+if gap and NOW - gap < grace_ms then return {OK, 0} end
 
 local references, readies, lanes, levels, counts, losers, more = {}, {}, {}, {}, {}, {}, 0
 for i = 6, #ARGV do
