@@ -14,6 +14,7 @@ import pytest
 from sidestream.cli.main import main
 from sidestream.testing.servers import RedisServer
 from tests.acceptance.rig import Rig, open_folder
+from tests.chaos.programs import Launcher
 
 
 class Finished(NamedTuple):
@@ -25,6 +26,13 @@ class Finished(NamedTuple):
 
 
 Run = Callable[..., Finished]
+
+
+@pytest.fixture(scope="session")
+def launcher() -> Iterator[Launcher]:
+    """Starts what a world consists of without its imports."""
+    with Launcher() as launcher:
+        yield launcher
 
 
 @pytest.fixture

@@ -13,15 +13,16 @@ import pytest
 from sidestream.crashpoints import POINTS
 from tests.chaos.campaign import Campaign
 from tests.chaos.points import plan
+from tests.chaos.programs import Launcher
 from tests.chaos.world import World
 
 SEED = "make test"
 
 
 @pytest.fixture(scope="module")
-def world() -> Iterator[World]:
+def world(launcher: Launcher) -> Iterator[World]:
     """One world for all points that this process runs; each point starts its own workers in it."""
-    with World(seed="points", settings={"SIDESTREAM_CHILD_MAX_JOBS": "20"}) as world:
+    with World(seed="points", settings={"SIDESTREAM_CHILD_MAX_JOBS": "20"}, launcher=launcher) as world:
         yield world
 
 

@@ -13,6 +13,7 @@ import pytest
 
 from sidestream.worker.watch import SHOWN_AFTER
 from tests.chaos import processes
+from tests.chaos.programs import Launcher
 from tests.chaos.world import LEASE, PATIENCE, World
 
 KILLS = int(os.environ.get("CHAOS_KILLS", "30"))
@@ -22,9 +23,9 @@ RANK = 0.99 if KILLS >= 300 else 0.5
 
 
 @pytest.fixture(scope="module")
-def world() -> Iterator[World]:
+def world(launcher: Launcher) -> Iterator[World]:
     """Two supervisors of two children each on one host."""
-    with World(seed="kills") as world:
+    with World(seed="kills", launcher=launcher) as world:
         world.start_workers()
         for worker in world.workers:
             world.wait_for_children(worker)

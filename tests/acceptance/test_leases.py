@@ -8,13 +8,14 @@ import psycopg
 import pytest
 
 from tests.chaos import processes
+from tests.chaos.programs import Launcher
 from tests.chaos.world import PATIENCE, World
 
 
 @pytest.fixture
-def world() -> Iterator[World]:
+def world(launcher: Launcher) -> Iterator[World]:
     """Two supervisors of one child each; a test starts those that it wants."""
-    with World(seed="leases", children=1) as world:
+    with World(seed="leases", children=1, launcher=launcher) as world:
         yield world
 
 

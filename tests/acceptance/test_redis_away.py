@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.chaos.away import JOBS_PER_SECOND, away
+from tests.chaos.programs import Launcher
 from tests.chaos.world import LEASE, PATIENCE, World
 
 OPEN_JOBS = 10_000
@@ -20,9 +21,9 @@ FROZEN = float(os.environ.get("CHAOS_FROZEN", str(3 * LEASE)))
 
 
 @pytest.fixture
-def world() -> Iterator[World]:
+def world(launcher: Launcher) -> Iterator[World]:
     """One supervisor with one child: what it runs keeps everything else waiting."""
-    with World(supervisors=1, children=1, seed="away") as world:
+    with World(supervisors=1, children=1, seed="away", launcher=launcher) as world:
         yield world
 
 

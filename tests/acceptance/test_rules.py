@@ -13,6 +13,7 @@ from sidestream.store import rules, schema
 from sidestream.store.cursor import Cursor
 from tests.chaos import ledger
 from tests.chaos.app import SPANS
+from tests.chaos.programs import Launcher
 from tests.chaos.world import RENEW, World
 
 WITHIN = 1.0
@@ -23,9 +24,9 @@ LONG = 0.05
 
 
 @pytest.fixture
-def world() -> Iterator[World]:
+def world(launcher: Launcher) -> Iterator[World]:
     """Two supervisors on hosts of their own, with two children each, and more jobs than the test can use."""
-    with World(supervisors=2, hosts=2, seed="rules") as world:
+    with World(supervisors=2, hosts=2, seed="rules", launcher=launcher) as world:
         (world.folder / SPANS).touch()
         world.give(world.folder / SPANS)
         world.start_workers()

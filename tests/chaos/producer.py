@@ -22,6 +22,8 @@ from sidestream.errors import BrokerError, StoreError
 from tests.chaos import ledger
 from tests.chaos.app import actions, folder
 
+MODULE = "tests.chaos.producer"
+"""The name of this module, which is "__main__" where it runs."""
 BACKLOG = 40
 """Open jobs above which the producer waits for the workers."""
 KEYS = 3
@@ -170,7 +172,12 @@ class Producer:
         ledger.note(notes, f"accepted {token} {uuid.hex}")
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Produce what the environment says."""
     Producer(
         json.loads(os.environ["CHAOS_TRAFFIC"]), os.environ["CHAOS_SEED"], float(os.environ.get("CHAOS_PACE", "0.005"))
     ).run()
+
+
+if __name__ == "__main__":
+    main()

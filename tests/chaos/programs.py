@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -49,14 +50,13 @@ def execute(command: Sequence[str], environment: Mapping[str, str], log: Path) -
 
 
 class Forked:
-    """A process that the launcher forked and reaps; its exit code is not known (0 stands for any)."""
+    """A process that the launcher forked and, asked to by ``reap``, waits for."""
 
-    def __init__(self, pid: int) -> None:
+    def __init__(self, pid: int, reap: Callable[[int], int]) -> None:
         self.pid = pid
-        try:
-            self._pidfd = os.pidfd_open(pid)
-        except ProcessLookupError:
-            self._pidfd = -1
+        self._reap = reap
+        self._pidfd = os.pidfd_open(pid)  # there until it is reaped
+        self._code: int | None = None
 
     def poll(self) -> int | None:
         """See :class:`Process`."""
@@ -71,26 +71,25 @@ class Forked:
 
     def send_signal(self, sig: int) -> None:
         """See :class:`Process`."""
-        if self._pidfd >= 0:
+        if self._code is None:
             signal.pidfd_send_signal(self._pidfd, sig)
 
     def _ended(self, timeout: float | None) -> int | None:
-        if self._pidfd >= 0:
-            if not select.select([self._pidfd], [], [], timeout)[0]:
-                return None
+        if self._code is None and select.select([self._pidfd], [], [], timeout)[0]:
+            self._code = self._reap(self.pid)
             os.close(self._pidfd)
-            self._pidfd = -1
-        return 0
+        return self._code
 
 
 class Launcher:
-    """Starts supervisors by forking a process that imported all of theirs already.
+    """Starts workers and producers by forking a process that imported all of theirs already.
 
-    The code that runs is that of ``sidestream worker`` from its entry point on; what is saved is half a second of
+    The code that runs is that of ``sidestream worker`` from its entry point on; what is saved is most of a second of
     imports a start, of which ``make chaos`` makes thousands.
     """
 
     def __init__(self) -> None:
+        self._lock = threading.Lock()
         self._ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         parent = os.getpid()
         with theirs:
@@ -107,12 +106,17 @@ class Launcher:
             )
 
     def start(self, command: Sequence[str], environment: Mapping[str, str], log: Path) -> Process:
-        """Fork one supervisor; ``command`` is not used, the code is there already."""
+        """Fork what ``command`` would execute: its last word says whether a worker or a producer."""
         log.touch()
         if USER is not None:
             os.chown(log, USER.uid, USER.gid)
-        self._ours.send(json.dumps([dict(environment), str(log)]).encode())
-        return Forked(int(self._ours.recv(REQUEST)))
+        return Forked(self._ask([*command], dict(environment), str(log)), self._ask)
+
+    def _ask(self, *request: object) -> int:
+        """Send one request, a list of words or a single one, and return the number that answers it."""
+        with self._lock:
+            self._ours.send(json.dumps(request if len(request) > 1 else request[0]).encode())
+            return int(self._ours.recv(REQUEST))
 
     def __enter__(self) -> Self:
         return self

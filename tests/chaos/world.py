@@ -58,7 +58,7 @@ class World:
             hosts: Over how many data folders the supervisors are spread.
             seed: Of the producer.
             settings: More environment.
-            launcher: Starts the supervisors; None executes ``sidestream worker`` each time.
+            launcher: Starts workers and producers; None executes them anew each time.
         """
         _sweep()
         self.folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-"))
@@ -206,7 +206,7 @@ class World:
         """Define the producer with the weights ``traffic``; start it yourself."""
         environment = {**self.environment(), "CHAOS_TRAFFIC": json.dumps(dict(traffic)), "CHAOS_PACE": str(pace)}
         command = [sys.executable, "-m", "tests.chaos.producer"]
-        self.producer = Program("producer", command, environment, self.folder / "producer.log")
+        self.producer = Program("producer", command, environment, self.folder / "producer.log", self._begin)
         return self.producer
 
     def zygote(self, worker: Program) -> int:
