@@ -140,6 +140,14 @@ class Screen:
         # The web client shows moments where the browser is, the server where the user says that he is.
         self.driver.execute_cdp_cmd("Emulation.setTimezoneOverride", {"timezoneId": "Europe/Brussels"})
 
+    def forget(self) -> None:
+        """Be the browser of somebody else; the server's files stay in its cache."""
+        self.driver.get("about:blank")
+        self.driver.execute_cdp_cmd("Network.clearBrowserCookies", {})
+        kinds = "cookies,local_storage,session_storage,indexeddb"
+        self.driver.execute_cdp_cmd("Storage.clearDataForOrigin", {"origin": self.url, "storageTypes": kinds})
+        self.errors()
+
     def close(self) -> None:
         self.driver.quit()
         shutil.rmtree(self._profile, ignore_errors=True)
@@ -189,13 +197,19 @@ class Screen:
         return [entry["message"] for entry in self.driver.get_log("browser")]
 
 
-@pytest.fixture
-def screen(office: Office) -> Iterator[Screen]:
+@pytest.fixture(scope="module")
+def browser(office: Office) -> Iterator[Screen]:
     if not Path(DRIVER).exists():
         pytest.skip("There is no Chromium here; run: make odoo")
     opened = Screen(office.server.url)
     yield opened
     opened.close()
+
+
+@pytest.fixture
+def screen(browser: Screen) -> Screen:
+    browser.forget()
+    return browser
 
 
 def rows(screen: Screen) -> list[str]:
