@@ -197,7 +197,7 @@ def _give(data_dir: Path, who: Account) -> None:
     """Hand over what an earlier server may have written as root: our own files only, no link followed."""
     ours = [data_dir, *data_dir.glob("redis*"), *(data_dir / "redis").rglob("*"), *data_dir.glob("users.lock")]
     for path in ours:
-        with suppress(FileNotFoundError):  # a server that runs already has rewritten its log and removed the old file
+        with suppress(FileNotFoundError):  # a running server rewrites its log through a file that goes
             if path.lstat().st_uid != who.uid:
                 os.chown(path, who.uid, who.gid, follow_symlinks=False)
 

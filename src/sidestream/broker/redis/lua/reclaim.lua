@@ -3,7 +3,7 @@
 --         delayed:<lane number>:<priority> heads behind key:<db>:<tag> leases held:<lane> tries direct rules
 --         slots:<db>:<limit> buckets full wakes turns parked unknown knows knows:<digest> free hand:<consumer>
 --         strange
--- ARGV    generation, now, consumer, lease ms, renew ms, lanes...
+-- ARGV    generation, now, consumer, lease ms, grace ms, lanes...
 -- Returns {code, 1 when there may be more, then for each: {entry, meta, payload or '', deliveries, who lost it}}
 -- Flags   allow-oom
 local consumer, lease_ms, grace_ms = ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
