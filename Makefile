@@ -20,13 +20,14 @@ help: ## show this list
 setup: ## install what the other commands need (skipped when done)
 	scripts/setup.sh
 
-lint: setup ## style, types, import rules, file sizes, pre-commit's own file
+lint: setup ## style, types, import rules, file sizes, Lua, pre-commit's own file
 	$(BIN)/ruff check $(CODE)
 	$(BIN)/ruff format --check --quiet $(CODE) || { echo "lint: some files are not formatted; run: make format" >&2; exit 1; }
 	$(BIN)/mypy
 	PYTHONPATH=src $(BIN)/lint-imports --no-cache
 	$(BIN)/loq check
 	$(BIN)/pylint --rcfile=addons/.pylintrc addons/sidestream addons/sidestream_demo addons/test_sidestream
+	$(BIN)/python scripts/lint_lua.py
 	$(BIN)/pre-commit validate-config .pre-commit-config.yaml
 
 format: setup ## format the code and mend what can be mended
