@@ -1,14 +1,19 @@
 """``records.enqueue(**options).method(*args)``: from a call to rows in this transaction, published after its commit."""
 
+import inspect
 import json
 import logging
+import sys
 import threading
 import uuid
+import weakref
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 
+import pytz
 from psycopg2 import errors
 from psycopg2.extensions import make_dsn
 
@@ -35,8 +40,20 @@ from .values import decode, encode
 _logger = logging.getLogger(__name__)
 
 OPTIONS = (*JOB_OPTIONS, "split")
-INLINE = "sidestream_inline"
-"""Context key (true): the method is called at once instead. For tests, imports, and companies that switched off."""
+INLINE_KEY = "sidestream_inline"
+"""Context key: with :data:`INLINE` as its value, methods are called at once instead. For tests and imports."""
+UNUSED = "sidestream.unused"
+
+
+class _Inline:
+    """What no JSON holds: a context that arrives over RPC never runs an action inline, past its order and limits."""
+
+    def __repr__(self):
+        return "INLINE"
+
+
+INLINE = _Inline()
+"""``records.with_context(sidestream_inline=INLINE).enqueue().method()`` calls the method at once."""
 
 ODOOS_OWN = (
     errors.ReadOnlySqlTransaction,
@@ -96,7 +113,7 @@ def settings_of(database):
 class Enqueuer:
     """What ``records.enqueue()`` answers: its methods are the declared actions of the records' model."""
 
-    __slots__ = ("_options", "_records")
+    __slots__ = ("__mark", "__options", "__records", "__weakref__")  # an action may have any other name
 
     def __init__(self, records, options):
         for name in options:
@@ -104,21 +121,61 @@ class Enqueuer:
                 raise UnsupportedOption(
                     f"There is no option {name!r} for enqueue(); the options are {', '.join(OPTIONS)}."
                 )
-        self._records = records
-        self._options = options
+        self.__records = records
+        self.__options = options
+        self.__mark = object()
+        frame = sys._getframe(2)  # who called enqueue()
+        _unused(records.env.cr)[self.__mark] = (weakref.ref(self), frame.f_code.co_filename, frame.f_lineno)
+
+    def __call__(self, *args, **kwargs):
+        _unused(self.__records.env.cr).pop(self.__mark, None)
+        raise InvalidJob("enqueue() was called without a method's name; write records.enqueue().method(...).")
 
     def __getattr__(self, method):
         if method.startswith("__"):
             raise AttributeError(method)  # what Python itself looks for: copying, printing
-        records = self._records
+        records, options = self.__records, self.__options
         action = declared(type(records), method)
         if action is None:
+            _unused(records.env.cr).pop(self.__mark, None)
             raise UnknownAction(_refusal(records, method))
 
         def enqueue(*args, **kwargs):
-            return _enqueue(records, method, action, args, kwargs, dict(self._options))
+            _unused(records.env.cr).pop(self.__mark, None)
+            _check_arguments(records, method, args, kwargs)
+            return _enqueue(records, method, action, args, kwargs, dict(options))
 
         return enqueue
+
+
+def _unused(cr):
+    """Return what enqueue() answered in this transaction and nobody called a method of, by mark."""
+    unused = cr.precommit.data.get(UNUSED)
+    if unused is None:
+        unused = cr.precommit.data[UNUSED] = {}
+
+        @cr.precommit.add
+        def refuse():  # somebody may still hold the others, and call a method of them later
+            for enqueuer, path, line in cr.precommit.data.pop(UNUSED).values():
+                if enqueuer() is None:
+                    raise InvalidJob(
+                        f"enqueue() at {Path(path).name}:{line} names no method, so nothing was enqueued; write "
+                        "records.enqueue().method(...)."
+                    )
+
+    return unused
+
+
+def _check_arguments(records, method, args, kwargs):
+    try:
+        _signature(getattr(type(records), method)).bind(records, *args, **kwargs)
+    except TypeError as error:
+        raise InvalidJob(f"The arguments for {records._name}.{method} do not fit the method: {error}.") from None
+
+
+@lru_cache(maxsize=4096)
+def _signature(function):
+    return inspect.signature(function)
 
 
 def _refusal(records, method):
@@ -133,13 +190,20 @@ def _enqueue(records, method, action, args, kwargs, options):
     company = env.company
     later = options.get("run_at") is not None or options.get("delay")
     off = company and not later and not company._sidestream_is_enabled(company.id)
-    if env.context.get(INLINE) or off:
+    if _is_inline(env) or off:
         _call_inline(records, method, action, args, kwargs, options.get("split"))
         return jobs
     built = list(_build(records, method, action, args, kwargs, options))
     inserted = _insert(env.cr, built)
     _publish_after_commit(env.cr, inserted.publications)
     return jobs.browse(dict.fromkeys(inserted.ids))  # duplicates within this call are one job
+
+
+def _is_inline(env):
+    given = env.context.get(INLINE_KEY)
+    if given is not None and given is not INLINE:
+        _logger.warning("The context key %s is ignored: only sidestream's INLINE switches it on.", INLINE_KEY)
+    return given is INLINE
 
 
 def _insert(cr, built):
@@ -180,8 +244,8 @@ def _inline_env(env, action):
     user_id = _user_id(env, action)
     context = _context(env, user_id)
     context.pop("company", None)  # the first of those allowed, else the user's own
-    if env.context.get(INLINE):
-        context[INLINE] = True  # for what the action enqueues
+    if _is_inline(env):
+        context[INLINE_KEY] = INLINE  # for what the action enqueues
     return env(user=user_id, context=context, su=user_id == SUPERUSER_ID)
 
 
@@ -268,8 +332,16 @@ def _build(records, method, action, args, kwargs, options):
 
 
 def _context(env, user_id):
-    """Return what the job's environment is made of again: language, time zone, companies."""
-    context = {name: env.context[name] for name in ("lang", "tz") if name in env.context}
+    """Return what the job's environment is made of again, where it is valid: language, time zone, companies.
+
+    A context arrives from anybody who may call a method; a row is for ever, and is read by a worker.
+    """
+    context = {}
+    lang, time_zone = env.context.get("lang"), env.context.get("tz")
+    if isinstance(lang, str) and env["res.lang"]._get_data(code=lang):
+        context["lang"] = lang
+    if isinstance(time_zone, str) and time_zone in pytz.all_timezones_set:
+        context["tz"] = time_zone
     if env.company:
         context["company"] = env.company.id
     allowed = _allowed_companies(env, user_id)
@@ -280,9 +352,9 @@ def _context(env, user_id):
 
 def _allowed_companies(env, user_id):
     """Return the ids of the companies to work in as that user, the main one first; none: all that he may."""
-    allowed = env.context.get("allowed_company_ids")
+    allowed = [one for one in env.context.get("allowed_company_ids") or () if isinstance(one, int)]
     if user_id == env.uid and (allowed or user_id != SUPERUSER_ID):
-        return list(allowed or ())
+        return allowed
     if not allowed:  # as in a scheduled action, or over RPC: another user's own companies say nothing of the caller's
         allowed = dict.fromkeys((env.company | env.companies)._ids)
     if user_id == SUPERUSER_ID:

@@ -59,6 +59,17 @@ def test_what_an_action_must_not_do_is_told_and_undone(shop: Shop, method: str, 
     assert shop.run("add")["state"] == "done", "the worker goes on"
 
 
+@pytest.mark.parametrize(
+    "kind", ["UserError", "ValidationError", "AccessError", "MissingError", "RedirectWarning", "TypeError"]
+)
+def test_a_business_error_ends_the_job_at_its_first_attempt(shop: Shop, kind: str) -> None:
+    probe, job = shop.user.call("chaos.probe", "start", [], "refuses", kind)
+    found = shop.end(probe, job)
+    assert (found["state"], found["count"]) == ("dead", 0)
+    with shop.world.connect() as connection:
+        assert connection.execute("SELECT attempts FROM sidestream_job WHERE id = %s", [job]).fetchone() == (1,)
+
+
 def test_a_hook_that_raises_after_the_commit_repeats_nothing(shop: Shop) -> None:
     signals = "SELECT max(id) FROM orm_signaling_default"
     with shop.world.connect() as connection:

@@ -30,7 +30,7 @@ pytestmark = pytest.mark.timeout(420)  # the first run on a machine makes the ba
 CHROMIUM, DRIVER = "/usr/bin/chromium", "/usr/bin/chromedriver"
 PATIENCE = 120.0
 NO_COURIER = "No courier is configured"
-SEND, PRINT = "sale.order.send_to_shipping_connector", "sale.order.invoice_and_print"
+SEND, PRINT = "sale.order._send_to_shipping_connector", "sale.order._invoice_and_print"
 
 
 class Desk(BaseHTTPRequestHandler):

@@ -49,6 +49,8 @@ def test_actions_are_collected_by_model_and_method() -> None:
         ({"commits": "relock", "three_step": True}, "its steps commit"),
         ({"run_as": "root"}, "xml id of a user"),
         ({"soft_limit": 0}, "seconds above 0"),
+        ({"soft_limit": 10, "hard_limit": 5}, "hard_limit=5 of an action is not above its soft_limit=10"),
+        ({"soft_limit": 5, "hard_limit": 5}, "raise hard_limit or lower soft_limit"),
         ({"queue": "no spaces"}, "queue name"),
     ],
 )

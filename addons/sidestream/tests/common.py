@@ -4,7 +4,7 @@
 
     with trap_jobs() as trap:
         order.action_confirm()
-    trap.assert_enqueued(order.invoice_and_print, count=1)
+    trap.assert_enqueued(order._invoice_and_print, count=1)
     trap.perform()
     self.assertEqual(order.invoice_ids.state, "posted")
 """

@@ -1,7 +1,5 @@
 import requests
 
-from sidestream import GIVE_UP
-
 from odoo import fields, models
 from odoo.exceptions import UserError
 from odoo.tools.translate import LazyTranslate
@@ -29,8 +27,8 @@ class SaleOrder(models.Model):
         result = super().action_confirm()
         if self.env["ir.config_parameter"].sudo().get_param(MODE) != "off":
             for order in self:
-                order.enqueue().send_to_shipping_connector()
-                order.enqueue().invoice_and_print()
+                order.enqueue()._send_to_shipping_connector()
+                order.enqueue()._invoice_and_print()
         return result
 
     def action_background_jobs(self):
@@ -42,11 +40,11 @@ class SaleOrder(models.Model):
         label=_lt("Send to the courier"),
         three_step=True,
         key="courier:{carrier_id.shipping_account}",
-        # What a person has to mend is told at once; a courier has bad moments.
-        retry={UserError: GIVE_UP, Exception: RetryPolicy(max_attempts=8, first_delay=0.5, max_delay=60)},
+        # A courier has bad moments. What a person has to mend is a UserError, which is told at once.
+        retry=RetryPolicy(max_attempts=8, first_delay=0.5, max_delay=60),
         hard_limit=120,
     )
-    def send_to_shipping_connector(self):
+    def _send_to_shipping_connector(self):
         """Read the order; call the courier outside any transaction; keep the courier's number."""
         self.ensure_one()
         url = self.env["ir.config_parameter"].sudo().get_param(URL)
@@ -70,7 +68,7 @@ class SaleOrder(models.Model):
         self.picking_ids.carrier_tracking_ref = answer["reference"]
 
     @action(label=_lt("Invoice and print"), hard_limit=300)
-    def invoice_and_print(self):
+    def _invoice_and_print(self):
         """Create the invoice, post it, render it to PDF and attach that."""
         self.ensure_one()
         invoice = self._create_invoices()

@@ -1,6 +1,6 @@
 import json
 
-from sidestream import GIVE_UP
+from sidestream import GIVE_UP, RetryPolicy
 
 from odoo import fields, models
 from odoo.exceptions import UserError
@@ -67,6 +67,23 @@ class TestSidestreamOrder(models.Model):
     )
     def book(self):
         """Count against the carrier's limit, once for each order."""
+
+    def start(self, method, *args):
+        """Enqueue one of these actions, as a button does; return the jobs' ids."""
+        return getattr(self.enqueue(), method)(*args).ids
+
+    @action(public=True)
+    def ship_in_public(self):
+        """Be called by a button, too."""
+        self.note = "shipped in public"
+
+    @action(retry=RetryPolicy(max_attempts=9))
+    def pull(self):
+        """Have a policy of its own, of which business errors are not part."""
+
+    @action(retry={UserError: RetryPolicy(max_attempts=3)})
+    def read_often(self):
+        """Try business errors again."""
 
     @action(key="account:{carrier_id.account}/{{x}}")
     def ship_on_account(self):
@@ -158,6 +175,10 @@ class TestSidestreamOrder(models.Model):
     def finish(self):
         """Be overridden by a method that yields."""
 
+    @action
+    def wait(self):
+        """Be overridden by one that is asynchronous."""
+
     @action(three_step=True)
     def call_and_finish(self):
         """Be overridden by one that does not."""
@@ -180,6 +201,9 @@ class TestSidestreamOrderExtended(models.Model):
 
     def finish(self):
         self.note = yield lambda key: key
+
+    async def wait(self):
+        self.note = "waited"
 
     def call_and_finish(self):
         self.note = "finished"

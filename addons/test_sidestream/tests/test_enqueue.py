@@ -4,13 +4,13 @@ from unittest.mock import patch
 from psycopg2 import errors
 from psycopg2.extensions import parse_dsn
 
-from sidestream import InvalidJob, SettingsError, UnknownAction, UnsupportedOption
+from sidestream import InvalidJob, SettingsError, UnknownAction, UnsupportedOption, declared
 
 from odoo import fields
-from odoo.exceptions import UserError
+from odoo.exceptions import AccessError, LockError, MissingError, RedirectWarning, UserError, ValidationError
 from odoo.tools import config
 
-from odoo.addons.sidestream import enqueuing
+from odoo.addons.sidestream import INLINE, enqueuing
 
 from .common import JobCase
 
@@ -157,6 +157,54 @@ class TestEnqueue(JobCase):
         with self.assertRaisesRegex(InvalidJob, "on_conflict='drop'"):
             self.order.enqueue(unique="x", on_conflict="drop").remember()
 
+    def test_arguments_that_the_method_does_not_take(self):
+        for call, said in (
+            (lambda: self.order.enqueue().chain(), "missing a required argument: 'times'"),
+            (lambda: self.order.enqueue().chain(1, 2), "too many positional arguments"),
+            (lambda: self.order.enqueue().chain(times=1, tmies=2), "unexpected keyword argument 'tmies'"),
+            (lambda: self.order.with_context(sidestream_inline=INLINE).enqueue().chain(), "'times'"),
+        ):
+            with self.assertRaisesRegex(InvalidJob, f"test.sidestream.order.chain.* {said}"):
+                call()
+        self.assertFalse(self.order._sidestream_jobs())
+
+    def test_enqueue_without_a_method(self):
+        self.env.cr.flush()
+        for call in (
+            lambda order: order.enqueue(),
+            lambda order: order.enqueue(delay=3).ship,
+        ):
+            call(self.order)
+            with self.assertRaisesRegex(InvalidJob, r"test_enqueue.py:[0-9]+ .*names no method"):
+                self.env.cr.flush()
+            self.env.cr.flush()  # told once
+        with self.assertRaisesRegex(InvalidJob, r"enqueue\(\)\.method"):
+            self.order.enqueue()()
+        self.order.enqueue().ship()
+        self.env.cr.flush()
+        with self.assertRaises(KeyError), self.env.cr.savepoint():
+            self.order.enqueue()
+            raise KeyError("the savepoint ends")
+        self.env.cr.precommit.clear()
+
+    def test_business_errors_end_a_job_unless_the_action_says_otherwise(self):
+        order = type(self.order)
+        more = {"UserError": LockError("x"), "OSError": OSError("x")}
+        for error in (
+            UserError("x"), ValidationError("x"), AccessError("x"), MissingError("x"), RedirectWarning("x", 1, "y"),
+            TypeError("x"),
+        ):  # fmt: skip
+            with self.subTest(error=error):
+                self.assertEqual(declared(order, "chain").retry.for_error(error).max_attempts, 1)
+                self.assertEqual(declared(order, "book").retry.for_error(error).max_attempts, 1)
+                self.assertEqual(declared(order, "pull").retry.for_error(error).max_attempts, 1)
+        self.assertEqual(declared(order, "read_often").retry.for_error(AccessError("x")).max_attempts, 3)
+        self.assertEqual(declared(order, "read_often").retry.for_error(TypeError("x")).max_attempts, 1)
+        for name, error in more.items():
+            with self.subTest(error=name):
+                self.assertEqual(declared(order, "chain").retry.for_error(error).max_attempts, 5)
+                self.assertEqual(declared(order, "pull").retry.for_error(error).max_attempts, 9)
+
     def test_unknown_option(self):
         with self.assertRaisesRegex(UnsupportedOption, "no option 'cron'.*queue, key, priority, .*split"):
             self.order.enqueue(cron="* * * * *")
@@ -252,7 +300,7 @@ class TestEnqueue(JobCase):
 
     def test_parts_are_not_committed_in_the_user_s_transaction(self):
         """TransactionCase fails on every commit; what was half done goes with the user's own work."""
-        orders = self.orders.with_context(sidestream_inline=True)
+        orders = self.orders.with_context(sidestream_inline=INLINE)
         before = self.env.cr.commit
         orders[0].enqueue().in_parts()
         self.assertEqual(orders[0].note, "both parts")
@@ -287,7 +335,7 @@ class TestEnqueue(JobCase):
         self.assertEqual(cleared, [()])
 
     def test_inline(self):
-        orders = self.orders.with_context(sidestream_inline=True)
+        orders = self.orders.with_context(sidestream_inline=INLINE)
         before = self.count()
         orders.with_user(self.user).enqueue().remember_as_superuser()
         self.assertTrue(self.remembered()["su"])
@@ -296,13 +344,13 @@ class TestEnqueue(JobCase):
         orders.enqueue(split=1).call_courier()
         self.assertEqual([order.note.split()[:2] for order in orders], [[f"O{n}", "ok"] for n in range(3)])
         self.assertEqual(len({order.note for order in orders}), 3)
-        self.order.with_context(sidestream_inline=True).enqueue().call_nothing()
+        self.order.with_context(sidestream_inline=INLINE).enqueue().call_nothing()
         self.assertEqual(self.count(), before)
 
     def test_inline_as_a_service_user_who_may_not_everywhere(self):
         self.user.company_ids += self.other_company
         both = [self.company.id, self.other_company.id]
-        order = self.order.with_user(self.user).with_context(allowed_company_ids=both, sidestream_inline=True)
+        order = self.order.with_user(self.user).with_context(allowed_company_ids=both, sidestream_inline=INLINE)
         order.enqueue().remember_as_service()
         self.assertEqual((self.remembered()["uid"], self.remembered()["companies"]), (self.service.id, both[:1]))
 

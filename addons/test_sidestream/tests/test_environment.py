@@ -3,6 +3,8 @@ from sidestream import GiveUp, InvalidJob
 from odoo import api
 from odoo.exceptions import AccessError
 
+from odoo.addons.sidestream import INLINE
+
 from .common import JobCase
 
 
@@ -33,6 +35,31 @@ class TestEnvironment(JobCase):
             self.env["res.lang"].search([("code", "=", "fr_FR")]).active = False
             trap.perform()
         self.assertIsNone(self.remembered()["lang"])
+
+    def test_what_is_no_language_or_time_zone_is_left_out(self):
+        self.env["res.lang"]._activate_lang("fr_FR")
+        long = "x" * 1_000_000
+        for wrong in (
+            {"tz": long}, {"tz": ["x"]}, {"tz": "Mars/Phobos"}, {"tz": 7},
+            {"lang": long}, {"lang": ["x"]}, {"lang": "tlh_KX"}, {"lang": "de_DE"},
+            {"allowed_company_ids": [self.company.id, long]},
+        ):  # fmt: skip
+            name = next(iter(wrong))
+            context = {"lang": "fr_FR", "tz": "Asia/Tokyo"} | wrong
+            # As the superuser: of others Odoo itself refuses what are no companies.
+            order = self.order.with_user(self.env.ref("base.user_root"))
+            with self.subTest(context=str(wrong)[:60]), self.trap() as trap:
+                [job] = order.with_context(**context).enqueue().remember()
+                self.assertLess(len(self.row(job, "context")), 200)
+                trap.perform()
+                seen = self.remembered()
+                self.assertEqual(seen["lang"], None if name == "lang" else "fr_FR")
+                self.assertEqual(seen["tz"], None if name == "tz" else "Asia/Tokyo")
+
+    def test_a_context_that_is_too_large_is_refused(self):
+        order = self.order.sudo().with_context(allowed_company_ids=[self.company.id, *range(10**6, 10**6 + 9000)])
+        with self.assertRaisesRegex(InvalidJob, "context .* bytes, more than"):
+            order.enqueue().remember_as_superuser()
 
     def test_companies(self):
         self.user.company_ids += self.other_company
@@ -83,7 +110,7 @@ class TestEnvironment(JobCase):
         third = self.env["res.company"].create({"name": "Third Company"})
         self.service.company_ids += self.other_company + third
         self.service.company_id = third
-        for context in ({}, {"sidestream_inline": True}):
+        for context in ({}, {"sidestream_inline": INLINE}):
             for companies in (self.company, self.company + self.other_company):
                 self.user.company_ids = [(6, 0, companies.ids)]
                 with self.subTest(context=context, companies=companies.ids), self.trap() as trap:
@@ -105,9 +132,9 @@ class TestEnvironment(JobCase):
                 for method in ("remember", "remember_as_superuser", "remember_as_service"):
                     with self.subTest(user=user.login, companies=companies, method=method):
                         job = self.seen_by(order, method)
-                        self.assertEqual(self.seen_by(order.with_context(sidestream_inline=True), method), job)
+                        self.assertEqual(self.seen_by(order.with_context(sidestream_inline=INLINE), method), job)
         with self.assertRaises(AccessError):
-            self.order.with_user(self.user).sudo().with_context(sidestream_inline=True).enqueue().read_secret()
+            self.order.with_user(self.user).sudo().with_context(sidestream_inline=INLINE).enqueue().read_secret()
 
     def seen_by(self, order, method):
         """Return what a job and an inline call have to see alike."""
@@ -118,13 +145,13 @@ class TestEnvironment(JobCase):
 
     def test_records_among_the_arguments_have_the_job_s_rights(self):
         order = self.order.with_user(self.user).sudo()
-        for context in ({}, {"sidestream_inline": True}):
+        for context in ({}, {"sidestream_inline": INLINE}):
             self.run_as(order.with_context(**context), "remember", order)
             self.assertEqual(self.remembered()["args_su"], [False])
 
     def test_inline_keeps_what_follows_inline(self):
         before = self.count()
-        self.order.with_context(sidestream_inline=True).enqueue().chain(3)
+        self.order.with_context(sidestream_inline=INLINE).enqueue().chain(3)
         self.assertEqual((self.order.note, self.count()), ("1", before))
 
     def test_run_as_nobody(self):

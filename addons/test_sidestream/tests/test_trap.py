@@ -5,7 +5,7 @@ from sidestream import InvalidJob, SidestreamError, UnsupportedOption
 from odoo.exceptions import UserError
 from odoo.tests import HttpCase
 
-from odoo.addons.sidestream import action
+from odoo.addons.sidestream import INLINE, action
 
 from .common import JobCase
 
@@ -144,7 +144,7 @@ class TestTrap(JobCase):
 
     def test_overrides_yield_as_the_action_declares(self):
         """No decorator saw them: what a worker refuses, a test sees, and whoever calls inline."""
-        for context in ({}, {"sidestream_inline": True}):
+        for context in ({}, {"sidestream_inline": INLINE}):
             order = self.order.with_context(**context)
             for method, said in (
                 ("finish", "order.finish' returned a generator, of which nothing ran; expected"),
@@ -163,6 +163,21 @@ class TestTrap(JobCase):
                 trap.perform()
             self.assertEqual(order.note, "called")
 
+    def test_asynchronous_methods_are_refused(self):
+        async def method(self):
+            pass
+
+        async def generator(self):
+            yield
+
+        for one in (method, generator):
+            with self.assertRaisesRegex(InvalidJob, "async"):
+                action(one)
+        for context in ({}, {"sidestream_inline": INLINE}):
+            with self.trap() as trap, self.assertRaisesRegex(SidestreamError, "returned a coroutine"):
+                self.order.with_context(**context).enqueue().wait()
+                trap.perform()
+
     def test_unknown_options_of_a_declaration_are_named(self):
         with self.assertRaisesRegex(UnsupportedOption, "no option 'cron' for @action; the options are queue, key"):
             action(cron="* * * * *")
@@ -171,7 +186,7 @@ class TestTrap(JobCase):
 class TestTrapOverHttp(JobCase, HttpCase):
     def test_what_the_web_client_enqueued(self):
         self.authenticate(self.user.login, self.user.login)
-        call = {"model": self.order._name, "method": "chain", "args": [self.order.ids, 3], "kwargs": {}}
+        call = {"model": self.order._name, "method": "start", "args": [self.order.ids, "chain", 2], "kwargs": {}}
         with self.trap() as trap:
             self.make_jsonrpc_request("/web/dataset/call_kw", call)
         [found] = trap.assert_enqueued(self.order.chain, args=(2,), count=1)

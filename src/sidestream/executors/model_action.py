@@ -83,6 +83,11 @@ class ModelAction:
             limit = getattr(self, option)
             if limit is not None and limit <= 0:
                 raise SettingsError(f"{option}={limit} of an action is not allowed: expected seconds above 0.")
+        if self.soft_limit is not None and self.hard_limit is not None and self.hard_limit <= self.soft_limit:
+            raise SettingsError(
+                f"hard_limit={self.hard_limit} of an action is not above its soft_limit={self.soft_limit}, so the job "
+                "would be killed before it is told to stop; raise hard_limit or lower soft_limit."
+            )
 
     @classmethod
     def of(cls, **options: Any) -> ModelAction:
@@ -97,9 +102,16 @@ class ModelAction:
     def steps_of(self, name: str, answer: object) -> Generator[Any, Any, Any] | None:
         """Return the three steps that the method answered with; None when it did everything already.
 
-        Nobody looked at an override where it was written. Raises :class:`~sidestream.errors.ActionError` when it
-        yields and the action declares no three steps, because then nothing runs; and the other way round.
+        Nobody looked at an override where it was written. Raises :class:`~sidestream.errors.ActionError` when it is
+        async, or yields and the action declares no three steps, because then nothing runs; and the other way round.
         """
+        if inspect.iscoroutine(answer) or inspect.isasyncgen(answer):
+            if inspect.iscoroutine(answer):
+                answer.close()  # else Python warns that nobody awaited it
+            raise ActionError(
+                f"The action {name!r} returned a {type(answer).__name__}, of which nothing ran; expected a method "
+                "that is not async: write the override without async."
+            )
         steps = answer if inspect.isgenerator(answer) else None
         if (steps is not None) == self.three_step:
             return steps

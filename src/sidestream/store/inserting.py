@@ -17,6 +17,8 @@ from sidestream.store.cursor import Cursor
 from sidestream.store.stored import StoredJob
 from sidestream.store.written import UTC_NOW
 
+CONTEXT_LIMIT = 16 * 1024
+"""Most bytes (UTF-8) of a job's context; with the limits of its arguments and of its other texts, a row is bounded."""
 _COLUMNS = {
     "action": "text",
     "queue": "text",
@@ -207,7 +209,7 @@ def _row(job: Job) -> tuple[Any, ...]:
         _naive_utc(job, "run_at", job.run_at),
         job.company_id,
         job.user_id,
-        job.context,
+        _bounded_context(job),
         None if job.priority == DEFAULT_PRIORITY else job.priority,
         job.group,
         job.limit,
@@ -218,6 +220,15 @@ def _row(job: Job) -> tuple[Any, ...]:
         _naive_utc(job, "expires_at", job.expires_at),
         job.requested_by,
     )
+
+
+def _bounded_context(job: Job) -> str | None:
+    if job.context is not None and len(job.context.encode()) > CONTEXT_LIMIT:
+        raise InvalidJob(
+            f"The context of a job of action {job.action!r} is {len(job.context.encode())} bytes, more than "
+            f"{CONTEXT_LIMIT}; enqueue it with fewer companies."
+        )
+    return job.context
 
 
 def _naive_utc(job: Job, name: str, moment: datetime | None) -> datetime | None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import requests
 from odoo import fields, models
 from odoo.addons.sidestream import GiveUp, RetryPolicy, action
-from odoo.exceptions import RedirectWarning
+from odoo.exceptions import AccessError, MissingError, RedirectWarning, UserError, ValidationError
 
 ONCE = RetryPolicy(max_attempts=1)
 
@@ -102,6 +102,15 @@ class ChaosProbe(models.Model):
     @action(run_as="superuser", retry=ONCE)
     def redirects(self):
         raise RedirectWarning("There is no chart of accounts.", 1, "Make one")
+
+    @action(run_as="superuser")
+    def refuses(self, kind):
+        """Raise what another attempt does not help against."""
+        self.count += 1
+        kinds = [UserError, ValidationError, AccessError, MissingError, TypeError]
+        if kind == "RedirectWarning":
+            raise RedirectWarning("There is no chart of accounts.", 1, "Make one")
+        raise {one.__name__: one for one in kinds}[kind](f"It is a {kind}.")
 
     @action(run_as="superuser", retry=ONCE)
     def hook_writes(self):
