@@ -180,3 +180,22 @@ def statement(context: Context) -> None:
 @actions.action("courier", key="order:{order}", limit="courier:{carrier}", group="g{carrier}", priority=1)
 def courier(context: Context, order: int, carrier: int) -> None:
     _note(context, f"order {order} by {carrier}")
+
+
+@actions.action("terminates.its.session")
+def terminates_its_session(context: Context, file: str) -> None:
+    """Note the start in ``file``, then end the PostgreSQL session of this very job."""
+    with Path(file).open("a") as starts:
+        starts.write("started\n")
+    context.cursor.execute("SELECT pg_terminate_backend(pg_backend_pid())")
+    context.cursor.execute("SELECT 1")
+
+
+@actions.action("shows.its.session")
+def shows_its_session(context: Context, file: str, seconds: float) -> None:
+    """Note in ``file`` which PostgreSQL process serves this job, and be in its transaction for a while."""
+    _note(context, str(context.cursor.execute("SHOW work_mem").fetchone()))
+    with Path(file).open("a") as starts:
+        starts.write(f"{context.connection.info.backend_pid}\n")
+    time.sleep(seconds)
+    context.cursor.execute("SELECT 1")

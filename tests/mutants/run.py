@@ -43,6 +43,7 @@ class Mutant(NamedTuple):
 
 
 _LEASES = "tests/acceptance/test_leases.py::"
+_SESSIONS = "tests/acceptance/test_lost_sessions.py::"
 _RACES = "tests/integration/store/test_opening_races.py::"
 MUTANTS = (
     Mutant("acknowledge-before-commit", (f"{_LEASES}test_a_direct_job_of_a_killed_child_is_not_lost",)),
@@ -54,6 +55,7 @@ MUTANTS = (
     Mutant("reconcile-by-watermark", (f"{_LEASES}test_a_smaller_id_that_commits_later_is_published_too",)),
     Mutant("crash-count-in-redis", (f"{_LEASES}test_an_emptied_redis_forgets_no_crash",)),
     Mutant("lease-not-renewed", (f"{_LEASES}test_a_job_longer_than_its_lease_stays_with_its_worker",)),
+    Mutant("lost-session-not-charged", (f"{_SESSIONS}test_a_job_that_loses_its_session_each_time_fails_at_the_third",)),
     Mutant("slot-in-pieces", ("tests/unit/test_slots.py",)),
     Mutant("limit-not-held", ("tests/acceptance/test_sharing.py",)),
     Mutant("odoo-effect-before-done", ("tests/odoo/test_kills.py",), ODOO_LIMIT),

@@ -49,6 +49,8 @@ def test_an_action_runs_and_is_done_once(shop: Shop) -> None:
         ("redirects", "RedirectWarning: There is no chart of accounts."),
         ("too_long", "ran longer than its soft limit of 0.3 s"),
         ("far_too_long", "hard limit"),
+        ("loses_its_session", "Its PostgreSQL session ended while it ran"),
+        ("loses_its_key", "lost the connection that holds its key"),
     ],
 )
 def test_what_an_action_must_not_do_is_told_and_undone(shop: Shop, method: str, said: str) -> None:

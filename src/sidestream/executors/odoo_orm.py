@@ -32,13 +32,13 @@ from odoo.modules.registry import Registry
 from odoo.service.server import load_server_wide_modules
 
 from sidestream.crashpoints import crash_point
-from sidestream.errors import ActionError, LockLost, SettingsError, WireError
+from sidestream.errors import ActionError, SettingsError, WireError
 from sidestream.executors import odoo_along
 from sidestream.executors.model_action import ModelAction, collect
 from sidestream.executors.odoo_session import OdooSession
 from sidestream.executors.odoo_words import put_into_words
 from sidestream.executors.parts import Parts
-from sidestream.executors.protocol import ActionFacts, NotNow, Opened, Verdict
+from sidestream.executors.protocol import ActionFacts, NotNow, Opened, SessionLost, Verdict
 from sidestream.executors.row_opening import check_still_ours, commit_end, locks_of, verdict_of
 from sidestream.executors.session import VERIFY_TIMEOUT, Session
 from sidestream.job.codec import decode_payload
@@ -47,7 +47,7 @@ from sidestream.job.outcome import Release, ReleaseReason
 from sidestream.job.reference import Reference
 from sidestream.process import share_memory
 from sidestream.store import opening, rows, sessions
-from sidestream.store.adapter import SERVER_OPTIONS, UNDEFINED_TABLE, sqlstate
+from sidestream.store.adapter import UNDEFINED_TABLE, server_options, sqlstate
 
 log = logging.getLogger(__name__)
 
@@ -179,7 +179,7 @@ class OdooOrm:
     def _connect_as(name: str) -> None:
         odoo.tools.config["db_app_name"] = name
         # libpq reads it for every connection of this process: a vanished worker's backend notices soon (design D7).
-        os.environ["PGOPTIONS"] = SERVER_OPTIONS
+        os.environ["PGOPTIONS"] = server_options(os.environ.get("PGOPTIONS", ""))
 
     # -- each job ------------------------------------------------------------------------------------------------
 
@@ -305,7 +305,10 @@ class OdooOrm:
     def _check_locks(self, body: Body) -> None:
         """A job whose guard connection died holds its key no more."""
         if body.locks and not self._locks.alive():
-            raise LockLost(f"Job {body.row.id} lost the connection that holds its key; nothing more was committed.")
+            raise SessionLost(
+                f"Job {body.row.id} lost the connection that holds its key; nothing more was committed.",
+                self._locks.told,
+            )
 
     def _open_row(self, row_id: int, name: str) -> opening.Opening:
         session = self._odoo

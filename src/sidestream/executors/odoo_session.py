@@ -15,15 +15,16 @@ from psycopg2.extensions import STATUS_READY as READY
 
 from sidestream.errors import ActionError, ForeignDatabase
 from sidestream.executors.guarded_cursor import Guard, guard_class
-from sidestream.executors.protocol import Conflict, Uncertain
+from sidestream.executors.protocol import Conflict, SessionLost, Uncertain
 from sidestream.store import schema
-from sidestream.store.adapter import CONFLICTS, sqlstate, translate
+from sidestream.store.adapter import ADMIN_SHUTDOWN, CONFLICTS, CRASH_SHUTDOWN, sqlstate, translate
 from sidestream.store.prepared import PlanGone, Prepared
 
 log = logging.getLogger(__name__)
 
 BROKEN = "25P02"
 """A statement after an error in the same transaction."""
+_WARNINGS = {"crash of another server process": CRASH_SHUTDOWN, "immediate shutdown command": ADMIN_SHUTDOWN}
 T = TypeVar("T")
 
 
@@ -105,7 +106,7 @@ class OdooSession:
             cnx.commit()
         except psycopg2.Error as error:
             if cnx.closed:
-                raise Uncertain(str(error).strip()) from error
+                raise Uncertain(str(error).strip(), self._reason(error)) from error
             raise self._explain(error) from error
 
     def committed(self) -> None:
@@ -172,5 +173,16 @@ class OdooSession:
                 "may fail inside: with self.env.cr.savepoint()."
             )
         if self._cr is None or self._cr._cnx.closed:
-            return translate(error, "running a job")
+            return SessionLost(str(translate(error, "running a job")), self._reason(error))
         return error
+
+    def _reason(self, error: Exception) -> str:
+        """Return the SQLSTATE with which the session ended; psycopg2 keeps only the text of the server's warnings.
+
+        In another language than English the reason stays unknown, and the job is suspected like any other.
+        """
+        code = sqlstate(error)
+        if code is not None or self._cr is None:
+            return code or ""
+        last = "".join(self._cr._cnx.notices[-1:])
+        return next((code for words, code in _WARNINGS.items() if words in last), "")

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from sidestream.errors import StoreUnavailable
 from sidestream.job.job import DEFAULT_QUEUE
 from sidestream.job.outcome import Bury, Done, Release
 from sidestream.job.retry import RetryPolicy
@@ -67,6 +68,20 @@ class Conflict(Exception):
 
 class Uncertain(Exception):
     """Raised out of commit: whether it was committed is unknown; :meth:`Executor.verify` finds out."""
+
+    def __init__(self, message: str, code: str = "") -> None:
+        super().__init__(message)
+        #: As :attr:`SessionLost.code`.
+        self.code = code
+
+
+class SessionLost(StoreUnavailable):
+    """Raised out of run or commit: the PostgreSQL session of an acquired job ended. The job may be the cause."""
+
+    def __init__(self, message: str, code: str = "") -> None:
+        super().__init__(message)
+        #: The SQLSTATE that PostgreSQL gave as the reason; "" when the connection ended without a word.
+        self.code = code
 
 
 class NotNow(BaseException):

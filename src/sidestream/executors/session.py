@@ -9,9 +9,9 @@ import psycopg
 from psycopg.pq import TransactionStatus
 
 from sidestream.executors.context import GuardedConnection
-from sidestream.executors.protocol import Conflict, Uncertain
+from sidestream.executors.protocol import Conflict, SessionLost, Uncertain
 from sidestream.store import opening, schema, sessions
-from sidestream.store.adapter import CONFLICTS, connect, sqlstate, translate
+from sidestream.store.adapter import CONFLICTS, SESSION_ENDS, connect, sqlstate, translate
 
 T = TypeVar("T")
 
@@ -32,6 +32,8 @@ class Session:
         self._cursor: psycopg.Cursor[tuple[Any, ...]] | None = None
         self._database: schema.Database | None = None
         self._backend = 0
+        #: The SQLSTATE with which the server announced the end of the last session in a notice; "" when it did not.
+        self.told = ""
 
     @property
     def connection(self) -> GuardedConnection:
@@ -39,6 +41,8 @@ class Session:
         if self._connection is None:
             connection = connect(self._dsn, self._application_name, autocommit=True, connection_class=GuardedConnection)
             self._connection, self._cursor = connection, connection.cursor()
+            self.told = ""
+            connection.add_notice_handler(self._hear)
             self._backend = connection.info.backend_pid
             self._on_backend(self._backend)
             try:
@@ -80,8 +84,13 @@ class Session:
         if sqlstate(error) in CONFLICTS:
             return Conflict(str(error).strip())
         if self.broken:
-            return translate(error, "running a job")
+            return SessionLost(str(translate(error, "running a job")), sqlstate(error) or self.told)
         return error
+
+    def _hear(self, notice: psycopg.errors.Diagnostic) -> None:
+        """Note why the server is about to end this session: it says so in a warning, not in an error."""
+        if notice.sqlstate in SESSION_ENDS:
+            self.told = notice.sqlstate
 
     def begin(self) -> None:
         """Begin a transaction."""
@@ -94,7 +103,7 @@ class Session:
             self.cursor.execute("COMMIT")
         except psycopg.Error as error:
             if self.broken:
-                raise Uncertain(str(error).strip()) from error
+                raise Uncertain(str(error).strip(), sqlstate(error) or self.told) from error
             raise self.explain(error) from error
 
     def rollback(self) -> None:

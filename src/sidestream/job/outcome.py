@@ -46,6 +46,8 @@ class Release:
     snoozed: bool = False
     #: It is not due and was never started, so it stands in no line until then.
     unstarted: bool = False
+    #: Its PostgreSQL session ended after the job was acquired: the SQLSTATE that was given as the reason, or "".
+    lost: str | None = None
 
 
 class ReleaseReason:

@@ -6,6 +6,7 @@ away without a word. The codes: https://www.postgresql.org/docs/current/errcodes
 
 from __future__ import annotations
 
+import os
 from typing import Any, TypeVar
 
 import psycopg
@@ -20,10 +21,15 @@ UNDEFINED_TABLE = "42P01"
 CONFLICTS = frozenset({SERIALIZATION_FAILURE, DEADLOCK_DETECTED, LOCK_NOT_AVAILABLE})
 """PostgreSQL asks for another try of the same transaction."""
 
+ADMIN_SHUTDOWN = "57P01"
+CRASH_SHUTDOWN = "57P02"
+SESSION_ENDS = frozenset({ADMIN_SHUTDOWN, CRASH_SHUTDOWN})
+"""PostgreSQL ends a session: a person or a shutdown wants it, or another server process crashed."""
+
 # Connection exceptions, wrong password or role, missing database, no resources, shut down or terminated by an
 # administrator, an error in the system below PostgreSQL.
 _UNAVAILABLE_CLASSES = ("08", "28", "3D", "53", "58")
-_UNAVAILABLE = frozenset({"57P01", "57P02", "57P03", "57P05", "25006"})
+_UNAVAILABLE = frozenset({*SESSION_ENDS, "57P03", "57P05", "25P03", "25006"})
 # Undefined table, column, function: our tables are gone or of another release.
 _MISMATCH = frozenset({"42P01", "42703", "42883"})
 # Both drivers raise these, without a code, for a server that is not there or a connection that is closed.
@@ -44,10 +50,23 @@ _OPTIONS = {
     "jit": "off",  # our statements are short: compiling one takes longer than running it
 }
 
-SERVER_OPTIONS = " ".join(f"-c {name}={value}" for name, value in _OPTIONS.items())
-"""The same for a driver that reads them from PGOPTIONS."""
+# Whatever the server, its role, its database or the operator's own options say: a job may take its time between two
+# statements, and one whose session is ended for that would call others again and again.
+_ALWAYS = {"idle_in_transaction_session_timeout": "0", "idle_session_timeout": "0"}
 
 _Connection = TypeVar("_Connection", bound="psycopg.Connection[Any]")
+
+
+def server_options(given: str) -> str:
+    """Return the command-line options of our sessions, with those that the operator gives in between.
+
+    What is given wins over ours, but for the time-outs of an idle session, which are always off. For a driver that
+    reads them from PGOPTIONS, too.
+    """
+    ours = (f"-c {name}={value}" for name, value in _OPTIONS.items() if name not in given)
+    always = [f"-c {name}={value}" for name, value in _ALWAYS.items()]
+    kept = given.strip().removesuffix(" ".join(always)).strip()  # they may have been added before
+    return " ".join([*ours, *([kept] if kept else []), *always])
 
 
 def sqlstate(error: BaseException) -> str | None:
@@ -86,7 +105,7 @@ def connect(
     """Open a psycopg 3 connection on which a vanished peer is noticed by both sides; what ``dsn`` says itself wins.
 
     ``connect_timeout``: seconds for each address. Needs PostgreSQL 14 or later, reached directly or through a pooler in
-    session mode that passes ``options`` on. Settings:
+    session mode that passes ``options`` on. The options of PGOPTIONS are kept. Settings:
     https://www.postgresql.org/docs/current/runtime-config-connection.html
 
     Raises:
@@ -102,9 +121,8 @@ def connect(
     except psycopg.ProgrammingError:
         # Neither the text nor its cause is shown: it may hold a password.
         raise SettingsError("The database URL cannot be read; expected postgresql://user@host:port/database.") from None
-    given = str(wanted.get("options") or "")
-    ours = (f"-c {name}={value}" for name, value in _OPTIONS.items() if name not in given)
-    options = " ".join([*ours, given]).strip()
+    # Named here, options in the URL would hide those of the environment, which libpq reads when there are none.
+    options = server_options(str(wanted.get("options") or os.environ.get("PGOPTIONS", "")))
     defaults: dict[str, Any] = {**_KEEPALIVE, "connect_timeout": connect_timeout, "tcp_user_timeout": 10_000}
     conninfo = make_conninfo(**{**defaults, **wanted, "options": options, "application_name": application_name})
     try:

@@ -7,6 +7,8 @@ Needs the same role as the workers'. https://www.postgresql.org/docs/current/fun
 
 from __future__ import annotations
 
+from datetime import datetime
+
 from sidestream.store.cursor import Cursor
 
 PATIENCE = 5.0
@@ -29,6 +31,13 @@ def terminate_backend(cur: Cursor, pid: int, application_name: str, *, patience:
         {"pid": pid, "name": application_name, "patience": int(patience * 1000)},
     )
     return bool(cur.fetchone()[0])
+
+
+def server_started(cur: Cursor) -> datetime:
+    """Return when the server was started; the crash of one of its processes is no start."""
+    cur.execute("SELECT pg_postmaster_start_time()")
+    found: datetime = cur.fetchone()[0]
+    return found
 
 
 def terminate_supervisor(cur: Cursor, supervisor: str, *, patience: float = PATIENCE) -> tuple[bool, int]:

@@ -6,8 +6,10 @@ A direct job has no row: its counts live with the broker, and the decisions are 
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import datetime
 from typing import Any
 
 import psycopg
@@ -19,7 +21,7 @@ from sidestream.job.outcome import Bury, Outcome, Release, ReleaseReason, Retry
 from sidestream.job.reference import Reference
 from sidestream.job.retry import RetryPolicy
 from sidestream.store import attempts, bulk, control, rows, sessions
-from sidestream.store.adapter import translate
+from sidestream.store.adapter import ADMIN_SHUTDOWN, CRASH_SHUTDOWN, translate
 from sidestream.worker import wire
 from sidestream.worker.handling import Handling
 from sidestream.worker.options import application_name
@@ -40,6 +42,10 @@ ALONE = "alone"
 """Detail of the attempt row of a job that runs alone; the reclaimer looks for it."""
 
 
+RESTART = 60.0
+"""Seconds after a restart of PostgreSQL for which jobs that lost their sessions on request are innocent."""
+
+
 class RowBusy(Exception):
     """Another session holds the row for a moment: the write is tried again."""
 
@@ -51,6 +57,9 @@ class Bookkeeper:
         self._state = state
         self._connect = connect
         self._connection: psycopg.Connection[Any] | None = None
+        self._server_started: datetime | None = None
+        #: Monotonic time at which another start of the server was seen than before.
+        self._restarted_at = float("-inf")
         #: Rows whose lone start was written: its end has to be written too, or a later death would be charged to them.
         self._alone: set[int] = set()
         #: (action, reason) that the log was told.
@@ -62,6 +71,8 @@ class Bookkeeper:
         if isinstance(finding.outcome, Release):
             if finding.outcome.snoozed:
                 return self._snooze(delivery, reference, finding.outcome, finding.attempts_seen)
+            if finding.outcome.lost is not None:
+                return self._lost(delivery, reference, finding.outcome, finding.attempts_seen)
             alone = self._end_alone(reference, finding.outcome.reason)
             return self._release(delivery, reference, finding.outcome, alone=alone)
         return self._failure(delivery, reference, finding.outcome, finding.attempts_seen, "failed")
@@ -88,10 +99,6 @@ class Bookkeeper:
                 handling = self._uncharged(reference, _killed(doom))  # first: a suspicion is not written again
                 self._run(lambda cursor: rows.suspect(cursor, reference.id, reading.attempts_seen))
                 return handling
-            case Doom.TERMINATED:
-                # Counted as a release, with growing delays: a job that does this to itself has an end.
-                alone = self._end_alone(reference, _killed(doom))
-                return self._release(delivery, reference, Release(_killed(doom)), alone=alone)
             case None:
                 return self._crash(delivery, reference, reading, slot, f"It crashed: {how}.")
             case _:
@@ -138,6 +145,44 @@ class Bookkeeper:
             return written
 
         return self._handling(self._charge(reference, write), int(delay * 1000))
+
+    def _lost(self, delivery: Delivery, reference: Reference, outcome: Release, seen: int) -> Handling:
+        """Suspect a job whose PostgreSQL session ended under it; charge it when it ran alone, for it may be the cause.
+
+        It is innocent when the server named another cause: the crash of another process, or its own shutdown.
+        """
+        error = f"Its PostgreSQL session ended while it ran: {outcome.reason.removeprefix(f'{ReleaseReason.LOST}: ')}"
+        if outcome.lost == CRASH_SHUTDOWN or (outcome.lost == ADMIN_SHUTDOWN and self._was_restarted()):
+            return self._release(delivery, reference, outcome, alone=self._end_alone(reference, outcome.reason))
+        if reference.direct:
+            return self._charge_direct(delivery, error)
+        alone = reference.id in self._alone
+
+        def write(cursor: Any) -> rows.Written:
+            if alone:
+                written = rows.crash(cursor, reference.id, seen, error, MAX_CRASHES, with_host=True)
+            else:
+                written = rows.suspect(cursor, reference.id, seen)
+            if written.ours:
+                self._insert(cursor, reference, -1, "crashed" if alone else "released", error)
+            return written
+
+        written = self._charge(reference, write)
+        return self._handling(written, 0) if alone or not written.ours else Handling()
+
+    def _was_restarted(self) -> bool:
+        self._run(lambda cursor: None)  # connects anew if need be, which looks
+        return time.monotonic() - self._restarted_at < RESTART
+
+    def _look_at_server(self, connection: psycopg.Connection[Any]) -> None:
+        try:
+            started = sessions.server_started(connection.cursor())
+        except psycopg.Error as error:
+            self.close()
+            raise translate(error, "connecting") from error
+        if self._server_started not in (None, started):
+            self._restarted_at = time.monotonic()
+        self._server_started = started
 
     def _policy(self, reference: Reference) -> RetryPolicy:
         facts = self._state.actions.get(reference.action)
@@ -205,9 +250,7 @@ class Bookkeeper:
 
     def _crash(self, delivery: Delivery, reference: Reference, reading: Reading, slot: int, error: str) -> Handling:
         if reference.direct:
-            if delivery.crashes + 1 >= MAX_CRASHES:
-                return Handling(bury=error)
-            return Handling(charge_crash=True)
+            return self._charge_direct(delivery, error)
         if reading.attempts_seen < 0:
             why = "its process ended before its row was opened"
             return replace(self._uncharged(reference, why), count=True, reason=why)
@@ -220,6 +263,11 @@ class Bookkeeper:
 
         handling = self._handling(self._charge(reference, write), 0)
         return replace(handling, again=True) if handling.charge_attempt else handling
+
+    @staticmethod
+    def _charge_direct(delivery: Delivery, error: str) -> Handling:
+        """A direct job has no row; its crashes are counted by the broker."""
+        return Handling(bury=error) if delivery.crashes + 1 >= MAX_CRASHES else Handling(charge_crash=True)
 
     def _charge(self, reference: Reference, write: Callable[[Any], rows.Written]) -> rows.Written:
         """Write what ends an attempt, with its attempt row, which ends a lone start too."""
@@ -265,6 +313,7 @@ class Bookkeeper:
             )
         if self._connection is None or self._connection.closed:
             self._connection = self._connect()
+            self._look_at_server(self._connection)
         try:
             with self._connection.transaction(), self._connection.cursor() as cursor:
                 return statement(cursor)

@@ -6,7 +6,7 @@ import traceback
 from datetime import UTC, datetime
 
 from sidestream.errors import GiveUp, LockLost, Snooze, SoftLimitExceeded, StoreError
-from sidestream.executors.protocol import NotNow, Opened, message_of
+from sidestream.executors.protocol import NotNow, Opened, SessionLost, message_of
 from sidestream.job.outcome import Bury, Outcome, Release, ReleaseReason
 from sidestream.job.retry_after import retry_after
 
@@ -18,6 +18,8 @@ DETAIL_LIMIT = 16_000
 
 def outcome_of(error: BaseException, opened: Opened) -> Outcome:
     """Return how the attempt that raised ``error`` ends."""
+    if isinstance(error, SessionLost):
+        return Release(f"{ReleaseReason.LOST}: {error}", lost=error.code)
     if isinstance(error, StoreError | LockLost):
         return Release(f"{ReleaseReason.LOST}: {error}")
     if isinstance(error, NotNow):

@@ -142,7 +142,7 @@ class Runner:
                 return Done()
         except (StoreError, Conflict) as unknown:
             # Still unknown: the row will tell whoever opens it next.
-            return Release(f"{ReleaseReason.LOST}: {unknown}")
+            return Release(f"{ReleaseReason.LOST}: {unknown}", lost=error.code)
         finally:
             self._executor.reset()
-        return Release(f"{ReleaseReason.LOST}: {error}")
+        return Release(f"{ReleaseReason.LOST}: {error}", lost=error.code)

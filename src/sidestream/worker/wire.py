@@ -143,8 +143,8 @@ def _fields(outcome: Outcome) -> tuple[object, ...]:
             return (delay, error, detail)
         case Bury(error, detail):
             return (error, detail)
-        case Release(reason, delay, blocked_by, snoozed, unstarted):
-            return (reason, delay, blocked_by, snoozed, unstarted)
+        case Release(reason, delay, blocked_by, snoozed, unstarted, lost):
+            return (reason, delay, blocked_by, snoozed, unstarted, lost)
 
 
 def _finding(flat: list[Any]) -> Finding:

@@ -47,6 +47,20 @@ class ChaosProbe(models.Model):
         self.env.cr.commit()  # pylint: disable=invalid-commit  # refused, which is what is tested
 
     @action(run_as="superuser", retry=ONCE)
+    def loses_its_session(self):
+        self.count += 1
+        self.env.cr.execute("SELECT pg_terminate_backend(pg_backend_pid())")
+
+    @action(run_as="superuser", retry=ONCE, key="probe")
+    def loses_its_key(self):
+        """Ends the other session of its process, which holds the key."""
+        self.count += 1
+        self.env.cr.execute(
+            "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity "
+            "WHERE application_name = current_setting('application_name') AND pid <> pg_backend_pid()"
+        )
+
+    @action(run_as="superuser", retry=ONCE)
     def rolls_back(self):
         self.count += 1
         self.env.cr.rollback()
