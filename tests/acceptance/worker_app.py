@@ -47,6 +47,15 @@ def until(context: Context, file: str) -> None:
         time.sleep(0.02)
 
 
+@actions.action("enter")
+def enter(context: Context, folder: str) -> None:
+    """Show in ``folder`` that this job runs, and run until it is let go there."""
+    _note(context, "entered")
+    Path(folder, f"in-{context.job_id}").touch()
+    while not Path(folder, f"go-{context.job_id}").exists():
+        time.sleep(0.02)
+
+
 @actions.action("until.fails.once", retry=AT_ONCE)
 def until_fails_once(context: Context, file: str) -> None:
     """Run until ``file`` is there, and fail the first time."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -33,6 +33,8 @@ class Scripted:
         self.lost: list[Lease] = []
         self.released: list[Delivery] = []
         self.settled: list[Delivery] = []
+        self.refused: set[bytes] = set()
+        self.others: Callable[[], Sequence[Delivery]] = list
 
     def _called(self, name: str) -> None:
         self.calls.append(name)
@@ -47,6 +49,9 @@ class Scripted:
             raise self.claims_fail
         taken, self.ready = self.ready[:free], self.ready[free:]
         return [Delivery(raw, lanes[0], Lease(self.prefix + raw, consumer, 1), 0) for raw in taken]
+
+    def count_others(self, held: Callable[[], Sequence[Delivery]]) -> None:
+        self.others = held
 
     def settle(self, lanes: Sequence[str], deliveries: Sequence[Delivery]) -> list[Lease]:
         self._called("settle")
@@ -64,7 +69,8 @@ class Scripted:
 
     def reassert(self, consumer: str, lanes: Sequence[str], deliveries: Sequence[Delivery]) -> list[Delivery]:
         self._called("reassert")
-        return [d._replace(lease=d.lease._replace(entry=d.lease.entry + b"'")) for d in deliveries]
+        taken = [d for d in deliveries if d.reference not in self.refused]
+        return [d._replace(lease=d.lease._replace(entry=d.lease.entry + b"'")) for d in taken]
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_") or name not in dir(Broker):
@@ -90,10 +96,12 @@ class Pair:
         self.primary.down = BrokerUnavailable("frozen")
         self.claim()
 
-    def bring_back(self) -> None:
+    def bring_back(self, *held: Delivery) -> list[Delivery]:
+        """Let the primary answer again and state ``held`` to it; return what is held now."""
         self.primary.down = None
         self.clock.advance(LONGEST)
         assert self.broker.probe()
+        return self.broker.reassert("me", LANES, held)
 
 
 @pytest.fixture
@@ -305,6 +313,7 @@ def test_a_job_whose_end_the_absent_primary_cannot_be_told_comes_from_the_fallba
     # The primary is back, and gives it out as well: this side still runs it.
     pair.bring_back()
     tell()
+    pair.broker.reassert("me", LANES, [])
     pair.primary.ready = [b"a"]
     assert pair.claim() == []
     assert [one.lease.entry for one in pair.primary.released][-1] == b"a"
@@ -332,15 +341,58 @@ def test_a_lost_lease_is_forgotten(pair: Pair) -> None:
     assert [d.reference for d in pair.claim()] == [b"a"]
 
 
-def test_reassert_states_only_what_the_primary_gave(pair: Pair) -> None:
+def test_a_primary_that_is_back_gives_nothing_before_it_was_told_what_the_fallback_gave(pair: Pair) -> None:
     pair.primary.ready = [b"a"]
     [ours] = pair.claim()
     pair.primary.down = BrokerUnavailable("gone")
     pair.fallback.ready = [b"b"]
     [theirs] = pair.claim()
-    pair.bring_back()
+    assert pair.fallback.others() == [ours], "limits of the fallback count it"
+    pair.primary.down = None
+    pair.clock.advance(LONGEST)
+    assert pair.broker.probe()
+    pair.primary.ready = [b"c"]
+    with pytest.raises(GenerationMoved):
+        pair.claim()
     again = pair.broker.reassert("me", LANES, [ours, theirs])
-    assert sorted(d.lease.entry for d in again) == [b"a'", b"pg:b"]
+    assert sorted(d.lease.entry for d in again) == [b"a'", b"pg:b'"]
+    assert pair.fallback.settled == [theirs], "the primary holds it now"
+    assert [d.reference for d in pair.claim()] == [b"c"]
+    pair.primary.down = BrokerUnavailable("gone again")
+    pair.claim()
+    assert sorted(d.reference for d in pair.fallback.others()) == [b"a", b"b", b"c"]
+
+
+def test_what_the_primary_refuses_stays_with_the_fallback_and_is_stated_again(pair: Pair) -> None:
+    pair.primary.down = BrokerUnavailable("gone")
+    pair.fallback.ready = [b"a"]
+    [theirs] = pair.claim()
+    pair.primary.refused = {b"a"}
+    assert pair.bring_back(theirs) == [theirs]
+    assert pair.claim() == []
+    assert pair.broker.renew("me", LANES, [theirs.lease]) == []
+    with pytest.raises(GenerationMoved):
+        pair.claim()
+    pair.primary.refused = set()
+    [moved] = pair.broker.reassert("me", LANES, [theirs])
+    assert moved.lease.entry == b"pg:a'"
+    assert pair.claim() == []
+
+
+def test_a_job_taken_again_before_its_end_was_told_is_stated_after_that_end(pair: Pair) -> None:
+    pair.primary.ready = [b"a"]
+    [ended] = pair.claim()
+    pair.lose()
+    with pytest.raises(BrokerUnavailable):
+        pair.broker.settle(LANES, [ended])
+    assert pair.fallback.others() == [], "it holds no slot any more"
+    pair.fallback.ready = [b"a"]
+    [again] = pair.claim()
+    assert pair.bring_back(again) == [again], "the primary would take the end for that of the new lease"
+    pair.broker.settle(LANES, [ended])
+    with pytest.raises(GenerationMoved):
+        pair.claim()
+    assert [d.lease.entry for d in pair.broker.reassert("me", LANES, [again])] == [b"pg:a'"]
 
 
 def test_a_late_answer_of_the_last_outage_does_not_start_another(pair: Pair) -> None:

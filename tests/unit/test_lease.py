@@ -66,6 +66,8 @@ def test_actions_that_became_known_while_the_broker_was_away_are_told_to_what_st
         def announce(self, *words: Any, **_: Any) -> None:
             told.append(words[-1])
 
+        def count_others(self, held: object) -> None: ...
+
     keeper, state = keeper_of(FailoverBroker(Away(), Rows(), SystemClock()), tmp_path)
     known, state.actions = state.actions, {}
     keeper._renew()  # before the zygote said what it knows, and to a broker that was emptied

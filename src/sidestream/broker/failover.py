@@ -13,7 +13,7 @@ import logging
 import threading
 from collections.abc import Callable, Sequence
 from datetime import datetime
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 from sidestream.broker.protocol import (
     FALLBACK_PREFIX,
@@ -60,16 +60,28 @@ class Outage(NamedTuple):
     reason: str
 
 
+class Fallback(Broker, Protocol):
+    """A broker that hands out jobs while the primary is away."""
+
+    def count_others(self, held: Callable[[], Sequence[Delivery]]) -> None:
+        """Let concurrency limits count what this process holds from the primary (``held``), and hand none of it out."""
+        ...
+
+
 class FailoverBroker:
     """Claims from ``primary`` while it is healthy and from ``fallback`` while not. See :class:`Broker` for each method.
 
     BrokerUnavailable out of any call of the primary marks it away, BrokerFull and BrokerUnsuitable out of a claim.
+
+    Concurrency limits count the jobs of both. The fallback is shown what is held from the primary. The primary, once it
+    is back, hands out nothing until its caller has stated what it holds (:meth:`reassert`): the jobs of the fallback
+    then continue under leases of the primary.
     """
 
     def __init__(
         self,
         primary: Broker,
-        fallback: Broker | None,
+        fallback: Fallback | None,
         clock: Clock,
         *,
         probe_every: float = PROBE_EVERY,
@@ -100,8 +112,14 @@ class FailoverBroker:
         self._probe_at = 0.0
         self._probing = False
         #: What was handed out and has not ended, by reference: no job is held under both brokers' leases at once.
-        self._from_primary: dict[bytes, Lease] = {}
-        self._from_fallback: dict[bytes, Lease] = {}
+        self._from_primary: dict[bytes, Delivery] = {}
+        self._from_fallback: dict[bytes, Delivery] = {}
+        #: Ended under leases of the primary, which could not be told yet: their references, by lease.
+        self._untold: dict[Lease, bytes] = {}
+        #: The primary has to be told what the fallback gave before it may hand out more.
+        self._unstated = False
+        if fallback is not None:
+            fallback.count_others(self._held_from_primary)
 
     @property
     def away_since(self) -> datetime | None:
@@ -178,9 +196,15 @@ class FailoverBroker:
     def claim(
         self, consumer: str, lanes: Sequence[str], *, free: int, prefetch: int = 0, wait_ms: int = 0
     ) -> list[Delivery]:
-        """From the primary if it is in use, else from the fallback; without one the primary's error comes out."""
+        """From the primary if it is in use, else from the fallback; without one the primary's error comes out.
+
+        Raises:
+            GenerationMoved: Also when the primary is back and does not know yet what the fallback gave.
+        """
         turn = self._turn
         if self._outage is None:
+            if self._unstated and self._from_fallback:
+                raise GenerationMoved("The broker is back; it has to be told which jobs were taken from PostgreSQL.")
             try:
                 found = self._primary.claim(consumer, lanes, free=free, prefetch=prefetch, wait_ms=wait_ms)
             except (BrokerUnavailable, BrokerFull, BrokerUnsuitable) as error:
@@ -192,6 +216,7 @@ class FailoverBroker:
         if self._fallback is None:
             raise self._absent()
         found = self._fallback.claim(consumer, lanes, free=free, prefetch=prefetch, wait_ms=wait_ms)
+        self._unstated = self._unstated or bool(found)
         return self._take_in(lanes, found, self._from_fallback, self._from_primary)
 
     def renew(self, consumer: str, lanes: Sequence[str], leases: Sequence[Lease]) -> list[Lease]:
@@ -201,13 +226,14 @@ class FailoverBroker:
         lost: list[Lease] = []
         if theirs and self._fallback is not None:
             lost += self._fallback.renew(consumer, lanes, theirs)
+            self._unstated = True  # the primary refused to take them over; by now it may
         if ours:
             lost += self._ask(lambda: self._primary.renew(consumer, lanes, ours))
         if lost:
             gone = set(lost)
             with self._lock:
                 for held in (self._from_primary, self._from_fallback):
-                    for reference in [key for key, lease in held.items() if lease in gone]:
+                    for reference in [key for key, one in held.items() if one.lease in gone]:
                         del held[reference]
         return lost
 
@@ -220,7 +246,11 @@ class FailoverBroker:
             lost += self._fallback.settle(lanes, theirs)
             self._ended(theirs)
         if ours:
-            lost += self._ask(lambda: self._primary.settle(lanes, ours))
+            try:
+                lost += self._ask(lambda: self._primary.settle(lanes, ours))
+            except (BrokerUnavailable, BrokerFull, BrokerUnsuitable):
+                self._ended_untold(ours)
+                raise
             self._ended(ours)
         return lost
 
@@ -262,14 +292,25 @@ class FailoverBroker:
         )
 
     def reassert(self, consumer: str, lanes: Sequence[str], deliveries: Sequence[Delivery]) -> list[Delivery]:
-        """State to the primary what it gave; what the fallback gave stays as it is."""
-        theirs = [delivery for delivery in deliveries if from_fallback(delivery)]
-        ours = [delivery for delivery in deliveries if not from_fallback(delivery)]
-        again = self._ask(lambda: self._primary.reassert(consumer, lanes, ours))
-        self._ended(ours)
+        """State all to the primary: what the fallback gave is the primary's from then on, unless it refuses it.
+
+        A job that ended under a lease of the primary, and was taken from the fallback since, is stated once the primary
+        was told of that end.
+        """
         with self._lock:
-            self._from_primary.update((delivery.reference, delivery.lease) for delivery in again)
-        return theirs + again
+            untold = set(self._untold.values())
+        theirs = [delivery for delivery in deliveries if from_fallback(delivery)]
+        ours = [d for d in deliveries if not from_fallback(d) or d.reference not in untold]
+        self._unstated = False
+        again = self._ask(lambda: self._primary.reassert(consumer, lanes, ours))
+        taken = {delivery.reference for delivery in again}
+        with self._lock:
+            self._from_primary.update((delivery.reference, delivery) for delivery in again)
+        moved = [delivery for delivery in theirs if delivery.reference in taken]
+        if moved and self._fallback is not None:
+            self._fallback.settle(lanes, moved)
+            self._ended(moved)
+        return again + [delivery for delivery in theirs if delivery.reference not in taken]
 
     def known(self, database: bytes, chunk: int) -> bytes:
         """Of the primary."""
@@ -319,10 +360,8 @@ class FailoverBroker:
         try:
             answer = self._giver(delivery, call)
         except (BrokerUnavailable, BrokerFull, BrokerUnsuitable):
-            # What its row has to say is written, and nobody here works on it: it need not wait until this can be told.
-            with self._lock:
-                if self._from_primary.get(delivery.reference) == delivery.lease:
-                    del self._from_primary[delivery.reference]
+            if not from_fallback(delivery):
+                self._ended_untold([delivery])
             raise
         self._ended([delivery])
         return answer
@@ -334,7 +373,7 @@ class FailoverBroker:
         return BrokerUnavailable(f"The broker is away since {outage.since:%H:%M:%S} UTC: {outage.reason}")
 
     def _take_in(
-        self, lanes: Sequence[str], found: list[Delivery], held: dict[bytes, Lease], others: dict[bytes, Lease]
+        self, lanes: Sequence[str], found: list[Delivery], held: dict[bytes, Delivery], others: dict[bytes, Delivery]
     ) -> list[Delivery]:
         """Note what we hold; give back what we hold already under the other broker's lease."""
         twice: list[Delivery] = []
@@ -342,7 +381,7 @@ class FailoverBroker:
             if others:
                 twice = [delivery for delivery in found if delivery.reference in others]
                 found = [delivery for delivery in found if delivery.reference not in others] if twice else found
-            held.update((delivery.reference, delivery.lease) for delivery in found)
+            held.update((delivery.reference, delivery) for delivery in found)
         for delivery in twice:
             self._give_back(lanes, delivery)
         return found
@@ -359,6 +398,24 @@ class FailoverBroker:
             for delivery in deliveries:
                 held = self._from_fallback if from_fallback(delivery) else self._from_primary
                 held.pop(delivery.reference, None)
+                if self._untold.pop(delivery.lease, None) is not None:
+                    self._unstated = True
+
+    def _ended_untold(self, deliveries: Sequence[Delivery]) -> None:
+        """Note ends that the primary has to be told later; their rows say what became of them.
+
+        Nobody here works on them, so they hold no slot of a limit, and the fallback may hand them out again.
+        """
+        with self._lock:
+            for delivery in deliveries:
+                held = self._from_primary.get(delivery.reference)
+                if held is not None and held.lease == delivery.lease:
+                    del self._from_primary[delivery.reference]
+                    self._untold[delivery.lease] = delivery.reference
+
+    def _held_from_primary(self) -> list[Delivery]:
+        with self._lock:
+            return list(self._from_primary.values())
 
     def _mark_away(self, error: BrokerError, turn: int) -> None:
         with self._lock:
@@ -380,6 +437,7 @@ class FailoverBroker:
         with self._lock:
             outage, self._outage = self._outage, None
             self._turn += 1
+            self._unstated = True
             self._back_at = self._clock.monotonic()
         if outage is not None:
             seconds = (self._clock.now() - outage.since).total_seconds()

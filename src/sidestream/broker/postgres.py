@@ -3,7 +3,7 @@
 The rows themselves are what waits. A claim reads candidates without locks, in READ COMMITTED; the statement that opens
 a job (D2) takes the row's lock, and that lock is the lease: it ends with the session of whoever holds it. What this
 process holds or has put off is left out of its own claims, in memory only. Rules are read from their table; limits
-hold within this process (:mod:`~sidestream.broker.postgres_choice`).
+hold within this process (:mod:`~sidestream.broker.postgres_choice`), and count what it holds from Redis as well.
 """
 
 # the contract's signatures, also where an argument makes no difference
@@ -88,12 +88,22 @@ class PostgresBroker:
         self._changed = threading.Condition()
         self._held: dict[bytes, _Held] = {}
         self._put_off: dict[int, _PutOff] = {}
+        #: What this process holds from another broker, and what of it the limits counted last.
+        self._others: Callable[[], Sequence[Delivery]] = tuple
+        self._counted: list[tuple[str, bytes]] = []
         self._choice = Choice()
         self._rules_at = float("-inf")
         #: By consumer: tags of the actions that it knows; None: all.
         self._known: dict[str, frozenset[bytes] | None] = {}
         self._entries = 0
         self._closed = False
+
+    def count_others(self, held: Callable[[], Sequence[Delivery]]) -> None:
+        """Let concurrency limits count what ``held`` returns as well, and hand none of it out.
+
+        ``held`` is called before each look for jobs.
+        """
+        self._others = held
 
     def generation(self) -> Generation:
         """See :meth:`Broker.generation`; the rows are the contents, so there is one for ever."""
@@ -277,14 +287,17 @@ class PostgresBroker:
             if wanted <= 0:
                 break
             self._read_rules()
+            others = self._others()
             with self._changed:
                 self._forget()
+                self._count(others)
                 queues = self._choice.open_queues(lanes)
                 passed_over = self._choice.passed_over(self._known.get(consumer))
                 ageing = self._choice.rules.ageing
                 now = time.monotonic()
                 away = [one.job.id for one in self._held.values()]
                 away += (row_id for row_id, put_off in self._put_off.items() if put_off.until > now)
+                away += (Reference.unpack(reference).id for _, reference in self._counted)
             if not queues:
                 break
             ask = partial(
@@ -348,10 +361,21 @@ class PostgresBroker:
             with self._changed:
                 self._follow(found)
 
+    def _count(self, others: Sequence[Delivery]) -> None:
+        """Let the limits count ``others`` from now on, as far as they are of our database."""
+        prefix = f"{self._database.tag.hex()}:"
+        counted = [(one.lane.removeprefix(prefix), one.reference) for one in others if one.lane.startswith(prefix)]
+        if counted != self._counted:
+            self._counted = counted
+            self._choice.recount(self._running())
+
+    def _running(self) -> list[tuple[str, bytes]]:
+        return [(one.job.queue, reference) for reference, one in self._held.items()] + self._counted
+
     def _follow(self, found: Rules) -> bool:
         if found.version < self._choice.rules.version:
             return False
-        self._choice.follow(found, [(one.job, reference) for reference, one in self._held.items()])
+        self._choice.follow(found, self._running())
         self._changed.notify_all()
         return True
 

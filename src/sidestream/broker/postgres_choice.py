@@ -33,11 +33,15 @@ class Choice:
         self._actions: dict[bytes, str] = {}
         self._limit_keys: dict[bytes, str] = {}
 
-    def follow(self, rules: Rules, held: Iterable[tuple[StoredJob, bytes]]) -> None:
-        """Go by ``rules`` from now on; ``held`` are the jobs that run, which new limits count."""
+    def follow(self, rules: Rules, running: Iterable[tuple[str, bytes]]) -> None:
+        """Go by ``rules`` from now on; ``running`` as for :meth:`recount`."""
         self.rules = rules
         self._gates = Gates(rules)
-        self._limiter.recount([(reference, self._gates.of(job.queue, reference)) for job, reference in held])
+        self.recount(running)
+
+    def recount(self, running: Iterable[tuple[str, bytes]]) -> None:
+        """Let limits count the jobs ``running`` (queue, packed reference) and no others."""
+        self._limiter.recount([(reference, self._gates.of(queue, reference)) for queue, reference in running])
 
     def open_queues(self, queues: Iterable[str]) -> list[str]:
         """Return those that are neither paused nor full."""

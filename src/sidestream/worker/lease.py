@@ -131,7 +131,7 @@ class LeaseKeeper:
                 self._state.changed.notify_all()
 
     def _reassert(self) -> None:
-        """State what we hold in the new generation; everybody does so before the rows are published again."""
+        """State what we hold, in a new generation before the rows are published again, or after an outage of Redis."""
         options, state = self._state.options, self._state
         with state.telling:
             if not self._broker.generation().number:
@@ -145,7 +145,9 @@ class LeaseKeeper:
                         state.held[delivery.reference] = delivery
         self._moved = False
         log.warning(
-            "Redis holds a new generation; %s jobs were stated anew.", len(renewed), extra={"action": "reasserted"}
+            "Redis was emptied, replaced or away; it was told again of %s jobs that this worker holds.",
+            len(renewed),
+            extra={"action": "reasserted"},
         )
 
     def _drop(self, lost: list[Lease]) -> None:

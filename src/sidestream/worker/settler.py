@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain
+from itertools import chain, compress
 
 from sidestream.broker.protocol import Broker, Delivery, Publication, from_fallback
 from sidestream.crashpoints import crash_point
@@ -226,8 +226,10 @@ class Settler:
     def _settle(self) -> None:
         done, self._done = self._done, []
         # Apart, because what PostgreSQL gave out can be settled while Redis is away.
-        kept = [held for held in done if from_fallback(held)]
-        shared = [held for held in done if not from_fallback(held)] if kept else done
+        with self._state.lock:
+            away = [from_fallback(self._state.current(delivery)) for delivery in done]
+        kept = list(compress(done, away))
+        shared = [delivery for delivery, fallback in zip(done, away, strict=True) if not fallback] if kept else done
         self._unsettled += self._settle_these(kept) + self._settle_these(shared)
 
     def _settle_these(self, done: list[Delivery]) -> list[Delivery]:

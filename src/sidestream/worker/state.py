@@ -131,10 +131,11 @@ class WorkerState:
             self.held[delivery.reference] = delivery
 
     def current(self, delivery: Delivery) -> Delivery:
-        """Return the delivery under its present lease (a new generation gives new ones)."""
+        """Return the delivery under its present lease (stating anew what we hold gives new ones)."""
         held = self.held.get(delivery.reference)
         # While Redis is away, a job whose end could not be told may come again from PostgreSQL: that lease is another.
-        return delivery if held is None or from_fallback(held) != from_fallback(delivery) else held
+        # One that PostgreSQL gave continues under a lease of Redis once it is back.
+        return delivery if held is None or (from_fallback(held) and not from_fallback(delivery)) else held
 
     def idle_children(self) -> list[ChildState]:
         """Return the children that wait for work, but for those that wait for a job whose crash is being written."""
