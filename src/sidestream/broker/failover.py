@@ -320,6 +320,10 @@ class FailoverBroker:
         """In the primary."""
         return self._ask(lambda: self._primary.locate(jobs))
 
+    def delayed_until(self, jobs: Sequence[Publication]) -> list[int]:
+        """In the primary."""
+        return self._ask(lambda: self._primary.delayed_until(jobs))
+
     def explain(self, job: Publication) -> Explanation:
         """In the primary, or in the fallback while it is away."""
         if self._outage is not None and self._fallback is not None:

@@ -241,6 +241,11 @@ class PostgresBroker:
         """See :meth:`Broker.locate`."""
         return [self.explain(job).place for job in jobs]
 
+    def delayed_until(self, jobs: Sequence[Publication]) -> list[int]:
+        """See :meth:`Broker.delayed_until`."""
+        found = [self.explain(job) for job in jobs]
+        return [one.until_ms if one.place is Place.DELAYED else 0 for one in found]
+
     def explain(self, job: Publication) -> Explanation:
         """See :meth:`Broker.explain`; limits are those of this process."""
         self._check()

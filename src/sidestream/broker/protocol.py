@@ -200,7 +200,8 @@ class Broker(Protocol):
 
         Idempotent: a row whose known bit is set, or a direct job whose bytes are already held, is skipped. ``force``
         publishes a row all the same, unless its reference is found in some place. One that is ``edited`` is placed
-        anew, one that is ``withdrawn`` is discarded, unless it is handed off; then its worker sees the row.
+        anew and keeps its counts, one that is ``withdrawn`` is discarded, unless it is handed off; then its worker
+        sees the row.
         """
         ...
 
@@ -275,6 +276,10 @@ class Broker(Protocol):
         A job whose whole lane, or whose group, is paused or limited is READY here: it waits in its lane.
         :meth:`explain` says for what.
         """
+        ...
+
+    def delayed_until(self, jobs: Sequence[Publication]) -> list[int]:
+        """Return until when each of these rows' references is delayed, in Unix milliseconds; 0: it is not."""
         ...
 
     def explain(self, job: Publication) -> Explanation:

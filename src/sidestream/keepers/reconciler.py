@@ -48,7 +48,7 @@ GRACE = 1.25
 BUSY_BUDGET = 0.5
 """Seconds after which a step that rebuilds or compares everything makes room for the other keepers."""
 LONGEST_RELEASE = 30.0
-"""Longest delay, in seconds, with which a broker hands back a job by itself."""
+"""Longest delay, in seconds, of a release whose row does not say when the job is due again."""
 IDLE_BUDGET = 0.03
 """Seconds after which an ordinary step takes no further chunk."""
 
@@ -213,44 +213,53 @@ class Reconciler:
     def _look_for_overdue(self, cursor: Cursor) -> None:
         """Look where the next rows are that have been due for longer than a lease; publish the twice missed by force.
 
-        One whose action nobody knows waits in the broker alone: its row is told why, so that people read it. Missed
-        once is no proof: its holder may be stating it anew, or its settle may be under way. After a lease more neither
-        can be, and the row, read anew, is still open and due.
+        One that is delayed for longer than any release delays it is made due and keeps its counts: a person said "now"
+        while Redis was away. One whose action nobody knows waits in the broker alone: its row is told why, so that
+        people read it. Missed once is no proof: its holder may be stating it anew, or its settle may be under way.
+        After a lease more neither can be, and the row, read anew, is still open and due.
         """
         rows = queries.overdue(cursor, self._lease, self._looked, OVERDUE_LOT)
-        now = self._clock.monotonic()
-        lost, parked = [], []
+        lost, late, parked = [], [], []
         #: By key: the first of those behind it.
         behind: dict[str | None, StoredJob] = {}
         for start in range(0, len(rows), LOCATE_LOT):
             lot = rows[start : start + LOCATE_LOT]
+            delayed = []
             for row, place in zip(lot, self._broker.locate(self._publications(lot)), strict=True):
-                if place == Place.NOWHERE or (place == Place.DELAYED and self._delayed_too_long(row)):
-                    first = self._missed_before.get(row.id, now)
-                    if now - first >= self._lease:
+                if place == Place.NOWHERE:
+                    if self._missed_twice(row):
                         lost.append(row)
-                    else:
-                        self._missed[row.id] = first
+                elif place == Place.DELAYED:
+                    delayed.append(row)
                 elif place == Place.PARKED:
                     parked.append(row.id)
                 elif place == Place.BEHIND_KEY:
                     behind.setdefault(row.key, row)
+            late += [row for row in self._delayed_too_long(delayed) if self._missed_twice(row)]
         if behind:
             self._free_keys(cursor, behind.values())
         if parked:
             note_reason(cursor, parked, f"{ReleaseReason.PARKED}: no worker here knows its action")
-        if lost:
-            log.warning(
-                "%s jobs were known to the broker and not where their rows say; they are published by force.",
-                len(lost),
-                extra={"action": "lost_found", "jobs": [row.id for row in lost]},
-            )
-            for job in self._publications(lost):
-                self._broker.discard(job)  # out of a delay that no longer holds
-            self._publish(lost, force=True)
+        self._put_right(lost, late)
         self._looked = rows[-1].id if len(rows) == OVERDUE_LOT else 0
         if not self._looked:
             self._missed_before, self._missed = self._missed, {}
+
+    def _put_right(self, lost: Sequence[StoredJob], late: Sequence[StoredJob]) -> None:
+        if lost:
+            log.warning(
+                "%s jobs were known to the broker and nowhere in it; they are published by force.",
+                len(lost),
+                extra={"action": "lost_found", "jobs": [row.id for row in lost]},
+            )
+            self._publish(lost, force=True)
+        if late:
+            log.info(
+                "%s jobs were delayed in the broker although their rows are due; they are due there now.",
+                len(late),
+                extra={"action": "late_found", "jobs": [row.id for row in late]},
+            )
+            self._broker.publish([job._replace(edited=True) for job in self._publications(late)])
 
     def _free_keys(self, cursor: Cursor, behind: Collection[StoredJob]) -> None:
         """Discard heads whose rows are over, where nothing in PostgreSQL stands before those behind them.
@@ -272,9 +281,22 @@ class Reconciler:
                 extra={"action": "heads_freed", "jobs": freed},
             )
 
-    def _delayed_too_long(self, row: StoredJob) -> bool:
-        """Whether no release explains the delay: a person said "now" while Redis was away."""
-        return (self._clock.now() - row.run_at).total_seconds() > self._lease + LONGEST_RELEASE
+    def _missed_twice(self, row: StoredJob) -> bool:
+        """Note that ``row`` is not where it belongs; return whether that was so a lease ago already."""
+        now = self._clock.monotonic()
+        first = self._missed_before.get(row.id, now)
+        if now - first >= self._lease:
+            return True
+        self._missed[row.id] = first
+        return False
+
+    def _delayed_too_long(self, rows: Sequence[StoredJob]) -> list[StoredJob]:
+        """Return those of ``rows``, which are due and delayed, whose delay no release explains."""
+        if not rows:
+            return []
+        longest = int((self._clock.now().timestamp() + LONGEST_RELEASE + self._lease) * 1000)
+        until = self._broker.delayed_until(self._publications(rows))
+        return [row for row, its in zip(rows, until, strict=True) if its > longest]
 
     def _publish(self, rows: Sequence[StoredJob], *, force: bool) -> None:
         crash_point("reconcile.before_publish")

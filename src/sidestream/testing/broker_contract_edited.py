@@ -22,6 +22,16 @@ class EditedCases:
         bench.advance(70_000)
         assert claim(bench) == [], "it was in one place only"
 
+    def test_its_releases_stay_counted(self, bench: Bench) -> None:
+        bench.put([row(bench, 1)])
+        (one,) = claim(bench)
+        assert bench.broker.release(lanes_of(bench), one, delay_ms=3_600_000) == 1
+        assert bench.broker.delayed_until([row(bench, 1)]) == [bench.broker.explain(row(bench, 1)).until_ms]
+        assert bench.broker.publish([row(bench, 1)._replace(edited=True)]) == 1
+        assert bench.broker.delayed_until([row(bench, 1)]) == [0]
+        (one,) = claim(bench)
+        assert bench.broker.release(lanes_of(bench), one) == 2
+
     def test_a_later_time_counts_at_once(self, bench: Bench) -> None:
         bench.put([row(bench, 1)])
         later = row(bench, 1, due=bench.now() + 60_000)._replace(edited=True)

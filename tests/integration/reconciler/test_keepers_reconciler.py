@@ -262,6 +262,39 @@ def test_a_lost_reference_is_published_by_force_after_two_looks_a_lease_apart(be
     ]
 
 
+def test_a_job_in_a_release_delay_stays_where_it_is_with_its_counts(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    bench.insert_many(1)
+    bench.build()
+    for count in (1, 2, 3):
+        (held,) = bench.broker.claim("worker", [bench.lane], free=1)
+        assert bench.broker.release([bench.lane], held, delay_ms=30_000 if count == 3 else 0) == count
+    delayed = bench.broker.explain(bench.publication(1))
+    assert delayed.place is Place.DELAYED
+    for _ in range(3):
+        bench.steps()
+        bench.clock.advance(LEASE)
+    assert bench.broker.explain(bench.publication(1)) == delayed
+    assert "force" not in caplog.text
+
+
+def test_a_delay_that_no_release_explains_ends_and_the_counts_stay(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A person said "now" while Redis was away: the row is due, and Redis still delays it for an hour."""
+    bench.insert_many(1)
+    bench.build()
+    (held,) = bench.broker.claim("worker", [bench.lane], free=1)
+    assert bench.broker.release([bench.lane], held, delay_ms=3_600_000) == 1
+    bench.steps()
+    bench.clock.advance(LEASE)
+    bench.steps()
+    (held,) = bench.broker.claim("worker", [bench.lane], free=1)
+    assert bench.broker.release([bench.lane], held) == 2
+    assert "force" not in caplog.text
+
+
 def test_the_row_of_a_parked_job_says_why_it_waits(bench: Bench) -> None:
     bench.build()
     bench.insert_many(2)

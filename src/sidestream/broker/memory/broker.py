@@ -218,6 +218,11 @@ class MemoryBroker:
             found = (life.contents.jobs.get(job.reference) for job in jobs)
             return [job.place if job else Place.NOWHERE for job in found]
 
+    def delayed_until(self, jobs: Sequence[Publication]) -> list[int]:
+        """See :meth:`Broker.delayed_until`."""
+        found = [self.explain(job) for job in jobs]
+        return [one.until_ms if one.place is Place.DELAYED else 0 for one in found]
+
     def explain(self, job: Publication) -> Explanation:
         """See :meth:`Broker.explain`."""
         with self._locked() as life:
@@ -278,10 +283,10 @@ class MemoryBroker:
 
     def _publish(self, life: Life, job: Publication, force: bool) -> bool:
         named, jobs = Reference.unpack(job.reference), life.contents.jobs
-        if named.direct:
-            if job.reference in jobs or job.reference in life.contents.dead:
-                return False
-        elif life.contents.mark(named, known=True):
+        if named.direct and (job.reference in jobs or job.reference in life.contents.dead):
+            return False
+        releases = 0
+        if not named.direct and life.contents.mark(named, known=True):
             found = jobs.get(job.reference)
             if found is None:
                 if not force and not job.edited and not job.withdrawn:
@@ -289,6 +294,7 @@ class MemoryBroker:
             elif not (job.edited or job.withdrawn) or found.place is Place.HANDED_OFF:
                 return False
             else:
+                releases = found.releases if job.edited else 0
                 life.contents.unplace(found)
                 _forget(life, found)
                 life.contents.mark(named, known=True)
@@ -297,6 +303,7 @@ class MemoryBroker:
             return False
         now = self._now()
         one = Job(job.reference, named, job.lane, job.priority, job.due_ms or now, job.due_ms, job.payload)
+        one.releases = releases
         jobs[job.reference] = one
         if job.due_ms > now and not (one.key and job.attempted):
             life.contents.place_at(one, job.due_ms)

@@ -224,7 +224,11 @@ class RedisBroker:
 
     def locate(self, jobs: Sequence[Publication]) -> list[Place]:
         """See :meth:`Broker.locate`."""
-        return [_PLACES[number] for chunk in _chunks(jobs) for number in self._functions.locate(chunk)]
+        return [_PLACES[number] for chunk in _chunks(jobs) for number in self._functions.locate(chunk)[::2]]
+
+    def delayed_until(self, jobs: Sequence[Publication]) -> list[int]:
+        """See :meth:`Broker.delayed_until`."""
+        return [until for chunk in _chunks(jobs) for until in self._functions.locate(chunk)[1::2]]
 
     def explain(self, job: Publication) -> Explanation:
         """See :meth:`Broker.explain`."""

@@ -213,7 +213,7 @@ class Functions:
         return bitmap
 
     def locate(self, jobs: Sequence[Publication]) -> list[int]:
-        """Return a place number for each job (``lua/shared/find.lua``)."""
+        """Return for each job a place number (``lua/shared/find.lua``) and the ms until which it is delayed, or 0."""
         words: list[Any] = []
         for job in jobs:
             words += (job.reference, job.lane, job.priority)

@@ -3,11 +3,20 @@
 --         behind key:<db>:<tag> leases held:<lane> tries direct rules slots:<db>:<limit> buckets full wakes turns
 --         parked unknown knows knows:<digest> free hand:<consumer> strange
 -- ARGV    generation, now, then reference, lane, priority for each
--- Returns {code, 0 nowhere | 1 ready | 2 delayed | 3 behind its key | 4 handed off | 5 limited | 6 paused | 7 parked...}
+-- Returns {code, for each: 0 nowhere | 1 ready | 2 delayed | 3 behind its key | 4 handed off | 5 limited | 6 paused | 7 parked,
+--         and the ms until which it is delayed, or 0...}
 -- Flags   allow-oom
 if moved() then return {MOVED} end
 
 local answer = {OK}
-for i = 3, #ARGV, 3 do answer[#answer + 1] = find(ARGV[i], ARGV[i + 1], ARGV[i + 2]) end
+for i = 3, #ARGV, 3 do
+  local reference, lane, hint = ARGV[i], ARGV[i + 1], ARGV[i + 2]
+  local found, till = find(reference, lane, hint), 0
+  if found == DELAYED then
+    local _, priority = look_for(reference, lane, hint)
+    till = tonumber(call('ZSCORE', delayed_key(lane, priority), reference))
+  end
+  answer[#answer + 1], answer[#answer + 2] = found, till
+end
 hand_off()
 return answer

@@ -35,7 +35,8 @@ if uuids[1] then
 end
 if rows[1] then bits = write_known(rows, 1) end
 
-local function is_new(reference, lane, priority, payload, edited)
+-- `ready`: the first-ready time of one that is placed anew; it keeps its counts.
+local function is_new(reference, lane, priority, payload, edited, ready)
   if is_direct(reference) then
     local uuid = uuid_of(reference)
     if held[uuid] then return false end
@@ -52,7 +53,9 @@ local function is_new(reference, lane, priority, payload, edited)
   end
   if edited and before ~= 0 then
     if handed_off(reference) then return false end -- its worker looks at the row
+    local attempts, crashes, releases = read_tries(reference)
     take_out(reference, lane, priority)
+    if attempts + crashes + releases > 0 then write_tries(reference, attempts, crashes, releases, ready) end
     return true
   end
   return before == 0 or (before == 1 and force and find(reference, lane, priority) == NOWHERE)
@@ -79,13 +82,13 @@ while ARGV[at] do
       due = sub(due, 2)
       fill() -- it may be among them, and its key may pass on: one after the other
     end
+    local attempted = sub(due, 1, 1) == '+'
+    due = due ~= '0' and tonumber(due) or 0
+    local ready = due > 0 and due or NOW
     if withdrawn then
       withdraw(reference, lane, priority)
-    elseif is_new(reference, lane, priority, ARGV[i + 3], edited) then
+    elseif is_new(reference, lane, priority, ARGV[i + 3], edited, ready) then
       count = count + 1
-      local attempted = sub(due, 1, 1) == '+'
-      due = due ~= '0' and tonumber(due) or 0
-      local ready = due > 0 and due or NOW
       if due > NOW and not (keyed(reference) and attempted) then
         local words = later[priority] or {}
         later[priority] = words
