@@ -7,6 +7,7 @@ away without a word. The codes: https://www.postgresql.org/docs/current/errcodes
 from __future__ import annotations
 
 import os
+import re
 from typing import Any, TypeVar
 
 import psycopg
@@ -85,6 +86,9 @@ def translate(error: Exception, doing: str) -> StoreError:
     if code is None:
         names = {cls.__name__ for cls in type(error).__mro__}
         if isinstance(error, OSError) or names & _DRIVER_LOST:
+            if refused := re.search(r"FATAL: +(.+)", str(error)):  # the server answered: it runs
+                why = refused[1].strip()
+                return StoreUnavailable(f"PostgreSQL refuses the connection ({doing}): {why}; {_advice(why)}.")
             return StoreUnavailable(f"PostgreSQL does not answer ({doing}): {said}; check that it runs.")
         return StoreError(f"PostgreSQL was not asked ({doing}): {type(error).__name__}: {said}.")
     if code[:2] in _UNAVAILABLE_CLASSES or code in _UNAVAILABLE:
@@ -92,6 +96,20 @@ def translate(error: Exception, doing: str) -> StoreError:
     if code in _MISMATCH:
         return SchemaMismatch(f"The Sidestream tables do not fit ({doing}): {said}; run: sidestream init-db")
     return StoreError(f"PostgreSQL refused ({doing}): {said} (SQLSTATE {code}).")
+
+
+def _advice(refusal: str) -> str:
+    """Return what to do about a connection that PostgreSQL refused with this text (without "FATAL:")."""
+    if re.match(r"role .* does not exist", refusal):
+        return (
+            "name a role that exists: postgresql://role@host/database. Where the URL names none, it is the system user "
+            "of this process (SIDESTREAM_USER, nobody by default, when root starts a worker)"
+        )
+    if re.match(r"database .* does not exist", refusal):
+        return "create it, or correct the database in the URL"
+    if re.search(r"authentication|password|pg_hba|permission", refusal):
+        return "correct the role and password in the database URL, or what pg_hba.conf allows it"
+    return "try again when PostgreSQL accepts connections"
 
 
 def connect(

@@ -13,7 +13,7 @@ import redis
 from sidestream.broker.redis.broker import RedisBroker
 from sidestream.broker.redis.connection import RedisConnection, shown
 from sidestream.errors import BrokerFull, BrokerUnavailable, BrokerUnsuitable, SettingsError
-from sidestream.testing.servers import RedisServer
+from sidestream.testing.servers import REDIS7, RedisServer
 from tests.integration.redis.conftest import DB, Clock, ready
 from tests.integration.redis.test_functions import DELAYED, LANE, READY, SEAT, P, claimed, direct, row
 
@@ -183,6 +183,21 @@ class TestServers:
                 ask()
             assert "secret" not in str(caught.value)
             assert path in str(caught.value).lower()
+            broker.close()
+
+    @pytest.mark.parametrize("binary", ["valkey", "redis7"])
+    @pytest.mark.parametrize("command", ["time", "hget"])
+    def test_a_command_that_the_user_may_not_run_is_named(self, binary: str, command: str) -> None:
+        if binary == "redis7" and not REDIS7.exists():
+            pytest.skip("Redis 7.0 is not there; make setup says why")
+        with RedisServer(binary=binary) as server, server.client() as client:
+            client.execute_command("ACL", "SETUSER", "poor", "on", ">secret", "~*", "+@all", f"-{command}")
+            broker = RedisBroker(f"redis://poor:secret@127.0.0.1:{server.port}", timeout=10)
+            with pytest.raises(BrokerUnsuitable) as caught:
+                broker.begin_generation()
+            assert f"does not let this user run {command.upper()}," in str(caught.value)
+            assert f"grant +{command} with ACL SETUSER" in str(caught.value)
+            assert "other programs" not in str(caught.value)
             broker.close()
 
     def test_wrong_password(self, own_server: RedisServer) -> None:

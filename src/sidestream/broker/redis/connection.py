@@ -33,12 +33,18 @@ from sidestream.errors import BrokerError, BrokerFull, BrokerUnavailable, Broker
 _SCHEMES = ("redis", "rediss", "unix")
 _WAITING = ("MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "BUSY", "NOREPLICAS", "LOADING")
 """Error codes of a server that will answer again by itself."""
+_FORBIDDEN = ("ACL failure in script", "The user executing the script can't")
+"""How a refusal inside a function begins: Valkey's (which names the command) and Redis's (which does not)."""
 _FINAL = (AuthenticationError, AuthorizationError, BusyLoadingError, MaxConnectionsError)
 """Connection errors that a second connection would meet again."""
 
 
 class FunctionMissing(Exception):
     """The server does not have the function that FCALL named."""
+
+
+class CommandForbidden(Exception):
+    """A function of ours ran a command that the Redis user may not run; the text is the server's."""
 
 
 class NotReady(Exception):
@@ -87,6 +93,7 @@ class RedisConnection:
         Raises:
             BrokerError: One of its kinds; see :func:`translate`.
             FunctionMissing: FCALL named a function that the server does not have.
+            CommandForbidden: The function that FCALL named ran a command that the user may not run.
         """
         try:
             return self._once(command, wait)
@@ -119,7 +126,7 @@ class RedisConnection:
 
         Raises:
             NotReady: There is no open connection; nothing was sent, or nobody knows what became of it.
-            BrokerError, FunctionMissing: As :meth:`run`.
+            BrokerError, FunctionMissing, CommandForbidden: As :meth:`run`.
         """
         connection = self._ready
         if connection is None or not connection.is_connected:
@@ -159,6 +166,8 @@ class RedisConnection:
     def _explain(self, error: Exception) -> Exception:
         if str(error) == "Function not found":
             return FunctionMissing()
+        if str(error).startswith(_FORBIDDEN):
+            return CommandForbidden(str(error))
         return translate(error, self.url)
 
 
@@ -187,7 +196,8 @@ def translate(error: Exception, url: str) -> BrokerError:
         return BrokerFull(f"Redis at {url} has no memory left for new jobs: {said}; raise maxmemory or free some.")
     if isinstance(error, NoPermissionError):
         return BrokerUnsuitable(
-            f"Redis at {url} does not allow what Sidestream needs: {said}; grant it with ACL SETUSER."
+            f"Redis at {url} does not allow what Sidestream needs: {said}; grant it with ACL SETUSER "
+            "(docs/howto/worker.md has the whole line)."
         )
     if isinstance(error, ReadOnlyError):
         return BrokerUnsuitable(f"Redis at {url} is a read-only replica: {said}; name its primary in redis_url.")

@@ -11,6 +11,7 @@ See https://redis.io/docs/latest/develop/programmability/functions-intro/ and ht
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from hashlib import sha1
@@ -18,9 +19,9 @@ from importlib.resources import files
 from typing import Any, NamedTuple
 
 from sidestream.broker.protocol import Delivery, Lease, Publication
-from sidestream.broker.redis.connection import FunctionMissing, RedisConnection
+from sidestream.broker.redis.connection import CommandForbidden, FunctionMissing, RedisConnection
 from sidestream.broker.redis.rules_wire import pack_rules
-from sidestream.errors import BrokerError, GenerationMoved
+from sidestream.errors import BrokerError, BrokerUnsuitable, GenerationMoved
 from sidestream.job.rules import Rules
 
 CODES: dict[int, tuple[type[BrokerError], str]] = {
@@ -137,7 +138,11 @@ class Functions:
     def publish_at_once(self, jobs: Sequence[Publication], seconds: float) -> None:
         """Publish a few jobs as :meth:`RedisConnection.run_at_once` does."""
         command = self._command("publish", *_published(jobs, force=False))
-        _answer_of(self.connection.run_at_once(*command, seconds=seconds))
+        try:
+            reply = self.connection.run_at_once(*command, seconds=seconds)
+        except CommandForbidden as error:
+            raise self._not_allowed(error) from error
+        _answer_of(reply)
 
     def claim(
         self, half_lease: int, consumer: str, free: int, prefetch: int, wait_ms: int, lanes: Sequence[str]
@@ -239,15 +244,36 @@ class Functions:
     def _call(self, name: str, *words: Any) -> list[Any]:
         command = self._command(name, *words)
         try:
-            reply = self.connection.run(*command)
-        except FunctionMissing:
-            self.connection.run("FUNCTION", "LOAD", "REPLACE", library().source)
-            reply = self.connection.run(*command)
+            try:
+                reply = self.connection.run(*command)
+            except FunctionMissing:
+                self.connection.run("FUNCTION", "LOAD", "REPLACE", library().source)
+                reply = self.connection.run(*command)
+        except CommandForbidden as error:
+            raise self._not_allowed(error) from error
         return _answer_of(reply)
+
+    def _not_allowed(self, error: CommandForbidden) -> BrokerUnsuitable:
+        """Say which command the user of redis_url lacks; Redis itself says only where it stopped."""
+        found = re.search(r"the '([^']+)' command", str(error))
+        line = re.search(r"@user_function:\s*(\d+)", str(error))
+        commands = [found[1].upper()] if found else _commands_at(int(line[1])) if line else []
+        lacks = " or ".join(commands) or "a command"
+        grant = " ".join(f"+{command.lower()}" for command in commands) or "it"
+        return BrokerUnsuitable(
+            f"Redis at {self.connection.url} does not let this user run {lacks}, which a function of Sidestream needs; "
+            f"grant {grant} with ACL SETUSER (docs/howto/worker.md has the whole line). The server said: {error}"
+        )
 
     def _command(self, name: str, *words: Any) -> tuple[Any, ...]:
         now = "" if self._clock_ms is None else self._clock_ms()
         return ("FCALL", library().prefix + name, 1, self.prefix, self.generation, now, *words)
+
+
+def _commands_at(line: int) -> list[str]:
+    """Return the commands that this line of the library runs."""
+    lines = library().source.splitlines()
+    return sorted(set(re.findall(r"\bcall\('([A-Z]+)'", lines[line - 1]))) if line <= len(lines) else []
 
 
 def _answer_of(reply: list[Any]) -> list[Any]:
