@@ -1,6 +1,6 @@
 # The same few commands here and in CI; `make help` lists them.
 .DEFAULT_GOAL := help
-.PHONY: help setup lint format test bench-one chaos chaos-odoo model mutants odoo demo demo-engine postgres postgres-stop lock clean
+.PHONY: help setup lint format test test-unit bench-one chaos chaos-odoo model mutants odoo demo demo-engine postgres postgres-stop lock clean
 .SILENT:
 MAKEFLAGS += --no-print-directory
 
@@ -20,13 +20,14 @@ help: ## show this list
 setup: ## install what the other commands need (skipped when done)
 	scripts/setup.sh
 
-lint: setup ## style, types, import rules, file sizes, pre-commit's own file
+lint: setup ## style, types, import rules, file sizes, Lua, pre-commit's own file
 	$(BIN)/ruff check $(CODE)
 	$(BIN)/ruff format --check --quiet $(CODE) || { echo "lint: some files are not formatted; run: make format" >&2; exit 1; }
 	$(BIN)/mypy
 	PYTHONPATH=src $(BIN)/lint-imports --no-cache
 	$(BIN)/loq check
 	$(BIN)/pylint --rcfile=addons/.pylintrc addons/sidestream addons/sidestream_demo addons/test_sidestream
+	$(BIN)/python scripts/lint_lua.py
 	$(BIN)/pre-commit validate-config .pre-commit-config.yaml
 
 format: setup ## format the code and mend what can be mended
@@ -35,6 +36,10 @@ format: setup ## format the code and mend what can be mended
 
 test: setup odoo ## every test (ARGS="-k name", or a path, for some)
 	scripts/test.sh $(ARGS)
+
+test-unit: ## the unit tests, in under a minute: no server, no Odoo, only Python 3.11 or newer (ARGS="-k name")
+	scripts/setup.sh python
+	$(BIN)/python -m pytest -q -n auto --maxprocesses 4 tests/unit $(ARGS)
 
 bench-one: setup ## one benchmark: make bench-one SCRIPT=benchmarks/latency.py
 	test -n "$(SCRIPT)" -a -f "$(SCRIPT)" || { echo "bench-one: name a script, for example SCRIPT=benchmarks/latency.py" >&2; exit 2; }

@@ -1,4 +1,4 @@
-# Sourced by setup.sh and odoo.sh, which set NAME: how a step speaks, and how it fails.
+# Sourced by the scripts behind make, which set NAME (what make was asked for) and TOOLS: how a step speaks, how it fails.
 
 APT_OPTIONS=(-qq -o Dpkg::Use-Pty=0 -o Acquire::Retries=3)
 
@@ -29,4 +29,46 @@ alone() {
     done
     exec 9>"$TOOLS/setup.lock"
     flock -n 9 || { say "waiting for another make that sets this folder up"; flock 9; }
+}
+
+# system_python: print the system's own Python, 3.11 or newer, that can make a virtual environment.
+# The workers that root starts become another user, who can reach this one.
+system_python() {
+    local candidate
+    for candidate in /usr/bin/python3 /usr/bin/python3.1[1-9]; do
+        if can_make_venv "$candidate"; then printf '%s\n' "$candidate"; return; fi
+    done
+    return 1
+}
+
+# any_python: print the system's Python, or the first on the PATH, that can make a virtual environment.
+any_python() {
+    local candidate
+    system_python && return
+    for candidate in python3 python3.1{1,2,3,4}; do
+        if can_make_venv "$candidate"; then command -v "$candidate"; return; fi
+    done
+    return 1
+}
+
+can_make_venv() { "$1" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; }
+
+# install_locked VENV LOCK MAKER...: VENV holds exactly what LOCK pins, and this package; MAKER and VENV's path makes it.
+# Skipped when nothing changed since.
+install_locked() {
+    local venv=$1 lock=$2 wanted
+    shift 2
+    wanted=$(cat "$lock" pyproject.toml | sha256sum | cut -d' ' -f1)
+    [ "$(cat "$venv/.sidestream-setup" 2>/dev/null)" != "$wanted $PWD" ] || return 0
+    say "installing the packages of $lock into ${venv#"$PWD/"}"
+    # A copied or moved folder's environment names another place, an interrupted one has no pip: made anew.
+    if [ "$("$venv/bin/python" -c 'import pip, sys; print(sys.prefix)' 2>/dev/null || :)" != "$venv" ]; then
+        rm -rf "$venv"
+        quietly "$1 could not make ${venv#"$PWD/"}; read its message above." "$@" "$venv"
+    fi
+    quietly "pip could not install $lock; check the network, then repeat: make $NAME" \
+        "$venv/bin/python" -m pip install --disable-pip-version-check --no-input -q --require-hashes -r "$lock"
+    quietly "pip could not install this package; read its message above." \
+        "$venv/bin/python" -m pip install --disable-pip-version-check --no-input -q --no-build-isolation --no-deps --no-index -e .
+    echo "$wanted $PWD" >"$venv/.sidestream-setup"
 }

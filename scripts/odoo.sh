@@ -81,18 +81,7 @@ if ! [ -f "$ODOO/.complete" ]; then
     touch "$ODOO/.complete"
 fi
 
-# 3. Python's packages: Odoo's own pins, and this package beside them
-wanted=$(cat requirements/odoo.lock pyproject.toml | sha256sum | cut -d' ' -f1)
-if [ "$(cat "$VENV/.sidestream-setup" 2>/dev/null)" != "$wanted $PWD" ]; then
-    say "installing Odoo's locked Python packages into .sidestream-dev/odoo-venv"
-    if [ "$("$VENV/bin/python" -c 'import pip, sys; print(sys.prefix)' 2>/dev/null || :)" != "$VENV" ]; then
-        rm -rf "$VENV"
-        quietly "$PYTHON could not make $VENV; see above." "$PYTHON" -m venv "$VENV"
-    fi
-    quietly "pip could not install requirements/odoo.lock; check the network, then repeat: make odoo" \
-        "$VENV/bin/python" -m pip install --disable-pip-version-check --no-input -q --require-hashes -r requirements/odoo.lock
-    quietly "pip could not install this package; see above." \
-        "$VENV/bin/python" -m pip install --disable-pip-version-check --no-input -q --no-build-isolation --no-deps --no-index -e .
-    echo "$ODOO/$DIST" >"$("$VENV/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/odoo-from-debian.pth"
-    echo "$wanted $PWD" >"$VENV/.sidestream-setup"
-fi
+# 3. Python's packages: Odoo's own pins, which were resolved for Debian 12's Python, and this package beside them
+install_locked "$VENV" requirements/odoo.lock "$PYTHON" -m venv
+link=$("$VENV/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/odoo-from-debian.pth
+[ -e "$link" ] || echo "$ODOO/$DIST" >"$link"

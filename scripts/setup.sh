@@ -1,47 +1,62 @@
 #!/usr/bin/env bash
 # make setup: everything that the other commands need, in this folder's .venv and .sidestream-dev.
+# `setup.sh python` stops after Python's packages, which is all that make test-unit needs: no root, no server.
 # Each step says what it does, is skipped when it is done, and fails with one sentence.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-PYTHON=/usr/bin/python3.11
-POSTGRES=/usr/lib/postgresql/15/bin/initdb
 TOOLS=$PWD/.sidestream-dev
-NAME=setup
+ONLY=${1:-}
+NAME=${ONLY:+test-unit}
+NAME=${NAME:-setup}
 . scripts/common.sh
 alone
 
 # 1. Debian's packages
-missing=()
-[ -x "$POSTGRES" ] || missing+=(postgresql-15)
-if ! [ -x "$PYTHON" ] || ! "$PYTHON" -c 'import ensurepip, venv' 2>/dev/null; then missing+=(python3.11-venv); fi
-if [ ${#missing[@]} -gt 0 ]; then
-    command -v apt-get >/dev/null || fail "${missing[*]} is missing; install it (Debian 12's names), then repeat: make setup"
-    [ "$(id -u)" = 0 ] || fail "${missing[*]} is missing; run as root: apt-get install ${missing[*]} (a cluster of yours is never touched), then repeat: make setup"
-    say "installing ${missing[*]} from Debian, without its default cluster"
-    # Read by Debian's postgresql-common when the package is installed: this must stand there before.
-    mkdir -p /etc/postgresql-common/createcluster.d
-    echo 'create_main_cluster = false' >/etc/postgresql-common/createcluster.d/sidestream.conf
-    apt_lists
-    DEBIAN_FRONTEND=noninteractive quietly "apt-get could not install ${missing[*]}; read its message above, then repeat: make setup" \
-        apt-get "${APT_OPTIONS[@]}" install -y --no-install-recommends "${missing[@]}"
+if [ -z "$ONLY" ]; then
+    missing=()
+    compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || missing+=(postgresql)
+    [ -n "${PYTHON:-}" ] || system_python >/dev/null || missing+=(python3-venv)
+    if [ ${#missing[@]} -gt 0 ]; then
+        command -v apt-get >/dev/null || fail "${missing[*]} is missing; install it (Debian's names), then repeat: make setup"
+        [ "$(id -u)" = 0 ] || fail "${missing[*]} is missing; run as root: apt-get install ${missing[*]} (a cluster of yours is never touched), then repeat: make setup"
+    fi
+    if ! command -v luacheck >/dev/null; then
+        if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+            missing+=(lua-check)
+        else
+            say "lua-check is missing, which make lint needs; run as root: apt-get install lua-check"
+        fi
+    fi
+    if [ ${#missing[@]} -gt 0 ]; then
+        say "installing ${missing[*]} from Debian, without PostgreSQL's default cluster"
+        # Read by Debian's postgresql-common when the package is installed: this must stand there before.
+        mkdir -p /etc/postgresql-common/createcluster.d
+        echo 'create_main_cluster = false' >/etc/postgresql-common/createcluster.d/sidestream.conf
+        apt_lists
+        DEBIAN_FRONTEND=noninteractive quietly "apt-get could not install ${missing[*]}; read its message above, then repeat: make setup" \
+            apt-get "${APT_OPTIONS[@]}" install -y --no-install-recommends "${missing[@]}"
+    fi
+    # An environment that test-unit made with a Python in root's home serves no worker that becomes another user.
+    if [ "$(id -u)" = 0 ] && [ -x .venv/bin/python ] && ! runuser -u nobody -- "$(readlink -f .venv/bin/python)" -c '' 2>/dev/null; then
+        say "making .venv anew: its Python cannot be reached by other users, as the workers that root starts are"
+        rm -rf .venv
+    fi
 fi
 
 # 2. Python's packages, exactly the locked ones
-wanted=$(cat requirements/dev.lock pyproject.toml | sha256sum | cut -d' ' -f1)
-if [ "$(cat .venv/.sidestream-setup 2>/dev/null)" != "$wanted $PWD" ]; then
-    say "installing the locked Python packages into .venv"
-    # A copied or moved folder's .venv names another place, an interrupted one has no pip: made anew.
-    if [ "$(.venv/bin/python -c 'import pip, sys; print(sys.prefix)' 2>/dev/null || :)" != "$PWD/.venv" ]; then
-        rm -rf .venv
-        quietly "$PYTHON could not make .venv; see above." "$PYTHON" -m venv .venv
-    fi
-    quietly "pip could not install requirements/dev.lock; check the network, then repeat: make setup" \
-        .venv/bin/python -m pip install --disable-pip-version-check --no-input -q --require-hashes -r requirements/dev.lock
-    quietly "pip could not install this package; see above." \
-        .venv/bin/python -m pip install --disable-pip-version-check --no-input -q --no-build-isolation --no-deps --no-index -e .
-    echo "$wanted $PWD" >.venv/.sidestream-setup
+if [ -n "${PYTHON:-}" ]; then
+    can_make_venv "$PYTHON" || fail "PYTHON=$PYTHON cannot make a virtual environment; expected Python 3.11 or newer with ensurepip and venv"
+    maker=("$PYTHON" -m venv)
+elif python=$(any_python); then
+    maker=("$python" -m venv)
+elif command -v uv >/dev/null; then
+    maker=(uv venv -q --seed --python '>=3.11')
+else
+    fail "no Python 3.11 or newer that can make a virtual environment was found; install python3-venv (Debian's name) or uv, or name one with PYTHON=/path/to/python3, then repeat: make $NAME"
 fi
+install_locked "$PWD/.venv" requirements/dev.lock "${maker[@]}"
+[ -z "$ONLY" ] || exit 0
 
 # 3. Redis 7.0, the oldest server that we support: unpacked here, never installed, never a service
 if ! [ -x "$TOOLS/redis7/redis-server" ]; then

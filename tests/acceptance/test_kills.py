@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -131,6 +132,31 @@ def test_a_job_that_kills_its_process_runs_three_times_and_is_dead(calm: World) 
     assert calm.query("SELECT crashes FROM sidestream_job WHERE id = %s", poison) == [(3,)]
     assert calm.query("SELECT sum(attempts), sum(crashes) FROM sidestream_job WHERE id = ANY(%s)", others) == [(0, 0)]
     assert calm.query("SELECT count(*) FROM ledger WHERE token = 'poison'") == [(0,)]
+
+
+def test_a_child_that_dies_of_sigterm_charges_nobody_and_its_job_starts_again(calm: World) -> None:
+    job_id = calm.enqueue("kill.sleep", "terminated", 1.0)
+    for _ in range(4):  # once more than a job may crash
+        _, _, pid, *_ = calm.events.next(PATIENCE, "start", "terminated")
+        os.kill(int(pid), signal.SIGTERM)
+    calm.wait_for("SELECT state = 'done' FROM sidestream_job WHERE id = %s", job_id)
+    assert calm.query("SELECT attempts, crashes FROM sidestream_job WHERE id = %s", job_id) == [(0, 0)]
+    assert calm.query("SELECT count(*) FROM ledger WHERE token = 'terminated'") == [(1,)]
+
+
+def test_sigterm_to_every_process_of_a_worker_charges_nobody(calm: World) -> None:
+    """As systemd does with its default KillMode, pkill, and the stop of a container."""
+    job_id = calm.enqueue("kill.sleep", "rolling", 3.0)
+    for _ in range(3):
+        _, _, pid, *_ = calm.events.next(PATIENCE, "start", "rolling")
+        [owner] = [worker for worker in calm.workers if int(pid) in worker.tree()]
+        for process in owner.tree():
+            os.kill(process, signal.SIGTERM)
+        calm.wait_until(lambda owner=owner: not owner.pid, "the worker that was told to stop has ended")  # type: ignore[misc]
+        calm.start_workers()
+    calm.wait_for("SELECT state = 'done' FROM sidestream_job WHERE id = %s", job_id)
+    assert calm.query("SELECT attempts, crashes FROM sidestream_job WHERE id = %s", job_id) == [(0, 0)]
+    assert calm.query("SELECT count(*) FROM ledger WHERE token = 'rolling'") == [(1,)]
 
 
 @pytest.mark.parametrize("after", [0.0, 2 * SHOWN_AFTER])

@@ -120,3 +120,11 @@ def test_a_direct_job_that_says_paused_when_it_puts_itself_off_is_counted(tmp_pa
         snooze = Release(f"{word} by the customer", 60.0, snoozed=True)
         handling = books.found(Delivery(reference, "lane", Lease(b"1", "me", 1), 0), Finding(0, snooze, -1))
         assert handling == Handling(delay_ms=60_000, count=True, reason=snooze.reason)
+
+
+def test_a_job_whose_child_died_of_sigterm_is_released_and_charged_with_nothing(lone: Lone) -> None:
+    reading = Reading(0, True, 1.0, 0, 0, 0, 1, lone.delivery.reference)
+    handling = lone.books.crashed(lone.delivery, reading, 0, Doom.TERMINATED, "its process was killed by SIGTERM")
+    assert handling == Handling(delay_ms=None, count=True, reason="its process was killed: SIGTERM")
+    assert lone.events() == ["started", "released"]
+    assert lone.look.execute("SELECT attempts, crashes FROM sidestream_job").fetchone() == (0, 0)

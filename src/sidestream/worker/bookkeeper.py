@@ -99,6 +99,10 @@ class Bookkeeper:
                 handling = self._uncharged(reference, _killed(doom))  # first: a suspicion is not written again
                 self._run(lambda cursor: rows.suspect(cursor, reference.id, reading.attempts_seen))
                 return handling
+            case Doom.TERMINATED:
+                # Counted as a release, with growing delays: a job that does this to itself has an end.
+                alone = self._end_alone(reference, _killed(doom))
+                return self._release(delivery, reference, Release(_killed(doom)), alone=alone)
             case None:
                 return self._crash(delivery, reference, reading, slot, f"It crashed: {how}.")
             case _:

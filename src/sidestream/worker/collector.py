@@ -282,7 +282,10 @@ class Collector:
                     ended = self._ended.pop(pid, None)
                     break
         if ended is not None:
-            self._settle_dead(*ended, _how(status))
+            child, reading = ended
+            if child.doom is None and status & 0x7F == signal.SIGTERM:
+                child.doom = Doom.TERMINATED
+            self._settle_dead(child, reading, _how(status))
 
     def _settle_dead(self, child: ChildState, reading: Reading, how: str) -> None:
         """Charge what ran, take back what did not."""

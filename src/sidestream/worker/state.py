@@ -33,13 +33,15 @@ def holds_up_others(delivery: Delivery) -> bool:
 
 
 class Doom(StrEnum):
-    """Why we killed a child; its running job is then not charged with a crash."""
+    """Why a child was killed, when that is no fault of the job that it ran: the job is not charged with a crash."""
 
     LIMIT = "hard limit"
     LOST = "lease lost"
     CANCELLED = "cancelled"
     STOPPING = "stopping"
     ZYGOTE = "zygote died"
+    #: By somebody else, with SIGTERM: a service manager or a person who stops every process of the worker.
+    TERMINATED = "SIGTERM"
 
 
 @dataclass(eq=False, slots=True)

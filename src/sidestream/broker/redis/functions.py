@@ -74,7 +74,7 @@ def library() -> Library:
         flags = next(line for line in body.splitlines() if line.startswith("-- Flags ")).split()[2]
         listed = "" if flags == "none" else f"'{flags}'"
         parts.append(
-            f"redis.register_function{{function_name = '@{name}', flags = {{{listed}}}, "
+            f"redis.register_function{{function_name = '@{name}', flags = {{{listed}}},\n"
             f"callback = function(keys, argv)\nbegin_call(keys, argv)\n{body}end}}\n"
         )
     body = "\n".join(parts)

@@ -44,6 +44,7 @@ elseif found == LIMITED then
   local name = sub(pool, 19)
   answer[3] = sub(name, 1, 1) == 'a' and 'action' or 'key'
   answer[4] = tonumber(call('ZSCORE', WAKES, pool) or 0)
-  for _, holder in ipairs(call('SRANDMEMBER', slots_key(database_of(lane), name), 10)) do answer[#answer + 1] = holder end
+  local holders = call('SRANDMEMBER', slots_key(database_of(lane), name), 10)
+  for _, holder in ipairs(holders) do answer[#answer + 1] = holder end
 end
 return answer

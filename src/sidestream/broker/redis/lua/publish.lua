@@ -12,13 +12,13 @@
 -- Flags   none
 if moved() then return {MOVED} end
 
-local single, straight = #ARGV == 9, nil -- one job, which may not have to wait anywhere
+local alone, straight = #ARGV == 9, nil -- one job, which may not have to wait anywhere
 local force, count, buried = ARGV[3] == '1', 0, call('EXISTS', DEAD) == 1
 local bits, held, TAKEN, GONE = {}, {}, 2, 3 -- taken, gone: published, discarded in this call already
 local freed = false
 
 -- Direct jobs first: their bytes are written in one go, those that are held already are left out.
-local uuids, words, rows = {}, {}, {}
+local uuids, payloads, rows = {}, {}, {}
 local at = 4
 while ARGV[at] do
   local last = at + 1 + 4 * ARGV[at + 1]
@@ -41,8 +41,8 @@ local function is_new(reference, lane, priority, payload, edited, ready)
     local uuid = uuid_of(reference)
     if held[uuid] then return false end
     held[uuid] = true
-    words[#words + 1] = uuid
-    words[#words + 1] = payload
+    payloads[#payloads + 1] = uuid
+    payloads[#payloads + 1] = payload
     return true
   end
   local before = bits[reference]
@@ -104,7 +104,7 @@ while ARGV[at] do
           bins[its] = bin
         end
         local n = #bin
-        if single and due == 0 then straight = {reference, lane, priority} end
+        if alone and due == 0 then straight = {reference, lane, priority} end
         bin[n + 1], bin[n + 2] = due > 0 and digits(ready) or NOW_TEXT, reference
       end
     end
@@ -113,7 +113,7 @@ while ARGV[at] do
   lane_number(lane)
   at = last + 1
 end
-if words[1] then call('HSET', DIRECT, unpack(words)) end
+if payloads[1] then call('HSET', DIRECT, unpack(payloads)) end
 if straight and hand_straight(unpack(straight)) then return {OK, count} end
 if straight then put(ready_pool(straight[2]), seat_of(straight[1], straight[3]), {NOW_TEXT, straight[1]}) end
 if count > 0 or freed then hand_off() end

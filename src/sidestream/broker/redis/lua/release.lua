@@ -30,7 +30,9 @@ elseif ARGV[10] == '1' then
 end
 
 local delay = tonumber(ARGV[6])
-if not delay or (blocked and delay == 0) then delay = math.min(30000, 50 * 2 ^ math.min(math.max(releases - 1, 0), 10)) end
+if not delay or (blocked and delay == 0) then
+  delay = math.min(30000, 50 * 2 ^ math.min(math.max(releases - 1, 0), 10))
+end
 if attempts + crashes + releases + delay > 0 then
   write_tries(reference, attempts, crashes, releases, ready)
 else

@@ -4,7 +4,6 @@
 local function new_token()
   return string.format('%016d', call('HINCRBY', META, 'token', 1))
 end
-local function token_of(entry) return sub(entry, 1, 16) end
 local function reference_of(entry) return sub(entry, 17) end
 local function holds(lease, entry) return lease and sub(lease, 1, 16) == sub(entry, 1, 16) end
 -- Its lane; the priority that it goes back to.
@@ -33,7 +32,8 @@ local function grant(consumer, references, readies, lanes, levels, counts)
   end
   local payloads = uuids[1] and call('HMGET', DIRECT, unpack(uuids))
   local tries = call('EXISTS', TRIES) == 1 and call('HMGET', TRIES, unpack(references))
-  local first, by, mine, mine_at, of = token .. ' 1 ', ' ' .. consumer, nil, 0, nil
+  local first, by, mine_at, of = token .. ' 1 ', ' ' .. consumer, 0, nil
+  local mine -- luacheck: ignore 331 (it is in held)
   for i = 1, #references do
     local reference, lane = references[i], lanes[i]
     local payload = nth[i] and payloads[nth[i]]

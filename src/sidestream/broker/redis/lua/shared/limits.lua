@@ -1,7 +1,7 @@
--- Limits: slots:<database>:<limit> is the set of references that hold one; buckets: <database>:<limit> -> tokens, the ms at
--- which they were counted, and the rate and burst that governed then; full: the same -> the ms at which it is full again and may be forgotten (reclaim.lua). A limit
--- is named g (everything), q<queue>, a<action tag> or k<rule and value tags>; its numbers are {concurrency, rate, burst}, -1:
--- none.
+-- Limits: slots:<database>:<limit> is the set of references that hold one; buckets: <database>:<limit> -> tokens, the ms
+-- at which they were counted, and the rate and burst that governed then; full: the same -> the ms at which it is full
+-- again and may be forgotten (reclaim.lua). A limit is named g (everything), q<queue>, a<action tag> or
+-- k<rule and value tags>; its numbers are {concurrency, rate, burst}, -1: none.
 local function slots_key(database, name) return P .. 'slots:' .. database .. ':' .. name end
 
 -- What a job counts against: name, numbers, ... of each.

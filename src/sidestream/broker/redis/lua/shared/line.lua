@@ -1,7 +1,9 @@
 -- Order by key. heads: key field -> the one job of the key that may run; key:<database>:<kind><tag>: a sorted set of
 -- those behind it, by row id (direct jobs: by first-ready time). Both hold "<reference><ready_ms> <due_ms> <priority> <lane>".
 -- behind: lane -> how many of its jobs stand in such lines.
-local function key_field(reference) return (is_direct(reference) and 'd' or 'r') .. sub(reference, 2, 9) .. sub(reference, -8) end
+local function key_field(reference)
+  return (is_direct(reference) and 'd' or 'r') .. sub(reference, 2, 9) .. sub(reference, -8)
+end
 local function line_key(reference)
   return P .. 'key:' .. hex(sub(reference, 2, 9)) .. ':' .. (is_direct(reference) and 'd' or 'r')
     .. hex(sub(reference, -8))

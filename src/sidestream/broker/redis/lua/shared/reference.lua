@@ -1,7 +1,6 @@
 -- What a packed reference says (sidestream/job/reference.py): version, database, id or uuid, limit (versions 3 and 4),
 -- action, group, key tag. What follows the limit is found from the end.
 local NO_KEY = '\0\0\0\0\0\0\0\0'
-local NO_DATABASE = '0000000000000000'
 
 -- Lengths by version: a row, a direct job, and the same with a limit key.
 local SIZES = {37, 45, 49, 57}
@@ -26,7 +25,9 @@ local function hex(bytes)
   end
   return string.format(form, byte(bytes, 1, #bytes))
 end
-local function unhex(text) return (string.gsub(text, '%x%x', function(two) return string.char(tonumber(two, 16)) end)) end
+local function unhex(text)
+  return (string.gsub(text, '%x%x', function(two) return string.char(tonumber(two, 16)) end))
+end
 
 -- Foreign or truncated bytes found where a reference should be are put aside, bounded, and counted.
 local function put_aside(bytes)
