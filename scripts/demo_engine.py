@@ -26,6 +26,7 @@ from sidestream import Jobs, Settings
 from sidestream.broker.redis import embedded
 from sidestream.store import schema
 from sidestream.testing.servers import PostgresServer
+from sidestream.wiring_folder import server_url
 
 ORDERS = 200
 PRINT_SECONDS = 0.02
@@ -127,7 +128,7 @@ def kill_the_worker(shop: Shop) -> None:
 
 def empty_redis(shop: Shop) -> None:
     """FLUSHALL: whatever Redis knew of open jobs is gone."""
-    redis.Redis.from_url(embedded.ensure(shop.settings.data_dir)).flushall()
+    redis.Redis.from_url(server_url(shop.settings)).flushall()
 
 
 def run(shop: Shop) -> dict[str, float]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import sys
 from datetime import UTC, datetime
 from typing import Literal
+from urllib.parse import urlsplit
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
@@ -37,3 +39,19 @@ def set_up_logging(level: str, style: Literal["text", "json"]) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
+
+
+def shown_url(url: str) -> str:
+    """Return ``url`` without what may be secret: user, password and parameters."""
+    parts = urlsplit(url)
+    host = parts.netloc.rpartition("@")[2]
+    return f"{parts.scheme}://{host}{parts.path}"
+
+
+def shown_database(url: str) -> str:
+    """Return the server and name of the database that a libpq URL or connection string names, without secrets."""
+    if "://" in url:
+        return shown_url(url)
+    words = dict(re.findall(r"(\w+)\s*=\s*('(?:[^'\\]|\\.)*'|\S+)", url))
+    server = ":".join(word for word in (words.get("host", ""), words.get("port", "")) if word)
+    return f"postgresql://{server}/{words.get('dbname', '')}"

@@ -5,21 +5,32 @@ from __future__ import annotations
 import ctypes
 import errno
 import gc
+import json
 import os
 import pwd
+import select
 import signal
+import socket
 import stat
-import subprocess
 import sys
 import time
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NoReturn, TypeVar
 
-from sidestream.errors import SettingsError
+from sidestream import errors
+from sidestream.errors import SettingsError, SidestreamError
+
+T = TypeVar("T")
 
 AUTOGROUP_PATIENCE = 2.0
 """Seconds for which a session's niceness is tried while others change theirs."""
 _PR_SET_PDEATHSIG = 1
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_MOST_LINKS = 40
 _libc = ctypes.CDLL(None, use_errno=True)  # loaded here: nothing may be loaded between fork and exec
 
 
@@ -37,6 +48,14 @@ class Account:
     groups: tuple[int, ...]
     #: Its home, which need not exist.
     home: Path = Path("/nonexistent")
+
+
+def account_of(uid: int) -> Account:
+    """Return the user with the number ``uid``, under its number as name when the password database has none."""
+    try:
+        return account(pwd.getpwuid(uid).pw_name)
+    except KeyError:
+        return Account(str(uid), uid, uid, (uid,))
 
 
 def account(name: str) -> Account:
@@ -72,79 +91,203 @@ def _permits(who: Account, status: os.stat_result, wanted: int) -> bool:
     return (status.st_mode >> shift) & wanted == wanted
 
 
-def make_folder(path: Path, owner: Account | None) -> None:
-    """Make ``path``, for its owner alone, and what is missing above it; as root, for ``owner``.
+def acting_as(who: Account | None, act: Callable[[], T]) -> T:
+    """Return what ``act`` returns, called by a child process that has become ``who`` if that is not our user.
 
-    Below a folder of the owner's root makes nothing itself, as the owner may have put a link there to anywhere.
-
-    Raises:
-        OSError: It cannot be made, or given to its owner.
-    """
-    if path.exists() and not path.is_dir():
-        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
-    if owner is None or os.geteuid() != 0:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return
-    if not path.exists() and any(folder.exists() and folder.stat().st_uid == owner.uid for folder in path.parents):
-        make = ["mkdir", "-p", "-m", "700", "--", str(path)]
-        as_owner = {"user": owner.uid, "group": owner.gid, "extra_groups": owner.groups}
-        done = subprocess.run(make, capture_output=True, text=True, check=False, **as_owner)  # type: ignore[call-overload]
-        if done.returncode != 0:
-            raise PermissionError(errno.EACCES, done.stderr.strip(), str(path))
-        return
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    give(path, owner)
-
-
-def give(path: Path, owner: Account, flags: int = os.O_RDONLY) -> None:
-    """Give a file or folder to ``owner``, as root; a link is not followed. ``flags`` may make it.
-
-    Raises:
-        OSError: It is a link, is a file with another name besides this one, or cannot be opened.
-    """
-    if path.exists() and path.stat().st_uid == owner.uid:
-        return
-    handle = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
-    try:
-        found = os.fstat(handle)
-        if stat.S_ISREG(found.st_mode) and found.st_nlink != 1:
-            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), str(path))
-        os.fchown(handle, owner.uid, owner.gid)
-    finally:
-        os.close(handle)
-
-
-def drop_privileges(user: str | None, *paths: Path) -> None:
-    """Become ``user`` for good if we are root; otherwise, or with None, change nothing.
+    So root does nothing itself in a folder of a user, who may have put links there to anywhere. None calls it here.
 
     Args:
-        user: The unprivileged user to become.
-        paths: Files and folders given to that user first (only these themselves, not what lies below them).
+        who: The user to become; only root can become another one.
+        act: Returns what JSON can express; it may raise :class:`~sidestream.errors.SidestreamError` or ``OSError``.
+    """
+    if who is None or who.uid == os.geteuid():
+        return act()
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        pid = os.fork()
+        if pid == 0:
+            _act_and_end(who, act, theirs)
+        answer = _answer_of(pid, ours)
+    if "value" in answer:
+        value: T = answer["value"]
+        return value
+    if "errno" in answer:
+        raise OSError(answer["errno"], answer["message"], answer["file"])
+    raise getattr(errors, answer["error"], SidestreamError)(answer["message"])
+
+
+def _act_and_end(who: Account, act: Callable[[], object], end: socket.socket) -> NoReturn:
+    """Be the child of :func:`acting_as`."""
+    try:
+        signal.set_wakeup_fd(-1)  # the parent's loop hears nothing of ours
+        become(who)
+        try:
+            answer = {"value": act()}
+        except SidestreamError as error:
+            answer = {"error": type(error).__name__, "message": str(error)}
+        except OSError as error:
+            named = None if error.filename is None else os.fspath(error.filename)
+            answer = {"errno": error.errno, "message": error.strerror, "file": named}
+        except Exception as error:  # noqa: BLE001  # told to the parent, which raises it
+            answer = {"error": "SidestreamError", "message": f"{type(error).__name__}: {error}"}
+        end.send(json.dumps(answer).encode())
+    finally:
+        os._exit(0)  # never back into the parent's code
+
+
+def _answer_of(pid: int, end: socket.socket) -> dict[str, Any]:
+    """Wait for the answer of the child ``pid``, or for its death without one."""
+    died = os.pidfd_open(pid)
+    try:
+        wait = select.poll()
+        wait.register(end, select.POLLIN)
+        wait.register(died, select.POLLIN)
+        wait.poll()
+        packed = end.recv(1 << 18, socket.MSG_DONTWAIT)
+    except BlockingIOError:
+        raise SidestreamError("The process that works for root as another user ended without an answer.") from None
+    finally:
+        os.close(died)
+        with suppress(ChildProcessError):  # where the program ignores SIGCHLD, the kernel has reaped it
+            os.waitpid(pid, 0)
+    found: dict[str, Any] = json.loads(packed)
+    return found
+
+
+def open_folder(path: Path, owner: Account) -> int:
+    """Return a descriptor of the folder ``path``, as root, which follows no link that another user could have made.
+
+    What is missing is made: below a folder of root's by root, the last one for ``owner``; below a folder of a user by
+    that user.
 
     Raises:
-        SettingsError: The user does not exist, is root itself, or cannot read the code that it would go on running.
+        OSError: It cannot be opened or made, or a link of a user leads there.
+    """
+    rest = deque(Path(os.path.normpath(path)).parts[1:])
+    links = 0
+    folder = os.open("/", _FOLDER)
+    try:
+        while rest:
+            name = rest.popleft()
+            try:
+                found = os.stat(name, dir_fd=folder, follow_symlinks=False)
+            except FileNotFoundError:
+                _make_below(folder, name, owner if not rest else None, path)
+                found = os.stat(name, dir_fd=folder, follow_symlinks=False)
+            if stat.S_ISLNK(found.st_mode):
+                links += 1
+                if found.st_uid != 0 or os.fstat(folder).st_uid != 0 or links > _MOST_LINKS:
+                    raise OSError(errno.ELOOP, "a link of another user leads there", str(path))
+                target = Path(os.readlink(name, dir_fd=folder))
+                rest.extendleft(reversed(target.parts[1:] if target.is_absolute() else target.parts))
+                below = os.open("/", _FOLDER) if target.is_absolute() else os.dup(folder)
+            else:
+                below = os.open(name, _FOLDER, dir_fd=folder)
+            os.close(folder)
+            folder = below
+        return folder
+    except BaseException as error:
+        os.close(folder)
+        if isinstance(error, OSError) and error.filename != str(path):
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
+
+
+def _make_below(folder: int, name: str, owner: Account | None, path: Path) -> None:
+    """Make the folder ``name``: private and for ``owner`` if that is given."""
+    holder = os.fstat(folder).st_uid
+    mode = 0o755 if owner is None else 0o700
+
+    def make() -> None:
+        os.mkdir(name, mode, dir_fd=folder)
+
+    with suppress(FileExistsError):  # another process was first
+        if holder != 0:
+            acting_as(account_of(holder), make)
+            return
+        make()
+        if owner is not None:
+            os.chown(name, owner.uid, owner.gid, dir_fd=folder, follow_symlinks=False)
+
+
+def hand_over(folder: int, owner: Account, names: Callable[[str], bool] = lambda name: True) -> None:
+    """Give the open folder and all that is below it to ``owner``, as root, following no link.
+
+    From the top down: whoever had it before cannot change any more what is looked at next. Left alone are links,
+    sockets, and files that have another name, which may be anybody's.
+
+    Args:
+        folder: Descriptor of the folder.
+        owner: Who gets it.
+        names: Which names directly below it are ours to give.
+    """
+    os.fchown(folder, owner.uid, owner.gid)
+    for name in filter(names, os.listdir(folder)):
+        try:
+            handle = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
+        except OSError as error:
+            if error.errno in (errno.ELOOP, errno.ENXIO, errno.ENOENT):
+                continue  # a link, a socket, or gone meanwhile
+            raise
+        try:
+            found = os.fstat(handle)
+            if stat.S_ISDIR(found.st_mode):
+                hand_over(handle, owner)
+            elif stat.S_ISREG(found.st_mode) and found.st_nlink == 1:
+                os.fchown(handle, owner.uid, owner.gid)
+        finally:
+            os.close(handle)
+
+
+def become(who: Account) -> None:
+    """Become ``who`` for good, as root.
 
     https://man7.org/linux/man-pages/man2/setuid.2.html: a root process that calls ``setuid`` changes its real,
     effective and saved ids, so there is no way back. A parent-death signal is cleared by it: set that afterwards.
+    """
+    os.setgroups(who.groups)
+    os.setgid(who.gid)
+    os.setuid(who.uid)
+
+
+def drop_privileges(user: str | None, data_dir: Path) -> None:
+    """Become ``user`` for good if we are root, with that user's environment; otherwise, or with None, change nothing.
+
+    Args:
+        user: The unprivileged user to become.
+        data_dir: The user's data folder. It is the home of a user who has none, and the programs that this process
+            starts find it in ``SIDESTREAM_DATA_DIR``, as by themselves they would look below that home.
+
+    Raises:
+        SettingsError: The user does not exist, is root itself, or cannot read the code that it would go on running.
     """
     if user is None or os.geteuid() != 0:
         return
     who = account(user)
     if who.uid == 0:
         raise SettingsError(f"The user {user!r} is root; name an unprivileged user to drop to.")
-    for code in (Path(__file__).parent, Path(sys.prefix)):
+    for what, code in (
+        ("Sidestream", Path(__file__).parent),
+        ("this Python environment", Path(sys.prefix)),
+        ("this Python", Path(sys.base_prefix)),  # of a virtual environment: the one that it was made with
+        ("this Python", Path(sys.executable)),
+        ("Python's standard library", Path(os.__file__)),
+    ):
         if not reaches(who, code):
             raise SettingsError(
-                f"The user {user!r} cannot read {code}, so it could not run the code there; "
-                "install Sidestream in a folder that it can enter, or name another user."
+                f"The user {user!r}, which a worker started by root becomes, cannot read {what} in {code}. Install it "
+                f"in a folder that this user can enter, such as /opt or /srv (not in root's home), or name another "
+                "user: SIDESTREAM_USER=NAME, or none to stay root."
             )
-    for path in paths:
-        os.chown(path, who.uid, who.gid, follow_symlinks=False)
-    os.setgroups(who.groups)
-    os.setgid(who.gid)
-    os.setuid(who.uid)
-    if os.environ.get("HOME") == pwd.getpwuid(0).pw_dir and who.home.is_dir():
-        os.environ["HOME"] = str(who.home)  # what a program keeps there, Odoo its files among it, is the user's
+    roots = account_of(0).home
+    become(who)
+    home = os.environ.get("HOME")
+    if home is None or Path(home) == roots or not os.access(home, os.X_OK):
+        os.environ["HOME"] = str(who.home if os.access(who.home, os.W_OK | os.X_OK) else data_dir)
+        for name in [name for name in os.environ if name.startswith("XDG_") and name.endswith(("_HOME", "_DIR"))]:
+            del os.environ[name]  # they name folders of the same home, or the other user's runtime folder
+    os.environ["USER"] = os.environ["LOGNAME"] = who.name
+    os.environ["SIDESTREAM_DATA_DIR"] = str(data_dir)
 
 
 def die_with_parent(parent: int, signum: int = signal.SIGKILL) -> None:

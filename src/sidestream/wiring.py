@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import secrets
-import stat
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, Self
 
 import psycopg
 from psycopg.conninfo import make_conninfo
 
+from sidestream import wiring_folder
 from sidestream.broker.protocol import Broker, Publication, lane
-from sidestream.broker.redis import embedded
 from sidestream.broker.redis.broker import RedisBroker
 from sidestream.broker.redis.inspect import RedisInspector
 from sidestream.broker.redis.keys import PREFIX
@@ -25,15 +21,12 @@ from sidestream.errors import BrokerError, SettingsError
 from sidestream.executors.actions import Actions
 from sidestream.job.codec import Signer
 from sidestream.odoo_config import database_parameters
-from sidestream.process import account, make_folder
 from sidestream.relay import Relay
 from sidestream.relay_queue import CHUNK_SIZE
 from sidestream.settings import Settings
 from sidestream.store import adapter, rules, schema, stored, waiting
 from sidestream.store.stored import StoredJob
-
-KEY_FILE = "signing.key"
-"""Name of the file in the data folder that holds the signing key when the settings name none."""
+from sidestream.wiring_folder import signing_keys
 
 
 class Jobs(Client):
@@ -71,7 +64,7 @@ def build_broker(settings: Settings, *, prefix: str = PREFIX) -> RedisBroker:
     Raises :class:`~sidestream.errors.BrokerUnavailable`, :class:`~sidestream.errors.BrokerUnsuitable` and
     :class:`~sidestream.errors.SettingsError`.
     """
-    url = settings.redis_url or embedded.ensure(settings.data_dir, user=settings.user)
+    url = settings.redis_url or wiring_folder.server_url(settings)
     broker = RedisBroker(url, timeout=settings.redis_timeout, lease_ms=round(settings.lease * 1000), prefix=prefix)
     try:
         broker.probe()
@@ -79,11 +72,6 @@ def build_broker(settings: Settings, *, prefix: str = PREFIX) -> RedisBroker:
         broker.close()
         raise
     return broker
-
-
-def signing_keys(settings: Settings) -> Sequence[tuple[str, bytes]]:
-    """Return the keys of direct jobs: the settings', else the one in the data folder's key file, made when missing."""
-    return settings.signing_keys or [_key_file(settings.data_dir, settings.user)]
 
 
 def store_url(settings: Settings) -> str | None:
@@ -218,44 +206,3 @@ def _publication(database: schema.Database, row: StoredJob) -> Publication:
         attempted=row.attempted,
         priority=row.priority,
     )
-
-
-def _key_file(folder: Path, user: str | None) -> tuple[str, bytes]:
-    path = folder / KEY_FILE
-    try:
-        make_folder(folder, account(user) if user is not None and os.geteuid() == 0 else None)
-        if not path.exists():
-            _make_key_file(path, user)
-        if stat.S_IMODE(path.stat().st_mode) & 0o077:
-            raise SettingsError(f"The signing key {path} can be read by others; run: chmod 600 {path}")
-        key_id, colon, secret = path.read_text().strip().partition(":")
-    except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError(
-            f"The signing key {path} cannot be read or made ({error}); set data_dir to a folder of your own, "
-            "or set signing_keys."
-        ) from error
-    if not colon:
-        raise SettingsError(
-            f"The signing key {path} is not of the form key-id:secret; remove the file to have a new one made."
-        )
-    return key_id, secret.encode()
-
-
-def _make_key_file(path: Path, user: str | None) -> None:
-    """Write a new key so that readers see all of it or nothing, and that of several makers one wins."""
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    try:
-        with os.fdopen(handle, "w") as file:
-            if user is not None and os.geteuid() == 0:  # root made it, but its workers become this user
-                who = account(user)
-                os.fchown(handle, who.uid, who.gid)
-            file.write(f"k{secrets.token_hex(4)}:{secrets.token_hex(32)}\n")
-            file.flush()
-            os.fsync(file.fileno())
-        try:
-            os.link(draft, path)
-        except FileExistsError:
-            return  # another process was first, and its key is as good
-    finally:
-        draft.unlink()

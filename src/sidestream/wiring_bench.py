@@ -24,7 +24,6 @@ from sidestream import process
 from sidestream.bench import actions
 from sidestream.bench.ledger import Ledger
 from sidestream.bench.measuring import Bench, Row, ledger_size, measure
-from sidestream.broker.redis import embedded
 from sidestream.broker.redis.connection import RedisConnection
 from sidestream.broker.redis.scratch import PREFIX, Scratch
 from sidestream.client import Client
@@ -35,6 +34,7 @@ from sidestream.relay import Relay
 from sidestream.settings import Settings
 from sidestream.store import adapter, scratch
 from sidestream.wiring import build_broker, store_url
+from sidestream.wiring_folder import server_url, stop_server
 from sidestream.wiring_worker import Worker
 
 WORKER = "from sidestream.wiring_bench import run_worker; run_worker()"
@@ -69,9 +69,8 @@ def run_bench(settings: Settings, *, size: int, anyway: bool, say: Callable[[str
     url = store_url(settings)
     with ExitStack() as stack:
         if settings.redis_url is None:
-            tenant = embedded.join(settings.data_dir, user=settings.user)
-            stack.callback(tenant.stop_if_last)
-        redis_url = settings.redis_url or embedded.ensure(settings.data_dir, user=settings.user)
+            stack.callback(stop_server, settings)
+        redis_url = settings.redis_url or server_url(settings)
         connection = RedisConnection(redis_url, max(settings.redis_timeout, 5.0))
         stack.callback(connection.close)
         shard = Scratch(connection)

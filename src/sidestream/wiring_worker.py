@@ -8,8 +8,9 @@ import secrets
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +36,11 @@ from sidestream.keepers.link import StoreLink
 from sidestream.keepers.reclaimer import Reclaimer
 from sidestream.keepers.reconciler import Reconciler
 from sidestream.keepers.ruler import Ruler
+from sidestream.logs import shown_database, shown_url
 from sidestream.settings import Settings
 from sidestream.store import adapter, schema
-from sidestream.wiring import signing_keys, store_url
+from sidestream.wiring import store_url
+from sidestream.wiring_folder import owner_of, signing_keys
 from sidestream.worker import zygote
 from sidestream.worker.options import WorkerOptions, application_name
 from sidestream.worker.runfolder import LeftBehind, RunFolder
@@ -48,6 +51,8 @@ log = logging.getLogger(__name__)
 ZYGOTE = "from sidestream.wiring_zygote import run_zygote; run_zygote()"
 HOST_LIMIT = 22
 """Characters of the host's name in a worker's name."""
+BANNER_ACTIONS = 20
+"""Most actions that the first log line names."""
 EMBEDDED_EVERY = 1.0
 """Seconds between two looks at whether the embedded server lives."""
 
@@ -63,7 +68,7 @@ class EmbeddedKeeper:
 
     def step(self) -> bool:
         """Start it if nobody holds its lock; see :class:`~sidestream.keepers.keeper.Keeper`."""
-        embedded.ensure(self._settings.data_dir, user=self._settings.user)
+        embedded.ensure(self._settings.data_dir)
         return False
 
 
@@ -99,14 +104,22 @@ class Worker:
         self._settings = settings
         self._prefix = prefix
         self._store_url = store_url(settings)
-        _make_data_folder(settings)
-        # The signing key is read, or made, while we may: whoever enqueues as root reads the same file.
-        self._keys = signing_keys(settings)
+        owner_of(settings, worker=True)
         process.drop_privileges(settings.user, settings.data_dir)
+        self._keys = signing_keys(settings)
         process.check_nice(settings.nice)
         if settings.only_idle_cpu:
             process.check_only_idle_cpu()
-        self._tenant = embedded.join(settings.data_dir, user=settings.user) if settings.redis_url is None else None
+        self._tenant = embedded.join(settings.data_dir) if settings.redis_url is None else None
+        try:
+            self._prepare()
+        except BaseException:
+            self._leave_server()
+            raise
+
+    def _prepare(self) -> None:
+        """Find the servers and make the parts."""
+        settings = self._settings
         # Short enough for "sidestream/<name>/supervisor" to be a PostgreSQL application name (63 bytes).
         self._name = f"{socket.gethostname()[:HOST_LIMIT]}-{os.getpid()}-{secrets.token_hex(4)}"
         self._database = self._identify()
@@ -127,18 +140,12 @@ class Worker:
             connect=self._connector("supervisor") if self._store_url else None,
             probe=self._broker.probe,
             on_moved=self._on_moved,
+            on_ready=self._say_what_is_served,
         )
         self._keepers = KeeperThread(self._make_keepers())
 
     def run(self) -> None:
         """Work until told to stop; see :meth:`Supervisor.run`."""
-        log.info(
-            "Worker %s serves %s with %s children.",
-            self._name,
-            ", ".join(self._settings.queues),
-            self._settings.children,
-            extra={"action": "worker_started"},
-        )
         self._keepers.start()
         try:
             self._supervisor.run()
@@ -149,9 +156,34 @@ class Worker:
             self._tended.close()
             # What could not be handed back to an absent Redis is taken over later, and is to be known not to run.
             self._folder.remove(leases_left=self._broker.away_since is not None)
-            if self._tenant is not None:
-                self._tenant.stop_if_last()
+            self._leave_server()
         log.info("Worker %s has stopped.", self._name, extra={"action": "worker_stopped"})
+
+    def _say_what_is_served(self, actions: Collection[str]) -> None:
+        """Log what an operator wants to know of a worker that has loaded its application; no password is shown."""
+        settings = self._settings
+        shown = ", ".join(sorted(actions)[:BANNER_ACTIONS]) + (", ..." if len(actions) > BANNER_ACTIONS else "")
+        told: dict[str, object] = {
+            "worker": self._name,
+            "queues": ", ".join(settings.queues),
+            "children": settings.children,
+            "version": version("sidestream"),
+            "user": process.account_of(os.geteuid()).name,
+            "database": "none" if self._store_url is None else shown_database(self._store_url),
+            "redis": shown_url(self._url),
+            "action_count": len(actions),
+            "actions": shown,
+        }
+        log.info(
+            "Worker %s serves %s with %s children (Sidestream %s, user %s, database %s, Redis %s, %s actions: %s).",
+            *told.values(),
+            extra={"action": "worker_started", **told},
+        )
+
+    def _leave_server(self) -> None:
+        """Stop the embedded server if no other worker uses it."""
+        if self._tenant is not None:
+            self._tenant.stop_if_last()
 
     def _identify(self) -> schema.Database | None:
         if self._store_url is None:
@@ -167,7 +199,7 @@ class Worker:
 
     def _redis(self) -> RedisBroker:
         settings = self._settings
-        self._url = settings.redis_url or embedded.ensure(settings.data_dir, user=settings.user)
+        self._url = settings.redis_url or embedded.ensure(settings.data_dir)
         broker = self._redis_broker()
         try:
             broker.probe()
@@ -288,21 +320,3 @@ def _is_announced(inspector: RedisInspector, supervisor: str) -> bool:
     # Announcements that ran out are listed for a while; a host's clock that is a little off only delays the verdict.
     now_ms = time.time() * 1000
     return any(worker.consumer == supervisor and worker.until_ms > now_ms for worker in inspector.workers())
-
-
-def _make_data_folder(settings: Settings) -> None:
-    """Make the data folder, and see that the user that the worker becomes may use it."""
-    refused = f"The data folder {settings.data_dir} cannot be used"
-    who = process.account(settings.user) if os.geteuid() == 0 and settings.user is not None else None
-    try:
-        process.make_folder(settings.data_dir, who)
-    except OSError as error:
-        raise SettingsError(f"{refused} ({error.strerror}); set data_dir to a folder that you can write to.") from error
-    if who is not None:
-        if not process.reaches(who, settings.data_dir):
-            raise SettingsError(
-                f"{refused} by the user {settings.user!r}, which a worker started by root becomes; "
-                "set data_dir to a folder that this user can reach, or name another user."
-            )
-    elif not os.access(settings.data_dir, os.W_OK | os.X_OK):
-        raise SettingsError(f"{refused} (no right to write there); set data_dir to a folder of your own.")

@@ -39,7 +39,9 @@ def connection(request: pytest.FixtureRequest, dsn: str) -> Iterator[Any]:
 @pytest.fixture
 def settings(dsn: str, redis_server: RedisServer, tmp_path: Path) -> Settings:
     """With waits that a busy machine does not use up; a test whose subject they are takes :data:`SHORT_WAITS`."""
-    return Settings(database_url=dsn, redis_url=redis_server.url, data_dir=tmp_path, relay_wait=10, redis_timeout=10)
+    return Settings(
+        database_url=dsn, redis_url=redis_server.url, data_dir=tmp_path, user=None, relay_wait=10, redis_timeout=10
+    )
 
 
 @pytest.fixture

@@ -10,12 +10,12 @@ import pytest
 from sidestream import Settings
 from sidestream.errors import SettingsError
 from sidestream.job.codec import Signer
-from sidestream.wiring import signing_keys
+from sidestream.wiring_folder import signing_keys
 
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
-    return Settings(data_dir=tmp_path)
+    return Settings(data_dir=tmp_path, user=None)
 
 
 def test_a_signing_key_is_made_once_and_kept_private(settings: Settings, tmp_path: Path) -> None:

@@ -211,51 +211,6 @@ def test_a_long_path_gets_its_socket_elsewhere(folder: Path) -> None:
     path.parent.rmdir()
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can drop to another user")
-def test_root_starts_it_as_somebody_else_even_after_a_start_as_root(folder: Path) -> None:
-    url = embedded.ensure(folder, user=None)
-    assert psutil.Process(pid_of(url)).uids().effective == 0
-    embedded.stop(folder)
-    url = embedded.ensure(folder, user="nobody")
-    assert psutil.Process(pid_of(url)).uids().effective != 0
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can drop to another user")
-def test_root_joins_a_server_whose_files_come_and_go(folder: Path) -> None:
-    """It rewrites its log through a file that is gone a moment later, whoever looks through the folder meanwhile."""
-    (folder / "redis").mkdir()
-    churn = "import os, sys\nprint(flush=True)\nwhile True: open(sys.argv[1], 'w').close(); os.unlink(sys.argv[1])"
-    with subprocess.Popen(
-        [sys.executable, "-c", churn, str(folder / "redis" / "temp.aof")], stdout=subprocess.PIPE
-    ) as rewriting:
-        try:
-            assert rewriting.stdout is not None
-            rewriting.stdout.readline()
-            for _ in range(300):
-                embedded.join(folder).stop_if_last()
-        finally:
-            rewriting.kill()
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can drop to another user")
-def test_a_server_program_that_the_user_cannot_reach_is_copied(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    tmp_path.chmod(0o700)
-    hidden = tmp_path / "valkey-server"
-    shutil.copy(embedded.find_server(), hidden)
-    monkeypatch.setattr(embedded, "find_server", lambda: hidden)
-    pid = pid_of(embedded.ensure(folder))
-    assert psutil.Process(pid).exe() == str(folder / "valkey-server")
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can drop to another user")
-def test_a_folder_that_the_user_cannot_enter_is_refused(folder: Path) -> None:
-    (folder / "private").mkdir(mode=0o700)
-    with pytest.raises(SettingsError, match="'nobody' that the server runs as cannot enter it; set data_dir"):
-        embedded.ensure(folder / "private" / "data")
-
-
 def test_a_data_folder_that_cannot_be_written_is_refused(folder: Path) -> None:
     (folder / "file").write_text("in the way")
     with pytest.raises(SettingsError, match=r"cannot be used \(Not a directory\); set data_dir"):
@@ -264,7 +219,7 @@ def test_a_data_folder_that_cannot_be_written_is_refused(folder: Path) -> None:
 
 def test_a_foreign_server_on_the_socket_is_refused(folder: Path) -> None:
     with socket.socket(socket.AF_UNIX) as foreign:
-        foreign.bind(str(folder / "redis.sock"))
+        foreign.bind(str(folder / embedded.SOCKET))
         foreign.listen()
         with pytest.raises(SettingsError, match="did not start listens on"):
             embedded.ensure(folder)

@@ -13,8 +13,8 @@ from tempfile import TemporaryDirectory
 import psutil
 import pytest
 
-from sidestream.errors import SettingsError
-from sidestream.process import Account, account, give, make_folder, reaches
+from sidestream.errors import BrokerUnavailable, SettingsError, SidestreamError
+from sidestream.process import Account, account, acting_as, hand_over, open_folder, reaches
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can drop to another user")
 
@@ -59,19 +59,16 @@ def test_an_unknown_user_is_refused() -> None:
 
 
 @as_root
-def test_root_drops_for_good_and_hands_over_the_paths(tmp_path: Path) -> None:
-    path = tmp_path / "data"
-    path.mkdir()
+def test_root_drops_for_good(folder: Path) -> None:
     who = account("nobody")
     code = (
         "process.reaches = lambda who, path: True\n"
-        f"process.drop_privileges('nobody', Path({str(path)!r}))\n"
+        f"process.drop_privileges('nobody', Path({str(folder)!r}))\n"
         "print(os.getresuid(), os.getresgid(), os.getgroups())\n"
         "try: os.setuid(0)\nexcept PermissionError: print('for good')"
     )
     said = python(code).splitlines()
     assert said == [f"{(who.uid,) * 3} {(who.gid,) * 3} {[*who.groups]}", "for good"]
-    assert path.stat().st_uid == who.uid
 
 
 @as_root
@@ -79,41 +76,77 @@ def test_root_makes_a_folder_for_the_user_and_follows_no_link_of_his(folder: Pat
     who, home, roots = account("nobody"), folder / "home", folder / "roots"
     home.mkdir()
     os.chown(home, who.uid, who.gid)
-    make_folder(home / ".local" / "share", who)
+    os.close(open_folder(home / ".local" / "share", who))
     assert {path.stat().st_uid for path in (home / ".local", home / ".local" / "share")} == {who.uid}
     roots.mkdir(mode=0o755)
-    make_folder(roots / "data", who)
+    os.close(open_folder(roots / "data", who))
     assert ((roots / "data").stat().st_uid, roots.stat().st_uid) == (who.uid, 0)
+    (folder / "ours").symlink_to(roots)
+    os.close(open_folder(folder / "ours" / "more", who))
+    assert (roots / "more").stat().st_uid == who.uid, "root's own links are followed"
     (home / "link").symlink_to(roots)
-    with pytest.raises(PermissionError):
-        make_folder(home / "link" / "taken", who)
+    os.lchown(home / "link", who.uid, who.gid)
+    with pytest.raises(OSError, match="a link of another user leads there"):
+        open_folder(home / "link" / "taken", who)
     assert not (roots / "taken").exists()
 
 
 @as_root
-def test_root_gives_no_file_away_that_a_link_leads_to(folder: Path) -> None:
+def test_what_is_handed_over_is_what_no_link_leads_to(folder: Path) -> None:
     who, theirs, secret = account("nobody"), folder / "theirs", folder / "secret"
-    theirs.mkdir()
+    (theirs / "run" / "w").mkdir(parents=True)
+    (theirs / "run" / "w" / "lock").write_text("")
+    (theirs / "other").write_text("not ours to give")
     secret.write_text("root's")
-    (theirs / "soft").symlink_to(secret)
-    (theirs / "hard").hardlink_to(secret)
-    (theirs / "folder").symlink_to(folder, target_is_directory=True)
-    for name in ("soft", "hard", "folder"):
-        with pytest.raises(OSError):  # noqa: PT011  # which one is the kernel's to say
-            give(theirs / name, who)
-    give(theirs / "lock", who, os.O_RDWR | os.O_CREAT)
-    assert (secret.stat().st_uid, folder.stat().st_uid, (theirs / "lock").stat().st_uid) == (0, 0, who.uid)
+    (theirs / "run" / "soft").symlink_to(secret)
+    (theirs / "run" / "hard").hardlink_to(secret)
+    (theirs / "run" / "folder").symlink_to(folder, target_is_directory=True)
+    os.mkfifo(theirs / "run" / "pipe")
+    opened = os.open(theirs, os.O_RDONLY)
+    hand_over(opened, who, lambda name: name == "run")
+    os.close(opened)
+    given = {path for path in (theirs, *theirs.rglob("*")) if path.lstat().st_uid == who.uid}
+    assert given == {theirs, theirs / "run", theirs / "run" / "w", theirs / "run" / "w" / "lock"}
+    assert {folder.stat().st_uid, secret.stat().st_uid} == {0}
 
 
 @as_root
-def test_who_drops_takes_the_users_home_where_it_was_roots(folder: Path) -> None:
+def test_what_acts_as_another_user_answers_or_raises_as_if_it_were_here(folder: Path) -> None:
+    who = account("nobody")
+
+    def refuse() -> None:
+        raise BrokerUnavailable(f"as {os.geteuid()}")
+
+    assert acting_as(who, lambda: [os.geteuid(), os.getgid(), os.getgroups()]) == [who.uid, who.gid, [*who.groups]]
+    assert acting_as(None, os.geteuid) == acting_as(account("root"), os.geteuid) == 0
+    with pytest.raises(BrokerUnavailable, match=f"as {who.uid}"):
+        acting_as(who, refuse)
+    with pytest.raises(PermissionError) as denied:
+        acting_as(who, lambda: (folder / "file").write_text(""))
+    assert denied.value.filename == str(folder / "file")
+    with pytest.raises(SidestreamError, match="KeyError: 'no'"):
+        acting_as(who, lambda: {}["no"])
+    with pytest.raises(SidestreamError, match="ended without an answer"):
+        acting_as(who, lambda: os.kill(os.getpid(), signal.SIGKILL))
+
+
+@as_root
+def test_who_drops_has_the_users_home_and_data_folder(folder: Path) -> None:
+    home, data = folder / "home", folder / "data"
+    home.mkdir()
+    home.chmod(0o777)
     change = (
         "process.reaches = lambda who, path: True\n"
-        f"process.account = lambda name: process.Account(name, 65534, 65534, (65534,), Path({str(folder)!r}))\n"
-        "os.environ['HOME'] = {home!r}; process.drop_privileges('nobody'); print(os.environ['HOME'])"
+        f"process.account = lambda name: process.Account(name, 65534, 65534, (65534,), Path({{home!r}}))\n"
+        "os.environ |= {{'HOME': {before!r}, 'XDG_DATA_HOME': '/root/.local/share'}}\n"
+        f"process.drop_privileges('nobody', Path({str(data)!r}))\n"
+        "print(*(os.environ.get(name) for name in ('HOME', 'USER', 'XDG_DATA_HOME', 'SIDESTREAM_DATA_DIR')))"
     )
-    assert python(change.format(home=str(Path("~root").expanduser()))) == str(folder)
-    assert python(change.format(home="/elsewhere")) == "/elsewhere", "somebody chose it"
+    root = str(Path("~root").expanduser())
+    assert python(change.format(before=root, home=str(home))) == f"{home} nobody None {data}"
+    assert python(change.format(before=root, home="/nonexistent")) == f"{data} nobody None {data}"
+    chosen = f"{home} nobody /root/.local/share {data}"
+    assert python(change.format(before=str(home), home="/elsewhere")) == chosen, "somebody chose it"
 
 
 @as_root
@@ -121,16 +154,21 @@ def test_who_drops_takes_the_users_home_where_it_was_roots(folder: Path) -> None
     ("before", "user", "said"),
     [
         ("", "root", "is root; name an unprivileged user"),
-        ("process.reaches = lambda who, path: False\n", "nobody", "cannot read"),
+        ("process.reaches = lambda who, path: False\n", "nobody", "cannot read Sidestream in"),
+        (
+            "import sys; sys.base_prefix = str(Path('~root/.pyenv').expanduser())\n",
+            "nobody",
+            "cannot read this Python in",
+        ),
     ],
 )
 def test_a_drop_that_cannot_work_is_refused(before: str, user: str, said: str) -> None:
-    out = python(f"{before}try: process.drop_privileges({user!r})\nexcept SettingsError as error: print(error)")
-    assert said in out
+    drop = f"process.drop_privileges({user!r}, Path('/'))"
+    assert said in python(f"{before}try: {drop}\nexcept SettingsError as error: print(error)")
 
 
 def test_without_a_user_nothing_changes() -> None:
-    assert python("process.drop_privileges(None); print(os.geteuid())") == str(os.geteuid())
+    assert python("process.drop_privileges(None, Path('/')); print(os.geteuid())") == str(os.geteuid())
 
 
 @pytest.mark.parametrize("orphaned_first", [False, True])

@@ -19,12 +19,18 @@ def quiet(
     as_json: AsJson = False,
 ) -> None:
     """Let this host's workers finish what runs and claim nothing more; they stay up until told to stop."""
+    from sidestream.process import acting_as
+    from sidestream.wiring_folder import owner_of
     from sidestream.worker.runfolder import living, set_quiet
 
     settings = options_of(context).settings()
+
+    def ask() -> tuple[list[str], list[str]]:
+        asked = [folder for folder in living(settings.data_dir) if worker in (None, folder.name)]
+        return [folder.name for folder in asked], [f.name for f in asked if set_quiet(f, quiet=not resume)]
+
     try:
-        found = [folder for folder in living(settings.data_dir) if worker in (None, folder.name)]
-        changed = [folder.name for folder in found if set_quiet(folder, quiet=not resume)]
+        found, changed = acting_as(owner_of(settings), ask)
     except PermissionError as error:
         raise SettingsError(
             f"The workers of {settings.data_dir} belong to another user ({error.strerror}); run the command as that "
@@ -34,7 +40,7 @@ def quiet(
         which = "no worker lives" if worker is None else f"no worker {worker!r:.80} lives"
         fail(f"On this host {which} in the data folder {settings.data_dir}; give the workers' own data_dir.")
     if as_json:
-        print_json({"workers": [folder.name for folder in found], "changed": changed, "quiet": not resume})
+        print_json({"workers": found, "changed": changed, "quiet": not resume})
         return
     told = "claim again" if resume else "claim nothing more"
     print_line(f"{len(changed)} worker{'' if len(changed) == 1 else 's'} will {told} within a second.")

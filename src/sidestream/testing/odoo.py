@@ -26,8 +26,10 @@ import psycopg
 
 from sidestream.broker.redis import embedded
 from sidestream.process import Account, account
+from sidestream.settings import Settings
 from sidestream.testing.server_process import Server, ServerFailed, free_port, sweep, worker_user
 from sidestream.testing.servers import PostgresServer
+from sidestream.wiring_folder import server_url
 
 ROOT = Path(__file__).resolve().parents[3]
 ADDONS = ROOT / "addons"
@@ -239,7 +241,7 @@ class OdooWorld:
 
     def redis_url(self) -> str:
         """Return the URL of the embedded server of this world, started if need be."""
-        return embedded.ensure(self.folder / "sidestream", user=None if self.user == "none" else self.user)
+        return server_url(Settings(data_dir=self.folder / "sidestream", user=self.user))
 
     def close(self) -> None:
         """End everything and remove the folder."""

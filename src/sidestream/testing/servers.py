@@ -22,7 +22,7 @@ from psycopg import sql
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from sidestream.broker.redis.embedded import ALLOCATOR, find_server, stage
+from sidestream.broker.redis.embedded import ALLOCATOR, carried, find_server
 from sidestream.testing.server_process import Server, ServerFailed
 
 POSTGRES_BINARIES = Path("/usr/lib/postgresql/15/bin")
@@ -151,7 +151,7 @@ class RedisServer(Server):
         """``binary`` is "valkey" (the embedded one), "redis7" (Debian's) or a path; ``extra`` more arguments."""
         super().__init__(folder)
         original = {"valkey": find_server, "redis7": find_redis7}.get(str(binary), lambda: Path(binary))()
-        self._binary = stage(original, self.user, self.folder)
+        self._binary = original if self.user is None else carried(original, self.user)(self.folder)
         self.socket_path = self.folder / "redis.sock"
         self._arguments = ["--appendonly", "yes" if appendonly else "no", "--appendfsync", appendfsync, *extra]
 

@@ -15,7 +15,7 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from types import FrameType
 from typing import Any
 
@@ -56,10 +56,13 @@ class Supervisor:
         connect: Callable[[], psycopg.Connection[Any]] | None,
         probe: Callable[[], object] | None = None,
         on_moved: Callable[[], None] | None = None,
+        on_ready: Callable[[Collection[str]], None] | None = None,
     ) -> None:
+        """``on_ready`` is given the names of the actions once, when the application is loaded."""
         self._options = options
         self._broker = broker
         self._also_on_moved = on_moved
+        self._on_ready = on_ready
         self._state = WorkerState(options)
         if options.after_unclean_end:
             self._state.careful_until = time.monotonic() + options.careful
@@ -90,7 +93,7 @@ class Supervisor:
             self._dispatcher,
             self._settler,
             watch,
-            on_actions=self._leases.hurry,
+            on_actions=self._loaded,
         )
         self._signals = 0
         self._ended = False
@@ -190,6 +193,12 @@ class Supervisor:
                         self._pool.kill(child, Doom.CANCELLED, delivery.reference)
                         return True
         return False
+
+    def _loaded(self) -> None:
+        if self._on_ready is not None:
+            self._on_ready([facts.name for facts in self._state.actions.values()])
+            self._on_ready = None
+        self._leases.hurry()
 
     def _moved(self) -> None:
         self._leases.moved()

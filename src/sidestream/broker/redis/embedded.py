@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import importlib
 import os
@@ -18,8 +19,8 @@ import stat
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from hashlib import blake2b
 from pathlib import Path
 
@@ -28,13 +29,16 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from sidestream.errors import BrokerUnavailable, SettingsError
-from sidestream.process import Account, account, give, make_folder, reaches
+from sidestream.process import Account, account_of, reaches
 
 ALLOCATOR = {"GLIBC_TUNABLES": "glibc.malloc.tcache_count=1000"}
 """The wheel's server uses glibc's allocator, which is slow for Lua's small objects among a million jobs unless it may
 keep more of them at hand (https://sourceware.org/glibc/manual/latest/html_node/Memory-Allocation-Tunables.html)."""
+SOCKET = "sidestream-redis.sock"
+"""Name of the server's socket, by which it is told from other servers of the host."""
 SOCKET_LIMIT = 100
 """Longest socket path in bytes; the kernel takes 107 (https://man7.org/linux/man-pages/man7/unix.7.html)."""
+_LISTENING = 0x10000
 _PAUSE = 0.02
 _ANSWER = 1.0
 
@@ -60,33 +64,61 @@ def find_server() -> Path:
     )
 
 
-def stage(binary: Path, user: Account | None, folder: Path) -> Path:
-    """Return ``binary``, or a copy in ``folder`` (libraries beside it too) when ``user`` cannot reach the original."""
-    if user is None or reaches(user, binary):
-        return binary
-    for path in (binary, *binary.parent.glob("*.so*")):
-        draft = folder / f".{path.name}.{os.getpid()}"
-        shutil.copy(path, draft)
-        draft.chmod(0o755)
-        draft.replace(folder / path.name)  # a server may be running the old copy
-    return folder / binary.name
+def program_for(who: Account) -> Callable[[Path], Path]:
+    """Return what gives ``who`` the server's program; as root, read now what only root can read.
+
+    It is called by ``who`` with the data folder, to which a program that ``who`` cannot reach is copied.
+    """
+    try:
+        binary = find_server()
+    except SettingsError:
+        return lambda folder: find_server()  # told when a server has to be started
+    return carried(binary, who)
 
 
-def ensure(data_dir: Path, *, user: str | None = "nobody", timeout: float = 10.0) -> str:
-    """Return the URL of the data folder's server, started if it does not run.
+def carried(binary: Path, who: Account) -> Callable[[Path], Path]:
+    """Return what gives ``who`` the program ``binary``: itself, or a copy in a folder of ``who``.
+
+    Libraries beside it are copied too.
+    """
+    if reaches(who, binary):
+        return lambda folder: binary
+    contents = {path.name: path.read_bytes() for path in (binary, *binary.parent.glob("*.so*"))}
+
+    def copy(folder: Path) -> Path:
+        for name, content in contents.items():
+            draft = folder / f".{name}.{os.getpid()}"
+            draft.write_bytes(content)
+            draft.chmod(0o755)
+            draft.replace(folder / name)  # a server may be running the old copy
+        return folder / binary.name
+
+    return copy
+
+
+def ensure(
+    data_dir: Path,
+    *,
+    timeout: float = 10.0,
+    program: Callable[[Path], Path] = lambda folder: find_server(),
+    may_start: Callable[[], object] = lambda: None,
+) -> str:
+    """Return the URL of the data folder's server, started as our own user if it does not run.
+
+    Root calls it through :func:`~sidestream.process.acting_as` where the folder is another user's.
 
     Args:
         data_dir: Where the append-only file, the log, the lock and the socket live; made when missing.
-        user: Who the server runs as when we are root; None means root.
         timeout: Seconds until it must answer.
+        program: Given the data folder, returns the server to start.
+        may_start: Called before a server is started; raises when none may be.
 
     Raises:
         SettingsError: The folder cannot be used, no server is installed, or a foreign one is on the socket.
         BrokerUnavailable: The server ended at its start, or does not answer in time (it may still be loading).
     """
     data_dir = data_dir.absolute()
-    who = account(user) if user is not None and os.geteuid() == 0 else None
-    _prepare(data_dir, who)
+    _prepare(data_dir)
     deadline = time.monotonic() + timeout
     started = False
     while True:
@@ -94,7 +126,8 @@ def ensure(data_dir: Path, *, user: str | None = "nobody", timeout: float = 10.0
             if lock is not None:
                 if started:
                     raise BrokerUnavailable(f"The server of {data_dir} ended at its start: {_reason(data_dir)}")
-                _launch(data_dir, lock, who)
+                may_start()
+                _launch(data_dir, lock, program(data_dir))
                 started = True
         socket = _socket_of(data_dir)
         silence = _silence(socket) if socket is not None else "it is being started"
@@ -138,13 +171,13 @@ class Tenant:
             os.close(lock)
 
 
-def join(data_dir: Path, *, user: str | None = "nobody") -> Tenant:
+def join(data_dir: Path) -> Tenant:
     """State that a worker uses the server of ``data_dir``; call it before :func:`ensure`.
 
     Waits while the last worker of another time is stopping the server. Raises as :func:`ensure` does.
     """
     data_dir = data_dir.absolute()
-    _prepare(data_dir, account(user) if user is not None and os.geteuid() == 0 else None)
+    _prepare(data_dir)
     lock = os.open(data_dir / "users.lock", os.O_RDWR | os.O_CREAT, 0o600)
     fcntl.flock(lock, fcntl.LOCK_SH)
     return Tenant(data_dir, lock)
@@ -173,33 +206,58 @@ def stop(data_dir: Path, *, timeout: float = 10.0) -> bool:
         time.sleep(_PAUSE)  # the lock is freed by the server's last breath, which sends nothing
 
 
-def _prepare(data_dir: Path, who: Account | None) -> None:
-    """Make the folder and see that the server's user can write to it."""
-    refused = f"The data folder {data_dir} cannot be used"
-    remedy = "set data_dir to a folder that this user may write to"
+def foreign_server(uid: int) -> tuple[Path, str | None] | None:
+    """Return the folder of an embedded server that another user than ``uid`` runs on this host, and whose it is.
+
+    The kernel lists every listening socket (https://man7.org/linux/man-pages/man5/proc_net.5.html), also those in
+    folders that are closed to us; whose those are is unknown: None.
+    """
     try:
-        make_folder(data_dir, who)
+        lines = Path("/proc/net/unix").read_text().splitlines()[1:]
+    except OSError:
+        return None
+    for line in lines:
+        words = line.split(maxsplit=7)
+        if len(words) < 8 or not int(words[3], 16) & _LISTENING or not words[7].endswith(f"/{SOCKET}"):
+            continue
+        folder = Path(words[7]).parent
+        try:
+            owner = folder.stat().st_uid
+        except OSError:
+            return folder, None
+        if owner != uid:
+            return folder, account_of(owner).name
+    return None
+
+
+def _prepare(data_dir: Path) -> None:
+    """Make the folder and its locks."""
+    try:
+        if data_dir.exists() and not data_dir.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(data_dir))
+        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         (data_dir / "redis").mkdir(mode=0o700, exist_ok=True)
-        if who is not None:
-            _give(data_dir, who)
         for name in ("redis.lock", "users.lock"):
-            if who is None:
-                os.close(os.open(data_dir / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-            else:
-                give(data_dir / name, who, os.O_RDWR | os.O_CREAT)
+            os.close(os.open(data_dir / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
     except OSError as error:
-        raise SettingsError(f"{refused} ({error.strerror}); {remedy}.") from error
-    if who is not None and not reaches(who, data_dir):
-        raise SettingsError(f"{refused}: the user {who.name!r} that the server runs as cannot enter it; {remedy}.")
+        raise SettingsError(
+            f"The data folder {data_dir} cannot be used ({error.strerror}); {remedy(data_dir)}."
+        ) from error
 
 
-def _give(data_dir: Path, who: Account) -> None:
-    """Hand over what an earlier server may have written as root: our own files only, no link followed."""
-    ours = [data_dir, *data_dir.glob("redis*"), *(data_dir / "redis").rglob("*"), *data_dir.glob("users.lock")]
-    for path in ours:
-        with suppress(FileNotFoundError):  # a running server rewrites its log through a file that goes
-            if path.lstat().st_uid != who.uid:
-                os.chown(path, who.uid, who.gid, follow_symlinks=False)
+def remedy(data_dir: Path) -> str:
+    """Return what to do about a data folder that cannot be used: name its owner where that is somebody else."""
+    try:
+        owner = data_dir.stat().st_uid
+    except OSError:
+        owner = os.geteuid()
+    if owner == os.geteuid():
+        return "set data_dir to a folder that this user may write to"
+    name = account_of(owner).name
+    return (
+        f"it belongs to the account {name!r}, whose server this account cannot use: run this as {name!r}, or set "
+        "redis_url, here and for the workers, to a server that both accounts reach"
+    )
 
 
 @contextmanager
@@ -217,10 +275,9 @@ def _lock_if_free(data_dir: Path) -> Iterator[int | None]:
         os.close(lock)  # frees the lock, unless a server inherited it
 
 
-def _launch(data_dir: Path, lock: int, who: Account | None) -> None:
+def _launch(data_dir: Path, lock: int, binary: Path) -> None:
     """Start the server detached, the locked descriptor its own; who comes next learns the socket from the lock file."""
-    binary = stage(find_server(), who, data_dir)
-    socket = _choose_socket(data_dir, who)
+    socket = _choose_socket(data_dir)
     if _listens(socket):
         raise SettingsError(
             f"A server that Sidestream did not start listens on {socket}; stop it, or set redis_url or data_dir."
@@ -235,9 +292,6 @@ def _launch(data_dir: Path, lock: int, who: Account | None) -> None:
         launcher = subprocess.run(
             ["setsid", "--fork", str(binary), *own, *reach, *keep],  # nobody's child: no zombie here
             pass_fds=(lock,),
-            user=None if who is None else who.uid,
-            group=None if who is None else who.gid,
-            extra_groups=None if who is None else who.groups,
             cwd=data_dir,
             env=os.environ | ALLOCATOR,
             stdin=subprocess.DEVNULL,
@@ -253,16 +307,14 @@ def _launch(data_dir: Path, lock: int, who: Account | None) -> None:
         raise BrokerUnavailable(f"The embedded server {binary} could not be started (exit code {launcher.returncode}).")
 
 
-def _choose_socket(data_dir: Path, who: Account | None) -> Path:
-    socket = data_dir / "redis.sock"
+def _choose_socket(data_dir: Path) -> Path:
+    socket = data_dir / SOCKET
     if len(os.fsencode(socket)) <= SOCKET_LIMIT:
         return socket
-    uid = os.geteuid() if who is None else who.uid
+    uid = os.geteuid()
     name = blake2b(os.fsencode(data_dir), digest_size=8).hexdigest()
     folder = Path(tempfile.gettempdir()) / f"sidestream-{uid}-{name}"
     folder.mkdir(mode=0o700, exist_ok=True)
-    if who is not None and folder.lstat().st_uid == os.geteuid():
-        os.chown(folder, who.uid, who.gid, follow_symlinks=False)
     found = folder.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != uid or found.st_mode & 0o077:
         raise SettingsError(f"The folder {folder} for the server's socket belongs to somebody else; remove it.")
