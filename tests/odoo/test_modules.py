@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
+import psycopg
 import pytest
 
 from sidestream.job.job import Job
@@ -80,6 +83,72 @@ def test_sidestream_is_not_uninstalled_over_what_is_enqueued_meanwhile(world: Od
         module_state = look.execute("SELECT state FROM ir_module_module WHERE name = 'sidestream'").fetchone()
     assert (left, module_state) == (("open",), ("installed",))
     user.call("sidestream.job", "action_cancel", [stored.id])
+
+
+def state_of(look: psycopg.Connection[Any], module: str = "sidestream_chaos") -> str:
+    row = look.execute("SELECT state FROM ir_module_module WHERE name = %s", [module]).fetchone()
+    assert row is not None
+    return str(row[0])
+
+
+def until_the_worker_waits(world: OdooWorld, worker: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 60
+    while "are being installed, upgraded or removed" not in world.worker_log():
+        assert time.monotonic() < deadline, world.worker_log()[-2000:]
+        assert worker.poll() is None, world.worker_log()[-2000:]
+        time.sleep(0.05)
+
+
+def test_a_worker_that_starts_while_modules_change_waits_and_upgrades_nothing(world: OdooWorld, user: Session) -> None:
+    """An upgrade that stopped half way leaves a mark, and whatever loads Odoo next would go on with it."""
+    marker = "base.partially_updated_database"
+    probe, job = user.call("chaos.probe", "start", [], "add")
+    with world.connect() as look:
+        look.execute("UPDATE ir_module_module SET state = 'to upgrade' WHERE name = 'sidestream_chaos'")
+        look.execute("INSERT INTO ir_config_parameter (key, value) VALUES (%s, '1')", [marker])
+        worker = world.work()
+        until_the_worker_waits(world, worker)
+        assert state_of(look) == "to upgrade"
+        look.execute("UPDATE ir_module_module SET state = 'installed' WHERE name = 'sidestream_chaos'")
+        deadline = time.monotonic() + 60
+        while "has not been finished" not in world.worker_log():
+            assert time.monotonic() < deadline, world.worker_log()[-2000:]
+            time.sleep(0.05)
+        assert look.execute("DELETE FROM ir_config_parameter WHERE key = %s", [marker]).rowcount == 1
+    assert ended(user, probe, job) == "done"
+    worker.terminate()
+    assert worker.wait(30) == 0
+
+
+def test_a_worker_that_cannot_load_half_upgraded_modules_waits_and_leaves_their_states(
+    world: OdooWorld, user: Session
+) -> None:
+    """The states are those of whoever upgrades: a load that fails meanwhile must not set them back."""
+    probe, job = user.call("chaos.probe", "start", [], "add")
+    note = world.folder / "home" / "breaks-while-loading"
+    note.write_text(world.postgres.dsn(DATABASE))
+    note.chmod(0o666)
+    note.parent.chmod(0o777)
+    with world.connect() as look:
+        worker = world.work()
+        until_the_worker_waits(world, worker)
+        assert not note.exists()
+        assert state_of(look) == "to upgrade"
+        look.execute("UPDATE ir_module_module SET state = 'installed' WHERE name = 'sidestream_chaos'")
+    assert ended(user, probe, job) == "done"
+    worker.terminate()
+    assert worker.wait(30) == 0
+
+
+def test_a_worker_that_waits_for_modules_stops_when_it_is_told(world: OdooWorld, user: Session) -> None:
+    with world.connect() as look:
+        look.execute("UPDATE ir_module_module SET state = 'to upgrade' WHERE name = 'sidestream_chaos'")
+        worker = world.work()
+        until_the_worker_waits(world, worker)
+        worker.terminate()
+        assert worker.wait(10) == 0
+        look.execute("UPDATE ir_module_module SET state = 'installed' WHERE name = 'sidestream_chaos'")
+    assert "is killed" not in world.worker_log()
 
 
 def test_jobs_of_an_uninstalled_module_stay_with_their_reason(world: OdooWorld, user: Session) -> None:

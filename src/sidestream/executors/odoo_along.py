@@ -8,7 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-MODULES_CHANGE = "EXISTS (SELECT FROM ir_module_module WHERE state IN ('to install', 'to upgrade', 'to remove'))"
+from sidestream.executors.odoo_modules import CHANGING
+
+MODULES_CHANGE = f"EXISTS (SELECT FROM ir_module_module WHERE {CHANGING})"
 USER_ACTIVE = "(SELECT u.active FROM res_users u WHERE u.id = mine.user_id)"
 CHECKED = 1000
 """How much of the arguments is looked through for record ids: those of about a hundred records."""

@@ -26,19 +26,20 @@ from typing import Any
 import odoo.api
 import odoo.exceptions
 import odoo.init  # first: it makes the package
+import odoo.modules.loading
 import odoo.sql_db
 import odoo.tools
 from odoo.modules.registry import Registry
 from odoo.service.server import load_server_wide_modules
 
 from sidestream.crashpoints import crash_point
-from sidestream.errors import ActionError, SettingsError, WireError
-from sidestream.executors import odoo_along
+from sidestream.errors import ActionError, SettingsError, StoreUnavailable, WireError
+from sidestream.executors import odoo_along, odoo_modules
 from sidestream.executors.model_action import ModelAction, collect
 from sidestream.executors.odoo_session import OdooSession
 from sidestream.executors.odoo_words import put_into_words
 from sidestream.executors.parts import Parts
-from sidestream.executors.protocol import ActionFacts, NotNow, Opened, SessionLost, Verdict
+from sidestream.executors.protocol import ActionFacts, NotNow, NotYet, Opened, SessionLost, Verdict
 from sidestream.executors.row_opening import check_still_ours, commit_end, locks_of, verdict_of
 from sidestream.executors.session import VERIFY_TIMEOUT, Session
 from sidestream.job.codec import decode_payload
@@ -54,6 +55,21 @@ log = logging.getLogger(__name__)
 ADDON = "sidestream"
 UPGRADE_DELAY = 2.0
 """Seconds after which a job is looked at again while modules are being installed, upgraded or removed."""
+
+
+ZYGOTE = "sidestream/zygote"
+"""What the zygote's sessions are called."""
+
+
+@contextlib.contextmanager
+def _states_left_alone() -> Iterator[None]:
+    """Keep Odoo from setting the states of modules back when a registry cannot be loaded: they are somebody else's."""
+    reset = odoo.modules.loading.reset_modules_state
+    odoo.modules.loading.reset_modules_state = lambda database: None
+    try:
+        yield
+    finally:
+        odoo.modules.loading.reset_modules_state = reset
 
 
 class Body:
@@ -153,16 +169,27 @@ class OdooOrm:
     def _load_registry(self) -> Any:
         arguments = ["-c", str(self._config), "-d", self._database, "--no-http"]
         odoo.tools.config.parse_config(arguments, setup_logging=False)
-        self._connect_as("sidestream/zygote")
+        self._connect_as(ZYGOTE)
+        self._check_modules()
         try:
             load_server_wide_modules()
-            return Registry(self._database)
+            with _states_left_alone():
+                return Registry(self._database)
         except Exception as error:
+            self._check_modules()  # somebody began to change them meanwhile
             first = next(iter(str(error).strip().splitlines()), type(error).__name__)
             raise SettingsError(
                 f"The database {self._database!r} cannot be loaded as an Odoo database ({first}); check its name, and "
                 f"what {self._config} says of PostgreSQL."
             ) from error
+
+    def _check_modules(self) -> None:
+        try:
+            hindrance = odoo_modules.what_hinders(self._dsn, ZYGOTE)
+        except StoreUnavailable as error:
+            raise NotYet(str(error)) from error
+        if hindrance is not None:
+            raise NotYet(hindrance)
 
     def begin(self, slot: int) -> None:
         """Name this child's sessions; they are opened by the first job that needs them."""

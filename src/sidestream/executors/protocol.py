@@ -66,6 +66,10 @@ class Conflict(Exception):
     """Raised by an executor out of open, run or commit: PostgreSQL asks for another try (40001, 40P01, 55P03)."""
 
 
+class NotYet(Exception):
+    """Raised by load: the application cannot be loaded now, and will be once others have finished. Ask again soon."""
+
+
 class Uncertain(Exception):
     """Raised out of commit: whether it was committed is unknown; :meth:`Executor.verify` finds out."""
 
@@ -120,7 +124,11 @@ class Executor(Protocol):
     on_guard: Callable[[int], None]
 
     def load(self) -> Sequence[ActionFacts]:
-        """Load the application (in the zygote, once); raise :class:`~sidestream.errors.SettingsError` if it cannot."""
+        """Load the application, in the zygote.
+
+        Raises :class:`~sidestream.errors.SettingsError` if it cannot, and :class:`NotYet` while it cannot; then it is
+        called again.
+        """
         ...
 
     def begin(self, slot: int) -> None:

@@ -1,7 +1,7 @@
 """The zygote: loads the application once, then only forks children and tells which of them ended.
 
 1. receives its orders from the supervisor (:class:`Orders`);
-2. loads the application, reports the actions it found;
+2. loads the application, as soon as that is possible, and reports the actions it found;
 3. forks a child for each request, handing it the socket that came with the request and keeping no copy;
 4. reaps children and reports each death;
 5. when the supervisor is gone, kills the children's process groups and ends.
@@ -13,16 +13,17 @@ from __future__ import annotations
 
 import logging
 import os
+import select
 import selectors
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from typing import Any, NamedTuple
 
 from sidestream.crashpoints import crash_point
 from sidestream.errors import SidestreamError
-from sidestream.executors.protocol import ActionFacts, Executor
+from sidestream.executors.protocol import ActionFacts, Executor, NotYet
 from sidestream.job.retry import RetryPolicy
 from sidestream.process import die_with_parent, oom_score_adj, set_nice, set_session_nice, use_only_idle_cpu
 from sidestream.worker import child, wire
@@ -34,6 +35,10 @@ FAMILY = "SIDESTREAM_FAMILY"
 """Environment variable by which what a child started is recognised after everybody above it was killed."""
 OOM_SCORE = 500
 """Children are preferred by the OOM killer over everything that would take more down with it."""
+
+
+LOAD_PAUSE = 1.0
+"""Seconds after which an application that cannot be loaded yet is tried again."""
 
 
 class Orders(NamedTuple):
@@ -74,9 +79,11 @@ class Zygote:
         """Load, then serve until the supervisor is gone."""
         try:
             self._executor = self._make()
-            facts = self._executor.load()
+            facts = self._load()
         except SidestreamError as error:
             wire.send(self._control, ("failed", str(error)))
+            return
+        if facts is None:
             return
         # Once it is loaded: a worker is to be ready soon. What only uses an idle processor is as nice as can be.
         set_session_nice(19 if self._orders.only_idle_cpu else self._orders.nice)
@@ -93,6 +100,19 @@ class Zygote:
                     pass
             finally:
                 self._kill_children()
+
+    def _load(self) -> Sequence[ActionFacts] | None:
+        """Load the application once that is possible; None when the supervisor is gone before."""
+        told = ""
+        while True:
+            try:
+                return self._executor.load()
+            except NotYet as error:
+                if str(error) != told:
+                    told = str(error)
+                    log.warning("%s", told, extra={"action": "load_waits"})
+            if select.select([self._control], [], [], LOAD_PAUSE)[0]:
+                return None  # before it is told of children it can only be the end
 
     def _step(self, selector: selectors.BaseSelector, woken: socket.socket) -> bool:
         for key, _ in selector.select():
