@@ -1,6 +1,7 @@
 """``make postgres``: a private PostgreSQL for development in this project's folder; yours is never touched.
 
-``start`` (the default) makes it when it is not there and prints its URL; ``stop`` stops it; ``status`` prints its URL.
+``start`` (the default) makes it when it is not there and prints its URL; ``url`` does so and prints nothing else;
+``stop`` stops it; ``status`` prints its URL.
 Run as root it belongs to an unprivileged user; where that user cannot reach this folder, the temporary folder is used.
 """
 
@@ -30,7 +31,10 @@ def folder_for(user: Account | None) -> Path:
         return inside / "postgres"
     name = hashlib.blake2b(os.fsencode(PROJECT), digest_size=6).hexdigest()
     elsewhere = Path(tempfile.gettempdir()) / f"sidestream-dev-{name}"
-    print(f"postgres: the user {user.name!r} cannot reach this project's folder, so the cluster is in {elsewhere}")
+    print(
+        f"postgres: the user {user.name!r} cannot reach this project's folder, so the cluster is in {elsewhere}",
+        file=sys.stderr,
+    )
     return elsewhere
 
 
@@ -50,7 +54,7 @@ def run(user: Account | None, folder: Path, *command: str) -> int:
 
 def make(user: Account | None, folder: Path) -> int:
     """Make the cluster with a free port of its own and return the exit code."""
-    print(f"postgres: making a private cluster in {folder}")
+    print(f"postgres: making a private cluster in {folder}", file=sys.stderr)
     folder.mkdir(mode=0o700, parents=True)
     if user is not None:
         os.chown(folder, user.uid, user.gid)
@@ -83,20 +87,20 @@ def main(command: str) -> int:
     folder = folder_for(user)
     control = [postgres_binary("pg_ctl"), "-D", str(folder / "data"), "-s", "-w"]
     running = folder.exists() and run(user, folder, *control, "status") == 0
-    if command == "start":
+    if command in ("start", "url"):
         if not folder.exists() and (code := make(user, folder)):
             return code
         if not running and run(user, folder, *control, "-l", str(folder / LOG), "start"):
             print(f"postgres: it did not start; read {folder / LOG}", file=sys.stderr)
             return 1
-        print(f"postgres: running at {url_of(folder)}")
+        print(url_of(folder) if command == "url" else f"postgres: running at {url_of(folder)}")
         return 0
     if command == "stop":
         return run(user, folder, *control, "-m", "fast", "stop") if running else 0
     if command == "status":
         print(f"postgres: running at {url_of(folder)}" if running else "postgres: not running; start it: make postgres")
         return 0
-    print(f"postgres: {command!r} is no command; expected start, stop or status.", file=sys.stderr)
+    print(f"postgres: {command!r} is no command; expected start, url, stop or status.", file=sys.stderr)
     return 2
 
 

@@ -25,8 +25,8 @@ from redis.retry import Retry
 from sidestream.broker.redis.embedded import ALLOCATOR, carried, find_server
 from sidestream.testing.server_process import Server, ServerFailed
 
-POSTGRES_BINARIES = Path("/usr/lib/postgresql/15/bin")
-"""Where Debian's package puts them; other places are looked for on the PATH."""
+POSTGRES_VERSIONS = Path("/usr/lib/postgresql")
+"""Where Debian's packages put each major version; other places are looked for on the PATH."""
 REDIS7 = Path(__file__).resolve().parents[3] / ".sidestream-dev" / "redis7" / "redis-server"
 """Where ``make setup`` unpacks Debian's Redis 7.0."""
 
@@ -205,11 +205,11 @@ def find_redis7() -> Path:
 
 
 def postgres_binary(name: str) -> str:
-    """Return the path of a PostgreSQL program; raise :class:`ServerFailed` when it is not installed."""
-    debian = POSTGRES_BINARIES / name
-    found = str(debian) if debian.exists() else shutil.which(name)
+    """Return the path of a PostgreSQL program, of Debian's newest version; raise :class:`ServerFailed` without one."""
+    debian = [path for path in POSTGRES_VERSIONS.glob(f"*/bin/{name}") if path.parts[-3].isdigit()]
+    found = str(max(debian, key=lambda path: int(path.parts[-3]))) if debian else shutil.which(name)
     if found is None:
-        raise ServerFailed(f"PostgreSQL's {name} was not found in {POSTGRES_BINARIES} or on the PATH; run: make setup")
+        raise ServerFailed(f"PostgreSQL's {name} was not found in {POSTGRES_VERSIONS} or on the PATH; run: make setup")
     return found
 
 
