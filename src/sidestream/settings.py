@@ -116,7 +116,7 @@ class Settings(BaseSettings):
     ] = 10
     careful_seconds: Annotated[
         float,
-        Field(ge=0, le=3600, description="Seconds after an unclean end in which a worker runs one job at a time."),
+        Field(ge=0, le=3600, description="Seconds after an unclean end in which a worker starts one job at a time."),
     ] = 60.0
     user: Annotated[str | None, Field(description="User that root becomes; none stays root.")] = "nobody"
     data_dir: Annotated[

@@ -208,7 +208,7 @@ def test_a_job_that_was_to_start_alone_when_the_worker_stopped_is_given_back(
         other.execute("LOCK TABLE sidestream_attempt IN SHARE MODE")  # its attempt row is not written for now
         with rig.jobs.transaction(rig.connection) as transaction:
             job = transaction.enqueue("note", ("never",))
-            rig.connection.execute("UPDATE sidestream_job SET suspects = 1 WHERE id = %s", (job,))
+            rig.connection.execute("UPDATE sidestream_job SET suspects = 2 WHERE id = %s", (job,))
         waits = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE 'INSERT INTO %attempt%'"
         rig.until(lambda: rig.look.execute(waits).fetchone())
         children = [one for zygote in psutil.Process(worker.pid).children() for one in zygote.children()]

@@ -104,6 +104,7 @@ def parts(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[SimpleName
         MemoryBroker(),
         slots,
         prepare_alone=lambda job, child: None,
+        end_alone=lambda lone: None,
         hand_back=lambda jobs: None,
         on_moved=lambda: None,
     )

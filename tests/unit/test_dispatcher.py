@@ -14,10 +14,12 @@ import pytest
 
 from sidestream.broker.protocol import Delivery, Lease
 from sidestream.job.reference import row_reference
+from sidestream.worker import dispatcher
+from sidestream.worker import state as state_module
 from sidestream.worker.dispatcher import Dispatcher
 from sidestream.worker.options import WorkerOptions
 from sidestream.worker.slots import Slots
-from sidestream.worker.state import ChildState, WorkerState
+from sidestream.worker.state import ALONE_MOST, END_OTHERS, ChildState, Lone, WorkerState
 
 PATIENCE = 20.0
 CHEAP = 0.1 * 2 / 100
@@ -47,12 +49,15 @@ class Floor:
     def __init__(self, folder: Path) -> None:
         self.state = state = WorkerState(WorkerOptions("me", ("lane",), "00", folder, children=2))
         self.claims = Claims()
+        self.lone: list[Delivery] = []
+        self.ended: list[Lone] = []
         self.slots, self.descriptor = Slots.create(folder / "slots", 2)
         self.dispatcher = Dispatcher(
             state,
             self.claims,  # type: ignore[arg-type]
             self.slots,
-            prepare_alone=lambda job, child: None,
+            prepare_alone=lambda job, child: self.lone.append(job),
+            end_alone=self.ended.append,
             hand_back=lambda jobs: None,
             on_moved=lambda: None,
         )
@@ -105,6 +110,15 @@ def with_a_lone_job(floor: Floor) -> None:
     floor.state.alone.append(delivery(5))
 
 
+def with_a_lone_job_that_waits(**state: Any) -> Callable[[Floor], None]:
+    def change(floor: Floor) -> None:
+        with_a_lone_job(floor)
+        for name, value in {"rest_until": time.monotonic() + PATIENCE, **state}.items():
+            setattr(floor.state, name, value)
+
+    return change
+
+
 def nobody_runs(floor: Floor) -> None:
     floor.idle(1)
     idle_with(careful_until=time.monotonic() + PATIENCE)(floor)
@@ -124,8 +138,10 @@ def nobody_runs(floor: Floor) -> None:
         pytest.param(idle_with(announced=False), None, id="not announced yet"),
         pytest.param(with_a_lone_job, None, id="one waits to run alone"),
         pytest.param(idle_with(exclusive=object()), None, id="one runs alone"),
-        pytest.param(idle_with(careful_until=time.monotonic() + 3600), None, id="careful while another runs"),
+        pytest.param(idle_with(careful_until=time.monotonic() + 3600), (1, 0), id="careful while another runs"),
         pytest.param(nobody_runs, (1, 0), id="careful while none runs"),
+        pytest.param(with_a_lone_job_that_waits(), (1, 100), id="others were held up just before"),
+        pytest.param(with_a_lone_job_that_waits(rest_until=0.0, accused=object()), (1, 100), id="one runs, others may"),
     ],
 )
 def test_it_is_woken_when_there_is_something_to_claim_for(
@@ -167,3 +183,97 @@ def test_it_claims_at_once_when_it_is_woken_for_room(floor: Floor) -> None:
             floor.state.draining = True
             floor.state.changed.notify_all()
         thread.join(PATIENCE)
+
+
+class Clock:
+    """Stands in the place of the module ``time``."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(dispatcher, "time", clock)
+    monkeypatch.setattr(state_module, "time", clock)
+    return clock
+
+
+def test_an_accused_job_holds_others_up_for_a_bounded_time_and_then_leaves_them_as_much(
+    floor: Floor, clock: Clock
+) -> None:
+    state = floor.state
+
+    def hand_out() -> None:
+        with state.changed:
+            floor.dispatcher.hand_out()
+
+    floor.idle()
+    state.backlog.clear()
+    accused = [delivery(5), delivery(6)]
+    state.alone.extend(accused)
+    hand_out()
+    assert floor.lone == [], "what runs may end first"
+    clock.now += END_OTHERS
+    hand_out()
+    assert floor.lone == accused[:1], "beside what runs longer"
+    child = state.children[0]
+    floor.dispatcher.send_alone(accused[0], child)
+    assert child.deliveries == accused[:1]
+    assert floor.dispatcher._wanted() is None
+    clock.now += ALONE_MOST
+    state.backlog.append(delivery(7))
+    hand_out()
+    assert state.exclusive is None
+    assert floor.ended == [], "it is charged if its host dies"
+    floor.idle(1)
+    hand_out()
+    assert state.children[1].deliveries == [delivery(7)], "others go on beside it"
+    child.deliveries = []
+    state.lone_ended(child)
+    clock.now += END_OTHERS + ALONE_MOST - 1
+    hand_out()
+    assert floor.lone == accused[:1], "others had no such time for themselves yet"
+    clock.now += 1
+    hand_out()
+    clock.now += END_OTHERS
+    hand_out()
+    assert floor.lone == accused
+
+
+def test_after_an_unclean_end_jobs_start_one_at_a_time_and_none_keeps_the_next_one_for_long(
+    floor: Floor, clock: Clock
+) -> None:
+    state = floor.state
+
+    def hand_out() -> None:
+        with state.changed:
+            floor.dispatcher.hand_out()
+
+    state.careful_until = clock.now + 60
+    floor.idle(0)
+    floor.idle(1)
+    jobs = [delivery(5), delivery(6), delivery(7)]
+    state.backlog.clear()
+    state.backlog.extend(jobs)
+    hand_out()
+    hand_out()
+    assert floor.lone == jobs[:1]
+    first = state.exclusive
+    assert first is not None
+    floor.dispatcher.send_alone(jobs[0], first.child)
+    clock.now += ALONE_MOST
+    hand_out()
+    hand_out()
+    assert floor.ended == [first], "its row is to say first that it is not alone any more"
+    assert floor.lone == jobs[:1]
+    state.go_on()  # it was written
+    hand_out()
+    assert floor.lone == jobs[:2]
+    clock.now = state.careful_until
+    hand_out()
+    assert state.exclusive is None, "whatever is not written by then"

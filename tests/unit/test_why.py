@@ -100,7 +100,7 @@ FROM_ROW: list[tuple[Facts, list[Entry], str]] = [
     (
         replace(READY, suspect=True),
         [],
-        "waits until a worker can run it alone, because its last host died while it ran.",
+        "waits until a worker can run it alone, because its worker died repeatedly while it ran.",
     ),
 ]
 

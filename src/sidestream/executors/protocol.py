@@ -138,7 +138,7 @@ class Executor(Protocol):
     def open(self, reference: bytes, payload: bytes | None, *, attempts: int, careful: bool) -> Opened | Verdict:
         """Lock the row and read it (or read the direct payload).
 
-        ``attempts`` counts for direct jobs. A suspect (its last host died) is released unless ``careful``.
+        ``attempts`` counts for direct jobs. A job whose host died repeatedly is released unless ``careful``.
         Raises :class:`Conflict` and :class:`~sidestream.errors.StoreUnavailable`.
         """
         ...

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from sidestream.errors import LockLost, StoreUnavailable
 from sidestream.executors.protocol import Uncertain, Verdict
-from sidestream.job.job import Job
+from sidestream.job.job import Job, is_accused
 from sidestream.job.outcome import Done, Release, ReleaseReason
 from sidestream.job.reference import NO_TAG8, Reference, row_reference
 from sidestream.store import opening
@@ -28,7 +28,7 @@ def locks_of(ref: Reference, *, between_transactions: bool) -> list[bytes]:
 
 
 def verdict_of(found: opening.Opening, ref: Reference, *, careful: bool) -> Verdict | None:
-    """Return why the job is not run now, or None when it is; a suspect (its last host died) only when ``careful``.
+    """Return why the job is not run now, or None when it is; one whose host died repeatedly only when ``careful``.
 
     A database that was restored in place gives old numbers to new jobs. A reference of before is not the row's own:
     it names another method, or locked another key. It is settled, and the reconciler publishes the row's own.
@@ -45,7 +45,7 @@ def verdict_of(found: opening.Opening, ref: Reference, *, careful: bool) -> Verd
                     extra={"action": "reference_stale"},
                 )
                 return Done()
-            return Release(ReleaseReason.SUSPECT, 0.0) if found.suspects and not careful else None
+            return Release(ReleaseReason.SUSPECT, 0.0) if is_accused(found.suspects) and not careful else None
         case opening.Terminal() | opening.Missing() | opening.Cancelled():
             return Done()
         case opening.NotDue():

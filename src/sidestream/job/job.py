@@ -14,6 +14,8 @@ DEFAULT_PRIORITY = 5
 LOWEST_PRIORITY = 9
 MAX_CRASHES = 3
 """A job that kills its process or its host runs at most this often (promise 7)."""
+ACCUSED_AFTER = 2
+"""A job that ran during so many deaths of its host runs alone, and is charged with the next one."""
 MAX_RELEASES = 1000
 """A job that is handed back more often than this ends as dead with the reason."""
 
@@ -32,6 +34,11 @@ class Unique:
     #: "return": the existing job is the answer. "replace": the existing one takes over arguments and time, unless it
     #: runs. "newest": the one that waits is cancelled, the new one runs after the one that is running.
     on_conflict: Literal["return", "replace", "newest"] = "return"
+
+
+def is_accused(suspects: int) -> bool:
+    """Whether a row with these ``suspects`` is run alone: it ran during several deaths, or was charged with one."""
+    return suspects < 0 or suspects >= ACCUSED_AFTER
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,7 +59,7 @@ class ReleaseReason:
     PARKED = "parked"  # no worker here knows the action
     PAUSED = "paused"  # the application is being changed by a person
     CONFLICT = "conflict"  # serialization failures outlasted the loop
-    SUSPECT = "suspect"  # its last host died; it has to run alone
+    SUSPECT = "suspect"  # its host died repeatedly; it has to run alone
     STOPPING = "stopping"  # this worker is draining, or needs its child back
     LOST = "lost"  # the store or the lease went away under it
 

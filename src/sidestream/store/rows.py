@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sidestream.errors import LockLost
 from sidestream.job.errorgroup import error_group
+from sidestream.job.job import ACCUSED_AFTER
 from sidestream.store.cursor import Cursor
 from sidestream.store.inserting import insert, insert_done
 from sidestream.store.stored import StoredJob
@@ -72,7 +73,10 @@ _SNOOZE = compare_and_set(
                 ELSE j.error END""",
     _AS_SEEN,
 )
-_SUSPECT = compare_and_set("suspects = greatest(j.suspects, 0) + 1", _AS_SEEN)
+# Not beyond what accuses it: whoever cannot read a dead worker's slots suspects also what only waited there.
+_SUSPECT = compare_and_set(
+    f"suspects = CASE WHEN j.suspects < 0 THEN j.suspects ELSE least(j.suspects + 1, {ACCUSED_AFTER}) END", _AS_SEEN
+)
 # The broker's count begins again when Redis was emptied: a smaller one than the row's is added, in the steps in which
 # it is reported. A job that is not due is not waiting, so its clock does not run.
 _COUNTED = """CASE WHEN %(releases)s::integer >= j.releases THEN %(releases)s::integer
@@ -177,7 +181,7 @@ def snooze(
 
 
 def suspect(cur: Cursor, id: int, attempts_seen: int) -> Written:  # noqa: A002
-    """Note that it ran when its host or its supervisor died: no attempt is charged, but the next one runs alone."""
+    """Note that it ran when its host or its supervisor died: no attempt is charged; the second time accuses it."""
     return write(cur, _SUSPECT, {"id": id, "seen": attempts_seen}, attempts_seen=attempts_seen)
 
 

@@ -20,7 +20,7 @@ CREATE TABLE sidestream_job (
     attempts        integer NOT NULL DEFAULT 0,     -- starts that failed or crashed; only ever grows: the mark of every compare-and-set
     forgiven        integer NOT NULL DEFAULT 0,     -- how many of them a person's retry wrote off
     crashes         integer NOT NULL DEFAULT 0,     -- how many killed their process, since the last person's retry
-    suspects        integer NOT NULL DEFAULT 0,     -- deaths of its host for which it may or may not be to blame; -1: it was, and was charged; not 0: run it alone
+    suspects        integer NOT NULL DEFAULT 0,     -- deaths of its host for which it may or may not be to blame, at most 2: run it alone then; -1: it was, and was charged: likewise
     releases        integer NOT NULL DEFAULT 0,     -- times it was handed back since it was last started
     released_since  timestamp,                      -- when the first of them was counted
     error           text,                   -- of the last failure, for people

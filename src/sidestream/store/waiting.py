@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from sidestream.job.job import is_accused
 from sidestream.job.states import State
 from sidestream.store.cursor import Cursor
 from sidestream.store.locks import running_jobs
@@ -82,7 +83,7 @@ def facts(cur: Cursor, id: int) -> Facts | None:  # noqa: A002
         _aware(expires_at),
         error,
         reason,
-        suspects != 0,
+        is_accused(suspects),
         cancelling,
         by,
         _aware(at),

@@ -36,7 +36,7 @@ def why_of_row(facts: Facts, entries: Iterable[Entry]) -> str | None:
             f"{job.key!r} and comes first."
         )
     if facts.suspect:
-        return f"Job {job.id} waits until a worker can run it alone, because its last host died while it ran."
+        return f"Job {job.id} waits until a worker can run it alone, because its worker died repeatedly while it ran."
     return None
 
 

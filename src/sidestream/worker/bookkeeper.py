@@ -38,6 +38,8 @@ PARKED_AGAIN = 30.0
 """Seconds until a job that this worker cannot read or place is offered to somebody again."""
 PARKED_TOLD = 100
 """Most kinds of such jobs that the log is told of."""
+ALONE_AGAIN = 2.0
+"""Seconds until a job that is to run alone is offered to somebody again when another one runs alone here."""
 ALONE = "alone"
 """Detail of the attempt row of a job that runs alone; the reclaimer looks for it."""
 
@@ -113,7 +115,9 @@ class Bookkeeper:
         reference = Reference.unpack(delivery.reference)
         if not reference.direct and self._connect is not None:
             self._record(reference, slot, "started", f"since {seconds:.1f} s" if seconds else ALONE)
-            if not seconds:
+            if seconds:
+                self._alone.discard(reference.id)  # others run beside it
+            else:
                 self._alone.add(reference.id)
 
     def handed_back(self, delivery: Delivery) -> Handling:
@@ -194,7 +198,7 @@ class Bookkeeper:
 
     def _release(self, delivery: Delivery, reference: Reference, outcome: Release, *, alone: bool) -> Handling:
         if outcome.reason == ReleaseReason.SUSPECT:
-            return Handling(alone=True)
+            return Handling(delay_ms=int(ALONE_AGAIN * 1000), alone=True)
         if outcome.reason.startswith(ReleaseReason.PARKED):
             # It is for another release or another database: waiting for a worker of that is no fault, however long.
             self._tell_parked(reference, outcome.reason)

@@ -218,8 +218,7 @@ class Collector:
             unstarted = child.deliveries[report.upto :]
             child.deliveries, child.reported = [], 0
             state.backlog.extendleft(reversed(unstarted))
-            if state.exclusive is child:
-                state.exclusive = None
+            state.lone_ended(child)
             if report.stale:
                 self._pool.renew(child.control)
             if report.retiring:
@@ -258,8 +257,7 @@ class Collector:
             # Now, not with the verdict: the child in its place may be forked before the zygote tells of this one.
             self._state.recovering[interrupted.reference] = time.monotonic() + RECOVERY
         self._pool.forget(child)
-        if self._state.exclusive is child:
-            self._state.exclusive = None
+        self._state.lone_ended(child)
         if child.orphaned:
             self._buried(child.pid, signal.SIGKILL)
 

@@ -3,6 +3,12 @@
 A claim asks for one job for each idle child, and for more without a key in advance as long as their measured work stays
 under ``prefetch`` seconds a child. A batch carries at most ``batch`` seconds of measured work; a job that was never
 measured, or has a key, travels alone.
+
+Two kinds of jobs hold others up, for a bounded time. A job whose host died repeatedly while it ran (an accused one) is
+started when what runs has ended, or after ``END_OTHERS`` seconds beside it; then nothing else is started for
+``ALONE_MOST`` seconds, or until it ends. Afterwards others have the worker for as long as they were held up. And for a
+while after an unclean end of a worker, jobs start one at a time, each ``ALONE_MOST`` seconds after the one before at
+the latest.
 """
 
 from __future__ import annotations
@@ -16,7 +22,7 @@ from sidestream.crashpoints import crash_point
 from sidestream.errors import BrokerError, BrokerUnavailable, GenerationMoved
 from sidestream.worker import wire
 from sidestream.worker.slots import Slots
-from sidestream.worker.state import UNKNOWN_COST, ChildState, WorkerState, is_keyed
+from sidestream.worker.state import ALONE_MOST, END_OTHERS, UNKNOWN_COST, ChildState, Lone, WorkerState, is_keyed
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +46,7 @@ class Dispatcher:
         slots: Slots,
         *,
         prepare_alone: Callable[[Delivery, ChildState], None],
+        end_alone: Callable[[Lone], None],
         hand_back: Callable[[list[Delivery]], None],
         on_moved: Callable[[], None],
     ) -> None:
@@ -48,6 +55,7 @@ class Dispatcher:
         self._broker = broker
         self._slots = slots
         self._prepare_alone = prepare_alone
+        self._end_alone = end_alone
         self._on_moved = on_moved
 
     def run(self) -> None:
@@ -68,14 +76,19 @@ class Dispatcher:
         if state.quiet:
             self.hand_back_waiting()
             return
-        if state.alone or state.exclusive is not None:
-            self._hand_out_alone()
+        now = time.monotonic()
+        if self._held_up(now) or self._hand_out_accused(now):
             return
         idle = state.idle_children()
+        if state.careful_until > now:
+            if idle and state.backlog:
+                until = min(now + ALONE_MOST, state.careful_until)
+                self._start_alone(Lone(state.backlog.popleft(), idle[0], until, accused=False))
+            return
         while idle and state.backlog:
             child = idle.pop()
             share = -(-len(state.backlog) // (len(idle) + 1))
-            self._send(child, self._next_batch(share), careful=False)
+            self._send(child, self._next_batch(share))
 
     def hand_back_waiting(self) -> None:
         """Give back what was claimed and not sent to a child. Call it under the state's lock."""
@@ -88,15 +101,13 @@ class Dispatcher:
         """Send a job that runs alone, now that its attempt row is written. Call it under the state's lock."""
         child.reserved = False
         leaving = self._state.draining or self._state.quiet
+        accused = self._state.accused is not None and self._state.accused.child is child
         if child.doom is None and not child.ended and not leaving:
-            self._send(child, [delivery], careful=True)
+            self._send(child, [delivery], alone=True, careful=accused)
             return
-        # It died while the row was being written, maybe because PostgreSQL was away: another child takes its place.
-        if self._state.exclusive is child:
-            self._state.exclusive = None
-        self._state.alone.appendleft(delivery)
-        if leaving:
-            self.hand_back_waiting()
+        # It died while the row was being written, maybe because PostgreSQL was away; the row is to say that, too.
+        self._state.lone_ended(child)
+        self._hand_back([delivery])
 
     def wake(self) -> None:
         """Wake the claiming thread if it has something to do. Call it under the state's lock, after handing out."""
@@ -119,12 +130,11 @@ class Dispatcher:
         state = self._state
         if state.quiet or not state.announced:
             return None
-        careful = state.careful_until > time.monotonic()
-        idle = len(state.idle_children())
-        if state.alone or state.exclusive is not None:
-            idle = 0  # somebody waits to run alone: let the others finish
-        elif careful:
-            idle = min(idle, 1) if not state.running() else 0
+        now = time.monotonic()
+        if state.exclusive is not None or self._accused_waits(now):
+            return None  # what runs is to end, or what starts now is to be alone
+        careful = state.careful_until > now
+        idle = min(len(state.idle_children()), 1 if careful else state.options.children)
         if idle and not state.backlog:
             return idle, (0 if careful else self._room())
         if not careful and not state.dry and state.backlog and (room := self._room()) >= 64:
@@ -134,7 +144,7 @@ class Dispatcher:
     def _room(self) -> int:
         """Return how many jobs may be claimed in advance."""
         state = self._state
-        if state.pace >= UNKNOWN_COST or state.alone or state.exclusive is not None:
+        if state.pace >= UNKNOWN_COST:
             return 0
         most = int(state.options.prefetch * state.options.children / max(state.pace, 1e-5))
         return max(0, min(most, BACKLOG_MOST) - len(state.backlog)) if most >= 2 else 0
@@ -167,10 +177,7 @@ class Dispatcher:
         with state.changed:
             state.dry = len(deliveries) < sum(wanted) // 2
             state.add_held(deliveries)
-            if state.careful_until > time.monotonic():
-                state.alone.extend(deliveries)
-            else:
-                state.backlog.extend(deliveries)
+            state.backlog.extend(deliveries)
             self.hand_out()
         if deliveries:
             crash_point("supervisor.dispatched")
@@ -192,23 +199,54 @@ class Dispatcher:
             batch.append(state.backlog.popleft())
         return batch
 
-    def _hand_out_alone(self) -> None:
-        state = self._state
-        if state.exclusive is not None or state.running():
-            return
-        idle = state.idle_children()
-        if idle and state.alone:
-            child = idle[0]
-            child.reserved = True
-            state.exclusive = child
-            self._prepare_alone(state.alone.popleft(), child)
+    def _held_up(self, now: float) -> bool:
+        """Whether nothing may be started beside the job that runs alone; end its time when it is over."""
+        state, lone = self._state, self._state.exclusive
+        if lone is None:
+            return False
+        if now < lone.until:
+            return True
+        if not lone.accused and now < state.careful_until:
+            # Its row has to say so before others start, or it alone would be charged for what one of them does.
+            lone.until = state.careful_until
+            self._end_alone(lone)
+            return True
+        if not lone.accused:
+            self._end_alone(lone)
+        state.go_on()
+        state.changed.notify_all()
+        return False
 
-    def _send(self, child: ChildState, batch: list[Delivery], *, careful: bool) -> None:
+    def _accused_waits(self, now: float) -> bool:
+        """Whether an accused job is to be started next."""
+        state = self._state
+        return bool(state.alone) and state.accused is None and now >= state.rest_until
+
+    def _hand_out_accused(self, now: float) -> bool:
+        """Start the accused job that waits; return whether others have to wait for it."""
+        state = self._state
+        if not self._accused_waits(now):
+            state.held_up_since = None  # the one that others were held up for may have been given back
+            return False
+        if state.held_up_since is None:
+            state.held_up_since = now
+        idle = state.idle_children()
+        if idle and (not state.running() or now >= state.held_up_since + END_OTHERS):
+            state.accused = Lone(state.alone.popleft(), idle[0], now + ALONE_MOST, accused=True)
+            self._start_alone(state.accused)
+        return True
+
+    def _start_alone(self, lone: Lone) -> None:
+        lone.child.reserved = True
+        self._state.exclusive = lone
+        self._prepare_alone(lone.delivery, lone.child)
+
+    def _send(self, child: ChildState, batch: list[Delivery], *, alone: bool = False, careful: bool = False) -> None:
         child.batch += 1
         child.deliveries = batch
         child.reported = 0
         child.recalled = -1
-        if careful:
+        if alone:
             # Its attempt row says that it runs alone; a later one would hide that from who charges a dead worker's job.
             child.recorded = (child.batch, 0)
         self._slots.assign(child.slot, child.batch, len(batch))

@@ -29,7 +29,7 @@ class Handling:
     unstarted: bool = False
     #: Why it was released.
     reason: str = ""
-    #: Run it here, alone, instead of giving it back; while draining the other fields count.
+    #: Run it here, alone, instead of giving it back; while draining, or with another one here, the other fields count.
     alone: bool = False
     #: Run it here at once, before everything else, instead of giving it back; while draining the other fields count.
     again: bool = False

@@ -23,7 +23,7 @@ from sidestream.worker.bookkeeper import Bookkeeper, RowBusy
 from sidestream.worker.handling import Handling
 from sidestream.worker.inbox import Inbox
 from sidestream.worker.slots import Reading
-from sidestream.worker.state import ChildState, Doom, WorkerState, holds_up_others
+from sidestream.worker.state import ALONE_MOST, ChildState, Doom, Lone, WorkerState, holds_up_others
 
 log = logging.getLogger(__name__)
 
@@ -134,6 +134,18 @@ class Settler:
                 self._send_alone(delivery, child)
 
         self._inbox.put(Task("a lone start", decide, delivery), urgent=True)
+
+    def end_alone(self, lone: Lone) -> None:
+        """Write that others are started beside a job that ran alone until now, then let them start."""
+
+        def decide() -> None:
+            self._books.started(lone.delivery, lone.child.slot, ALONE_MOST)
+            with self._state.changed:
+                if self._state.exclusive is lone:
+                    self._state.go_on()
+                    self._state.changed.notify_all()
+
+        self._inbox.put(Task("the end of a lone start", decide, lone.delivery), urgent=True)
 
     def follow_ups(self, jobs: list[FollowUp]) -> None:
         """Publish what a committed job enqueued."""
@@ -254,7 +266,9 @@ class Settler:
     def _apply(self, delivery: Delivery, handling: Handling) -> None:
         """Tell the broker what the books decided."""
         with self._state.changed:
-            if handling.alone and not self._state.draining:
+            # More of them are left to other workers: an accused job is started when no other one of them runs here.
+            room = self._state.accused is None and not self._state.alone
+            if handling.alone and room and not self._state.draining:
                 self._state.alone.append(self._state.current(delivery))
                 self._state.changed.notify_all()
                 return

@@ -18,6 +18,10 @@ UNKNOWN_COST = 1.0
 """Seconds that an action is assumed to take before it was measured: nothing is prefetched for it."""
 RECOVERY = 1.0
 """Seconds for which a child is kept free for a job whose crash is being written."""
+END_OTHERS = 5.0
+"""Longest time, in seconds, for which nothing is started so that what runs may end before an accused job starts."""
+ALONE_MOST = 5.0
+"""Longest time, in seconds, for which nothing is started beside a job that runs alone; then others go on beside it."""
 SMOOTHING = 0.2
 """Share of the newest measurement in an action's average."""
 
@@ -83,6 +87,19 @@ class ChildState:
         return self.pid > 0 and not (self.deliveries or self.reserved or self.retiring or self.doom or self.ended)
 
 
+@dataclass(eq=False, slots=True)
+class Lone:
+    """A job for which other starts are put off, and the child that is to run it."""
+
+    delivery: Delivery
+    child: ChildState
+    #: Until when (monotonic) nothing else is started.
+    until: float
+    #: Its host died repeatedly while it ran: it is charged when its host dies again. Else it is one of those that start
+    #: one at a time after an unclean end.
+    accused: bool
+
+
 class WorkerState:
     """All that is shared. Every attribute is read and written under :attr:`lock` unless it says otherwise."""
 
@@ -97,10 +114,16 @@ class WorkerState:
         self.children: dict[int, ChildState] = {}
         #: Claimed, not yet sent to a child.
         self.backlog: deque[Delivery] = deque()
-        #: To be run alone, after an attempt row was written.
+        #: Accused (:attr:`Lone.accused`), to be started when others may be held up.
         self.alone: deque[Delivery] = deque()
-        #: The child that runs a job alone now.
-        self.exclusive: ChildState | None = None
+        #: While it is set, nothing else is started.
+        self.exclusive: Lone | None = None
+        #: The accused job that runs: one at a time, however long it takes.
+        self.accused: Lone | None = None
+        #: Since when (monotonic) other starts are put off for an accused job; None while they are not.
+        self.held_up_since: float | None = None
+        #: Before this monotonic time nothing is put off for an accused job: others were held up just before.
+        self.rest_until = 0.0
         #: Every lease we hold, by reference.
         self.held: dict[bytes, Delivery] = {}
         #: What the zygote knows of the actions, by tag.
@@ -119,7 +142,7 @@ class WorkerState:
         self.fault: str | None = None
         #: Everything ends now.
         self.stopped = False
-        #: Until this monotonic time jobs run one at a time.
+        #: Until this monotonic time jobs start one at a time.
         self.careful_until = 0.0
         #: Jobs whose child died while they ran, until their crash is written, at the latest until then (monotonic): the
         #: child that takes the place of theirs is for them.
@@ -131,6 +154,21 @@ class WorkerState:
         """Note that we hold these."""
         for delivery in deliveries:
             self.held[delivery.reference] = delivery
+
+    def lone_ended(self, child: ChildState) -> None:
+        """``child`` runs nothing any more: if others were held up for what it ran, they go on."""
+        if self.exclusive is not None and self.exclusive.child is child:
+            self.go_on()
+        if self.accused is not None and self.accused.child is child:
+            self.accused = None
+
+    def go_on(self) -> None:
+        """Let other jobs start; the next accused one holds them up only after they had as much time for themselves."""
+        self.exclusive = None
+        if self.held_up_since is not None:
+            now = time.monotonic()
+            self.rest_until = now + min(now - self.held_up_since, END_OTHERS + ALONE_MOST)
+            self.held_up_since = None
 
     def current(self, delivery: Delivery) -> Delivery:
         """Return the delivery under its present lease (stating anew what we hold gives new ones)."""

@@ -81,6 +81,7 @@ class Supervisor:
             broker,
             self._slots,
             prepare_alone=self._settler.prepare_alone,
+            end_alone=self._settler.end_alone,
             hand_back=self._settler.hand_back,
             on_moved=self._moved,
         )

@@ -88,10 +88,10 @@ class Bench:
     def claim(self, consumer: str, most: int = 10_000) -> list[Delivery]:
         return self.broker.claim(consumer, self.lanes, free=most)
 
-    def die(self, *running: bytes, known: bool = True) -> None:
+    def die(self, *running: bytes, known: bool = True, supervisor: str = DEAD) -> None:
         """The supervisor that claimed is gone, and these ran in its children."""
         if known:
-            self.slots[DEAD] = frozenset(running)
+            self.slots[supervisor] = frozenset(running)
 
     def run_out(self, leases: float = 1.0) -> None:
         """Let time pass as it does: in small steps, in which we go on reclaiming."""

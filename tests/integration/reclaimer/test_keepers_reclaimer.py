@@ -93,6 +93,24 @@ def test_c7_a_job_that_kills_its_host_runs_at_most_three_times(bench: Bench) -> 
     assert bench.broker.known(bench.database.tag, 0).strip(b"\0") == b"", "settled, not only dead"
 
 
+def test_a_job_that_kills_its_host_among_others_ends_with_the_third_death_and_they_are_not_charged(
+    bench: Bench,
+) -> None:
+    """It runs beside others all the time; what tells it from them is that it alone was accused the third time."""
+    poison, unlucky, *fresh = bench.insert(5)
+    for death in range(MAX_CRASHES):
+        supervisor, here = f"host-{death}", {poison, fresh[death]} | ({unlucky} if death < 2 else set())
+        bench.claim(supervisor)
+        if death == 2:
+            bench.start_alone(poison, supervisor)  # both are accused, and only one of those runs at a time
+        bench.die(*map(bench.reference, here), supervisor=supervisor)
+        bench.run_out()
+    assert charges(bench.row(poison))[1] == MAX_CRASHES
+    assert bench.row(poison).state.value == "dead"
+    assert charges(bench.row(unlucky)) == (0, 0, 2)
+    assert [charges(bench.row(row_id)) for row_id in fresh] == [(0, 0, 1)] * 3
+
+
 def test_a_row_at_its_end_is_settled(bench: Bench) -> None:
     done, gone = bench.insert(2)
     bench.claim(DEAD)
