@@ -127,6 +127,26 @@ def _write(context: Context, request: dict[str, Any], answer: dict[str, Any]) ->
 actions.three_step("ship", read=_read, call=_call, write=_write)
 
 
+def _read_slow(context: Context, folder: str) -> str:
+    return folder
+
+
+def _call_slow(context: Context, folder: str) -> str:
+    """Note each call in ``folder``, and answer once it is let go there."""
+    with Path(folder, "calls").open("a") as calls:
+        calls.write("called\n")
+    while not Path(folder, "go").exists():
+        time.sleep(0.02)
+    return "answered"
+
+
+def _write_slow(context: Context, folder: str, answer: str) -> None:
+    _note(context, answer)
+
+
+actions.three_step("ship.slow", read=_read_slow, call=_call_slow, write=_write_slow)
+
+
 @actions.action("parent")
 def parent(context: Context) -> None:
     context.enqueue("note", ("from the parent",))

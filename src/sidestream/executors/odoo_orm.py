@@ -40,7 +40,7 @@ from sidestream.executors.odoo_session import OdooSession
 from sidestream.executors.odoo_words import put_into_words
 from sidestream.executors.parts import Parts
 from sidestream.executors.protocol import ActionFacts, NotNow, NotYet, Opened, SessionLost, Verdict
-from sidestream.executors.row_opening import check_still_ours, commit_end, locks_of, verdict_of
+from sidestream.executors.row_opening import check_still_ours, commit_end, locks_of, open_again, verdict_of
 from sidestream.executors.session import VERIFY_TIMEOUT, Session
 from sidestream.job.codec import decode_payload
 from sidestream.job.names import tag
@@ -393,8 +393,7 @@ class OdooOrm:
                 "the idempotency key, outside any transaction."
             )
         # The first step may not write: this ends its snapshot and frees its row. Nobody is called without the locks.
-        session.guarded(lambda: session.guard.rollback(session.cr))
-        session.registry.reset_changes()
+        self._end_transaction()
         self._check_locks(body)
         with session.guard.outside():
             answer = call(key)
@@ -415,12 +414,21 @@ class OdooOrm:
             self._committed(opened.body)
             self._open_again(opened.body)
 
+    def _end_transaction(self) -> None:
+        """End a transaction that wrote nothing, and with it its snapshot; the cursor stays."""
+        session = self._odoo
+        session.guarded(lambda: session.guard.rollback(session.cr))
+        session.registry.reset_changes()
+
     def _open_again(self, body: Body) -> None:
         self._check_locks(body)
         session, row = self._odoo, body.row
         along = odoo_along.expressions(tuple(self._registry.cache_sequences), None)
-        found = session.guarded(
-            lambda: opening.open_job(session.store, row.id, attempts_seen=row.attempts, along=along)
+        found = open_again(
+            lambda: session.guarded(
+                lambda: opening.open_job(session.store, row.id, attempts_seen=row.attempts, along=along)
+            ),
+            self._end_transaction,
         )
         check_still_ours(row, found)
         assert isinstance(found, opening.Opened)

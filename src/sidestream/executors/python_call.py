@@ -25,7 +25,7 @@ from sidestream.executors.actions import Action, Actions, load_actions
 from sidestream.executors.context import Context
 from sidestream.executors.parts import Parts
 from sidestream.executors.protocol import ActionFacts, Opened, Verdict
-from sidestream.executors.row_opening import check_still_ours, commit_end, locks_of, verdict_of
+from sidestream.executors.row_opening import check_still_ours, commit_end, locks_of, open_again, verdict_of
 from sidestream.executors.session import Session
 from sidestream.job.building import build_job
 from sidestream.job.codec import Signer, decode_payload, to_ms
@@ -265,7 +265,9 @@ class PythonCall:
         if body.job.id is None:
             session.begin()
             return
-        check_still_ours(body.job, self._open_statement(body.job.id, attempts_seen=body.job.attempts))
+        row_id, seen = body.job.id, body.job.attempts
+        found = open_again(lambda: self._open_statement(row_id, attempts_seen=seen), session.rollback)
+        check_still_ours(body.job, found)
 
     def _enqueue(
         self,

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 
 from sidestream.errors import LockLost, StoreUnavailable
-from sidestream.executors.protocol import Uncertain, Verdict
+from sidestream.executors.protocol import Conflict, Uncertain, Verdict
 from sidestream.job.job import Job, is_accused
 from sidestream.job.outcome import Done, Release, ReleaseReason
 from sidestream.job.reference import NO_TAG8, Reference, row_reference
@@ -14,6 +15,11 @@ from sidestream.store import opening
 from sidestream.store.locks import job_lock
 
 log = logging.getLogger(__name__)
+
+ROW_PATIENCE = 5.0
+"""Seconds for which a job between two of its transactions waits for its row."""
+ROW_PAUSE = 0.05
+"""Seconds between two looks at it."""
 
 
 def locks_of(ref: Reference, *, between_transactions: bool) -> list[bytes]:
@@ -63,6 +69,29 @@ def commit_end(found: opening.Opening, commit: Callable[[], None]) -> None:
             commit()
         except Uncertain as error:
             raise StoreUnavailable(f"PostgreSQL did not say whether a job was cancelled: {error}") from error
+
+
+def open_again(attempt: Callable[[], opening.Opening], rollback: Callable[[], None]) -> opening.Opening:
+    """Call ``attempt`` while somebody else holds the job's row, for at most ``ROW_PATIENCE`` seconds.
+
+    The external call was made, or a part was committed: giving up at once would repeat it for the sake of an edit.
+
+    Args:
+        attempt: Opens the job again in a transaction of its own; may raise Conflict.
+        rollback: Ends the transaction of an attempt in vain.
+    """
+    deadline = time.monotonic() + ROW_PATIENCE
+    while True:
+        try:
+            found = attempt()
+        except Conflict:
+            if time.monotonic() >= deadline:
+                raise
+        else:
+            if not isinstance(found, opening.Locked) or time.monotonic() >= deadline:
+                return found
+        rollback()
+        time.sleep(ROW_PAUSE)
 
 
 def check_still_ours(job: opening.Opened | Job, found: opening.Opening) -> None:

@@ -305,7 +305,9 @@ def _beside(cur: Cursor, row_id: int, until: str, before: Sequence[int], *, retu
     """Look at what the open rows ``before`` with the same unique do; None when the job may run all the same."""
     if returns and until != "started":
         return None
-    cur.execute(_WAITING, {"ids": before})
+    # A job between two of its transactions needs its row again: this transaction, which lasts as long as its own job,
+    # must not lock it.
+    cur.execute(_WAITING, {"ids": sorted(set(before) - running_between(cur, before))})
     waiting = {one for (one,) in cur.fetchall()}
     waiting -= running_between(cur, waiting)
     if returns:  # what runs already may have missed what this job's caller wrote

@@ -163,14 +163,16 @@ def _decide(
 ) -> None:
     returning = [at for at in found if wanted[at].on_conflict == "return"]
     others = [at for at in found if wanted[at].on_conflict != "return"]
-    ids = [one.job.id for at in returning for one in found[at] if one.open]
+    # A job between two of its transactions has left its row unlocked and needs it again: never lock that one.
+    between = running_between(cur, {one.job.id for rows in found.values() for one in rows if one.open})
+    ids = [one.job.id for at in returning for one in found[at] if one.open and one.job.id not in between]
     waiting, gone = _lock(cur, _SHARE, ids, guarded=guarded)
-    ids = [one.job.id for at in others for one in found[at] if one.open]
+    ids = [one.job.id for at in others for one in found[at] if one.open and one.job.id not in between]
     mine, gone_too = _lock(cur, _MINE, ids, guarded=guarded)
     gone |= gone_too
     held = waiting | mine
     if held:
-        running = running_between(cur, held)
+        running = running_between(cur, held)  # one that got there this moment waits for its row
         waiting -= running
         mine -= running
     for at in returning:

@@ -209,6 +209,39 @@ def test_a_job_between_two_of_its_transactions_runs(a: Session, b: Session, conf
     opening.unlock_tag(a.cur, lock)
 
 
+@pytest.mark.parametrize("conflict", STRATEGIES)
+@pytest.mark.parametrize("until", ["started", "done"])
+def test_a_duplicate_leaves_the_row_of_a_job_between_its_transactions_alone(
+    a: Session, b: Session, until: str, conflict: str
+) -> None:
+    first = put(a, until, conflict, 1)
+    lock = opening.job_lock(first.id)
+    assert opening.lock_tag(a.cur, lock)
+    b.begin()
+    put(b, until, conflict, 2)  # its transaction is not over
+    assert isinstance(opening.open_job(a.cur, first.id, attempts_seen=0), opening.Opened)
+    opening.unlock_tag(a.cur, lock)
+    b.rollback()
+
+
+@pytest.mark.parametrize("conflict", STRATEGIES)
+def test_a_duplicate_that_starts_leaves_the_row_of_a_job_between_its_transactions_alone(
+    a: Session, b: Session, conflict: str
+) -> None:
+    a.begin()
+    first = put(a, "started", conflict, 1)
+    b.begin()
+    second = put(b, "started", conflict, 2)  # the two do not see each other
+    a.commit()
+    b.commit()
+    lock = opening.job_lock(first.id)
+    assert opening.lock_tag(a.cur, lock)
+    b.open(second.id)
+    assert isinstance(opening.open_job(a.cur, first.id, attempts_seen=0), opening.Opened)
+    opening.unlock_tag(a.cur, lock)
+    b.rollback()
+
+
 @pytest.mark.parametrize("conflict", ["replace", "newest"])
 def test_a_running_job_that_fails_makes_room_for_the_newer_one(a: Session, b: Session, conflict: str) -> None:
     first = put(a, "done", conflict, 1)
