@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import secrets
 import socket
 import sys
-import time
-from collections.abc import Callable, Collection
-from functools import partial
+from collections.abc import Callable, Collection, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,10 +22,9 @@ from sidestream.broker.postgres import PostgresBroker
 from sidestream.broker.protocol import lane
 from sidestream.broker.redis import embedded
 from sidestream.broker.redis.broker import RedisBroker
-from sidestream.broker.redis.inspect import RedisInspector
 from sidestream.broker.redis.keys import PREFIX
 from sidestream.clock import SystemClock
-from sidestream.errors import BrokerUnavailable, SettingsError
+from sidestream.errors import BrokerError, BrokerUnavailable, SettingsError
 from sidestream.job.reference import NO_TAG8
 from sidestream.keepers.controller import Controller
 from sidestream.keepers.expirer import Expirer
@@ -36,9 +34,10 @@ from sidestream.keepers.link import StoreLink
 from sidestream.keepers.reclaimer import Reclaimer
 from sidestream.keepers.reconciler import Reconciler
 from sidestream.keepers.ruler import Ruler
+from sidestream.keepers.turns import InTurn, Turn, kept_for
 from sidestream.logs import shown_database, shown_url
 from sidestream.settings import Settings
-from sidestream.store import adapter, schema
+from sidestream.store import adapter, schema, sessions
 from sidestream.wiring import store_url
 from sidestream.wiring_folder import owner_of, signing_keys
 from sidestream.worker import zygote
@@ -142,7 +141,22 @@ class Worker:
             on_moved=self._on_moved,
             on_ready=self._say_what_is_served,
         )
-        self._keepers = KeeperThread(self._make_keepers())
+        self._tended = self._redis_broker()
+        self._link = StoreLink(self._connector("keepers")) if self._store_url is not None else None
+        self._turns: list[Turn] = []
+        self._keepers = KeeperThread(
+            make_keepers(
+                settings,
+                consumer=self._name,
+                lanes=self._lanes,
+                broker=self._tended,
+                link=self._link,
+                database=self._database,
+                left_behind=self._left_behind,
+                stop_running=self._supervisor.stop_running,
+                turns=self._turns,
+            )
+        )
 
     def run(self) -> None:
         """Work until told to stop; see :meth:`Supervisor.run`."""
@@ -150,8 +164,10 @@ class Worker:
         try:
             self._supervisor.run()
         finally:
-            if self._keepers.stop() and self._link is not None:
-                self._link.close()
+            if self._keepers.stop():
+                self._give_turns_back()
+                if self._link is not None:
+                    self._link.close()
             self._broker.close()
             self._tended.close()
             # What could not be handed back to an absent Redis is taken over later, and is to be known not to run.
@@ -184,6 +200,13 @@ class Worker:
         """Stop the embedded server if no other worker uses it."""
         if self._tenant is not None:
             self._tenant.stop_if_last()
+
+    def _give_turns_back(self) -> None:
+        """Let other workers go on with the maintenance at once."""
+        if self._broker.away_since is None:
+            with contextlib.suppress(BrokerError):  # the turns run out
+                for turn in self._turns:
+                    turn.give_back()
 
     def _identify(self) -> schema.Database | None:
         if self._store_url is None:
@@ -274,49 +297,62 @@ class Worker:
         for name in (Ruler.name, Reconciler.name):
             self._keepers.poke(name)
 
-    def _make_keepers(self) -> list[Keeper]:
-        settings = self._settings
-        clock, grace = SystemClock(), owners_grace(settings.renew)
-        tended = self._tended = self._redis_broker()
-        link = self._link = StoreLink(self._connector("keepers")) if self._store_url is not None else None
-        reclaimer = Reclaimer(
-            tended,
+
+def make_keepers(
+    settings: Settings,
+    *,
+    consumer: str,
+    lanes: Sequence[str],
+    broker: RedisBroker,
+    link: StoreLink | None,
+    database: schema.Database | None,
+    left_behind: LeftBehind,
+    stop_running: Callable[[int], bool],
+    turns: list[Turn],
+) -> list[Keeper]:
+    """Return the maintenance of one worker; ``broker`` and ``link`` are its own.
+
+    What every worker of a database could do is done by one of them: the claims to that are appended to ``turns``.
+    """
+    clock, grace, direct = SystemClock(), owners_grace(settings.renew), settings.odoo_config is None
+    served = " ".join(sorted(lanes))
+
+    def turn(task: str, seconds: float) -> Turn:
+        turns.append(Turn(broker, task, consumer, seconds))
+        return turns[-1]
+
+    reclaimer = Reclaimer(
+        broker,
+        link,
+        clock,
+        consumer=consumer,
+        lanes=lanes,
+        left_behind=left_behind.running,
+        alive=broker.is_alive,
+        turn=turn(f"{Reclaimer.name} {served}", kept_for(1.0)).take,
+        lease=settings.lease,
+        grace=grace,
+    )
+    keepers: list[Keeper] = [reclaimer, LeftBehindKeeper(left_behind, reclaimer, 2 * settings.lease + grace)]
+    if settings.redis_url is None:
+        keepers.append(EmbeddedKeeper(settings))
+    if link is None or database is None:
+        return [*keepers, Ruler(broker, None, direct=direct)]
+    tended = database.tag.hex() + " direct" * direct
+    shared: list[Keeper] = [
+        Ruler(broker, link, direct=direct),
+        Reconciler(
+            broker,
             link,
             clock,
-            consumer=self._name,
-            lanes=self._lanes,
-            left_behind=self._left_behind.running,
-            alive=partial(_is_announced, RedisInspector(tended.connection, self._prefix)),
+            every=settings.reconcile_interval,
             lease=settings.lease,
-            grace=grace,
-        )
-        keepers: list[Keeper] = [
-            reclaimer,
-            Ruler(tended, link, direct=settings.odoo_config is None),
-            LeftBehindKeeper(self._left_behind, reclaimer, 2 * settings.lease + grace),
-        ]
-        if settings.redis_url is None:
-            keepers.append(EmbeddedKeeper(settings))
-        if link is None:
-            return keepers
-        keepers += [
-            Reconciler(
-                tended,
-                link,
-                clock,
-                every=settings.reconcile_interval,
-                lease=settings.lease,
-                renew=settings.renew,
-                direct=settings.odoo_config is None,
-            ),
-            Controller(link, stop_running=self._supervisor.stop_running),
-            Expirer(tended, link),
-            Janitor(link, keep_done_days=settings.keep_done_days, keep_dead_days=settings.keep_dead_days),
-        ]
-        return keepers
-
-
-def _is_announced(inspector: RedisInspector, supervisor: str) -> bool:
-    # Announcements that ran out are listed for a while; a host's clock that is a little off only delays the verdict.
-    now_ms = time.time() * 1000
-    return any(worker.consumer == supervisor and worker.until_ms > now_ms for worker in inspector.workers())
+            renew=settings.renew,
+            direct=direct,
+            alone=lambda cursor: not sessions.has_others(cursor, consumer),
+        ),
+        Expirer(broker, link),
+        Janitor(link, keep_done_days=settings.keep_done_days, keep_dead_days=settings.keep_dead_days),
+    ]
+    keepers += [InTurn(keeper, lambda name, seconds: turn(f"{name} {tended}", seconds)) for keeper in shared]
+    return [*keepers, Controller(link, stop_running=stop_running)]

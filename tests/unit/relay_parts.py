@@ -43,13 +43,13 @@ class ScriptedBroker:
         if self.error is not None:
             raise self.error
 
-    def generation(self) -> Generation:
+    def generation(self, databases: Sequence[bytes] = ()) -> Generation:
         self.looks += 1
         if self.error is not None:
             raise self.error
         return Generation(self.number, "run", frozenset())
 
-    def begin_generation(self) -> Generation:
+    def begin_generation(self, databases: Sequence[bytes] = ()) -> Generation:
         self.begun += 1
         self.number = 1
         return self.generation()

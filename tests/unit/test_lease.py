@@ -29,7 +29,7 @@ class Away(MemoryBroker):
     def announce(self, *_: Any, **__: Any) -> None:
         raise GenerationMoved
 
-    def generation(self) -> Any:
+    def generation(self, databases: Any = ()) -> Any:
         raise BrokerUnavailable
 
 

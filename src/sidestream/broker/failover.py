@@ -159,13 +159,13 @@ class FailoverBroker:
             self._probing = False
         return self._outage is None
 
-    def generation(self) -> Generation:
+    def generation(self, databases: Sequence[bytes] = ()) -> Generation:
         """Of the primary."""
-        return self._ask(self._primary.generation)
+        return self._ask(lambda: self._primary.generation(databases))
 
-    def begin_generation(self) -> Generation:
+    def begin_generation(self, databases: Sequence[bytes] = ()) -> Generation:
         """In the primary."""
-        return self._ask(self._primary.begin_generation)
+        return self._ask(lambda: self._primary.begin_generation(databases))
 
     def mark_built(self, database: bytes) -> None:
         """In the primary."""

@@ -135,7 +135,10 @@ class Limiter:
         if gate.counted not in self._buckets:
             return float(burst)
         left, at, old_rate, old_burst = self._buckets[gate.counted]
-        passed = max(0, now_ms - at) / 1000
+        if at > now_ms:  # the clock was set back: it is counted from now
+            at = now_ms
+            self._buckets[gate.counted] = (left, at, old_rate, old_burst)
+        passed = (now_ms - at) / 1000
         # One that was full by the numbers of then is full (Redis has forgotten it meanwhile: limits.lua).
         if left + passed * old_rate >= old_burst - 0.000001:
             return float(burst)

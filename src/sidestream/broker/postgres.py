@@ -105,14 +105,15 @@ class PostgresBroker:
         """
         self._others = held
 
-    def generation(self) -> Generation:
+    def generation(self, databases: Sequence[bytes] = ()) -> Generation:
         """See :meth:`Broker.generation`; the rows are the contents, so there is one for ever."""
         self._check()
-        return Generation(1, self._database.uuid.hex, frozenset({self._database.tag.hex()}))
+        own = self._database.tag
+        return Generation(1, self._database.uuid.hex, frozenset({own.hex()} if own in databases else ()))
 
-    def begin_generation(self) -> Generation:
+    def begin_generation(self, databases: Sequence[bytes] = ()) -> Generation:
         """See :meth:`Broker.begin_generation`."""
-        return self.generation()
+        return self.generation(databases)
 
     def mark_built(self, database: bytes) -> None:
         """See :meth:`Broker.mark_built`; always true."""

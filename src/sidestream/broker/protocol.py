@@ -108,7 +108,7 @@ class Generation(NamedTuple):
     number: int
     #: Changes when the server process or its replication history changes, with the contents kept.
     run_id: str
-    #: Databases (16 hex digits each) whose open rows were all published in this generation.
+    #: Of the databases that were asked about (16 hex digits each): whose open rows were all published in it.
     built: frozenset[str]
 
 
@@ -160,11 +160,14 @@ class Broker(Protocol):
 
     capabilities: frozenset[Capability]
 
-    def generation(self) -> Generation:
-        """Return the current generation and remember its number for the calls that follow (no write)."""
+    def generation(self, databases: Sequence[bytes] = ()) -> Generation:
+        """Return the current generation and remember its number for the calls that follow (no write).
+
+        ``databases``: of which it is to say whether they are built (8 bytes each).
+        """
         ...
 
-    def begin_generation(self) -> Generation:
+    def begin_generation(self, databases: Sequence[bytes] = ()) -> Generation:
         """Begin a generation if there is none (the first caller wins), then as :meth:`generation`."""
         ...
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import random
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -12,6 +13,10 @@ from typing import Protocol
 from sidestream.errors import BrokerError, GenerationMoved, StoreError
 
 log = logging.getLogger(__name__)
+
+
+JITTER = (0.9, 1.1)
+"""Between which shares of its usual time a pause is, so that workers that were started together do not stay in step."""
 
 
 class Keeper(Protocol):
@@ -81,7 +86,7 @@ class KeeperThread:
         while (name := self._next()) is not None:
             more = self._step(self._keepers[name])
             with self._changed:
-                pause = 0.0 if more else self._keepers[name].every
+                pause = 0.0 if more else self._keepers[name].every * random.uniform(*JITTER)
                 # A poke during the step made it due already.
                 self._due[name] = min(self._due[name], self._monotonic() + pause)
 

@@ -42,6 +42,11 @@ def _nobody(owner: str) -> bool:
     return False
 
 
+def _always() -> bool:
+    """Whoever is alone looks at every step."""
+    return True
+
+
 class Verdict(Enum):
     """What the broker is told of a delivery, once the row says what it has to."""
 
@@ -81,6 +86,7 @@ class Reclaimer:
         lanes: Sequence[str],
         left_behind: Callable[[str], frozenset[bytes] | None],
         alive: Callable[[str], bool] = _nobody,
+        turn: Callable[[], bool] = _always,
         lease: float = 15.0,
         grace: float = 7.0,
     ) -> None:
@@ -96,6 +102,7 @@ class Reclaimer:
                 can read its slots (another host, or lost with the power).
             alive: Whether a supervisor is still announced. A claim whose answer got lost leaves deliveries that their
                 owner does not know of; its other jobs must not be ended for them.
+            turn: Whether it is ours to look for more, and nobody else's at this moment.
             lease: Seconds after which a delivery that nobody renewed is taken over.
             grace: Seconds that owners get to renew after a gap in which nobody could.
         """
@@ -107,6 +114,7 @@ class Reclaimer:
         self._lanes = lanes
         self._left_behind = left_behind
         self._alive = alive
+        self._turn = turn
         self._lease = lease
         self._grace = grace
         self._cursor = START
@@ -134,7 +142,7 @@ class Reclaimer:
         self._keep()
         trouble = self._deal()
         more = False
-        for _ in range(MOST_PAGES):
+        for _ in range(MOST_PAGES if self._turn() else 0):
             more = self._take_over()
             trouble = self._deal() or trouble
             if not more:

@@ -6,8 +6,8 @@ without its bit is published, whichever transaction committed in whatever order.
 Each step looks at the generation first, then does one of these:
 
 1. nobody began a generation: begin one;
-2. the generation is new and not built: wait one renew interval, in which supervisors state what they hold, then compare
-   every chunk of ids, then mark it built;
+2. the generation is new and not built: wait one renew interval, in which supervisors state what they hold (not when we
+   have just started and no other worker is there), then compare every chunk of ids, then mark it built;
 3. the server's run id changed, its contents kept: compare every chunk, as fast as the step's budget allows;
 4. otherwise: compare the newest chunk and a few of the others in turn, and look for rows that are overdue although
    their bit is set.
@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from datetime import timedelta
 
 from sidestream.broker.protocol import Broker, Generation, Place, Publication, lane
@@ -53,6 +53,11 @@ IDLE_BUDGET = 0.03
 """Seconds after which an ordinary step takes no further chunk."""
 
 
+def _never_alone(cursor: Cursor) -> bool:
+    """Without anybody to ask, others may be there."""
+    return False
+
+
 class Reconciler:
     """Publishes what is open and unknown to the broker."""
 
@@ -68,12 +73,14 @@ class Reconciler:
         lease: float = 15.0,
         renew: float = 3.0,
         direct: bool = False,
+        alone: Callable[[Cursor], bool] = _never_alone,
     ) -> None:
         """Keep ``broker`` true to the rows behind ``link``.
 
         ``broker`` is an object of the keepers' own onto the server that can be emptied: asking for the generation makes
         an object accept it, while the supervisor's has to hear "moved", to state what it holds. ``direct``: jobs
         without a database are served here too; they have no rows, but their limits wait for what others state.
+        ``alone``: whether no other worker is there that could have something to state.
         """
         self.every = every
         self._broker = broker
@@ -82,6 +89,7 @@ class Reconciler:
         self._lease = lease
         self._renew = renew
         self._direct = direct
+        self._alone = alone
         self._number = 0
         self._run_id = ""
         #: The generation is not built: once this monotonic time has come, everything is compared.
@@ -118,10 +126,11 @@ class Reconciler:
 
     def _look(self) -> None:
         """See whether the broker's contents are still those that we knew."""
-        found = self._broker.generation()
+        databases = self._databases()
+        found = self._broker.generation(databases)
         if found.number == 0:
-            found = self._broker.begin_generation()
-        built = all(database.hex() in found.built for database in self._databases())
+            found = self._broker.begin_generation(databases)
+        built = all(database.hex() in found.built for database in databases)
         if found.number != self._number:
             self._begin(found, built=built)
         elif found.run_id != self._run_id:
@@ -142,14 +151,21 @@ class Reconciler:
             "complete" if built else "to be published from the rows",
             extra={"action": "generation_found"},
         )
-        self._number, self._run_id = found.number, found.run_id
-        # Supervisors state what they hold in the meantime, so that a running job is not handed out as well.
-        self._build_at = None if built else self._clock.monotonic() + GRACE * self._renew
+        first, self._number, self._run_id = not self._number, found.number, found.run_id
+        self._build_at = None
+        if not built:
+            # Supervisors state what they hold in the meantime, so that a running job is not handed out as well. Of
+            # those that are there while we look at a first generation only others can hold something.
+            self._build_at = self._clock.monotonic() + (0.0 if first and self._has_no_others() else GRACE * self._renew)
         self._building = False
         # Built by others or before our time: what happened to the server since then nobody told us.
         self._everything = built
         self._urgent = None
         self._missed, self._missed_before = {}, {}
+
+    def _has_no_others(self) -> bool:
+        with self._link.cursor("looking for other workers") as cursor:
+            return self._alone(cursor)
 
     def _hurry(self, cursor: Cursor, urgent: deque[int]) -> bool:
         """Compare chunk after chunk until the budget is used; True when there are more."""

@@ -1,7 +1,7 @@
 """Give the newest rules of the database to the broker: pauses, limits, weights, ageing.
 
-Their truth is a table in PostgreSQL (:mod:`sidestream.store.rules`). Every supervisor does this, so a change governs
-every host within half a second, and an emptied broker has its rules before it grants anything.
+Their truth is a table in PostgreSQL (:mod:`sidestream.store.rules`). A change governs every host within half a second,
+and an emptied broker has its rules before it grants anything.
 """
 
 from __future__ import annotations

@@ -21,6 +21,11 @@ _TERMINATE = """
     WHERE datname = current_database() AND pid <> pg_backend_pid() AND """
 
 
+_OTHERS = """
+    SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database()
+        AND application_name LIKE 'sidestream/%%/%%' AND NOT starts_with(application_name, %(own)s::text))"""
+
+
 def terminate_backend(cur: Cursor, pid: int, application_name: str, *, patience: float = PATIENCE) -> bool:
     """End the backend ``pid`` if it is called ``application_name``, and wait until it is gone.
 
@@ -38,6 +43,12 @@ def server_started(cur: Cursor) -> datetime:
     cur.execute("SELECT pg_postmaster_start_time()")
     found: datetime = cur.fetchone()[0]
     return found
+
+
+def has_others(cur: Cursor, supervisor: str) -> bool:
+    """Return whether another worker than ``supervisor`` has a session in this database."""
+    cur.execute(_OTHERS, {"own": f"sidestream/{supervisor}/"})
+    return bool(cur.fetchone()[0])
 
 
 def terminate_supervisor(cur: Cursor, supervisor: str, *, patience: float = PATIENCE) -> tuple[bool, int]:

@@ -63,6 +63,17 @@ class LeaseCases:
             assert bench.broker.renew("w1", lanes_of(bench), [one.lease for one in held[:20]]) == []
         assert sorted(ids([one for one, _ in reclaim(bench).deliveries])) == list(range(21, 31))
 
+    def test_a_lease_runs_out_although_the_clock_was_set_back(self, bench: Bench) -> None:
+        bench.put([row(bench, 1)])
+        (old,) = claim(bench)
+        bench.advance(-3_600_000)
+        assert reclaim(bench).deliveries == []
+        keep_alive(bench, LEASE_MS - 1000)
+        assert reclaim(bench).deliveries == []
+        keep_alive(bench, 1100)
+        ((_, loser),) = reclaim(bench).deliveries
+        assert loser == old.lease.consumer
+
     def test_a_consumer_renews_only_its_own(self, bench: Bench) -> None:
         bench.put([row(bench, 1)])
         (held,) = claim(bench)
@@ -167,9 +178,10 @@ class ContentsCases:
         assert broker.publish([row(empty_bench, 1)]) == 1
 
     def test_built_databases(self, bench: Bench) -> None:
-        assert bench.broker.generation().built == frozenset()
+        assert bench.broker.generation([bench.database]).built == frozenset()
         bench.broker.mark_built(bench.database)
-        assert bench.second().generation().built == {bench.database.hex()}
+        assert bench.second().generation([b"elsewher", bench.database]).built == {bench.database.hex()}
+        assert bench.second().generation([b"elsewher"]).built == frozenset()
 
     def test_announcing_and_withdrawing(self, bench: Bench) -> None:
         bench.broker.announce("w1", lanes_of(bench), '{"host": "here"}', 15_000)

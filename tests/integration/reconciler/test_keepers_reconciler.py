@@ -19,7 +19,7 @@ from sidestream.job.job import Job
 from sidestream.keepers.keeper import KeeperThread
 from sidestream.keepers.link import StoreLink
 from sidestream.keepers.reconciler import GRACE, Reconciler
-from sidestream.store import queries, rows, stored
+from sidestream.store import queries, rows, sessions, stored
 from sidestream.testing.servers import PostgresServer
 from tests.integration.reconciler.conftest import LEASE, RENEW, TIMEOUT, Bench, wait_until
 
@@ -34,7 +34,7 @@ def test_open_rows_are_published_once_the_generation_is_built(bench: Bench) -> N
     bench.clock.advance(0.1)
     bench.steps()
     assert bench.claimed() == ids
-    assert bench.broker.generation().built == frozenset({bench.database.tag.hex()})
+    assert bench.broker.generation([bench.database.tag]).built == frozenset({bench.database.tag.hex()})
 
 
 def test_a_row_that_nobody_published_is_found_by_the_next_step(bench: Bench) -> None:
@@ -147,6 +147,44 @@ def test_emptied_redis_is_a_new_generation_that_is_built_anew(bench: Bench) -> N
     assert bench.claimed() == list(range(1, 1201))
 
 
+def starting(bench: Bench, worker: str) -> Reconciler:
+    """Return the reconciler of a worker that starts; the test's own sessions are those of the worker ``test``."""
+    link, broker = bench.another()._link, RedisBroker(bench.redis.url, timeout=TIMEOUT)
+    return Reconciler(
+        broker,
+        link,
+        bench.clock,
+        lease=LEASE,
+        renew=RENEW,
+        alone=lambda cursor: not sessions.has_others(cursor, worker),
+    )
+
+
+def test_the_first_worker_of_a_fresh_redis_waits_for_nobody(bench: Bench) -> None:
+    bench.insert_many(10)
+    bench.steps(starting(bench, "test"))
+    assert bench.claimed() == list(range(1, 11))
+
+
+def test_beside_another_worker_it_waits_for_what_that_one_states(bench: Bench) -> None:
+    bench.insert_many(10)
+    reconciler = starting(bench, "new")
+    bench.steps(reconciler)
+    assert bench.claimed() == []
+    bench.clock.advance(GRACE * RENEW)
+    bench.steps(reconciler)
+    assert bench.claimed() == list(range(1, 11))
+
+
+def test_a_worker_that_ran_while_redis_was_emptied_waits_for_what_it_states_itself(bench: Bench) -> None:
+    bench.insert_many(10)
+    reconciler = starting(bench, "test")
+    bench.steps(reconciler)
+    bench.redis.flushall()
+    bench.steps(reconciler)
+    assert bench.claimed() == []
+
+
 def test_redis_emptied_in_the_middle_of_a_rebuild_begins_again(bench: Bench) -> None:
     bench.insert_many(1200)
     bench.steps()
@@ -166,7 +204,7 @@ def test_redis_emptied_in_the_middle_of_a_rebuild_begins_again(bench: Bench) -> 
     wait_until(lambda: bench.broker.generation().number and len(published) == 2, "the second generation")
     wait_until(lambda: bench.reconciler._build_at is not None, "the second wait")
     bench.clock.advance(GRACE * RENEW)
-    wait_until(lambda: bench.broker.generation().built, "the second build")
+    wait_until(lambda: bench.broker.generation([bench.database.tag]).built, "the second build")
     assert thread.stop()
     assert sorted(bench.claimed()) == list(range(1, 1201))
 

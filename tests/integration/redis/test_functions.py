@@ -46,7 +46,9 @@ def contents(client: redis.Redis) -> dict[str, Any]:
     names = sorted(client.scan_iter(f"{P}*"))
     found = {name.decode().removeprefix(P): readers[client.type(name)](name) for name in names}
     hidden = ("meta", "lanes", "rules")
-    return {name: value for name, value in found.items() if name not in hidden and not name.startswith("ring:")}
+    return {
+        name: value for name, value in found.items() if name not in hidden and not name.startswith(("ring:", "lanes:"))
+    }
 
 
 def bits(client: redis.Redis) -> int:
@@ -108,7 +110,8 @@ def test_claim(broker: RedisBroker, client: redis.Redis) -> None:
 
 def test_claim_announces_free_children_while_it_waits(broker: RedisBroker, client: redis.Redis, clock: Clock) -> None:
     assert broker.claim("w1", [LANE], free=3, wait_ms=40) == []
-    assert contents(client) == {"free": {b"w1": f"3 {START + 40}\n{LANE}".encode()}}
+    waiting = {b"w1": START + 40}
+    assert contents(client) == {"free": {b"w1": f"3 {START + 40}\n{LANE}".encode()}, f"idle:{LANE}": waiting}
     broker.publish([row(1), row(2)])
     found = contents(client)
     assert found["free"] == {b"w1": f"1 {START + 40}\n{LANE}".encode()}
@@ -237,7 +240,7 @@ def test_generation_writes_nothing(redis_server: Any, client: redis.Redis) -> No
 
 def test_built_and_known(broker: RedisBroker, client: redis.Redis) -> None:
     broker.mark_built(DB)
-    assert DB.hex() in broker.generation().built
+    assert DB.hex() in broker.generation([DB]).built
     broker.publish([row(9)])
     assert broker.known(DB, 0) == client.get(KNOWN) == b"\x00\x40"
     assert broker.known(DB, 1) == b""
@@ -245,7 +248,7 @@ def test_built_and_known(broker: RedisBroker, client: redis.Redis) -> None:
 
 def test_announce_and_withdraw(broker: RedisBroker, client: redis.Redis) -> None:
     broker.announce("w1", [LANE, "other"], '{"a": 1}', 2000)
-    assert contents(client) == {"workers": {b"w1": f'{START + 2000}\n{LANE} other\n{{"a": 1}}'.encode()}}
+    assert contents(client) == {"workers": {b"w1": START + 2000}, "info": {b"w1": f'{LANE} other\n{{"a": 1}}'.encode()}}
     broker.withdraw("w1", [LANE])
     assert contents(client) == {}
 

@@ -79,24 +79,33 @@ def test_both_ways_leave_the_same(
         assert left[0]["hand:w1"], "it is with the reader"
 
 
+def wait(client: redis.Redis, reader: str, until: int, lane: str, children: int = 1) -> None:
+    """Leave what a claim leaves that waits for jobs."""
+    client.hset(f"{P}free", reader, f"{children} {until}\n{lane}")
+    client.zadd(f"{P}idle:{lane}", {reader: until})
+
+
 def test_one_that_came_before_is_not_overtaken(broker: RedisBroker, client: redis.Redis) -> None:
     broker.publish([row(1)])
-    client.hset(f"{P}free", "w1", f"1 {START + 40}\n{LANE}")
+    wait(client, "w1", START + 40, LANE)
     broker.publish([row(2)])
     (handed,) = client.lrange(f"{P}hand:w1", 0, -1)
     assert handed[16:].startswith(row(1).reference)
 
 
 def test_a_reader_whose_time_is_over_gets_nothing(broker: RedisBroker, client: redis.Redis) -> None:
-    client.hset(f"{P}free", mapping={"gone": f"1 {START - 1}\n{LANE}", "here": f"1 {START + 40}\n{LANE}"})
+    wait(client, "gone", START - 1, LANE)
+    wait(client, "here", START + 40, LANE)
     broker.publish([row(1)])
     assert not client.exists(f"{P}hand:gone")
     assert client.llen(f"{P}hand:here") == 1
     assert client.hkeys(f"{P}free") == []
+    assert not client.exists(f"{P}idle:{LANE}")
 
 
 def test_readers_of_other_lanes_are_passed_over(broker: RedisBroker, client: redis.Redis) -> None:
-    client.hset(f"{P}free", mapping={"a": f"1 {START + 40}\n{OTHER}", "b": f"2 {START + 40}\n{LANE}"})
+    wait(client, "a", START + 40, OTHER)
+    wait(client, "b", START + 40, LANE, children=2)
     broker.publish([row(1)])
     assert client.llen(f"{P}hand:b") == 1
     assert client.hgetall(f"{P}free")[b"b"] == f"1 {START + 40}\n{LANE}".encode()

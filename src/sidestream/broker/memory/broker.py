@@ -51,20 +51,21 @@ class MemoryBroker:
         self._number = 0
         self._closed = False
 
-    def generation(self) -> Generation:
+    def generation(self, databases: Sequence[bytes] = ()) -> Generation:
         """See :meth:`Broker.generation`."""
         self._check_open()
         contents = self._server.life.contents
         self._number = contents.number
-        return Generation(self._number, "memory", frozenset(contents.built))
+        built = frozenset(database.hex() for database in databases) & contents.built
+        return Generation(self._number, "memory", built)
 
-    def begin_generation(self) -> Generation:
+    def begin_generation(self, databases: Sequence[bytes] = ()) -> Generation:
         """See :meth:`Broker.begin_generation`."""
         self._check_open()
         with self._server.changed:
             contents = self._server.life.contents
             contents.number = contents.number or max(1, time.time_ns())
-        return self.generation()
+        return self.generation(databases)
 
     def mark_built(self, database: bytes) -> None:
         """See :meth:`Broker.mark_built`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from sidestream.job.rules import Rules
 
 Key = tuple[bytes, bool, bytes]
 """Database, whether of direct jobs, key tag."""
+TICK_MS = 1000
+"""Milliseconds that the clock may go back without notice: a step of its time service."""
 
 
 @dataclass(slots=True, eq=False)
@@ -182,6 +185,16 @@ class Contents:
     def beat(self, half_lease_ms: int) -> None:
         """Note that somebody called: a long silence before it means that nobody could renew."""
         now = self.now()
+        if self.last_ms - now > TICK_MS:
+            self._clock_went_back(now)
         if self.last_ms and now - self.last_ms > half_lease_ms:
             self.gap_ms = now
         self.last_ms = now
+
+    def _clock_went_back(self, now: int) -> None:
+        """What was to happen some time after what is still to come happens as long after now."""
+        self.gap_ms = 0
+        for job in self.jobs.values():
+            job.renewed_ms = min(job.renewed_ms, now)
+        for task in self.wakes.upto(math.inf, len(self.jobs) + len(self.wakes)):
+            self.wakes.add(task, now)

@@ -81,17 +81,17 @@ class RedisBroker:
         probe(self.connection)
         self._functions.look()  # a user without the right to load and call functions is told now, not at the first job
 
-    def generation(self) -> Generation:
+    def generation(self, databases: Sequence[bytes] = ()) -> Generation:
         """See :meth:`Broker.generation`."""
-        number, built = self._functions.look()
+        number, built = self._functions.look([database.hex() for database in databases])
         told = information(self.connection, "server", "replication")
         self._functions.generation = str(number)
         return Generation(number, f"{told.get('run_id', '')}/{told.get('master_replid', '')}", built)
 
-    def begin_generation(self) -> Generation:
+    def begin_generation(self, databases: Sequence[bytes] = ()) -> Generation:
         """See :meth:`Broker.begin_generation`."""
         self._functions.begin()
-        return self.generation()
+        return self.generation(databases)
 
     def mark_built(self, database: bytes) -> None:
         """See :meth:`Broker.mark_built`."""
@@ -110,6 +110,21 @@ class RedisBroker:
     def withdraw(self, consumer: str, lanes: Sequence[str]) -> None:
         """See :meth:`Broker.withdraw`."""
         self._functions.withdraw(consumer)
+
+    def is_alive(self, consumer: str) -> bool:
+        """Return whether a consumer's announcement holds, by the server's clock."""
+        return self._functions.alive(consumer)
+
+    def take_turn(self, task: str, consumer: str, seconds: float) -> bool:
+        """Return whether ``consumer`` is to do ``task``: it did so last, or nobody has for the time they were given.
+
+        It is then nobody else's for ``seconds``. Nothing but effort may rest on it: two may do a task at once.
+        """
+        return self._functions.take_turn(task, consumer, round(seconds * 1000))
+
+    def give_turn_back(self, task: str, consumer: str) -> None:
+        """Let somebody else do ``task`` at once; without effect when it is not this consumer's."""
+        self._functions.take_turn(task, consumer, 0)
 
     def publish(self, jobs: Sequence[Publication], *, force: bool = False) -> int:
         """See :meth:`Broker.publish`; a large number goes in chunks, so an error may leave the first ones published."""

@@ -104,10 +104,10 @@ class Functions:
         """Begin a generation if there is none; return its number."""
         return int(self._call("begin")[0])
 
-    def look(self) -> tuple[int, frozenset[str]]:
-        """Return the generation's number and the databases that are built in it."""
-        number, *built = self._call("generation")
-        return int(number), frozenset(one.decode() for one in built)
+    def look(self, databases: Sequence[str] = ()) -> tuple[int, frozenset[str]]:
+        """Return the generation's number, and which of the databases (16 hex digits each) are built in it."""
+        number, *built = self._call("generation", *databases)
+        return int(number), frozenset(name for name, is_built in zip(databases, built, strict=True) if is_built)
 
     def built(self, database: str) -> None:
         """Mark the database (16 hex digits) as built."""
@@ -130,6 +130,14 @@ class Functions:
     def withdraw(self, consumer: str) -> None:
         """Take an announcement back."""
         self._call("withdraw", consumer)
+
+    def alive(self, consumer: str) -> bool:
+        """Return whether the consumer is announced."""
+        return bool(self._call("alive", consumer)[0])
+
+    def take_turn(self, task: str, consumer: str, hold_ms: int) -> bool:
+        """Return whether the task is the consumer's for so long; 0 gives it back."""
+        return bool(self._call("take_turn", task, consumer, hold_ms)[0])
 
     def publish(self, jobs: Sequence[Publication], force: bool) -> int:
         """Publish at most a few hundred jobs; return how many were new."""

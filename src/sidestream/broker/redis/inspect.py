@@ -85,11 +85,15 @@ class RedisInspector:
 
     def workers(self) -> tuple[AnnouncedWorker, ...]:
         """Return the announced workers, by name; one whose announcement ran out stays for a while, with its time."""
+        told = _pairs(self._connection.run("HGETALL", keys.info(self._prefix)))
         found = []
-        for consumer, told in sorted(_pairs(self._connection.run("HGETALL", keys.workers(self._prefix))).items()):
-            until, lanes, info = told.decode(errors="replace").split("\n", 2)
-            found.append(AnnouncedWorker(consumer.decode(errors="replace"), tuple(lanes.split()), info, int(until)))
-        return tuple(found)
+        for consumer, until in _pairs(
+            self._connection.run("ZRANGE", keys.workers(self._prefix), 0, -1, "WITHSCORES")
+        ).items():
+            lanes, _, info = told.get(consumer, b"\n").decode(errors="replace").partition("\n")
+            name = consumer.decode(errors="replace")
+            found.append(AnnouncedWorker(name, tuple(lanes.split()), info, int(float(until))))
+        return tuple(sorted(found))
 
     def strange(self, count: int = 100) -> list[bytes]:
         """Return the last ``count`` foreign entries that were put aside."""

@@ -19,6 +19,11 @@ def lanes(prefix: str) -> str:
     return f"{prefix}lanes"
 
 
+def lanes_of(prefix: str, database: str) -> str:
+    """SET of the lanes of a database (16 hex digits)."""
+    return f"{prefix}lanes:{database}"
+
+
 def ring(prefix: str, pool: str) -> str:
     """ZSET seat (priority, group tag) -> priority x 2^40 + the group's virtual time: bins of a pool that are served."""
     return f"{prefix}ring:{pool}"
@@ -99,9 +104,24 @@ def hand(prefix: str, consumer: str) -> str:
     return f"{prefix}hand:{consumer}"
 
 
+def idle(prefix: str, lane: str) -> str:
+    """ZSET consumer -> until_ms: the readers of a lane that wait for jobs."""
+    return f"{prefix}idle:{lane}"
+
+
 def workers(prefix: str) -> str:
-    """HASH consumer -> its announcement: until_ms, lanes, info, one a line."""
+    """ZSET consumer -> until_ms: who announced to be alive."""
     return f"{prefix}workers"
+
+
+def info(prefix: str) -> str:
+    """HASH consumer -> what it announced: its lanes, and a line for people."""
+    return f"{prefix}info"
+
+
+def tasks(prefix: str) -> str:
+    """HASH task -> until_ms and the consumer that does it for all."""
+    return f"{prefix}tasks"
 
 
 def direct(prefix: str) -> str:

@@ -1,6 +1,6 @@
--- Tell that a consumer is alive, which lanes it serves and which actions it knows. workers: consumer -> "<until_ms>", its lanes
--- on one line, info.
--- KEYS[1] prefix; built: meta workers knows knows:<digest>
+-- Tell that a consumer is alive, which lanes it serves and which actions it knows. workers: consumers by until_ms; info:
+-- consumer -> its lanes on one line, info.
+-- KEYS[1] prefix; built: meta workers info knows knows:<digest>
 -- ARGV    generation, now, consumer, info (JSON), ttl ms, digest of its actions ('' knows any), how many tags follow, tags,
 --         lanes...
 -- Returns {code}
@@ -8,7 +8,8 @@
 if moved() then return {MOVED} end
 local digest, tags = ARGV[6], tonumber(ARGV[7])
 local lanes = table.concat({unpack(ARGV, 8 + tags)}, ' ')
-call('HSET', WORKERS, ARGV[3], digits(NOW + ARGV[5]) .. '\n' .. lanes .. '\n' .. ARGV[4])
+call('ZADD', WORKERS, digits(NOW + ARGV[5]), ARGV[3])
+call('HSET', INFO, ARGV[3], lanes .. '\n' .. ARGV[4])
 if digest == '' then
   call('HDEL', KNOWS, ARGV[3])
 else

@@ -1,7 +1,7 @@
 -- End a direct job as dead: its bytes and its error are kept. (A row is only forgotten: its row says that it is dead.)
--- KEYS[1] prefix; built: meta dead known:<db>:<chunk> lanes ring:<pool> bin:<pool>:<seat> ones:<pool>
+-- KEYS[1] prefix; built: meta dead known:<db>:<chunk> lanes lanes:<db> ring:<pool> bin:<pool>:<seat> ones:<pool>
 --         delayed:<lane number>:<priority> heads behind key:<db>:<tag> leases held:<lane> tries direct rules
---         slots:<db>:<limit> buckets full wakes turns parked unknown knows knows:<digest> free hand:<consumer>
+--         slots:<db>:<limit> buckets full wakes turns parked unknown knows knows:<digest> free idle:<lane> hand:<consumer>
 --         strange
 -- ARGV    generation, now, entry, lane, error
 -- Returns {code, 1, or 0 when the lease was lost}

@@ -1,7 +1,7 @@
 -- Hand jobs to a consumer: promote what is due, then what was handed to it and not read, then the oldest ready ones.
--- KEYS[1] prefix; built: meta lanes ring:<pool> bin:<pool>:<seat> ones:<pool> delayed:<lane number>:<priority> heads
+-- KEYS[1] prefix; built: meta lanes lanes:<db> ring:<pool> bin:<pool>:<seat> ones:<pool> delayed:<lane number>:<priority> heads
 --         behind key:<db>:<tag> leases held:<lane> tries direct rules slots:<db>:<limit> buckets full wakes turns
---         parked unknown knows knows:<digest> free hand:<consumer> strange
+--         parked unknown knows knows:<digest> free idle:<lane> hand:<consumer> strange
 -- ARGV    generation, now, half lease ms, consumer, free, prefetch, wait ms, lanes...
 -- Returns {code, ms to block for (0: do not), {entry, meta, payload or '' for each}}
 -- Flags   allow-oom
@@ -9,7 +9,8 @@ if beat_or_moved(tonumber(ARGV[3])) then return {MOVED} end
 
 local consumer, free, prefetch, wait = ARGV[4], tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
 local lanes = {unpack(ARGV, 8)}
-call('HDEL', FREE, consumer)
+local waited = read_free(call('HGET', FREE, consumer))
+if waited then stop_waiting(consumer, waited.lanes) end
 local promoted = work_off()
 for _, lane in ipairs(lanes) do promoted = promoted + promote(lane) end
 promoted = promoted + wake_known(consumer, lanes)
@@ -33,7 +34,7 @@ local opens_ms = opens_at -- of our pick: others' follow
 if promoted > 0 or met_unknown then hand_off() end
 if flat[1] or wait == 0 or free == 0 then return {OK, 0, flat} end
 
-local block = math.min(wait, 1000)
+local block = math.min(wait, LONGEST_BLOCK)
 for _, lane in ipairs(lanes) do
   local due = next_due(lane)
   if due then block = math.max(1, math.min(block, due - NOW)) end
@@ -42,5 +43,7 @@ local waking = tonumber(call('ZRANGE', WAKES, 0, 0, 'WITHSCORES')[2])
 if waking then block = math.max(1, math.min(block, waking - NOW)) end
 if opens_ms then block = math.max(1, math.min(block, opens_ms - NOW)) end
 -- Shorter than the read, so that nothing is handed to a reader that has just given up; what is, its next claim reads.
-call('HSET', FREE, consumer, digits(free) .. ' ' .. digits(NOW + block) .. '\n' .. table.concat(lanes, '\n'))
+local till = digits(NOW + block)
+call('HSET', FREE, consumer, digits(free) .. ' ' .. till .. '\n' .. table.concat(lanes, '\n'))
+for _, lane in ipairs(lanes) do call('ZADD', idle_key(lane), till, consumer) end
 return {OK, block, flat}

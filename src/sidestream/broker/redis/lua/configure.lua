@@ -1,7 +1,7 @@
 -- Let rules govern a database. Slots are counted anew from the leases; what may go on is looked at by the claims that follow.
--- KEYS[1] prefix; built: meta lanes ring:<pool> bin:<pool>:<seat> ones:<pool> delayed:<lane number>:<priority> heads
+-- KEYS[1] prefix; built: meta lanes lanes:<db> ring:<pool> bin:<pool>:<seat> ones:<pool> delayed:<lane number>:<priority> heads
 --         behind key:<db>:<tag> leases held:<lane> tries direct rules slots:<db>:<limit> buckets full wakes turns
---         parked unknown knows knows:<digest> free hand:<consumer> strange
+--         parked unknown knows knows:<digest> free idle:<lane> hand:<consumer> strange
 -- ARGV    generation, now, database (16 hex digits), version, digest of the bytes, rules (MessagePack)
 -- Returns {code, 1, or 0 when newer ones govern it, or these do}
 -- Flags   allow-oom
@@ -42,5 +42,6 @@ if before then
 end
 call('HDEL', META, 'sweep:' .. database)
 call('ZADD', WAKES, NOW_TEXT, 's' .. database)
+all_made_ready(database)
 serve_waiting()
 return {OK, 1}

@@ -1,7 +1,7 @@
 -- Remove a waiting reference whose row ended; its known bit goes too, so that a retry by a person publishes it again.
--- KEYS[1] prefix; built: meta known:<db>:<chunk> lanes ring:<pool> bin:<pool>:<seat> ones:<pool>
+-- KEYS[1] prefix; built: meta known:<db>:<chunk> lanes lanes:<db> ring:<pool> bin:<pool>:<seat> ones:<pool>
 --         delayed:<lane number>:<priority> heads behind key:<db>:<tag> leases held:<lane> tries direct rules
---         slots:<db>:<limit> buckets full wakes turns parked unknown knows knows:<digest> free hand:<consumer>
+--         slots:<db>:<limit> buckets full wakes turns parked unknown knows knows:<digest> free idle:<lane> hand:<consumer>
 --         strange
 -- ARGV    generation, now, reference, lane, priority
 -- Returns {code, 1, or 0 when it is handed off or nowhere}

@@ -1,7 +1,7 @@
 -- Say where one reference is and what it waits for.
--- KEYS[1] prefix; built: meta lanes ring:<pool> bin:<pool>:<seat> ones:<pool> delayed:<lane number>:<priority> heads
+-- KEYS[1] prefix; built: meta lanes lanes:<db> ring:<pool> bin:<pool>:<seat> ones:<pool> delayed:<lane number>:<priority> heads
 --         behind key:<db>:<tag> leases held:<lane> tries direct rules slots:<db>:<limit> buckets full wakes turns
---         parked unknown knows knows:<digest> free hand:<consumer> strange
+--         parked unknown knows knows:<digest> free idle:<lane> hand:<consumer> strange
 -- ARGV    generation, now, reference, lane, priority
 -- Returns {code, place (places.lua), scope, until ms, rank, consumer, reference of each holder (at most ten)...}
 -- Flags   allow-oom

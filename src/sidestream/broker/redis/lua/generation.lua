@@ -1,10 +1,8 @@
--- Which life of the contents this is.
+-- Which life of the contents this is, and of which of these databases all open rows were published in it.
 -- KEYS[1] prefix; built: meta
--- ARGV    none used (generation and now as everywhere)
--- Returns {code, generation number ('0': none was begun), 'built:<db>'...}
+-- ARGV    none used, now, then databases (16 hex digits each)
+-- Returns {code, generation number ('0': none was begun), 1 or 0 for each database}
 -- Flags   no-writes
 local answer = {OK, call('HGET', META, 'gen') or '0'}
-for _, field in ipairs(call('HKEYS', META)) do
-  if sub(field, 1, 6) == 'built:' then answer[#answer + 1] = sub(field, 7) end
-end
+for i = 3, #ARGV do answer[#answer + 1] = call('HEXISTS', META, 'built:' .. ARGV[i]) end
 return answer

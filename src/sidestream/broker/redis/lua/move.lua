@@ -1,7 +1,7 @@
 -- Give a waiting reference another priority; it keeps its first-ready time.
--- KEYS[1] prefix; built: meta lanes ring:<pool> bin:<pool>:<seat> ones:<pool> delayed:<lane number>:<priority> heads
+-- KEYS[1] prefix; built: meta lanes lanes:<db> ring:<pool> bin:<pool>:<seat> ones:<pool> delayed:<lane number>:<priority> heads
 --         behind key:<db>:<tag> leases held:<lane> tries direct rules slots:<db>:<limit> buckets full wakes turns
---         parked unknown knows knows:<digest> free hand:<consumer> strange
+--         parked unknown knows knows:<digest> free idle:<lane> hand:<consumer> strange
 -- ARGV    generation, now, reference, lane, priority that it is thought to have, new priority
 -- Returns {code, 1, or 0 when it is handed off or nowhere}
 -- Flags   allow-oom
@@ -22,6 +22,7 @@ elseif found ~= NOWHERE and priority ~= new then
   -- The new place first: a parked pool that is empty for a moment would forget when it is looked at.
   if found == READY then
     put(pool, seat_of(reference, new), {ready, reference})
+    made_ready(lane)
   else
     park(pool, reference, lane, new, ready)
   end

@@ -1,8 +1,8 @@
 -- Make jobs claimable. Idempotent: a row whose known bit is set, or a direct job whose bytes are held, is skipped.
 -- Refused as a whole when Redis is out of memory (no allow-oom flag above).
--- KEYS[1] prefix; built: meta dead known:<db>:<chunk> lanes ring:<pool> bin:<pool>:<seat> ones:<pool>
+-- KEYS[1] prefix; built: meta dead known:<db>:<chunk> lanes lanes:<db> ring:<pool> bin:<pool>:<seat> ones:<pool>
 --         delayed:<lane number>:<priority> heads behind key:<db>:<tag> leases held:<lane> tries direct rules
---         slots:<db>:<limit> buckets full wakes turns parked unknown knows knows:<digest> free hand:<consumer>
+--         slots:<db>:<limit> buckets full wakes turns parked unknown knows knows:<digest> free idle:<lane> hand:<consumer>
 --         strange
 -- ARGV    generation, now, force (1: publish known rows too, unless they are found in some place), then for each lane:
 --         lane, how many jobs, and for each of them: reference, priority, due ms (0: now; with a leading + it was attempted
@@ -72,6 +72,7 @@ while ARGV[at] do
   local seat, bin = nil, nil
   local function fill()
     for its, words in pairs(bins) do put(ready_pool(lane), its, words) end
+    if next(bins) then made_ready(lane) end
     for priority, words in pairs(later) do call('ZADD', delayed_key(lane, priority), unpack(words)) end
     bins, later, seat = {}, {}, nil
   end
@@ -115,6 +116,6 @@ while ARGV[at] do
 end
 if payloads[1] then call('HSET', DIRECT, unpack(payloads)) end
 if straight and hand_straight(unpack(straight)) then return {OK, count} end
-if straight then put(ready_pool(straight[2]), seat_of(straight[1], straight[3]), {NOW_TEXT, straight[1]}) end
+if straight then place(straight[1], straight[2], straight[3], NOW, 0) end
 if count > 0 or freed then hand_off() end
 return {OK, count}

@@ -1,7 +1,7 @@
 -- In a new generation: a consumer states what it holds. A job that somebody else holds by now is not given back.
--- KEYS[1] prefix; built: meta known:<db>:<chunk> lanes ring:<pool> bin:<pool>:<seat> ones:<pool>
+-- KEYS[1] prefix; built: meta known:<db>:<chunk> lanes lanes:<db> ring:<pool> bin:<pool>:<seat> ones:<pool>
 --         delayed:<lane number>:<priority> heads behind key:<db>:<tag> leases held:<lane> tries direct rules
---         slots:<db>:<limit> buckets full wakes turns parked unknown knows knows:<digest> free hand:<consumer>
+--         slots:<db>:<limit> buckets full wakes turns parked unknown knows knows:<digest> free idle:<lane> hand:<consumer>
 --         strange
 -- ARGV    generation, now, consumer, then for each job: reference, lane, priority, ready ms, payload ('' for a row),
 --         attempts, crashes, releases

@@ -1,7 +1,7 @@
 -- Take over deliveries whose lease ran out, oldest first, at most 100.
--- KEYS[1] prefix; built: meta workers lanes ring:<pool> bin:<pool>:<seat> ones:<pool>
+-- KEYS[1] prefix; built: meta workers info lanes lanes:<db> ring:<pool> bin:<pool>:<seat> ones:<pool>
 --         delayed:<lane number>:<priority> heads behind key:<db>:<tag> leases held:<lane> tries direct rules
---         slots:<db>:<limit> buckets full wakes turns parked unknown knows knows:<digest> free hand:<consumer>
+--         slots:<db>:<limit> buckets full wakes turns parked unknown knows knows:<digest> free idle:<lane> hand:<consumer>
 --         strange
 -- ARGV    generation, now, consumer, lease ms, grace ms, lanes...
 -- Returns {code, 1 when there may be more, then for each: {entry, meta, payload or '', deliveries, who lost it}}
@@ -37,14 +37,13 @@ for at = 1, #flat, 3 do
   answer[#answer + 1] = {flat[at], flat[at + 1], flat[at + 2], tonumber(count), losers[reference]}
 end
 
-local workers = call('HGETALL', WORKERS)
-for i = 1, #workers, 2 do
-  local till = string.match(workers[i + 1], '^(%d+)\n')
-  if not till or tonumber(till) < NOW then
-    call('HDEL', WORKERS, workers[i])
-    call('HDEL', KNOWS, workers[i])
-    call('DEL', hand_key(workers[i])) -- what it did not read, its leases run out
-  end
+for _, worker in ipairs(call('ZRANGE', WORKERS, '-inf', '(' .. NOW_TEXT, 'BYSCORE', 'LIMIT', 0, 100)) do
+  local waited = read_free(call('HGET', FREE, worker))
+  if waited then stop_waiting(worker, waited.lanes) end
+  call('ZREM', WORKERS, worker)
+  call('HDEL', INFO, worker)
+  call('HDEL', KNOWS, worker)
+  call('DEL', hand_key(worker)) -- what it did not read, its leases run out
 end
 local full = call('ZRANGE', FULL, '-inf', NOW_TEXT, 'BYSCORE', 'LIMIT', 0, 500)
 if full[1] then
@@ -52,5 +51,6 @@ if full[1] then
   call('ZREM', FULL, unpack(full))
 end
 mend_slots({unpack(ARGV, 6)})
+for i = 6, #ARGV do made_ready(ARGV[i]) end -- whatever kept it from those who wait
 hand_off()
 return answer

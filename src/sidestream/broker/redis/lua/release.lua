@@ -1,7 +1,7 @@
 -- Hand one job back, to its old place, or after a delay, or behind its key.
--- KEYS[1] prefix; built: meta lanes ring:<pool> bin:<pool>:<seat> ones:<pool> delayed:<lane number>:<priority> heads
+-- KEYS[1] prefix; built: meta lanes lanes:<db> ring:<pool> bin:<pool>:<seat> ones:<pool> delayed:<lane number>:<priority> heads
 --         behind key:<db>:<tag> leases held:<lane> tries direct rules slots:<db>:<limit> buckets full wakes turns
---         parked unknown knows knows:<digest> free hand:<consumer> strange
+--         parked unknown knows knows:<digest> free idle:<lane> hand:<consumer> strange
 -- ARGV    generation, now, entry, lane, ready ms,
 --         delay ms ('' grows with the releases), blocked (1: an open job of its key stands before it),
 --         attempt (1: charge one), crash (1: charge one), count (1: count this release),

@@ -1,7 +1,7 @@
 -- Open dead direct jobs again, ready now, their failures forgiven. One whose bytes are held again is only forgotten as dead.
--- KEYS[1] prefix; built: meta dead lanes ring:<pool> bin:<pool>:<seat> ones:<pool> delayed:<lane number>:<priority>
+-- KEYS[1] prefix; built: meta dead lanes lanes:<db> ring:<pool> bin:<pool>:<seat> ones:<pool> delayed:<lane number>:<priority>
 --         heads behind key:<db>:<tag> leases held:<lane> tries direct rules slots:<db>:<limit> buckets full wakes
---         turns parked unknown knows knows:<digest> free hand:<consumer> strange
+--         turns parked unknown knows knows:<digest> free idle:<lane> hand:<consumer> strange
 -- ARGV    generation, now, uuid (16 bytes) of each
 -- Returns {code, how many are open again}
 -- Flags   none

@@ -1,7 +1,7 @@
 -- Final: forget jobs, clear their known bits, free their keys. Works when Redis is out of memory.
--- KEYS[1] prefix; built: meta known:<db>:<chunk> lanes ring:<pool> bin:<pool>:<seat> ones:<pool>
+-- KEYS[1] prefix; built: meta known:<db>:<chunk> lanes lanes:<db> ring:<pool> bin:<pool>:<seat> ones:<pool>
 --         delayed:<lane number>:<priority> heads behind key:<db>:<tag> leases held:<lane> tries direct rules
---         slots:<db>:<limit> buckets full wakes turns parked unknown knows knows:<digest> free hand:<consumer>
+--         slots:<db>:<limit> buckets full wakes turns parked unknown knows knows:<digest> free idle:<lane> hand:<consumer>
 --         strange
 -- ARGV    generation, now, then for each lane: lane, how many jobs, the entry of each
 -- Returns {code, position of each lost lease among all entries (from 1)...}

@@ -3,7 +3,7 @@
 -- KEYS[1] the prefix; ARGV[1] the caller's generation number, ARGV[2] a test's clock in Unix ms, or '' for this server's own.
 local OK, MOVED = 0, 1
 local KEYS, ARGV, call, sub, byte, NOW, NOW_TEXT
-local P, META, LANES, DIRECT, TRIES, DEAD, HEADS, BEHIND, LEASES, FREE, WORKERS, STRANGE
+local P, META, LANES, DIRECT, TRIES, DEAD, HEADS, BEHIND, LEASES, FREE, WORKERS, INFO, TASKS, STRANGE
 local RULES, BUCKETS, WAKES, TURNS, KNOWS, PARKED, UNKNOWN, FULL
 
 -- Lua prints large numbers with an exponent; Redis and Python want digits.
@@ -13,6 +13,10 @@ local function digits(number) return string.format('%d', number) end
 local lane_numbers
 -- The rules of a database, read once a call (rules.lua).
 local rules_seen
+-- Lanes in which something became claimable in this call: hand_off looks at their readers, and at nobody else's.
+local ready_lanes
+-- Lanes in which this call met a job whose action somebody did not know.
+local unknown_in
 
 local function begin_call(keys, argv)
   KEYS, ARGV, call, sub, byte = keys, argv, redis.call, string.sub, string.byte -- while it is loaded none of them exists
@@ -20,7 +24,8 @@ local function begin_call(keys, argv)
     P = KEYS[1]
     META, LANES, DIRECT, TRIES, DEAD = P .. 'meta', P .. 'lanes', P .. 'direct', P .. 'tries', P .. 'dead'
     HEADS, BEHIND, LEASES = P .. 'heads', P .. 'behind', P .. 'leases'
-    FREE, WORKERS, STRANGE = P .. 'free', P .. 'workers', P .. 'strange'
+    FREE, WORKERS, INFO, TASKS = P .. 'free', P .. 'workers', P .. 'info', P .. 'tasks'
+    STRANGE = P .. 'strange'
     RULES, BUCKETS, WAKES, TURNS = P .. 'rules', P .. 'buckets', P .. 'wakes', P .. 'turns'
     KNOWS, PARKED, UNKNOWN, FULL = P .. 'knows', P .. 'parked', P .. 'unknown', P .. 'full'
   end
@@ -30,10 +35,10 @@ local function begin_call(keys, argv)
     NOW = time[1] * 1000 + math.floor(time[2] / 1000)
   end
   NOW_TEXT = digits(NOW)
-  lane_numbers, rules_seen = {}, {}
+  lane_numbers, rules_seen, ready_lanes, unknown_in = {}, {}, {}, {}
 end
 
--- lanes: lane -> its number in this generation, given when a job first enters it.
+-- lanes: lane -> its number in this generation, given when a job first enters it; lanes:<database>: the lanes of a database.
 local function lane_number(lane)
   local number = lane_numbers[lane]
   if not number then
@@ -41,6 +46,7 @@ local function lane_number(lane)
     if not number then
       number = digits(call('HINCRBY', META, 'lane', 1))
       call('HSET', LANES, lane, number)
+      call('SADD', P .. 'lanes:' .. sub(lane, 1, 16), lane)
     end
     lane_numbers[lane] = number
   end
@@ -49,7 +55,19 @@ end
 
 local function delayed_key(lane, priority) return P .. 'delayed:' .. lane_number(lane) .. ':' .. priority end
 local function held_key(lane) return P .. 'held:' .. lane end
+local function idle_key(lane) return P .. 'idle:' .. lane end
 local function hand_key(consumer) return P .. 'hand:' .. consumer end
+
+-- Something in a lane may be handed out that could not be before.
+local function made_ready(lane)
+  if not ready_lanes[lane] then
+    ready_lanes[lane] = true
+    ready_lanes[#ready_lanes + 1] = lane
+  end
+end
+local function all_made_ready(database)
+  for _, lane in ipairs(call('SMEMBERS', P .. 'lanes:' .. database)) do made_ready(lane) end
+end
 
 local function moved()
   local generation = call('HGET', META, 'gen')

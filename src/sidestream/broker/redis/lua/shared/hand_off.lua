@@ -1,13 +1,24 @@
 -- The straight path. free: consumer -> "<children> <until_ms>" and its lanes, one a line, announced by readers that
--- block on hand:<consumer>. Whoever makes a job ready gives the oldest ready jobs to the readers that wait for them, no
--- more than they can run. An element of that list: entry, meta, a line feed, payload.
+-- block on hand:<consumer>; idle:<lane>: those readers of a lane by until_ms. Whoever makes a job ready gives the oldest ready
+-- jobs of its lane to the readers that wait for them, no more than they can run. An element of that list: entry, meta, a line
+-- feed, payload.
+local LONGEST_BLOCK = 1000 -- ms; whoever seems to wait for longer waited before this server's clock was set back
 local function read_free(told)
-  local children, till, names = string.match(told, '^(%d+) (%d+)\n(.+)$')
-  if not children or tonumber(till) < NOW then return nil end
+  local children, till, names = string.match(told or '', '^(%d+) (%d+)\n(.+)$')
+  if not children then return nil end
   local lanes = {}
   for lane in string.gmatch(names, '[^\n]+') do lanes[#lanes + 1] = lane end
-  return {children = tonumber(children), till = till, names = names, lanes = lanes}
+  till = tonumber(till)
+  return {children = tonumber(children), till = till, names = names, lanes = lanes,
+          waits = till >= NOW and till <= NOW + LONGEST_BLOCK}
 end
+-- A reader waits no longer: it reads, or has as much as it can run.
+local function stop_waiting(consumer, lanes)
+  call('HDEL', FREE, consumer)
+  for _, lane in ipairs(lanes) do call('ZREM', idle_key(lane), consumer) end
+end
+local hand_off, hand_straight
+do
 -- What was granted to a reader goes to its list.
 local function hand_over(consumer, reader, flat)
   local elements = {}
@@ -18,47 +29,60 @@ local function hand_over(consumer, reader, flat)
   call('RPUSH', hand_key(consumer), unpack(elements))
   -- Its leases run out long before; the list of a reader that never announced itself goes by itself.
   call('PEXPIRE', hand_key(consumer), 600000)
-  if #elements == reader.children then
-    call('HDEL', FREE, consumer)
+  reader.children = reader.children - #elements
+  if reader.children == 0 then
+    stop_waiting(consumer, reader.lanes)
   else
-    call('HSET', FREE, consumer, digits(reader.children - #elements) .. ' ' .. reader.till .. '\n' .. reader.names)
+    call('HSET', FREE, consumer, digits(reader.children) .. ' ' .. reader.till .. '\n' .. reader.names)
   end
 end
-local function hand_to(consumer, told)
-  local reader = read_free(told)
-  if not reader then
-    call('HDEL', FREE, consumer)
-    return
-  end
-  wake_known(consumer, reader.lanes)
-  hand_over(consumer, reader, grant(consumer, pick(reader.lanes, reader.children, 0, consumer)))
-end
-local function hand_off()
-  local unknown = false
-  for _ = 1, 2 do -- again when somebody met an action that he does not know: one before him may
-    local announced = call('HGETALL', FREE)
-    if not announced[1] then return end
-    for i = 1, #announced, 2 do
-      hand_to(announced[i], announced[i + 1])
-      unknown = unknown or met_unknown
+-- The reader of a lane that waits for longest, of those whose actions (a digest) are not in `spent`.
+local function next_reader(lane, spent)
+  while true do
+    local consumer
+    if not next(spent) then
+      consumer = call('ZRANGE', idle_key(lane), 0, 0)[1]
+    else
+      local all = call('ZRANGE', idle_key(lane), 0, 999)
+      local digests = all[1] and call('HMGET', KNOWS, unpack(all)) or {}
+      for i, one in ipairs(all) do
+        if not consumer and not spent[digests[i] or ''] then consumer = one end
+      end
     end
-    if not unknown then return end
+    if not consumer then return nil end
+    local reader = read_free(call('HGET', FREE, consumer))
+    if reader and reader.waits then return consumer, reader end
+    stop_waiting(consumer, reader and reader.lanes or {})
+    call('ZREM', idle_key(lane), consumer)
+  end
+end
+-- What is ready in a lane goes to its readers, up to one who could run more. Others get what that one does not know.
+local function hand_out(lane)
+  local spent = {}
+  while unknown_in[lane] or not is_empty(ready_pool(lane)) do
+    local consumer, reader = next_reader(lane, spent)
+    if not consumer then return end
+    if unknown_in[lane] then wake_known(consumer, reader.lanes) end
+    hand_over(consumer, reader, grant(consumer, pick(reader.lanes, reader.children, 0, consumer)))
+    if reader.children > 0 then
+      if not unknown_in[lane] then return end
+      spent[call('HGET', KNOWS, consumer) or ''] = true
+    end
+  end
+end
+function hand_off()
+  local at = 1
+  while ready_lanes[at] do -- it grows meanwhile: what somebody did not know is woken for somebody else
+    hand_out(ready_lanes[at])
+    at = at + 1
   end
 end
 -- The commonest job of an idle shard, ready and without a key, where nothing waits: it goes to the first reader of its lane
 -- without passing through the pool, which is half the calls. Answers whether it went; everything is left as hand_off leaves it.
-local function hand_straight(reference, lane, priority)
-  local announced, consumer, reader, mine = call('HGETALL', FREE), nil, nil, nil
-  for i = 1, #announced, 2 do
-    reader = read_free(announced[i + 1])
-    if not reader then return false end
-    for _, its in ipairs(reader.lanes) do
-      if its == lane then consumer = announced[i] end
-    end
-    if consumer then break end
-  end
+function hand_straight(reference, lane, priority)
+  local consumer, reader = next_reader(lane, {})
   if not consumer then return false end
-  local open, waiting = served(reader.lanes), {UNKNOWN}
+  local open, waiting, mine = served(reader.lanes), {UNKNOWN}, nil
   for _, one in ipairs(open) do
     if one.lane == lane then mine = one end
     waiting[#waiting + 1] = ring_key(one.pool)
@@ -79,6 +103,7 @@ local function hand_straight(reference, lane, priority)
   end
   hand_over(consumer, reader, grant(consumer, {reference}, {NOW_TEXT}, {lane}, {priority}))
   return true
+end
 end
 -- Something that is looked at in wakes changed: where readers wait nobody's claim would do it at once.
 local function serve_waiting()

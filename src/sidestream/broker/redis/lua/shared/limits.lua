@@ -28,7 +28,11 @@ local function tokens_of(database, name, numbers)
   local tokens, kept = burst, call('HGET', BUCKETS, database .. ':' .. name)
   if kept then
     local had, at, old_rate, old_burst = string.match(kept, '^(%S+) (%d+) (%S+) (%d+)$')
-    local passed = math.max(0, NOW - at) / 1000
+    if tonumber(at) > NOW then -- this server's clock was set back: it is counted from now
+      at = NOW_TEXT
+      call('HSET', BUCKETS, database .. ':' .. name, table.concat({had, at, old_rate, old_burst}, ' '))
+    end
+    local passed = (NOW - at) / 1000
     if had + passed * old_rate < old_burst - 0.000001 then tokens = math.min(burst, had + passed * rate) end
   end
   if tokens > 0.999999 then return tokens, NOW end

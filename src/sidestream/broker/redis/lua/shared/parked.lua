@@ -73,31 +73,28 @@ local function free_slots(reference, lane)
     if list[i + 1][1] >= 0 and call('SREM', slots_key(database, name), reference) == 1 then
       freed = true
       local pool = 'l' .. database .. ':' .. name
-      local kind = byte(name)
-      if (kind == 97 or kind == 107) and not is_empty(pool) then wake_limit(pool, 1) end -- a, k
+      local kind = sub(name, 1, 1)
+      if kind == 'g' then
+        all_made_ready(database)
+      elseif kind == 'q' then
+        made_ready(lane)
+      elseif not is_empty(pool) then
+        wake_limit(pool, 1)
+      end
     end
   end
   return freed
 end
 
--- The lanes of a database, with their numbers: lane, number, ...
-local function lanes_of(database)
-  local found, all = {}, call('HGETALL', LANES)
-  for i = 1, #all, 2 do
-    if sub(all[i], 1, 16) == database then
-      found[#found + 1] = all[i]
-      found[#found + 1] = all[i + 1]
-    end
-  end
-  return found
-end
 -- A group goes on: its bins take their seats again.
 local function resume_group(database, group)
-  local lanes = lanes_of(database)
-  for i = 2, #lanes, 2 do
+  for _, lane in ipairs(call('SMEMBERS', P .. 'lanes:' .. database)) do
     for priority = 0, 9 do
-      local pool, seat = 'r' .. lanes[i], priority .. group
-      if first_of(pool, seat) then take_seat(pool, seat) end
+      local pool, seat = ready_pool(lane), priority .. group
+      if first_of(pool, seat) then
+        take_seat(pool, seat)
+        made_ready(lane)
+      end
     end
   end
 end
@@ -158,8 +155,9 @@ local function mend_slots(lanes)
     local rules = rules_of(lane)
     if rules and rules.limited then
       limited = true
-      if rules.everything then mend(database_of(lane), 'g', 100) end
-      if rules.by_queue[queue_of(lane)] then mend(database_of(lane), 'q' .. queue_of(lane), 100) end
+      local database, queue = database_of(lane), queue_of(lane)
+      if rules.everything and mend(database, 'g', 100) then all_made_ready(database) end
+      if rules.by_queue[queue] and mend(database, 'q' .. queue, 100) then made_ready(lane) end
     end
   end
   if not limited then return end

@@ -89,6 +89,8 @@ local function pick(lanes, free, prefetch, consumer)
     local pool
     if known and not known[action] then
       pool, met_unknown = 'u' .. lane_number(one.lane) .. ':' .. hex(action), true
+      unknown_in[one.lane] = true
+      made_ready(one.lane) -- somebody else may know it
     elseif rules.picky then
       if rules.actions[action] then
         pool = 'p' .. one.database .. ':a' .. hex(action)

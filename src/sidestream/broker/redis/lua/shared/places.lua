@@ -7,6 +7,7 @@ local function place(reference, lane, priority, ready, due)
     call('ZADD', delayed_key(lane, priority), digits(due), reference)
   else
     put(ready_pool(lane), seat_of(reference, priority), {digits(ready), reference})
+    made_ready(lane)
   end
 end
 local function handed_off(reference) return call('HEXISTS', LEASES, reference) == 1 end

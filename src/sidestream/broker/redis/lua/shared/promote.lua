@@ -39,6 +39,7 @@ local function promote(lane)
     end
   end
   for seat, words in pairs(bins) do put(ready_pool(lane), seat, words) end
+  if next(bins) then made_ready(lane) end
   return gone
 end
 -- The ms at which something in a lane is due, or nil.
