@@ -39,6 +39,8 @@ class Rig:
             "SIDESTREAM_CAREFUL_SECONDS": "0",
         }
         self.dsn = dsn
+        #: Readable for the worker's user, too.
+        self.folder = folder
         self.log = folder / "worker.log"
         self.settings = Settings(
             database_url=dsn, redis_url=redis_url, data_dir=folder / "data", signing_keys=f"k1:{'s' * 32}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import subprocess
 import time
 from pathlib import Path
@@ -150,6 +151,28 @@ actions.three_step("ship.slow", read=_read_slow, call=_call_slow, write=_write_s
 @actions.action("parent")
 def parent(context: Context) -> None:
     context.enqueue("note", ("from the parent",))
+
+
+@actions.action("fan.out")
+def fan_out(context: Context, jobs: int, delay: float) -> None:
+    for _ in range(jobs):
+        context.enqueue("nothing", delay=delay)
+
+
+@actions.action("nothing")
+def nothing(context: Context) -> None:
+    """Do nothing: a follow-up job that is only counted."""
+
+
+@actions.action("garble")
+def garble(context: Context) -> None:
+    """Write into the socket of the worker what no child ever says."""
+    _note(context, "never seen")
+    for number in range(3, 64):
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(number)) as end:
+            if end.family == socket.AF_UNIX and end.type == socket.SOCK_SEQPACKET:
+                end.send(b"\xc1 nobody can read this")
+    time.sleep(60)
 
 
 @actions.action("parent.fails", retry=RetryPolicy(max_attempts=1))

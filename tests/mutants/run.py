@@ -59,6 +59,9 @@ MUTANTS = (
     Mutant("slot-in-pieces", ("tests/unit/test_slots.py",)),
     Mutant("limit-not-held", ("tests/acceptance/test_sharing.py",)),
     Mutant("leases-of-the-other-broker-not-counted", ("tests/acceptance/test_limits_redis_away.py",)),
+    Mutant(
+        "follow-ups-in-one-packet", ("tests/acceptance/test_fan_out.py::test_a_fan_out_job_leaves_bystanders_alone",)
+    ),
     Mutant("odoo-effect-before-done", ("tests/odoo/test_kills.py",), ODOO_LIMIT),
 )
 

@@ -37,7 +37,7 @@ import os, socket, sys, time
 import msgpack
 control = socket.socket(fileno=int(sys.argv[1]))
 control.recv(1 << 16)
-control.send(msgpack.packb(("ready", [])))
+control.send(msgpack.packb(("ready",)))
 packet, (end,), _, _ = socket.recv_fds(control, 4096, 1)
 pid = os.fork()
 if pid == 0:
@@ -56,7 +56,7 @@ import os, socket, sys
 import msgpack
 control = socket.socket(fileno=int(sys.argv[1]))
 control.recv(1 << 16)
-control.send(msgpack.packb(("ready", [])))
+control.send(msgpack.packb(("ready",)))
 
 def fork():
     packet, (end,), _, _ = socket.recv_fds(control, 4096, 1)
@@ -140,8 +140,10 @@ def test_a_queue_that_is_not_served_is_told_when_its_actions_are_known(
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     facts = [ActionFacts(name, bytes([at] * 4), None, RetryPolicy(), queue) for at, (name, queue) in enumerate(QUEUES)]
     for _ in range(2):  # a zygote that is started anew and knows the same says nothing new
-        wire.send(theirs, ("ready", [facts_to_wire(one) for one in facts]))
-        parts.collector._zygote_says(ours)
+        wire.send(theirs, ("actions", [facts_to_wire(one) for one in facts]))
+        wire.send(theirs, ("ready",))
+        for _message in range(2):
+            parts.collector._zygote_says(ours)
     ours.close()
     theirs.close()
     assert [record.getMessage().partition(" is not served")[0] for record in caplog.records] == [

@@ -38,8 +38,24 @@ def test_a_declaration_holds_for_overrides() -> None:
 
 def test_actions_are_collected_by_model_and_method() -> None:
     assert set(collect({"sale.order": Extended, "res.partner": object})) == {"sale.order.print"}
-    with pytest.raises(InvalidName):
-        collect({"x" * 80: Extended})
+
+
+def test_a_long_name_of_a_model_and_its_method_is_served() -> None:
+    long = ".".join(["stock.rule"] * 20)
+    assert set(collect({long: Extended})) == {f"{long}.print"}
+
+
+def test_an_action_that_cannot_be_served_leaves_the_others_alone(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("sidestream.executors.model_action.tag", lambda name, size: name[:4].encode())
+    models = {"x" * 300: Extended, "sale.order": Extended, "sale.line": Extended, "res.partner": Extended}
+    assert set(collect(models)) == {"res.partner.print"}
+    assert [record.getMessage().partition(":")[0] for record in caplog.records] == [
+        "An action is not served",
+        "Actions are not served",
+    ]
+    assert "sale.line.print and sale.order.print have the same tag" in caplog.records[1].getMessage()
 
 
 @pytest.mark.parametrize(

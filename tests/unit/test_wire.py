@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import msgpack
+import pytest
+
 from sidestream.job.outcome import Bury, Release, Retry
 from sidestream.worker import wire
 
@@ -33,7 +36,7 @@ def test_a_report_arrives_with_every_kind_of_outcome() -> None:
     )
     with ours, theirs:
         wire.send_report(ours, sent)
-        assert wire.read_report(wire.receive(theirs)) == sent
+        assert wire.receive_report(theirs) == sent
 
 
 def test_a_closed_side_is_seen_as_the_end() -> None:
@@ -51,3 +54,39 @@ def test_the_largest_batch_fits_one_packet() -> None:
     with ours, theirs:
         wire.send_batch(ours, sent)
         assert wire.read_batch(wire.receive(theirs)) == sent
+
+
+def test_a_report_with_many_follow_up_jobs_comes_in_messages_that_fit() -> None:
+    ours, theirs = wire.pair()
+    jobs = [(number.to_bytes(8, "big") * 8, "q" * 63, 1 << 60, 9, True, True) for number in range(1_201)]
+    finding = wire.Finding(4, Retry(1.5, "no stock", "Traceback"), 2)
+    with ours, theirs:
+        wire.send_report(ours, wire.Report(7, 5, True, [finding], {b"abcd": (1, 2)}, jobs, True, True))
+        first, second, last = (wire.receive_report(theirs) for _ in range(3))
+        ours.close()
+        assert wire.receive_report(theirs) is None
+    for one in (first, second):
+        assert one is not None
+        assert one._replace(follow_ups=[]) == wire.Report(7, 0, False, [], {}, [], False)
+    assert last is not None
+    assert last._replace(follow_ups=[]) == wire.Report(7, 5, True, [finding], {b"abcd": (1, 2)}, [], True, True)
+    assert [*first.follow_ups, *second.follow_ups, *last.follow_ups] == jobs  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("packet", "said"),
+    [
+        (b"x" * (wire.PACKET + 1), "cut off"),
+        (b"\xc1", "not msgpack"),
+        (b"\xda\xff", "not msgpack"),
+        (msgpack.packb(["ready"]), "no report"),
+        (msgpack.packb((1, 1, True, [(0, 9, "x", 0)], {}, [], False, False)), "no report"),
+        (msgpack.packb((1, 1, True, [], [], [], False, False)), "no report"),
+    ],
+)
+def test_what_cannot_be_read_is_told_apart(packet: bytes, said: str) -> None:
+    ours, theirs = wire.pair()
+    with ours, theirs:
+        ours.send(packet)
+        with pytest.raises(wire.BadPacket, match=said):
+            wire.receive_report(theirs)

@@ -6,17 +6,20 @@ Nothing here imports odoo: the addon makes these values, the ORM executor collec
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
-from sidestream.errors import ActionError, DuplicateAction, SettingsError
+from sidestream.errors import ActionError, InvalidName, SettingsError
 from sidestream.job import uniqueness
 from sidestream.job.job import DEFAULT_PRIORITY, DEFAULT_QUEUE, Unique
 from sidestream.job.moments import seconds_of
 from sidestream.job.names import check_action, check_priority, check_queue, tag
 from sidestream.job.retry import RetryPolicy, policy_of
 from sidestream.job.template import fields_of
+
+log = logging.getLogger(__name__)
 
 MARK = "_sidestream_action"
 """Attribute of a function by which its declaration is found; an override needs no decorator of its own."""
@@ -138,20 +141,31 @@ def declared(model: type, method: str) -> ModelAction | None:
 def collect(registry: Mapping[str, type]) -> dict[str, ModelAction]:
     """Return every declared method of a registry's models as ``model.method``.
 
-    Raises :class:`~sidestream.errors.DuplicateAction` when two names share a tag, and
-    :class:`~sidestream.errors.InvalidName`.
+    An action that cannot be served is left out, and the log says why: its name is not allowed, or shares its tag with
+    another one, which is left out too. The others do not suffer for it.
     """
     found: dict[str, ModelAction] = {}
-    tags: dict[bytes, str] = {}
+    by_tag: dict[bytes, list[str]] = {}
     for model, cls in registry.items():
         for method in _marked(cls.__mro__):
-            name = check_action(f"{model}.{method}")
+            try:
+                name = check_action(f"{model}.{method}")
+            except InvalidName as error:
+                log.error("An action is not served: %s", error, extra={"action": "action_refused"})
+                continue
             action = declared(cls, method)
             assert action is not None
-            other = tags.setdefault(tag(name, 4), name)
-            if other != name:
-                raise DuplicateAction(f"The actions {name!r} and {other!r} have the same tag; rename one of them.")
+            by_tag.setdefault(tag(name, 4), []).append(name)
             found[name] = action
+    for names in by_tag.values():
+        if len(names) > 1:  # whoever reads a reference could not tell which one is meant
+            log.error(
+                "Actions are not served: %s have the same tag; rename one of them.",
+                " and ".join(sorted(names)),
+                extra={"action": "action_refused"},
+            )
+            for name in names:
+                del found[name]
     return found
 
 

@@ -9,7 +9,11 @@ from hashlib import blake2b
 from sidestream.errors import InvalidName
 from sidestream.job.job import LOWEST_PRIORITY
 
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,62}")
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*")
+NAME_LIMIT = 63
+"""Longest name of a queue or limit rule, in characters."""
+ACTION_LIMIT = 255
+"""The same of an action: ``model.method`` of Odoo is easily longer than the others."""
 KEY_LIMIT = 200
 """Longest ordering key, group or limit key, in characters."""
 
@@ -21,7 +25,7 @@ def check_queue(name: str) -> str:
 
 def check_action(name: str) -> str:
     """Return ``name`` if an action may be called so, else raise :class:`InvalidName`."""
-    return _check("action", name)
+    return _check("action", name, ACTION_LIMIT)
 
 
 def check_key(key: str) -> str:
@@ -77,10 +81,10 @@ def _check_text(kind: str, text: object) -> str:
     return text
 
 
-def _check(kind: str, name: object) -> str:
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
+def _check(kind: str, name: object, longest: int = NAME_LIMIT) -> str:
+    if not isinstance(name, str) or len(name) > longest or not _NAME.fullmatch(name):
         raise InvalidName(
-            f"The {kind} name {name!r:.80} is not allowed: expected 1 to 63 letters, digits, '_', '-' or '.', "
+            f"The {kind} name {name!r:.80} is not allowed: expected 1 to {longest} letters, digits, '_', '-' or '.', "
             "not beginning with '-' or '.'; rename it."
         )
     return name

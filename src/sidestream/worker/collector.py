@@ -10,7 +10,7 @@ import selectors
 import signal
 import socket
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, Protocol
 
 from sidestream.broker.protocol import Delivery
@@ -48,7 +48,11 @@ class Settling(Protocol):
         """The child that ran this one ended."""
         ...
 
-    def follow_ups(self, jobs: list[FollowUp]) -> None:
+    def hand_back(self, deliveries: list[Delivery]) -> None:
+        """Whether these ended is not known: their rows tell."""
+        ...
+
+    def follow_ups(self, jobs: Sequence[FollowUp]) -> None:
         """Publish these: the transaction that wrote their rows is committed."""
         ...
 
@@ -78,6 +82,8 @@ class Collector:
         self._selector = selectors.DefaultSelector()
         #: Children that ended, until the zygote says whether it outlived them.
         self._ended: dict[int, tuple[ChildState, Reading]] = {}
+        #: What the zygote that loads told of its actions so far.
+        self._loading: list[ActionFacts] = []
         #: When a zygote may be started (monotonic).
         self._start_at = 0.0
         #: Set when the application could not be loaded: the worker cannot go on.
@@ -108,6 +114,7 @@ class Collector:
 
     def _start_zygote(self) -> None:
         control = self._pool.start_zygote()
+        self._loading = []
         self._selector.register(control, selectors.EVENT_READ, ("control", control))
 
     def _zygote_says(self, control: socket.socket) -> None:
@@ -115,11 +122,16 @@ class Collector:
             message = wire.receive(control)
         except ConnectionResetError:
             message = None
+        except wire.BadPacket as error:
+            log.error("The zygote is ended: %s.", error, extra={"action": "zygote_unreadable"})
+            message = None
         match message:
             case None:
                 self._zygote_ended(control)
-            case ["ready", facts]:
-                known = {fact.tag: fact for fact in map(facts_from_wire, facts)}
+            case ["actions", facts]:
+                self._loading += map(facts_from_wire, facts)
+            case ["ready"]:
+                known = {fact.tag: fact for fact in self._loading}
                 if known.keys() != self._state.actions.keys():
                     self._state.announced = False
                     self._tell_unserved(known.values())
@@ -190,19 +202,22 @@ class Collector:
             self._child_ended(child)
 
     def _child_says(self, child: ChildState) -> None:
-        message = self._receive(child)
-        if message is None:
-            # End of file: the child closed or died; its pidfd tells for certain.
-            if child.end.fileno() >= 0 and child.end in self._selector.get_map():
-                self._selector.unregister(child.end)
-            return
-        self._reported(child, wire.read_report(message))
+        report = self._receive(child)
+        if report is not None:
+            self._reported(child, report)
+        elif child.end.fileno() >= 0 and child.end in self._selector.get_map():
+            # The child closed, died, or is killed for what it sent; its pidfd tells for certain.
+            self._selector.unregister(child.end)
 
-    @staticmethod
-    def _receive(child: ChildState) -> Any:
+    def _receive(self, child: ChildState) -> wire.Report | None:
+        """Return what the child says; None when nothing more is to be read of it."""
         try:
-            return wire.receive(child.end)
-        except ConnectionResetError:
+            return wire.receive_report(child.end)
+        except (BlockingIOError, ConnectionResetError):
+            return None
+        except wire.BadPacket as error:
+            log.error("Child %s is killed: %s.", child.pid, error, extra={"action": "child_unreadable"})
+            self._pool.kill(child, Doom.UNREADABLE)
             return None
 
     def _reported(self, child: ChildState, report: wire.Report) -> None:
@@ -246,8 +261,9 @@ class Collector:
             self._selector.unregister(child.pidfd)
         if child.end in self._selector.get_map():
             self._selector.unregister(child.end)
-        while (message := self._drain(child)) is not None:
-            self._reported(child, wire.read_report(message))
+        child.end.setblocking(False)
+        while child.doom is not Doom.UNREADABLE and (report := self._receive(child)) is not None:
+            self._reported(child, report)
         kill_group(child.pid)
         child.ended = True
         reading = self._slots.read(child.slot)
@@ -260,14 +276,6 @@ class Collector:
         self._state.lone_ended(child)
         if child.orphaned:
             self._buried(child.pid, signal.SIGKILL)
-
-    @staticmethod
-    def _drain(child: ChildState) -> Any:
-        child.end.setblocking(False)
-        try:
-            return wire.receive(child.end)
-        except (BlockingIOError, ConnectionResetError):
-            return None
 
     def _buried(self, pid: int, status: int) -> None:
         """The zygote reaped this child: it outlived it."""
@@ -294,11 +302,15 @@ class Collector:
         started = reading.started > 0 and reading.batch == child.batch
         position = reading.position if started else -1
         finished = [d for i, d in enumerate(deliveries) if child.reported <= i < position]
-        if finished:
+        if finished and child.doom is Doom.UNREADABLE:
+            self._settler.hand_back(finished)  # what was said of them may be what could not be read
+        elif finished:
             # Whatever did not end as done is reported at once, so these are done.
             self._settler.done(finished)
         if (interrupted := _interrupted(child, reading)) is not None:
             doom = child.doom
+            if doom is Doom.UNREADABLE:
+                doom, how = None, f"its process {doom}"
             if doom is not None:
                 state.recovering.pop(interrupted.reference, None)
             if child.doomed not in (None, interrupted.reference):

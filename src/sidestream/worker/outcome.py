@@ -21,7 +21,7 @@ def outcome_of(error: BaseException, opened: Opened) -> Outcome:
     if isinstance(error, SessionLost):
         return Release(f"{ReleaseReason.LOST}: {error}", lost=error.code)
     if isinstance(error, StoreError | LockLost):
-        return Release(f"{ReleaseReason.LOST}: {error}")
+        return Release(f"{ReleaseReason.LOST}: {error}"[:ERROR_LIMIT])
     if isinstance(error, NotNow):
         return error.release
     if isinstance(error, GiveUp):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, compress
@@ -147,7 +147,7 @@ class Settler:
 
         self._inbox.put(Task("the end of a lone start", decide, lone.delivery), urgent=True)
 
-    def follow_ups(self, jobs: list[FollowUp]) -> None:
+    def follow_ups(self, jobs: Sequence[FollowUp]) -> None:
         """Publish what a committed job enqueued."""
         publications = wire.publications(jobs, self._state.options.database)
         self._inbox.put(Task("follow-up jobs", lambda: self._publish(publications)), urgent=True)

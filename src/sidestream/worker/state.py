@@ -37,7 +37,7 @@ def holds_up_others(delivery: Delivery) -> bool:
 
 
 class Doom(StrEnum):
-    """Why a child was killed, when that is no fault of the job that it ran: the job is not charged with a crash."""
+    """Why a child was killed. The job that it ran is not charged with a crash, but for UNREADABLE."""
 
     LIMIT = "hard limit"
     LOST = "lease lost"
@@ -46,6 +46,8 @@ class Doom(StrEnum):
     ZYGOTE = "zygote died"
     #: By somebody else, with SIGTERM: a service manager or a person who stops every process of the worker.
     TERMINATED = "SIGTERM"
+    #: By us, for a message of it: whatever ran there is charged.
+    UNREADABLE = "sent a message that cannot be read"
 
 
 @dataclass(eq=False, slots=True)

@@ -1,13 +1,15 @@
 """What the supervisor, the zygote and the children say to each other.
 
 Every message is one packet of a ``SOCK_SEQPACKET`` unix socket (https://man7.org/linux/man-pages/man7/unix.7.html),
-so there is no framing; its bytes are msgpack of one of the tuples below.
+so there is no framing; its bytes are msgpack of one of the tuples below. What may be of any length (follow-up jobs, the
+actions of an application) goes in several messages, each of which fits a packet and makes sense alone.
 """
 
 from __future__ import annotations
 
 import socket
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import msgpack
 
@@ -17,6 +19,10 @@ from sidestream.job.outcome import Bury, Done, Outcome, Release, Retry
 
 PACKET = 1 << 18
 """Largest packet that is read, in bytes."""
+FOLLOW_UPS_MOST = 500
+"""Most follow-up jobs in one message (at most 200 bytes each); they are published with one call of the broker."""
+ACTIONS_MOST = 200
+"""Most actions in one message of the zygote (at most 1 KiB each)."""
 BATCH_BYTES = 96 * 1024
 """Most bytes of references and payloads in one batch; one job alone may be larger (64 KiB of arguments)."""
 
@@ -61,13 +67,18 @@ class Report(NamedTuple):
     #: action tag -> (jobs, microseconds) that ran since the last report.
     times: dict[bytes, tuple[int, int]]
     #: What the actions enqueued in their transactions.
-    follow_ups: list[FollowUp]
+    follow_ups: Sequence[FollowUp]
     #: The child wants to be replaced (age or memory).
     retiring: bool
     #: The application changed since its zygote loaded it: a new zygote is needed.
     stale: bool = False
 
 
+class BadPacket(Exception):
+    """A message is cut off or is none of ours: what its sender said is lost, and what it says next may be too."""
+
+
+Part = TypeVar("Part")
 _KINDS: dict[type, int] = {Done: 0, Retry: 1, Bury: 2, Release: 3}
 
 
@@ -85,11 +96,24 @@ def send(end: socket.socket, message: object) -> None:
 
 
 def receive(end: socket.socket) -> Any:
-    """Return the next message (tuples come back as lists), or None when the other side closed."""
-    packet = end.recv(PACKET)
+    """Return the next message (tuples come back as lists), or None when the other side closed.
+
+    Raises :class:`BadPacket`, and OSError.
+    """
+    packet, _, flags, _ = end.recvmsg(PACKET)
+    if flags & socket.MSG_TRUNC:
+        raise BadPacket(f"a message of more than {PACKET} bytes was cut off")
     if not packet:
         return None
-    return msgpack.unpackb(packet, strict_map_key=False)
+    try:
+        return msgpack.unpackb(packet, strict_map_key=False)
+    except Exception as error:  # msgpack's errors have no common class
+        raise BadPacket(f"a message of {len(packet)} bytes is not msgpack ({type(error).__name__}: {error})") from error
+
+
+def chunks(whole: Sequence[Part], most: int) -> list[Sequence[Part]]:
+    """Return ``whole`` in pieces of at most ``most``; one empty piece when it is empty."""
+    return [whole[at : at + most] for at in range(0, max(len(whole), 1), most)]
 
 
 def send_batch(end: socket.socket, batch: Batch) -> None:
@@ -104,13 +128,29 @@ def read_batch(message: Any) -> Batch:
 
 
 def send_report(end: socket.socket, report: Report) -> None:
-    """Send a report to the supervisor."""
+    """Send a report to the supervisor, in several messages when it has many follow-up jobs."""
+    *earlier, last = chunks(report.follow_ups, FOLLOW_UPS_MOST)
+    for follow_ups in earlier:
+        # First, and with no job's end: who dies in between leaves rows that are published from the table.
+        send(end, Report(report.number, 0, False, [], {}, follow_ups, False))
     findings = [(f.position, _KINDS[type(f.outcome)], *_fields(f.outcome), f.attempts_seen) for f in report.findings]
-    send(end, report._replace(findings=findings))  # type: ignore[arg-type]  # flattened for the wire
+    flat: tuple[Any, ...] = report._replace(findings=findings, follow_ups=last)  # type: ignore[arg-type]
+    send(end, flat)
 
 
-def read_report(message: Any) -> Report:
-    """Return the report that :func:`send_report` sent."""
+def receive_report(end: socket.socket) -> Report | None:
+    """Return the next message of a child's report, or None when it closed its side.
+
+    Raises :class:`BadPacket`, and OSError.
+    """
+    message = receive(end)
+    try:
+        return None if message is None else _report(message)
+    except (TypeError, ValueError, LookupError, AttributeError) as error:
+        raise BadPacket(f"a message is no report ({type(error).__name__}: {error})") from error
+
+
+def _report(message: Any) -> Report:
     number, upto, idle, findings, times, follow_ups, retiring, stale = message
     return Report(
         number,
@@ -127,7 +167,7 @@ def read_report(message: Any) -> Report:
     )
 
 
-def publications(follow_ups: list[FollowUp], database: str) -> list[Publication]:
+def publications(follow_ups: Sequence[FollowUp], database: str) -> list[Publication]:
     """Return what to publish for the jobs that actions enqueued; ``database`` is 16 hex digits."""
     return [
         Publication(reference, f"{database}:{queue}", due_ms, attempted=attempted, priority=priority, edited=edited)

@@ -87,7 +87,9 @@ class Zygote:
             return
         # Once it is loaded: a worker is to be ready soon. What only uses an idle processor is as nice as can be.
         set_session_nice(19 if self._orders.only_idle_cpu else self._orders.nice)
-        wire.send(self._control, ("ready", [facts_to_wire(f) for f in facts]))
+        for some in wire.chunks(facts, wire.ACTIONS_MOST):
+            wire.send(self._control, ("actions", [facts_to_wire(f) for f in some]))
+        wire.send(self._control, ("ready",))
         wake, woken = socket.socketpair()
         wake.setblocking(False)
         signal.set_wakeup_fd(wake.fileno())

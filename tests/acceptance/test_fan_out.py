@@ -1,0 +1,99 @@
+"""A job that enqueues a great many jobs is a job like any other: all of them are done, and nobody else notices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from tests.acceptance.rig import Rig
+
+MANY_ACTIONS = """
+from sidestream import Actions
+
+actions = Actions()
+
+
+def work(context):
+    context.cursor.execute("INSERT INTO effect (job_id, what) VALUES (%s, %s)", (context.job_id, context.action))
+
+
+for number in range(1400):
+    actions.action(f"{'some.model.' * 9}{number}.method")(work)
+"""
+
+
+def fan_out(rig: Rig, jobs: int, delay: float, seconds: float) -> None:
+    """Let one job enqueue ``jobs`` others, due after ``delay``, beside a job that runs and jobs that come later."""
+    finish = rig.folder / "finish"
+    bystander = rig.enqueue("until", str(finish))
+    until(rig, lambda: rig.events(bystander) == ["started"], 20)
+    parent = rig.enqueue("fan.out", jobs, delay)
+    until(rig, lambda: rig.job(parent).state == "done", seconds)
+    beside = [rig.enqueue("note", "beside") for _ in range(20)]
+    until(rig, lambda: all(rig.job(one).state == "done" for one in beside), seconds)
+    try:
+        if not delay:
+            until(rig, lambda: counted(rig) == (jobs, jobs), seconds)
+        assert counted(rig)[1] == jobs
+    finally:
+        finish.touch()
+    assert rig.ends(bystander).attempts == 0
+    assert rig.events(bystander) == ["started"], "the bystander was disturbed"
+    assert rig.effects(bystander) == ["waited"]
+    assert rig.look.execute("SELECT count(*) FROM sidestream_attempt WHERE event = 'crashed'").fetchone() == (0,)
+    assert "zygote ended" not in rig.log.read_text()
+
+
+def until(rig: Rig, seen: Callable[[], object], seconds: float) -> None:
+    """Wait for ``seen``, and fail at once when the worker ends or complains."""
+
+    def seen_calmly() -> object:
+        assert rig.workers[0].poll() is None, rig.log.read_text()
+        assert " ERROR " not in rig.log.read_text(), rig.log.read_text()
+        return seen()
+
+    rig.until(seen_calmly, seconds)
+
+
+def counted(rig: Rig) -> tuple[int, int]:
+    """Return how many follow-up jobs are done, and how many there are."""
+    found = rig.look.execute(
+        "SELECT count(*) FILTER (WHERE state = 'done'), count(*) FROM sidestream_job WHERE action = 'nothing'"
+    ).fetchone()
+    assert found is not None
+    done, there = found
+    return done, there
+
+
+def test_a_fan_out_job_leaves_bystanders_alone(rig: Rig) -> None:
+    rig.start()
+    fan_out(rig, 6_000, delay=3600, seconds=50)
+
+
+@pytest.mark.timeout(900)
+def test_a_hundred_thousand_follow_up_jobs_of_one_job_are_all_done(rig: Rig) -> None:
+    rig.start()
+    fan_out(rig, 100_000, delay=0, seconds=600)
+
+
+def test_a_message_that_nobody_can_read_ends_its_own_child_only(rig: Rig) -> None:
+    rig.start()
+    finish = rig.folder / "finish"
+    bystander = rig.enqueue("until", str(finish))
+    rig.until(lambda: rig.events(bystander) == ["started"])
+    garbler = rig.ends(rig.enqueue("garble"), 60)
+    finish.touch()
+    assert (garbler.state, garbler.crashes) == ("dead", 3)
+    assert garbler.error == "It crashed: its process sent a message that cannot be read."
+    assert rig.ends(bystander).state == "done"
+    assert rig.events(bystander) == ["started"], "the bystander was disturbed"
+    assert rig.workers[0].poll() is None
+
+
+def test_a_worker_serves_as_many_actions_as_a_mixin_gives_to_all_models(rig: Rig) -> None:
+    (rig.folder / "many_actions.py").write_text(MANY_ACTIONS)
+    rig.start(SIDESTREAM_APP="many_actions:actions", PYTHONPATH=str(rig.folder))
+    name = f"{'some.model.' * 9}1399.method"
+    assert rig.ends(rig.enqueue(name)).state == "done"
+    assert rig.effects() == [name]
