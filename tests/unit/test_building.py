@@ -222,3 +222,24 @@ def test_an_argument_given_as_an_option_is_explained() -> None:
 def test_a_job_made_by_hand_is_checked_too(job: Job) -> None:
     with pytest.raises(InvalidJob):
         check_job(job)
+
+
+def test_texts_that_cannot_be_keys_are_stored_as_a_hash_of_the_whole() -> None:
+    """They are made of what users wrote: a customer's name with a line end is no reason to refuse a Confirm."""
+    unprintable, long = "partner:Ann\nLee", "partner:" + "x" * 300
+    for text in (unprintable, long, "\ud800", "\x1b[31m"):
+        job = build_job("a", now=NOW, key=text, group=text, unique=text, limit=f"courier:{text}")
+        declared = build_job("a", now=NOW, defaults={"key": text, "unique": Unique(text)})
+        for kept in (job.key, job.group, job.unique and job.unique.key, declared.key, job.limit):
+            assert kept is not None
+            assert kept.isprintable()
+            assert len(kept) <= 200
+        assert (job.key, job.unique) == (declared.key, declared.unique)
+        assert str(job.limit).startswith("courier:#")
+        other = build_job("a", now=NOW, key=f"{text} ", limit=f"courier:{text} ")
+        assert job.key != other.key
+        assert job.limit != other.limit
+    assert str(build_job("a", now=NOW, key=unprintable).key).startswith("partner:AnnLee#")
+    for refused in ({"key": ""}, {"limit": "no rule\n:7"}):
+        with pytest.raises(InvalidName):
+            build_job("a", now=NOW, **refused)  # type: ignore[arg-type]

@@ -40,12 +40,13 @@ def jobs(
     as_json: AsJson = False,
 ) -> None:
     """List jobs, newest first."""
-    from sidestream.job.names import check_action, check_group, check_key, check_queue
+    from sidestream.job.names import check_action, check_group, check_key, check_queue, fit_key
     from sidestream.store import queries
     from sidestream.wiring import store_cursor
 
     if state is not None and state not in {known.value for known in State}:
         raise InvalidJob(f"--state {state!r:.40} is not a state; expected {', '.join(State)}.")
+    group, key = fit_key(group), fit_key(key)  # as they were stored
     for given, check in ((queue, check_queue), (action, check_action), (group, check_group), (key, check_key)):
         if given is not None:
             check(given)

@@ -7,6 +7,7 @@ setting is wrong; 3 PostgreSQL or Redis is unavailable or unsuitable.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, NoReturn
@@ -14,10 +15,13 @@ from typing import Any, NoReturn
 import typer
 
 from sidestream.errors import BrokerError, InvalidJob, SettingsError, SidestreamError, StoreError
+from sidestream.job.redaction import redact
 
 EXIT_FAULT = 1
 EXIT_INPUT = 2
 EXIT_SERVER = 3
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+"""What a terminal would obey rather than show, in whatever a job's error says; line ends and tabs stay."""
 _PIPE_WIDTH = 10_000  # wide enough for any row: who reads a pipe wants a line a row
 
 
@@ -38,17 +42,18 @@ def fail(sentence: str) -> NoReturn:
 
 def complain(sentence: str) -> None:
     """Print one sentence on stderr; a message of several lines (PostgreSQL's have some) becomes one."""
-    typer.echo(" ".join(sentence.split()), err=True)
+    typer.echo(" ".join(show(sentence).split()), err=True)
 
 
 def print_json(value: object) -> None:
-    """Print ``value`` as one line of JSON; moments are ISO 8601 in UTC."""
-    typer.echo(json.dumps(value, ensure_ascii=False, default=_plain))
+    """Print ``value`` as one line of JSON, without secrets; moments are ISO 8601 in UTC."""
+    text = json.dumps(redact(value), ensure_ascii=False, default=_plain)
+    typer.echo(_CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text))  # JSON itself escapes only the first 32
 
 
 def print_line(text: str) -> None:
     """Print one line for people."""
-    typer.echo(text)
+    typer.echo(show(text))
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
@@ -77,12 +82,15 @@ def print_facts(facts: Mapping[str, object]) -> None:
 
 
 def show(value: object) -> str:
-    """Return a cell's text: nothing for None, a moment to the second in UTC."""
+    """Return a cell's text: nothing for None, a moment to the second in UTC, and nothing that looks like a secret.
+
+    Nor what a terminal would obey: errors and arguments hold what users, and other servers, wrote.
+    """
     if value is None:
         return ""
     if isinstance(value, datetime):
         return value.strftime("%Y-%m-%d %H:%M:%S")
-    return str(value)
+    return _CONTROL.sub("", str(redact(value)))
 
 
 def _plain(value: Any) -> str:

@@ -4,13 +4,39 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Unpack
+from typing import Any, Self, Unpack
 from uuid import UUID
 
 import psycopg
+from psycopg.rows import Row
 
 from sidestream.errors import CommitRefused
+from sidestream.executors.session_state import leaves_state
 from sidestream.job.options import JobOptions
+
+
+class WatchedCursor(psycopg.Cursor[Row]):
+    """A cursor of an action: it notes a statement that leaves something in the session."""
+
+    def execute(self, query: Any, *args: Any, **kwargs: Any) -> Self:
+        """Execute."""
+        self._watch(query)
+        return super().execute(query, *args, **kwargs)
+
+    def executemany(self, query: Any, *args: Any, **kwargs: Any) -> None:
+        """Execute for each set of parameters."""
+        self._watch(query)
+        super().executemany(query, *args, **kwargs)
+
+    def stream(self, query: Any, *args: Any, **kwargs: Any) -> Iterator[Row]:
+        """Execute and give row after row."""
+        self._watch(query)
+        return super().stream(query, *args, **kwargs)
+
+    def _watch(self, query: Any) -> None:
+        connection = self.connection
+        if isinstance(connection, GuardedConnection) and not connection.dirty:
+            connection.dirty = leaves_state(query, self)
 
 
 class GuardedConnection(psycopg.Connection[tuple[Any, ...]]):
@@ -22,6 +48,22 @@ class GuardedConnection(psycopg.Connection[tuple[Any, ...]]):
 
     #: Name of the action that runs, or None between jobs.
     action: str | None = None
+    #: Something was left in the session that a rollback or commit does not take away: no other job may meet it.
+    dirty = False
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """See psycopg."""
+        super().__init__(*args, **kwargs)
+        self.cursor_factory = WatchedCursor
+        self._made_as = self._made()
+
+    @property
+    def changed(self) -> bool:
+        """Whether the next job would not find the connection, or its session, as this one did."""
+        return self.dirty or self._made() != self._made_as
+
+    def _made(self) -> tuple[object, ...]:
+        return self.row_factory, self.cursor_factory, self.server_cursor_factory, self.prepare_threshold
 
     def commit(self) -> None:
         """Refuse: raise :class:`~sidestream.errors.CommitRefused`."""

@@ -142,8 +142,10 @@ class PythonCall:
             self._session.rollback()
 
     def release_locks(self, opened: Opened) -> None:
-        """Free the job's key."""
+        """Free the job's key, and whatever else it left in its session."""
         self._unlock(opened.body.locks)
+        if self._session is not None:
+            self._session.leave_nothing()
 
     def close(self) -> None:
         """Close the connection."""

@@ -40,7 +40,7 @@ class Session:
         """The connection, opened when first asked for; raises :class:`StoreUnavailable` or :class:`SchemaMismatch`."""
         if self._connection is None:
             connection = connect(self._dsn, self._application_name, autocommit=True, connection_class=GuardedConnection)
-            self._connection, self._cursor = connection, connection.cursor()
+            self._connection, self._cursor = connection, psycopg.Cursor(connection)
             self.told = ""
             connection.add_notice_handler(self._hear)
             self._backend = connection.info.backend_pid
@@ -181,6 +181,11 @@ class Session:
             return opening.inbox_has(cursor, uuid)
 
         return self.guarded(read)
+
+    def leave_nothing(self) -> None:
+        """After a job, give up a connection that it changed: the next one in this child knows nothing of it."""
+        if self._connection is not None and self._connection.changed:
+            self.close()
 
     def close(self) -> None:
         """Close the connection; the next use opens another one."""

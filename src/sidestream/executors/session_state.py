@@ -1,8 +1,9 @@
 """Which statements leave something in the session that a rollback or commit does not take away.
 
-A child's connection to Odoo's database is kept from job to job. Odoo's own pool resets a connection whenever it is
+A child's connection to the database is kept from job to job. Odoo's own pool resets a connection whenever it is
 borrowed; here the connection is given up after a job that used such a statement (see
-:class:`~sidestream.executors.odoo_session.OdooSession`), so that all others pay nothing but this look.
+:class:`~sidestream.executors.odoo_session.OdooSession` and :class:`~sidestream.executors.session.Session`), so that all
+others pay nothing but this look.
 
 What is not told apart is taken for such a statement: the price is one new connection. Not seen is what a function or
 a DO block does inside the server, and what goes past the cursor's ``execute``.
@@ -36,7 +37,7 @@ _SET_CONFIG_LOCALLY = re.compile(r"\bSET_CONFIG\s*\([^()]*,\s*TRUE\s*\)", re.IGN
 
 
 def leaves_state(query: Any, cursor: Any = None) -> bool:
-    """Whether ``query`` may leave something behind in its session; Odoo's ``cursor`` reads psycopg2's ``sql``."""
+    """Whether ``query`` may leave something behind in its session; ``cursor`` reads what is composed of ``sql``."""
     text = query if query.__class__ is str else _text(query, cursor)
     if ";" not in text:
         if text.startswith(_OF_THE_ORM):
@@ -65,5 +66,5 @@ def _text(query: Any, cursor: Any) -> str:
     if isinstance(query, bytes):
         return query.decode("latin-1")
     if hasattr(query, "as_string"):
-        query = query.as_string(cursor._obj)  # noqa: SLF001  # psycopg2's cursor below Odoo's
+        query = query.as_string(getattr(cursor, "_obj", cursor))  # psycopg2's cursor below Odoo's, or psycopg's own
     return str(query)

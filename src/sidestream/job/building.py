@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, Unpack
 
 from sidestream.errors import InvalidJob
 from sidestream.job import uniqueness
-from sidestream.job.job import DEFAULT_PRIORITY, DEFAULT_QUEUE, Job
+from sidestream.job.job import DEFAULT_PRIORITY, DEFAULT_QUEUE, Job, Unique
 from sidestream.job.moments import due_of, expiry_of, no_zone
-from sidestream.job.names import check_action, check_group, check_key, check_limit, check_priority, check_queue
+from sidestream.job.names import (
+    check_action,
+    check_group,
+    check_key,
+    check_limit,
+    check_priority,
+    check_queue,
+    fit_key,
+    fit_limit,
+)
 from sidestream.job.options import JobOptions, refuse_unknown
 
 
@@ -36,7 +46,7 @@ def build_job(
         raise InvalidJob(f"args={args!r:.60} for action {action!r:.80}: expected a list or a tuple; write args=[...].")
     if kwargs is not None and not isinstance(kwargs, Mapping):
         raise InvalidJob(f"kwargs={kwargs!r:.60} for action {action!r:.80}: expected a dictionary of names and values.")
-    wanted = merged(defaults, options)
+    wanted = _fitted(merged(defaults, options))
     if not wanted:  # a plain job: its action is all that can be wrong
         return Job(check_action(action), tuple(args), {} if kwargs is None else kwargs)
     time_zone = wanted.get("time_zone")
@@ -104,6 +114,19 @@ def merged(defaults: Mapping[str, Any] | None, options: Mapping[str, Any]) -> di
     decided = {name for group in _TOGETHER if not given.keys().isdisjoint(group) for name in group}
     declared = {name: value for name, value in defaults.items() if value is not None and name not in decided}
     return declared | given
+
+
+def _fitted(wanted: dict[str, Any]) -> dict[str, Any]:
+    """Return the options with each key, group, limit and unique text in a form that may be stored."""
+    for name, fit in (("key", fit_key), ("group", fit_key), ("limit", fit_limit), ("unique", fit_key)):
+        if name in wanted:
+            given = wanted[name]
+            if isinstance(given, Unique):
+                key = fit_key(given.key)
+                wanted[name] = given if key == given.key else replace(given, key=key)
+            else:
+                wanted[name] = fit(given)
+    return wanted
 
 
 def _utc(moment: datetime) -> str:

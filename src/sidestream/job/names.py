@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 from hashlib import blake2b
+from typing import TypeVar
 
 from sidestream.errors import InvalidName
 from sidestream.job.job import LOWEST_PRIORITY
@@ -14,8 +15,11 @@ NAME_LIMIT = 63
 """Longest name of a queue or limit rule, in characters."""
 ACTION_LIMIT = 255
 """The same of an action: ``model.method`` of Odoo is easily longer than the others."""
+T = TypeVar("T")
 KEY_LIMIT = 200
 """Longest ordering key, group or limit key, in characters."""
+READABLE = 40
+"""How many characters of a text that may not be a key remain in front of its hash, for people."""
 
 
 def check_queue(name: str) -> str:
@@ -36,6 +40,27 @@ def check_key(key: str) -> str:
 def check_group(group: str) -> str:
     """Return ``group`` if it is 1 to 200 printable characters, else raise :class:`InvalidName`."""
     return _check_text("group", group)
+
+
+def fit_key(text: T) -> T | str:
+    """Return a key, group or unique text that may be stored: one that is too long or not printable, as its hash.
+
+    Such texts are made of what users wrote, and no user's request is to fail because of it. What is no text, or empty,
+    is returned as it is, for its check to refuse.
+    """
+    if not isinstance(text, str) or (len(text) <= KEY_LIMIT and text.isprintable()):
+        return text
+    readable = "".join(character for character in text if character.isprintable())[:READABLE]
+    return f"{readable}#{blake2b(text.encode('utf-8', 'surrogatepass'), digest_size=16).hexdigest()}"
+
+
+def fit_limit(limit: T) -> T | str:
+    """Return a limit key that may be stored: as :func:`fit_key` does, with the name of its rule unchanged."""
+    if not isinstance(limit, str) or fit_key(limit) == limit:
+        return limit
+    rule, colon, value = limit.partition(":")
+    digest = blake2b(value.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+    return f"{rule}:#{digest}" if colon else limit
 
 
 def check_limit(limit: str) -> str:

@@ -16,11 +16,13 @@ _HELD = """
     AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"""
 
 # Whoever locks a row writes the number of its transaction into xmax; each holds a lock on that number until it is over.
-# https://www.postgresql.org/docs/current/view-pg-locks.html
+# An enqueuer that looks for duplicates does so too: only the sessions of workers' children, which are called
+# sidestream/<worker>/<slot>, run jobs. https://www.postgresql.org/docs/current/view-pg-locks.html
 _ROWS_HELD = """
     SELECT j.id FROM sidestream_job j WHERE j.id = ANY (%(ids)s::bigint[]) AND j.state = 'open' AND EXISTS (
-        SELECT FROM pg_locks l WHERE l.locktype = 'transactionid' AND l.transactionid = j.xmax AND l.granted
-        AND l.mode = 'ExclusiveLock' AND l.pid <> pg_backend_pid())"""
+        SELECT FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid
+        WHERE l.locktype = 'transactionid' AND l.transactionid = j.xmax AND l.granted
+        AND l.mode = 'ExclusiveLock' AND l.pid <> pg_backend_pid() AND a.application_name ~ '^sidestream/.+/[0-9]+$')"""
 
 
 def job_lock(row_id: int) -> bytes:
@@ -50,8 +52,7 @@ def running_between(cur: Cursor, row_ids: Iterable[int]) -> set[int]:
 def running_jobs(cur: Cursor, row_ids: Iterable[int]) -> set[int]:
     """Return which of these open jobs run: whose rows a transaction that is not over holds, or that are between two.
 
-    Takes no lock, so no worker finds a row taken. What the caller's own transaction holds does not run; somebody else's
-    edit of a row holds it as well, for a moment.
+    Takes no lock, so no worker finds a row taken. What the caller's own transaction holds does not run.
     """
     ids = set(row_ids)
     if not ids:

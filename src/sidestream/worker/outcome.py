@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from sidestream.errors import GiveUp, LockLost, Snooze, SoftLimitExceeded, StoreError
 from sidestream.executors.protocol import NotNow, Opened, SessionLost, message_of
 from sidestream.job.outcome import Bury, Outcome, Release, ReleaseReason
+from sidestream.job.redaction import redact_text
 from sidestream.job.retry_after import retry_after
 
 ERROR_LIMIT = 500
@@ -25,9 +26,9 @@ def outcome_of(error: BaseException, opened: Opened) -> Outcome:
     if isinstance(error, NotNow):
         return error.release
     if isinstance(error, GiveUp):
-        return Bury(" ".join(str(error).split())[:ERROR_LIMIT], detail_of(error))
+        return Bury(redact_text(" ".join(str(error).split()))[:ERROR_LIMIT], detail_of(error))
     if isinstance(error, Snooze):
-        return Release(error.reason[:ERROR_LIMIT], error.delay, snoozed=True)
+        return Release(redact_text(error.reason)[:ERROR_LIMIT], error.delay, snoozed=True)
     policy = opened.retry.for_error(error)
     return policy.decide(
         opened.attempts - opened.forgiven + 1,
@@ -38,13 +39,13 @@ def outcome_of(error: BaseException, opened: Opened) -> Outcome:
 
 
 def one_line(error: BaseException, opened: Opened) -> str:
-    """Return the line that a person reads first."""
+    """Return the line that a person reads first, without what looks like a secret."""
     if isinstance(error, SoftLimitExceeded):
         return f"It ran longer than its soft limit of {opened.soft_limit:g} s."
-    text = message_of(error)
+    text = redact_text(message_of(error))
     return f"{type(error).__name__}: {text}"[:ERROR_LIMIT] if text else type(error).__name__
 
 
 def detail_of(error: BaseException) -> str:
-    """Return the traceback, cut to its end."""
-    return "".join(traceback.format_exception(error))[-DETAIL_LIMIT:]
+    """Return the traceback without what looks like a secret, cut to its end."""
+    return redact_text("".join(traceback.format_exception(error))[-DETAIL_LIMIT:])

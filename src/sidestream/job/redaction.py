@@ -1,0 +1,60 @@
+"""Hide from people what looks like a secret: a password, token, authorization, secret or api_key."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+HIDDEN = "***"
+_NAME = r"(?:password|passwd|token|authorization|secret|api[_\-]?key)"
+_SECRET_NAME = re.compile(_NAME, re.IGNORECASE)
+# name=value, name: value, "name": "value", name => value; the value in quotes, or to the next space or separator. A
+# scheme before the value (Authorization: Bearer ...) stays.
+_NAMED = re.compile(
+    rf"""
+    (?P<before> {_NAME}[\w\-]* \\?["']? \s* (?: => | [:=] ) \s* (?: (?:bearer|basic|token|digest)\s+ )? )
+    (?P<value> \\?(?P<quote>["']).*?\\?(?P=quote) | [^\s,;&<>()\[\]{{}}"']+ )
+    """,
+    re.IGNORECASE | re.VERBOSE,
+)
+_SCHEME = re.compile(r"(\b(?:bearer|basic)\s+)[A-Za-z0-9._~+/\-]{8,}=*", re.IGNORECASE)
+_IN_URL = re.compile(r"(://[^/\s:@]*:)[^@\s/]+(?=@)")
+
+
+def redact_text(text: str) -> str:
+    """Return ``text`` without the values that look like secrets: an error, a traceback."""
+    text = _NAMED.sub(lambda found: found["before"] + (found["quote"] or "") + HIDDEN + (found["quote"] or ""), text)
+    return _IN_URL.sub(rf"\1{HIDDEN}", _SCHEME.sub(rf"\1{HIDDEN}", text))
+
+
+def redact(value: Any) -> Any:
+    """Return plain data (what JSON knows) without the values that look like secrets."""
+    if isinstance(value, str):
+        return redact_text(value)
+    if isinstance(value, Mapping):
+        return {name: HIDDEN if is_secret(name) and one is not None else redact(one) for name, one in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, bytes):
+        return [redact(one) for one in value]
+    return value
+
+
+def redact_arguments(args: Sequence[Any], names: Sequence[str] = ()) -> list[Any]:
+    """Return positional arguments without secrets; ``names`` are their parameters', as far as they are known."""
+    return [
+        HIDDEN if at < len(names) and is_secret(names[at]) and one is not None else redact(one)
+        for at, one in enumerate(args)
+    ]
+
+
+def redact_payload(payload: str, names: Sequence[str] = ()) -> str:
+    """Return a row's payload (JSON) without the values that look like secrets; ``names`` as above."""
+    found = json.loads(payload)
+    kept = {"args": redact_arguments(found.get("args", []), names), "kwargs": redact(found.get("kwargs", {}))}
+    return json.dumps(kept, ensure_ascii=False)
+
+
+def is_secret(name: object) -> bool:
+    """Whether a value with this name is hidden."""
+    return isinstance(name, str) and _SECRET_NAME.search(name) is not None

@@ -1,0 +1,34 @@
+"""What the command line prints of texts that it did not write."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from sidestream.cli.output import complain, print_facts, print_json, print_line, print_table
+
+ERROR = "\x1b]0;owned\x07\x9b31mBoom\r\u202e: password=hunter2\x7f"
+SHOWN = "]0;owned31mBoom: password=***"
+
+
+def test_what_a_terminal_would_obey_and_secrets_are_not_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    print_line(ERROR)
+    complain(ERROR)
+    print_facts({"error": ERROR})
+    print_table(("ERROR",), [(ERROR,)])
+    said = capsys.readouterr()
+    assert said.out.split("\n") == [SHOWN, f"error  {SHOWN}", "ERROR                        ", SHOWN, ""]
+    assert said.err == f"{SHOWN}\n"
+
+
+def test_line_ends_and_tabs_stay(capsys: pytest.CaptureFixture[str]) -> None:
+    print_line("first\n\tsecond")
+    assert capsys.readouterr().out == "first\n\tsecond\n"
+
+
+def test_json_escapes_what_a_terminal_would_obey(capsys: pytest.CaptureFixture[str]) -> None:
+    print_json({"error": ERROR, "kwargs": {"api_key": "k", "n": 1}})
+    said = capsys.readouterr().out
+    assert not any(character in said for character in "\x1b\x07\x9b\x7f\u202e\r")
+    assert json.loads(said) == {"error": ERROR.replace("hunter2\x7f", "***"), "kwargs": {"api_key": "***", "n": 1}}
