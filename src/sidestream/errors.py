@@ -18,6 +18,7 @@
     ├── BrokerError
     │   ├── BrokerUnavailable   no answer: refused, timed out, unresolvable, frozen
     │   ├── BrokerUnsuitable    it answers, but must not be used: version, eviction policy, read-only, rights
+    │   │   └── FormatUnknown   Redis holds what a release wrote whose format this one does not know
     │   ├── BrokerFull          it answers, but has no memory left for writes
     │   ├── GenerationMoved     Redis was emptied or replaced since the caller last looked
     │   └── CapabilityMissing   this broker does not do that (for example direct jobs over PostgreSQL)
@@ -109,6 +110,10 @@ class BrokerUnavailable(BrokerError):
 
 class BrokerUnsuitable(BrokerError):
     """The broker answers but must not be used."""
+
+
+class FormatUnknown(BrokerUnsuitable):
+    """Redis holds the contents of a release whose format this one does not know."""
 
 
 class BrokerFull(BrokerError):

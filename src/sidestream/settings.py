@@ -70,6 +70,14 @@ class Settings(BaseSettings):
         Field(description="Odoo's configuration file; the worker then runs the actions of an Odoo database."),
     ] = None
     odoo_database: Annotated[str | None, Field(min_length=1, description="Name of that database.")] = None
+    instance: Annotated[
+        str | None,
+        Field(
+            min_length=1,
+            max_length=100,
+            description="Your name for this installation; workers with another name, or none, do not run its jobs.",
+        ),
+    ] = None
     app: Annotated[str | None, Field(description="Where the actions are declared, as module:attribute.")] = None
     queues: Annotated[
         tuple[str, ...], NoDecode, Field(min_length=1, description="Queues that a worker serves, comma-separated.")

@@ -24,7 +24,7 @@ from sidestream.broker.redis import embedded
 from sidestream.broker.redis.broker import RedisBroker
 from sidestream.broker.redis.keys import PREFIX
 from sidestream.clock import SystemClock
-from sidestream.errors import BrokerError, BrokerUnavailable, SettingsError
+from sidestream.errors import BrokerError, BrokerUnavailable, FormatUnknown, SettingsError
 from sidestream.job.reference import NO_TAG8
 from sidestream.keepers.controller import Controller
 from sidestream.keepers.expirer import Expirer
@@ -218,7 +218,8 @@ class Worker:
                     f"The addon 'sidestream' is not installed in the database {settings.odoo_database!r}; "
                     f"run: odoo -c {settings.odoo_config} -d {settings.odoo_database} -i sidestream"
                 )
-            return schema.identify(cursor)
+            with connection.transaction():
+                return schema.settle_in(cursor, settings.instance)
 
     def _redis(self) -> RedisBroker:
         settings = self._settings
@@ -227,6 +228,8 @@ class Worker:
         try:
             broker.probe()
             broker.generation()  # known from the start: only a later change means that it was emptied
+        except FormatUnknown as error:
+            log.warning("%s This worker waits until then.", error, extra={"action": "format_unknown"})
         except BrokerUnavailable as error:
             if self._database is None:
                 raise

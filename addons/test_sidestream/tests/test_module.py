@@ -1,14 +1,12 @@
 from io import BytesIO
-from runpy import run_path
-from unittest.mock import Mock, patch
+from unittest.mock import patch
 
 import polib
-from psycopg2.errors import LockNotAvailable
 
 from sidestream import GiveUp
 
 from odoo.exceptions import AccessDenied, UserError
-from odoo.tools import SQL, file_open, file_path, mute_logger
+from odoo.tools import SQL, file_open, mute_logger
 from odoo.tools.translate import code_translations, trans_export
 
 from .common import JobCase
@@ -93,14 +91,6 @@ class TestModule(JobCase):
         self.assertEqual(jobs._sidestream_idempotency_key(5), jobs._sidestream_idempotency_key(5))
         self.assertNotEqual(jobs._sidestream_idempotency_key(5), jobs._sidestream_idempotency_key(6))
         self.assertNotEqual(jobs._sidestream_idempotency_key(5, "a"), jobs._sidestream_idempotency_key(5, "b"))
-
-    def test_upgrade_while_jobs_run(self):
-        """What PostgreSQL says of a lock helps nobody."""
-        refused = Mock(side_effect=LockNotAvailable("canceling statement due to lock timeout"))
-        with patch("sidestream.install", refused):
-            upgrade = run_path(file_path("sidestream/migrations/19.0.0.3.0/pre-tables.py"))
-        with self.assertRaisesRegex(UserError, "Background jobs are running.*Stop the worker"):
-            upgrade["migrate"](self.env.cr, "19.0.0.2.0")
 
     def test_open_and_failed_jobs_are_found_by_their_indexes(self):
         """The menu's first list: among a million that are done it must not look at those."""

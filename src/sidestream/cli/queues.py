@@ -114,8 +114,9 @@ def adopt(context: typer.Context, *, as_json: AsJson = False) -> None:
     from sidestream.store import schema
     from sidestream.wiring import store_cursor
 
-    with store_cursor(options_of(context).settings()) as cursor:
-        database = schema.adopt(cursor)
+    settings = options_of(context).settings()
+    with store_cursor(settings) as cursor:
+        database = schema.adopt(cursor, settings.instance)
     if as_json:
         print_json({"database": database.uuid})
     else:

@@ -9,18 +9,13 @@ from uuid import UUID
 from sidestream.errors import ForeignDatabase, SchemaMismatch
 from sidestream.store.cursor import Cursor
 
-SCHEMA_VERSION = 3
-"""Version of the tables that this release reads and writes."""
+SCHEMA_VERSION = 1
+"""Version of the tables that this release makes."""
+OLDEST_SCHEMA = 1
+"""The oldest version that this release can use. Newer tables say whether it can (sidestream_meta.usable_from)."""
 
 # A number of our own (the letters "sidestrm"), so that two installers of one database wait for each other.
 _INSTALL_LOCK = 0x73696465_7374726D
-_UPGRADES = {1: "upgrade_1_to_2.sql", 2: "upgrade_2_to_3.sql"}
-"""By the version that it begins with: the file that makes the next one of it."""
-_UPGRADE_PATIENCE = "10s"
-# Whoever waits for our exclusive lock stands in front of everybody who only wants to read.
-_PATIENTLY = "SELECT set_config('lock_timeout', %(timeout)s::text, true)"
-_PATIENCE = "SELECT current_setting('lock_timeout')"
-_VERSION = "SELECT version FROM sidestream_meta"
 
 # to_regclass answers NULL where naming a missing table would fail, and with it the caller's transaction.
 _INSTALLED = "SELECT to_regclass('sidestream_meta') IS NOT NULL"
@@ -28,12 +23,15 @@ _INSTALLED = "SELECT to_regclass('sidestream_meta') IS NOT NULL"
 _HOME = """(SELECT system_identifier || '/' || d.oid FROM pg_control_system(), pg_database d
             WHERE d.datname = current_database())"""
 # ruff: noqa: S608  (made of this room's own constants)
-# "former" by way of JSON, because tables of an earlier version have no such column and are to be told so.
-_META = f"SELECT version, database_uuid::text, home = {_HOME}, to_jsonb(m) ->> 'former' FROM sidestream_meta m"
+# "usable_from" by way of JSON, because tables of before the first release have no such column and are to be refused.
+_META = f"""SELECT version, (to_jsonb(m) ->> 'usable_from')::integer, database_uuid::text, home = {_HOME}, former
+    FROM sidestream_meta m"""
+_INSTANCE = "SELECT instance FROM sidestream_meta"
+_SETTLE = f"UPDATE sidestream_meta SET home = {_HOME}, instance = %(instance)s::text"
 _INSTALL = f"INSERT INTO sidestream_meta (version, home) SELECT %(version)s::integer, {_HOME}"
 _ADOPT = f"""
-    UPDATE sidestream_meta SET database_uuid = gen_random_uuid(), home = {_HOME}, former = ltrim(
-        former || ' ' || database_uuid || ':' || (SELECT coalesce(max(id), 0) FROM sidestream_job))"""
+    UPDATE sidestream_meta SET database_uuid = gen_random_uuid(), home = {_HOME}, instance = %(instance)s::text,
+        former = ltrim(former || ' ' || database_uuid || ':' || (SELECT coalesce(max(id), 0) FROM sidestream_job))"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,50 +60,65 @@ class Database:
 
 
 def install(cur: Cursor) -> Database:
-    """Create or upgrade tables, indexes and settings as needed, and return the database; the caller commits.
-
-    An upgrade waits up to 10 s for the tables, then the driver raises 55P03: stop the workers and repeat it.
+    """Create tables, indexes and settings unless they are there, and return the database; the caller commits.
 
     Raises:
-        SchemaMismatch: The tables are there, of a newer release or of one that cannot be upgraded.
+        SchemaMismatch: The tables are there, of a release that this one does not go with.
     """
     cur.execute("SELECT pg_advisory_xact_lock(%(lock)s::bigint)", {"lock": _INSTALL_LOCK})
     if not installed(cur):
-        cur.execute(_text("schema.sql"))
+        cur.execute(files(__package__).joinpath("schema.sql").read_text(encoding="utf-8"))
         cur.execute(_INSTALL, {"version": SCHEMA_VERSION})
-    else:
-        _upgrade(cur)
     return identify(cur, allow_copy=True)
 
 
-def _upgrade(cur: Cursor) -> None:
-    cur.execute(_VERSION)
-    found = cur.fetchone()
-    steps = list(range(found[0], SCHEMA_VERSION)) if found is not None else []
-    if not steps or not all(step in _UPGRADES for step in steps):
-        return  # the version is right, or identify() says what is wrong with it
-    cur.execute(_PATIENCE)
-    [patience] = cur.fetchone()
-    cur.execute(_PATIENTLY, {"timeout": _UPGRADE_PATIENCE})
-    for step in steps:
-        cur.execute(_text(_UPGRADES[step]))
-    cur.execute(_PATIENTLY, {"timeout": patience})
-
-
-def _text(name: str) -> str:
-    return files(__package__).joinpath(name).read_text(encoding="utf-8")
-
-
-def adopt(cur: Cursor) -> Database:
+def adopt(cur: Cursor, instance: str | None = None) -> Database:
     """Give a copied, restored or moved database an identity of its own, so that its open jobs run; the caller commits.
 
     Jobs that are in it keep their idempotency keys.
+
+    Args:
+        cur: On the database.
+        instance: The operator's name for this installation from now on; None: none.
 
     Raises:
         SchemaMismatch: The tables are missing or of another release.
     """
     identify(cur, allow_copy=True)
-    cur.execute(_ADOPT)
+    cur.execute(_ADOPT, {"instance": instance})
+    return identify(cur)
+
+
+def settle_in(cur: Cursor, instance: str | None) -> Database:
+    """Return which database this is if a worker of ``instance`` may run its jobs; the caller commits.
+
+    The operator's name decides where the database has one: its home changes with pg_upgrade and is noted anew, and a
+    physical copy has the original's. A database without a name is given that of its first worker.
+
+    Args:
+        cur: On the database.
+        instance: The operator's name for this installation; None: it has none.
+
+    Raises:
+        SchemaMismatch: The tables are missing or of another release.
+        ForeignDatabase: It is a copy that nobody adopted, or belongs to another instance.
+    """
+    found = identify(cur, allow_copy=True)
+    cur.execute(_INSTANCE)
+    [named] = cur.fetchone()
+    if named is None:
+        identify(cur)
+        if instance is not None:
+            cur.execute(_SETTLE, {"instance": instance})
+    elif named != instance:
+        ours = "has no name (SIDESTREAM_INSTANCE)" if instance is None else f"is of the instance {instance!r}"
+        raise ForeignDatabase(
+            f"This database belongs to the instance {named!r}, and this worker {ours}: if it is a copy, its open jobs "
+            "may be running at the original. To cancel them here, run Odoo's neutralize on it; to let them run here, "
+            f"run: sidestream adopt; if it is the original, set SIDESTREAM_INSTANCE={named}"
+        )
+    elif found.copied:
+        cur.execute(_SETTLE, {"instance": instance})
     return identify(cur)
 
 
@@ -113,7 +126,7 @@ def identify(cur: Cursor, *, allow_copy: bool = False) -> Database:
     """Return which database this is; the caller's transaction survives a refusal.
 
     Raises:
-        SchemaMismatch: The tables are missing or of another release.
+        SchemaMismatch: The tables are missing, or of a release that this one does not go with.
         ForeignDatabase: It is a copy that nobody adopted (unless ``allow_copy``).
     """
     if not installed(cur):
@@ -122,10 +135,17 @@ def identify(cur: Cursor, *, allow_copy: bool = False) -> Database:
     found = cur.fetchone()
     if found is None:
         raise SchemaMismatch("The table sidestream_meta is empty, expected one row; restore it from a backup.")
-    version, uuid, at_home, former = found
-    if version != SCHEMA_VERSION:
-        what = "upgrade Sidestream" if version > SCHEMA_VERSION else "to upgrade them, run: sidestream init-db"
-        raise SchemaMismatch(f"The Sidestream tables have version {version}, expected {SCHEMA_VERSION}; {what}.")
+    version, usable_from, uuid, at_home, former = found
+    if usable_from is None or version < OLDEST_SCHEMA:
+        raise SchemaMismatch(
+            f"The Sidestream tables have version {version} of a release that this one cannot use, expected version "
+            f"{OLDEST_SCHEMA} to {SCHEMA_VERSION}; make them anew in an empty database: sidestream init-db"
+        )
+    if usable_from > SCHEMA_VERSION:
+        raise SchemaMismatch(
+            f"The Sidestream tables have version {version}, which releases for version {usable_from} and later can "
+            f"use; this one is for version {SCHEMA_VERSION}: upgrade Sidestream."
+        )
     if not at_home and not allow_copy:
         raise ForeignDatabase(
             "This database is a copy, or was restored elsewhere: its open jobs may be running at the original. "

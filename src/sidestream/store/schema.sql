@@ -1,4 +1,4 @@
--- Sidestream's tables, version 3. Run by sidestream.store.schema.install, inside the caller's transaction.
+-- Sidestream's tables, version 1. Run by sidestream.store.schema.install, inside the caller's transaction.
 -- Times are "timestamp" in UTC, because Odoo's Datetime columns are. Numbers and reasons: docs/decisions/0002-store-table.md.
 
 CREATE TABLE sidestream_job (
@@ -28,7 +28,6 @@ CREATE TABLE sidestream_job (
     company_id      integer,
     user_id         integer,                -- whom it runs as
     context         text,
-    -- Since version 2; null costs no space.
     priority        smallint NOT NULL DEFAULT 5 CHECK (priority BETWEEN 0 AND 9),  -- 0 first
     group_name      text COLLATE "C",       -- unchangeable: the tenant
     limit_key       text COLLATE "C",       -- unchangeable: what it counts against
@@ -94,12 +93,18 @@ CREATE TABLE sidestream_control (
 CREATE INDEX sidestream_control_pending ON sidestream_control (job_id) WHERE handled_at IS NULL;
 CREATE INDEX sidestream_control_job ON sidestream_control (job_id);
 
+-- During a rolling deployment, processes of two releases use these tables. So a later version only adds columns that are
+-- nullable or have a default, and a release leaves out of its statements what tables of a version that it accepts lack.
 CREATE TABLE sidestream_meta (
     single          boolean PRIMARY KEY DEFAULT true CHECK (single),
     version         integer NOT NULL,
+    usable_from     integer NOT NULL DEFAULT 1,     -- the oldest version whose releases can use these tables
     database_uuid   uuid NOT NULL DEFAULT gen_random_uuid(),
     -- Cluster and database that the uuid was made in: a copy or a restored dump is elsewhere, and runs nothing until told.
     home            text NOT NULL,
+    -- The operator's name for this installation (SIDESTREAM_INSTANCE). It tells a physical copy, whose home is the same, from
+    -- the original, and the original from a copy after pg_upgrade has changed its home.
+    instance        text,
     installed_at    timestamp NOT NULL DEFAULT (now() AT TIME ZONE 'UTC'),
     rules_version   bigint NOT NULL DEFAULT 0,      -- of sidestream_rule; grows in the transaction of every change
     -- "uuid:id uuid:id": what its uuid was before it was adopted, and the last job of that time, whose keys stay the same.

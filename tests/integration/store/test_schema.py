@@ -52,18 +52,50 @@ def test_missing_tables_are_one_sentence_and_the_transaction_survives(fresh: Con
     assert isinstance(adapter.translate(caught.value, "enqueue a job"), SchemaMismatch)
 
 
-@pytest.mark.parametrize(("version", "advice"), [(schema.SCHEMA_VERSION + 1, "upgrade Sidestream"), (0, "upgrade")])
-def test_tables_of_another_release_are_refused(fresh: Connect, version: int, advice: str) -> None:
+def test_tables_of_a_range_of_releases_are_used(fresh: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
+    session = fresh()
+    installed = schema.install(session.cur)
+    newer = {"version": schema.SCHEMA_VERSION + 3}
+    session.execute("UPDATE sidestream_meta SET version = %(version)s", newer)
+    session.execute("ALTER TABLE sidestream_job ADD COLUMN colour text, ADD COLUMN depth integer DEFAULT 3")
+    assert schema.identify(session.cur) == installed == schema.install(session.cur)
+    session.done(session.one())
+    # The next release looks at the tables of this one.
+    session.execute("UPDATE sidestream_meta SET version = %(version)s", {"version": schema.SCHEMA_VERSION})
+    monkeypatch.setattr(schema, "SCHEMA_VERSION", schema.SCHEMA_VERSION + 1)
+    assert schema.identify(session.cur) == installed == schema.install(session.cur)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            "SET usable_from = 9, version = 11",
+            r"version 11, which releases for version 9 and later.*upgrade Sidestream",
+        ),
+        ("SET version = 0", r"version 0 of a release that this one cannot use.*init-db"),
+    ],
+)
+def test_tables_of_other_releases_are_refused(fresh: Connect, change: str, said: str) -> None:
     session = fresh()
     session.begin()
     schema.install(session.cur)
-    session.execute("UPDATE sidestream_meta SET version = %(version)s", {"version": version})
+    session.execute(f"UPDATE sidestream_meta {change}")
     for ask in (schema.identify, schema.install):
-        with pytest.raises(SchemaMismatch, match=f"have version {version}, expected {schema.SCHEMA_VERSION}.*{advice}"):
+        with pytest.raises(SchemaMismatch, match=said):
             ask(session.cur)
     session.execute("DELETE FROM sidestream_meta")
     with pytest.raises(SchemaMismatch, match="empty"):
         schema.identify(session.cur)
+
+
+def test_tables_from_before_the_first_release_are_refused(fresh: Connect) -> None:
+    session = fresh()
+    schema.install(session.cur)
+    session.execute("ALTER TABLE sidestream_meta DROP COLUMN usable_from")
+    session.execute("UPDATE sidestream_meta SET version = 3")
+    with pytest.raises(SchemaMismatch, match="make them anew"):
+        schema.install(session.cur)
 
 
 def test_the_settings_of_the_tables_are_set(a: Session) -> None:
@@ -250,3 +282,42 @@ def test_an_adopted_database_keeps_the_idempotency_keys_of_the_jobs_that_are_in_
     assert schema.identify(session.cur) == third
     assert [third.origin_of(one) for one in (1, 2, 3, 4)] == [first.uuid, first.uuid, second.uuid, third.uuid]
     assert len({first.uuid, second.uuid, third.uuid}) == 3
+
+
+def test_a_database_without_a_name_takes_that_of_its_first_worker(fresh: Connect) -> None:
+    session = fresh()
+    installed = schema.install(session.cur)
+    assert schema.settle_in(session.cur, None) == installed
+    assert schema.settle_in(session.cur, "production") == installed
+    assert session.value("SELECT instance FROM sidestream_meta") == "production"
+
+
+@pytest.mark.parametrize(("instance", "said"), [("staging", "instance 'staging'"), (None, "has no name")])
+def test_a_physical_copy_is_told_by_the_name_of_its_worker(fresh: Connect, instance: str | None, said: str) -> None:
+    session = fresh()
+    schema.install(session.cur)
+    schema.settle_in(session.cur, "production")
+    with pytest.raises(ForeignDatabase, match=f"belongs to the instance 'production'.*{said}"):
+        schema.settle_in(session.cur, instance)
+    adopted = schema.adopt(session.cur, instance)
+    assert schema.settle_in(session.cur, instance) == adopted
+
+
+def test_a_database_of_the_same_name_needs_no_adoption_after_pg_upgrade(fresh: Connect) -> None:
+    session = fresh()
+    installed = schema.install(session.cur)
+    schema.settle_in(session.cur, "production")
+    session.execute("UPDATE sidestream_meta SET home = 'the old cluster/1'")
+    with pytest.raises(ForeignDatabase):
+        schema.settle_in(session.cur, "staging")
+    assert schema.settle_in(session.cur, "production") == installed
+    assert schema.identify(session.cur) == installed, "everybody else goes by its new home"
+
+
+def test_without_a_name_the_home_decides(fresh: Connect) -> None:
+    session = fresh()
+    schema.install(session.cur)
+    session.execute("UPDATE sidestream_meta SET home = 'elsewhere/1'")
+    for instance in (None, "production"):
+        with pytest.raises(ForeignDatabase, match="is a copy"):
+            schema.settle_in(session.cur, instance)

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from sidestream.broker.protocol import Delivery, Lease, Publication
 from sidestream.broker.redis.connection import CommandForbidden, FunctionMissing, RedisConnection
 from sidestream.broker.redis.rules_wire import pack_rules
-from sidestream.errors import BrokerError, BrokerUnsuitable, GenerationMoved
+from sidestream.errors import BrokerError, BrokerUnsuitable, FormatUnknown, GenerationMoved
 from sidestream.job.rules import Rules
 
 CODES: dict[int, tuple[type[BrokerError], str]] = {
@@ -105,8 +105,18 @@ class Functions:
         return int(self._call("begin")[0])
 
     def look(self, databases: Sequence[str] = ()) -> tuple[int, frozenset[str]]:
-        """Return the generation's number, and which of the databases (16 hex digits each) are built in it."""
-        number, *built = self._call("generation", *databases)
+        """Return the generation's number, and which of the databases (16 hex digits each) are built in it.
+
+        Raises:
+            FormatUnknown: Another release wrote it, in a format that this one does not know.
+        """
+        number, found, known, *built = self._call("generation", *databases)
+        if int(number) and found != known:
+            raise FormatUnknown(
+                f"Redis holds contents of format {found.decode() or 'none'}, and this release of Sidestream knows "
+                f"format {known.decode()}. Nothing is read or written here until all processes are of one release and "
+                "Redis was emptied (FLUSHALL); jobs that have a row are then published again."
+            )
         return int(number), frozenset(name for name, is_built in zip(databases, built, strict=True) if is_built)
 
     def built(self, database: str) -> None:

@@ -10,7 +10,7 @@ PREFIX = "sidestream:{s0}:"
 
 
 def meta(prefix: str) -> str:
-    """HASH: gen, last, gap, strange, built:<database>."""
+    """HASH: gen, format, last, gap, strange, built:<database>."""
     return f"{prefix}meta"
 
 

@@ -6,5 +6,5 @@
 local time = call('TIME')
 local number = digits(time[1] * 1000000 + time[2])
 -- Tokens go on from there, so that no lease of an earlier generation can be taken for one of this.
-if call('HSETNX', META, 'gen', number) == 1 then call('HSET', META, 'token', number) end
+if call('HSETNX', META, 'gen', number) == 1 then call('HSET', META, 'token', number, 'format', FORMAT) end
 return {OK, call('HGET', META, 'gen')}

@@ -69,7 +69,10 @@ local function all_made_ready(database)
   for _, lane in ipairs(call('SMEMBERS', P .. 'lanes:' .. database)) do made_ready(lane) end
 end
 
+-- What the keys below mean. A release that changes that gives it the next number, so that no other one takes the contents
+-- for its own: every call compares it, as it compares the generation.
+local FORMAT = '1'
 local function moved()
-  local generation = call('HGET', META, 'gen')
-  return not generation or generation ~= ARGV[1]
+  local found = call('HMGET', META, 'gen', 'format')
+  return not found[1] or found[1] ~= ARGV[1] or found[2] ~= FORMAT
 end

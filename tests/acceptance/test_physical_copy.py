@@ -1,0 +1,36 @@
+"""A base backup that is started beside its original runs none of the original's jobs."""
+
+from __future__ import annotations
+
+import subprocess
+
+from sidestream.testing.server_process import free_port
+from sidestream.testing.servers import PostgresServer, postgres_binary
+from tests.acceptance.rig import COMMAND, ROOT, Rig
+
+
+def test_a_worker_of_another_instance_refuses_a_base_backup(rig: Rig, postgres: PostgresServer) -> None:
+    rig.start(SIDESTREAM_INSTANCE="production")
+    rig.workers[-1].terminate()
+    rig.workers[-1].wait(20)
+    job = rig.enqueue("note", "of production")
+    copy = PostgresServer()
+    copy.port = free_port()
+    try:
+        primary = ("-h", "127.0.0.1", "-p", str(postgres.port), "-U", "postgres")
+        copy.run(postgres_binary("pg_basebackup"), *primary, "-D", str(copy.data), "--checkpoint", "fast")
+        copy.start()
+        variables = rig.variables | {
+            "SIDESTREAM_DATABASE_URL": copy.dsn(rig.dsn.rpartition("/")[2]),
+            "SIDESTREAM_INSTANCE": "staging",
+        }
+        refused = subprocess.run(
+            [COMMAND, "worker"], cwd=ROOT, env=variables, text=True, capture_output=True, timeout=60, check=False
+        )
+    finally:
+        copy.close()
+    assert refused.returncode != 0
+    assert "belongs to the instance 'production', and this worker is of the instance 'staging'" in refused.stderr
+    assert rig.job(job).state == "open"
+    rig.start(SIDESTREAM_INSTANCE="production")
+    assert rig.ends(job).state == "done"
