@@ -56,6 +56,10 @@ class SettingsError(SidestreamError):
     """A setting is missing or malformed."""
 
 
+class ApplicationError(SettingsError):
+    """The user's own code cannot be loaded; the cause is what it raised."""
+
+
 class InvalidJob(SidestreamError, ValueError):
     """The job cannot be enqueued as asked."""
 

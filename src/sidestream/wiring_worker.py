@@ -160,9 +160,8 @@ class Worker:
 
     def run(self) -> None:
         """Work until told to stop; see :meth:`Supervisor.run`."""
-        self._keepers.start()
         try:
-            self._supervisor.run()
+            self._supervisor.run(on_loaded=self._keepers.start)
         finally:
             if self._keepers.stop():
                 self._give_turns_back()

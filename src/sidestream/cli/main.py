@@ -19,7 +19,7 @@ import typer
 from sidestream.cli import bench, dead, enqueue, jobs, queues, quiet, rules, why, worker, workers
 from sidestream.cli.options import GlobalOptions
 from sidestream.cli.output import EXIT_FAULT, complain, exit_code
-from sidestream.errors import SidestreamError
+from sidestream.errors import ApplicationError, SidestreamError
 
 app = typer.Typer(
     name="sidestream",
@@ -94,6 +94,8 @@ def main() -> None:
     try:
         app()
     except SidestreamError as error:
+        if isinstance(error, ApplicationError):
+            traceback.print_exception(error.__cause__)
         complain(str(error))
         sys.exit(exit_code(error))
     except Exception as error:  # noqa: BLE001  # a fault of ours: still one sentence, the rest on demand

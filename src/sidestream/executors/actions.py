@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 from sidestream.errors import DuplicateAction, SettingsError, UnknownAction
+from sidestream.executors.application_fault import application_error
 from sidestream.executors.declared_options import Arguments, Text, check_fields
 from sidestream.executors.steps import ThreeSteps
 from sidestream.job.job import DEFAULT_PRIORITY, DEFAULT_QUEUE, Unique
@@ -172,20 +173,27 @@ class Actions:
 
 
 def load_actions(path: str) -> Actions:
-    """Import ``module:attribute`` and return the :class:`Actions` there; raise :class:`SettingsError` otherwise."""
+    """Import ``module:attribute`` and return the :class:`Actions` there.
+
+    Raises :class:`~sidestream.errors.SettingsError` when there is nothing like that, and
+    :class:`~sidestream.errors.ApplicationError` when the module's own code raises something.
+    """
     module_name, _, attribute = path.partition(":")
     if not module_name or not attribute:
         raise SettingsError(
             f"The application {path!r} is not of the form module:attribute, for example myapp.jobs:actions."
         )
     try:
-        found = getattr(importlib.import_module(module_name), attribute)
-    except ImportError as error:
-        raise SettingsError(f"The application {path!r} cannot be imported: {error}.") from error
-    except AttributeError as error:
-        raise SettingsError(
-            f"The module {module_name!r} has no attribute {attribute!r}; name its Actions object."
-        ) from error
+        module = importlib.import_module(module_name)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # whatever a module raises, SystemExit among it
+        if isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(f"{error.name}."):
+            raise SettingsError(f"The application {path!r} cannot be imported: {error}.") from error
+        raise application_error(f"The application {path!r}", error) from error
+    found = getattr(module, attribute, None)
+    if found is None:
+        raise SettingsError(f"The module {module_name!r} has no attribute {attribute!r}; name its Actions object.")
     if not isinstance(found, Actions):
         raise SettingsError(f"{path!r} is a {type(found).__name__}, expected a sidestream.Actions object.")
     return found

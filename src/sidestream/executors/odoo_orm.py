@@ -35,6 +35,7 @@ from odoo.service.server import load_server_wide_modules
 from sidestream.crashpoints import crash_point
 from sidestream.errors import ActionError, SettingsError, StoreUnavailable, WireError
 from sidestream.executors import odoo_along, odoo_modules
+from sidestream.executors.application_fault import application_error, is_raised_in
 from sidestream.executors.model_action import ModelAction, collect
 from sidestream.executors.odoo_session import OdooSession
 from sidestream.executors.odoo_words import put_into_words
@@ -177,6 +178,8 @@ class OdooOrm:
                 return Registry(self._database)
         except Exception as error:
             self._check_modules()  # somebody began to change them meanwhile
+            if is_raised_in("odoo.addons", error):
+                raise application_error(f"An addon in the database {self._database!r}", error) from error
             first = next(iter(str(error).strip().splitlines()), type(error).__name__)
             raise SettingsError(
                 f"The database {self._database!r} cannot be loaded as an Odoo database ({first}); check its name, and "

@@ -31,6 +31,8 @@ NAMED = 5
 """Most actions that a warning names."""
 ZYGOTE_PAUSE = 1.0
 """Seconds until the next zygote when the last one died before it was ready: the next may meet the same."""
+LOADS_MOST = 3
+"""So many zygotes in a row that die before they are ready end the worker: what they load ends them."""
 
 
 class Settling(Protocol):
@@ -84,6 +86,8 @@ class Collector:
         self._ended: dict[int, tuple[ChildState, Reading]] = {}
         #: What the zygote that loads told of its actions so far.
         self._loading: list[ActionFacts] = []
+        #: Zygotes in a row that died before they were ready.
+        self._died_loading = 0
         #: When a zygote may be started (monotonic).
         self._start_at = 0.0
         #: Set when the application could not be loaded: the worker cannot go on.
@@ -138,6 +142,7 @@ class Collector:
                 self._state.actions = known
                 self._on_actions()
                 self._pool.ready = control is self._pool.control
+                self._died_loading = 0
             case ["forked", slot, pid]:
                 self._forked(self._state.children.get(slot), pid)
             case ["exited", pid, status]:
@@ -162,8 +167,15 @@ class Collector:
         log.warning(
             "The zygote ended; its children end with it; another one is started.", extra={"action": "zygote_ended"}
         )
-        was_ready = self._pool.ready
+        was_ready = self._pool.ready or control is not self._pool.control
         self._pool.zygote_gone(control)
+        if not was_ready:
+            self._died_loading += 1
+            if self._died_loading >= LOADS_MOST and self.failure is None:
+                self.failure = (
+                    f"The process that loads the application ended {LOADS_MOST} times in a row before that was done, "
+                    "most likely by the application's own code; what it printed last says more."
+                )
         for child, reading in [ended for ended in self._ended.values() if ended[0].control is control]:
             child.doom = child.doom or Doom.ZYGOTE
             self._settle_dead(child, reading, "its zygote ended")

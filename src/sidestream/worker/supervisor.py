@@ -99,15 +99,36 @@ class Supervisor:
         self._signals = 0
         self._ended = False
         self._signalled = threading.Event()
+        #: The first zygote has loaded the application.
+        self._is_loaded = False
+        self._threads = {
+            name: threading.Thread(target=self._guard, args=(name, target), name=f"sidestream-{name}", daemon=True)
+            for name, target in (
+                ("settler", self._settler.run),
+                ("collector", self._collector.run),
+                ("leases", self._leases.run),
+                ("dispatcher", self._dispatcher.run),
+            )
+        }
 
-    def run(self) -> None:
-        """Work until SIGTERM or SIGINT; raise :class:`SettingsError` when the application cannot be loaded."""
+    def run(self, *, on_loaded: Callable[[], None] = lambda: None) -> None:
+        """Load the application, call ``on_loaded``, then work until SIGTERM or SIGINT.
+
+        Raises :class:`SettingsError` when the application cannot be loaded.
+        """
         for signum in (signal.SIGTERM, signal.SIGINT):
             signal.signal(signum, self._on_signal)
         signal.signal(signal.SIGUSR1, self._on_quiet)
-        self.start()
         try:
-            while not (self._signals or self._ended or self._state.fault):
+            self._threads["collector"].start()
+            while not (self._told_to_end() or self._is_loaded):
+                self._signalled.wait(QUIET_EVERY)
+                self._signalled.clear()
+            if not self._told_to_end():
+                on_loaded()
+                for name in ("settler", "leases", "dispatcher"):
+                    self._threads[name].start()
+            while not self._told_to_end():
                 self._signalled.wait(QUIET_EVERY)
                 self._signalled.clear()
                 self._look_whether_quiet()
@@ -130,23 +151,17 @@ class Supervisor:
             self._ended = True
             self._signalled.set()
 
-    def start(self) -> None:
-        """Start the threads and return."""
-        self._threads = {
-            name: threading.Thread(target=self._guard, args=(name, target), name=f"sidestream-{name}", daemon=True)
-            for name, target in (
-                ("settler", self._settler.run),
-                ("collector", self._collector.run),
-                ("leases", self._leases.run),
-                ("dispatcher", self._dispatcher.run),
-            )
-        }
-        for thread in self._threads.values():
-            thread.start()
+    def _told_to_end(self) -> bool:
+        return bool(self._signals or self._ended or self._state.fault)
+
+    def _join(self, name: str) -> None:
+        if self._threads[name].ident is not None:
+            self._threads[name].join(STOP_PATIENCE)
 
     def stop(self) -> None:
         """Drain: no more claims; wait for running jobs at most ``drain_timeout`` (a second signal ends the wait)."""
-        log.info("Draining: no more jobs are claimed, running ones end.", extra={"action": "drain"})
+        if self._is_loaded:
+            log.info("Draining: no more jobs are claimed, running ones end.", extra={"action": "drain"})
         with self._state.changed:
             self._state.draining = True
             self._dispatcher.hand_back_waiting()
@@ -162,17 +177,17 @@ class Supervisor:
                 self._pool.kill(child, Doom.STOPPING)
             while self._busy() and time.monotonic() < deadline + STOP_PATIENCE and self._collector_works():
                 self._state.changed.wait(0.1)
-        self._threads["dispatcher"].join(STOP_PATIENCE)
+        self._join("dispatcher")
         with self._state.lock:
             self._state.stopped = True
-        self._threads["collector"].join(STOP_PATIENCE)
+        self._join("collector")
         with self._state.lock:
             # What the last claim brought while it was blocked, and what children left that ended since.
             self._dispatcher.hand_back_waiting()
         self._settler.stop()
-        self._threads["settler"].join(STOP_PATIENCE)
+        self._join("settler")
         self._leases.stop()
-        self._threads["leases"].join(STOP_PATIENCE)
+        self._join("leases")
         try:
             self._broker.withdraw(self._options.supervisor, self._options.lanes)
         except BrokerError as error:
@@ -196,6 +211,8 @@ class Supervisor:
         return False
 
     def _loaded(self) -> None:
+        self._is_loaded = True
+        self._signalled.set()
         if self._on_ready is not None:
             self._on_ready([facts.name for facts in self._state.actions.values()])
             self._on_ready = None

@@ -22,7 +22,7 @@ from dataclasses import asdict, replace
 from typing import Any, NamedTuple
 
 from sidestream.crashpoints import crash_point
-from sidestream.errors import SidestreamError
+from sidestream.errors import ApplicationError, SidestreamError
 from sidestream.executors.protocol import ActionFacts, Executor, NotYet
 from sidestream.job.retry import RetryPolicy
 from sidestream.process import die_with_parent, oom_score_adj, set_nice, set_session_nice, use_only_idle_cpu
@@ -33,6 +33,8 @@ log = logging.getLogger(__name__)
 
 FAMILY = "SIDESTREAM_FAMILY"
 """Environment variable by which what a child started is recognised after everybody above it was killed."""
+FAILURE_MOST = 4000
+"""Longest reason, in characters, why the application cannot be loaded."""
 OOM_SCORE = 500
 """Children are preferred by the OOM killer over everything that would take more down with it."""
 
@@ -81,7 +83,9 @@ class Zygote:
             self._executor = self._make()
             facts = self._load()
         except SidestreamError as error:
-            wire.send(self._control, ("failed", str(error)))
+            if isinstance(error, ApplicationError):
+                log.error("Loading the application failed.", exc_info=error.__cause__, extra={"action": "load_failed"})
+            wire.send(self._control, ("failed", str(error)[:FAILURE_MOST]))
             return
         if facts is None:
             return
