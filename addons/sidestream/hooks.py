@@ -15,5 +15,11 @@ def uninstall_hook(env):
     env.cr.execute("LOCK TABLE sidestream_job IN SHARE MODE")
     with env.registry.cursor() as cr:  # the snapshot of this transaction is older than what they committed
         env(cr=cr)["ir.module.module"]._sidestream_check_no_open_jobs()
-    for table in ("sidestream_job_record", "sidestream_control", "sidestream_rule", "sidestream_meta"):
+    for table in (
+        "sidestream_job_record",
+        "sidestream_control",
+        "sidestream_rule",
+        "sidestream_worker",
+        "sidestream_meta",
+    ):
         env.cr.execute(f"DROP TABLE IF EXISTS {table}")  # pylint: disable=sql-injection  # names of our own

@@ -24,20 +24,21 @@ from sidestream.broker.redis import embedded
 from sidestream.broker.redis.broker import RedisBroker
 from sidestream.broker.redis.keys import PREFIX
 from sidestream.clock import SystemClock
-from sidestream.errors import BrokerError, BrokerUnavailable, FormatUnknown, SettingsError
+from sidestream.errors import BrokerError, BrokerUnavailable, FormatUnknown, SettingsError, StoreError
 from sidestream.job.reference import NO_TAG8
 from sidestream.keepers.controller import Controller
 from sidestream.keepers.expirer import Expirer
 from sidestream.keepers.janitor import Janitor
 from sidestream.keepers.keeper import Keeper, KeeperThread
-from sidestream.keepers.link import StoreLink
+from sidestream.keepers.link import Cursor, StoreLink
 from sidestream.keepers.reclaimer import Reclaimer
 from sidestream.keepers.reconciler import Reconciler
 from sidestream.keepers.ruler import Ruler
 from sidestream.keepers.turns import InTurn, Turn, kept_for
+from sidestream.keepers.worker_deaths import WorkerDeaths
 from sidestream.logs import shown_database, shown_url
 from sidestream.settings import Settings
-from sidestream.store import adapter, schema, sessions
+from sidestream.store import adapter, deaths, schema, sessions
 from sidestream.wiring import store_url
 from sidestream.wiring_folder import owner_of, signing_keys
 from sidestream.worker import zygote
@@ -110,9 +111,11 @@ class Worker:
         if settings.only_idle_cpu:
             process.check_only_idle_cpu()
         self._tenant = embedded.join(settings.data_dir) if settings.redis_url is None else None
+        self._link: StoreLink | None = None
         try:
             self._prepare()
         except BaseException:
+            self._leave_store()
             self._leave_server()
             raise
 
@@ -128,8 +131,13 @@ class Worker:
         self._lanes = tuple(lane(tag, queue) for tag in tags for queue in settings.queues)
         self._primary = self._redis()
         self._broker = FailoverBroker(self._primary, self._fallback(), SystemClock(), longest_pause=settings.renew)
+        self._tended = self._redis_broker()
+        self._link = None if self._database is None else StoreLink(self._connector("keepers"), on_open=self._enter)
+        self._turns: list[Turn] = []
         self._left_behind = LeftBehind(settings.data_dir)
         unclean = self._left_behind.look()
+        self._deaths = self._charge_deaths()
+        unclean = unclean or (self._deaths is not None and self._deaths.found)
         self._folder = RunFolder(settings.data_dir, self._name)
         self._supervisor = Supervisor(
             self._options(unclean),
@@ -141,9 +149,6 @@ class Worker:
             on_moved=self._on_moved,
             on_ready=self._say_what_is_served,
         )
-        self._tended = self._redis_broker()
-        self._link = StoreLink(self._connector("keepers")) if self._store_url is not None else None
-        self._turns: list[Turn] = []
         self._keepers = KeeperThread(
             make_keepers(
                 settings,
@@ -155,6 +160,7 @@ class Worker:
                 left_behind=self._left_behind,
                 stop_running=self._supervisor.stop_running,
                 turns=self._turns,
+                worker_deaths=self._deaths,
             )
         )
 
@@ -165,8 +171,7 @@ class Worker:
         finally:
             if self._keepers.stop():
                 self._give_turns_back()
-                if self._link is not None:
-                    self._link.close()
+                self._leave_store()
             self._broker.close()
             self._tended.close()
             # What could not be handed back to an absent Redis is taken over later, and is to be known not to run.
@@ -206,6 +211,39 @@ class Worker:
             with contextlib.suppress(BrokerError):  # the turns run out
                 for turn in self._turns:
                     turn.give_back()
+
+    def _enter(self, cursor: Cursor) -> None:
+        deaths.enter(cursor, self._name)
+
+    def _leave_store(self) -> None:
+        """Let PostgreSQL know that nothing of this worker runs any more."""
+        if self._link is None:
+            return
+        try:
+            with self._link.cursor("leaving") as cursor:
+                deaths.leave(cursor, self._name)
+        except StoreError as error:
+            # Another worker finds out.
+            log.info("PostgreSQL is not told that this worker stops: %s", error, extra={"action": "worker_not_left"})
+        self._link.close()
+
+    def _charge_deaths(self) -> WorkerDeaths | None:
+        """Charge what killed earlier workers before anything is claimed."""
+        if self._link is None or self._database is None:
+            return None
+        served = f"{WorkerDeaths.name} {self._database.tag.hex()}"
+        self._turns.append(Turn(self._tended, served, self._name, kept_for(WorkerDeaths.every)))
+        found = WorkerDeaths(
+            self._link,
+            dead_here=self._left_behind.unclean,
+            announced=self._tended.is_alive,
+            turn=self._turns[-1].take,
+        )
+        try:
+            found.look()
+        except StoreError as error:
+            log.warning("Dead workers are looked for later: %s", error, extra={"action": "worker_deaths_later"})
+        return found
 
     def _identify(self) -> schema.Database | None:
         if self._store_url is None:
@@ -311,6 +349,7 @@ def make_keepers(
     left_behind: LeftBehind,
     stop_running: Callable[[int], bool],
     turns: list[Turn],
+    worker_deaths: WorkerDeaths | None = None,
 ) -> list[Keeper]:
     """Return the maintenance of one worker; ``broker`` and ``link`` are its own.
 
@@ -357,4 +396,5 @@ def make_keepers(
         Janitor(link, keep_done_days=settings.keep_done_days, keep_dead_days=settings.keep_dead_days),
     ]
     keepers += [InTurn(keeper, lambda name, seconds: turn(f"{name} {tended}", seconds)) for keeper in shared]
+    keepers += [worker_deaths] if worker_deaths is not None else []
     return [*keepers, Controller(link, stop_running=stop_running)]

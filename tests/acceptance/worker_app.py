@@ -10,6 +10,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from sidestream import GIVE_UP, Actions, Context, RetryPolicy, Snooze
 
 actions = Actions()
@@ -232,6 +234,15 @@ def statement(context: Context) -> None:
 @actions.action("courier", key="order:{order}", limit="courier:{carrier}", group="g{carrier}", priority=1)
 def courier(context: Context, order: int, carrier: int) -> None:
     _note(context, f"order {order} by {carrier}")
+
+
+@actions.action("kills.its.worker")
+def kills_its_worker(context: Context, file: str) -> None:
+    """Note the start in ``file``, then kill the worker that runs this job: its zygote's parent."""
+    with Path(file).open("a") as starts:
+        starts.write("started\n")
+    psutil.Process().parents()[1].kill()
+    time.sleep(60)
 
 
 @actions.action("terminates.its.session")

@@ -210,7 +210,7 @@ def test_another_database_behind_the_same_address_is_refused(bench: Bench) -> No
     bench.link.close()
     bench.connection.execute(
         "DROP TABLE sidestream_job, sidestream_attempt, sidestream_job_record, sidestream_control, sidestream_meta,"
-        " sidestream_rule"
+        " sidestream_rule, sidestream_worker"
     )
     with bench.connection.transaction(), bench.connection.cursor() as cursor:
         schema.install(cursor)

@@ -43,6 +43,7 @@ class Mutant(NamedTuple):
 
 
 _LEASES = "tests/acceptance/test_leases.py::"
+_DEATHS = "tests/integration/reclaimer/test_worker_deaths.py::"
 _SESSIONS = "tests/acceptance/test_lost_sessions.py::"
 _RACES = "tests/integration/store/test_opening_races.py::"
 MUTANTS = (
@@ -55,6 +56,10 @@ MUTANTS = (
     Mutant("reconcile-by-watermark", (f"{_LEASES}test_a_smaller_id_that_commits_later_is_published_too",)),
     Mutant("crash-count-in-redis", (f"{_LEASES}test_an_emptied_redis_forgets_no_crash",)),
     Mutant("lease-not-renewed", (f"{_LEASES}test_a_job_longer_than_its_lease_stays_with_its_worker",)),
+    Mutant(
+        "lone-start-not-charged",
+        (f"{_DEATHS}test_the_lone_start_of_a_worker_that_is_neither_announced_nor_locked_is_charged",),
+    ),
     Mutant("lost-session-not-charged", (f"{_SESSIONS}test_a_job_that_loses_its_session_each_time_fails_at_the_third",)),
     Mutant("slot-in-pieces", ("tests/unit/test_slots.py",)),
     Mutant("limit-not-held", ("tests/acceptance/test_sharing.py",)),

@@ -18,9 +18,17 @@ Cursor = psycopg.Cursor[tuple[Any, ...]]
 class StoreLink:
     """Opened when first needed, opened again when it was lost."""
 
-    def __init__(self, connect: Callable[[], psycopg.Connection[Any]]) -> None:
-        """``connect`` opens an autocommit connection in a bounded time, or raises StoreUnavailable."""
+    def __init__(
+        self, connect: Callable[[], psycopg.Connection[Any]], *, on_open: Callable[[Cursor], None] = lambda cursor: None
+    ) -> None:
+        """Connect to nothing yet.
+
+        Args:
+            connect: Opens an autocommit connection in a bounded time, or raises StoreUnavailable.
+            on_open: Called with a cursor of each new connection, once it is known to reach the right database.
+        """
         self._connect = connect
+        self._on_open = on_open
         self._connection: psycopg.Connection[Any] | None = None
         self._database: schema.Database | None = None
 
@@ -67,6 +75,7 @@ class StoreLink:
             try:
                 with connection.cursor() as cursor:
                     self._identify(cursor)
+                    self._on_open(cursor)
             except BaseException:
                 connection.close()
                 raise

@@ -24,15 +24,12 @@ from sidestream.errors import GenerationMoved, StoreError, WireError
 from sidestream.job.job import MAX_CRASHES
 from sidestream.job.reference import Reference
 from sidestream.keepers.link import Cursor, StoreLink
-from sidestream.store import attempts, queries, rows, sessions
-from sidestream.store.attempts import Attempt, Event
+from sidestream.store import deaths, sessions
 
 log = logging.getLogger(__name__)
 
 START = "0-0"
 """The cursor before the first page and behind the last one."""
-ALONE = "alone"
-"""Detail of the attempt row that a supervisor writes before it starts a job that runs alone."""
 MOST_PAGES = 10
 """Most pages (of up to 100 deliveries) that one step takes over."""
 
@@ -223,6 +220,8 @@ class Reclaimer:
         ran = [one for one in lost if running is None or one.delivery.reference in running]
         if ran:
             with self._link.transaction("charging the jobs of a dead worker") as cursor:
+                if not deaths.lock(cursor, owner):
+                    raise StoreError(f"The jobs of the dead worker {owner} are being charged by another worker.")
                 verdicts = [(one, _charge(cursor, one)) for one in ran]
             for one, verdict in verdicts:
                 one.verdict = verdict
@@ -252,33 +251,19 @@ def _read(delivery: Delivery) -> Reference | None:
 def _charge(cursor: Cursor, one: Taken) -> Verdict | None:
     """Write to the row what its owner's death means; None when another session holds the row for now."""
     assert one.reference is not None
-    row_id = one.reference.id
-    found = queries.job(cursor, row_id)
-    if found is None:
-        return Verdict.SETTLE
-    # The sessions of its owner are gone: the attempts read here are those that it was started with.
-    row, _, history = found
-    if _ran_alone(history, one.owner):
-        error = f"It crashed: the worker {one.owner} died while it ran there alone."
-        written = rows.crash(cursor, row_id, row.attempts, error, MAX_CRASHES, with_host=True)
-        if written.ours:
-            attempts.record(cursor, row_id, one.owner, -1, Event.CRASHED, error)
-    else:
-        written = rows.suspect(cursor, row_id, row.attempts)
+    # The sessions of its owner are gone: the attempts that are read now are those that it was started with.
+    written = deaths.charge(cursor, one.reference.id, one.owner)
     if written.locked:
         return None
     return Verdict.SETTLE if written.terminal or written.missing else Verdict.GIVE_BACK
 
 
-def _ran_alone(history: Sequence[Attempt], owner: str) -> bool:
-    """Whether the last that ``owner`` wrote of the job is that it started it alone."""
-    ours = [attempt for attempt in history if attempt.supervisor == owner]
-    return bool(ours) and ours[-1].event is Event.STARTED and ours[-1].detail == ALONE
-
-
 def _direct_verdict(delivery: Delivery, running: frozenset[bytes] | None) -> Verdict:
-    """A direct job is charged only when it alone ran on the dead supervisor: it has no row to be suspected in."""
-    if running != frozenset({delivery.reference}):
+    """A direct job has no row to be suspected in: each delivery counts that may have run when its supervisor died.
+
+    One that was charged twice runs as an accused job does, so that a bystander is not there at the third death.
+    """
+    if running is not None and delivery.reference not in running:
         return Verdict.GIVE_BACK
     return Verdict.BURY if delivery.crashes + 1 >= MAX_CRASHES else Verdict.CHARGE_CRASH
 

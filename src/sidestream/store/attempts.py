@@ -12,6 +12,9 @@ from enum import StrEnum
 from sidestream.store.cursor import Cursor
 from sidestream.store.written import storable
 
+ALONE = "alone"
+"""Detail of the attempt row that a worker writes before it starts a job that runs alone."""
+
 
 class Event(StrEnum):
     """What an attempt row tells."""

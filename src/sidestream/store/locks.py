@@ -36,6 +36,23 @@ def lock_tag(cur: Cursor, lock: bytes) -> bool:
     return bool(cur.fetchone()[0])
 
 
+def lock_tag_in_transaction(cur: Cursor, lock: bytes) -> bool:
+    """As :func:`lock_tag`, until the transaction ends."""
+    cur.execute("SELECT pg_try_advisory_xact_lock(%(lock)s::bigint)", {"lock": _number(lock)})
+    return bool(cur.fetchone()[0])
+
+
+def wait_for_tag(cur: Cursor, lock: bytes) -> None:
+    """As :func:`lock_tag`, but wait until nobody else has it."""
+    cur.execute("SELECT pg_advisory_lock(%(lock)s::bigint)", {"lock": _number(lock)})
+
+
+def held_tags(cur: Cursor) -> set[bytes]:
+    """Return the locks that any session holds in this database, its own ones included."""
+    cur.execute(_HELD)
+    return {number.to_bytes(8, "big", signed=True) for (number,) in cur.fetchall()}
+
+
 def unlock_tag(cur: Cursor, lock: bytes) -> bool:
     """Free what :func:`lock_tag` took; False when this session did not have it."""
     cur.execute("SELECT pg_advisory_unlock(%(lock)s::bigint)", {"lock": _number(lock)})
@@ -44,9 +61,8 @@ def unlock_tag(cur: Cursor, lock: bytes) -> bool:
 
 def running_between(cur: Cursor, row_ids: Iterable[int]) -> set[int]:
     """Return which of these jobs are between two of their transactions: they run, and nobody has their rows."""
-    cur.execute(_HELD)
-    held = {number for (number,) in cur.fetchall()}
-    return {row_id for row_id in row_ids if _number(job_lock(row_id)) in held} if held else set()
+    held = held_tags(cur)
+    return {row_id for row_id in row_ids if job_lock(row_id) in held} if held else set()
 
 
 def running_jobs(cur: Cursor, row_ids: Iterable[int]) -> set[int]:

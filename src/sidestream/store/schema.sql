@@ -93,6 +93,12 @@ CREATE TABLE sidestream_control (
 CREATE INDEX sidestream_control_pending ON sidestream_control (job_id) WHERE handled_at IS NULL;
 CREATE INDEX sidestream_control_job ON sidestream_control (job_id);
 
+-- The workers that live, and the dead ones whose jobs are not charged yet (store/deaths.py).
+CREATE TABLE sidestream_worker (
+    name            text COLLATE "C" PRIMARY KEY,   -- each start of a worker has another one
+    started_at      timestamp NOT NULL DEFAULT (statement_timestamp() AT TIME ZONE 'UTC')
+);
+
 -- During a rolling deployment, processes of two releases use these tables. So a later version only adds columns that are
 -- nullable or have a default, and a release leaves out of its statements what tables of a version that it accepts lack.
 CREATE TABLE sidestream_meta (

@@ -40,8 +40,6 @@ PARKED_TOLD = 100
 """Most kinds of such jobs that the log is told of."""
 ALONE_AGAIN = 2.0
 """Seconds until a job that is to run alone is offered to somebody again when another one runs alone here."""
-ALONE = "alone"
-"""Detail of the attempt row of a job that runs alone; the reclaimer looks for it."""
 
 
 RESTART = 60.0
@@ -114,7 +112,7 @@ class Bookkeeper:
         """Write that this job runs, since ``seconds``."""
         reference = Reference.unpack(delivery.reference)
         if not reference.direct and self._connect is not None:
-            self._record(reference, slot, "started", f"since {seconds:.1f} s" if seconds else ALONE)
+            self._record(reference, slot, "started", f"since {seconds:.1f} s" if seconds else attempts.ALONE)
             if seconds:
                 self._alone.discard(reference.id)  # others run beside it
             else:

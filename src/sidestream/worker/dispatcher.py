@@ -20,6 +20,7 @@ from collections.abc import Callable
 from sidestream.broker.protocol import Broker, Delivery
 from sidestream.crashpoints import crash_point
 from sidestream.errors import BrokerError, BrokerUnavailable, GenerationMoved
+from sidestream.job.job import is_accused
 from sidestream.worker import wire
 from sidestream.worker.slots import Slots
 from sidestream.worker.state import ALONE_MOST, END_OTHERS, UNKNOWN_COST, ChildState, Lone, WorkerState, is_keyed
@@ -177,7 +178,9 @@ class Dispatcher:
         with state.changed:
             state.dry = len(deliveries) < sum(wanted) // 2
             state.add_held(deliveries)
-            state.backlog.extend(deliveries)
+            for delivery in deliveries:
+                # No row says of a direct job that it ran during several deaths.
+                (state.alone if is_accused(delivery.crashes) else state.backlog).append(delivery)
             self.hand_out()
         if deliveries:
             crash_point("supervisor.dispatched")

@@ -113,6 +113,11 @@ class LeftBehind:
         found = self._found.get(supervisor)
         return None if found is None else found.running
 
+    def unclean(self) -> dict[str, frozenset[bytes]]:
+        """Return what the supervisors that came to an unclean end were running, by supervisor."""
+        self.look()
+        return {supervisor: dead.running for supervisor, dead in self._found.items() if dead.unclean}
+
     def tidy(self, kept: float, clear_since: float | None) -> None:
         """Remove the folders that were found ``kept`` seconds ago, if leases have been taken over for as long.
 

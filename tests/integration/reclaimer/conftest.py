@@ -113,6 +113,11 @@ class Bench:
         with self.connection.cursor() as cursor:
             return [(entry.event.value, entry.supervisor) for entry in attempts.of_job(cursor, row_id)]
 
+    def start(self, row_id: int, supervisor: str = DEAD) -> None:
+        """What a supervisor writes of a job that runs for a while."""
+        with self.connection.cursor() as cursor:
+            attempts.record(cursor, row_id, supervisor, 0, "started", "since 0.5 s")
+
     def start_alone(self, row_id: int, supervisor: str = DEAD) -> None:
         """What a careful supervisor writes before it starts a job."""
         with self.connection.cursor() as cursor:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import psycopg
 import pytest
 
-from sidestream.errors import StoreUnavailable
+from sidestream.errors import StoreError, StoreUnavailable
 from sidestream.job.job import MAX_CRASHES
 from sidestream.job.reference import Reference
-from sidestream.store import attempts
+from sidestream.store import attempts, deaths
 from sidestream.testing.servers import PostgresServer
 from tests.integration.reclaimer.conftest import DEAD, RENEW, US, Bench, charges
 
@@ -195,15 +195,38 @@ def test_a_row_that_somebody_holds_waits_and_is_charged_then(bench: Bench) -> No
     assert bench.claimable() == [row_id]
 
 
-def test_a_direct_job_is_charged_only_when_it_ran_there_alone(bench: Bench) -> None:
+def test_a_direct_job_is_charged_when_it_may_have_run_there(bench: Bench) -> None:
     first, second = bench.enqueue_direct(2)
     bench.claim(DEAD)
-    bench.die(first, second)
-    bench.run_out()
-    assert [(d.attempts, d.crashes) for d in bench.claim(DEAD)] == [(0, 0), (0, 0)]
     bench.die(first)
     bench.run_out()
     assert {d.reference: d.crashes for d in bench.claim(DEAD)} == {first: 1, second: 0}
+    del bench.slots[DEAD]  # nobody can read them
+    bench.run_out()
+    assert {d.reference: d.crashes for d in bench.claim(DEAD)} == {first: 2, second: 1}
+
+
+def test_a_death_is_charged_once_whoever_finds_out_first(bench: Bench) -> None:
+    """The next worker on its host does so from PostgreSQL alone; its leases run out later."""
+    [row_id] = bench.insert()
+    bench.claim(DEAD)
+    with bench.connection.transaction(), bench.connection.cursor() as cursor:
+        assert deaths.charge_all(cursor, DEAD, [row_id])
+        assert deaths.charge_all(cursor, DEAD, [row_id])
+    bench.run_out()
+    assert (bench.row(row_id).suspects, bench.row(row_id).attempts) == (1, 0)
+    assert len(bench.claim(DEAD)) == 1
+
+
+def test_who_charges_a_death_keeps_the_others_waiting(bench: Bench) -> None:
+    [row_id] = bench.insert()
+    bench.claim(DEAD)
+    with bench.session("other") as other, other.transaction(), other.cursor() as cursor:
+        assert deaths.lock(cursor, DEAD)
+        with pytest.raises(StoreError, match="charged by another worker"):
+            bench.run_out()
+    bench.run_out()
+    assert bench.row(row_id).suspects == 1
 
 
 def test_a_direct_job_that_kills_its_host_is_buried_at_last(bench: Bench) -> None:
