@@ -1,6 +1,6 @@
 # The same few commands here and in CI; `make help` lists them.
 .DEFAULT_GOAL := help
-.PHONY: help setup lint format test test-unit bench-one chaos chaos-odoo model mutants odoo demo demo-engine postgres postgres-stop lock clean
+.PHONY: help setup lint format test test-unit test-matrix bench-one chaos chaos-odoo model mutants odoo demo demo-engine postgres postgres-stop lock clean
 .SILENT:
 MAKEFLAGS += --no-print-directory
 
@@ -40,6 +40,9 @@ test: setup odoo ## every test (ARGS="-k name", or a path, for some)
 test-unit: ## the unit tests, in under a minute: no server, no Odoo, only Python 3.11 or newer (ARGS="-k name")
 	scripts/setup.sh python
 	$(BIN)/python -m pytest -q -n auto --maxprocesses 4 tests/unit $(ARGS)
+
+test-matrix: ## the engine's tests on Debian 12 and 13; writes docs/reference/platforms.md (as root)
+	scripts/matrix.sh $(ARGS)
 
 bench-one: setup ## one benchmark: make bench-one SCRIPT=benchmarks/latency.py
 	test -n "$(SCRIPT)" -a -f "$(SCRIPT)" || { echo "bench-one: name a script, for example SCRIPT=benchmarks/latency.py" >&2; exit 2; }

@@ -10,12 +10,16 @@ from pathlib import Path
 
 from sidestream.broker.memory import MemoryBroker
 from sidestream.broker.postgres import PostgresBroker
-from sidestream.broker.protocol import Capability
+from sidestream.broker.protocol import Broker, Capability
 from sidestream.broker.redis.broker import RedisBroker
 
 README = Path(__file__).resolve().parents[1] / "README.md"
 BEGIN, END = "<!-- capabilities: scripts/capability_table.py -->", "<!-- end of capabilities -->"
-BROKERS = {"Redis, Valkey": RedisBroker, "PostgreSQL (Redis away)": PostgresBroker, "memory (tests)": MemoryBroker}
+BROKERS: dict[str, type[Broker]] = {
+    "Redis, Valkey": RedisBroker,
+    "PostgreSQL (Redis away)": PostgresBroker,
+    "memory (tests)": MemoryBroker,
+}
 MEANINGS = {
     Capability.PRIORITIES: "priority in a queue, ageing, weights of queues",
     Capability.GROUPS: "groups (companies) take turns by weight",

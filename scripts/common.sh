@@ -20,6 +20,20 @@ apt_lists() {
     apt_lists_read=1
 }
 
+# debian_mirror: print the mirror that this machine reads packages from.
+debian_mirror() {
+    local mirror list
+    # A file that does not exist is no error here: Debian keeps its sources in one of three forms.
+    mirror=$({ sed -n 's/^URIs: *\([^ ]*\/debian\/\{0,1\}\)$/\1/p; s/^deb  *\(\[[^]]*\] *\)\{0,1\}\([^ ]*\/debian\/\{0,1\}\) .*/\2/p' \
+        /etc/apt/sources.list.d/*.sources /etc/apt/sources.list.d/*.list /etc/apt/sources.list 2>/dev/null || :; } | head -n 1)
+    if [ -z "$mirror" ]; then # cloud images name a file that lists the mirrors
+        list=$(sed -n 's/^URIs: *mirror+file:\([^ ]*\).*/\1/p' /etc/apt/sources.list.d/*.sources 2>/dev/null | head -n 1 || :)
+        mirror=$({ grep -ho '^[a-z]*://[^ ]*/debian/\{0,1\}' "${list#//}" 2>/dev/null || :; } | head -n 1)
+    fi
+    [ -n "$mirror" ] || fail "no Debian mirror is named in /etc/apt; add one, then repeat: make $NAME"
+    printf '%s\n' "$mirror"
+}
+
 # alone: wait until no other make sets this folder up.
 alone() {
     local path

@@ -46,14 +46,7 @@ fi
 
 # 2. Odoo 19 itself: Debian has it in its unstable suite, from which nothing is installed, only unpacked here
 if ! [ -f "$ODOO/.complete" ]; then
-    # A file that does not exist is no error here: Debian 12 keeps its sources in one of three forms.
-    mirror=$({ sed -n 's/^URIs: *\([^ ]*\/debian\/\{0,1\}\)$/\1/p; s/^deb  *\(\[[^]]*\] *\)\{0,1\}\([^ ]*\/debian\/\{0,1\}\) .*/\2/p' \
-        /etc/apt/sources.list.d/*.sources /etc/apt/sources.list.d/*.list /etc/apt/sources.list 2>/dev/null || :; } | head -n 1)
-    if [ -z "$mirror" ]; then # cloud images name a file that lists the mirrors
-        list=$(sed -n 's/^URIs: *mirror+file:\([^ ]*\).*/\1/p' /etc/apt/sources.list.d/*.sources 2>/dev/null | head -n 1 || :)
-        mirror=$({ grep -ho '^[a-z]*://[^ ]*/debian/\{0,1\}' "${list#//}" 2>/dev/null || :; } | head -n 1)
-    fi
-    [ -n "$mirror" ] || fail "no Debian mirror is named in /etc/apt; add one, then repeat: make odoo"
+    mirror=$(debian_mirror)
     say "unpacking Odoo 19 from Debian into .sidestream-dev/odoo"
     mkdir -p "$TOOLS"
     work=$(mktemp -d "$TOOLS/odoo-download.XXXXXX")

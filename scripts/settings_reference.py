@@ -25,8 +25,9 @@ def page() -> str:
         "|---|---|---|",
     ]
     for name, field in Settings.model_fields.items():
-        default = "made for the user" if field.default_factory else field.default
-        shown = {None: "none", (): "none", ("default",): "default"}.get(default, default)
+        default: object = "made for the user" if field.default_factory else field.default
+        empty: dict[object, str] = {None: "none", (): "none", ("default",): "default"}
+        shown = empty.get(default, default)
         lines.append(f"| `SIDESTREAM_{name.upper()}` | {field.description} | {shown} |")
     return "\n".join(lines) + "\n"
 

@@ -173,7 +173,7 @@ class Shop:
                     open_calls.pop(line["key"], None)
             for child in self.children():
                 try:
-                    ports = [c.raddr.port for c in child.connections() if c.raddr and c.status == "ESTABLISHED"]
+                    ports = [c.raddr.port for c in child.connections() if c.status == "ESTABLISHED"]
                 except psutil.Error:
                     continue  # it ended between the two looks
                 if self.courier_port in ports and open_calls:

@@ -11,7 +11,7 @@ import psycopg
 from psycopg.conninfo import make_conninfo
 
 from sidestream import wiring_folder
-from sidestream.broker.protocol import Broker, Publication, lane
+from sidestream.broker.protocol import Broker, Explanation, Place, Publication, lane
 from sidestream.broker.redis.broker import RedisBroker
 from sidestream.broker.redis.inspect import RedisInspector
 from sidestream.broker.redis.keys import PREFIX
@@ -151,8 +151,8 @@ def why_waiting(settings: Settings, job_id: int) -> str | None:
     try:
         broker = build_broker(settings)
         try:
-            if broker.generation().number:
-                explanation = broker.explain(_publication(database, facts.job))
+            begun = broker.generation().number  # a Redis that no worker has met yet has none, and answers
+            explanation = broker.explain(_publication(database, facts.job)) if begun else Explanation(Place.NOWHERE)
             found = RedisInspector(broker.connection).workers()
         finally:
             broker.close()

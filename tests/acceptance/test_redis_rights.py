@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from sidestream.testing.servers import REDIS7, RedisServer
+from sidestream.testing.servers import RedisServer, has_redis7
 from tests.acceptance.conftest import Run, answer
 from tests.acceptance.rig import Rig, open_folder
 
@@ -26,7 +26,7 @@ def documented() -> list[str]:
 @pytest.fixture(params=["valkey", "redis7"])
 def limited(request: pytest.FixtureRequest) -> Iterator[tuple[RedisServer, str]]:
     """A server, and the URL of a user with the documented rights and no others."""
-    if request.param == "redis7" and not REDIS7.exists():
+    if request.param == "redis7" and not has_redis7():
         pytest.skip("Redis 7.0 is not there; make setup says why")
     with RedisServer(binary=request.param) as server, server.client() as client:
         client.execute_command(*documented())

@@ -148,9 +148,12 @@ class RedisServer(Server):
         appendonly: bool = True,
         extra: Sequence[str] = (),
     ) -> None:
-        """``binary`` is "valkey" (the embedded one), "redis7" (Debian's) or a path; ``extra`` more arguments."""
+        """``binary`` is "valkey" (the embedded one), "redis7" (Debian's) or a path; ``extra`` more arguments.
+
+        The variables TEST_VALKEY and TEST_REDIS name other servers to stand for these two.
+        """
         super().__init__(folder)
-        original = {"valkey": find_server, "redis7": find_redis7}.get(str(binary), lambda: Path(binary))()
+        original = {"valkey": find_valkey, "redis7": find_redis7}.get(str(binary), lambda: Path(binary))()
         self._binary = original if self.user is None else carried(original, self.user)(self.folder)
         self.socket_path = self.folder / "redis.sock"
         self._arguments = ["--appendonly", "yes" if appendonly else "no", "--appendfsync", appendfsync, *extra]
@@ -197,11 +200,28 @@ class RedisServer(Server):
         return self._process is not None and about["process_id"] == self._process.pid and self.socket_path.exists()
 
 
+def find_valkey() -> Path:
+    """Return the server that TEST_VALKEY names, else the embedded one."""
+    named = os.environ.get("TEST_VALKEY")
+    return Path(named) if named else find_server()
+
+
 def find_redis7() -> Path:
-    """Return Debian's Redis 7.0 as ``make setup`` unpacked it; raise :class:`ServerFailed` when it is not there."""
+    """Return the server that TEST_REDIS names, else Debian's Redis 7.0 as ``make setup`` unpacked it.
+
+    Raises:
+        ServerFailed: It is not there.
+    """
+    if named := os.environ.get("TEST_REDIS"):
+        return Path(named)
     if REDIS7.exists():
         return REDIS7
     raise ServerFailed(f"Redis 7.0 was not found at {REDIS7}; run: make setup")
+
+
+def has_redis7() -> bool:
+    """Return whether :func:`find_redis7` finds one."""
+    return bool(os.environ.get("TEST_REDIS")) or REDIS7.exists()
 
 
 def postgres_binary(name: str) -> str:

@@ -13,7 +13,7 @@ import redis
 from sidestream.broker.redis.broker import RedisBroker
 from sidestream.broker.redis.connection import RedisConnection, shown
 from sidestream.errors import BrokerFull, BrokerUnavailable, BrokerUnsuitable, SettingsError
-from sidestream.testing.servers import REDIS7, RedisServer
+from sidestream.testing.servers import RedisServer, has_redis7
 from tests.integration.redis.conftest import DB, Clock, ready
 from tests.integration.redis.test_functions import DELAYED, LANE, READY, SEAT, P, claimed, direct, row
 
@@ -188,7 +188,7 @@ class TestServers:
     @pytest.mark.parametrize("binary", ["valkey", "redis7"])
     @pytest.mark.parametrize("command", ["time", "hget"])
     def test_a_command_that_the_user_may_not_run_is_named(self, binary: str, command: str) -> None:
-        if binary == "redis7" and not REDIS7.exists():
+        if binary == "redis7" and not has_redis7():
             pytest.skip("Redis 7.0 is not there; make setup says why")
         with RedisServer(binary=binary) as server, server.client() as client:
             client.execute_command("ACL", "SETUSER", "poor", "on", ">secret", "~*", "+@all", f"-{command}")
