@@ -11,6 +11,7 @@ Three ways, by what a job may rest on:
 
 from __future__ import annotations
 
+import inspect
 import weakref
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,7 +23,7 @@ from sidestream.broker.protocol import Publication, lane
 from sidestream.clock import Clock, SystemClock
 from sidestream.crashpoints import crash_point
 from sidestream.errors import InvalidJob, SettingsError, SidestreamError, StoreError, UnknownAction
-from sidestream.job.building import build_job, check_job
+from sidestream.job.building import build_job, check_arguments, check_job
 from sidestream.job.codec import Signer, to_ms
 from sidestream.job.job import Job
 from sidestream.job.options import JobOptions
@@ -115,6 +116,7 @@ class Client:
         An exception rolls the connection back and no job exists. ``connection`` is a psycopg 3 (or psycopg2)
         connection, not in autocommit mode; whatever it had open before the block is committed along.
         """
+        _refuse_unsuitable(connection)
         return Transaction(self, connection)
 
     def enqueue(
@@ -139,7 +141,7 @@ class Client:
             check_job(job)
         if not jobs:
             return Inserted([], [])
-        _refuse_autocommit(connection)
+        _refuse_unsuitable(connection)
         with _cursor(connection) as cursor:
             database = self._databases.get(connection)
             if database is None:
@@ -227,6 +229,7 @@ class Client:
         name, declared = self._resolve(action)
         defaults: JobOptions | None = None
         if declared is not None:
+            check_arguments(name, args, kwargs)
             given = [option for option, value in options.items() if value is not None]
             defaults = declared.job_options(args, kwargs or {}, given)
         return build_job(name, args, kwargs, now=self._clock.now(), defaults=defaults, **options)
@@ -308,7 +311,7 @@ class Transaction:
         return inserted.ids
 
     def __enter__(self) -> Self:
-        _refuse_autocommit(self._connection)
+        _refuse_unsuitable(self._connection)
         self._entered = True
         return self
 
@@ -346,7 +349,14 @@ def _cursor(connection: Any) -> Iterator[Any]:
         raise translate(error, "enqueue a job") from error
 
 
-def _refuse_autocommit(connection: Any) -> None:
+def _refuse_unsuitable(connection: Any) -> None:
+    """Raise :class:`~sidestream.errors.SettingsError` for a connection that a job cannot share a transaction on."""
+    commit = getattr(connection, "commit", None)
+    if commit is None or not hasattr(connection, "autocommit") or inspect.iscoroutinefunction(commit):
+        raise SettingsError(
+            f"A {type(connection).__module__}.{type(connection).__qualname__} cannot be used here; expected a "
+            "connection of psycopg 3 or psycopg2 that is not asynchronous."
+        )
     if connection.autocommit:
         raise SettingsError(
             "The connection is in autocommit mode, so a job could not share a transaction with its cause; "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from datetime import UTC, datetime, timedelta
@@ -378,3 +379,29 @@ def test_a_direct_job_repeated_with_its_id_is_one_job(jobs: Jobs, broker: Broker
 def test_bad_direct_calls_are_refused(jobs: Jobs, options: dict[str, Any]) -> None:
     with pytest.raises(InvalidJob):
         jobs.enqueue_direct("a", **options)
+
+
+class Asynchronous:
+    """A stand-in for whatever has an asynchronous commit, SQLAlchemy's AsyncSession for one."""
+
+    autocommit = False
+
+    async def commit(self) -> None: ...
+
+
+@pytest.mark.parametrize("kind", ["psycopg's", "another's", "none at all"])
+def test_what_cannot_share_its_transaction_is_refused_at_the_call(jobs: Jobs, dsn: str, kind: str) -> None:
+    async def connect() -> psycopg.AsyncConnection[Any]:
+        return await psycopg.AsyncConnection.connect(dsn)
+
+    async def close(connection: psycopg.AsyncConnection[Any]) -> None:
+        await connection.close()
+
+    with asyncio.Runner() as runner:
+        asynchronous = runner.run(connect())
+        given = {"psycopg's": asynchronous, "another's": Asynchronous(), "none at all": object()}[kind]
+        with pytest.raises(SettingsError, match="cannot be used here; expected a connection of psycopg 3 or psycopg2"):
+            jobs.transaction(given)
+        with pytest.raises(SettingsError, match="cannot be used here"):
+            jobs.enqueue("a", connection=given)
+        runner.run(close(asynchronous))

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal, TypeVar
 
 from sidestream.errors import DuplicateAction, SettingsError, UnknownAction
 from sidestream.executors.application_fault import application_error
+from sidestream.executors.declared_function import check_function, check_limits, check_options
 from sidestream.executors.declared_options import Arguments, Text, check_fields
 from sidestream.executors.steps import ThreeSteps
 from sidestream.job.job import DEFAULT_PRIORITY, DEFAULT_QUEUE, Unique
@@ -58,6 +59,7 @@ class Action:
 
     def __post_init__(self) -> None:
         check_action(self.name)
+        self._check_functions()
         check_queue(self.queue)
         check_priority(self.priority)
         object.__setattr__(self, "retry", policy_of(self.name, self.retry))
@@ -69,18 +71,21 @@ class Action:
             check_fields(self.name, what, getattr(self, what), self.called)
         unique = self.unique.key if isinstance(self.unique, Unique) else self.unique
         check_fields(self.name, "unique", unique, self.called)
-        for option in ("soft_limit", "hard_limit"):
-            limit = getattr(self, option)
-            if limit is not None and limit <= 0:
-                raise SettingsError(
-                    f"{option}={limit} of action {self.name!r} is not allowed: expected seconds above 0."
-                )
+        check_limits(f"action {self.name!r}", self.soft_limit, self.hard_limit)
         if self.steps is not None and self.commits == "relock":
             raise SettingsError(
                 f"The three-step action {self.name!r} cannot declare commits='relock': its steps commit."
             )
         if self.commits not in ("forbid", "relock"):
             raise SettingsError(f"commits={self.commits!r} of action {self.name!r}: expected 'forbid' or 'relock'.")
+
+    def _check_functions(self) -> None:
+        if self.steps is None:
+            check_function(self.name, self.function)
+            return
+        check_function(self.name, self.steps.read, what="read step")
+        check_function(self.name, self.steps.call, what="call step", given=1)
+        check_function(self.name, self.steps.write, what="write step", given=2)
 
     @property
     def called(self) -> Callable[..., Any]:
@@ -91,7 +96,7 @@ class Action:
         """Return the options that a job with these arguments has unless its call says otherwise.
 
         Those in ``given`` are left out: nothing is asked of the arguments for their sake. Raises
-        :class:`~sidestream.errors.InvalidJob` when an argument does not serve.
+        :class:`~sidestream.errors.InvalidJob` when the arguments do not fit the function, or one does not serve.
         """
         found: JobOptions = {"queue": self.queue, "priority": self.priority, "expires_in": self.expires_in}
         arguments = Arguments(self.name, self.called, args, kwargs)
@@ -106,6 +111,10 @@ class Action:
         return found
 
 
+OPTIONS = tuple(one.name for one in fields(Action) if one.name not in ("name", "function", "steps"))
+"""What a declaration may say of its action."""
+
+
 class Actions:
     """A set of declared actions. Make one in a module of yours and name it to the worker as ``module:attribute``."""
 
@@ -118,8 +127,15 @@ class Actions:
 
         ``unique="text"`` may be completed by ``unique_until``, ``unique_for`` and ``on_conflict`` as in a call.
 
-        Raises :class:`~sidestream.errors.DuplicateAction` when the name, or its 4-byte tag, is taken.
+        Raises :class:`~sidestream.errors.DuplicateAction` when the name, or its 4-byte tag, is taken, and
+        :class:`~sidestream.errors.SettingsError` for an unknown or wrong option, and a function that cannot run.
         """
+        if not isinstance(name, str):
+            raise SettingsError(
+                f'@actions.action is given {name!r:.80} instead of a name; write @actions.action("invoice.print"): '
+                "jobs keep the name, so it must not change with the function's."
+            )
+        check_options(name, options, OPTIONS)
 
         def declare(function: Function) -> Function:
             self.add(Action(name, function, **declared_unique(name, options)))
@@ -137,6 +153,7 @@ class Actions:
         **options: Any,
     ) -> None:
         """Declare a three-step action (see :class:`~sidestream.executors.steps.ThreeSteps`)."""
+        check_options(name, options, OPTIONS)
         self.add(Action(name, write, steps=ThreeSteps(read, call, write), **declared_unique(name, options)))
 
     def add(self, action: Action) -> None:

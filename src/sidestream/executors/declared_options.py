@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from sidestream.errors import InvalidJob, SettingsError
+from sidestream.executors.declared_function import bind_arguments, signature_of
 from sidestream.job.job import Unique
 from sidestream.job.template import fields_of, render_template
 from sidestream.job.uniqueness import with_key
@@ -29,11 +30,11 @@ def check_fields(action: str, what: str, template: Text, function: Callable[...,
 
 
 class Arguments:
-    """The arguments of one call, by name; bound to the function's parameters when first asked for."""
+    """The arguments of one call, by name. Raises :class:`~sidestream.errors.InvalidJob` when they do not fit."""
 
     def __init__(self, action: str, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]):
         self._action = action
-        self._function = function
+        self._bound = bind_arguments(action, function, args, kwargs)
         self._args = args
         self._kwargs = kwargs
         self._by_name: dict[str, Any] | None = None
@@ -72,14 +73,12 @@ class Arguments:
         return str(value)
 
     def _bind(self) -> dict[str, Any]:
-        signature = inspect.signature(self._function)
-        try:
-            bound = signature.bind(None, *self._args, **self._kwargs)  # None: the context
-        except TypeError as error:
-            raise InvalidJob(f"The arguments for action {self._action!r} do not fit its function: {error}.") from None
+        bound = self._bound
+        if bound is None:
+            return dict(self._kwargs)
         bound.apply_defaults()
         found = dict(list(bound.arguments.items())[1:])
-        for parameter in signature.parameters.values():
+        for parameter in bound.signature.parameters.values():
             if parameter.kind is inspect.Parameter.VAR_KEYWORD:
                 found |= found.pop(parameter.name, {})
         return found
@@ -87,7 +86,10 @@ class Arguments:
 
 def _arguments(function: Callable[..., Any]) -> tuple[str, ...] | None:
     """Return the names of a function's arguments behind its context; None when it takes any."""
-    parameters = list(inspect.signature(function).parameters.values())
+    signature = signature_of(function)
+    if signature is None:
+        return None
+    parameters = list(signature.parameters.values())
     if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters):
         return None
     return tuple(parameter.name for parameter in parameters[1:])

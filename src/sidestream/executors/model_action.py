@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 from sidestream.errors import ActionError, InvalidName, SettingsError
+from sidestream.executors.declared_function import check_limits
 from sidestream.job import uniqueness
 from sidestream.job.job import DEFAULT_PRIORITY, DEFAULT_QUEUE, Unique
 from sidestream.job.moments import seconds_of
@@ -82,15 +83,7 @@ class ModelAction:
                 f"run_as={self.run_as!r} of an action: expected 'user', 'superuser' or the xml id of a user "
                 "(module.name)."
             )
-        for option in ("soft_limit", "hard_limit"):
-            limit = getattr(self, option)
-            if limit is not None and limit <= 0:
-                raise SettingsError(f"{option}={limit} of an action is not allowed: expected seconds above 0.")
-        if self.soft_limit is not None and self.hard_limit is not None and self.hard_limit <= self.soft_limit:
-            raise SettingsError(
-                f"hard_limit={self.hard_limit} of an action is not above its soft_limit={self.soft_limit}, so the job "
-                "would be killed before it is told to stop; raise hard_limit or lower soft_limit."
-            )
+        check_limits("an action", self.soft_limit, self.hard_limit)
 
     @classmethod
     def of(cls, **options: Any) -> ModelAction:

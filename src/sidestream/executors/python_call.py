@@ -23,11 +23,12 @@ from sidestream.crashpoints import crash_point
 from sidestream.errors import BadSignature, WireError
 from sidestream.executors.actions import Action, Actions, load_actions
 from sidestream.executors.context import Context
+from sidestream.executors.declared_function import call
 from sidestream.executors.parts import Parts
 from sidestream.executors.protocol import ActionFacts, Opened, Verdict
 from sidestream.executors.row_opening import check_still_ours, commit_end, locks_of, open_again, verdict_of
 from sidestream.executors.session import Session
-from sidestream.job.building import build_job
+from sidestream.job.building import build_job, check_arguments
 from sidestream.job.codec import Signer, decode_payload, to_ms
 from sidestream.job.job import Job
 from sidestream.job.names import tag
@@ -241,9 +242,9 @@ class PythonCall:
         args, kwargs = body.job.args, body.job.kwargs
         steps = body.action.steps
         if steps is None:
-            body.action.function(body.context, *args, **kwargs)
+            call(body.action.name, body.action.function, body.context, *args, **kwargs)
             return
-        request = steps.read(body.context, *args, **kwargs)
+        request = call(body.action.name, steps.read, body.context, *args, **kwargs)
         if body.transaction and self._session is not None:
             # The first step may not write: ending its transaction frees the row and the snapshot while the call runs.
             self._session.rollback()
@@ -283,6 +284,7 @@ class PythonCall:
         session = self._session
         assert session is not None
         given = [option for option, value in options.items() if value is not None]
+        check_arguments(action, args, kwargs)
         defaults = declared.job_options(args, kwargs, given)
         job = build_job(action, args, kwargs, now=datetime.now(UTC), defaults=defaults, **options)
         [stored] = session.guarded(lambda: rows.insert(session.cursor, [job]))

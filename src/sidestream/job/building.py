@@ -42,10 +42,7 @@ def build_job(
     """
     if options:
         refuse_unknown(action, options)
-    if type(args) is not tuple and (isinstance(args, str | bytes | Mapping) or not isinstance(args, Sequence)):
-        raise InvalidJob(f"args={args!r:.60} for action {action!r:.80}: expected a list or a tuple; write args=[...].")
-    if kwargs is not None and not isinstance(kwargs, Mapping):
-        raise InvalidJob(f"kwargs={kwargs!r:.60} for action {action!r:.80}: expected a dictionary of names and values.")
+    check_arguments(action, args, kwargs)
     wanted = _fitted(merged(defaults, options))
     if not wanted:  # a plain job: its action is all that can be wrong
         return Job(check_action(action), tuple(args), {} if kwargs is None else kwargs)
@@ -72,6 +69,14 @@ def build_job(
             expires_at=expires_at,
         )
     )
+
+
+def check_arguments(action: str, args: object, kwargs: object) -> None:
+    """Raise :class:`~sidestream.errors.InvalidJob` when these are no arguments, whatever the action takes."""
+    if type(args) is not tuple and (isinstance(args, str | bytes | Mapping) or not isinstance(args, Sequence)):
+        raise InvalidJob(f"args={args!r:.60} for action {action!r:.80}: expected a list or a tuple; write args=[...].")
+    if kwargs is not None and not isinstance(kwargs, Mapping):
+        raise InvalidJob(f"kwargs={kwargs!r:.60} for action {action!r:.80}: expected a dictionary of names and values.")
 
 
 def check_job(job: Job) -> Job:
