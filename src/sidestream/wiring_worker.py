@@ -8,6 +8,7 @@ import os
 import secrets
 import socket
 import sys
+import time
 from collections.abc import Callable, Collection, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -24,7 +25,14 @@ from sidestream.broker.redis import embedded
 from sidestream.broker.redis.broker import RedisBroker
 from sidestream.broker.redis.keys import PREFIX
 from sidestream.clock import SystemClock
-from sidestream.errors import BrokerError, BrokerUnavailable, FormatUnknown, SettingsError, StoreError
+from sidestream.errors import (
+    BrokerError,
+    BrokerUnavailable,
+    FormatUnknown,
+    SettingsError,
+    StoreError,
+    StoreUnavailable,
+)
 from sidestream.job.reference import NO_TAG8
 from sidestream.keepers.controller import Controller
 from sidestream.keepers.expirer import Expirer
@@ -45,6 +53,7 @@ from sidestream.worker import zygote
 from sidestream.worker.options import WorkerOptions, application_name
 from sidestream.worker.runfolder import LeftBehind, RunFolder
 from sidestream.worker.supervisor import Supervisor
+from sidestream.worker.troubles import Troubles
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +62,8 @@ HOST_LIMIT = 22
 """Characters of the host's name in a worker's name."""
 BANNER_ACTIONS = 20
 """Most actions that the first log line names."""
+SHORTEST_PAUSE, LONGEST_PAUSE = 0.25, 10.0
+"""Seconds between two looks at whether PostgreSQL answers, at the beginning and at most."""
 EMBEDDED_EVERY = 1.0
 """Seconds between two looks at whether the embedded server lives."""
 
@@ -124,7 +135,7 @@ class Worker:
         settings = self._settings
         # Short enough for "sidestream/<name>/supervisor" to be a PostgreSQL application name (63 bytes).
         self._name = f"{socket.gethostname()[:HOST_LIMIT]}-{os.getpid()}-{secrets.token_hex(4)}"
-        self._database = self._identify()
+        self._database = self._await_store()
         tags = [] if self._database is None else [self._database.tag]
         if settings.odoo_config is None:
             tags.append(NO_TAG8)  # direct jobs
@@ -244,6 +255,20 @@ class Worker:
         except StoreError as error:
             log.warning("Dead workers are looked for later: %s", error, extra={"action": "worker_deaths_later"})
         return found
+
+    def _await_store(self) -> schema.Database | None:
+        """Return which database this is, as soon as PostgreSQL answers: it may be started after the worker."""
+        troubles, pause = Troubles(log), SHORTEST_PAUSE
+        while True:
+            try:
+                found = self._identify()
+            except StoreUnavailable as error:
+                troubles.met("store_awaited", "This worker waits for PostgreSQL: %s", error)
+                time.sleep(pause)
+                pause = min(pause * 2, LONGEST_PAUSE)
+            else:
+                troubles.over("store_awaited", "PostgreSQL can be used")
+                return found
 
     def _identify(self) -> schema.Database | None:
         if self._store_url is None:

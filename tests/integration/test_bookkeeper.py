@@ -16,6 +16,7 @@ from sidestream.broker.protocol import Delivery, Lease, lane
 from sidestream.job.job import MAX_RELEASES, Job
 from sidestream.job.outcome import Release, ReleaseReason, Retry
 from sidestream.job.reference import direct_reference
+from sidestream.job.retry import RetryPolicy
 from sidestream.store import rows, schema
 from sidestream.worker.bookkeeper import Bookkeeper
 from sidestream.worker.handling import Handling
@@ -39,6 +40,20 @@ def test_a_pause_of_the_application_costs_nothing_however_long_it_lasts(database
         assert alone == Handling(delay_ms=30_000), "its lone starts are written, so they are fewer"
         row = look.execute("SELECT state, reason, releases, attempts FROM sidestream_job").fetchone()
     assert row == ("open", PAUSED, 0, 0)
+
+
+def test_a_crash_counts_among_the_attempts_that_a_job_has(database: str, tmp_path: Path) -> None:
+    """Four failed attempts and a crash are five: the job does not run a sixth time."""
+    with _books(database, tmp_path) as (look, books, reference):
+        delivery = Delivery(reference, "lane", Lease(b"1", "me", 1), 0)
+        for seen in range(4):
+            books.found(delivery, Finding(0, Retry(0.0, "no stock"), seen))
+        running = Reading(
+            0, running=True, started=1.0, backend=0, attempts_seen=4, limit=1, batch=1, reference=reference
+        )
+        assert books.crashed(delivery, running, 0, None, "killed") == Handling(settle=True)
+        row = look.execute("SELECT state, attempts, crashes, error_group IS NOT NULL FROM sidestream_job").fetchone()
+    assert row == ("dead", RetryPolicy().max_attempts, 1, True)
 
 
 @contextmanager

@@ -27,6 +27,8 @@ __all__ = [
 
 AGE_CAP = 24 * 3600.0
 """Seconds after its first counted release for which a job may be handed back again and again."""
+NO_MOST = 2**31 - 1
+"""Attempts that no job has: whoever does not know its action's policy leaves it to who runs it next."""
 CHARGED = -1
 """In ``suspects``: it killed its host, which is charged already, and goes on running alone."""
 AGE_CAP_FROM = 10
@@ -52,11 +54,12 @@ _BURY = compare_and_set(
     _AS_SEEN,
 )
 _CRASHES = "j.crashes + 1 + greatest(j.suspects, 0)"
+_CRASHED_OFTEN = f"({_CRASHES} >= %(max)s::integer OR j.attempts + 1 - j.forgiven >= %(most)s::integer)"
 _CRASH = compare_and_set(
     f"""attempts = j.attempts + 1, crashes = {_CRASHES},
-        state = CASE WHEN {_CRASHES} >= %(max)s::integer THEN 'dead' ELSE 'open' END,
-        ended_at = CASE WHEN {_CRASHES} >= %(max)s::integer THEN {UTC_NOW} END,
-        error_group = CASE WHEN {_CRASHES} >= %(max)s::integer THEN %(group)s::text END,
+        state = CASE WHEN {_CRASHED_OFTEN} THEN 'dead' ELSE 'open' END,
+        ended_at = CASE WHEN {_CRASHED_OFTEN} THEN {UTC_NOW} END,
+        error_group = CASE WHEN {_CRASHED_OFTEN} THEN %(group)s::text END,
         {_STARTS_AGAIN.replace("suspects = 0", "suspects = %(suspects)s::integer")}""",
     _AS_SEEN,
 )
@@ -139,10 +142,12 @@ def crash(
     error: str,
     max_crashes: int,
     *,
+    max_attempts: int = NO_MOST,
     with_host: bool = False,
 ) -> Written:
     """Charge an attempt that killed its process, and what it was suspected of before; dead at ``max_crashes``.
 
+    A crash is an attempt like another: the job is dead, too, when it was the last of ``max_attempts``.
     ``with_host``: it took its supervisor along. It stays a suspect, so it runs alone again and is charged at once if it
     does so a third time.
     """
@@ -150,6 +155,7 @@ def crash(
         "id": id,
         "seen": attempts_seen,
         "max": max_crashes,
+        "most": max_attempts,
         "suspects": CHARGED if with_host else 0,
         **_told(error),
     }

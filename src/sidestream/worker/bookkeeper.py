@@ -262,7 +262,8 @@ class Bookkeeper:
             return replace(self._uncharged(reference, why), count=True, reason=why)
 
         def write(cursor: Any) -> rows.Written:
-            written = rows.crash(cursor, reference.id, reading.attempts_seen, error, MAX_CRASHES)
+            most = self._policy(reference).max_attempts
+            written = rows.crash(cursor, reference.id, reading.attempts_seen, error, MAX_CRASHES, max_attempts=most)
             if written.ours:
                 self._insert(cursor, reference, slot, "crashed", error)
             return written

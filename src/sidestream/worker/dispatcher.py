@@ -24,6 +24,7 @@ from sidestream.job.job import is_accused
 from sidestream.worker import wire
 from sidestream.worker.slots import Slots
 from sidestream.worker.state import ALONE_MOST, END_OTHERS, UNKNOWN_COST, ChildState, Lone, WorkerState, is_keyed
+from sidestream.worker.troubles import Troubles
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +59,7 @@ class Dispatcher:
         self._prepare_alone = prepare_alone
         self._end_alone = end_alone
         self._on_moved = on_moved
+        self._troubles = Troubles(log)
 
     def run(self) -> None:
         """Claim until a drain is asked for."""
@@ -153,19 +155,22 @@ class Dispatcher:
     def _claim(self, free: int, prefetch: int) -> list[Delivery]:
         options = self._state.options
         try:
-            return self._broker.claim(
+            found = self._broker.claim(
                 options.supervisor,
                 options.lanes,
                 free=free,
                 prefetch=min(prefetch, CLAIM_MOST),
                 wait_ms=CLAIM_WAIT_MS if free else 0,
             )
+            self._troubles.over("claim_unavailable", "Jobs are claimed")
+            self._troubles.over("claim_refused", "Jobs are claimed")
+            return found
         except GenerationMoved:
             self._on_moved()
         except BrokerUnavailable as error:
-            log.warning("No broker answers, trying again: %s", error, extra={"action": "claim_unavailable"})
+            self._troubles.met("claim_unavailable", "No broker answers, trying again: %s", error)
         except BrokerError as error:
-            log.error("The broker cannot be used: %s", error, extra={"action": "claim_refused"})
+            self._troubles.met("claim_refused", "The broker cannot be used: %s", error, level=logging.ERROR)
         with self._state.changed:
             if not self._state.draining:
                 self._state.changed.wait(RETRY_PAUSE)

@@ -24,6 +24,7 @@ from sidestream.worker.handling import Handling
 from sidestream.worker.inbox import Inbox
 from sidestream.worker.slots import Reading
 from sidestream.worker.state import ALONE_MOST, ChildState, Doom, Lone, WorkerState, holds_up_others
+from sidestream.worker.troubles import Troubles
 
 log = logging.getLogger(__name__)
 
@@ -82,6 +83,7 @@ class Settler:
         self._tasks: list[Task] = []
         #: What is tried again at ``_again_at`` (monotonic): the tasks by :attr:`Task.line`, each line in its order.
         self._aside: dict[tuple[bytes, bool], list[Task]] = {}
+        self._troubles = Troubles(log)
         self._unsettled: list[Delivery] = []
         self._again_at = 0.0
 
@@ -199,7 +201,6 @@ class Settler:
 
     def _write_tasks(self) -> None:
         tasks, self._tasks = self._tasks, []
-        refused = False
         for position, task in enumerate(tasks):
             if task.line in self._aside:
                 self._set_aside(task)
@@ -212,17 +213,13 @@ class Settler:
                 self._on_moved()
                 self._set_aside(task)
             except StoreError as error:
-                log.warning("Could not write %s, trying again: %s", task.what, error, extra={"action": "write_again"})
+                self._troubles.met("write_again", "Could not write %s, trying again: %s", task.what, error)
                 # The others would meet the same server: keep their order and come back.
                 self._tasks.extend(tasks[position:])
                 return
             except BrokerError as error:
                 # The others may concern the rows alone, or what another broker gave. One line tells of them all.
-                if not refused:
-                    log.warning(
-                        "Could not tell of %s, trying again: %s", task.what, error, extra={"action": "tell_again"}
-                    )
-                refused = True
+                self._troubles.met("tell_again", "Could not tell of %s, trying again: %s", task.what, error)
                 self._set_aside(task)
 
     def _set_aside(self, task: Task) -> None:
@@ -232,8 +229,11 @@ class Settler:
         if not task.decided:
             task.handling = task.decide()
             task.decided = True
+            self._troubles.over("write_again", "Outcomes are written")
         if task.handling is not None and task.delivery is not None:
             self._apply(task.delivery, task.handling)
+            if not from_fallback(task.delivery):
+                self._troubles.over("tell_again", "The broker is told of outcomes")
 
     def _settle(self) -> None:
         done, self._done = self._done, []
@@ -257,8 +257,10 @@ class Settler:
                 self._on_moved()
                 return done
             except BrokerError as error:
-                log.warning("Could not settle, trying again: %s", error, extra={"action": "settle_again"})
+                self._troubles.met("settle_again", "Could not settle, trying again: %s", error)
                 return done
+            if not from_fallback(batch[0]):
+                self._troubles.over("settle_again", "Deliveries are settled")
             crash_point("settle.settled")
             done = done[SETTLE_MOST:]
         return done

@@ -96,15 +96,16 @@ class Zygote:
         wire.send(self._control, ("ready",))
         wake, woken = socket.socketpair()
         wake.setblocking(False)
-        signal.set_wakeup_fd(wake.fileno())
+        signal.set_wakeup_fd(wake.fileno(), warn_on_full_buffer=False)  # one byte in it is enough
         signal.signal(signal.SIGCHLD, lambda signum, frame: None)
-        with selectors.DefaultSelector() as selector:
+        with wake, woken, selectors.DefaultSelector() as selector:
             selector.register(self._control, selectors.EVENT_READ)
             selector.register(woken, selectors.EVENT_READ)
             try:
                 while self._step(selector, woken):
                     pass
             finally:
+                signal.set_wakeup_fd(-1)  # before its socket is closed: children that die now raise signals
                 self._kill_children()
 
     def _load(self) -> Sequence[ActionFacts] | None:

@@ -1,0 +1,54 @@
+"""PostgreSQL that is away: the worker waits for it, and says so once."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import psycopg
+
+from sidestream.testing.servers import PostgresServer
+from tests.acceptance.rig import COMMAND, ROOT, Rig
+
+
+def _lines(rig: Rig, words: str) -> int:
+    return rig.log.read_text().count(words)
+
+
+def _connect(rig: Rig) -> psycopg.Connection[Any]:
+    rig.look.close()
+    return psycopg.connect(rig.dsn, autocommit=True)
+
+
+def test_a_worker_that_is_started_before_postgresql_waits_for_it(rig: Rig, postgres: PostgresServer) -> None:
+    job_id = rig.enqueue("note")
+    postgres.stop()
+    with rig.log.open("ab") as log:
+        worker = subprocess.Popen([COMMAND, "worker"], cwd=ROOT, env=rig.variables, stderr=log, stdout=log)
+    rig.workers.append(worker)
+    rig.until(lambda: _lines(rig, "waits for PostgreSQL") or worker.poll() is not None)
+    tried = time.monotonic() + 2  # it looks several times
+    rig.until(lambda: time.monotonic() > tried or worker.poll() is not None)
+    assert worker.poll() is None, rig.log.read_text()
+    postgres.start()
+    rig.look = _connect(rig)
+    assert rig.ends(job_id).state == "done"
+    assert (_lines(rig, "waits for PostgreSQL"), _lines(rig, "PostgreSQL can be used again")) == (1, 1)
+
+
+def test_an_outcome_that_cannot_be_written_is_told_once(rig: Rig, postgres: PostgresServer) -> None:
+    gate: Path = rig.log.with_name("gate")
+    rig.start()
+    job_id = rig.enqueue("until.fails.once", str(gate))
+    rig.until(lambda: rig.events(job_id) == ["started"])
+    postgres.stop()
+    gate.touch(mode=0o666)
+    rig.until(lambda: _lines(rig, "trying again"))
+    tried = time.monotonic() + 2
+    rig.until(lambda: time.monotonic() > tried)
+    assert _lines(rig, "trying again") == 1
+    postgres.start()
+    rig.look = _connect(rig)
+    assert rig.ends(job_id).state == "done"
