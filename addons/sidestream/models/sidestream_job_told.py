@@ -21,8 +21,19 @@ DISTINCT_MODELS = """
         SELECT (SELECT r.model FROM sidestream_job_record r WHERE r.model > found.model ORDER BY r.model LIMIT 1)
         FROM found WHERE found.model IS NOT NULL)
     SELECT model FROM found WHERE model IS NOT NULL"""
+DISTINCT_ACTIONS = """
+    WITH RECURSIVE found (action) AS (
+        (SELECT action FROM sidestream_job ORDER BY action LIMIT 1)
+        UNION ALL
+        SELECT (SELECT j.action FROM sidestream_job j WHERE j.action > found.action ORDER BY j.action LIMIT 1)
+        FROM found WHERE found.action IS NOT NULL)
+    SELECT action FROM found WHERE action IS NOT NULL"""
 EARLY = timedelta(seconds=1)
 """How long before its time a job may begin, because clocks differ."""
+
+
+def _method(action):
+    return action.rpartition(".")[2]
 
 
 def _on_replica(cr):
@@ -57,31 +68,33 @@ class SidestreamJobTold(models.Model):
         return label if label is None or isinstance(label, str) else self.env._(label)
 
     def _search_name(self, operator, value):
+        """Find the actions with such a name first: they are few, and the jobs of each are found by an index."""
         if operator == "in":
-            return Domain.OR([self._named(one) for one in value])
+            return self._of_actions(lambda action: any(self._is_named(action, name) for name in value))
         if operator not in ("ilike", "=ilike", "like", "=like") or not isinstance(value, str):
             return NotImplemented
         wanted = value.strip("%").casefold()
-        methods = [
-            name
-            for name, texts in labels.items()
-            if any(wanted in self._in_language(text).casefold() for text in texts)
-        ]
         words = wanted.replace(" ", "_")
-        return Domain.OR(
-            [Domain("action", "ilike", words)] + [Domain("action", "=like", f"%.{name}") for name in methods]
+        return self._of_actions(
+            lambda action: (
+                words in action.casefold()
+                or any(wanted in self._in_language(text).casefold() for text in labels.get(_method(action), ()))
+            )
         )
 
-    def _named(self, name):
-        """Return the domain of the jobs with exactly this name; every job has one."""
+    def _is_named(self, action, name):
+        """Whether the jobs of ``action`` have exactly this name; every job has one."""
         if not isinstance(name, str):
-            return Domain.FALSE
-        found = [Domain("action", "=like", f"%.{method}") for method, texts in labels.items()
-                 if name in map(self._in_language, texts)]  # fmt: skip
-        words = name[:1].lower() + name[1:].replace(" ", "_")
-        if words not in labels:
-            found.append(Domain("action", "=like", f"%.{words}") | Domain("action", "=like", f"%.\\_{words}"))
-        return Domain.OR(found)
+            return False
+        method, words = _method(action), name[:1].lower() + name[1:].replace(" ", "_")
+        if name in map(self._in_language, labels.get(method, ())):
+            return True
+        return words not in labels and method in (words, f"_{words}")
+
+    def _of_actions(self, wanted):
+        """Return the domain of the jobs whose actions are ``wanted``."""
+        self.env.cr.execute(DISTINCT_ACTIONS)
+        return Domain("action", "in", [action for (action,) in self.env.cr.fetchall() if wanted(action)])
 
     def _running(self):
         """Return {id: since when} of those that run; of one that began a moment ago no time is noted yet."""
@@ -197,22 +210,33 @@ class SidestreamJobTold(models.Model):
         if operator not in ("in", "ilike", "like", "=ilike", "=like"):
             return NotImplemented
         values = value if operator == "in" else [value]
-        found = []
-        if False in values:
-            found.append(
-                SQL("SELECT id FROM sidestream_job WHERE id NOT IN (SELECT job_id FROM sidestream_job_record)")
-            )
         names = [one for one in values if isinstance(one, str)]
+        links = []
         self.env.cr.execute(DISTINCT_MODELS)
         for (model,) in self.env.cr.fetchall() if names else ():
             if model in self.env and self.env[model].has_access("read"):
                 query = self.env[model]._search(Domain("display_name", operator, names if operator == "in" else value))
-                linked = "SELECT job_id FROM sidestream_job_record WHERE model = %s AND record_id IN %s"
-                found.append(SQL(linked, model, query.subselect()))
-        if not found:
-            return Domain.FALSE
-        ids = SQL(" UNION ALL ").join(found)
-        return Domain.custom(to_sql=lambda jobs, alias, query: SQL("%s IN (%s)", SQL.identifier(alias, "id"), ids))
+                linked = SQL(
+                    "SELECT job_id FROM sidestream_job_record WHERE model = %s AND record_id IN %s",
+                    model,
+                    query.subselect(),
+                )
+                # Where there is none, PostgreSQL would look for them at every job.
+                self.env.cr.execute(SQL("SELECT EXISTS (%s)", linked))
+                if self.env.cr.fetchone()[0]:
+                    links.append(linked)
+        found = []
+        if links:
+            found.append(SQL("EXISTS (SELECT FROM (%s) link WHERE link.job_id = ", SQL(" UNION ALL ").join(links)))
+        if False in values:
+            found.append(SQL("NOT EXISTS (SELECT FROM sidestream_job_record link WHERE link.job_id = "))
+
+        def to_sql(jobs, alias, query):
+            # EXISTS and NOT EXISTS become joins, whether Odoo negates them or not; a NOT IN of many links never ends.
+            conditions = [SQL("%s%s)", one, SQL.identifier(alias, "id")) for one in found]
+            return SQL("(%s)", SQL(" OR ").join(conditions)) if len(conditions) > 1 else conditions[0]
+
+        return Domain.custom(to_sql=to_sql) if found else Domain.FALSE
 
     @api.model
     def _readable_names(self, model, ids):

@@ -52,15 +52,6 @@ class TestModule(JobCase):
         self.assertNotEqual(self.env["sidestream.job"]._sidestream_idempotency_key(1), uuid)
         self.assertEqual(self.order.enqueue().remember().state, "open")
 
-    def test_neutralize_tables_that_nobody_upgraded_yet(self):
-        """Odoo runs the file of the release on the disk on the tables of a backup."""
-        uuid = self.env["sidestream.job"]._sidestream_idempotency_key(1)
-        self.env.cr.execute("ALTER TABLE sidestream_meta DROP COLUMN former")
-        with file_open("sidestream/data/neutralize.sql") as file:
-            self.env.cr.execute(file.read().strip())
-        self.env.cr.execute("SELECT database_uuid FROM sidestream_meta")
-        self.assertNotEqual(self.env.cr.fetchone()[0], uuid.partition(":")[0])
-
     def test_everything_can_be_translated(self):
         """The template holds every text of this release: make it anew with ``odoo i18n export`` (CONTRIBUTING.md)."""
         made = BytesIO()

@@ -50,6 +50,13 @@ CREATE INDEX sidestream_job_due ON sidestream_job (queue, priority, run_at, id) 
 CREATE INDEX sidestream_job_key ON sidestream_job (key, id) WHERE state = 'open' AND key IS NOT NULL;
 -- What a person looks through.
 CREATE INDEX sidestream_job_ended ON sidestream_job (state, id) WHERE state IN ('dead', 'cancelled');
+-- What a person searches for among all jobs, also those that are done. An action: few values, so its entries are shared. A
+-- user and a time: kept for blocks of rows, so a job hardly ever writes there. What failed: few.
+CREATE INDEX sidestream_job_action ON sidestream_job (action);
+CREATE INDEX sidestream_job_search ON sidestream_job
+    USING brin (user_id int4_bloom_ops, created_at) WITH (pages_per_range = 32, autosummarize = on);
+CREATE INDEX sidestream_job_requested_by ON sidestream_job (requested_by, id) WHERE requested_by IS NOT NULL;
+CREATE INDEX sidestream_job_troubled ON sidestream_job (id) WHERE attempts > 0;
 -- Its open duplicates. Only jobs that have a unique are in it.
 CREATE INDEX sidestream_job_unique ON sidestream_job (unique_key, id) WHERE state = 'open' AND unique_key IS NOT NULL;
 -- Those that count after their end, too: in their window, or because they replaced an earlier one.
