@@ -108,37 +108,31 @@ def store_cursor(settings: Settings) -> Iterator[psycopg.Cursor[Any]]:
             raise adapter.translate(error, "asked by the command line") from error
 
 
-def hasten(settings: Settings, job_id: int, *, waiting: bool) -> bool:
-    """Make Redis follow at once what a person did to a row, and return whether it could be told.
+def hasten(settings: Settings, job_ids: Sequence[int], *, waiting: bool) -> bool:
+    """Make Redis follow at once what a person did to rows, and return whether it could be told.
 
-    Its old reference is taken from where it waits; when ``waiting``, the job is published as its row now stands. Not
-    needed for any promise: a worker that meets the old reference looks at the row, and the reconciler looks too.
+    Their old references are taken from where they wait; when ``waiting``, the jobs are published as their rows now
+    stand. One connection to each server, however many rows these are. Not needed for any promise: a worker that meets
+    an old reference looks at the row, and the reconciler looks too.
     """
     with store_cursor(settings) as cursor:
-        found = stored.find(cursor, job_id)
-    return found is not None and hasten_all(settings, [found], waiting=waiting)
+        database, found = schema.identify(cursor), stored.find_all(cursor, job_ids)
+    return _hasten(settings, database, found, waiting=waiting)
 
 
 def hasten_all(settings: Settings, jobs: Sequence[StoredJob], *, waiting: bool) -> bool:
-    """Do as :func:`hasten` for rows that were read after the change, one connection for all of them."""
-
-    def tell(broker: Broker, publications: list[Publication]) -> None:
-        for publication in publications:
-            broker.discard(publication)
-        if waiting:
-            for at in range(0, len(publications), CHUNK_SIZE):
-                broker.publish(publications[at : at + CHUNK_SIZE])
-
-    return _tell(settings, jobs, tell)
+    """Do as :func:`hasten` for rows that were read after the change."""
+    with store_cursor(settings) as cursor:
+        database = schema.identify(cursor)
+    return _hasten(settings, database, jobs, waiting=waiting)
 
 
 def reprioritize(settings: Settings, job_id: int) -> bool:
     """Let a waiting job have the priority that its row has now, and return whether Redis could be told."""
     with store_cursor(settings) as cursor:
-        found = stored.find(cursor, job_id)
-    if found is None:
-        return False
-    return _tell(settings, [found], lambda broker, publications: _move(broker, publications[0]))
+        database, found = schema.identify(cursor), stored.find_all(cursor, [job_id])
+    publications = [_publication(database, row) for row in found]
+    return _tell(settings, lambda broker: [broker.move(one, one.priority) for one in publications])
 
 
 def why_waiting(settings: Settings, job_id: int) -> str | None:
@@ -177,20 +171,26 @@ def announced_workers(settings: Settings) -> Sequence[tuple[str, tuple[str, ...]
         broker.close()
 
 
-def _move(broker: Broker, publication: Publication) -> None:
-    broker.move(publication, publication.priority)
-
-
-def _tell(settings: Settings, jobs: Sequence[StoredJob], tell: Callable[[Broker, list[Publication]], None]) -> bool:
-    with store_cursor(settings) as cursor:
-        database = schema.identify(cursor)
+def _hasten(settings: Settings, database: schema.Database, jobs: Sequence[StoredJob], *, waiting: bool) -> bool:
     publications = [_publication(database, row) for row in jobs]
+
+    def tell(broker: Broker) -> None:
+        for publication in publications:
+            broker.discard(publication)
+        if waiting:
+            for at in range(0, len(publications), CHUNK_SIZE):
+                broker.publish(publications[at : at + CHUNK_SIZE])
+
+    return _tell(settings, tell)
+
+
+def _tell(settings: Settings, tell: Callable[[Broker], object]) -> bool:
     try:
         broker = build_broker(settings)
         try:
             if not broker.generation().number:
                 return False  # emptied: the reconciler builds it anew
-            tell(broker, publications)
+            tell(broker)
         finally:
             broker.close()
     except BrokerError:

@@ -13,8 +13,6 @@ from .job_state import JobState
 
 _logger = logging.getLogger(__name__)
 
-HASTENED = 100
-"""Of how many jobs that a button was pressed for Redis hears at once; of the others in a few seconds."""
 LOOSE = {"user_id": "res_users", "requested_by": "res_users", "company_id": "res_company"}
 """What a job names without a foreign key: a deleted user's jobs stay, and are shown with nobody."""
 MOST = 1000
@@ -24,10 +22,7 @@ MOST = 1000
 def _tell(database, job_ids, waiting):
     """Let Redis follow what was done to rows. Not needed for any promise: the workers look at the rows, too."""
     try:
-        settings = settings_of(database)
-        for job_id in job_ids[:HASTENED]:
-            if not hasten(settings, job_id, waiting=waiting):
-                return
+        hasten(settings_of(database), job_ids, waiting=waiting)
     except Exception:
         _logger.exception("Redis was not told of what was done to jobs; workers find it in a few seconds.")
 

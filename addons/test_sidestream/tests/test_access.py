@@ -322,11 +322,13 @@ class TestButtons(JobCase):
         self.env.cr.postcommit.run()
         self.assertEqual(told, [(self.env.cr.dbname, jobs.ids, False)])
 
-    def test_telling_stops_when_redis_is_away(self):
+    def test_redis_is_told_once_of_however_many_jobs(self):
         asked = []
-        self.patch(sidestream_job, "hasten", lambda settings, job_id, waiting: asked.append(job_id) or job_id != 2)
-        sidestream_job._tell(self.env.cr.dbname, [1, 2, 3], waiting=True)
-        self.assertEqual(asked, [1, 2])
+        self.patch(sidestream_job, "hasten", lambda settings, job_ids, waiting: asked.append((job_ids, waiting)))
+        sidestream_job._tell(self.env.cr.dbname, list(range(1, 151)), waiting=True)
+        self.assertEqual(asked, [(list(range(1, 151)), True)])
+
+    def test_what_goes_wrong_while_redis_is_told_is_logged(self):
 
         def broken(*args, **kwargs):
             raise RuntimeError("broken")

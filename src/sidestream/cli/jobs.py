@@ -192,7 +192,7 @@ def _change(settings: Settings, job_id: int, wanted: str, *, as_json: bool) -> N
         written = change(cursor, job_id)
     answer = _answer(written, job_id, wanted)
     if written.ours:
-        hasten(settings, job_id, waiting=wanted != "cancel")
+        hasten(settings, [job_id], waiting=wanted != "cancel")
     if as_json:
         print_json({"id": job_id, "done": written.ours, "answer": str(written)})
     else:

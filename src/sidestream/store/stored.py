@@ -60,11 +60,13 @@ class StoredJob:
         return row_reference(database.tag, self.id, self.action, self.key, self.group, self.limit).pack()
 
 
-def find(cur: Cursor, row_id: int) -> StoredJob | None:
-    """Return the row ``row_id`` in whatever state it is; None when there is none."""
-    cur.execute(f"SELECT {NAMES} FROM sidestream_job WHERE id = %(id)s::bigint", {"id": row_id})  # noqa: S608  # ours
-    row = cur.fetchone()
-    return None if row is None else stored_job(row)
+def find_all(cur: Cursor, row_ids: Sequence[int]) -> list[StoredJob]:
+    """Return those of these rows that are there, in whatever state, by id."""
+    cur.execute(
+        f"SELECT {NAMES} FROM sidestream_job WHERE id = ANY (%(ids)s::bigint[]) ORDER BY id",  # noqa: S608  # ours
+        {"ids": list(row_ids)},
+    )
+    return [stored_job(row) for row in cur.fetchall()]
 
 
 def stored_job(columns: Sequence[Any], *, existed: bool = False) -> StoredJob:

@@ -106,8 +106,8 @@ def test_a_retrying_head_is_published_however_late_it_is_due(bench: Bench) -> No
         bench.redis.flushall()
         bench.build()
         with bench.connection.cursor() as cursor:
-            found = [stored.find(cursor, row_id) for row_id in (head, behind, free)]
-        references = [row.reference(bench.database) for row in found if row]
+            found = stored.find_all(cursor, [head, behind, free])
+        references = [row.reference(bench.database) for row in found]
         places = bench.broker.locate([Publication(reference, bench.lane) for reference in references])
         assert places == [Place.DELAYED, Place.BEHIND_KEY, Place.NOWHERE], "without a key nobody waits for it"
 
