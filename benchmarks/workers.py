@@ -175,6 +175,7 @@ def _maintenance(world: World, database: schema.Database, name: str) -> Iterator
         database=database,
         left_behind=LeftBehind(settings.data_dir),
         stop_running=lambda job_id: False,
+        on_adopted=lambda: None,
         turns=[],
     )
     broker.begin_generation()

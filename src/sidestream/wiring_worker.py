@@ -36,6 +36,7 @@ from sidestream.errors import (
 from sidestream.job.reference import NO_TAG8
 from sidestream.keepers.controller import Controller
 from sidestream.keepers.expirer import Expirer
+from sidestream.keepers.identity import IdentityCheck
 from sidestream.keepers.janitor import Janitor
 from sidestream.keepers.keeper import Keeper, KeeperThread
 from sidestream.keepers.link import Cursor, StoreLink
@@ -170,13 +171,17 @@ class Worker:
                 database=self._database,
                 left_behind=self._left_behind,
                 stop_running=self._supervisor.stop_running,
+                on_adopted=self._supervisor.replace,
                 turns=self._turns,
                 worker_deaths=self._deaths,
             )
         )
 
-    def run(self) -> None:
-        """Work until told to stop; see :meth:`Supervisor.run`."""
+    def run(self) -> bool:
+        """Work until told to stop; see :meth:`Supervisor.run`.
+
+        Returns whether another one should go on in its place, because somebody adopted the database.
+        """
         try:
             self._supervisor.run(on_loaded=self._keepers.start)
         finally:
@@ -189,6 +194,7 @@ class Worker:
             self._folder.remove(leases_left=self._broker.away_since is not None)
             self._leave_server()
         log.info("Worker %s has stopped.", self._name, extra={"action": "worker_stopped"})
+        return self._supervisor.replaced
 
     def _say_what_is_served(self, actions: Collection[str]) -> None:
         """Log what an operator wants to know of a worker that has loaded its application; no password is shown."""
@@ -373,6 +379,7 @@ def make_keepers(
     database: schema.Database | None,
     left_behind: LeftBehind,
     stop_running: Callable[[int], bool],
+    on_adopted: Callable[[], None],
     turns: list[Turn],
     worker_deaths: WorkerDeaths | None = None,
 ) -> list[Keeper]:
@@ -422,4 +429,4 @@ def make_keepers(
     ]
     keepers += [InTurn(keeper, lambda name, seconds: turn(f"{name} {tended}", seconds)) for keeper in shared]
     keepers += [worker_deaths] if worker_deaths is not None else []
-    return [*keepers, Controller(link, stop_running=stop_running)]
+    return [*keepers, Controller(link, stop_running=stop_running), IdentityCheck(link, on_adopted)]

@@ -38,6 +38,7 @@ class Rig:
             "SIDESTREAM_RENEW": "0.5",
             "SIDESTREAM_CAREFUL_SECONDS": "0",
         }
+        self.folder = folder
         self.dsn = dsn
         #: Readable for the worker's user, too.
         self.folder = folder

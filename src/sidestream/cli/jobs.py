@@ -15,10 +15,7 @@ from sidestream.errors import InvalidJob
 from sidestream.job.states import OpenBecause, State
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from sidestream.settings import Settings
-    from sidestream.store.attempts import Attempt
     from sidestream.store.queries import Row
     from sidestream.store.written import Written
 
@@ -34,6 +31,7 @@ def jobs(
     action: Annotated[str | None, typer.Option(help="Only this action.")] = None,
     group: Annotated[str | None, typer.Option(help="Only this group.")] = None,
     key: Annotated[str | None, typer.Option(help="Only this key.")] = None,
+    running: Annotated[bool, typer.Option("--running", help="Only jobs that run now.")] = False,
     error: Annotated[str | None, typer.Option(help="Only errors of this kind, as 'sidestream dead' shows it.")] = None,
     limit: Annotated[int, typer.Option(help=f"At most so many, up to {MOST}.")] = 20,
     before: Annotated[int | None, typer.Option(help="Only ids below this: the last id of the page before.")] = None,
@@ -41,7 +39,7 @@ def jobs(
 ) -> None:
     """List jobs, newest first."""
     from sidestream.job.names import check_action, check_group, check_key, check_queue, fit_key
-    from sidestream.store import queries
+    from sidestream.store import locks, queries
     from sidestream.wiring import store_cursor
 
     if state is not None and state not in {known.value for known in State}:
@@ -63,9 +61,11 @@ def jobs(
             error_group=error,
             before_id=before,
             limit=limit,
+            only=locks.all_running_jobs(cursor) if running else None,
         )
+        runs = locks.running_jobs(cursor, [seen.id for seen in found if seen.state is State.OPEN])
     if as_json:
-        print_json({"jobs": [_plain(seen, because(seen)) for seen in found]})
+        print_json({"jobs": [_plain(seen, because(seen, runs=seen.id in runs)) for seen in found]})
     elif not found:
         print_line("No jobs.")
     else:
@@ -80,7 +80,9 @@ def jobs(
                     seen.key,
                     seen.run_at,
                     seen.attempts - seen.forgiven,
-                    " ".join(filter(None, (because(seen), _first_line(seen.error or seen.reason)))),
+                    " ".join(
+                        filter(None, (because(seen, runs=seen.id in runs), _first_line(seen.error or seen.reason)))
+                    ),
                 )
                 for seen in found
             ],
@@ -139,13 +141,13 @@ def priority(
         print_line(f"Job {job_id} has priority {number}.")
 
 
-def because(seen: Row, attempts: Sequence[Attempt] = ()) -> str | None:
-    """Return in what way a job is open, as far as PostgreSQL tells; None when it is over."""
+def because(seen: Row, *, runs: bool) -> str | None:
+    """Return in what way a job is open, as far as PostgreSQL tells; None when it is over. ``runs``: by its lock."""
     if seen.state is not State.OPEN:
         return None
     if seen.cancelling:
         return "cancelling"
-    if attempts and attempts[-1].event == "started":
+    if runs:
         return OpenBecause.RUNNING
     if not seen.due:
         return OpenBecause.RETRYING if seen.attempts > seen.forgiven else OpenBecause.SCHEDULED
@@ -159,15 +161,16 @@ def check_id(job_id: int) -> None:
 
 
 def _show(settings: Settings, job_id: int, *, as_json: bool) -> None:
-    from sidestream.store import queries
+    from sidestream.store import locks, queries
     from sidestream.wiring import store_cursor
 
     with store_cursor(settings) as cursor:
         found = queries.job(cursor, job_id)
+        runs = bool(locks.running_jobs(cursor, [job_id]))
     if found is None:
         fail(f"There is no job {job_id}; list them with 'sidestream jobs'.")
     seen, payload, attempts = found
-    facts = {**_plain(seen, because(seen, attempts)), **_arguments(payload)}
+    facts = {**_plain(seen, because(seen, runs=runs)), **_arguments(payload)}
     if as_json:
         print_json({**facts, "history": [asdict(attempt) for attempt in attempts]})
         return

@@ -25,4 +25,5 @@ def worker(
     folder = str(Path.cwd())
     if folder not in sys.path:
         sys.path.insert(0, folder)  # where the user's own module most likely is; the zygote is told the same
-    Worker(settings).run()
+    while Worker(settings).run():
+        pass  # its database was adopted: another worker begins where this one ended

@@ -31,6 +31,8 @@ class StoreLink:
         self._on_open = on_open
         self._connection: psycopg.Connection[Any] | None = None
         self._database: schema.Database | None = None
+        #: The database behind the address was found to be another one than before.
+        self.changed = False
 
     @contextmanager
     def cursor(self, doing: str) -> Iterator[Cursor]:
@@ -63,6 +65,11 @@ class StoreLink:
         assert self._database is not None
         return self._database
 
+    def check(self) -> None:
+        """Look anew which database this is; raises as :meth:`cursor`."""
+        with self.cursor("looking which database this is") as cursor:
+            self._identify(cursor)
+
     def close(self) -> None:
         """Close the connection; the next use opens another one."""
         connection, self._connection = self._connection, None
@@ -85,6 +92,7 @@ class StoreLink:
     def _identify(self, cursor: Cursor) -> None:
         found = schema.identify(cursor)
         if self._database is not None and found != self._database:
+            self.changed = True
             # Its rows' ids would be published under the name of the first one's.
             raise SchemaMismatch(
                 f"The database behind the worker's address was {self._database.uuid} and is now {found.uuid}; "

@@ -25,6 +25,15 @@ _ROWS_HELD = """
         AND l.mode = 'ExclusiveLock' AND l.pid <> pg_backend_pid() AND a.application_name ~ '^sidestream/.+/[0-9]+$')"""
 
 
+_ALL_ROWS_HELD = """
+    SELECT id FROM sidestream_job WHERE state = 'open' AND xmax IN (
+        SELECT transactionid FROM pg_locks WHERE locktype = 'transactionid' AND granted AND mode = 'ExclusiveLock')"""
+# One that is between two of its transactions holds no row. Its worker notes that it began after half a second.
+_STARTED = """
+    SELECT DISTINCT a.job_id FROM sidestream_attempt a JOIN sidestream_job j ON j.id = a.job_id AND j.state = 'open'
+    WHERE a.event = 'started'"""
+
+
 def job_lock(row_id: int) -> bytes:
     """Return the 8 bytes that stand for the job itself: held by one that has several transactions, until it ends."""
     return tag(f"job {row_id}", 8)
@@ -76,6 +85,14 @@ def running_jobs(cur: Cursor, row_ids: Iterable[int]) -> set[int]:
     cur.execute(_ROWS_HELD, {"ids": sorted(ids)})
     found = {row_id for (row_id,) in cur.fetchall()}
     return found | running_between(cur, ids - found)
+
+
+def all_running_jobs(cur: Cursor) -> set[int]:
+    """Return every open job that runs now, as :func:`running_jobs` tells; reads all open rows."""
+    cur.execute(_ALL_ROWS_HELD)
+    found = {row_id for (row_id,) in cur.fetchall()}
+    cur.execute(_STARTED)
+    return running_jobs(cur, found.union(row_id for (row_id,) in cur.fetchall()))
 
 
 def _number(lock: bytes) -> int:

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
@@ -215,10 +215,11 @@ def page(
     group: str | None = None,
     key: str | None = None,
     error_group: str | None = None,
+    only: Collection[int] | None = None,
 ) -> list[Row]:
     """Return up to ``limit`` rows, newest first; the next page begins before the last one's id.
 
-    The others narrow it down; None means all.
+    The others narrow it down (``only``: to these ids); None means all.
     """
     conditions = ["true"]
     if state is not None:
@@ -226,12 +227,14 @@ def page(
         conditions.append(f"j.state = '{State(state).value}'")
     wanted = {"queue": queue, "action": action, "group_name": group, "key": key, "error_group": error_group}
     conditions += [f"j.{name} = %({name})s::text" for name, value in wanted.items() if value is not None]
+    if only is not None:
+        conditions.append("j.id = ANY (%(only)s::bigint[])")
     if before_id is not None:
         conditions.append("j.id < %(before)s::bigint")
     cur.execute(
         f"SELECT {_SEEN} FROM sidestream_job j WHERE {' AND '.join(conditions)} "
         "ORDER BY j.id DESC LIMIT %(limit)s::integer",
-        {**wanted, "before": before_id, "limit": limit},
+        {**wanted, "before": before_id, "limit": limit, "only": None if only is None else list(only)},
     )
     return [_row(*row) for row in cur.fetchall()]
 

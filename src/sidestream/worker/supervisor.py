@@ -97,6 +97,7 @@ class Supervisor:
             on_actions=self._loaded,
         )
         self._signals = 0
+        self._replace = False
         self._ended = False
         self._signalled = threading.Event()
         #: The first zygote has loaded the application.
@@ -139,6 +140,25 @@ class Supervisor:
         if self._state.fault is not None:
             raise SidestreamError(f"The worker ended because {self._state.fault}; this is a fault in Sidestream.")
 
+    def replace(self) -> None:
+        """End as after a first signal, so that another supervisor of this process goes on with a new identity."""
+        if not self._replace:
+            log.warning(
+                "This database was adopted; the worker lets its jobs end and begins anew.", extra={"action": "adopted"}
+            )
+        self._replace = True
+        self._signalled.set()
+
+    @property
+    def replaced(self) -> bool:
+        """Whether it ended for that, and nobody asked the process to stop; signals have their usual meaning then."""
+        if not self._replace or self._signals:
+            return False
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        return not self._signals
+
     def _guard(self, name: str, target: Callable[[], None]) -> None:
         """Run a thread; a fault in one ends the worker, which a service manager starts again."""
         try:
@@ -152,7 +172,7 @@ class Supervisor:
             self._signalled.set()
 
     def _told_to_end(self) -> bool:
-        return bool(self._signals or self._ended or self._state.fault)
+        return bool(self._signals or self._ended or self._replace or self._state.fault)
 
     def _join(self, name: str) -> None:
         if self._threads[name].ident is not None:
