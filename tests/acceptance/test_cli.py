@@ -221,7 +221,8 @@ def test_the_application_s_actions_are_checked(ready: Run, tmp_path: Path) -> No
         "def print_invoice(context, number): ...\n"
     )
     refused(ready("--app", "shop_jobs:actions", "enqueue", "invoice.send"), 2, "declared are: invoice.print")
-    answer(ready("--app", "shop_jobs:actions", "enqueue", "invoice.print", "--json"))
+    refused(ready("--app", "shop_jobs:actions", "enqueue", "invoice.print"), 2, "missing a required argument: 'number'")
+    answer(ready("--app", "shop_jobs:actions", "enqueue", "invoice.print", "--arg", "7", "--json"))
     assert answer(ready("job", "1", "--json"))["queue"] == "print"
 
 
