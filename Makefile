@@ -77,11 +77,8 @@ postgres: setup ## start a private PostgreSQL for development and print its URL
 postgres-stop: ## stop it
 	test ! -x $(BIN)/python || $(BIN)/python scripts/postgres.py stop
 
-lock: setup ## resolve the dependencies anew into requirements/dev.lock and odoo.lock
-	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes --upgrade \
-		--no-emit-index-url --no-emit-find-links --no-header --no-annotate -q -o requirements/dev.lock
-	$(BIN)/uv pip compile requirements/odoo.in --python-version 3.11 --generate-hashes --no-emit-index-url \
-		--no-emit-find-links --no-header --no-annotate -q -o requirements/odoo.lock
+lock: setup ## upgrade the pins and test them (ARGS="NAME..." for some, --each one by one, --outdated only shows)
+	$(BIN)/python scripts/lock.py $(ARGS)
 
 clean: postgres-stop ## remove everything that was made here, the private PostgreSQL included
 	rm -rf .venv .sidestream-dev .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
