@@ -9,4 +9,5 @@
     "depends": ["sidestream", "sale_management", "stock", "account", "stock_delivery"],
     "external_dependencies": {"python": ["requests"]},
     "data": ["views/sale_order_views.xml"],
+    "post_init_hook": "post_init_hook",
 }

@@ -211,7 +211,7 @@ def main() -> None:
         hold = os.environ.get("HOLD", "yes") != "no"
         if hold:
             console.print(
-                f"Odoo runs at {shop.server.url} (log in as admin, password admin; or demo, demo): Sales, and "
+                f"Odoo runs at {shop.front.url} (log in as admin, password admin; or demo, demo): Sales, and "
                 f"Background Jobs. The worker's log: {shop.world.folder}/worker0.log. Ctrl-C ends it all."
             )
         print(json.dumps({"sidestream_demo": figures}), flush=True)

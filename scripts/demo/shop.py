@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import statistics
@@ -16,6 +17,7 @@ from typing import Any
 import psutil
 import psycopg
 import redis
+from front import Front
 from screens import Session, StockScreen
 
 from sidestream.testing.odoo import DATABASE, OdooWorld
@@ -46,6 +48,7 @@ class Shop:
         self._say = say
         self._courier: subprocess.Popen[bytes] | None = None
         self.worker: subprocess.Popen[bytes]
+        self._open = contextlib.ExitStack()
         self._watching = threading.Event()
         self._busy = False
 
@@ -56,6 +59,7 @@ class Shop:
         world.start()
         say("Odoo's HTTP server, the courier's API, one worker with two niced children ...")
         self.server = world.serve(SERVER_PROCESSES)
+        self.front = self._open.enter_context(Front(self.server.port, self.server.gevent_port))
         self.ledger = world.folder / "courier.jsonl"
         port = free_port()
         program = str(HERE.parent / "courier.py")
@@ -203,6 +207,7 @@ class Shop:
     def close(self) -> None:
         """End everything and remove it."""
         self._watching.set()
+        self._open.close()
         if self._courier is not None:
             self._courier.kill()
             self._courier.wait()

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from sidestream.job.building import build_job
     from sidestream.job.job import Job, Unique
     from sidestream.job.options import JOB_OPTIONS
+    from sidestream.job.redaction import redact_payload, redact_text
     from sidestream.job.retry import GIVE_UP, RetryPolicy
     from sidestream.job.states import State
     from sidestream.job.template import render_template
@@ -99,6 +100,8 @@ _HOMES = {
     "render_template": "sidestream.job.template",
     "retry": "sidestream.store.control",
     "run_now": "sidestream.store.control",
+    "redact_payload": "sidestream.job.redaction",
+    "redact_text": "sidestream.job.redaction",
     "running_jobs": "sidestream.store.locks",
     "why_waiting": "sidestream.wiring",
 }
@@ -149,6 +152,8 @@ __all__ = [
     "identify",
     "install",
     "prune",
+    "redact_payload",
+    "redact_text",
     "render_template",
     "retry",
     "run_now",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -141,7 +142,7 @@ def why_waiting(settings: Settings, job_id: int) -> str | None:
         database, facts, entries = schema.identify(cursor), waiting.facts(cursor, job_id), rules.entries(cursor)
     if facts is None:
         return None
-    explanation, serving = None, None
+    explanation, serving, busy = None, None, None
     try:
         broker = build_broker(settings)
         try:
@@ -156,9 +157,23 @@ def why_waiting(settings: Settings, job_id: int) -> str | None:
             for worker in found
             if worker.until_ms > now_ms
         ]
+        wanted = lane(database.tag, facts.job.queue)
+        busy = _busy([one.info for one in found if one.until_ms > now_ms and wanted in one.lanes])
     except BrokerError:
         explanation = None  # the sentence says that it is away
-    return why(facts, entries, explanation, serving)
+    return why(facts, entries, explanation, serving, busy)
+
+
+def _busy(announced: Sequence[str]) -> tuple[int, int] | None:
+    """Return how many children of the workers that announced this run a job, and how many there are; None: unknown."""
+    running, children = 0, 0
+    for info in announced:
+        try:
+            told = json.loads(info)
+            running, children = running + int(told["running"]), children + int(told["children"])
+        except (ValueError, TypeError, KeyError):
+            return None  # a worker of another release
+    return (min(running, children), children) if children else None
 
 
 def announced_workers(settings: Settings) -> Sequence[tuple[str, tuple[str, ...], str, int]]:

@@ -8,9 +8,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
+import sys
 import tempfile
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -18,13 +21,16 @@ from typing import Any
 
 import pytest
 
-from sidestream.testing.odoo import DATABASE, OdooWorld
+from sidestream.testing.odoo import DATABASE, ROOT, OdooWorld
 from tests.odoo.browser import Session
 
 webdriver = pytest.importorskip("selenium.webdriver")
 from selenium.common.exceptions import StaleElementReferenceException  # noqa: E402
 from selenium.webdriver.common.by import By  # noqa: E402
 from selenium.webdriver.remote.webelement import WebElement  # noqa: E402
+
+sys.path.append(str(ROOT / "scripts" / "demo"))
+from front import Front  # noqa: E402
 
 pytestmark = pytest.mark.timeout(420)  # the first run on a machine makes the base database
 CHROMIUM, DRIVER = "/usr/bin/chromium", "/usr/bin/chromedriver"
@@ -87,6 +93,10 @@ class Office:
         return list(
             self.admin.call("sale.order", "create", [{**self._order, "partner_id": one} for one in self._partners])
         )
+
+    def order_values(self) -> dict[str, Any]:
+        """Return what a quotation is made of."""
+        return {**self._order, "partner_id": self._partners[0]}
 
     def ship_to(self, url: str) -> None:
         self.admin.call("ir.config_parameter", "set_param", "sidestream_demo.courier_url", url)
@@ -323,6 +333,46 @@ def test_a_user_sees_only_his_own_and_nothing_technical(office: Office, screen: 
     assert screen.errors() == []
 
 
+def test_the_second_user_of_the_demo_has_the_rights_that_the_jobs_need(office: Office) -> None:
+    """The jobs run as whoever confirms; they ship, and they post an invoice."""
+    before = office.number("SELECT max(id) FROM sidestream_job")
+    user = Session(office.server.url, DATABASE, "demo", "demo")
+    [order] = user.call("sale.order", "create", [office.order_values()])
+    office.ship_to(office.courier)
+    try:
+        user.call("sale.order", "action_confirm", [order])
+        office.until(lambda: "open" not in office.states(before) and len(office.states(before)) == 2)
+    finally:
+        office.ship_to("")
+    look = "SELECT action, state, error FROM sidestream_job WHERE id > %s ORDER BY id"
+    assert office.look.execute(look, [before]).fetchall() == [(SEND, "done", None), (PRINT, "done", None)]
+
+
+def test_the_demos_address_reaches_odoo_and_its_real_time_connection(office: Office) -> None:
+    """With several processes Odoo has WebSockets on a port of their own, which a browser does not know."""
+    server = office.world.serve(workers=2)
+    with Front(server.port, server.gevent_port) as front:
+        with urllib.request.urlopen(f"{front.url}/web/health", timeout=60) as answer:
+            assert answer.status == 200
+        assert handshake(server.port) != "101"
+        deadline = time.monotonic() + PATIENCE
+        while (status := handshake(front.port)) != "101":
+            assert time.monotonic() < deadline, status  # the process of that port may still be loading
+            time.sleep(0.2)
+
+
+def handshake(port: int) -> str:
+    """Ask for a WebSocket as a browser does; return the status of the answer."""
+    request = (
+        f"GET /websocket?version=19.0-2 HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nOrigin: http://127.0.0.1:{port}\r\n"
+        "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+        "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+    )
+    with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
+        connection.sendall(request.encode())
+        return connection.recv(64).decode(errors="replace").partition(" ")[2][:3]
+
+
 def test_a_busy_moment(office: Office, screen: Screen) -> None:
     """One runs, others wait, one failed: each says so."""
     before = office.number("SELECT max(id) FROM sidestream_job")
@@ -344,7 +394,7 @@ def test_a_busy_moment(office: Office, screen: Screen) -> None:
             screen.one(".o_searchview .o_facet_remove").click()
             screen.saying(".o_list_view .o_data_row", "Done")
             found = "\n".join(rows(screen))
-            return all(words in found for words in ("Running since", "Waiting", NO_COURIER))
+            return all(words in found for words in ("Running for", "Waiting", NO_COURIER))
 
         office.until(told, lambda: rows(screen))
         screen.picture("jobs-list")

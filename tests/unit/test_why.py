@@ -193,3 +193,39 @@ def test_what_the_broker_adds(
 def test_a_pause_does_not_stop_what_runs() -> None:
     told = why(READY, [pause(Pause(queue="mail"))], Explanation(Place.HANDED_OFF, consumer="w1"), WORKERS)
     assert told == "Job 7 is with the worker w1, which runs it or is about to."
+
+
+RETRY = replace(READY, job=replace(JOB, attempts=1, run_at=NOW), error="Boom.\nmore")
+PAST_MS = int((NOW - timedelta(minutes=5)).timestamp() * 1000)
+OVERDUE: list[tuple[Explanation, tuple[int, int] | None, str]] = [
+    (Explanation(Place.DELAYED, until_ms=PAST_MS), (2, 2), "waits for a free worker (2 of 2 busy); last error: Boom."),
+    (Explanation(Place.DELAYED, until_ms=PAST_MS), None, "waits for a free worker; last error: Boom."),
+    (
+        Explanation(Place.READY),
+        (1, 2),
+        (
+            "is the next of its group and priority in the queue 'mail' and waits for a free worker (1 of 2 busy); "
+            "last error: Boom."
+        ),
+    ),
+    (
+        Explanation(Place.READY, rank=3),
+        (2, 2),
+        (
+            "waits for a free worker (2 of 2 busy) behind 3 other jobs of its group and priority in the queue 'mail'; "
+            "last error: Boom."
+        ),
+    ),
+]
+
+
+@pytest.mark.parametrize(("explanation", "busy", "sentence"), OVERDUE)
+def test_an_overdue_retry_names_no_past_moment(
+    explanation: Explanation, busy: tuple[int, int] | None, sentence: str
+) -> None:
+    assert why(RETRY, [], explanation, WORKERS, busy) == f"Job 7 {sentence}"
+
+
+def test_an_error_is_told_without_its_secrets() -> None:
+    failed = replace(READY, state=State.DEAD, ended_at=NOW, error="GET /?token=hunter2 failed")
+    assert why(failed, [], None, None).endswith("its last error was: GET /?token=*** failed.")

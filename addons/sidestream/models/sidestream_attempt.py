@@ -2,6 +2,8 @@ import re
 
 from odoo import api, fields, models
 
+from .redacted import RedactedText
+
 SNOOZED = re.compile(r"snoozed for (\S+) s: (.*)")
 RAN = re.compile(r"since (\S+) s")
 """How the engine writes that an action put itself off, and that a job was seen running."""
@@ -33,7 +35,7 @@ class SidestreamAttempt(models.Model):
     )
     at = fields.Datetime(string="When", readonly=True)
     message = fields.Char(compute="_compute_message", help="What went wrong, or why it was handed back, in words.")
-    detail = fields.Text(string="Details", readonly=True, groups="sidestream.group_manager")
+    detail = RedactedText(string="Details", readonly=True, groups="sidestream.group_manager")
     supervisor = fields.Char(string="Worker", readonly=True, groups="sidestream.group_manager")
 
     @api.depends("detail", "event")

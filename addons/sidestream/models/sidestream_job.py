@@ -10,6 +10,7 @@ from odoo.tools import SQL
 
 from ..enqueuing import forget, settings_of
 from .job_state import JobState
+from .redacted import RedactedArguments, RedactedText
 
 _logger = logging.getLogger(__name__)
 
@@ -61,9 +62,10 @@ class SidestreamJob(models.Model):
     attempts = fields.Integer(string="Failed Attempts", readonly=True)
     forgiven = fields.Integer(string="Of Them Before Retry", readonly=True)
     crashes = fields.Integer(readonly=True)
-    error = fields.Text(readonly=True)
+    error = RedactedText(readonly=True)
+    error_group = fields.Char(readonly=True, help="What the errors of several jobs share.")
     reason = fields.Char(string="Waiting For", readonly=True)
-    payload = fields.Text(string="Arguments", readonly=True, groups="sidestream.group_manager")
+    payload = RedactedArguments(string="Arguments", readonly=True, groups="sidestream.group_manager")
     user_id = fields.Many2one("res.users", string="Runs As", readonly=True)
     requested_by = fields.Many2one(
         "res.users", readonly=True, help="Who asked for it, where that is not the user that it runs as."
@@ -141,8 +143,16 @@ class SidestreamJob(models.Model):
     # -- actions -------------------------------------------------------------------------------------------------
 
     def action_retry(self):
-        """Open failed or cancelled jobs again."""
-        return self._ask(retry, waiting=True)
+        """Open failed or cancelled jobs again; one that was cancelled before its time keeps that time."""
+        answer = self._ask(retry, waiting=True)
+        scheduled = [job.id for job in self if job.state == "open" and job._is_early()]
+        if answer is not True or not scheduled:
+            return answer
+        message = self.env._(
+            "Jobs that keep the time for which they were scheduled: %s. Use Run Now to start them at once.",
+            len(scheduled),
+        )
+        return self._notification(message, reload=True)
 
     def action_cancel(self):
         """Cancel open jobs; one that runs is stopped by its worker within seconds."""
@@ -207,17 +217,14 @@ class SidestreamJob(models.Model):
                                  done=len(done), all=len(self))  # fmt: skip
         else:
             message = self.env._("Nothing to do: the state of these jobs does not allow it.")
-        answer = self._notification(message)
-        answer["params"]["next"] = {"type": "ir.actions.client", "tag": "soft_reload"}
-        return answer
+        return self._notification(message, reload=True)
 
     @staticmethod
-    def _notification(message, *, sticky=False):
-        return {
-            "type": "ir.actions.client",
-            "tag": "display_notification",
-            "params": {"message": message, "type": "info", "sticky": sticky},
-        }
+    def _notification(message, *, sticky=False, reload=False):
+        params = {"message": message, "type": "info", "sticky": sticky}
+        if reload:
+            params["next"] = {"type": "ir.actions.client", "tag": "soft_reload"}
+        return {"type": "ir.actions.client", "tag": "display_notification", "params": params}
 
     def _tell_after_commit(self, job_ids, waiting):
         database = self.env.cr.dbname

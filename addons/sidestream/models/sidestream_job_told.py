@@ -1,3 +1,4 @@
+import inspect
 import re
 from datetime import UTC, datetime, timedelta
 
@@ -5,7 +6,7 @@ from sidestream import declared, running_jobs
 
 from odoo import api, models
 from odoo.fields import Domain
-from odoo.tools import SQL, format_datetime
+from odoo.tools import SQL
 
 from ..action import labels
 
@@ -120,25 +121,37 @@ class SidestreamJobTold(models.Model):
     @api.depends("state", "run_at", "attempts", "forgiven", "reason", "error")
     @api.depends_context("lang")
     def _compute_status(self):
-        soon = datetime.now(UTC).replace(tzinfo=None) + EARLY
+        """Say how long from now or since when, and no time of day: the other columns show the browser's."""
+        now = datetime.now(UTC).replace(tzinfo=None)
         running = self._running()
         for job in self:
-            failed = job.attempts > job.forgiven
+            error = job._what_went_wrong() if job.attempts > job.forgiven else None
             if job.state != "open":
                 job.status = {"dead": job._what_went_wrong(), "cancelled": job._in_words(job.reason)}.get(job.state)
             elif job.id in running:
                 since = running[job.id]
-                at = since and format_datetime(self.env, since, dt_format="short")
-                job.status = self.env._("Running since %s", at) if at else self.env._("Running")
-            elif job.run_at and job.run_at > soon:
-                at = format_datetime(self.env, job.run_at, dt_format="short")
+                took = since and self._spelled(now - since)
+                job.status = self.env._("Running for %s", took) if took else self.env._("Running")
+            elif job._is_early():
+                wait = self._spelled(job.run_at - now)
                 job.status = (
-                    self.env._("Tries again %(at)s: %(error)s", at=at, error=job._what_went_wrong())
-                    if failed
-                    else self.env._("Scheduled for %s", at)
+                    self.env._("Retries in %(wait)s: %(error)s", wait=wait, error=error)
+                    if error
+                    else self.env._("Starts in %s", wait)
                 )
             else:
-                job.status = job._in_words(job.reason) or self.env._("Waiting")
+                waiting = self.env._("Waiting; last error: %s", error) if error else self.env._("Waiting")
+                job.status = job._in_words(job.reason) or waiting
+
+    def _is_early(self):
+        """Whether its time has not come."""
+        return bool(self.run_at) and self.run_at > datetime.now(UTC).replace(tzinfo=None) + EARLY
+
+    def _parameter_names(self):
+        """Return the names of what the job's positional arguments are given to, its records first."""
+        model, _, method = (self.action or "").rpartition(".")
+        function = getattr(type(self.env[model]), method, None) if model in self.env else None
+        return list(inspect.signature(function).parameters) if callable(function) else []
 
     def _what_went_wrong(self):
         return self._without_kind(self.error or "")
@@ -189,7 +202,7 @@ class SidestreamJobTold(models.Model):
             return self.env._("%(hours)s h %(minutes)s min", hours=minutes // 60, minutes=minutes % 60)
         return self.env._("%(days)s d %(hours)s h", days=minutes // 1440, hours=minutes // 60 % 24)
 
-    @api.depends_context("lang")
+    @api.depends_context("lang", "allowed_company_ids")
     def _compute_records(self):
         links = self._links()
         wanted = {}
@@ -215,7 +228,9 @@ class SidestreamJobTold(models.Model):
         self.env.cr.execute(DISTINCT_MODELS)
         for (model,) in self.env.cr.fetchall() if names else ():
             if model in self.env and self.env[model].has_access("read"):
-                query = self.env[model]._search(Domain("display_name", operator, names if operator == "in" else value))
+                query = self._everywhere(model)._search(
+                    Domain("display_name", operator, names if operator == "in" else value)
+                )
                 linked = SQL(
                     "SELECT job_id FROM sidestream_job_record WHERE model = %s AND record_id IN %s",
                     model,
@@ -243,8 +258,14 @@ class SidestreamJobTold(models.Model):
         """Return the names of those records that are still there and that the user may read."""
         if model not in self.env or not self.env[model].has_access("read"):
             return {}
-        found = self.env[model].browse(ids).exists()._filtered_access("read")
+        found = self._everywhere(model).browse(ids).exists()._filtered_access("read")
         return {record.id: record.display_name for record in found}
+
+    @api.model
+    def _everywhere(self, model):
+        """Return the model in all companies of the user: a list of jobs is not narrowed to those that are selected."""
+        companies = dict.fromkeys([*self.env.companies.ids, *self.env.user._get_company_ids()])
+        return self.env[model].with_context(allowed_company_ids=list(companies))
 
     def _links(self):
         """Return for each job {model: (the first ids, how many)}."""

@@ -77,6 +77,10 @@ class TestSidestreamOrder(models.Model):
         """Be called by a button, too."""
         self.note = "shipped in public"
 
+    @action
+    def deliver(self, address, token, **kwargs):
+        """Be given what looks like secrets."""
+
     @action(retry=RetryPolicy(max_attempts=9))
     def pull(self):
         """Have a policy of its own, of which business errors are not part."""

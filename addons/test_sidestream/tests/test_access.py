@@ -1,3 +1,4 @@
+import json
 from unittest.mock import patch
 
 from odoo.exceptions import AccessError, UserError
@@ -193,15 +194,33 @@ class TestButtons(JobCase):
 
     def test_run_now(self):
         job = self.order.enqueue(delay=3600).remember()
-        self.assertRegex(job.status, "^Scheduled for ")
+        self.assertRegex(job.status, "^Starts in (1 h 0 min|59 min [0-9]+ s)$")
         self.assertIs(job.action_run_now(), True)
         self.assertEqual(job.status, "Waiting")
+
+    def test_retry_of_a_job_that_was_cancelled_before_its_time_keeps_the_time_and_says_so(self):
+        job = self.order.enqueue(delay=3600).remember()
+        before = job.run_at
+        job.action_cancel()
+        message = job.action_retry()["params"]["message"]
+        self.assertEqual((job.state, job.run_at), ("open", before))
+        self.assertIn("keep the time for which they were scheduled: 1. Use Run Now", message)
+        self.assertIs(job.action_run_now(), True)
+        self.env.cr.execute(
+            "UPDATE sidestream_job SET state = 'cancelled', attempts = 1, run_at = run_at + interval '2 h' "
+            "WHERE id = %s",
+            [job.id],
+        )
+        self.env.invalidate_all()
+        self.assertIs(job.action_retry(), True)
+        self.assertEqual(job.status, "Waiting", "one that had begun is retried at once")
 
     def test_what_an_open_job_waits_for(self):
         job = self.order.enqueue(delay=3600).remember()
         for change, status in (
-            ("attempts = 2, error = 'UserError: No courier.'", "^Tries again .*: No courier.$"),
-            ("forgiven = 2", "^Scheduled for "),
+            ("attempts = 2, error = 'UserError: No courier.'", "^Retries in .* (min|s): No courier.$"),
+            ("run_at = now() AT TIME ZONE 'UTC'", "^Waiting; last error: No courier.$"),
+            ("run_at = run_at + interval '1 day', forgiven = 2", "^Starts in (1 d 0 h|23 h 59 min)$"),
             ("run_at = now() AT TIME ZONE 'UTC'", "^Waiting$"),
             ("reason = 'the bank opens at nine'", "^the bank opens at nine$"),
             ("reason = 'locked'", "^Somebody edits it, or it runs elsewhere$"),
@@ -231,7 +250,7 @@ class TestButtons(JobCase):
         self.assertEqual(job.status, "Waiting", "one's own lock is no run")
         running = {job.id}
         self.patch(sidestream_job_told, "running_jobs", lambda cr, ids: running & set(ids))
-        for event, status in (("crashed", "^Running$"), ("started", "^Running since ")):
+        for event, status in (("crashed", "^Running$"), ("started", "^Running for [0-9.]+ s$")):
             self.env.cr.execute(
                 "INSERT INTO sidestream_attempt (job_id, supervisor, slot, event) VALUES (%s, 's', 0, %s)",
                 [job.id, event],
@@ -337,6 +356,50 @@ class TestButtons(JobCase):
         with self.assertLogs("odoo.addons.sidestream.models.sidestream_job", "ERROR"):
             sidestream_job._tell(self.env.cr.dbname, [1], waiting=True)
 
+    def test_secrets_are_hidden(self):
+        given = {"password": "hunter2", "options": {"api_key": "hunter3", "n": 5}}
+        job = self.order.enqueue().deliver("home", "hunter1", **given)
+        self.env.cr.execute("SELECT payload FROM sidestream_job WHERE id = %s", [job.id])
+        self.assertEqual(self.env.cr.fetchone()[0].count("hunter"), 3, "the job needs them")
+        self.end(job, "dead", "ConnectionError: GET /?token=hunter4 Authorization: Bearer hunter5")
+        self.env.cr.execute(
+            "INSERT INTO sidestream_attempt (job_id, supervisor, slot, event, detail) "
+            "VALUES (%s, 's', 0, 'failed', %s)",
+            [job.id, "ConnectionError: secret='hunter6'\nTraceback: password=hunter7"],
+        )
+        self.env.invalidate_all()
+        shown = job.read()[0] | {
+            "attempts": job.attempt_ids.read(),
+            "records": job.web_read({"payload": {}, "error": {}}),
+        }
+        self.assertNotIn("hunter", str(shown))
+        self.assertEqual(
+            json.loads(job.payload),
+            {
+                "args": [self.order.ids, "home", "***"],
+                "kwargs": {"password": "***", "options": {"api_key": "***", "n": 5}},
+            },
+        )
+        self.assertEqual(job.status, "GET /?token=*** Authorization: Bearer ***")
+        self.assertNotIn(
+            "hunter", str(job.export_data(["payload", "error", "attempt_ids/detail", "attempt_ids/message"]))
+        )
+
+    def test_own_jobs_of_a_company_that_is_not_selected_are_complete(self):
+        """The list shows a user's own jobs of all companies; which ones are selected is no matter of rights."""
+        self.user.company_ids += self.other_company
+        self.order.company_id = self.other_company
+        there = {"allowed_company_ids": self.other_company.ids}
+        job = self.order.with_user(self.user).with_context(**there).enqueue().remember()
+        seen = job.with_context(allowed_company_ids=self.company.ids)
+        self.env.invalidate_all()
+        self.assertEqual((seen.records, seen.user_id, seen.name), ("O0", self.user, "Remember"))
+        self.assertEqual(seen.search([("records", "=", "O0")]), job)
+        self.assertEqual(seen.action_open_records()["res_id"], self.order.id)
+        self.user.company_ids -= self.other_company
+        self.env.invalidate_all()
+        self.assertFalse(seen.records, "what the user may not read is not named")
+
     def test_duration(self):
         job = self.order.enqueue().remember()
         for seconds, spelled in (
@@ -365,6 +428,12 @@ class TestButtons(JobCase):
         for operator, value, expected in (
             ("=", "As the system", job),
             ("=", "As the", job.browse()),
+            ("=", "As the%", job.browse()),
+            ("=", "Rememb%", job.browse()),
+            ("=", "R_member", job.browse()),
+            ("ilike", "rem_mber", job.browse()),
+            ("ilike", "re%ber", job.browse()),
+            ("ilike", "remember_as", job),
             ("=", "Remember as superuser", job.browse()),
             ("in", ["Remember", "Private"], other + private),
             ("!=", "As the system", other + private),

@@ -88,7 +88,7 @@ class TestEnqueue(JobCase):
             self.order.enqueue(run_at=datetime(2031, 5, 4, 10, 0)).remember().run_at, datetime(2031, 5, 4, 10, 0)
         )
         job = self.order.enqueue(run_at=fields.Datetime.now() + timedelta(days=1)).remember()
-        self.assertRegex(job.status, "^Scheduled for ")
+        self.assertRegex(job.status, "^Starts in ")
         self.assertEqual(self.order.enqueue(run_at="2031-05-04 10:00").remember().run_at, datetime(2031, 5, 4, 10, 0))
         job = self.order.enqueue(run_at="2031-05-04 12:00", time_zone="Europe/Brussels").remember()
         self.assertEqual(job.run_at, datetime(2031, 5, 4, 10, 0))

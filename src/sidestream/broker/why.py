@@ -15,14 +15,18 @@ from sidestream.job.states import State
 from sidestream.store.rules import Entry
 from sidestream.store.stored import StoredJob
 from sidestream.store.waiting import Facts
-from sidestream.store.why import moment, paused, pausing, why_of_row
+from sidestream.store.why import moment, paused, pausing, short, why_of_row
 
 NAMED = 3
 """How many holders of a limit are named."""
 
 
 def why(
-    facts: Facts, entries: Iterable[Entry], explanation: Explanation | None, workers: Sequence[Sequence[str]] | None
+    facts: Facts,
+    entries: Iterable[Entry],
+    explanation: Explanation | None,
+    workers: Sequence[Sequence[str]] | None,
+    busy: tuple[int, int] | None = None,
 ) -> str:
     """Return one English sentence.
 
@@ -31,6 +35,7 @@ def why(
         entries: The rules of its database.
         explanation: What the broker says of its reference; None while it is away.
         workers: For each worker that is alive, the names of the queues that it serves of this database; None: unknown.
+        busy: Of the children of the workers that serve the job's queue, how many run a job, and how many there are.
     """
     entries = list(entries)
     job = facts.job
@@ -43,7 +48,7 @@ def why(
     unserved = workers is not None and not any(job.queue in queues for queues in workers)
     if unserved and explanation.place is not Place.HANDED_OFF:
         return f"Job {job.id} waits because no worker that is alive serves the queue {job.queue!r}."
-    return f"Job {job.id} {_placed(facts, entries, explanation)}."
+    return f"Job {job.id} {_placed(facts, entries, explanation, busy)}."
 
 
 def why_direct(
@@ -71,8 +76,10 @@ def why_direct(
     return f"{name} {_placed(facts, entries, explanation)}."
 
 
-def _placed(facts: Facts, entries: Sequence[Entry], found: Explanation) -> str:
+def _placed(facts: Facts, entries: Sequence[Entry], found: Explanation, busy: tuple[int, int] | None = None) -> str:
     job = facts.job
+    free = "waits for a free worker" + (f" ({busy[0]} of {busy[1]} busy)" if busy is not None else "")
+    failed = f"; last error: {short(facts.error)}" if job.attempts > facts.forgiven and facts.error else ""
     match found.place:
         case Place.HANDED_OFF:
             return f"is with the worker {found.consumer}, which runs it or is about to"
@@ -84,17 +91,16 @@ def _placed(facts: Facts, entries: Sequence[Entry], found: Explanation) -> str:
             return f"waits until a worker is started that knows the action {job.action!r}"
         case Place.BEHIND_KEY:
             return f"waits behind {_named(found.holders[:1]) or 'another job'} with the same key {job.key!r}"
+        case Place.DELAYED if found.until_ms and found.until_ms <= facts.now.timestamp() * 1000:
+            return f"{free}{failed}"  # its time has come, and a worker that asks for jobs will find it
         case Place.DELAYED:
             until = f" until {_at(found.until_ms)}" if found.until_ms else ""
             reason = f", because of the last time: {facts.reason}" if facts.reason else ""
             return f"was handed back and is put off{until}{reason}"
         case Place.READY if found.rank:
-            return (
-                f"waits for a free worker behind {found.rank} other jobs of its group and priority in the queue "
-                f"{job.queue!r}"
-            )
+            return f"{free} behind {found.rank} other jobs of its group and priority in the queue {job.queue!r}{failed}"
         case Place.READY:
-            return f"is the next of its group and priority in the queue {job.queue!r} and waits for a free worker"
+            return f"is the next of its group and priority in the queue {job.queue!r} and {free}{failed}"
         case _:
             return "is open and was not published yet; the reconciler does so within seconds"
 

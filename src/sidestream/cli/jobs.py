@@ -10,7 +10,7 @@ import typer
 
 from sidestream.cli import direct
 from sidestream.cli.options import AsJson, options_of
-from sidestream.cli.output import fail, print_facts, print_json, print_line, print_table
+from sidestream.cli.output import fail, print_facts, print_json, print_line, print_table, show
 from sidestream.errors import InvalidJob
 from sidestream.job.states import OpenBecause, State
 
@@ -94,7 +94,9 @@ def job(
     job_id: Annotated[str, typer.Argument(metavar="ID", help="The job's id; of a direct job its uuid.")],
     *,
     cancel: Annotated[bool, typer.Option("--cancel", help="End it; a running job is stopped by its worker.")] = False,
-    retry: Annotated[bool, typer.Option("--retry", help="Open a dead or cancelled job again, due now.")] = False,
+    retry: Annotated[
+        bool, typer.Option("--retry", help="Open a dead or cancelled job again; due now, or when it was scheduled.")
+    ] = False,
     run_now: Annotated[bool, typer.Option("--run-now", help="Make a waiting job due now.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -187,13 +189,19 @@ def _show(settings: Settings, job_id: int, *, as_json: bool) -> None:
 
 
 def _change(settings: Settings, job_id: int, wanted: str, *, as_json: bool) -> None:
-    from sidestream.store import control
+    from sidestream.store import control, queries
     from sidestream.wiring import hasten, store_cursor
 
     change = {"cancel": control.cancel, "retry": control.retry, "run-now": control.run_now}[wanted]
     with store_cursor(settings) as cursor:
         written = change(cursor, job_id)
+        found = queries.job(cursor, job_id) if wanted == "retry" and written.ours else None
     answer = _answer(written, job_id, wanted)
+    if found is not None and not found[0].due:
+        answer = (
+            f"Job {job_id} is open again and scheduled for {show(found[0].run_at)} UTC, as it was before; --run-now "
+            "runs it at once."
+        )
     if written.ours:
         hasten(settings, [job_id], waiting=wanted != "cancel")
     if as_json:

@@ -40,8 +40,11 @@ _HANDLE_ONE = f"""
     RETURNING id"""
 _ENDED_BADLY = frozenset({State.DEAD, State.CANCELLED})
 # The attempts stay: they mark every compare-and-set, and a late writer of an old attempt must not find its mark again.
+# One that was cancelled before its time, and had not begun, keeps that time.
 OPENED_AGAIN = f"""
-    state = 'open', ended_at = NULL, run_at = {UTC_NOW}, forgiven = j.attempts, crashes = 0, suspects = 0,
+    state = 'open', ended_at = NULL,
+    run_at = CASE WHEN j.state = 'cancelled' AND j.attempts = 0 THEN greatest(j.run_at, {UTC_NOW}) ELSE {UTC_NOW} END,
+    forgiven = j.attempts, crashes = 0, suspects = 0,
     releases = 0, released_since = NULL, snoozes = 0, expires_at = NULL, reason = NULL, error_group = NULL"""
 """What a person's retry writes to a row."""
 # In the statement that opens the rows, so that no keeper finds them open and the requests unhandled. This waits for a
@@ -83,6 +86,8 @@ def cancel(cur: Cursor, id: int) -> Written:  # noqa: A002
 
 def retry(cur: Cursor, id: int) -> Written:  # noqa: A002
     """Open a dead or cancelled job again, due now, its failures forgiven; ``moved`` means that it is open already.
+
+    One that was cancelled before it was due for the first time is due at that time, as before.
 
     It has its old id, but no place in its key's line is promised to it.
     """

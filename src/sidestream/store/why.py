@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from datetime import datetime
 
+from sidestream.job.redaction import redact_text
 from sidestream.job.rules import Pause
 from sidestream.job.states import State
 from sidestream.store.rules import Entry
@@ -78,9 +79,9 @@ def _ended(facts: Facts) -> str:
         case State.DONE:
             return f"Job {job.id} does not wait: it was done{at}."
         case State.DEAD:
-            return f"Job {job.id} does not wait: it failed for good{at}, and its last error was: {_short(facts.error)}."
+            return f"Job {job.id} does not wait: it failed for good{at}, and its last error was: {short(facts.error)}."
         case _:
-            reason = f", because: {_short(facts.reason)}" if facts.reason else ""
+            reason = f", because: {short(facts.reason)}" if facts.reason else ""
             return f"Job {job.id} does not wait: it was cancelled{at}{reason}."
 
 
@@ -91,13 +92,14 @@ def _early(facts: Facts) -> str:
         times = "once" if failed == 1 else f"{failed} times"
         return (
             f"Job {job.id} failed {times} and is tried again at {moment(job.run_at)}, and its last error was: "
-            f"{_short(facts.error)}."
+            f"{short(facts.error)}."
         )
     if job.snoozes:
-        return f"Job {job.id} put itself off until {moment(job.run_at)}, because: {_short(facts.reason)}."
+        return f"Job {job.id} put itself off until {moment(job.run_at)}, because: {short(facts.reason)}."
     return f"Job {job.id} is scheduled for {moment(job.run_at)}."
 
 
-def _short(text: str | None) -> str:
-    line = next(iter((text or "").strip().splitlines()), "").rstrip(".") or "not told"
+def short(text: str | None) -> str:
+    """Return the first line of an error, cut to what a sentence may hold and without secrets."""
+    line = redact_text(next(iter((text or "").strip().splitlines()), "").rstrip(".")) or "not told"
     return line if len(line) <= ERROR_SHOWN else line[: ERROR_SHOWN - 1] + "…"

@@ -64,6 +64,8 @@ class OdooServer(Server):
         self.user = world.account  # not just any unprivileged one: below a private folder only root reaches the code
         self._world = world
         self._workers = workers
+        #: With several processes, where WebSockets are.
+        self.gevent_port = free_port()
 
     @property
     def url(self) -> str:
@@ -75,7 +77,7 @@ class OdooServer(Server):
         return [
             *self._world.odoo(),
             f"--http-port={self.port}",
-            f"--gevent-port={free_port()}",
+            f"--gevent-port={self.gevent_port}",
             f"--workers={self._workers}",
         ]
 

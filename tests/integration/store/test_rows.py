@@ -195,6 +195,18 @@ def test_a_persons_retry_forgives_but_keeps_the_mark(a: Session) -> None:
     assert control.retry(a.cur, job).state is State.DONE
 
 
+def test_a_retry_keeps_the_time_of_a_job_that_was_cancelled_before_it(a: Session) -> None:
+    later = datetime.now(UTC) + timedelta(days=1)
+    early, begun = a.one(run_at=later), a.one(run_at=later)
+    before = a.row(early, "run_at")
+    assert rows.fail(a.cur, begun, 0, 3600, "Boom.").ours
+    for job in (early, begun):
+        assert control.cancel(a.cur, job).ours
+        assert control.retry(a.cur, job).ours
+    assert a.row(early, "run_at") == before
+    assert a.row(begun, "run_at <= clock_timestamp() AT TIME ZONE 'UTC'") == (True,)
+
+
 def test_a_retry_takes_back_the_wish_to_cancel(a: Session, b: Session) -> None:
     job = a.one()
     a.hold(job)
