@@ -144,7 +144,11 @@ class Worker:
         self._primary = self._redis()
         self._broker = FailoverBroker(self._primary, self._fallback(), SystemClock(), longest_pause=settings.renew)
         self._tended = self._redis_broker()
-        self._link = None if self._database is None else StoreLink(self._connector("keepers"), on_open=self._enter)
+        self._link = (
+            None
+            if self._database is None
+            else StoreLink(self._connector("keepers", adapter.ANSWER_AT_LENGTH), on_open=self._enter)
+        )
         self._turns: list[Turn] = []
         self._left_behind = LeftBehind(settings.data_dir)
         unclean = self._left_behind.look()
@@ -313,12 +317,12 @@ class Worker:
             return None
         return PostgresBroker(self._connector("claims"), self._database)
 
-    def _connector(self, what: str) -> Callable[[], psycopg.Connection[Any]]:
+    def _connector(self, what: str, answer: float = adapter.ANSWER) -> Callable[[], psycopg.Connection[Any]]:
         url = self._store_url
         assert url is not None
 
         def connect() -> psycopg.Connection[Any]:
-            return adapter.connect(url, application_name(self._name, what), autocommit=True)
+            return adapter.connect_bounded(url, application_name(self._name, what), answer=answer)
 
         return connect
 

@@ -146,7 +146,7 @@ def test_a_child_that_dies_of_sigterm_charges_nobody_and_its_job_starts_again(ca
 
 def test_sigterm_to_every_process_of_a_worker_charges_nobody(calm: World) -> None:
     """As systemd does with its default KillMode, pkill, and the stop of a container."""
-    job_id = calm.enqueue("kill.sleep", "rolling", 3.0)
+    job_id = calm.enqueue("kill.sleep", "rolling", 10.0)  # longer than a worker takes to end
     for _ in range(3):
         _, _, pid, *_ = calm.events.next(PATIENCE, "start", "rolling")
         [owner] = [worker for worker in calm.workers if int(pid) in worker.tree()]

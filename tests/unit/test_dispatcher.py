@@ -7,13 +7,15 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
 
 from sidestream.broker.protocol import Delivery, Lease
-from sidestream.job.reference import row_reference
+from sidestream.job.reference import direct_reference, row_reference
 from sidestream.worker import dispatcher
 from sidestream.worker import state as state_module
 from sidestream.worker.dispatcher import Dispatcher
@@ -49,6 +51,7 @@ class Floor:
     def __init__(self, folder: Path) -> None:
         self.state = state = WorkerState(WorkerOptions("me", ("lane",), "00", folder, children=2))
         self.claims = Claims()
+        self.handed_back: list[Delivery] = []
         self.lone: list[Delivery] = []
         self.ended: list[Lone] = []
         self.slots, self.descriptor = Slots.create(folder / "slots", 2)
@@ -58,7 +61,7 @@ class Floor:
             self.slots,
             prepare_alone=lambda job, child: self.lone.append(job),
             end_alone=self.ended.append,
-            hand_back=lambda jobs: None,
+            hand_back=lambda jobs: self.handed_back.extend(jobs),
             on_moved=lambda: None,
         )
         self.ends = []
@@ -277,3 +280,23 @@ def test_after_an_unclean_end_jobs_start_one_at_a_time_and_none_keeps_the_next_o
     clock.now = state.careful_until
     hand_out()
     assert state.exclusive is None, "whatever is not written by then"
+
+
+def test_while_outcomes_cannot_be_written_direct_jobs_alone_are_claimed_and_kept(floor: Floor) -> None:
+    state = floor.state
+    direct = Delivery(direct_reference(UUID(int=1), "act", None).pack(), "lane", Lease(b"1", "me", 1), 0)
+    rows = [delivery(5), delivery(6)]
+    state.backlog.clear()
+    state.backlog.extend([rows[0], direct])
+    state.alone.append(rows[1])
+    state.unwritten = True
+    with state.changed:
+        floor.dispatcher.hand_out()
+    assert floor.handed_back == rows
+    assert list(state.backlog) == [direct]
+    floor.idle()
+    state.backlog.clear()
+    assert floor.dispatcher._wanted() is None
+    state.options = replace(state.options, lanes=("lane", "00" * 8 + ":default"))
+    assert floor.dispatcher._wanted() is not None
+    assert floor.dispatcher._lanes() == ["00" * 8 + ":default"]

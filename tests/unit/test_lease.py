@@ -10,17 +10,29 @@ import pytest
 
 from sidestream.broker.failover import FailoverBroker
 from sidestream.broker.memory import MemoryBroker
-from sidestream.broker.protocol import Broker
+from sidestream.broker.protocol import Broker, Delivery, Lease
 from sidestream.clock import SystemClock
 from sidestream.errors import BrokerUnavailable, GenerationMoved
 from sidestream.executors.protocol import ActionFacts
+from sidestream.job.reference import row_reference
 from sidestream.job.retry import RetryPolicy
+from sidestream.worker import lease
 from sidestream.worker.lease import LeaseKeeper
 from sidestream.worker.options import WorkerOptions
 from sidestream.worker.slots import Slots
-from sidestream.worker.state import WorkerState
+from sidestream.worker.state import ChildState, WorkerState
 
 TAG = b"abcd"
+
+
+class Clock:
+    """Stands in the place of the module ``time``."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
 
 
 class Away(MemoryBroker):
@@ -75,3 +87,26 @@ def test_actions_that_became_known_while_the_broker_was_away_are_told_to_what_st
     state.actions = known
     keeper._renew()
     assert told[-1] == frozenset([TAG])
+
+
+def test_the_lease_of_a_job_that_ended_is_renewed_for_a_bounded_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keeper, state = keeper_of(MemoryBroker(), tmp_path)
+    clock = Clock()
+    monkeypatch.setattr(lease, "time", clock)
+    jobs = [
+        Delivery(row_reference(b"12345678", number, "a", None).pack(), "lane", Lease(b"%d" % number, "me", 1), 0)
+        for number in range(4)
+    ]
+    state.add_held(jobs)
+    runs, waits, accused, ended = jobs
+    state.children[0] = ChildState(0, None, pid=1, deliveries=[ended, runs], reported=1)  # type: ignore[arg-type]
+    state.backlog.append(waits)
+    state.alone.append(accused)
+    with state.lock:
+        assert keeper._kept() == jobs, "its outcome is being written"
+        clock.now += lease.UNWRITTEN + 1
+        assert keeper._kept() == [runs, waits, accused], "another worker may have a way to write it"
+        state.backlog.append(ended)
+        assert keeper._kept() == jobs, "it is run here after all"

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from sidestream.broker.protocol import FALLBACK_PREFIX, Delivery, Lease, from_fallback
-from sidestream.errors import BrokerUnavailable
+from sidestream.errors import BrokerUnavailable, StoreUnavailable
 from sidestream.job.outcome import Retry
 from sidestream.job.reference import row_reference
 from sidestream.worker import wire
@@ -62,10 +62,13 @@ class Books:
         self.decided: list[Delivery] = []
         self.busy: set[bytes] = set()
         self.suspects: set[bytes] = set()
+        self.away: set[bytes] = set()
 
     def found(self, delivery: Delivery, finding: wire.Finding) -> Handling:
         if delivery.reference in self.busy:
             raise RowBusy
+        if delivery.reference in self.away:
+            raise StoreUnavailable("away")
         self.decided.append(delivery)
         return Handling(alone=True) if delivery.reference in self.suspects else Handling(charge_attempt=True)
 
@@ -226,3 +229,37 @@ def test_what_the_last_writes_have_handed_back_is_told_before_the_end(desk: Desk
     desk.settler.stop()
     desk.settler.run()
     assert desk.redis.released == [job]
+
+
+def test_an_outcome_that_postgresql_does_not_take_holds_up_no_other_and_no_row_is_claimed(desk: Desk) -> None:
+    stuck, other = delivery(1), delivery(2)
+    desk.books.away = {stuck.reference}
+    with desk.open():
+        desk.fails(stuck)
+        desk.settler.hand_back([other])
+        until(lambda: desk.redis.released == [other])
+        until(lambda: desk.state.unwritten)
+        desk.books.away = set()
+        until(lambda: desk.redis.released == [other, stuck])
+        until(lambda: not desk.state.unwritten)
+
+
+def test_a_session_that_is_ending_is_waited_for_at_the_stop(desk: Desk) -> None:
+    job = delivery(1)
+    desk.books.busy = {job.reference}
+    asked = threading.Event()
+    found = desk.books.found
+
+    def ask(*about: Any) -> Handling:
+        asked.set()
+        return found(*about)
+
+    desk.books.found = ask  # type: ignore[method-assign]
+    with desk.open():
+        desk.fails(job)
+        assert asked.wait(10)
+        desk.settler.stop()
+        asked.clear()
+        assert asked.wait(10), "it is tried again"
+        desk.books.busy = set()
+        until(lambda: desk.redis.released == [job])

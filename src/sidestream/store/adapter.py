@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import re
+import time
+from collections.abc import Generator
 from typing import Any, TypeVar
 
 import psycopg
@@ -55,6 +57,13 @@ _OPTIONS = {
 # statements, and one whose session is ended for that would call others again and again.
 _ALWAYS = {"idle_in_transaction_session_timeout": "0", "idle_session_timeout": "0"}
 
+ANSWER = 10.0
+"""Seconds after which a worker's own statement is given up, and its connection with it."""
+ANSWER_AT_LENGTH = 30.0
+"""The same for what looks at many rows at once."""
+_SERVER_SHARE = 0.8
+"""Share of that time after which the server cancels the statement itself, which keeps the connection."""
+
 _Connection = TypeVar("_Connection", bound="psycopg.Connection[Any]")
 
 
@@ -68,6 +77,57 @@ def server_options(given: str) -> str:
     always = [f"-c {name}={value}" for name, value in _ALWAYS.items()]
     kept = given.strip().removesuffix(" ".join(always)).strip()  # they may have been added before
     return " ".join([*ours, *([kept] if kept else []), *always])
+
+
+class BoundedConnection(psycopg.Connection[Any]):
+    """A connection that is dropped when the server, or a pooler before it, does not answer in time.
+
+    No setting does this: a server's own timeout is not heard of, and the peer's kernel acknowledges what nobody reads.
+    """
+
+    #: Seconds that one exchange may take.
+    answer = ANSWER
+
+    def wait(self, gen: Any, *args: Any, **options: Any) -> Any:
+        """Carry out ``gen``; raise OperationalError when that takes too long. The connection is closed then."""
+        try:
+            return super().wait(_until(gen, time.monotonic() + self.answer), *args, **options)
+        except _Unanswered as error:
+            self.close()
+            raise psycopg.OperationalError(f"no answer within {self.answer:g} s") from error
+
+
+class _Unanswered(Exception):
+    """The time is over."""
+
+
+def _until(gen: Generator[Any, Any, Any], deadline: float) -> Generator[Any, Any, Any]:
+    """Pass on what ``gen`` waits for; psycopg looks in on it several times a second, whether something came or not."""
+    try:
+        wanted = next(gen)
+        while True:
+            ready = yield wanted
+            if not ready and time.monotonic() > deadline:
+                raise _Unanswered
+            wanted = gen.send(ready)
+    except StopIteration as end:
+        return end.value
+
+
+def connect_bounded(dsn: str, application_name: str, *, answer: float = ANSWER) -> psycopg.Connection[Any]:
+    """Open an autocommit connection on which no statement takes longer than ``answer`` seconds; see :func:`connect`.
+
+    The server cancels it a little before (unless ``dsn`` sets a statement_timeout), or the connection is dropped.
+    """
+    connection = connect(
+        dsn,
+        application_name,
+        autocommit=True,
+        connection_class=BoundedConnection,
+        statement_timeout=answer * _SERVER_SHARE,
+    )
+    connection.answer = answer
+    return connection
 
 
 def sqlstate(error: BaseException) -> str | None:
@@ -119,10 +179,12 @@ def connect(
     autocommit: bool,
     connection_class: type[_Connection] = psycopg.Connection,  # type: ignore[assignment]
     connect_timeout: int = CONNECT_TIMEOUT,
+    statement_timeout: float | None = None,
 ) -> _Connection:
     """Open a psycopg 3 connection on which a vanished peer is noticed by both sides; what ``dsn`` says itself wins.
 
-    ``connect_timeout``: seconds for each address. Needs PostgreSQL 14 or later, reached directly or through a pooler in
+    ``connect_timeout``: seconds for each address; ``statement_timeout``: seconds after which the server cancels a
+    statement. Needs PostgreSQL 14 or later, reached directly or through a pooler in
     session mode that passes ``options`` on. The options of PGOPTIONS are kept. Settings:
     https://www.postgresql.org/docs/current/runtime-config-connection.html
 
@@ -141,6 +203,8 @@ def connect(
         raise SettingsError("The database URL cannot be read; expected postgresql://user@host:port/database.") from None
     # Named here, options in the URL would hide those of the environment, which libpq reads when there are none.
     options = server_options(str(wanted.get("options") or os.environ.get("PGOPTIONS", "")))
+    if statement_timeout is not None and "statement_timeout" not in options:
+        options = f"-c statement_timeout={round(statement_timeout * 1000)} {options}"
     defaults: dict[str, Any] = {**_KEEPALIVE, "connect_timeout": connect_timeout, "tcp_user_timeout": 10_000}
     conninfo = make_conninfo(**{**defaults, **wanted, "options": options, "application_name": application_name})
     try:

@@ -13,6 +13,8 @@ from sidestream.store.cursor import Cursor
 
 PATIENCE = 5.0
 """Longest wait, in seconds, for a backend to be gone."""
+PATIENCE_EACH = 1.0
+"""The same for each of many."""
 
 # pg_terminate_backend waits for the process to be gone, so its locks are free when it answers true. Its name is
 # compared because the system gives the numbers of processes again.
@@ -29,13 +31,15 @@ _OTHERS = """
 def terminate_backend(cur: Cursor, pid: int, application_name: str, *, patience: float = PATIENCE) -> bool:
     """End the backend ``pid`` if it is called ``application_name``, and wait until it is gone.
 
-    Returns True when no such backend is left, False when it is still there after ``patience`` seconds.
+    Returns True when no such backend is left, False when it is still there after ``patience`` seconds. With 0 it does
+    not wait: ask again.
     """
     cur.execute(
         _TERMINATE + "pid = %(pid)s::integer AND application_name = %(name)s::text",
         {"pid": pid, "name": application_name, "patience": int(patience * 1000)},
     )
-    return bool(cur.fetchone()[0])
+    gone, found = cur.fetchone()
+    return not found or bool(gone and patience)
 
 
 def server_started(cur: Cursor) -> datetime:
@@ -51,7 +55,7 @@ def has_others(cur: Cursor, supervisor: str) -> bool:
     return bool(cur.fetchone()[0])
 
 
-def terminate_supervisor(cur: Cursor, supervisor: str, *, patience: float = PATIENCE) -> tuple[bool, int]:
+def terminate_supervisor(cur: Cursor, supervisor: str, *, patience: float = PATIENCE_EACH) -> tuple[bool, int]:
     """End every session called ``sidestream/<supervisor>/...`` but our own, waiting ``patience`` seconds for each.
 
     Returns whether all are gone, and how many there were.

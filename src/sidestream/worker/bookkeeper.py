@@ -42,6 +42,8 @@ ALONE_AGAIN = 2.0
 """Seconds until a job that is to run alone is offered to somebody again when another one runs alone here."""
 
 
+REFUSED = 0.1
+"""Seconds for which PostgreSQL is not asked again after it was away; at least as long as it took to find that out."""
 RESTART = 60.0
 """Seconds after a restart of PostgreSQL for which jobs that lost their sessions on request are innocent."""
 
@@ -57,6 +59,9 @@ class Bookkeeper:
         self._state = state
         self._connect = connect
         self._connection: psycopg.Connection[Any] | None = None
+        #: Why PostgreSQL was not reached, and until when (monotonic) it is not asked again.
+        self._refused: StoreUnavailable | None = None
+        self._refused_until = 0.0
         self._server_started: datetime | None = None
         #: Monotonic time at which another start of the server was seen than before.
         self._restarted_at = float("-inf")
@@ -84,7 +89,8 @@ class Bookkeeper:
         left = [pid for pid in (reading.backend, reading.guard) if pid]
         if left and self._connect is not None:
             name = application_name(self._state.options.supervisor, slot)
-            if not self._run(lambda cursor: all(sessions.terminate_backend(cursor, pid, name) for pid in left)):
+            # They are not waited for: the outcomes of other jobs would wait as well.
+            if self._run(lambda cursor: [pid for pid in left if not _is_gone(cursor, pid, name)]):
                 raise RowBusy
         if not reading.running:
             # It had ended, only the report is missing: its row tells.
@@ -318,16 +324,36 @@ class Bookkeeper:
             raise StoreUnavailable(
                 "This worker has no database to write a job's outcome to; set SIDESTREAM_DATABASE_URL."
             )
-        if self._connection is None or self._connection.closed:
-            self._connection = self._connect()
-            self._look_at_server(self._connection)
+        began = time.monotonic()
+        if self._refused is not None and began < self._refused_until:
+            raise self._refused
         try:
-            with self._connection.transaction(), self._connection.cursor() as cursor:
-                return statement(cursor)
-        except psycopg.Error as error:
-            if self._connection.broken or self._connection.closed:
-                self.close()
-            raise translate(error, "writing a job's outcome") from error
+            connection = self._opened(self._connect)
+            try:
+                with connection.transaction(), connection.cursor() as cursor:
+                    found = statement(cursor)
+            except psycopg.Error as error:
+                if connection.broken or connection.closed:
+                    self.close()
+                raise translate(error, "writing a job's outcome") from error
+        except StoreUnavailable as error:
+            # Not asked for every outcome that lies there: what needs no PostgreSQL does not wait for it.
+            now = time.monotonic()
+            self._refused, self._refused_until = error, now + max(REFUSED, now - began)
+            raise
+        self._refused = None
+        return found
+
+    def _opened(self, connect: Callable[[], psycopg.Connection[Any]]) -> psycopg.Connection[Any]:
+        if self._connection is None or self._connection.closed:
+            self._connection = connect()
+            self._look_at_server(self._connection)
+        return self._connection
+
+
+def _is_gone(cursor: Any, pid: int, name: str) -> bool:
+    """Tell the session to end; return whether it has."""
+    return sessions.terminate_backend(cursor, pid, name, patience=0.0)
 
 
 def _killed(doom: Doom) -> str:

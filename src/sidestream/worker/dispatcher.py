@@ -15,15 +15,25 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from sidestream.broker.protocol import Broker, Delivery
 from sidestream.crashpoints import crash_point
 from sidestream.errors import BrokerError, BrokerUnavailable, GenerationMoved
 from sidestream.job.job import is_accused
+from sidestream.job.reference import NO_TAG8
 from sidestream.worker import wire
 from sidestream.worker.slots import Slots
-from sidestream.worker.state import ALONE_MOST, END_OTHERS, UNKNOWN_COST, ChildState, Lone, WorkerState, is_keyed
+from sidestream.worker.state import (
+    ALONE_MOST,
+    END_OTHERS,
+    UNKNOWN_COST,
+    ChildState,
+    Lone,
+    WorkerState,
+    is_direct,
+    is_keyed,
+)
 from sidestream.worker.troubles import Troubles
 
 log = logging.getLogger(__name__)
@@ -34,6 +44,8 @@ CLAIM_MOST = 1024
 """Most jobs that one claim asks for in advance."""
 BACKLOG_MOST = 2048
 """Most jobs held in advance, however cheap they are."""
+DIRECT = NO_TAG8.hex()
+"""What the lanes of direct jobs begin with."""
 RETRY_PAUSE = 0.25
 """Seconds between two claims while no broker answers."""
 
@@ -79,6 +91,8 @@ class Dispatcher:
         if state.quiet:
             self.hand_back_waiting()
             return
+        if state.unwritten:
+            self._hand_back_rows()
         now = time.monotonic()
         if self._held_up(now) or self._hand_out_accused(now):
             return
@@ -99,6 +113,16 @@ class Dispatcher:
             if line:
                 self._hand_back(list(line))
                 line.clear()
+
+    def _hand_back_rows(self) -> None:
+        """Give back what waits here and has a row: its outcome could not be written."""
+        for line in (self._state.backlog, self._state.alone):
+            rows = [delivery for delivery in line if not is_direct(delivery)]
+            if rows:
+                direct = [delivery for delivery in line if is_direct(delivery)]
+                self._hand_back(rows)
+                line.clear()
+                line.extend(direct)
 
     def send_alone(self, delivery: Delivery, child: ChildState) -> None:
         """Send a job that runs alone, now that its attempt row is written. Call it under the state's lock."""
@@ -131,7 +155,7 @@ class Dispatcher:
     def _wanted(self) -> tuple[int, int] | None:
         """Return what to claim now, as (free, prefetch); None when nothing is to be claimed."""
         state = self._state
-        if state.quiet or not state.announced:
+        if state.quiet or not state.announced or not self._lanes():
             return None
         now = time.monotonic()
         if state.exclusive is not None or self._accused_waits(now):
@@ -152,12 +176,17 @@ class Dispatcher:
         most = int(state.options.prefetch * state.options.children / max(state.pace, 1e-5))
         return max(0, min(most, BACKLOG_MOST) - len(state.backlog)) if most >= 2 else 0
 
+    def _lanes(self) -> Sequence[str]:
+        """Return the lanes to claim from: those of direct jobs alone while no outcome of others can be written."""
+        lanes = self._state.options.lanes
+        return [lane for lane in lanes if lane.startswith(DIRECT)] if self._state.unwritten else lanes
+
     def _claim(self, free: int, prefetch: int) -> list[Delivery]:
         options = self._state.options
         try:
             found = self._broker.claim(
                 options.supervisor,
-                options.lanes,
+                self._lanes(),
                 free=free,
                 prefetch=min(prefetch, CLAIM_MOST),
                 wait_ms=CLAIM_WAIT_MS if free else 0,

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 
 from sidestream.broker.failover import PROBE_EVERY
-from sidestream.broker.protocol import Broker, Lease
+from sidestream.broker.protocol import Broker, Delivery, Lease
 from sidestream.crashpoints import crash_point
 from sidestream.errors import BrokerError, GenerationMoved
 from sidestream.job.reference import Reference
@@ -25,6 +25,8 @@ from sidestream.worker.state import Doom, WorkerState
 
 log = logging.getLogger(__name__)
 
+UNWRITTEN = 10.0
+"""Longest time, in seconds, for which the lease of a job that ended here is renewed until its outcome is written."""
 JOBS_TOLD = 64
 """Most running jobs in one announcement."""
 
@@ -51,6 +53,8 @@ class LeaseKeeper:
         self._hurry = False
         self._stopped = False
         self._away = False
+        #: Since when (monotonic) what we hold is neither run here nor waits for it, by reference.
+        self._ended: dict[bytes, float] = {}
 
     def run(self) -> None:
         """Renew every ``options.renew`` seconds until stopped."""
@@ -98,7 +102,7 @@ class LeaseKeeper:
                     raise
             self._announce()
             with self._state.lock:
-                leases = [delivery.lease for delivery in self._state.held.values()]
+                leases = [delivery.lease for delivery in self._kept()]
             crash_point("renew.before")
             lost = self._broker.renew(options.supervisor, options.lanes, leases) if leases else []
             crash_point("renew.renewed")
@@ -114,6 +118,19 @@ class LeaseKeeper:
             return
         if lost:
             self._drop(lost)
+
+    def _kept(self) -> list[Delivery]:
+        """Return what we hold and run, or are to run, and for a while what ended. Call it under the state's lock.
+
+        A job whose outcome cannot be written for longer is left to a worker that can: its row decides what counts.
+        """
+        state, now = self._state, time.monotonic()
+        here = {delivery.reference for line in (state.backlog, state.alone) for delivery in line}
+        for child in state.children.values():
+            here.update(delivery.reference for delivery in child.deliveries[child.reported :])
+        self._ended = {reference: self._ended.get(reference, now) for reference in state.held if reference not in here}
+        given_up = {reference for reference, since in self._ended.items() if now - since > UNWRITTEN}
+        return [delivery for reference, delivery in state.held.items() if reference not in given_up]
 
     def _announce(self) -> None:
         """Tell that we live and what we know; jobs of other actions are then kept for those who know them."""
@@ -137,7 +154,7 @@ class LeaseKeeper:
             if not self._broker.generation().number:
                 self._broker.begin_generation()
             with state.lock:
-                held = list(state.held.values())
+                held = self._kept()
             renewed = self._broker.reassert(options.supervisor, options.lanes, held) if held else []
             with state.lock:
                 for delivery in renewed:

@@ -1,8 +1,9 @@
 """Write outcomes down: failures to PostgreSQL first, then everything to the broker, in batches.
 
-One thread takes whatever lies in its queue. What cannot be written because PostgreSQL is away stays in line, under a
-lease that goes on being renewed, until it can. What only the broker cannot be told is set aside and told again later:
-what was claimed from PostgreSQL meanwhile does not wait for it. Nothing is forgotten.
+One thread takes whatever lies in its queue, and waits for PostgreSQL for a bounded time. What cannot be written because
+PostgreSQL is away stays in line until it can, for a while under a lease that goes on being renewed. What
+only the broker cannot be told is set aside and told again later: what was claimed from PostgreSQL meanwhile does not
+wait for it. Nothing is forgotten.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from itertools import chain, compress
 
 from sidestream.broker.protocol import Broker, Delivery, Publication, from_fallback
 from sidestream.crashpoints import crash_point
-from sidestream.errors import BrokerError, GenerationMoved, StoreError
+from sidestream.errors import BrokerError, GenerationMoved, StoreError, StoreUnavailable
 from sidestream.executors.protocol import FollowUp
 from sidestream.worker import wire
 from sidestream.worker.bookkeeper import Bookkeeper, RowBusy
@@ -38,6 +39,10 @@ SOON = 0.005
 """The same when none is at hand: the next one may wait for the slot of a limit that this one holds."""
 AGAIN_AFTER = 0.2
 """Seconds until what could not be written is tried again."""
+BUSY_AFTER = 0.01
+"""The same, the first time, for what a session holds up that is ending; then it doubles."""
+BUSY_AT_STOP = 4.0
+"""Longest time, in seconds, for which such a session is waited for at the stop."""
 
 
 @dataclass(slots=True)
@@ -53,6 +58,10 @@ class Task:
     #: The decision once it was written: never decided twice, however often the broker has to be told.
     handling: Handling | None = None
     decided: bool = False
+    #: Seconds until it is tried again because a session holds its row; 0 when that is not the reason.
+    busy: float = 0.0
+    #: Why it could not be written the last time, when PostgreSQL is the reason.
+    refused: StoreError | None = None
 
     @property
     def line(self) -> tuple[bytes, bool]:
@@ -160,17 +169,19 @@ class Settler:
 
     def run(self) -> None:
         """Write until :meth:`stop`."""
-        stopping = False
+        stopping, until = False, 0.0
         # What is written last may have something handed back: a job that was to start alone.
-        while not stopping or not self._inbox.empty():
-            patience = AGAIN_AFTER if self._unsettled or self._tasks or self._aside else None
-            stopping = self._take(0.0 if stopping else patience) or stopping
-            if stopping or time.monotonic() >= self._again_at:
+        while not stopping or not self._inbox.empty() or (self._is_busy() and time.monotonic() < until):
+            patience = max(0.0, self._again_at - time.monotonic()) if self._unsettled or self._aside else None
+            if self._take(patience if not stopping or self._is_busy() else 0.0):
+                stopping, until = True, time.monotonic() + BUSY_AT_STOP
+                self._again_at = 0.0
+            if time.monotonic() >= self._again_at:
                 self._again_at = time.monotonic() + AGAIN_AFTER
                 self._try_again()
             self._write_tasks()
             self._settle()
-        left = len(self._unsettled) + len(self._tasks) + sum(map(len, self._aside.values()))
+        left = len(self._unsettled) + sum(map(len, self._aside.values()))
         if left:
             log.warning(
                 "%s outcomes could not be told to the broker before the stop; their leases run out, the rows decide.",
@@ -201,26 +212,46 @@ class Settler:
 
     def _write_tasks(self) -> None:
         tasks, self._tasks = self._tasks, []
-        for position, task in enumerate(tasks):
+        for task in tasks:
             if task.line in self._aside:
                 self._set_aside(task)
                 continue
             try:
                 self._write(task)
             except RowBusy:
+                task.refused = None
+                # A session that was told to end does so within milliseconds; others do not wait if it does not.
+                task.busy = min(max(BUSY_AFTER, 2 * task.busy), AGAIN_AFTER)
+                self._again_at = min(self._again_at, time.monotonic() + task.busy)
                 self._set_aside(task)
             except GenerationMoved:
                 self._on_moved()
+                task.refused, task.busy = None, 0.0
                 self._set_aside(task)
             except StoreError as error:
                 self._troubles.met("write_again", "Could not write %s, trying again: %s", task.what, error)
-                # The others would meet the same server: keep their order and come back.
-                self._tasks.extend(tasks[position:])
-                return
+                task.refused, task.busy = error, 0.0
+                self._set_aside(task)
             except BrokerError as error:
                 # The others may concern the rows alone, or what another broker gave. One line tells of them all.
                 self._troubles.met("tell_again", "Could not tell of %s, trying again: %s", task.what, error)
+                task.refused, task.busy = None, 0.0
                 self._set_aside(task)
+        self._tell_whether_written()
+
+    def _tell_whether_written(self) -> None:
+        """Claim no more jobs with rows while PostgreSQL is away from here: another worker may reach it."""
+        refused = [task.refused for tasks in self._aside.values() for task in tasks if task.refused is not None]
+        if not refused:
+            self._troubles.over("write_again", "Outcomes are written")
+        unwritten = any(isinstance(error, StoreUnavailable) for error in refused)
+        if unwritten != self._state.unwritten:
+            with self._state.changed:
+                self._state.unwritten = unwritten
+                self._state.changed.notify_all()
+
+    def _is_busy(self) -> bool:
+        return any(task.busy for tasks in self._aside.values() for task in tasks)
 
     def _set_aside(self, task: Task) -> None:
         self._aside.setdefault(task.line, []).append(task)
@@ -229,7 +260,6 @@ class Settler:
         if not task.decided:
             task.handling = task.decide()
             task.decided = True
-            self._troubles.over("write_again", "Outcomes are written")
         if task.handling is not None and task.delivery is not None:
             self._apply(task.delivery, task.handling)
             if not from_fallback(task.delivery):

@@ -11,7 +11,7 @@ from enum import StrEnum
 
 from sidestream.broker.protocol import Delivery, from_fallback
 from sidestream.executors.protocol import ActionFacts
-from sidestream.job.reference import LIMITED, NO_TAG8, action_of
+from sidestream.job.reference import LIMITED, NO_TAG8, Reference, action_of
 from sidestream.worker.options import WorkerOptions
 
 UNKNOWN_COST = 1.0
@@ -29,6 +29,11 @@ SMOOTHING = 0.2
 def is_keyed(delivery: Delivery) -> bool:
     """Whether the job has an ordering key: such a job is never prefetched and travels alone."""
     return delivery.reference[-8:] != NO_TAG8
+
+
+def is_direct(delivery: Delivery) -> bool:
+    """Whether the job has no row."""
+    return Reference.unpack(delivery.reference).direct
 
 
 def holds_up_others(delivery: Delivery) -> bool:
@@ -149,6 +154,8 @@ class WorkerState:
         #: Jobs whose child died while they ran, until their crash is written, at the latest until then (monotonic): the
         #: child that takes the place of theirs is for them.
         self.recovering: dict[bytes, float] = {}
+        #: PostgreSQL did not take the outcome of a job: it is tried again, and no more jobs with rows are claimed.
+        self.unwritten = False
         #: The last refill came back short: wait for an idle child before asking again.
         self.dry = False
 

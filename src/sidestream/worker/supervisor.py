@@ -215,7 +215,8 @@ class Supervisor:
         with self._state.lock:
             self._pool.stop(STOP_PATIENCE)
         self._collector.close()
-        self._books.close()
+        if not self._threads["settler"].is_alive():  # else it waits for PostgreSQL, and ends with this process
+            self._books.close()
 
     def stop_running(self, job_id: int) -> bool:
         """Kill the child that runs the row ``job_id`` here because a person cancelled it; False when none does."""

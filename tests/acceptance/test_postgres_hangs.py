@@ -1,0 +1,91 @@
+"""A PostgreSQL that does not answer one worker, and a session that does not end, hold up what they concern alone."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from sidestream.worker.lease import UNWRITTEN
+from tests.acceptance.rig import Rig
+from tests.support.pooler import pooler_before
+
+PATIENCE = 30.0
+"""Seconds that a busy machine may add to what should take few."""
+
+
+HARD_LIMIT = 3.0
+LEASE = 2.0
+JOBS = 27
+
+
+@pytest.mark.timeout(240)
+def test_a_worker_whose_postgresql_never_answers_leaves_its_jobs_to_another_one(rig: Rig) -> None:
+    limits = {"SIDESTREAM_HARD_LIMIT": str(HARD_LIMIT), "SIDESTREAM_LEASE": str(LEASE), "SIDESTREAM_CHILDREN": "4"}
+    with pooler_before(rig.dsn) as (pooler, url):
+        hung = rig.start(**limits, SIDESTREAM_DATABASE_URL=url)
+        for _ in range(8):
+            assert rig.ends(rig.enqueue("note")).state == "done"
+        pooler.freeze()
+        jobs = [rig.enqueue("note", str(number)) for number in range(JOBS)]
+        rig.until(lambda: b"runs longer than its hard limit" in rig.log.read_bytes(), PATIENCE)
+        rig.start(**limits)
+        began = time.monotonic()
+        unfinished = "SELECT NOT EXISTS (SELECT FROM sidestream_job WHERE state = 'open')"
+        rig.until(lambda: rig.look.execute(unfinished).fetchone() == (True,), 2 * UNWRITTEN + 4 * LEASE + PATIENCE)
+        print(f"{JOBS} jobs were done {time.monotonic() - began:.1f} s after the first one was killed")
+        assert sorted(map(int, rig.effects()[8:])) == list(range(JOBS))
+        assert {rig.job(job).state for job in jobs} == {"done"}
+        asked = time.monotonic()
+        hung.send_signal(signal.SIGTERM)
+        assert hung.wait(60) == 0, rig.log.read_text()
+        print(f"it ended {time.monotonic() - asked:.1f} s after SIGTERM")
+    said = rig.log.read_text()
+    assert "Traceback" not in said, said
+    assert "AttributeError" not in said
+
+
+FAILING = 10
+
+
+def test_a_session_that_does_not_end_holds_up_the_job_that_it_belonged_to_alone(rig: Rig) -> None:
+    rig.start(SIDESTREAM_CHILDREN="3", SIDESTREAM_LEASE="10")
+    file = Path(f"{rig.log.parent}/go on")
+    job = rig.enqueue("until", str(file))
+    rig.until(lambda: "started" in rig.events(job))
+    query = """SELECT pid, split_part(application_name, '/', 3) FROM pg_stat_activity
+               WHERE application_name LIKE 'sidestream/%' AND state = 'idle in transaction'"""
+    [(backend, slot)] = rig.look.execute(query).fetchall()
+    [child] = _children_in_slot(rig, int(slot))
+    os.kill(backend, signal.SIGSTOP)
+    try:
+        os.kill(child, signal.SIGKILL)
+        began = time.monotonic()
+        for number in range(FAILING):
+            failing = rig.enqueue("fail")
+            assert rig.ends(failing, 60).state == "dead", number
+        seconds = time.monotonic() - began
+        print(f"{FAILING} jobs with two failed attempts each ended within {seconds:.1f} s")
+        assert seconds < FAILING * 1.5
+        assert rig.job(job).crashes == 0
+    finally:
+        os.kill(backend, signal.SIGCONT)
+    file.touch()
+    row = rig.ends(job)
+    assert (row.state, row.crashes) == ("done", 1)
+    assert rig.effects(job) == ["waited"]
+
+
+def _children_in_slot(rig: Rig, slot: int) -> list[int]:
+    """Return the process of the child whose session is called so: the port that it has open is the session's."""
+    port = rig.look.execute(
+        "SELECT client_port FROM pg_stat_activity WHERE application_name LIKE %s", (f"sidestream/%/{slot}",)
+    ).fetchone()
+    assert port is not None
+    [worker] = rig.workers
+    family = psutil.Process(worker.pid).children(recursive=True)
+    return [one.pid for one in family if any(c.laddr.port == port[0] for c in one.net_connections())]
