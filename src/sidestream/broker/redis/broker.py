@@ -23,14 +23,18 @@ from sidestream.broker.protocol import (
 )
 from sidestream.broker.redis import keys
 from sidestream.broker.redis.connection import FunctionMissing, NotReady, RedisConnection
-from sidestream.broker.redis.entries import EntryReader
+from sidestream.broker.redis.entries import TOKEN_SIZE, EntryReader
 from sidestream.broker.redis.functions import Functions
 from sidestream.broker.redis.probe import information, probe
-from sidestream.errors import GenerationMoved
+from sidestream.errors import BrokerUnavailable, GenerationMoved
 from sidestream.job.rules import Rules
 
 CHUNK = 500
 """Most jobs in one function call: Redis serves nobody else meanwhile (about 5 us each)."""
+FIRST_TOKEN = b"0" * TOKEN_SIZE
+"""Before every token."""
+ROUNDING_MS = 100
+"""Milliseconds by which two clocks may have run apart since a claim was sent."""
 _PLACES = (
     Place.NOWHERE,
     Place.READY,
@@ -75,6 +79,10 @@ class RedisBroker:
         self._functions = Functions(self.connection, prefix, clock_ms)
         self._half_lease = lease_ms // 2
         self._reader = EntryReader(self._functions)
+        #: By consumer: the last token that it received in this generation, and when (monotonic) it sent the first claim
+        #: whose reply was lost since.
+        self._received: dict[str, bytes] = {}
+        self._lost_at: dict[str, float] = {}
 
     def probe(self) -> None:
         """Return if this server may be used; raises BrokerUnavailable or BrokerUnsuitable with the reason."""
@@ -85,6 +93,9 @@ class RedisBroker:
         """See :meth:`Broker.generation`."""
         number, built = self._functions.look([database.hex() for database in databases])
         told = information(self.connection, "server", "replication")
+        if self._functions.generation != str(number):
+            self._received.clear()  # tokens begin again
+            self._lost_at.clear()
         self._functions.generation = str(number)
         return Generation(number, f"{told.get('run_id', '')}/{told.get('master_replid', '')}", built)
 
@@ -148,9 +159,31 @@ class RedisBroker:
         """See :meth:`Broker.claim`; the wait is a blocked read, so a job that arrives is received at once."""
         if not lanes:
             return []
+        sent = time.monotonic()
+        try:
+            found = self._claim(consumer, lanes, free, prefetch, wait_ms)
+        except BrokerUnavailable:
+            self._lost_at.setdefault(consumer, sent)  # it may have been carried out all the same
+            raise
+        if found:
+            self._received[consumer] = found[-1].lease.entry[:TOKEN_SIZE]
+        return found
+
+    def _claim(self, consumer: str, lanes: Sequence[str], free: int, prefetch: int, wait_ms: int) -> list[Delivery]:
         deadline = time.monotonic() + wait_ms / 1000
         while True:
-            block_ms, words = self._functions.claim(self._half_lease, consumer, free, prefetch, wait_ms, lanes)
+            lost_at = self._lost_at.get(consumer)
+            block_ms, words = self._functions.claim(
+                self._half_lease,
+                consumer,
+                free,
+                prefetch,
+                wait_ms,
+                lanes,
+                received=b"" if lost_at is None else self._received.get(consumer, FIRST_TOKEN),
+                lost_ms=0 if lost_at is None else round((time.monotonic() - lost_at) * 1000) + ROUNDING_MS,
+            )
+            self._lost_at.pop(consumer, None)
             if words or not block_ms:
                 return self._reader.deliveries(words, consumer)
             deliveries = self._wait(consumer, free, block_ms)

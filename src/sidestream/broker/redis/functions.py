@@ -163,10 +163,23 @@ class Functions:
         _answer_of(reply)
 
     def claim(
-        self, half_lease: int, consumer: str, free: int, prefetch: int, wait_ms: int, lanes: Sequence[str]
+        self,
+        half_lease: int,
+        consumer: str,
+        free: int,
+        prefetch: int,
+        wait_ms: int,
+        lanes: Sequence[str],
+        *,
+        received: bytes = b"",
+        lost_ms: int = 0,
     ) -> tuple[int, list[bytes]]:
-        """Return how many ms to block for a first job (0: not at all), and entry, meta, payload for each delivery."""
-        block, words = self._call("claim", half_lease, consumer, free, prefetch, wait_ms, *lanes)
+        """Return how many ms to block for a first job (0: not at all), and entry, meta, payload for each delivery.
+
+        ``received``: the last token that came, when the reply to a claim was lost that was sent ``lost_ms`` ago; what
+        the consumer was granted since goes back first.
+        """
+        block, words = self._call("claim", half_lease, consumer, free, prefetch, wait_ms, received, lost_ms, *lanes)
         return block, words
 
     def renew(self, half_lease: int, leases: Sequence[Lease]) -> list[int]:

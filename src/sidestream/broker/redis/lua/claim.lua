@@ -2,19 +2,31 @@
 -- KEYS[1] prefix; built: meta lanes lanes:<db> ring:<pool> bin:<pool>:<seat> ones:<pool> delayed:<lane number>:<priority> heads
 --         behind key:<db>:<tag> leases held:<lane> tries direct rules slots:<db>:<limit> buckets full wakes turns
 --         parked unknown knows knows:<digest> free idle:<lane> hand:<consumer> strange
--- ARGV    generation, now, half lease ms, consumer, free, prefetch, wait ms, lanes...
+-- ARGV    generation, now, half lease ms, consumer, free, prefetch, wait ms,
+--         the last token that the consumer received ('': no reply to it was lost), ms since it sent the first lost one, lanes...
 -- Returns {code, ms to block for (0: do not), {entry, meta, payload or '' for each}}
 -- Flags   allow-oom
 if beat_or_moved(tonumber(ARGV[3])) then return {MOVED} end
 
 local consumer, free, prefetch, wait = ARGV[4], tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
-local lanes = {unpack(ARGV, 8)}
+local received, ago = ARGV[8], tonumber(ARGV[9])
+local lanes = {unpack(ARGV, 10)}
 local waited = read_free(call('HGET', FREE, consumer))
 if waited then stop_waiting(consumer, waited.lanes) end
 local promoted = work_off()
 for _, lane in ipairs(lanes) do promoted = promoted + promote(lane) end
 promoted = promoted + wake_known(consumer, lanes)
 
+-- What it was granted since then it does not know of: nobody would run it until its lease has run out. Those that were
+-- stated anew or reclaimed have a higher count. A thousand at most of what was claimed or renewed since are looked at.
+for _, lane in ipairs(received ~= '' and lanes or {}) do
+  local since = call('ZRANGE', held_key(lane), digits(NOW - ago), '+inf', 'BYSCORE', 'LIMIT', 0, 1000)
+  local leases = since[1] and call('HMGET', LEASES, unpack(since)) or {}
+  for at, reference in ipairs(since) do
+    local token, meta, holder = string.match(leases[at] or '', '^(%d+) 1 (%d+ %d %S+) (.*)$')
+    if holder == consumer and token > received then hand_back(token .. reference, meta) end
+  end
+end
 local flat = read_hand(consumer)
 while #flat > 3 * free do -- it announced more children than it has now
   hand_back(flat[#flat - 2], flat[#flat - 1])

@@ -32,7 +32,7 @@ local function run_as_head(one)
   call('HSET', HEADS, key_field(one.reference), one.bytes)
 end
 
-local references, readies, lanes, levels, positions, rows = {}, {}, {}, {}, {}, {}
+local references, readies, lanes, levels, counts, positions, rows = {}, {}, {}, {}, {}, {}, {}
 for i = 4, #ARGV, 8 do
   local reference, lane, level, ready, payload = ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3], ARGV[i + 4]
   local attempts, crashes, releases = tonumber(ARGV[i + 5]), tonumber(ARGV[i + 6]), tonumber(ARGV[i + 7])
@@ -52,10 +52,11 @@ for i = 4, #ARGV, 8 do
     stated[reference] = true
     local n = #references + 1
     references[n], readies[n], lanes[n], levels[n], positions[n] = reference, ready, lane, level, (i - 4) / 8 + 1
+    counts[n] = 2 -- its consumer knows of it, whatever reply to a claim was lost
   end
 end
 if rows[1] then write_known(rows, 1) end
-local flat, answer = grant(ARGV[3], references, readies, lanes, levels), {OK}
+local flat, answer = grant(ARGV[3], references, readies, lanes, levels, counts), {OK}
 for i, position in ipairs(positions) do answer[i + 1] = {position, flat[3 * i - 2]} end
 hand_off()
 return answer
