@@ -15,7 +15,7 @@ from tests.odoo.browser import Session
 
 HERE = Path(__file__).parent
 CHAOS = HERE / "addons"
-LONGEST_FIRST = ("screens", "modules", "executor", "addon", "kills", "killed_child")
+LONGEST_FIRST = ("screens", "modules", "searches", "executor", "addon", "kills", "killed_child")
 """Two processes share the files (`make test`): what is long is not begun last."""
 
 
