@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from sidestream.executors.model_action import ModelAction, declared
     from sidestream.job.building import build_job
     from sidestream.job.job import Job, Unique
+    from sidestream.job.observer import JobFailure
     from sidestream.job.options import JOB_OPTIONS
     from sidestream.job.redaction import redact_payload, redact_text
     from sidestream.job.retry import GIVE_UP, RetryPolicy
@@ -70,6 +71,7 @@ _HOMES = {
     "InvalidName": "sidestream.errors",
     "JOB_OPTIONS": "sidestream.job.options",
     "Job": "sidestream.job.job",
+    "JobFailure": "sidestream.job.observer",
     "Jobs": "sidestream.wiring",
     "LockLost": "sidestream.errors",
     "ModelAction": "sidestream.executors.model_action",
@@ -125,6 +127,7 @@ __all__ = [
     "InvalidJob",
     "InvalidName",
     "Job",
+    "JobFailure",
     "Jobs",
     "LockLost",
     "ModelAction",

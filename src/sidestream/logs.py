@@ -6,11 +6,17 @@ import json
 import logging
 import re
 import sys
+import time
 from datetime import UTC, datetime
 from typing import Literal
 from urllib.parse import urlsplit
 
+JOBS = "sidestream.jobs"
+"""Name of the logger that writes a line for each attempt at a job."""
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+_TEXT_HEAD = len("2026-11-30 12:00:00,000 WARNING ")
+_encode = json.JSONEncoder(default=str, ensure_ascii=False).encode
+_job: tuple[object, object] = (None, None)
 
 
 class JsonLines(logging.Formatter):
@@ -24,21 +30,70 @@ class JsonLines(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
-        line.update({name: value for name, value in vars(record).items() if name not in _STANDARD})
+        line.update(
+            {name: value for name, value in vars(record).items() if name not in _STANDARD and value is not None}
+        )
         if record.exc_info:
-            line["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(line, default=str, ensure_ascii=False)
+            line["traceback"] = record.exc_text or self.formatException(record.exc_info)
+        return _encode(line)
 
 
-def set_up_logging(level: str, style: Literal["text", "json"]) -> None:
-    """Send log lines of ``level`` (debug, info, warning, error) and above to stderr."""
+class TextLines(logging.Formatter):
+    """Each record as a line of text, which names the job where the job's own code wrote it."""
+
+    _second: tuple[int, str] = (0, "")
+
+    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: N802
+        """Return local time with milliseconds, as :class:`logging.Formatter` does."""
+        second = int(record.created)
+        if self._second[0] != second:  # kept: a worker may write thousands of lines a second
+            self._second = (second, time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(second)))
+        return f"{self._second[1]},{int(record.msecs):03d}"
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line."""
+        line = super().format(record)
+        job = getattr(record, "job_id", None)
+        if job is None or record.name == JOBS:
+            return line
+        return f"{line[:_TEXT_HEAD]}[job {job} {getattr(record, 'job_action', '')}] {line[_TEXT_HEAD:]}"
+
+
+def set_up_logging(level: str, style: Literal["text", "json"], *, quiet_jobs: bool = False) -> None:
+    """Send log lines of ``level`` (debug, info, warning, error) and above to stderr.
+
+    ``quiet_jobs``: but none that tells how a job, or an attempt at one, ended.
+    """
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(
-        JsonLines() if style == "json" else logging.Formatter("%(asctime)s %(levelname)-7s %(message)s")
-    )
+    handler.setFormatter(JsonLines() if style == "json" else TextLines("%(asctime)s %(levelname)-7s %(message)s"))
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
+    if quiet_jobs:
+        logging.getLogger(JOBS).setLevel(logging.CRITICAL + 1)
+
+
+class JobFilter(logging.Filter):
+    """Gives each record the attributes ``job_id`` and ``job_action`` of the job that runs; None while none does."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Let every record pass, with the attributes that it has not got already."""
+        for name, value in zip(("job_id", "job_action"), _job, strict=True):
+            if not hasattr(record, name):
+                setattr(record, name, value)
+        return True
+
+
+def mark_records() -> None:
+    """Let every handler of the root logger know which job runs, ours and those that the application has set up."""
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(JobFilter())
+
+
+def set_job(job_id: int | str | None, action: str | None) -> None:
+    """Note which job runs in this process from now on, if any: a child runs one at a time, whatever its threads do."""
+    global _job
+    _job = (job_id, action)
 
 
 def shown_url(url: str) -> str:

@@ -139,6 +139,10 @@ class Settings(BaseSettings):
     )
     log_format: Annotated[Literal["text", "json"], Field(description="How a log line is written.")] = "text"
 
+    quiet_jobs: Annotated[bool, Field(description="Log no line that tells how a job, or an attempt at one, ended.")] = (
+        False
+    )
+
     def __init__(self, **given: Any) -> None:
         _refuse_unknown_variables()
         try:

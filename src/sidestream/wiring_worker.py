@@ -9,7 +9,7 @@ import secrets
 import socket
 import sys
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ import psycopg
 from sidestream import process
 from sidestream.broker.failover import FailoverBroker, owners_grace
 from sidestream.broker.postgres import PostgresBroker
-from sidestream.broker.protocol import lane
+from sidestream.broker.protocol import Delivery, lane
 from sidestream.broker.redis import embedded
 from sidestream.broker.redis.broker import RedisBroker
 from sidestream.broker.redis.keys import PREFIX
@@ -33,6 +33,7 @@ from sidestream.errors import (
     StoreError,
     StoreUnavailable,
 )
+from sidestream.job.observer import JobFailure
 from sidestream.job.reference import NO_TAG8
 from sidestream.keepers.controller import Controller
 from sidestream.keepers.expirer import Expirer
@@ -150,6 +151,7 @@ class Worker:
             else StoreLink(self._connector("keepers", adapter.ANSWER_AT_LENGTH), on_open=self._enter)
         )
         self._turns: list[Turn] = []
+        self._failed_early: list[JobFailure] | None = []
         self._left_behind = LeftBehind(settings.data_dir)
         unclean = self._left_behind.look()
         self._deaths = self._charge_deaths()
@@ -163,7 +165,6 @@ class Worker:
             connect=self._connector("supervisor") if self._store_url else None,
             probe=self._broker.probe,
             on_moved=self._on_moved,
-            on_ready=self._say_what_is_served,
         )
         self._keepers = KeeperThread(
             make_keepers(
@@ -176,6 +177,8 @@ class Worker:
                 left_behind=self._left_behind,
                 stop_running=self._supervisor.stop_running,
                 on_adopted=self._supervisor.replace,
+                on_failed=self._failed,
+                on_direct_failed=self._supervisor.delivery_failed,
                 turns=self._turns,
                 worker_deaths=self._deaths,
             )
@@ -187,7 +190,7 @@ class Worker:
         Returns whether another one should go on in its place, because somebody adopted the database.
         """
         try:
-            self._supervisor.run(on_loaded=self._keepers.start)
+            self._supervisor.run(on_loaded=self._begin)
         finally:
             if self._keepers.stop():
                 self._give_turns_back()
@@ -200,10 +203,18 @@ class Worker:
         log.info("Worker %s has stopped.", self._name, extra={"action": "worker_stopped"})
         return self._supervisor.replaced
 
-    def _say_what_is_served(self, actions: Collection[str]) -> None:
-        """Log what an operator wants to know of a worker that has loaded its application; no password is shown."""
-        settings = self._settings
-        shown = ", ".join(sorted(actions)[:BANNER_ACTIONS]) + (", ..." if len(actions) > BANNER_ACTIONS else "")
+    def _begin(self) -> None:
+        """The application is loaded: say what is served, tell its hooks what they missed, and begin maintenance."""
+        self._say_what_is_served()
+        failed, self._failed_early = self._failed_early, None
+        for failure in failed or ():
+            self._supervisor.failed(failure)
+        self._keepers.start()
+
+    def _say_what_is_served(self) -> None:
+        """Log what an operator wants to know of a worker; no password is shown."""
+        settings, actions = self._settings, self._supervisor.action_names()
+        shown = ", ".join(actions[:BANNER_ACTIONS]) + (", ..." if len(actions) > BANNER_ACTIONS else "")
         told: dict[str, object] = {
             "worker": self._name,
             "queues": ", ".join(settings.queues),
@@ -220,6 +231,13 @@ class Worker:
             *told.values(),
             extra={"action": "worker_started", **told},
         )
+
+    def _failed(self, failure: JobFailure) -> None:
+        """Maintenance found that a job has failed: tell of it once the application, whose hooks are told, is loaded."""
+        if self._failed_early is None:
+            self._supervisor.failed(failure)
+        else:
+            self._failed_early.append(failure)
 
     def _leave_server(self) -> None:
         """Stop the embedded server if no other worker uses it."""
@@ -259,6 +277,7 @@ class Worker:
             dead_here=self._left_behind.unclean,
             announced=self._tended.is_alive,
             turn=self._turns[-1].take,
+            on_failed=self._failed,
         )
         try:
             found.look()
@@ -364,6 +383,7 @@ class Worker:
             str(Path.cwd()),
             settings.log_level,
             settings.log_format,
+            settings.quiet_jobs,
         )
         packed: bytes = msgpack.packb((orders, application))
         return packed
@@ -386,6 +406,8 @@ def make_keepers(
     on_adopted: Callable[[], None],
     turns: list[Turn],
     worker_deaths: WorkerDeaths | None = None,
+    on_failed: Callable[[JobFailure], None] = lambda failure: None,
+    on_direct_failed: Callable[[Delivery, int, str], None] = lambda delivery, attempts, error: None,
 ) -> list[Keeper]:
     """Return the maintenance of one worker; ``broker`` and ``link`` are its own.
 
@@ -409,6 +431,8 @@ def make_keepers(
         turn=turn(f"{Reclaimer.name} {served}", kept_for(1.0)).take,
         lease=settings.lease,
         grace=grace,
+        on_failed=on_failed,
+        on_direct_failed=on_direct_failed,
     )
     keepers: list[Keeper] = [reclaimer, LeftBehindKeeper(left_behind, reclaimer, 2 * settings.lease + grace)]
     if settings.redis_url is None:

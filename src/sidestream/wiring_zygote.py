@@ -23,9 +23,9 @@ def run_zygote() -> None:
     """Be the zygote whose orders come over the inherited control socket: ``python -c`` with its two descriptors."""
     control = socket.socket(fileno=int(sys.argv[1]))
     packed, application = msgpack.unpackb(control.recv(1 << 16))
-    app, odoo_config, odoo_database, database_tag, dsn, keys, folder, log_level, log_format = application
+    app, odoo_config, odoo_database, database_tag, dsn, keys, folder, log_level, log_format, quiet_jobs = application
     orders = zygote.Orders(*packed)
-    set_up_logging(log_level, log_format)
+    set_up_logging(log_level, log_format, quiet_jobs=quiet_jobs)
     if folder not in sys.path:
         sys.path.insert(0, folder)
     name = partial(application_name, orders.supervisor)

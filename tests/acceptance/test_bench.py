@@ -147,7 +147,7 @@ def test_it_measures_the_engine_on_servers_of_others_and_leaves_them_as_they_wer
 def test_it_does_not_begin_while_real_jobs_wait_unless_told_to(
     bench: Bench, state: State, redis_server: RedisServer, tmp_path: Path, left_running: Callable[[], list[str]]
 ) -> None:
-    with Jobs(Settings(redis_url=redis_server.url, data_dir=tmp_path / "client")) as jobs:
+    with Jobs(Settings(redis_url=redis_server.url, data_dir=tmp_path / "client", user=None)) as jobs:
         jobs.enqueue_direct("theirs")
     before = state()
     refused(bench(*QUICK), 1, "1 jobs are ready and 0 are in the hands of workers; run it when they are done, or with")

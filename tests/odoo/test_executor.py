@@ -72,6 +72,19 @@ def test_a_business_error_ends_the_job_at_its_first_attempt(shop: Shop, kind: st
         assert connection.execute("SELECT attempts FROM sidestream_job WHERE id = %s", [job]).fetchone() == (1,)
 
 
+def test_the_hook_of_an_addon_is_told_of_a_failed_job(shop: Shop) -> None:
+    _, job = shop.user.call("chaos.probe", "start", [], "gives_up")
+    deadline = time.monotonic() + 60
+    with shop.world.connect() as connection:
+        while not (
+            told := connection.execute("SELECT count FROM chaos_probe WHERE name = %s", [f"failed {job} 1"]).fetchall()
+        ):
+            assert time.monotonic() < deadline, shop.world.worker_log()[-2000:]
+            time.sleep(0.05)
+    assert told == [(1,)]
+    assert f"Job {job} chaos.probe.gives_up has failed" in shop.world.worker_log()
+
+
 def test_a_hook_that_raises_after_the_commit_repeats_nothing(shop: Shop) -> None:
     signals = "SELECT max(id) FROM orm_signaling_default"
     with shop.world.connect() as connection:

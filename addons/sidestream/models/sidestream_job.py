@@ -96,6 +96,12 @@ class SidestreamJob(models.Model):
         )
         return self.search(Domain("id", "in", links), limit=MOST)  # of those that the user may see
 
+    def _on_failed(self):
+        """Hook: the job has failed, and nothing runs it again unless a person retries it. Override it.
+
+        Called at most once, as the superuser and in a transaction of its own, after the failure is committed.
+        """
+
     # -- users and companies that were deleted -------------------------------------------------------------------
 
     def _fetch_query(self, query, fields):

@@ -15,11 +15,13 @@ from sidestream.executors.steps import ThreeSteps
 from sidestream.job.job import DEFAULT_PRIORITY, DEFAULT_QUEUE, Unique
 from sidestream.job.moments import seconds_of
 from sidestream.job.names import check_action, check_priority, check_queue, tag
+from sidestream.job.observer import JobFailure
 from sidestream.job.options import JobOptions
 from sidestream.job.retry import RetryPolicy, policy_of
 from sidestream.job.uniqueness import check, declared_unique
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+FailureHook = TypeVar("FailureHook", bound=Callable[[JobFailure], object])
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +123,18 @@ class Actions:
     def __init__(self) -> None:
         self._by_name: dict[str, Action] = {}
         self._by_tag: dict[bytes, Action] = {}
+        #: What :meth:`on_failure` declared.
+        self.failure_hooks: list[Callable[[JobFailure], object]] = []
+
+    def on_failure(self, hook: FailureHook) -> FailureHook:
+        """Declare the decorated function as one that is called with each job that ends as failed.
+
+        It is called in a process of its own, once the job's row says so, at most once for a job: not when the worker is
+        killed in between. It has some seconds in all (:data:`~sidestream.worker.zygote.HOOK_SECONDS`), and what it
+        raises is logged.
+        """
+        self.failure_hooks.append(hook)
+        return hook
 
     def action(self, name: str, **options: Any) -> Callable[[Function], Function]:
         """Declare the decorated function as the action ``name``; ``options`` are :class:`Action`'s fields.

@@ -45,6 +45,7 @@ from sidestream.executors.row_opening import check_still_ours, commit_end, locks
 from sidestream.executors.session import VERIFY_TIMEOUT, Session
 from sidestream.job.codec import decode_payload
 from sidestream.job.names import tag
+from sidestream.job.observer import JobFailure
 from sidestream.job.outcome import Release, ReleaseReason
 from sidestream.job.reference import Reference
 from sidestream.process import share_memory
@@ -54,6 +55,7 @@ from sidestream.store.adapter import UNDEFINED_TABLE, server_options, sqlstate
 log = logging.getLogger(__name__)
 
 ADDON = "sidestream"
+JOB_MODEL = "sidestream.job"
 UPGRADE_DELAY = 2.0
 """Seconds after which a job is looked at again while modules are being installed, upgraded or removed."""
 
@@ -251,7 +253,7 @@ class OdooOrm:
 
     def _opened(self, body: Body) -> Opened:
         action, row = body.action, body.row
-        opened = Opened(body.name, row.attempts, action.soft_limit, action.retry, body)
+        opened = Opened(body.name, row.attempts, action.soft_limit, action.retry, body, queue=row.queue)
         opened.forgiven = row.forgiven
         part = (lambda: self._part(opened)) if action.commits == "relock" else None
         self._odoo.guard.begin(body.name, opened.follow_ups, row.requested_by or row.user_id, part)
@@ -298,6 +300,20 @@ class OdooOrm:
     def release_locks(self, opened: Opened) -> None:
         """Free the job's key."""
         self._locks.unlock_all(opened.body.locks)
+
+    @property
+    def hears_failures(self) -> bool:
+        """Whether an addon overrides ``sidestream.job._on_failed``."""
+        base, found = "odoo.addons.sidestream.", self._registry[JOB_MODEL]._on_failed
+        return not found.__module__.startswith(base)
+
+    def job_failed(self, failure: JobFailure) -> None:
+        """Call ``_on_failed`` of the job's record as the superuser, in a transaction of its own."""
+        try:
+            with self._registry.cursor() as cursor:
+                odoo.api.Environment(cursor, odoo.SUPERUSER_ID, {})[JOB_MODEL].browse(failure.id)._on_failed()
+        except Exception:
+            log.exception("A failure hook failed.", extra={"action": "failure_hook_failed"})
 
     def close(self) -> None:
         """Close the connections."""

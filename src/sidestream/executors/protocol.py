@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 from sidestream.errors import StoreUnavailable
 from sidestream.job.job import DEFAULT_QUEUE
+from sidestream.job.observer import JobFailure
 from sidestream.job.outcome import Bury, Done, Release
 from sidestream.job.retry import RetryPolicy
 
@@ -54,6 +55,8 @@ class Opened:
     body: Any
     #: How many of them a person's retry wrote off; the retry policy counts the others.
     forgiven: int = 0
+    #: The backlog that it waited in.
+    queue: str = DEFAULT_QUEUE
     #: The jobs that the action enqueued in its transaction.
     follow_ups: list[FollowUp] = field(default_factory=list)
 
@@ -161,6 +164,15 @@ class Executor(Protocol):
 
     def release_locks(self, opened: Opened) -> None:
         """Free what the job held beyond its transaction (its key); called after every end of it."""
+        ...
+
+    @property
+    def hears_failures(self) -> bool:
+        """Whether :meth:`job_failed` would tell anybody."""
+        ...
+
+    def job_failed(self, failure: JobFailure) -> None:
+        """Tell the application that a job ended as failed: in a process that runs no jobs, after the row says so."""
         ...
 
     def close(self) -> None:

@@ -32,6 +32,7 @@ from sidestream.job.building import build_job, check_arguments
 from sidestream.job.codec import Signer, decode_payload, to_ms
 from sidestream.job.job import Job
 from sidestream.job.names import tag
+from sidestream.job.observer import JobFailure
 from sidestream.job.options import JobOptions
 from sidestream.job.outcome import Bury, Done, Release, ReleaseReason
 from sidestream.job.reference import Reference
@@ -148,6 +149,19 @@ class PythonCall:
         if self._session is not None:
             self._session.leave_nothing()
 
+    @property
+    def hears_failures(self) -> bool:
+        """Whether the application declared a failure hook."""
+        return bool(self._actions.failure_hooks)
+
+    def job_failed(self, failure: JobFailure) -> None:
+        """Call the application's hooks."""
+        for hook in self._actions.failure_hooks:
+            try:
+                hook(failure)
+            except Exception:
+                log.exception("A failure hook failed.", extra={"action": "failure_hook_failed"})
+
     def close(self) -> None:
         """Close the connection."""
         if self._session is not None:
@@ -222,7 +236,7 @@ class PythonCall:
 
     def _opened(self, action: Action, job: Job, attempts: int, locks: list[bytes], *, transaction: bool) -> Opened:
         body = Body(action, job, locks, transaction=transaction)
-        opened = Opened(action.name, attempts, action.soft_limit, action.retry, body)
+        opened = Opened(action.name, attempts, action.soft_limit, action.retry, body, queue=job.queue)
         session = self._session if transaction else None
         if session is not None:
             session.connection.action = action.name

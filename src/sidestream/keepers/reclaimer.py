@@ -13,6 +13,7 @@ What was claimed but did not run is charged with nothing. While PostgreSQL is aw
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -22,6 +23,7 @@ from sidestream.clock import Clock
 from sidestream.crashpoints import crash_point
 from sidestream.errors import GenerationMoved, StoreError, WireError
 from sidestream.job.job import MAX_CRASHES
+from sidestream.job.observer import JobFailure
 from sidestream.job.reference import Reference
 from sidestream.keepers.link import Cursor, StoreLink
 from sidestream.store import deaths, sessions
@@ -86,6 +88,8 @@ class Reclaimer:
         turn: Callable[[], bool] = _always,
         lease: float = 15.0,
         grace: float = 7.0,
+        on_failed: Callable[[JobFailure], None] = lambda failure: None,
+        on_direct_failed: Callable[[Delivery, int, str], None] = lambda delivery, attempts, error: None,
     ) -> None:
         """Take over nothing yet.
 
@@ -102,6 +106,8 @@ class Reclaimer:
             turn: Whether it is ours to look for more, and nobody else's at this moment.
             lease: Seconds after which a delivery that nobody renewed is taken over.
             grace: Seconds that owners get to renew after a gap in which nobody could.
+            on_failed: Told of each row whose job has failed by the death of its worker.
+            on_direct_failed: The same for direct jobs, with the number of attempts and the error.
         """
         self.every = min(1.0, lease / 4)
         self._broker = broker
@@ -114,6 +120,8 @@ class Reclaimer:
         self._turn = turn
         self._lease = lease
         self._grace = grace
+        self._on_failed = on_failed
+        self._on_direct_failed = on_direct_failed
         self._cursor = START
         self._taken: list[Taken] = []
         #: Monotonic time since when every step has got its answers and left nothing undecided; None: not now.
@@ -159,6 +167,13 @@ class Reclaimer:
         )
         if found.deliveries:
             crash_point("reclaim.claimed")
+        for owner, jobs in Counter(owner for _, owner in found.deliveries).items():
+            log.warning(
+                "%s jobs are taken over from the worker %s: their leases ran out.",
+                jobs,
+                owner,
+                extra={"action": "jobs_taken_over", "owner": owner, "jobs": jobs},
+            )
         now = self._clock.monotonic()
         self._taken += [Taken(delivery, _read(delivery), owner, now) for delivery, owner in found.deliveries]
         # Nothing on this page and no way forward: after a gap the broker gives the owners time first.
@@ -218,13 +233,16 @@ class Reclaimer:
         if not gone:
             raise StoreError(f"A PostgreSQL session of the dead worker {owner} does not end; it is ended again.")
         ran = [one for one in lost if running is None or one.delivery.reference in running]
+        failed: list[JobFailure] = []
         if ran:
             with self._link.transaction("charging the jobs of a dead worker") as cursor:
                 if not deaths.lock(cursor, owner):
                     raise StoreError(f"The jobs of the dead worker {owner} are being charged by another worker.")
-                verdicts = [(one, _charge(cursor, one)) for one in ran]
+                verdicts = [(one, _charge(cursor, one, failed)) for one in ran]
             for one, verdict in verdicts:
                 one.verdict = verdict
+            for failure in failed:
+                self._on_failed(failure)
         _all([one for one in lost if one not in ran], Verdict.GIVE_BACK)
 
     def _tell(self, one: Taken) -> None:
@@ -233,7 +251,9 @@ class Reclaimer:
             case Verdict.SETTLE:
                 self._broker.settle(self._lanes, [one.delivery])
             case Verdict.BURY:
-                self._broker.bury(self._lanes, one.delivery, f"It killed its worker {MAX_CRASHES} times.")
+                error = f"It killed its worker {MAX_CRASHES} times."
+                self._broker.bury(self._lanes, one.delivery, error)
+                self._on_direct_failed(one.delivery, one.delivery.attempts + 1, error)
             case _:
                 crashed = one.verdict is Verdict.CHARGE_CRASH
                 self._broker.release(self._lanes, one.delivery, delay_ms=0, charge_crash=crashed, count=False)
@@ -248,11 +268,11 @@ def _read(delivery: Delivery) -> Reference | None:
         return None
 
 
-def _charge(cursor: Cursor, one: Taken) -> Verdict | None:
+def _charge(cursor: Cursor, one: Taken, failed: list[JobFailure]) -> Verdict | None:
     """Write to the row what its owner's death means; None when another session holds the row for now."""
     assert one.reference is not None
     # The sessions of its owner are gone: the attempts that are read now are those that it was started with.
-    written = deaths.charge(cursor, one.reference.id, one.owner)
+    written = deaths.charge(cursor, one.reference.id, one.owner, failed)
     if written.locked:
         return None
     return Verdict.SETTLE if written.terminal or written.missing else Verdict.GIVE_BACK

@@ -13,6 +13,7 @@ import logging
 from collections.abc import Callable, Iterable, Mapping
 
 from sidestream.errors import BrokerError, StoreError, WireError
+from sidestream.job.observer import JobFailure
 from sidestream.job.reference import Reference
 from sidestream.keepers.link import StoreLink
 from sidestream.store import deaths, sessions
@@ -33,6 +34,7 @@ class WorkerDeaths:
         dead_here: Callable[[], Mapping[str, frozenset[bytes]]],
         announced: Callable[[str], bool],
         turn: Callable[[], bool] = lambda: True,
+        on_failed: Callable[[JobFailure], None] = lambda failure: None,
     ) -> None:
         """Look at nothing yet.
 
@@ -41,11 +43,13 @@ class WorkerDeaths:
             dead_here: The references that the dead workers of this host were running, by worker.
             announced: Whether a worker is announced in Redis; raises BrokerError when Redis cannot be asked.
             turn: Whether maintenance is to look at the workers of other hosts here, and nowhere else at this moment.
+            on_failed: Told of each job that has failed by the death of its worker.
         """
         self._link = link
         self._dead_here = dead_here
         self._announced = announced
         self._turn = turn
+        self._on_failed = on_failed
         self._charged: set[str] = set()
         #: Whether a dead worker was found: what runs next may be what killed it.
         self.found = False
@@ -83,8 +87,11 @@ class WorkerDeaths:
     def _charge(self, worker: str, running: Iterable[bytes]) -> bool:
         self.found = True
         database = self._link.database().tag
+        failed: list[JobFailure] = []
         with self._link.transaction("charging the jobs of a dead worker") as cursor:
-            charged = deaths.charge_all(cursor, worker, _rows(running, database))
+            charged = deaths.charge_all(cursor, worker, _rows(running, database), failed)
+        for failure in failed:
+            self._on_failed(failure)
         if charged:
             log.info("The worker %s died; what it ran is noted.", worker, extra={"action": "worker_death_charged"})
         return charged

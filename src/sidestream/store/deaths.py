@@ -12,6 +12,7 @@ from collections.abc import Iterable
 
 from sidestream.job.job import MAX_CRASHES
 from sidestream.job.names import tag
+from sidestream.job.observer import JobFailure
 from sidestream.store import attempts, queries, rows
 from sidestream.store.attempts import ALONE, Attempt, Event
 from sidestream.store.cursor import Cursor
@@ -46,8 +47,11 @@ def lock(cur: Cursor, worker: str) -> bool:
     return lock_tag_in_transaction(cur, _lock(worker))
 
 
-def charge(cur: Cursor, job_id: int, worker: str) -> Written:
-    """Write to the row what the death of ``worker`` means, once. Call it under :func:`lock`, its sessions gone."""
+def charge(cur: Cursor, job_id: int, worker: str, failed: list[JobFailure] | None = None) -> Written:
+    """Write to the row what the death of ``worker`` means, once. Call it under :func:`lock`, its sessions gone.
+
+    A job that has failed by it is appended to ``failed``.
+    """
     found = queries.job(cur, job_id)
     if found is None:
         return Written(ours=False, state=None)
@@ -59,6 +63,8 @@ def charge(cur: Cursor, job_id: int, worker: str) -> Written:
     if _ran_alone(ours):
         written = rows.crash(cur, job_id, row.attempts, crashed, MAX_CRASHES, with_host=True)
         event, detail = Event.CRASHED, crashed
+        if written.ours and written.dead and failed is not None:
+            failed.append(JobFailure(job_id, row.action, row.queue, written.attempts, crashed))
     else:
         written = rows.suspect(cur, job_id, row.attempts)
         event, detail = Event.RELEASED, SUSPECTED
@@ -67,15 +73,16 @@ def charge(cur: Cursor, job_id: int, worker: str) -> Written:
     return written
 
 
-def charge_all(cur: Cursor, worker: str, job_ids: Iterable[int]) -> bool:
+def charge_all(cur: Cursor, worker: str, job_ids: Iterable[int], failed: list[JobFailure] | None = None) -> bool:
     """Charge these, and all that ``worker`` said to have started and not to have ended; False: some have to wait.
 
-    Call it in a transaction. When all is written, the worker is forgotten.
+    Call it in a transaction. When all is written, the worker is forgotten. Jobs that have failed by it are appended to
+    ``failed``.
     """
     if not lock(cur, worker):
         return False
     started = attempts.open_starts(cur, worker)
-    waits = [job_id for job_id in sorted({*job_ids, *started}) if charge(cur, job_id, worker).locked]
+    waits = [job_id for job_id in sorted({*job_ids, *started}) if charge(cur, job_id, worker, failed).locked]
     if not waits:
         leave(cur, worker)
     return not waits

@@ -17,6 +17,7 @@ import psycopg
 from sidestream.broker.protocol import Delivery
 from sidestream.errors import StoreUnavailable
 from sidestream.job.job import MAX_CRASHES, MAX_RELEASES
+from sidestream.job.observer import JobFailure, JobRun
 from sidestream.job.outcome import Bury, Outcome, Release, ReleaseReason, Retry
 from sidestream.job.reference import Reference
 from sidestream.job.retry import RetryPolicy
@@ -24,6 +25,7 @@ from sidestream.store import attempts, bulk, control, rows, sessions
 from sidestream.store.adapter import ADMIN_SHUTDOWN, CRASH_SHUTDOWN, translate
 from sidestream.worker import wire
 from sidestream.worker.handling import Handling
+from sidestream.worker.job_log import attempt_line, failed_line, job_id, queue_of
 from sidestream.worker.options import application_name
 from sidestream.worker.slots import Reading
 from sidestream.worker.state import Doom, WorkerState
@@ -55,8 +57,15 @@ class RowBusy(Exception):
 class Bookkeeper:
     """Writes outcomes to the rows. Used by the settler's thread alone."""
 
-    def __init__(self, state: WorkerState, connect: Callable[[], psycopg.Connection[Any]] | None) -> None:
+    def __init__(
+        self,
+        state: WorkerState,
+        connect: Callable[[], psycopg.Connection[Any]] | None,
+        on_failed: Callable[[JobFailure], None] = failed_line,
+    ) -> None:
+        """``on_failed`` is told of each job that ended as failed."""
         self._state = state
+        self._on_failed = on_failed
         self._connect = connect
         self._connection: psycopg.Connection[Any] | None = None
         #: Why PostgreSQL was not reached, and until when (monotonic) it is not asked again.
@@ -134,7 +143,14 @@ class Bookkeeper:
         if reference.direct or self._connect is None:
             return
         if releases == 1 or releases % COUNT_EVERY == 0:
-            self._run(lambda cursor: rows.count_releases(cursor, reference.id, releases, reason, MAX_RELEASES))
+            written = self._run(
+                lambda cursor: rows.count_releases(cursor, reference.id, releases, reason, MAX_RELEASES)
+            )
+            self._told(delivery, written, f"It was handed back {releases} times; the last reason: {reason}")
+
+    def buried(self, delivery: Delivery, error: str, detail: str) -> None:
+        """The broker was told that this direct job has failed."""
+        self._on_failed(self.failure_of(delivery, delivery.attempts + 1, error, detail))
 
     def close(self) -> None:
         """Close the connection."""
@@ -156,7 +172,9 @@ class Bookkeeper:
                 self._insert(cursor, reference, -1, "released", f"snoozed for {delay:g} s: {outcome.reason}")
             return written
 
-        return self._handling(self._charge(reference, write), int(delay * 1000))
+        written = self._charge(reference, write)
+        self._told(delivery, written, f"It put itself off more than {cap} times; the last reason: {outcome.reason}")
+        return self._handling(written, int(delay * 1000))
 
     def _lost(self, delivery: Delivery, reference: Reference, outcome: Release, seen: int) -> Handling:
         """Suspect a job whose PostgreSQL session ended under it; charge it when it ran alone, for it may be the cause.
@@ -180,6 +198,7 @@ class Bookkeeper:
             return written
 
         written = self._charge(reference, write)
+        self._told(delivery, written, error, ended="crashed" if alone else "")
         return self._handling(written, 0) if alone or not written.ours else Handling()
 
     def _was_restarted(self) -> bool:
@@ -233,8 +252,10 @@ class Bookkeeper:
         assert isinstance(outcome, Retry | Bury)
         delay_ms = int(outcome.delay * 1000) if isinstance(outcome, Retry) else 0
         if reference.direct:
+            if event != "failed":
+                self._log_attempt(self.failure_of(delivery, seen + 1, outcome.error), event)
             if isinstance(outcome, Bury):
-                return Handling(bury=outcome.error)
+                return Handling(bury=outcome.error, detail=outcome.detail)
             return Handling(delay_ms=delay_ms, charge_attempt=True)
 
         def write(cursor: Any) -> rows.Written:
@@ -246,7 +267,10 @@ class Bookkeeper:
                 self._insert(cursor, reference, -1, event, f"{outcome.error}\n{outcome.detail}".strip())
             return written
 
-        return self._handling(self._charge(reference, write), delay_ms)
+        written = self._charge(reference, write)
+        ended = "" if event == "failed" else event  # a failed attempt was told by the child that made it
+        self._told(delivery, written, outcome.error, outcome.detail, ended=ended)
+        return self._handling(written, delay_ms)
 
     def _over_limit(self, delivery: Delivery, reference: Reference, reading: Reading) -> Handling:
         facts = self._state.actions.get(reference.action)
@@ -274,12 +298,14 @@ class Bookkeeper:
                 self._insert(cursor, reference, slot, "crashed", error)
             return written
 
-        handling = self._handling(self._charge(reference, write), 0)
+        written = self._charge(reference, write)
+        self._told(delivery, written, error, ended="crashed")
+        handling = self._handling(written, 0)
         return replace(handling, again=True) if handling.charge_attempt else handling
 
-    @staticmethod
-    def _charge_direct(delivery: Delivery, error: str) -> Handling:
+    def _charge_direct(self, delivery: Delivery, error: str) -> Handling:
         """A direct job has no row; its crashes are counted by the broker."""
+        self._log_attempt(self.failure_of(delivery, delivery.attempts + 1, error), "crashed")
         return Handling(bury=error) if delivery.crashes + 1 >= MAX_CRASHES else Handling(charge_crash=True)
 
     def _charge(self, reference: Reference, write: Callable[[Any], rows.Written]) -> rows.Written:
@@ -288,6 +314,30 @@ class Bookkeeper:
         if written.ours:
             self._alone.discard(reference.id)
         return written
+
+    def _told(
+        self, delivery: Delivery, written: rows.Written, error: str, traceback: str = "", *, ended: str = ""
+    ) -> None:
+        """Tell of an attempt that ``ended`` without its process telling how, and of a job that has failed by it."""
+        if not written.ours:
+            return
+        failure = self.failure_of(delivery, written.attempts, error, traceback)
+        if ended:
+            self._log_attempt(failure, ended)
+        if written.dead:
+            self._on_failed(failure)
+
+    @staticmethod
+    def _log_attempt(failure: JobFailure, ended: str) -> None:
+        run = JobRun(failure.id, failure.action, failure.queue, failure.attempts)
+        attempt_line(logging.WARNING, run, ended, None, f": {failure.error}")
+
+    def failure_of(self, delivery: Delivery, attempts: int, error: str, traceback: str = "") -> JobFailure:
+        """Return what the application is told of a job that has failed."""
+        reference = Reference.unpack(delivery.reference)
+        facts = self._state.actions.get(reference.action)
+        action = reference.action.hex() if facts is None else facts.name
+        return JobFailure(job_id(reference), action, queue_of(delivery.lane), attempts, error, traceback)
 
     def _uncharged(self, reference: Reference, reason: str) -> Handling:
         """It goes back to its place and nothing is counted."""

@@ -17,7 +17,9 @@ from sidestream.crashpoints import crash_point
 from sidestream.executors.protocol import Executor, FollowUp, Opened
 from sidestream.job.outcome import Done
 from sidestream.job.reference import action_of
+from sidestream.logs import mark_records
 from sidestream.worker import wire
+from sidestream.worker.job_log import JobLog
 from sidestream.worker.runner import Runner
 from sidestream.worker.slots import Slots
 
@@ -49,6 +51,8 @@ class Child:
         self._slot = slot
         self._limits = limits
         self._runner = Runner(executor)
+        self._log = JobLog()
+        self._reference = b""
         self._jobs = 0
         self._retiring = False
         self._attempts_seen = -1
@@ -60,6 +64,7 @@ class Child:
 
     def run(self) -> None:
         """Serve batches until the supervisor closes the socket."""
+        mark_records()
         self._runner.soft_limit.install()
         self._executor.begin(self._slot)
         try:
@@ -69,6 +74,7 @@ class Child:
         except (BrokenPipeError, ConnectionResetError):
             log.info("The supervisor is gone; this child ends.", extra={"action": "child_orphaned"})
         finally:
+            self._log.close()
             self._executor.close()
 
     def _batch(self, batch: wire.Batch) -> None:
@@ -93,12 +99,14 @@ class Child:
 
     def _one(self, index: int, item: wire.Item, started: float) -> bool:
         """Run one job; return whether its outcome has to be told at once (everything but done)."""
-        self._attempts_seen = -1
+        self._attempts_seen, self._reference = -1, item.reference
         outcome, opened = self._runner.run(
             item.reference, item.payload, attempts=item.attempts, careful=item.careful, on_opened=self._opened
         )
         self._slots.stop(self._slot)
-        self._count(item.reference, started)
+        seconds = time.monotonic() - started
+        self._count(item.reference, seconds)
+        self._log.end(outcome, seconds, self._runner.error)
         if isinstance(outcome, Done):
             if opened is not None and opened.follow_ups:
                 self._follow_ups.extend(opened.follow_ups)
@@ -109,11 +117,12 @@ class Child:
     def _opened(self, opened: Opened) -> None:
         self._attempts_seen = opened.attempts
         self._slots.opened(self._slot, opened.attempts)
+        self._log.begin(self._reference, opened)
 
-    def _count(self, reference: bytes, started: float) -> None:
+    def _count(self, reference: bytes, seconds: float) -> None:
         action = action_of(reference)
         jobs, micros = self._times.get(action, (0, 0))
-        self._times[action] = (jobs + 1, micros + int((time.monotonic() - started) * 1_000_000))
+        self._times[action] = (jobs + 1, micros + int(seconds * 1_000_000))
         self._jobs += 1
         limits = self._limits
         if limits.max_jobs is not None and self._jobs >= limits.max_jobs:
@@ -135,6 +144,8 @@ def serve(end: socket.socket, executor: Executor, slots: Slots, slot: int, limit
     """Run a child until its supervisor is gone; never returns to the zygote's code."""
     try:
         Child(end, executor, slots, slot, limits).run()
+    except BaseException:
+        log.exception("The child in slot %s failed.", slot, extra={"action": "child_failed"})
     finally:
         logging.shutdown()
         os._exit(0)

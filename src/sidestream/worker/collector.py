@@ -249,6 +249,13 @@ class Collector:
             if report.stale:
                 self._pool.renew(child.control)
             if report.retiring:
+                log.info(
+                    "The child in slot %s (process %s) is replaced: it has reached its age or memory limit, or the "
+                    "application changed.",
+                    child.slot,
+                    child.pid,
+                    extra={"action": "child_replaced", "slot": child.slot, "pid": child.pid},
+                )
                 self._pool.retire(child)
             state.dry = False
             self._dispatcher.hand_out()
@@ -309,6 +316,14 @@ class Collector:
         """Charge what ran, take back what did not."""
         state = self._state
         deliveries = child.deliveries
+        if not child.retiring and not state.draining:
+            log.warning(
+                "The child in slot %s (process %s) has ended: %s; another one takes its place.",
+                child.slot,
+                child.pid,
+                how if child.doom is None else f"it was killed ({child.doom})",
+                extra={"action": "child_ended", "slot": child.slot, "pid": child.pid},
+            )
         if not deliveries:
             return
         started = reading.started > 0 and reading.batch == child.batch

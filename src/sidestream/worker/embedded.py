@@ -79,6 +79,8 @@ class EmbeddedWorker:
             self._books.started(delivery, 0, 0.0)
             return self.run_one(delivery, careful=True)
         releases = handling.tell(self._broker, self._options.lanes, delivery)
+        if handling.bury is not None:
+            self._books.buried(delivery, handling.bury, handling.detail)
         if releases > 0:
             self._books.released(delivery, releases, handling.reason)
         return outcome

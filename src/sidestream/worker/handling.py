@@ -17,6 +17,8 @@ class Handling:
     settle: bool = False
     #: Error with which a direct job ends as dead.
     bury: str | None = None
+    #: The traceback behind that error, or empty.
+    detail: str = ""
     #: Milliseconds until it may be claimed again; None lets the delay grow with the releases.
     delay_ms: int | None = 0
     #: Smallest open id with the same key that stands before it.

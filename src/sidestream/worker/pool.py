@@ -8,7 +8,11 @@ import os
 import socket
 import subprocess
 from collections.abc import Sequence
+from dataclasses import astuple
 
+import msgpack
+
+from sidestream.job.observer import JobFailure
 from sidestream.worker import wire
 from sidestream.worker.slots import Slots
 from sidestream.worker.state import ChildState, Doom, WorkerState
@@ -105,6 +109,19 @@ class ProcessPool:
         child = ChildState(slot, ours, self.control)
         self._state.children[slot] = child
         return child
+
+    def tell_failed(self, failure: JobFailure) -> None:
+        """Let the zygote tell the application that a job has failed, if there is one and it listens."""
+        if self.control is None or not self.ready:
+            problem = "the application is not loaded"
+        else:
+            try:
+                self.control.send(msgpack.packb(astuple(failure)), socket.MSG_DONTWAIT)
+            except OSError as error:
+                problem = str(error)
+            else:
+                return
+        log.warning("Failure hooks are not told of job %s: %s.", failure.id, problem, extra={"action": "hook_skipped"})
 
     def forked(self, child: ChildState, pid: int) -> bool:
         """The zygote told the child's pid; False when it is gone already."""

@@ -66,6 +66,8 @@ class Runner:
         self._executor = executor
         self._pause = pause
         self.soft_limit = SoftLimit()
+        #: What the last attempt raised.
+        self.error: BaseException | None = None
 
     def run(
         self,
@@ -77,6 +79,7 @@ class Runner:
         on_opened: Callable[[Opened], None],
     ) -> tuple[Outcome, Opened | None]:
         """Run the job once; return its outcome and, when it was opened, what was opened. Raises nothing."""
+        self.error = None
         for attempt in range(1, CONFLICT_TRIES + 1):
             try:
                 return self._once(reference, payload, attempts=attempts, careful=careful, on_opened=on_opened)
@@ -131,6 +134,7 @@ class Runner:
         except Uncertain as error:
             return self._after_lost_commit(opened, error)
         except BaseException as error:  # noqa: BLE001  # SystemExit in an action ends the attempt, not the worker
+            self.error = error
             outcome = outcome_of(error, opened)
             executor.reset()
             return outcome

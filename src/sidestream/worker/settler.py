@@ -315,6 +315,8 @@ class Settler:
             held = self._state.current(delivery)
             releases = handling.tell(self._broker, self._state.options.lanes, held)
             self._forget([held])
+        if handling.bury is not None:
+            self._books.buried(held, handling.bury, handling.detail)
         if releases > 0:
             self._books.released(delivery, releases, handling.reason)
 

@@ -15,17 +15,19 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any
 
 import psycopg
 
-from sidestream.broker.protocol import Broker
+from sidestream.broker.protocol import Broker, Delivery
 from sidestream.errors import BrokerError, SettingsError, SidestreamError
+from sidestream.job.observer import JobFailure
 from sidestream.worker.bookkeeper import Bookkeeper
 from sidestream.worker.collector import Collector
 from sidestream.worker.dispatcher import Dispatcher
+from sidestream.worker.job_log import failed_line
 from sidestream.worker.lease import LeaseKeeper
 from sidestream.worker.options import WorkerOptions
 from sidestream.worker.pool import ProcessPool
@@ -56,19 +58,16 @@ class Supervisor:
         connect: Callable[[], psycopg.Connection[Any]] | None,
         probe: Callable[[], object] | None = None,
         on_moved: Callable[[], None] | None = None,
-        on_ready: Callable[[Collection[str]], None] | None = None,
     ) -> None:
-        """``on_ready`` is given the names of the actions once, when the application is loaded."""
         self._options = options
         self._broker = broker
         self._also_on_moved = on_moved
-        self._on_ready = on_ready
         self._state = WorkerState(options)
         if options.after_unclean_end:
             self._state.careful_until = time.monotonic() + options.careful
         self._slots, self._slots_descriptor = Slots.create(options.run_folder / "slots", options.children)
         self._pool = ProcessPool(self._state, self._slots, self._slots_descriptor, zygote_command, zygote_orders)
-        self._books = Bookkeeper(self._state, connect)
+        self._books = Bookkeeper(self._state, connect, self.failed)
         self._settler = Settler(
             self._state,
             broker,
@@ -218,6 +217,23 @@ class Supervisor:
         if not self._threads["settler"].is_alive():  # else it waits for PostgreSQL, and ends with this process
             self._books.close()
 
+    def action_names(self) -> list[str]:
+        """Return the names of the actions that the application declares; none before it is loaded."""
+        with self._state.lock:
+            return sorted(facts.name for facts in self._state.actions.values())
+
+    def failed(self, failure: JobFailure) -> None:
+        """A job has ended as failed: say so in the log, and tell the application."""
+        failed_line(failure)
+        with self._state.lock:
+            self._pool.tell_failed(failure)
+
+    def delivery_failed(self, delivery: Delivery, attempts: int, error: str) -> None:
+        """The job of a delivery that was taken over has failed."""
+        with self._state.lock:
+            failure = self._books.failure_of(delivery, attempts, error)
+        self.failed(failure)
+
     def stop_running(self, job_id: int) -> bool:
         """Kill the child that runs the row ``job_id`` here because a person cancelled it; False when none does."""
         with self._state.lock:
@@ -234,9 +250,6 @@ class Supervisor:
     def _loaded(self) -> None:
         self._is_loaded = True
         self._signalled.set()
-        if self._on_ready is not None:
-            self._on_ready([facts.name for facts in self._state.actions.values()])
-            self._on_ready = None
         self._leases.hurry()
 
     def _moved(self) -> None:

@@ -17,17 +17,24 @@ import select
 import selectors
 import signal
 import socket
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from typing import Any, NamedTuple
 
+import msgpack
+
 from sidestream.crashpoints import crash_point
 from sidestream.errors import ApplicationError, SidestreamError
 from sidestream.executors.protocol import ActionFacts, Executor, NotYet
+from sidestream.job.observer import JobFailure, observers
 from sidestream.job.retry import RetryPolicy
+from sidestream.logs import mark_records, set_job
 from sidestream.process import die_with_parent, oom_score_adj, set_nice, set_session_nice, use_only_idle_cpu
 from sidestream.worker import child, wire
+from sidestream.worker.job_log import JobLog, observed
 from sidestream.worker.slots import Slots
+from sidestream.worker.wire import PACKET
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +42,13 @@ FAMILY = "SIDESTREAM_FAMILY"
 """Environment variable by which what a child started is recognised after everybody above it was killed."""
 FAILURE_MOST = 4000
 """Longest reason, in characters, why the application cannot be loaded."""
+HOOK_SECONDS = 30
+"""Seconds for which a process may tell the application of jobs that have failed."""
+HOOK_PATIENCE = 3.0
+"""Seconds for which the zygote, when the worker stops, waits for that process."""
+HOOK_SKIPPED = {"action": "hook_skipped"}
+MOST_FAILURES = 1000
+"""Most jobs of which the application is told at once."""
 OOM_SCORE = 500
 """Children are preferred by the OOM killer over everything that would take more down with it."""
 
@@ -76,6 +90,9 @@ class Zygote:
         self._executor: Executor
         self._orders = orders
         self._children: set[int] = set()
+        #: Failures of which the application is to be told, and the process that tells it of those before.
+        self._failures: list[JobFailure] = []
+        self._hook = 0
 
     def run(self) -> None:
         """Load, then serve until the supervisor is gone."""
@@ -107,6 +124,7 @@ class Zygote:
             finally:
                 signal.set_wakeup_fd(-1)  # before its socket is closed: children that die now raise signals
                 self._kill_children()
+                self._finish_hooks()
 
     def _load(self) -> Sequence[ActionFacts] | None:
         """Load the application once that is possible; None when the supervisor is gone before."""
@@ -133,11 +151,14 @@ class Zygote:
     def _serve(self) -> bool:
         """Carry out one request; return False when the supervisor is gone."""
         try:
-            packet, descriptors, _, _ = socket.recv_fds(self._control, 4096, 1)
+            packet, descriptors, _, _ = socket.recv_fds(self._control, PACKET, 1)
         except ConnectionResetError:
             return False  # it died with a message of ours unread
         if not packet:
             return False
+        if not descriptors:
+            self._failed(JobFailure(*msgpack.unpackb(packet)))
+            return True
         slot = int(packet)
         with socket.socket(fileno=descriptors[0]) as end:
             pid = self._fork(end, slot)
@@ -159,6 +180,13 @@ class Zygote:
         os._exit(1)
 
     def _be_child(self, zygote: int, end: socket.socket, slot: int) -> None:
+        self._begin(zygote)
+        oom_score_adj(OOM_SCORE)
+        limits = child.ChildLimits(self._orders.max_jobs, self._orders.max_memory_mb)
+        child.serve(end, self._executor, self._slots, slot, limits)
+
+    def _begin(self, zygote: int) -> None:
+        """Become a process that runs the application's code, after the fork."""
         die_with_parent(zygote)
         os.setpgid(0, 0)
         signal.set_wakeup_fd(-1)
@@ -169,20 +197,74 @@ class Zygote:
         set_nice(self._orders.nice)
         if self._orders.only_idle_cpu:
             use_only_idle_cpu()
-        oom_score_adj(OOM_SCORE)
         self._control.close()
-        limits = child.ChildLimits(self._orders.max_jobs, self._orders.max_memory_mb)
-        child.serve(end, self._executor, self._slots, slot, limits)
+
+    def _failed(self, failure: JobFailure) -> None:
+        """Tell the application of it, in a process that may take its time, or die of it."""
+        if not observers and not self._executor.hears_failures:
+            return
+        if len(self._failures) >= MOST_FAILURES:
+            log.warning("Failure hooks are not told of job %s: %s wait.", failure.id, MOST_FAILURES, extra=HOOK_SKIPPED)
+            return
+        self._failures.append(failure)
+        self._start_hooks()
+
+    def _start_hooks(self) -> None:
+        if self._hook or not self._failures:
+            return
+        zygote, failures, self._failures = os.getpid(), self._failures, []
+        self._hook = os.fork()
+        if self._hook:
+            return
+        try:
+            self._begin(zygote)
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            signal.alarm(HOOK_SECONDS)
+            mark_records()
+            for failure in failures:
+                set_job(failure.id, failure.action)
+                self._executor.job_failed(failure)
+                for observer in observers:
+                    observed(observer.job_failed, failure)
+            JobLog().close()
+        except BaseException:
+            log.exception("The failure hooks failed.", extra={"action": "failure_hook_failed"})
+        finally:
+            logging.shutdown()
+            os._exit(0)
+
+    def _hooks_ended(self, status: int) -> None:
+        if status:
+            log.warning(
+                "The process of the failure hooks was ended by signal %s; it had %s s.",
+                status & 0x7F,
+                HOOK_SECONDS,
+                extra={"action": "failure_hook_ended"},
+            )
+        self._hook = 0
+        self._start_hooks()
+
+    def _finish_hooks(self) -> None:
+        """Give the failure hooks the time that the supervisor gives us."""
+        deadline = time.monotonic() + HOOK_PATIENCE
+        while self._hook and time.monotonic() < deadline:
+            pid, status = os.waitpid(self._hook, os.WNOHANG)
+            if pid:
+                self._hooks_ended(status)
+            else:
+                time.sleep(0.02)
 
     def _reap(self) -> None:
-        while self._children:
+        while self._children or self._hook:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
             except ChildProcessError:
                 return
             if pid == 0:
                 return
-            if pid in self._children:
+            if pid == self._hook:
+                self._hooks_ended(status)
+            elif pid in self._children:
                 self._children.discard(pid)
                 kill_group(pid)
                 self._tell(("exited", pid, status))

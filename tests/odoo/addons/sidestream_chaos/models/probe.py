@@ -12,6 +12,14 @@ from odoo.exceptions import AccessError, MissingError, RedirectWarning, UserErro
 ONCE = RetryPolicy(max_attempts=1)
 
 
+class SidestreamJob(models.Model):
+    _inherit = "sidestream.job"
+
+    def _on_failed(self):
+        super()._on_failed()
+        self.env["chaos.probe"].create({"name": f"failed {self.id} {self.env.uid}", "count": self.attempts})
+
+
 class ChaosProbe(models.Model):
     _name = "chaos.probe"
     _description = "Probe"

@@ -1,0 +1,56 @@
+"""What a program may be told of jobs as they run and fail: for the failure hook, and for tools that report errors."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class JobRun:
+    """One attempt at a job, in the process that runs it."""
+
+    #: The row's id, or the uuid of a direct job as text.
+    id: int | str
+    action: str
+    queue: str
+    #: 1 for the first attempt.
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class JobFailure:
+    """A job that has ended as failed: nothing will run it again unless a person retries it."""
+
+    #: The row's id, or the uuid of a direct job as text.
+    id: int | str
+    action: str
+    queue: str
+    #: How many attempts failed.
+    attempts: int
+    #: What went wrong, in one line.
+    error: str
+    #: The traceback of the last attempt; empty when its process was killed or crashed, or it never ran.
+    traceback: str = ""
+
+
+class JobObserver:
+    """Told of every attempt in the process that makes it; see :data:`observers`. An exception out of it is logged."""
+
+    def attempt(self, run: JobRun) -> AbstractContextManager[object]:
+        """Return a context in which the attempt runs."""
+        del run
+        return nullcontext()
+
+    def attempt_failed(self, run: JobRun, error: BaseException, *, final: bool) -> None:
+        """The attempt raised ``error``; ``final``: the job ends as failed. Called in the attempt's context."""
+
+    def job_failed(self, failure: JobFailure) -> None:
+        """The job's row says that it failed. Called in a process of its own, whatever ended the job."""
+
+    def close(self) -> None:
+        """The process that ran attempts, or was told of failures, ends."""
+
+
+observers: list[JobObserver] = []
+"""Those of this process, in the order in which they are told. Add yours when your module is imported."""
