@@ -185,7 +185,9 @@ def sentry() -> Iterator[Sentry]:
 def test_sentry_receives_the_exception_of_a_failed_job_with_its_facts(rig: Rig, sentry: Sentry, every: bool) -> None:
     here = {"TEST_SENTRY_DSN": sentry.dsn, "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
     start(rig, **here, **({"TEST_EVERY": "1"} if every else {}))
-    failing, crashing = rig.enqueue("shop.fail"), rig.enqueue("shop.die")
+    failing = rig.enqueue("shop.fail")
+    rig.until(lambda: len(sentry.of_jobs) == (2 if every else 1))  # before its process is killed by the next job
+    crashing = rig.enqueue("shop.die")
     assert rig.ends(failing).state == rig.ends(crashing).state == "dead"
     rig.until(lambda: len(sentry.of_jobs) == (3 if every else 2))
     rig.workers[-1].terminate()
