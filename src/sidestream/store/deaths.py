@@ -63,13 +63,13 @@ def charge(cur: Cursor, job_id: int, worker: str, failed: list[JobFailure] | Non
     if _ran_alone(ours):
         written = rows.crash(cur, job_id, row.attempts, crashed, MAX_CRASHES, with_host=True)
         event, detail = Event.CRASHED, crashed
-        if written.ours and written.dead and failed is not None:
-            failed.append(JobFailure(job_id, row.action, row.queue, written.attempts, crashed))
     else:
         written = rows.suspect(cur, job_id, row.attempts)
         event, detail = Event.RELEASED, SUSPECTED
     if written.ours:
         attempts.record(cur, job_id, worker, -1, event, detail)
+        if written.dead and failed is not None:
+            failed.append(JobFailure(job_id, row.action, row.queue, written.attempts, detail))
     return written
 
 
