@@ -8,6 +8,8 @@ import pytest
 
 from tests.acceptance.rig import Rig
 
+UNSERVED = "q" * 63
+"""A queue whose jobs nobody runs; its name makes each follow-up job twice as large."""
 MANY_ACTIONS = """
 from sidestream import Actions
 
@@ -23,17 +25,17 @@ for number in range(1400):
 """
 
 
-def fan_out(rig: Rig, jobs: int, delay: float, seconds: float) -> None:
-    """Let one job enqueue ``jobs`` others, due after ``delay``, beside a job that runs and jobs that come later."""
+def fan_out(rig: Rig, jobs: int, queue: str, seconds: float) -> None:
+    """Let one job enqueue ``jobs`` others in ``queue``, beside a job that runs and jobs that come later."""
     finish = rig.folder / "finish"
     bystander = rig.enqueue("until", str(finish))
     until(rig, lambda: rig.events(bystander) == ["started"], 20)
-    parent = rig.enqueue("fan.out", jobs, delay)
+    parent = rig.enqueue("fan.out", jobs, queue)
     until(rig, lambda: rig.job(parent).state == "done", seconds)
     beside = [rig.enqueue("note", "beside") for _ in range(20)]
     until(rig, lambda: all(rig.job(one).state == "done" for one in beside), seconds)
     try:
-        if not delay:
+        if queue != UNSERVED:
             until(rig, lambda: counted(rig) == (jobs, jobs), seconds)
         assert counted(rig)[1] == jobs
     finally:
@@ -68,13 +70,13 @@ def counted(rig: Rig) -> tuple[int, int]:
 
 def test_a_fan_out_job_leaves_bystanders_alone(rig: Rig) -> None:
     rig.start()
-    fan_out(rig, 6_000, delay=3600, seconds=50)
+    fan_out(rig, 3_000, UNSERVED, seconds=100)  # with this queue's name as many bytes as 6,000 others
 
 
 @pytest.mark.timeout(900)
 def test_a_hundred_thousand_follow_up_jobs_of_one_job_are_all_done(rig: Rig) -> None:
     rig.start()
-    fan_out(rig, 100_000, delay=0, seconds=600)
+    fan_out(rig, 100_000, "default", seconds=600)
 
 
 def test_a_message_that_nobody_can_read_ends_its_own_child_only(rig: Rig) -> None:

@@ -156,9 +156,9 @@ def parent(context: Context) -> None:
 
 
 @actions.action("fan.out")
-def fan_out(context: Context, jobs: int, delay: float) -> None:
+def fan_out(context: Context, jobs: int, queue: str) -> None:
     for _ in range(jobs):
-        context.enqueue("nothing", delay=delay)
+        context.enqueue("nothing", queue=queue)
 
 
 @actions.action("nothing")
