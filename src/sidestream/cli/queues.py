@@ -120,4 +120,4 @@ def adopt(context: typer.Context, *, as_json: AsJson = False) -> None:
     if as_json:
         print_json({"database": database.uuid})
     else:
-        print_line(f"This database is now {database.uuid}; start its workers again.")
+        print_line(f"This database is now {database.uuid}; a worker that runs begins anew within seconds.")
