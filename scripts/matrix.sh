@@ -41,6 +41,7 @@ if [ "${1:-}" = run ]; then
     suite=$2
     shift 2
     mkdir -p "$RESULTS"
+    rm -f "$RESULTS/$suite".*
     .venv/bin/python scripts/platforms.py facts >"$RESULTS/$suite.json"
     exec .venv/bin/python -m pytest -q -n 2 --dist worksteal --junitxml "$RESULTS/$suite.xml" "${TESTS[@]}" "$@"
 fi
@@ -52,10 +53,11 @@ files=$(mktemp)
 trap 'rm -f "$files"' EXIT
 git ls-files -z --cached --others --exclude-standard >"$files"
 
+failed=()
 for suite in "${SUITES[@]}"; do
     if [ "$suite" = "$here" ]; then
         say "running the tests on this machine ($suite)"
-        isolated "$PWD/scripts/matrix.sh" run "$suite" "$@"
+        isolated "$PWD/scripts/matrix.sh" run "$suite" "$@" || failed+=("$suite")
         continue
     fi
     [ "$(id -u)" = 0 ] || fail "$suite is entered with chroot; repeat as root: make test-matrix"
@@ -94,7 +96,7 @@ for suite in "${SUITES[@]}"; do
         root=$1
         shift
         chroot "$root" /srv/sidestream/scripts/matrix.sh inside "$@"
-    ' matrix "$root" "$suite" "$@" || fail "the tests failed on $suite; repeat some with: make test-matrix ARGS=\"-k NAME\""
+    ' matrix "$root" "$suite" "$@" || failed+=("$suite")
     mkdir -p "$RESULTS"
     cp "$clone/.sidestream-dev/matrix/$suite".* "$RESULTS/"
 done
@@ -103,3 +105,4 @@ if [ $# = 0 ]; then
     .venv/bin/python scripts/platforms.py page "${SUITES[@]}"
     say "wrote docs/reference/platforms.md"
 fi
+[ ${#failed[@]} = 0 ] || fail "the tests failed on ${failed[*]}; repeat some with: make test-matrix ARGS=\"-k NAME\""

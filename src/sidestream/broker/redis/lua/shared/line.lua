@@ -1,20 +1,23 @@
 -- Order by key. heads: key field -> the one job of the key that may run; key:<database>:<kind><tag>: a sorted set of
 -- those behind it, by row id (direct jobs: by first-ready time). Both hold "<reference><ready_ms> <due_ms> <priority> <lane>".
 -- behind: lane -> how many of its jobs stand in such lines.
-local function key_field(reference)
+local key_field, line_key, rank, stander, read_head, join_line, leave_line, seat_next, stand, stand_back,
+  free_key, find_in_line
+do -- the rest is known in this file alone
+function key_field(reference)
   return (is_direct(reference) and 'd' or 'r') .. sub(reference, 2, 9) .. sub(reference, -8)
 end
-local function line_key(reference)
+function line_key(reference)
   return P .. 'key:' .. hex(sub(reference, 2, 9)) .. ':' .. (is_direct(reference) and 'd' or 'r')
     .. hex(sub(reference, -8))
 end
-local function rank(reference, ready) return is_direct(reference) and ready or row_id(reference) end
+function rank(reference, ready) return is_direct(reference) and ready or row_id(reference) end
 local function stands_before(one, other)
   local a, b = rank(one.reference, one.ready), rank(other.reference, other.ready)
   return a < b or (a == b and one.reference < other.reference)
 end
 
-local function stander(reference, lane, priority, ready, due)
+function stander(reference, lane, priority, ready, due)
   return {reference = reference, lane = lane, priority = priority, ready = ready, due = due,
           bytes = reference .. digits(ready) .. ' ' .. digits(due) .. ' ' .. priority .. ' ' .. lane}
 end
@@ -26,17 +29,17 @@ local function read_stander(bytes)
   return {reference = reference, lane = lane, priority = priority, ready = tonumber(ready), due = tonumber(due),
           bytes = bytes}
 end
-local function read_head(reference)
+function read_head(reference)
   local bytes = call('HGET', HEADS, key_field(reference))
   return bytes and read_stander(bytes)
 end
 
-local function join_line(one)
+function join_line(one)
   if call('ZADD', line_key(one.reference), rank(one.reference, one.ready), one.bytes) == 1 then
     call('HINCRBY', BEHIND, one.lane, 1)
   end
 end
-local function leave_line(one)
+function leave_line(one)
   if call('HINCRBY', BEHIND, one.lane, -1) <= 0 then call('HDEL', BEHIND, one.lane) end
 end
 local function become_head(one, hold)
@@ -56,7 +59,7 @@ local function first_in_line(reference)
   end
 end
 -- The key has no head any more: the first of its line stands up.
-local function seat_next(reference)
+function seat_next(reference)
   local one = first_in_line(reference)
   if not one then
     call('HDEL', HEADS, key_field(reference))
@@ -69,7 +72,7 @@ end
 
 -- A keyed job takes its place by id. A smaller id than the head's becomes head itself, unless the head is handed off.
 -- hold: it waits until then although its row says due (the reason lies elsewhere, so a replaced head forgets it).
-local function stand(one, hold)
+function stand(one, hold)
   local head = read_head(one.reference)
   if not head or head.reference == one.reference then
     become_head(one, hold)
@@ -82,7 +85,7 @@ local function stand(one, hold)
   end
 end
 -- A keyed job comes back from its worker: it stays head unless a smaller id has come meanwhile.
-local function stand_back(one, hold)
+function stand_back(one, hold)
   local head, first = read_head(one.reference), first_in_line(one.reference)
   if head and head.reference ~= one.reference then
     stand(one, hold)
@@ -94,13 +97,13 @@ local function stand_back(one, hold)
   end
 end
 -- A keyed job ended: if it was the head, the next one stands up.
-local function free_key(reference)
+function free_key(reference)
   local head = call('HGET', HEADS, key_field(reference))
   if head and sub(head, 1, #reference) == reference then seat_next(reference) end
 end
 -- Where a job stands in its line, or nil. A direct job is ranked by a time that only its place tells: it is looked for among
 -- the first 10,000, for a person who asks.
-local function find_in_line(reference)
+function find_in_line(reference)
   if is_direct(reference) then
     for at = 0, 9000, 1000 do
       local lot = call('ZRANGE', line_key(reference), at, at + 999)
@@ -116,4 +119,5 @@ local function find_in_line(reference)
     if sub(bytes, 1, #reference) == reference then return read_stander(bytes) end
   end
   return nil
+end
 end

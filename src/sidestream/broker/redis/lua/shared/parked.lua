@@ -1,7 +1,9 @@
 -- Parked jobs: pools of those that a limit (l<database>:<limit>), a pause (p<database>:a<action> or x<action and group>) or an
 -- unknown action (u<lane number>:<action>) keeps. A member: reference, priority, lane. parked: the pools of the first two
 -- kinds that are not empty; unknown: those of the third. wakes: what to look at later -> ms.
-local function park(pool, reference, lane, priority, ready)
+local park, free_slots, sweep, work_off, mend_slots, wake_known
+do -- the rest is known in this file alone
+function park(pool, reference, lane, priority, ready)
   put(pool, seat_of(reference, priority), {ready, parked_member(reference, lane, priority)})
   call('SADD', byte(pool) == 117 and UNKNOWN or PARKED, pool) -- u
 end
@@ -64,7 +66,7 @@ end
 
 -- A lease ended: its slots are free, and for each the next one that waits for it is woken (only as many as were freed: others
 -- are on their way already). Answers whether a limit may let others in now.
-local function free_slots(reference, lane)
+function free_slots(reference, lane)
   local rules = rules_of(lane)
   if not rules or not rules.limited then return false end
   local database, list, freed = database_of(lane), counted(reference, lane, rules), false
@@ -99,7 +101,7 @@ local function resume_group(database, group)
   end
 end
 -- After a change of rules every parked pool of the database is looked at, 200 a call.
-local function sweep(task)
+function sweep(task)
   local field = 'sweep:' .. sub(task, 2)
   local found = call('SSCAN', PARKED, call('HGET', META, field) or '0', 'COUNT', 200)
   for _, pool in ipairs(found[2]) do
@@ -113,7 +115,7 @@ local function sweep(task)
   end
 end
 -- Do what is due in wakes, at most 100 jobs; answers how many were woken.
-local function work_off()
+function work_off()
   local woken = 0
   for _, task in ipairs(call('ZRANGE', WAKES, '-inf', NOW_TEXT, 'BYSCORE', 'LIMIT', 0, 20)) do
     local kind, room = sub(task, 1, 1), 100 - woken
@@ -149,7 +151,7 @@ local function mend(database, name, most)
   if lost[1] then call('SREM', slots, unpack(lost)) end
   return lost[1] ~= nil
 end
-local function mend_slots(lanes)
+function mend_slots(lanes)
   local limited = false
   for _, lane in ipairs(lanes) do
     local rules = rules_of(lane)
@@ -173,7 +175,7 @@ local function mend_slots(lanes)
   if mended then work_off() end
 end
 -- Jobs whose action nobody knew who met them go on in these lanes when this consumer knows it. Answers how many.
-local function wake_known(consumer, lanes)
+function wake_known(consumer, lanes)
   if call('EXISTS', UNKNOWN) == 0 then return 0 end
   local mine, known, woken = {}, known_to(consumer), 0
   for _, lane in ipairs(lanes) do mine[lane_number(lane)] = true end
@@ -182,4 +184,5 @@ local function wake_known(consumer, lanes)
     if mine[number] and (not known or known[unhex(action)]) then woken = woken + wake(pool, 100) end
   end
   return woken
+end
 end

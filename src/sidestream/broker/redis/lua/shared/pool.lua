@@ -4,14 +4,17 @@
 -- member of a seat beside others needs no bin: ones:<pool> holds "<first-ready time> <member>" (10,000 groups of one job: a
 -- third of the memory). It moves into a bin when a second one comes, so that a seat has a bin or a field of ones, never both.
 -- A seat: the priority as a digit, then the group's 8 bytes. Stride scheduling: a group's time grows by 1/weight a job.
+local ring_key, bin_key, seat_of, take_seat, put, first_of, ready_of, is_empty, forget_pool, remove, next_seat,
+  pop, charge
+do -- the rest is known in this file alone
 local LEVEL = 1099511627776 -- 2^40
-local function ring_key(pool) return P .. 'ring:' .. pool end
-local function bin_key(pool, seat) return P .. 'bin:' .. pool .. ':' .. seat end
+function ring_key(pool) return P .. 'ring:' .. pool end
+function bin_key(pool, seat) return P .. 'bin:' .. pool .. ':' .. seat end
 local function ones_key(pool) return P .. 'ones:' .. pool end
-local function seat_of(reference, priority) return priority .. group_of(reference) end
+function seat_of(reference, priority) return priority .. group_of(reference) end
 
 -- A bin was filled: its seat joins the ring, served as the next of its priority.
-local function take_seat(pool, seat)
+function take_seat(pool, seat)
   local ring, floor = ring_key(pool), byte(seat, 1) - 48
   local first = call('ZRANGE', ring, floor * LEVEL, '(' .. string.format('%.0f', (floor + 1) * LEVEL), 'BYSCORE',
     'LIMIT', 0, 1, 'WITHSCORES')[2]
@@ -28,7 +31,7 @@ local function single(pool, seat)
 end
 
 -- words: score, member, ... of one seat. One that was empty joins the ring; a paused group's leaves it when met (pick.lua).
-local function put(pool, seat, words)
+function put(pool, seat, words)
   local bin = bin_key(pool, seat)
   if call('EXISTS', bin) == 0 then
     local member, ready = single(pool, seat)
@@ -50,29 +53,29 @@ local function put(pool, seat, words)
 end
 
 -- What a seat has first: its member and first-ready time (text), or nil.
-local function first_of(pool, seat)
+function first_of(pool, seat)
   local found = call('ZRANGE', bin_key(pool, seat), 0, 0, 'WITHSCORES')
   if found[1] then return found[1], found[2] end
   return single(pool, seat)
 end
 
 -- The first-ready time (text) of a member, or nil when it is not there.
-local function ready_of(pool, seat, member)
+function ready_of(pool, seat, member)
   local ready = call('ZSCORE', bin_key(pool, seat), member)
   if ready then return ready end
   local only, its = single(pool, seat)
   return only == member and its or nil
 end
 
-local function is_empty(pool) return call('EXISTS', ring_key(pool)) == 0 end
+function is_empty(pool) return call('EXISTS', ring_key(pool)) == 0 end
 -- A parked pool is empty: nothing in it has to be looked at.
-local function forget_pool(pool)
+function forget_pool(pool)
   call('SREM', byte(pool) == 117 and UNKNOWN or PARKED, pool) -- u
   call('ZREM', WAKES, pool)
 end
 
 -- One member leaves; answers how many did (1 or 0).
-local function remove(pool, seat, member)
+function remove(pool, seat, member)
   local bin = bin_key(pool, seat)
   local gone = call('ZREM', bin, member)
   if gone == 0 and single(pool, seat) == member then gone = call('HDEL', ones_key(pool), seat) end
@@ -85,7 +88,7 @@ end
 
 -- The seat that is served next, whose time has come most of all among the lowest priority number, or nil. `ageing` (ms):
 -- every second turn belongs to a lower priority whose next job is ready for longer, those priorities in turn.
-local function next_seat(pool, ageing)
+function next_seat(pool, ageing)
   local ring = ring_key(pool)
   local first = call('ZRANGE', ring, 0, 0)[1]
   if not first or not ageing then return first end
@@ -115,7 +118,7 @@ local function next_seat(pool, ageing)
 end
 
 -- Take up to `count` from a seat; answers member, score, ... and whether the seat is empty now.
-local function pop(pool, seat, count)
+function pop(pool, seat, count)
   local bin = bin_key(pool, seat)
   local found = call('ZPOPMIN', bin, count)
   if not found[1] then
@@ -127,6 +130,7 @@ local function pop(pool, seat, count)
   return found, empty
 end
 -- What `count` jobs cost a group of this weight.
-local function charge(pool, seat, count, weight)
+function charge(pool, seat, count, weight)
   call('ZINCRBY', ring_key(pool), string.format('%.6f', count / weight), seat)
+end
 end

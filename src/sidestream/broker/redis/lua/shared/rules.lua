@@ -1,6 +1,8 @@
 -- What is paused, limited and weighted. rules: database (16 hex digits) -> MessagePack (broker/redis/rules_wire.py); its
 -- version stands in meta as rules:<database>. Parsed once a version; the version carries a digest of the bytes, so that what
 -- this server parsed in an earlier life cannot stand for other rules.
+local database_of, queue_of, rules_of, is_built, known_to
+do -- the rest is known in this file alone
 local parsed = {}
 local function set_of(names)
   local set = {}
@@ -23,11 +25,11 @@ local function parse(text)
   rules.picky = rules.limited or next(rules.actions) ~= nil or next(rules.pairs) ~= nil
   return rules
 end
-local function database_of(lane) return sub(lane, 1, 16) end
-local function queue_of(lane) return sub(lane, 18) end
+function database_of(lane) return sub(lane, 1, 16) end
+function queue_of(lane) return sub(lane, 18) end
 
 -- The rules that govern a lane, or false before they were given in this generation.
-local function rules_of(lane)
+function rules_of(lane)
   local database = database_of(lane)
   local seen = rules_seen[database]
   if seen ~= nil then return seen end
@@ -45,7 +47,7 @@ local function rules_of(lane)
   return seen
 end
 -- Whether supervisors have stated what they hold: before that nothing that a concurrency limit concerns is granted.
-local function is_built(database)
+function is_built(database)
   local field = 'built:' .. database
   if rules_seen[field] == nil then rules_seen[field] = call('HEXISTS', META, field) == 1 end
   return rules_seen[field]
@@ -53,7 +55,7 @@ end
 
 -- Which actions a consumer knows, or nil for any. knows: consumer -> digest; knows:<digest>: set of action tags.
 local known_sets = {}
-local function known_to(consumer)
+function known_to(consumer)
   local digest = call('HGET', KNOWS, consumer)
   if not digest then return nil end
   local known = known_sets[digest]
@@ -63,4 +65,5 @@ local function known_to(consumer)
     if next(known) then known_sets[digest] = known end
   end
   return known
+end
 end
