@@ -6,7 +6,13 @@ from sidestream.store import attempts, locks, opening, rows, waiting
 from tests.integration.store.sessions import Session
 
 
+def become_child(session: Session) -> None:
+    """Name the session as a worker's child names its own: what others lock does not run."""
+    session.cur.execute("SET application_name = 'sidestream/host-1/0'")
+
+
 def test_it_runs_while_a_transaction_holds_its_row(a: Session, b: Session) -> None:
+    become_child(a)
     job, other = a.one(), a.one()
     assert locks.running_jobs(b.cur, [job, other]) == set()
     a.hold(job)
@@ -41,6 +47,7 @@ def test_it_runs_between_two_of_its_transactions(a: Session, b: Session) -> None
 
 def test_a_start_that_was_noted_is_told_only_while_it_runs(a: Session, b: Session) -> None:
     """A worker that hands a job back, or dies, does not always note it."""
+    become_child(a)
     job = a.one()
     a.hold(job)
     attempts.record(b.cur, job, "host-1", 0, "started", "since 0.5 s")
