@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
 from pathlib import Path
-from typing import Any
 
 import psycopg
 import redis
 
+from sidestream.store import queries
 from tests.acceptance.rig import Rig
 
 
@@ -25,15 +26,19 @@ def _file(rig: Rig) -> Path:
     return file
 
 
-def _connect(rig: Rig) -> psycopg.Connection[Any]:
-    deadline = time.monotonic() + 10
+def _ends(rig: Rig, job_id: int) -> queries.Row:
+    """Wait until the job is over, on sessions that end with every crash of the server."""
+    deadline = time.monotonic() + 40
     while True:
         try:
-            return psycopg.connect(rig.dsn, autocommit=True)
+            return rig.ends(job_id, 40)
         except psycopg.OperationalError:
             if time.monotonic() > deadline:
                 raise
-            time.sleep(0.05)  # the server is in recovery
+        rig.look.close()
+        while rig.look.closed and time.monotonic() < deadline:
+            with contextlib.suppress(psycopg.OperationalError):  # the server is in recovery
+                rig.look = psycopg.connect(rig.dsn, autocommit=True)
 
 
 def test_a_job_that_loses_its_session_each_time_fails_at_the_third(rig: Rig) -> None:
@@ -67,10 +72,8 @@ def test_a_killed_backend_is_charged_to_its_own_job_alone(rig: Rig) -> None:
         rig.until(lambda: len(_starts(file)) == death)  # noqa: B023
         os.kill(int(_starts(file)[-1]), signal.SIGKILL)
         gate.touch(mode=0o666)
-    rig.look.close()
-    rig.look = _connect(rig)  # the test's own session was ended as well
-    row = rig.ends(killer, 30)
-    beside = rig.ends(bystander, 30)
+    row = _ends(rig, killer)
+    beside = _ends(rig, bystander)
     assert (row.state, row.crashes, len(_starts(file))) == ("dead", 3, 3)
     assert (beside.state, beside.crashes, beside.suspects, beside.attempts) == ("done", 0, 0, 0)
 
