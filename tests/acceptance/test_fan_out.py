@@ -30,11 +30,11 @@ def fan_out(rig: Rig, jobs: int, queue: str, seconds: float) -> None:
     finish = rig.folder / "finish"
     bystander = rig.enqueue("until", str(finish))
     until(rig, lambda: rig.events(bystander) == ["started"], 20)
-    parent = rig.enqueue("fan.out", jobs, queue)
-    until(rig, lambda: rig.job(parent).state == "done", seconds)
-    beside = [rig.enqueue("note", "beside") for _ in range(20)]
-    until(rig, lambda: all(rig.job(one).state == "done" for one in beside), seconds)
     try:
+        parent = rig.enqueue("fan.out", jobs, queue)
+        until(rig, lambda: rig.job(parent).state == "done", seconds)
+        beside = [rig.enqueue("note", "beside") for _ in range(20)]
+        until(rig, lambda: all(rig.job(one).state == "done" for one in beside), seconds)
         if queue != UNSERVED:
             until(rig, lambda: counted(rig) == (jobs, jobs), seconds)
         assert counted(rig)[1] == jobs
