@@ -41,10 +41,10 @@ if TYPE_CHECKING:
     from sidestream.job.job import Job, Unique
     from sidestream.job.observer import JobFailure
     from sidestream.job.options import JOB_OPTIONS
-    from sidestream.job.redaction import redact_payload, redact_text
     from sidestream.job.retry import GIVE_UP, RetryPolicy
     from sidestream.job.states import State
     from sidestream.job.template import render_template
+    from sidestream.redaction import redact_payload, redact_text
     from sidestream.settings import Settings
     from sidestream.store.control import cancel, retry, run_now
     from sidestream.store.locks import running_jobs
@@ -102,8 +102,8 @@ _HOMES = {
     "render_template": "sidestream.job.template",
     "retry": "sidestream.store.control",
     "run_now": "sidestream.store.control",
-    "redact_payload": "sidestream.job.redaction",
-    "redact_text": "sidestream.job.redaction",
+    "redact_payload": "sidestream.redaction",
+    "redact_text": "sidestream.redaction",
     "running_jobs": "sidestream.store.locks",
     "why_waiting": "sidestream.wiring",
 }

@@ -11,6 +11,8 @@ from datetime import UTC, datetime
 from typing import Literal
 from urllib.parse import urlsplit
 
+from sidestream.redaction import printable, redact, redact_text
+
 JOBS = "sidestream.jobs"
 """Name of the logger that writes a line for each attempt at a job."""
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
@@ -20,7 +22,10 @@ _job: tuple[object, object] = (None, None)
 
 
 class JsonLines(logging.Formatter):
-    """Each record as one line of JSON: ``at`` (UTC), ``level``, ``logger``, ``message`` and the record's extras."""
+    """Each record as one line of JSON: ``at`` (UTC), ``level``, ``logger``, ``message`` and the record's extras.
+
+    Without what looks like a secret.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line."""
@@ -35,11 +40,14 @@ class JsonLines(logging.Formatter):
         )
         if record.exc_info:
             line["traceback"] = record.exc_text or self.formatException(record.exc_info)
-        return _encode(line)
+        return _encode(redact(line))
 
 
 class TextLines(logging.Formatter):
-    """Each record as a line of text, which names the job where the job's own code wrote it."""
+    """Each record as a line of text, which names the job where the job's own code wrote it.
+
+    Without what looks like a secret, and what a terminal would obey.
+    """
 
     _second: tuple[int, str] = (0, "")
 
@@ -52,7 +60,7 @@ class TextLines(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line."""
-        line = super().format(record)
+        line = printable(redact_text(super().format(record)))
         job = getattr(record, "job_id", None)
         if job is None or record.name == JOBS:
             return line

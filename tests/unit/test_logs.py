@@ -79,3 +79,17 @@ def test_a_traceback_is_part_of_both_forms() -> None:
         made.exc_info = sys.exc_info()
     assert "LookupError: no such order" in json.loads(JsonLines().format(made))["traceback"]
     assert TextLines("%(message)s").format(made).endswith("LookupError: no such order")
+
+
+def test_lines_have_no_secrets_and_nothing_that_a_terminal_obeys() -> None:
+    error = ValueError("GET /?token=geheim\x1b[31m")
+    made = record("refused: password=geheim\x1b[2J\r", api_key="geheim", error="secret: geheim")
+    made.exc_info = (type(error), error, None)
+    text = TextLines("%(asctime)s %(levelname)-7s %(message)s").format(made)
+    line = JsonLines().format(made)
+    for said in (text, line):
+        assert "geheim" not in said
+        assert "\x1b" not in said
+        assert "\r" not in said
+    assert "refused: password=***" in text
+    assert json.loads(line)["api_key"] == "***"

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from sidestream.job.redaction import redact, redact_arguments, redact_payload, redact_text
+from sidestream.redaction import redact, redact_arguments, redact_payload, redact_text
 
 
 @pytest.mark.parametrize(

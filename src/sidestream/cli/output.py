@@ -7,7 +7,6 @@ setting is wrong; 3 PostgreSQL or Redis is unavailable or unsuitable.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, NoReturn
@@ -15,13 +14,11 @@ from typing import Any, NoReturn
 import typer
 
 from sidestream.errors import BrokerError, InvalidJob, SettingsError, SidestreamError, StoreError
-from sidestream.job.redaction import redact
+from sidestream.redaction import CONTROL, printable, redact
 
 EXIT_FAULT = 1
 EXIT_INPUT = 2
 EXIT_SERVER = 3
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
-"""What a terminal would obey rather than show, in whatever a job's error says; line ends and tabs stay."""
 _PIPE_WIDTH = 10_000  # wide enough for any row: who reads a pipe wants a line a row
 
 
@@ -48,7 +45,7 @@ def complain(sentence: str) -> None:
 def print_json(value: object) -> None:
     """Print ``value`` as one line of JSON, without secrets; moments are ISO 8601 in UTC."""
     text = json.dumps(redact(value), ensure_ascii=False, default=_plain)
-    typer.echo(_CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text))  # JSON itself escapes only the first 32
+    typer.echo(CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text))  # JSON itself escapes only the first 32
 
 
 def print_line(text: str) -> None:
@@ -90,7 +87,7 @@ def show(value: object) -> str:
         return ""
     if isinstance(value, datetime):
         return value.strftime("%Y-%m-%d %H:%M:%S")
-    return _CONTROL.sub("", str(redact(value)))
+    return printable(str(redact(value)))
 
 
 def _plain(value: Any) -> str:

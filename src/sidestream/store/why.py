@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from datetime import datetime
 
-from sidestream.job.redaction import redact_text
 from sidestream.job.rules import Pause
 from sidestream.job.states import State
+from sidestream.redaction import redact_text
 from sidestream.store.rules import Entry
 from sidestream.store.waiting import Facts
 

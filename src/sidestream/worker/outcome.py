@@ -8,8 +8,8 @@ from datetime import UTC, datetime
 from sidestream.errors import GiveUp, LockLost, Snooze, SoftLimitExceeded, StoreError
 from sidestream.executors.protocol import NotNow, Opened, SessionLost, message_of
 from sidestream.job.outcome import Bury, Outcome, Release, ReleaseReason
-from sidestream.job.redaction import redact_text
 from sidestream.job.retry_after import retry_after
+from sidestream.redaction import redact_text
 
 ERROR_LIMIT = 500
 """Longest error line kept, in characters."""

@@ -1,4 +1,4 @@
-"""Hide from people what looks like a secret: a password, token, authorization, secret or api_key."""
+"""Hide what looks like a secret (password, token, authorization, secret, api_key), and control characters."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 HIDDEN = "***"
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+"""What a terminal would obey, in whatever an error says: what users, and other servers, wrote."""
 _NAME = r"(?:password|passwd|token|authorization|secret|api[_\-]?key)"
 _SECRET_NAME = re.compile(_NAME, re.IGNORECASE)
 # name=value, name: value, "name": "value", name => value; the value in quotes, or to the next space or separator. A
@@ -32,6 +34,11 @@ def redact_text(text: str) -> str:
         return text  # as nearly all are; this takes a microsecond, and a worker may log thousands of lines a second
     text = _NAMED.sub(lambda found: found["before"] + (found["quote"] or "") + HIDDEN + (found["quote"] or ""), text)
     return _IN_URL.sub(rf"\1{HIDDEN}", _SCHEME.sub(rf"\1{HIDDEN}", text))
+
+
+def printable(text: str) -> str:
+    """Return ``text`` without the characters that a terminal obeys rather than shows; line ends and tabs stay."""
+    return CONTROL.sub("", text)
 
 
 def redact(value: Any) -> Any:
