@@ -9,8 +9,8 @@ from typing import Any
 
 from stamps import Stamps
 
-from sidestream.executors.actions import Actions
-from sidestream.executors.context import Context
+from sidestream.executors.python.actions import Actions
+from sidestream.executors.python.context import Context
 
 STAMPS = "BENCH_STAMPS"
 """Environment variable: the ledger's path."""

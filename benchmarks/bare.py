@@ -21,7 +21,7 @@ from app import EFFECT
 from stamps import Stamps
 
 from sidestream.process import die_with_parent
-from sidestream.store import opening, rows
+from sidestream.store import acquire, outcomes
 
 GROUP = "bare"
 COUNT = 64
@@ -87,11 +87,11 @@ def transactions(dsn: str, ledger: Path, pairs: Sequence[tuple[int, int]]) -> No
         cursor = connection.cursor()
         for number, row_id in pairs:
             cursor.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
-            opened = opening.open_job(cursor, row_id)
-            assert isinstance(opened, opening.Opened), opened
+            opened = acquire.open_job(cursor, row_id)
+            assert isinstance(opened, acquire.Opened), opened
             at = time.time()
             cursor.execute(EFFECT, {"number": number, "note": "done in the background"})
-            rows.finish(cursor, row_id)
+            outcomes.finish(cursor, row_id)
             cursor.execute("COMMIT")
             stamps.hit(number, at)
         signal.pause()  # stay, so that what was used up can be read; the caller ends this process

@@ -19,8 +19,8 @@ from world import World, server_versions
 
 from sidestream.broker.protocol import Broker, Publication
 from sidestream.job.reference import row_reference
-from sidestream.testing.server_process import ServerFailed
-from sidestream.wiring import build_broker
+from sidestream.wiring.client import build_broker
+from tests.support.server_process import ServerFailed
 
 FEW = 1_000
 BARE, BARE_LEASES, BARE_HELD = "bare:ready", "bare:leases", "bare:held"

@@ -11,8 +11,8 @@ from world import World, server_versions
 from sidestream.broker.protocol import Broker, Publication, lane
 from sidestream.job.reference import row_reference
 from sidestream.job.rules import Limit, Pause, Rules, Scope
-from sidestream.testing.server_process import ServerFailed
-from sidestream.wiring import build_broker
+from sidestream.wiring.client import build_broker
+from tests.support.server_process import ServerFailed
 
 CHUNK = 500
 DATABASE = bytes.fromhex("0011223344556677")

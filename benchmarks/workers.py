@@ -26,11 +26,11 @@ from sidestream.job.job import Job
 from sidestream.job.names import tag
 from sidestream.job.reference import NO_TAG8, row_reference
 from sidestream.job.rules import Rules
-from sidestream.keepers.keeper import KeeperThread
-from sidestream.keepers.link import StoreLink
-from sidestream.store import adapter, rows, schema
-from sidestream.wiring_worker import make_keepers
-from sidestream.worker.runfolder import LeftBehind
+from sidestream.maintenance.store_connection import StoreLink
+from sidestream.maintenance.task import KeeperThread
+from sidestream.store import adapter, outcomes, schema
+from sidestream.wiring.worker import make_keepers
+from sidestream.worker.run_dir import LeftBehind
 
 BAR = Bar("ratio", "<=", 1.5)
 WORKERS = (1, 100, 500)
@@ -201,7 +201,7 @@ def _overdue(workers: int, seconds: float) -> list[Row]:
         with psycopg.connect(world.dsn, autocommit=True) as connection, connection.cursor() as cursor:
             database = schema.identify(cursor)
             for _ in range(0, OVERDUE, 1000):
-                rows.insert(cursor, [Job("bench.noop") for _ in range(1000)])
+                outcomes.insert(cursor, [Job("bench.noop") for _ in range(1000)])
             cursor.execute("UPDATE sidestream_job SET run_at = run_at - interval '1 hour'")
             cursor.execute("VACUUM ANALYZE sidestream_job")
         with tended(world, database, workers):

@@ -23,7 +23,10 @@ from stamps import Stamps
 from sidestream import Jobs
 from sidestream.settings import Settings
 from sidestream.store import schema
-from sidestream.testing.servers import PostgresServer, RedisServer
+
+sys.path.insert(1, str(Path(__file__).resolve().parents[1]))  # tests.support
+
+from tests.support.servers import PostgresServer, RedisServer
 
 HERE = Path(__file__).resolve().parent
 SIGNING_KEYS = "bench:0123456789abcdef0123456789abcdef"

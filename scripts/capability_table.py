@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from sidestream.broker.memory import MemoryBroker
-from sidestream.broker.postgres import PostgresBroker
+from sidestream.broker.postgres.broker import PostgresBroker
 from sidestream.broker.protocol import Broker, Capability
 from sidestream.broker.redis.broker import RedisBroker
 

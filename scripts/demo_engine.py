@@ -25,8 +25,11 @@ from rich.table import Table
 from sidestream import Jobs, Settings
 from sidestream.broker.redis import embedded
 from sidestream.store import schema
-from sidestream.testing.servers import PostgresServer
-from sidestream.wiring_folder import server_url
+
+sys.path.insert(1, str(Path(__file__).resolve().parents[1]))  # tests.support
+
+from sidestream.wiring.data_folder import server_url
+from tests.support.servers import PostgresServer
 
 ORDERS = 200
 PRINT_SECONDS = 0.02

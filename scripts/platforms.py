@@ -17,7 +17,10 @@ from typing import NamedTuple
 from xml.etree import ElementTree as ET
 
 from sidestream.broker.redis.embedded import find_server
-from sidestream.testing.servers import find_redis7, has_redis7, postgres_binary
+
+sys.path.insert(1, str(Path(__file__).resolve().parents[1]))  # tests.support
+
+from tests.support.servers import find_redis7, has_redis7, postgres_binary
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "reference" / "platforms.md"

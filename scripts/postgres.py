@@ -16,8 +16,11 @@ import tempfile
 from pathlib import Path
 
 from sidestream.process import Account, reaches
-from sidestream.testing.server_process import ServerFailed, free_port, unprivileged
-from sidestream.testing.servers import PostgresServer, postgres_binary
+
+sys.path.insert(1, str(Path(__file__).resolve().parents[1]))  # tests.support
+
+from tests.support.server_process import ServerFailed, free_port, unprivileged
+from tests.support.servers import PostgresServer, postgres_binary
 
 PROJECT = Path(__file__).resolve().parents[1]
 LOG = "postgres.log"

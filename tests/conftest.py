@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from sidestream.testing.server_process import worker_user
-from sidestream.testing.servers import PostgresServer, RedisServer
+from tests.support.server_process import worker_user
+from tests.support.servers import PostgresServer, RedisServer
 
 os.environ.setdefault("SIDESTREAM_USER", worker_user())  # for the commands that tests start
 _numbers = itertools.count(1)

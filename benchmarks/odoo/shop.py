@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import sys
 import zipfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -19,7 +20,9 @@ import psutil
 import redis
 from stamps import Stamps
 
-from sidestream.testing.odoo import DATABASE, TOOLS, OdooServer, OdooWorld, odoo_command
+sys.path.insert(1, str(Path(__file__).resolve().parents[2]))  # tests.support
+
+from tests.support.odoo import DATABASE, TOOLS, OdooServer, OdooWorld, odoo_command
 
 HERE = Path(__file__).resolve().parent
 OCA = TOOLS / "peers" / "oca"

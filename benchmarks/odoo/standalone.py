@@ -16,7 +16,7 @@ import redis
 from odoo.modules.registry import Registry
 from odoo.service.server import load_server_wide_modules
 
-from sidestream.store import opening, rows
+from sidestream.store import acquire, outcomes
 
 PARKED = "parked"
 """A queue that no worker serves: its rows are for the bare loop, or only for the measure of enqueueing."""
@@ -132,13 +132,13 @@ class Process:
         cr.commit()
         raw = cr._obj  # noqa: SLF001  # psycopg2's cursor, as the executor has it
         for job, record in pairs:
-            opened = opening.open_job(raw, job)
+            opened = acquire.open_job(raw, job)
             context = json.loads(opened.context)
             context.pop("company", None)  # the addon's own; it stands among the allowed ones too
             env = odoo.api.Environment(cr, opened.user_id, context)
             getattr(env[model].browse(record), method)()
             env.flush_all()
-            rows.finish(raw, job)
+            outcomes.finish(raw, job)
             cr.commit()
 
     @staticmethod

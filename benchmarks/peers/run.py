@@ -4,7 +4,7 @@ The same empty job through each: first so many enqueued and then drained by 2 wo
 and the last job's own stamp, so that starting up is outside), then, with the same worker, one job after another, each
 20 ms after the one before ran (from the call that enqueues to the job's first line). All over the unix socket of the
 same server. Each job has to run exactly once. What becomes of the jobs of a killed worker stands in each row: see
-``settings.py``. The bare loops of redis-py are the limit of this machine: they promise nothing.
+``settings/``. The bare loops of redis-py are the limit of this machine: they promise nothing.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ from rich.table import Table
 from screens import OdooError, Sample, p95
 from shop import Shop, median, wait_until
 
-from sidestream.testing.server_process import ServerFailed
+from tests.support.server_process import ServerFailed
 
 ORDERS = 10
 SAMPLES = 200

@@ -20,8 +20,10 @@ import redis
 from front import Front
 from screens import Session, StockScreen
 
-from sidestream.testing.odoo import DATABASE, OdooWorld
-from sidestream.testing.server_process import free_port, popen
+sys.path.insert(1, str(Path(__file__).resolve().parents[2]))  # tests.support
+
+from tests.support.odoo import DATABASE, OdooWorld
+from tests.support.server_process import free_port, popen
 
 HERE = Path(__file__).parent
 CHILDREN = 2

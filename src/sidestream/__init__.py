@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sidestream.admin.jobs import hasten, why_waiting
     from sidestream.client import Transaction
     from sidestream.errors import (
         ActionError,
@@ -34,9 +35,9 @@ if TYPE_CHECKING:
         UnknownAction,
         UnsupportedOption,
     )
-    from sidestream.executors.actions import Action, Actions
-    from sidestream.executors.context import Context
-    from sidestream.executors.model_action import ModelAction, declared
+    from sidestream.executors.odoo.model_action import ModelAction, declared
+    from sidestream.executors.python.actions import Action, Actions
+    from sidestream.executors.python.context import Context
     from sidestream.job.building import build_job
     from sidestream.job.job import Job, Unique
     from sidestream.job.observer import JobFailure
@@ -50,18 +51,18 @@ if TYPE_CHECKING:
     from sidestream.store.locks import running_jobs
     from sidestream.store.retention import prune
     from sidestream.store.schema import adopt, identify, install
-    from sidestream.wiring import Jobs, hasten, why_waiting
+    from sidestream.wiring.client import Jobs
 
 _HOMES = {
-    "Action": "sidestream.executors.actions",
+    "Action": "sidestream.executors.python.actions",
     "ActionError": "sidestream.errors",
-    "Actions": "sidestream.executors.actions",
+    "Actions": "sidestream.executors.python.actions",
     "BrokerError": "sidestream.errors",
     "BrokerFull": "sidestream.errors",
     "BrokerUnavailable": "sidestream.errors",
     "BrokerUnsuitable": "sidestream.errors",
     "CommitRefused": "sidestream.errors",
-    "Context": "sidestream.executors.context",
+    "Context": "sidestream.executors.python.context",
     "DuplicateAction": "sidestream.errors",
     "ForeignDatabase": "sidestream.errors",
     "FormatUnknown": "sidestream.errors",
@@ -72,9 +73,9 @@ _HOMES = {
     "JOB_OPTIONS": "sidestream.job.options",
     "Job": "sidestream.job.job",
     "JobFailure": "sidestream.job.observer",
-    "Jobs": "sidestream.wiring",
+    "Jobs": "sidestream.wiring.client",
     "LockLost": "sidestream.errors",
-    "ModelAction": "sidestream.executors.model_action",
+    "ModelAction": "sidestream.executors.odoo.model_action",
     "PayloadNotJson": "sidestream.errors",
     "PayloadTooLarge": "sidestream.errors",
     "RetryPolicy": "sidestream.job.retry",
@@ -94,8 +95,8 @@ _HOMES = {
     "adopt": "sidestream.store.schema",
     "build_job": "sidestream.job.building",
     "cancel": "sidestream.store.control",
-    "declared": "sidestream.executors.model_action",
-    "hasten": "sidestream.wiring",
+    "declared": "sidestream.executors.odoo.model_action",
+    "hasten": "sidestream.wiring.client",
     "identify": "sidestream.store.schema",
     "install": "sidestream.store.schema",
     "prune": "sidestream.store.retention",
@@ -105,7 +106,7 @@ _HOMES = {
     "redact_payload": "sidestream.redaction",
     "redact_text": "sidestream.redaction",
     "running_jobs": "sidestream.store.locks",
-    "why_waiting": "sidestream.wiring",
+    "why_waiting": "sidestream.wiring.client",
 }
 
 __all__ = [

@@ -29,10 +29,10 @@ from sidestream.job.job import Job
 from sidestream.job.options import JobOptions
 from sidestream.job.reference import NO_TAG8, direct_reference
 from sidestream.job.uuids import new_uuid
-from sidestream.relay import Relay
-from sidestream.store import rows, schema
+from sidestream.relay.relay import Relay
+from sidestream.store import outcomes, schema
 from sidestream.store.adapter import translate
-from sidestream.store.stored import StoredJob
+from sidestream.store.job_row import StoredJob
 
 _IN_ERROR = 3
 """``transaction_status`` of psycopg 3 and psycopg2 after a failed statement: such a commit is silently a rollback."""
@@ -148,7 +148,7 @@ class Client:
                 database = schema.identify(cursor, allow_copy=True)
                 if not database.copied:  # a copy is adopted some day, while this process goes on
                     self._databases[connection] = database
-            stored = rows.insert(cursor, jobs)
+            stored = outcomes.insert(cursor, jobs)
         crash_point("enqueue.inserted")
         if database.copied:  # the jobs wait for the person who adopts this database
             return Inserted([row.id for row in stored], [])

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import pytest
 
 from sidestream.cli.main import main
-from sidestream.testing.servers import RedisServer
 from tests.acceptance.rig import Rig, open_folder
 from tests.chaos.programs import Launcher
+from tests.support.servers import RedisServer
 
 
 class Finished(NamedTuple):

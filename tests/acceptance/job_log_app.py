@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from sidestream import GIVE_UP, Actions, RetryPolicy
-from sidestream.executors.context import Context
+from sidestream.executors.python.context import Context
 from sidestream.job.observer import JobFailure
 
 actions = Actions()

@@ -17,12 +17,13 @@ import pytest
 import redis
 
 from sidestream import Jobs
-from sidestream.broker.redis import scratch as shard
+from sidestream.bench import scratch_shard as shard
+from sidestream.bench import scratch_tables
 from sidestream.settings import Settings
-from sidestream.store import schema, scratch
+from sidestream.store import schema
 from sidestream.store.locks import lock_tag
-from sidestream.testing.servers import RedisServer
 from tests.acceptance.conftest import Finished, answer, refused
+from tests.support.servers import RedisServer
 
 SIDESTREAM = str(Path(sys.executable).with_name("sidestream"))
 QUICK = ("bench", "--jobs", "100", "--json")
@@ -92,7 +93,7 @@ def left_running(tmp_path: Path) -> Callable[[], list[str]]:
         found = []
         for process in psutil.process_iter(["cmdline", "environ"]):
             ours = (process.info["environ"] or {}).get(MARK) == str(tmp_path)
-            if ours and any("wiring_bench" in word for word in process.info["cmdline"] or []):
+            if ours and any("bench.run" in word for word in process.info["cmdline"] or []):
                 found.append(" ".join(process.info["cmdline"]))
         return found
 
@@ -168,7 +169,7 @@ def test_two_do_not_measure_each_other(bench: Bench, state: State, client: redis
     assert state() == before
     client.delete(f"{shard.PREFIX}running")
     with psycopg.connect(database) as connection:
-        assert lock_tag(connection.cursor(), scratch._LOCK)
+        assert lock_tag(connection.cursor(), scratch_tables._LOCK)
         refused(bench(*QUICK), 1, "Another sidestream bench is using the database")
     assert not client.keys("*")
 
@@ -179,7 +180,7 @@ def test_what_a_killed_bench_left_goes_with_the_next_one(
     before = state()
     client.hset(f"{shard.PREFIX}direct", "old", "old")
     with psycopg.connect(database, autocommit=True) as connection:
-        scratch.make(connection.cursor())
+        scratch_tables.make(connection.cursor())
     assert what(bench(*QUICK))
     assert state() == before
 

@@ -18,9 +18,9 @@ from sidestream.job.reference import NO_TAG8, Reference
 from sidestream.job.rules import Rules
 from sidestream.settings import Settings
 from sidestream.store import schema
-from sidestream.testing.servers import PostgresServer, RedisServer
-from sidestream.wiring import build_broker
+from sidestream.wiring.client import build_broker
 from tests.acceptance.conftest import Finished, Run, answer, refused
+from tests.support.servers import PostgresServer, RedisServer
 
 SIDESTREAM = str(Path(sys.executable).with_name("sidestream"))
 
@@ -64,7 +64,7 @@ def test_an_error_of_the_real_process_is_one_sentence_and_its_code(database: str
 def test_help_imports_neither_drivers_nor_settings() -> None:
     script = (
         "import sys; from sidestream.cli import main; "
-        "print([name for name in ('psycopg', 'redis', 'pydantic', 'sidestream.store', 'sidestream.wiring') "
+        "print([name for name in ('psycopg', 'redis', 'pydantic', 'sidestream.store', 'sidestream.wiring.client') "
         "if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

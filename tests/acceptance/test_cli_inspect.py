@@ -15,8 +15,8 @@ from sidestream.broker.redis.broker import RedisBroker
 from sidestream.job.reference import NO_TAG8, Reference
 from sidestream.job.rules import Rules
 from sidestream.settings import Settings
-from sidestream.testing.servers import RedisServer
 from tests.acceptance.conftest import Run, answer, refused
+from tests.support.servers import RedisServer
 
 KEYS = "test:0123456789abcdef0123456789abcdef"
 DIRECT_LANES = [lane(NO_TAG8, "default")]

@@ -12,9 +12,9 @@ from sidestream.job.reference import Reference
 from sidestream.job.rules import DEFAULT_AGEING, Limit, Pause, Rules, Scope
 from sidestream.settings import Settings
 from sidestream.store import rules, schema
-from sidestream.testing.servers import RedisServer
-from sidestream.wiring import build_broker
+from sidestream.wiring.client import build_broker
 from tests.acceptance.conftest import Run, answer, refused
+from tests.support.servers import RedisServer
 
 
 def rules_of(dsn: str) -> Rules:

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from sidestream import wiring_direct
-from sidestream.testing.servers import PostgresServer, RedisServer
+from sidestream.admin import direct_jobs
 from tests.acceptance.rig import Rig, open_folder
+from tests.support.servers import PostgresServer, RedisServer
 
 
 @pytest.fixture(scope="module")
@@ -51,9 +51,9 @@ def test_a_job_that_only_snoozes_is_dead_with_the_reason(rig: Rig) -> None:
 
 def test_a_direct_job_that_only_snoozes_is_dead_too(rig: Rig) -> None:
     uuid = rig.jobs.enqueue_direct("snooze.for.ever")
-    rig.until(lambda: isinstance(wiring_direct.find(rig.settings, uuid), wiring_direct.DeadJob))
-    found = wiring_direct.find(rig.settings, uuid)
-    assert isinstance(found, wiring_direct.DeadJob)
+    rig.until(lambda: isinstance(direct_jobs.find(rig.settings, uuid), direct_jobs.DeadJob))
+    found = direct_jobs.find(rig.settings, uuid)
+    assert isinstance(found, direct_jobs.DeadJob)
     assert found.error == "It put itself off more than 2 times; the last reason: the courier is closed"
     assert (found.attempts, found.job and found.job.action) == (0, "snooze.for.ever")
 

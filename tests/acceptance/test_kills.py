@@ -12,7 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from sidestream.worker.watch import SHOWN_AFTER
+from sidestream.worker.timeout_monitor import SHOWN_AFTER
 from tests.chaos import processes
 from tests.chaos.programs import Launcher
 from tests.chaos.world import LEASE, PATIENCE, World

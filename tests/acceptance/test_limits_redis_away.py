@@ -9,8 +9,8 @@ import pytest
 
 from sidestream.job.rules import Limit, Scope
 from sidestream.store import rules
-from sidestream.testing.servers import RedisServer
 from tests.acceptance.rig import Rig, open_folder
+from tests.support.servers import RedisServer
 
 LIMIT = 2
 JOBS = 6

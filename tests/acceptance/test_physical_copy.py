@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import subprocess
 
-from sidestream.testing.server_process import free_port
-from sidestream.testing.servers import PostgresServer, postgres_binary
 from tests.acceptance.rig import COMMAND, ROOT, Rig
+from tests.support.server_process import free_port
+from tests.support.servers import PostgresServer, postgres_binary
 
 
 def test_a_worker_of_another_instance_refuses_a_base_backup(rig: Rig, postgres: PostgresServer) -> None:

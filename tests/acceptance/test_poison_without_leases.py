@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import redis
 
-from sidestream.testing.servers import RedisServer
 from tests.acceptance.rig import Rig
+from tests.support.servers import RedisServer
 
 MOST = 3
 STARTS = 5

@@ -9,8 +9,8 @@ from typing import Any
 
 import psycopg
 
-from sidestream.testing.servers import PostgresServer
 from tests.acceptance.rig import COMMAND, ROOT, Rig
+from tests.support.servers import PostgresServer
 
 
 def _lines(rig: Rig, words: str) -> int:

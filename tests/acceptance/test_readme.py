@@ -12,8 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from sidestream.broker.redis import embedded
-from sidestream.testing.server_process import unprivileged
+from tests.support.server_process import unprivileged
 
 ROOT = Path(__file__).parents[2]
 KEPT = ("PIP_", "SSL_", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
@@ -35,8 +34,6 @@ def clone() -> Iterator[Path]:
         if user is not None:
             subprocess.run(["chown", "-R", f"{user.uid}:{user.gid}", name], check=True)
         yield copy
-        for lock in Path(name).rglob("redis.lock"):
-            embedded.stop(lock.parent)
 
 
 @pytest.mark.timeout(300)

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from sidestream.testing.servers import RedisServer, has_redis7
 from tests.acceptance.conftest import Run, answer
 from tests.acceptance.rig import Rig, open_folder
+from tests.support.servers import RedisServer, has_redis7
 
 PAGE = (Path(__file__).parents[2] / "docs" / "howto" / "worker.md").read_text()
 

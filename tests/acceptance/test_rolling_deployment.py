@@ -7,8 +7,8 @@ import psycopg
 from sidestream import Jobs
 from sidestream.broker.redis.keys import PREFIX, meta
 from sidestream.store import schema
-from sidestream.testing.servers import RedisServer
 from tests.acceptance.rig import Rig
+from tests.support.servers import RedisServer
 
 
 def upgrade_tables(rig: Rig, *, usable_from: int) -> None:

@@ -9,8 +9,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from sidestream.testing.servers import RedisServer
 from tests.acceptance.rig import COMMAND, ROOT, Rig
+from tests.support.servers import RedisServer
 
 
 def cli(rig: Rig, *words: str) -> Any:

@@ -15,7 +15,7 @@ import pytest
 
 from sidestream import Jobs, Settings
 from sidestream.store import schema
-from sidestream.testing.servers import PostgresServer, RedisServer
+from tests.support.servers import PostgresServer, RedisServer
 
 ONCE = 0.2
 """Most seconds that the first commit may take longer."""

@@ -16,8 +16,8 @@ import pytest
 import redis
 
 from sidestream.store import control
-from sidestream.testing.servers import PostgresServer, RedisServer
 from tests.acceptance.rig import COMMAND, ROOT, Rig, open_folder
+from tests.support.servers import PostgresServer, RedisServer
 
 TAKEN = """
     SELECT NOT EXISTS (SELECT 1 FROM (SELECT FROM sidestream_job WHERE id = %s FOR UPDATE SKIP LOCKED) free)"""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sidestream.testing.server_process import unprivileged, worker_user
+from tests.support.server_process import unprivileged, worker_user
 
 SIDESTREAM = str(Path(sys.executable).with_name("sidestream"))
 

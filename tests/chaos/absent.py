@@ -8,7 +8,7 @@ from sidestream.broker.protocol import lane
 from sidestream.errors import BrokerError
 from sidestream.settings import Settings
 from sidestream.store import schema
-from sidestream.wiring import build_broker
+from sidestream.wiring.client import build_broker
 from tests.chaos.world import World
 
 

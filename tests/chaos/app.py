@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from sidestream.errors import StoreUnavailable
-from sidestream.executors.actions import Actions
-from sidestream.executors.context import Context
+from sidestream.executors.python.actions import Actions
+from sidestream.executors.python.context import Context
 from sidestream.job.retry import RetryPolicy
 from tests.chaos import ledger
 

@@ -9,7 +9,7 @@ import socket
 import sys
 import traceback
 
-import sidestream.wiring_worker  # noqa: F401  # what is imported here costs no start
+import sidestream.wiring.worker  # noqa: F401  # what is imported here costs no start
 from sidestream import crashpoints
 from sidestream.cli.main import main
 from sidestream.process import die_with_parent

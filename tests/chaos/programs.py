@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Protocol, Self
 
 from sidestream.process import die_with_parent
-from sidestream.testing.server_process import popen, unprivileged, worker_user
 from tests.chaos import processes
+from tests.support.server_process import popen, unprivileged, worker_user
 
 ROOT = Path(__file__).resolve().parents[2]
 USER = unprivileged(("nobody",)) if worker_user() == "nobody" else None

@@ -23,11 +23,11 @@ import redis
 from sidestream import Jobs, Settings
 from sidestream.job.reference import row_reference
 from sidestream.store import schema
-from sidestream.testing.servers import PostgresServer, RedisServer
 from tests.chaos import ledger, processes
 from tests.chaos.app import actions
 from tests.chaos.harness import Events, Harness
 from tests.chaos.programs import ROOT, USER, Launcher, Program, execute
+from tests.support.servers import PostgresServer, RedisServer
 
 SIGNING_KEY = "chaos:0123456789abcdef0123456789abcdef"
 LEASE = 2.0

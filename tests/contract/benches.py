@@ -12,13 +12,13 @@ import psycopg
 
 from sidestream.broker.memory import MemoryBroker
 from sidestream.broker.memory.server import MemoryServer
-from sidestream.broker.postgres import PostgresBroker
+from sidestream.broker.postgres.broker import PostgresBroker
 from sidestream.broker.protocol import Broker, Delivery, Publication
 from sidestream.broker.redis.broker import RedisBroker
 from sidestream.job.reference import Reference
 from sidestream.store import adapter, schema
-from sidestream.testing.broker_contract import LEASE_MS, NAMES, lanes_of
-from sidestream.testing.servers import RedisServer
+from tests.support.broker_contract import LEASE_MS, NAMES, lanes_of
+from tests.support.servers import RedisServer
 
 _numbers = count()
 

@@ -7,17 +7,17 @@ from collections.abc import Iterator
 import pytest
 
 pytest.register_assert_rewrite(
-    "sidestream.testing.broker_contract",
+    "tests.support.broker_contract",
     *(
-        f"sidestream.testing.broker_contract_{part}"
+        f"tests.support.broker_contract_{part}"
         for part in ("edited", "leases", "limits", "order", "pauses", "traps", "waiting")
     ),
 )
 
 from sidestream.job.rules import Rules  # noqa: E402  # after the rewrite is registered
-from sidestream.testing.broker_contract_edited import EditedCases  # noqa: E402  # after the rewrite is registered
-from sidestream.testing.servers import RedisServer, ServerFailed, find_redis7  # noqa: E402
 from tests.contract.benches import MemoryBench, PostgresBench, RedisBench, started  # noqa: E402  # after the rewrite is registered
+from tests.support.broker_contract_edited import EditedCases  # noqa: E402  # after the rewrite is registered
+from tests.support.servers import RedisServer, ServerFailed, find_redis7  # noqa: E402
 
 _ROWS = "the rows themselves wait there, whoever publishes them"
 _LOCKS = "row and key locks, taken by the opening statement, decide between workers"

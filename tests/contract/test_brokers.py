@@ -1,6 +1,6 @@
 """Every broker keeps the contract of ``sidestream.broker.protocol``."""
 
-from sidestream.testing import (
+from tests.support import (
     broker_contract,
     broker_contract_edited,
     broker_contract_leases,

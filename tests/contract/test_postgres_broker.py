@@ -7,11 +7,11 @@ from collections.abc import Iterator
 import psycopg
 import pytest
 
-from sidestream.broker.postgres import PostgresBroker
+from sidestream.broker.postgres.broker import PostgresBroker
 from sidestream.errors import BrokerUnavailable, BrokerUnsuitable, CapabilityMissing, StoreUnavailable
-from sidestream.testing.broker_contract import claim, direct, ids, row
-from sidestream.testing.servers import PostgresServer
 from tests.contract.benches import PostgresBench
+from tests.support.broker_contract import claim, direct, ids, row
+from tests.support.servers import PostgresServer
 
 
 @pytest.fixture

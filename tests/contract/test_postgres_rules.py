@@ -8,19 +8,19 @@ from typing import Any
 
 import pytest
 
-from sidestream.broker import postgres
+from sidestream.broker.postgres import broker
 from sidestream.broker.protocol import Delivery, Explanation, Place, Publication, lane
 from sidestream.job.job import Job
 from sidestream.job.names import tag
 from sidestream.job.reference import Reference
 from sidestream.job.rules import Limit, Pause, Rules, Scope
-from sidestream.store import rows, rules
+from sidestream.store import outcomes, rules
 from tests.contract.benches import PostgresBench
 
 
 @pytest.fixture
 def own(database: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[PostgresBench]:
-    monkeypatch.setattr(postgres, "RULES_EVERY", 0.0)
+    monkeypatch.setattr(broker, "RULES_EVERY", 0.0)
     bench = PostgresBench(database)
     yield bench
     bench.close()
@@ -28,7 +28,7 @@ def own(database: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[PostgresBenc
 
 def put(own: PostgresBench, *jobs: Job) -> list[Publication]:
     with own.connection.cursor() as cursor:
-        stored = rows.insert(cursor, jobs)
+        stored = outcomes.insert(cursor, jobs)
     return [Publication(job.reference(own.identity), lane(own.database, job.queue)) for job in stored]
 
 

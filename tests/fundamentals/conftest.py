@@ -12,15 +12,15 @@ from sidestream import Actions
 from sidestream.broker.memory import MemoryBroker
 from sidestream.broker.protocol import lane
 from sidestream.client import Client
-from sidestream.executors.python_call import PythonCall
+from sidestream.executors.python.executor import PythonCall
 from sidestream.job.codec import Signer
 from sidestream.job.outcome import Outcome
 from sidestream.job.reference import NO_TAG8
 from sidestream.job.rules import Rules
-from sidestream.relay import Relay
+from sidestream.relay.relay import Relay
 from sidestream.store import adapter, queries, schema
-from sidestream.worker.embedded import EmbeddedWorker
 from sidestream.worker.options import WorkerOptions
+from tests.support.embedded_worker import EmbeddedWorker
 
 
 class Shop:

@@ -14,8 +14,8 @@ from sidestream import Jobs, Settings, install
 from sidestream.broker.protocol import Broker
 from sidestream.job.reference import NO_TAG8
 from sidestream.job.rules import Rules
-from sidestream.testing.servers import RedisServer
-from sidestream.wiring import build_broker
+from sidestream.wiring.client import build_broker
+from tests.support.servers import RedisServer
 
 SHORT_WAITS = {name: Settings.model_fields[name].default for name in ("relay_wait", "redis_timeout")}
 

@@ -10,7 +10,7 @@ import pytest
 from psycopg.rows import dict_row
 
 from sidestream import Context
-from sidestream.store import opening
+from sidestream.store import acquire
 from sidestream.store.locks import running_jobs
 from tests.fundamentals.conftest import Shop
 
@@ -108,5 +108,5 @@ def test_a_job_that_an_enqueuer_has_locked_does_not_run(looks: Looks, shop: Shop
         psycopg.connect(database, application_name="sidestream/host-1/0") as child,
         psycopg.connect(database) as person,
     ):
-        assert isinstance(opening.open_job(child.cursor(), job_id), opening.Opened)
+        assert isinstance(acquire.open_job(child.cursor(), job_id), acquire.Opened)
         assert running_jobs(person.cursor(), [job_id]) == {job_id}

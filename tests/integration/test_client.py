@@ -31,9 +31,9 @@ from sidestream.job.codec import Signer, from_ms
 from sidestream.job.reference import NO_TAG8, Reference, group_tag, limit_tag
 from sidestream.job.rules import Rules
 from sidestream.store import schema
-from sidestream.testing.servers import RedisServer
-from sidestream.wiring import build_broker, signing_keys
+from sidestream.wiring.client import build_broker, signing_keys
 from tests.integration.conftest import SHORT_WAITS
+from tests.support.servers import RedisServer
 
 actions = Actions()
 

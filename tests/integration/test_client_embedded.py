@@ -16,7 +16,7 @@ from sidestream.broker.protocol import lane
 from sidestream.broker.redis import embedded
 from sidestream.job.reference import NO_TAG8, Reference
 from sidestream.job.rules import Rules
-from sidestream.wiring import build_broker
+from sidestream.wiring.client import build_broker
 
 
 @pytest.fixture

@@ -9,17 +9,17 @@ import psycopg
 
 from sidestream import Actions, Jobs
 from sidestream.broker.protocol import Broker, Delivery, Place, Publication, lane
-from sidestream.executors.python_call import PythonCall
-from sidestream.executors.row_opening import verdict_of
+from sidestream.executors.acquire import verdict_of
+from sidestream.executors.python.executor import PythonCall
 from sidestream.job.outcome import Release, ReleaseReason
 from sidestream.job.reference import Reference
-from sidestream.store import opening, rows
-from sidestream.worker.bookkeeper import Bookkeeper
-from sidestream.worker.embedded import EmbeddedWorker
+from sidestream.store import acquire, outcomes
 from sidestream.worker.options import WorkerOptions
+from sidestream.worker.outcome_writer import Bookkeeper
 from sidestream.worker.state import WorkerState
 from sidestream.worker.wire import Finding
 from tests.integration.test_client import claimed, tag
+from tests.support.embedded_worker import EmbeddedWorker
 
 
 def test_what_a_duplicate_replaces_counts_at_once(connection: Any, jobs: Jobs, dsn: str, broker: Broker) -> None:
@@ -66,7 +66,7 @@ def test_one_that_a_duplicate_puts_off_between_claim_and_start_lets_the_next_of_
     [delivery] = broker.claim("worker", lanes, free=2)
     assert enqueue(unique="first", delay=3600) == first
     with psycopg.connect(dsn) as worker:
-        found = opening.open_job(worker.cursor(), first)
+        found = acquire.open_job(worker.cursor(), first)
     verdict = verdict_of(found, Reference.unpack(delivery.reference), careful=False)
     assert isinstance(verdict, Release)
     assert (verdict.reason, verdict.unstarted) == (ReleaseReason.NOT_DUE, True)
@@ -81,7 +81,7 @@ def failing(broker: Broker, dsn: str) -> Delivery:
     assert claimed(broker, dsn, "nothing") == []  # it gives the broker its rules
     [delivery] = broker.claim("worker", [lane(tag(dsn), "default")], free=1)
     with psycopg.connect(dsn) as worker:
-        assert rows.fail(worker.cursor(), Reference.unpack(delivery.reference).id, 0, 3600.0, "no").ours
+        assert outcomes.fail(worker.cursor(), Reference.unpack(delivery.reference).id, 0, 3600.0, "no").ours
     return delivery
 
 

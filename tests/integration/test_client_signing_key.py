@@ -10,7 +10,7 @@ import pytest
 from sidestream import Settings
 from sidestream.errors import SettingsError
 from sidestream.job.codec import Signer
-from sidestream.wiring_folder import signing_keys
+from sidestream.wiring.data_folder import signing_keys
 
 
 @pytest.fixture

@@ -19,8 +19,8 @@ from sidestream import Settings
 from sidestream.broker.redis import embedded
 from sidestream.errors import SettingsError, SidestreamError
 from sidestream.process import account
-from sidestream.wiring import build_broker
-from sidestream.wiring_folder import server_url, signing_keys
+from sidestream.wiring.client import build_broker
+from sidestream.wiring.data_folder import server_url, signing_keys
 
 COMMAND = Path(sys.executable).with_name("sidestream")
 pytestmark = pytest.mark.skipif(
@@ -249,7 +249,7 @@ def test_a_failed_start_leaves_no_server_behind(base: Path) -> None:
 
 def test_a_failure_after_the_server_started_stops_it_again(base: Path) -> None:
     code = (
-        "from sidestream import Settings; from sidestream.wiring_worker import Worker, RunFolder\n"
+        "from sidestream import Settings; from sidestream.wiring.worker import Worker, RunFolder\n"
         "def fail(*arguments): raise OSError('no space')\n"
         "RunFolder.__init__ = fail\n"
         f"Worker(Settings(app='app:actions', user='nobody', data_dir={str(base / 'data')!r}))"

@@ -14,9 +14,9 @@ from sidestream.broker.protocol import Place, Publication, lane
 from sidestream.broker.redis.broker import RedisBroker
 from sidestream.job.job import Job
 from sidestream.job.rules import Rules
-from sidestream.store import adapter, control, rows, schema
-from sidestream.testing.servers import RedisServer
-from sidestream.wiring import build_broker
+from sidestream.store import adapter, control, outcomes, schema
+from sidestream.wiring.client import build_broker
+from tests.support.servers import RedisServer
 
 JOBS = 150
 
@@ -42,7 +42,7 @@ def test_many_jobs_take_one_connection_to_each_server(
     assert settings.database_url is not None
     with psycopg.connect(settings.database_url, autocommit=True) as connection, connection.cursor() as cursor:
         database = schema.identify(cursor)
-        stored = rows.insert(
+        stored = outcomes.insert(
             cursor, [Job("act", run_at=datetime.now(UTC) + timedelta(minutes=10)) for _ in range(JOBS)]
         )
         broker = build_broker(settings)

@@ -10,10 +10,10 @@ import pytest
 
 from sidestream.broker.redis.broker import RedisBroker
 from sidestream.errors import StoreUnavailable
-from sidestream.keepers.keeper import KeeperThread
-from sidestream.keepers.turns import InTurn, Turn, kept_for
-from sidestream.testing.servers import RedisServer
+from sidestream.maintenance.task import KeeperThread
+from sidestream.maintenance.turns import InTurn, Turn, kept_for
 from tests.integration.reconciler.conftest import wait_until
+from tests.support.servers import RedisServer
 
 EVERY = 0.05
 

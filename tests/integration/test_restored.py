@@ -13,17 +13,17 @@ from sidestream import Actions, Jobs
 from sidestream.broker.protocol import Broker, lane
 from sidestream.clock import SystemClock
 from sidestream.errors import ForeignDatabase
-from sidestream.executors.odoo_session import OdooSession
-from sidestream.executors.python_call import PythonCall
+from sidestream.executors.odoo.session import OdooSession
+from sidestream.executors.python.executor import PythonCall
 from sidestream.job.outcome import Done, Outcome, Release
 from sidestream.job.reference import row_reference
-from sidestream.keepers.link import StoreLink
-from sidestream.keepers.reconciler import Reconciler
+from sidestream.maintenance.reconciler import Reconciler
+from sidestream.maintenance.store_connection import StoreLink
 from sidestream.store import queries
-from sidestream.worker.embedded import EmbeddedWorker
 from sidestream.worker.options import WorkerOptions
 from sidestream.worker.runner import Runner
 from tests.integration.test_client import tag
+from tests.support.embedded_worker import EmbeddedWorker
 
 RESTORED = "UPDATE sidestream_job SET action = 'bill', key = NULL"
 ELSEWHERE = "UPDATE sidestream_meta SET home = 'elsewhere'"

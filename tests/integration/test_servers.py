@@ -13,7 +13,7 @@ import psycopg
 import pytest
 import redis
 
-from sidestream.testing.servers import PostgresServer, RedisServer
+from tests.support.servers import PostgresServer, RedisServer
 
 
 def test_postgres_keeps_what_was_committed_through_a_kill(postgres: PostgresServer, database: str) -> None:
@@ -70,7 +70,7 @@ def test_a_server_that_a_thread_started_outlives_the_thread() -> None:
 
 def test_servers_die_with_the_process_that_started_them() -> None:
     code = (
-        "from sidestream.testing.servers import PostgresServer, RedisServer\n"
+        "from tests.support.servers import PostgresServer, RedisServer\n"
         "redis = RedisServer(); redis.start(); postgres = PostgresServer(fsync=False); postgres.start()\n"
         "print(redis.pid, postgres.pid, flush=True); input()"
     )

@@ -10,10 +10,10 @@ from random import Random
 from sidestream.broker.protocol import Delivery, Explanation, Publication
 from sidestream.job.reference import Reference
 from sidestream.job.rules import Rules
-from sidestream.testing.broker_contract import LEASE_MS, RENEW_MS
-from sidestream.testing.servers import RedisServer
 from tests.contract.benches import MemoryBench, RedisBench
 from tests.model.jobs import CONSUMERS, DB, LANES, PRIORITIES, make, rules, shown
+from tests.support.broker_contract import LEASE_MS, RENEW_MS
+from tests.support.servers import RedisServer
 
 
 class Difference(AssertionError):

@@ -7,8 +7,8 @@ import sys
 import time
 from random import Random, SystemRandom
 
-from sidestream.testing.servers import RedisServer, find_redis7
 from tests.model.pair import STEPS, Difference, Pair
+from tests.support.servers import RedisServer, find_redis7
 
 EPISODE = 1000
 """Steps from one pair of empty brokers to the next."""

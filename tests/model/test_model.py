@@ -9,10 +9,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sidestream.testing.servers import RedisServer
 from tests.contract.benches import started
 from tests.model.pair import STEPS, Pair
 from tests.model.run import episode
+from tests.support.servers import RedisServer
 
 
 @pytest.fixture(scope="module")

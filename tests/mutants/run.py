@@ -45,7 +45,7 @@ class Mutant(NamedTuple):
 _LEASES = "tests/acceptance/test_leases.py::"
 _DEATHS = "tests/integration/reclaimer/test_worker_deaths.py::"
 _SESSIONS = "tests/acceptance/test_lost_sessions.py::"
-_RACES = "tests/integration/store/test_opening_races.py::"
+_RACES = "tests/integration/store/test_acquire_races.py::"
 MUTANTS = (
     Mutant("acknowledge-before-commit", (f"{_LEASES}test_a_direct_job_of_a_killed_child_is_not_lost",)),
     Mutant("failure-without-compare-and-set", (f"{_LEASES}test_a_late_failure_does_not_reopen_a_done_job",)),

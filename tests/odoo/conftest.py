@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from sidestream.testing.odoo import DATABASE, OdooWorld, odoo_command
-from sidestream.testing.server_process import ServerFailed
 from tests.odoo.browser import Session
+from tests.support.odoo import DATABASE, OdooWorld, odoo_command
+from tests.support.server_process import ServerFailed
 
 HERE = Path(__file__).parent
 CHAOS = HERE / "addons"

@@ -23,9 +23,9 @@ import psutil
 import psycopg
 import redis
 
-from sidestream.testing.odoo import DATABASE, ROOT, OdooWorld
-from sidestream.testing.server_process import free_port
 from tests.odoo.browser import Session
+from tests.support.odoo import DATABASE, ROOT, OdooWorld
+from tests.support.server_process import free_port
 
 HERE = Path(__file__).parent
 TARGETS = ("child",) * 7 + ("zygote", "supervisor", "all")

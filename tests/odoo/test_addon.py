@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from sidestream.testing.odoo import ADDONS, DATABASE, OdooWorld, odoo_command
-from sidestream.testing.server_process import ServerFailed, free_port
+from tests.support.odoo import ADDONS, DATABASE, OdooWorld, odoo_command
+from tests.support.server_process import ServerFailed, free_port
 
 MODULES = "sidestream,test_sidestream"
 RESULT = re.compile(r"(\d+) failed, (\d+) error\(s\) of (\d+) tests when loading database")

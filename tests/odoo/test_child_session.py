@@ -14,8 +14,8 @@ from sidestream.broker.protocol import Publication, lane
 from sidestream.broker.redis.broker import RedisBroker
 from sidestream.job.reference import row_reference
 from sidestream.store import schema
-from sidestream.testing.odoo import OdooWorld
 from tests.odoo.conftest import CHAOS, Shop
+from tests.support.odoo import OdooWorld
 
 pytestmark = pytest.mark.timeout(300)
 

@@ -21,9 +21,9 @@ from sidestream.broker.redis import keys
 from sidestream.broker.redis.broker import RedisBroker
 from sidestream.job.reference import row_reference
 from sidestream.store import schema
-from sidestream.testing.odoo import DATABASE, OdooWorld, odoo_command
 from tests.odoo.browser import OdooError, Session
 from tests.odoo.conftest import CHAOS, Shop
+from tests.support.odoo import DATABASE, OdooWorld, odoo_command
 
 pytestmark = pytest.mark.timeout(300)
 

@@ -12,10 +12,10 @@ import psycopg
 import pytest
 
 from sidestream.job.job import Job
-from sidestream.store import rows
-from sidestream.testing.odoo import DATABASE, OdooWorld
+from sidestream.store import outcomes
 from tests.odoo.browser import Session
 from tests.odoo.conftest import CHAOS
+from tests.support.odoo import DATABASE, OdooWorld
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -72,7 +72,7 @@ def test_sidestream_is_not_uninstalled_over_what_is_enqueued_meanwhile(world: Od
     waits = "SELECT count(*) FROM pg_locks WHERE relation = 'sidestream_job'::regclass AND NOT granted"
     with world.connect() as look, world.connect() as somebody, ThreadPoolExecutor(1) as pool:
         with somebody.transaction(), somebody.cursor() as cursor:
-            [stored] = rows.insert(cursor, [Job("chaos.probe.add")])
+            [stored] = outcomes.insert(cursor, [Job("chaos.probe.add")])
             said = pool.submit(user.fails, "ir.module.module", "button_immediate_uninstall", [module])
             deadline = time.monotonic() + 60
             while look.execute(waits).fetchone() != (1,) and not said.done():

@@ -10,12 +10,12 @@ from typing import Any
 import psycopg
 import pytest
 
-from sidestream.testing.odoo import DATABASE, OdooWorld
-from sidestream.testing.server_process import free_port
-from sidestream.testing.servers import PostgresServer, postgres_binary
 from tests.odoo.browser import Session
 from tests.odoo.conftest import CHAOS
 from tests.odoo.test_executor import courier
+from tests.support.odoo import DATABASE, OdooWorld
+from tests.support.server_process import free_port
+from tests.support.servers import PostgresServer, postgres_binary
 
 pytestmark = pytest.mark.timeout(300)
 

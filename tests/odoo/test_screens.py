@@ -21,8 +21,8 @@ from typing import Any
 
 import pytest
 
-from sidestream.testing.odoo import DATABASE, ROOT, OdooWorld
 from tests.odoo.browser import Session
+from tests.support.odoo import DATABASE, ROOT, OdooWorld
 
 webdriver = pytest.importorskip("selenium.webdriver")
 from selenium.common.exceptions import StaleElementReferenceException  # noqa: E402

@@ -11,8 +11,8 @@ from types import ModuleType
 import pytest
 
 from sidestream.errors import ApplicationError, SettingsError
-from sidestream.executors.actions import load_actions
 from sidestream.executors.application_fault import is_raised_in
+from sidestream.executors.python.actions import load_actions
 
 
 def raised(run: Callable[[], object]) -> BaseException:

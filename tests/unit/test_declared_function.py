@@ -11,12 +11,12 @@ import pytest
 from sidestream.broker.memory import MemoryBroker
 from sidestream.client import Client
 from sidestream.errors import GiveUp, InvalidJob, SettingsError
-from sidestream.executors.actions import Actions
-from sidestream.executors.context import Context
 from sidestream.executors.declared_function import call
-from sidestream.executors.model_action import ModelAction
+from sidestream.executors.odoo.model_action import ModelAction
+from sidestream.executors.python.actions import Actions
+from sidestream.executors.python.context import Context
 from sidestream.job.codec import Signer
-from sidestream.relay import Relay
+from sidestream.relay.relay import Relay
 
 
 def plain(context: Any, order_id: int, *, express: bool = False) -> None: ...

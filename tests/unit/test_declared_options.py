@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from sidestream.errors import InvalidJob, SettingsError
-from sidestream.executors.actions import Action, Actions
-from sidestream.executors.model_action import ModelAction
+from sidestream.executors.odoo.model_action import ModelAction
+from sidestream.executors.python.actions import Action, Actions
 from sidestream.job.building import build_job
 from sidestream.job.job import Job, Unique
 from sidestream.job.retry import GIVE_UP, RetryPolicy

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from sidestream.errors import ActionError, CommitRefused, InvalidName, SettingsError
-from sidestream.executors.guarded_cursor import Guard, guard_class
-from sidestream.executors.model_action import ModelAction, collect, declared
+from sidestream.executors.odoo.guarded_cursor import Guard, guard_class
+from sidestream.executors.odoo.model_action import ModelAction, collect, declared
 
 
 class Base:
@@ -48,7 +48,7 @@ def test_a_long_name_of_a_model_and_its_method_is_served() -> None:
 def test_an_action_that_cannot_be_served_leaves_the_others_alone(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("sidestream.executors.model_action.tag", lambda name, size: name[:4].encode())
+    monkeypatch.setattr("sidestream.executors.odoo.model_action.tag", lambda name, size: name[:4].encode())
     models = {"x" * 300: Extended, "sale.order": Extended, "sale.line": Extended, "res.partner": Extended}
     assert set(collect(models)) == {"res.partner.print"}
     assert [record.getMessage().partition(":")[0] for record in caplog.records] == [

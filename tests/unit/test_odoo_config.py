@@ -8,9 +8,9 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict
 
 from sidestream.errors import SettingsError
-from sidestream.odoo_config import database_parameters
 from sidestream.settings import Settings
-from sidestream.wiring import store_url
+from sidestream.settings.odoo_config import database_parameters
+from sidestream.wiring.client import store_url
 
 CONF = """
 [options]

@@ -20,8 +20,8 @@ from sidestream.errors import (
     GenerationMoved,
     SettingsError,
 )
-from sidestream.relay import Relay
-from sidestream.relay_queue import CHUNK_SIZE
+from sidestream.relay.queue import CHUNK_SIZE
+from sidestream.relay.relay import Relay
 from tests.unit.relay_parts import ScriptedBroker, direct, eventually, row
 
 

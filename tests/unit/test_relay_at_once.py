@@ -10,7 +10,7 @@ import pytest
 
 from sidestream.broker.protocol import Publication
 from sidestream.errors import BrokerFull, BrokerUnavailable
-from sidestream.relay import AT_ONCE_BYTES, AT_ONCE_MOST, Relay
+from sidestream.relay.relay import AT_ONCE_BYTES, AT_ONCE_MOST, Relay
 from tests.unit.relay_parts import UUID_1, QuickBroker, direct, eventually, row
 
 

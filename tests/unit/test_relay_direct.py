@@ -10,7 +10,7 @@ from uuid import UUID
 import pytest
 
 from sidestream.errors import BrokerError, BrokerFull, BrokerUnavailable, BrokerUnsuitable, CapabilityMissing
-from sidestream.relay import Relay
+from sidestream.relay.relay import Relay
 from tests.unit.relay_parts import UUID_1, ScriptedBroker, direct, eventually, row
 
 

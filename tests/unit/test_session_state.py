@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from sidestream.executors.guarded_cursor import Guard, guard_class
+from sidestream.executors.odoo.guarded_cursor import Guard, guard_class
 from sidestream.executors.session_state import leaves_state
 
 

@@ -64,7 +64,7 @@ def test_they_cannot_be_changed() -> None:
 def test_the_data_folder_follows_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     assert Settings().data_dir == Settings(user=None).data_dir == Path("/var/lib/sidestream")
-    monkeypatch.setattr(settings, "account", lambda name: Account(name, 1, 1, (1,), tmp_path / name))
+    monkeypatch.setattr(settings.settings, "account", lambda name: Account(name, 1, 1, (1,), tmp_path / name))
     (tmp_path / "odoo").mkdir()
     assert Settings(user="odoo").data_dir == tmp_path / "odoo" / ".local" / "share" / "sidestream"
     assert Settings(user="homeless").data_dir == Path("/var/lib/sidestream")

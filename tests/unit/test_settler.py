@@ -16,9 +16,9 @@ from sidestream.errors import BrokerUnavailable, StoreUnavailable
 from sidestream.job.outcome import Retry
 from sidestream.job.reference import row_reference
 from sidestream.worker import wire
-from sidestream.worker.bookkeeper import RowBusy
-from sidestream.worker.handling import Handling
 from sidestream.worker.options import WorkerOptions
+from sidestream.worker.outcome_writer import RowBusy
+from sidestream.worker.settlement import Handling
 from sidestream.worker.settler import AGAIN_AFTER, Settler
 from sidestream.worker.state import ChildState, WorkerState
 

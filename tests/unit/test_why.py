@@ -8,14 +8,14 @@ from uuid import UUID
 
 import pytest
 
+from sidestream.admin.diagnosis import why
 from sidestream.broker.protocol import Explanation, Place
-from sidestream.broker.why import why
 from sidestream.job.reference import direct_reference, row_reference
 from sidestream.job.rules import Limit, Pause
 from sidestream.job.states import State
+from sidestream.store.diagnosis import Facts
+from sidestream.store.job_row import StoredJob
 from sidestream.store.rules import Entry
-from sidestream.store.stored import StoredJob
-from sidestream.store.waiting import Facts
 
 NOW = datetime(2030, 1, 2, 12, tzinfo=UTC)
 NOON, ONE = "2030-01-02 12:00:00 UTC", "2030-01-02 13:00:00 UTC"

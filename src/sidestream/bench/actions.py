@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 
 from sidestream.bench.ledger import Ledger
-from sidestream.executors.actions import Actions
-from sidestream.executors.context import Context
+from sidestream.executors.python.actions import Actions
+from sidestream.executors.python.context import Context
 
 LEDGER = "BENCH_LEDGER_OF_SIDESTREAM"
 """Environment variable: the ledger's path. (``SIDESTREAM_...`` are the settings.)"""

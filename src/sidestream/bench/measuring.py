@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 
 import psycopg
 
+from sidestream.bench import scratch_tables
 from sidestream.bench.actions import EMPTY, ROW
 from sidestream.bench.ledger import Ledger
 from sidestream.client import Client
 from sidestream.errors import BenchRefused, SidestreamError
-from sidestream.store import scratch
 
 ROUND_TRIPS = 200
 PAUSE = 0.02
@@ -149,12 +149,12 @@ def _round_trips(bench: Bench) -> list[Row]:
     if connection is None:
         return []
     with connection.cursor() as cursor:
-        asked = [_took(lambda: scratch.ask(cursor)) for _ in range(ROUND_TRIPS)]
+        asked = [_took(lambda: scratch_tables.ask(cursor)) for _ in range(ROUND_TRIPS)]
         connection.commit()
         written = []
         for number in range(TRANSACTIONS):
             started = time.perf_counter()
-            scratch.write(cursor, number)
+            scratch_tables.write(cursor, number)
             connection.commit()
             written.append(time.perf_counter() - started)
     return [timed("round trip to PostgreSQL", asked), timed("your transaction of one row, no job", written)]
@@ -197,7 +197,7 @@ def _feed_rows(bench: Bench, connection: psycopg.Connection[Any]) -> list[Row]:
         for number in single:
             started = time.perf_counter()
             with bench.jobs.transaction(connection) as tx:
-                scratch.write(cursor, number)
+                scratch_tables.write(cursor, number)
                 before = time.perf_counter()
                 tx.enqueue(ROW, (number,))
                 inserted.append(time.perf_counter() - before)

@@ -1,8 +1,8 @@
 """What a broker is. It speaks of references and leases, never of Redis or of rows.
 
 Three brokers keep this contract: :mod:`sidestream.broker.memory` (the shortest true one),
-:mod:`sidestream.broker.redis` and :mod:`sidestream.broker.postgres` (for when Redis is away).
-``sidestream.testing.broker_contract`` and ``broker_contract_leases`` are its suite.
+:mod:`sidestream.broker.redis` and :mod:`sidestream.broker.postgres.broker` (for when Redis is away).
+``tests.support.broker_contract`` and ``broker_contract_leases`` are its suite.
 
 A *lane* is a backlog of one database: ``<16 hex digits of the database tag>:<queue>``. A worker serves a fixed tuple of
 lanes.

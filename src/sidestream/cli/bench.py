@@ -28,7 +28,7 @@ def bench(
     It has a key prefix, a schema and a worker of its own, so no real job and no real worker sees any of it. It takes
     its share of CPU and disk, though.
     """
-    from sidestream.wiring_bench import run_bench
+    from sidestream.bench.run import run_bench
 
     settings = options_of(context).settings(children=children)
     # As Ctrl-C does: clean up, then end.

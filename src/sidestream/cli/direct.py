@@ -11,8 +11,8 @@ from sidestream.cli.output import fail, print_facts, print_json, print_line
 from sidestream.errors import InvalidJob
 
 if TYPE_CHECKING:
+    from sidestream.admin.direct_jobs import DeadJob, DirectJob
     from sidestream.settings import Settings
-    from sidestream.wiring_direct import DeadJob, DirectJob
 
 _SHOWN = ("action", "queue", "key", "group", "limit", "priority", "run_at", "expires_at", "args", "kwargs")
 
@@ -41,7 +41,7 @@ def show(settings: Settings, uuid: UUID, *, as_json: bool) -> None:
 
 def why(settings: Settings, uuid: UUID) -> str:
     """Return the sentence."""
-    from sidestream.wiring_direct import DeadJob
+    from sidestream.admin.direct_jobs import DeadJob
 
     found = _found(settings, uuid)
     if isinstance(found, DeadJob):
@@ -53,15 +53,15 @@ def why(settings: Settings, uuid: UUID) -> str:
 
 def change(settings: Settings, uuid: UUID, wanted: str, *, as_json: bool) -> None:
     """Cancel one that waits, or open a dead one again."""
-    from sidestream import wiring_direct
+    from sidestream.admin import direct_jobs
 
     if wanted == "run-now":
         raise InvalidJob(f"--run-now is for jobs with a row; the direct job {uuid} can be cancelled and enqueued anew.")
     if wanted == "cancel":
-        done, words = wiring_direct.cancel(settings, uuid), "is cancelled and forgotten"
+        done, words = direct_jobs.cancel(settings, uuid), "is cancelled and forgotten"
         refused = f"The direct job {uuid} does not wait: it runs, is dead, is over, or never was."
     else:
-        done, words = wiring_direct.reopen(settings, uuid), "is open again and due now"
+        done, words = direct_jobs.reopen(settings, uuid), "is open again and due now"
         refused = f"The direct job {uuid} is not among the dead; list them with 'sidestream dead'."
     if not done:
         fail(refused)
@@ -72,7 +72,7 @@ def change(settings: Settings, uuid: UUID, wanted: str, *, as_json: bool) -> Non
 
 
 def _found(settings: Settings, uuid: UUID) -> DirectJob | DeadJob:
-    from sidestream.wiring_direct import find
+    from sidestream.admin.direct_jobs import find
 
     found = find(settings, uuid)
     if found is None:
@@ -81,7 +81,7 @@ def _found(settings: Settings, uuid: UUID) -> DirectJob | DeadJob:
 
 
 def _facts(found: DirectJob | DeadJob) -> dict[str, Any]:
-    from sidestream.wiring_direct import DeadJob
+    from sidestream.admin.direct_jobs import DeadJob
 
     facts: dict[str, Any] = {"id": str(found.uuid), "state": "dead" if isinstance(found, DeadJob) else "open"}
     if isinstance(found, DeadJob):

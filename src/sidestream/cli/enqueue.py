@@ -45,7 +45,7 @@ def enqueue(
     as_json: AsJson = False,
 ) -> None:
     """Enqueue one job and print its id."""
-    from sidestream.wiring import Jobs, store_connection
+    from sidestream.wiring.client import Jobs, store_connection
 
     settings = options_of(context).settings()
     if settings.odoo_config is not None:

@@ -16,8 +16,8 @@ from sidestream.job.states import OpenBecause, State
 
 if TYPE_CHECKING:
     from sidestream.settings import Settings
+    from sidestream.store.compare_and_set import Written
     from sidestream.store.queries import Row
-    from sidestream.store.written import Written
 
 MOST = 1000
 """Most jobs that one page shows."""
@@ -40,7 +40,7 @@ def jobs(
     """List jobs, newest first."""
     from sidestream.job.names import check_action, check_group, check_key, check_queue, fit_key
     from sidestream.store import locks, queries
-    from sidestream.wiring import store_cursor
+    from sidestream.wiring.client import store_cursor
 
     if state is not None and state not in {known.value for known in State}:
         raise InvalidJob(f"--state {state!r:.40} is not a state; expected {', '.join(State)}.")
@@ -125,9 +125,10 @@ def priority(
     as_json: AsJson = False,
 ) -> None:
     """Give a job that waits another priority."""
+    from sidestream.admin.jobs import reprioritize
     from sidestream.job.names import check_priority
     from sidestream.store import control
-    from sidestream.wiring import reprioritize, store_cursor
+    from sidestream.wiring.client import store_cursor
 
     check_id(job_id)
     check_priority(number)
@@ -164,7 +165,7 @@ def check_id(job_id: int) -> None:
 
 def _show(settings: Settings, job_id: int, *, as_json: bool) -> None:
     from sidestream.store import locks, queries
-    from sidestream.wiring import store_cursor
+    from sidestream.wiring.client import store_cursor
 
     with store_cursor(settings) as cursor:
         found = queries.job(cursor, job_id)
@@ -189,8 +190,9 @@ def _show(settings: Settings, job_id: int, *, as_json: bool) -> None:
 
 
 def _change(settings: Settings, job_id: int, wanted: str, *, as_json: bool) -> None:
+    from sidestream.admin.jobs import hasten
     from sidestream.store import control, queries
-    from sidestream.wiring import hasten, store_cursor
+    from sidestream.wiring.client import store_cursor
 
     change = {"cancel": control.cancel, "retry": control.retry, "run-now": control.run_now}[wanted]
     with store_cursor(settings) as cursor:

@@ -16,7 +16,7 @@ from typing import Annotated
 
 import typer
 
-from sidestream.cli import bench, dead, enqueue, jobs, queues, quiet, rules, why, worker, workers
+from sidestream.cli import bench, enqueue, failed, jobs, queues, quiet, rules, why, worker, workers
 from sidestream.cli.options import GlobalOptions
 from sidestream.cli.output import EXIT_FAULT, complain, exit_code
 from sidestream.errors import ApplicationError, SidestreamError
@@ -30,7 +30,7 @@ app = typer.Typer(
 )
 app.command("worker")(worker.worker)
 app.command("why")(why.why)
-app.add_typer(dead.dead, name="dead")
+app.add_typer(failed.dead, name="dead")
 app.command("quiet")(quiet.quiet)
 app.command("workers")(workers.workers)
 app.command("pause")(rules.pause)

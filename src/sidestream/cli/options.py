@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from sidestream.executors.actions import Actions
+    from sidestream.executors.python.actions import Actions
     from sidestream.settings import Settings
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one line of JSON.")]
@@ -59,7 +59,7 @@ def actions_of(settings: Settings) -> Actions | None:
     """Import the application that the settings name, looking in the current folder too; None when they name none."""
     if settings.app is None:
         return None
-    from sidestream.executors.actions import load_actions
+    from sidestream.executors.python.actions import load_actions
 
     folder = str(Path.cwd())
     if folder not in sys.path:

@@ -27,7 +27,7 @@ def queues(
     """Count the jobs of each queue (group, action) by what they wait for; say how old and how late they are."""
     from sidestream.store import rules
     from sidestream.store.statistics import statistics
-    from sidestream.wiring import store_cursor
+    from sidestream.wiring.client import store_cursor
 
     if by not in KINDS:
         raise SettingsError(f"--by {by!r:.40} is not known; expected {', '.join(KINDS)}.")
@@ -99,7 +99,7 @@ def _span(seconds: float | None) -> str:
 def init_db(context: typer.Context, *, as_json: AsJson = False) -> None:
     """Create Sidestream's tables in the database; safe to repeat."""
     from sidestream.store import schema
-    from sidestream.wiring import store_cursor
+    from sidestream.wiring.client import store_cursor
 
     with store_cursor(options_of(context).settings()) as cursor:
         database = schema.install(cursor)
@@ -112,7 +112,7 @@ def init_db(context: typer.Context, *, as_json: AsJson = False) -> None:
 def adopt(context: typer.Context, *, as_json: AsJson = False) -> None:
     """Let a copied, restored or moved database run its open jobs here, under an identity of its own."""
     from sidestream.store import schema
-    from sidestream.wiring import store_cursor
+    from sidestream.wiring.client import store_cursor
 
     settings = options_of(context).settings()
     with store_cursor(settings) as cursor:

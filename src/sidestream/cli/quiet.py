@@ -20,8 +20,8 @@ def quiet(
 ) -> None:
     """Let this host's workers finish what runs and claim nothing more; they stay up until told to stop."""
     from sidestream.process import acting_as
-    from sidestream.wiring_folder import owner_of
-    from sidestream.worker.runfolder import living, set_quiet
+    from sidestream.wiring.data_folder import owner_of
+    from sidestream.worker.run_dir import living, set_quiet
 
     settings = options_of(context).settings()
 

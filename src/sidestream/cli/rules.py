@@ -173,7 +173,7 @@ def _list(context: typer.Context, kinds: tuple[str, ...], *, as_json: bool) -> N
 
 def _write(context: typer.Context, change: Callable[[Any, Any], Any]) -> Any:
     from sidestream.store import rules
-    from sidestream.wiring import store_cursor
+    from sidestream.wiring.client import store_cursor
 
     with store_cursor(options_of(context).settings()) as cursor:
         return change(cursor, rules)

@@ -18,7 +18,7 @@ def why(
     as_json: AsJson = False,
 ) -> None:
     """Say in one sentence why a job waits."""
-    from sidestream.wiring import why_waiting
+    from sidestream.admin.jobs import why_waiting
 
     named, settings = direct.job_id(job_id), options_of(context).settings()
     sentence = why_waiting(settings, named) if isinstance(named, int) else direct.why(settings, named)

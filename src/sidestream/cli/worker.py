@@ -21,7 +21,7 @@ def worker(
 ) -> None:
     """Run jobs until SIGTERM or Ctrl-C: running ones end first; a second signal hands them back."""
     from sidestream.logs import set_up_logging
-    from sidestream.wiring_worker import Worker
+    from sidestream.wiring.worker import Worker
 
     settings = options_of(context).settings(
         queues=queues,

@@ -15,7 +15,7 @@ from sidestream.cli.output import print_json, print_line, print_table
 
 def workers(context: typer.Context, *, as_json: AsJson = False) -> None:
     """List the workers that announced themselves to Redis, and what each runs."""
-    from sidestream.wiring import announced_workers
+    from sidestream.admin.jobs import announced_workers
 
     found = [_facts(*one) for one in announced_workers(options_of(context).settings())]
     if as_json:

@@ -8,9 +8,9 @@ from typing import Any, TypeVar
 import psycopg
 from psycopg.pq import TransactionStatus
 
-from sidestream.executors.context import GuardedConnection
 from sidestream.executors.protocol import Conflict, SessionLost, Uncertain
-from sidestream.store import opening, schema, sessions
+from sidestream.executors.python.context import GuardedConnection
+from sidestream.store import acquire, schema, sessions
 from sidestream.store.adapter import CONFLICTS, SESSION_ENDS, connect, sqlstate, translate
 
 T = TypeVar("T")
@@ -134,7 +134,7 @@ class Session:
     def try_lock(self, lock: bytes) -> bool:
         """Take a session-level advisory lock named by 8 bytes, without waiting; False when another session has it."""
         self.connection  # noqa: B018  # opens it
-        return self.guarded(lambda: opening.lock_tag(self.cursor, lock))
+        return self.guarded(lambda: acquire.lock_tag(self.cursor, lock))
 
     def try_locks(self, locks: Sequence[bytes]) -> bool:
         """Take all of them, or none: False when another session has one."""
@@ -154,7 +154,7 @@ class Session:
         if self._connection is None or self.broken:
             return
         try:
-            opening.unlock_tag(self.cursor, lock)
+            acquire.unlock_tag(self.cursor, lock)
         except psycopg.Error:
             self.close()
 
@@ -166,7 +166,7 @@ class Session:
 
         def read() -> str | None:
             sessions.terminate_backend(cursor, lost, self._application_name)
-            return opening.state_when_unlocked(cursor, row_id, timeout=VERIFY_TIMEOUT)
+            return acquire.state_when_unlocked(cursor, row_id, timeout=VERIFY_TIMEOUT)
 
         return self.guarded(read)
 
@@ -178,7 +178,7 @@ class Session:
 
         def read() -> bool:
             sessions.terminate_backend(cursor, lost, self._application_name)
-            return opening.inbox_has(cursor, uuid)
+            return acquire.inbox_has(cursor, uuid)
 
         return self.guarded(read)
 

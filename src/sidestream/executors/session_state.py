@@ -2,7 +2,7 @@
 
 A child's connection to the database is kept from job to job. Odoo's own pool resets a connection whenever it is
 borrowed; here the connection is given up after a job that used such a statement (see
-:class:`~sidestream.executors.odoo_session.OdooSession` and :class:`~sidestream.executors.session.Session`), so that all
+:class:`~sidestream.executors.odoo.session.OdooSession` and :class:`~sidestream.executors.session.Session`), so that all
 others pay nothing but this look.
 
 What is not told apart is taken for such a statement: the price is one new connection. Not seen is what a function or

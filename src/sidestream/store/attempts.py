@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 
+from sidestream.store.compare_and_set import storable
 from sidestream.store.cursor import Cursor
-from sidestream.store.written import storable
 
 ALONE = "alone"
 """Detail of the attempt row that a worker writes before it starts a job that runs alone."""

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from sidestream.errors import InvalidJob
+from sidestream.store.acquire import expired
+from sidestream.store.compare_and_set import UTC_NOW, storable
 from sidestream.store.control import OPENED_AGAIN, REQUESTS_HANDLED
 from sidestream.store.cursor import Cursor
-from sidestream.store.opening import expired
-from sidestream.store.stored import OF_J, StoredJob, stored_job
-from sidestream.store.written import UTC_NOW, storable
+from sidestream.store.job_row import OF_J, StoredJob, stored_job
 
 LOT = 500
 """Jobs of one call, at most: some 20 ms of PostgreSQL's time."""

@@ -10,10 +10,10 @@ from typing import NamedTuple
 
 from sidestream.job.job import LOWEST_PRIORITY
 from sidestream.job.rules import DEFAULT_AGEING
+from sidestream.store.acquire import standing_before
+from sidestream.store.compare_and_set import UTC_NOW
 from sidestream.store.cursor import Cursor
-from sidestream.store.opening import standing_before
-from sidestream.store.stored import NAMES, OF_J, StoredJob, stored_job
-from sidestream.store.written import UTC_NOW
+from sidestream.store.job_row import NAMES, OF_J, StoredJob, stored_job
 
 WIDE = 10_000
 """How many of the oldest due jobs of a queue and priority are looked at when the first few are not enough."""
@@ -87,7 +87,7 @@ def candidates(
     """Return up to ``limit`` of each queue in order of priority, and as many aged ones, without the ``excluded`` ids.
 
     Of a priority, the oldest due first, ties by id; aged ones by their time alone. Candidates only: running ones are
-    among them, and :func:`~sidestream.store.opening.open_job` decides. Jobs behind another of their key are left out,
+    among them, and :func:`~sidestream.store.acquire.open_job` decides. Jobs behind another of their key are left out,
     so that a line of up to :data:`WIDEST` does not hide what waits behind it. In READ COMMITTED.
     """
     parameters = {

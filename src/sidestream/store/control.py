@@ -13,8 +13,8 @@ from datetime import UTC, datetime
 
 from sidestream.job.names import check_priority
 from sidestream.job.states import State
+from sidestream.store.compare_and_set import UTC_NOW, Written, compare_and_set, write
 from sidestream.store.cursor import Cursor
-from sidestream.store.written import UTC_NOW, Written, compare_and_set, write
 
 __all__ = ["Request", "Written", "cancel", "carry_out", "handled", "pending", "retry", "run_now", "set_priority"]
 

@@ -13,11 +13,11 @@ from collections.abc import Iterable
 from sidestream.job.job import MAX_CRASHES
 from sidestream.job.names import tag
 from sidestream.job.observer import JobFailure
-from sidestream.store import attempts, queries, rows
+from sidestream.store import attempts, outcomes, queries
 from sidestream.store.attempts import ALONE, Attempt, Event
+from sidestream.store.compare_and_set import Written
 from sidestream.store.cursor import Cursor
 from sidestream.store.locks import held_tags, lock_tag_in_transaction, wait_for_tag
-from sidestream.store.written import Written
 
 SUSPECTED = "its worker died while it ran there"
 """Detail of the attempt row that notes a suspicion in the name of the dead worker."""
@@ -61,10 +61,10 @@ def charge(cur: Cursor, job_id: int, worker: str, failed: list[JobFailure] | Non
     if any(attempt.detail in (SUSPECTED, crashed) for attempt in ours):
         return Written(ours=False, state=row.state, attempts=row.attempts)
     if _ran_alone(ours):
-        written = rows.crash(cur, job_id, row.attempts, crashed, MAX_CRASHES, with_host=True)
+        written = outcomes.crash(cur, job_id, row.attempts, crashed, MAX_CRASHES, with_host=True)
         event, detail = Event.CRASHED, crashed
     else:
-        written = rows.suspect(cur, job_id, row.attempts)
+        written = outcomes.suspect(cur, job_id, row.attempts)
         event, detail = Event.RELEASED, SUSPECTED
     if written.ours:
         attempts.record(cur, job_id, worker, -1, event, detail)

@@ -13,9 +13,9 @@ from uuid import UUID
 from sidestream.job.states import State
 from sidestream.store.attempts import Attempt, of_job
 from sidestream.store.candidates import LEVELS
+from sidestream.store.compare_and_set import UTC_NOW
 from sidestream.store.cursor import Cursor
-from sidestream.store.stored import NAMES, OF_J, StoredJob, stored_job
-from sidestream.store.written import UTC_NOW
+from sidestream.store.job_row import NAMES, OF_J, StoredJob, stored_job
 
 CHUNK = 32_768
 """How many ids one chunk has; the same as :data:`sidestream.broker.protocol.CHUNK`."""

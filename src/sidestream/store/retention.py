@@ -4,8 +4,8 @@
 
 from __future__ import annotations
 
+from sidestream.store.compare_and_set import UTC_NOW
 from sidestream.store.cursor import Cursor
-from sidestream.store.written import UTC_NOW
 
 # Rows end after they were made, and ids are given roughly in the order of making: so the old ones lie below an id that
 # is found by halving, and no index on the time of ending has to be written for every job.

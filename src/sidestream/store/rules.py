@@ -15,8 +15,8 @@ from typing import Any
 from sidestream.errors import SettingsError
 from sidestream.job.names import check_action, check_group, check_queue, check_rule
 from sidestream.job.rules import Limit, Pause, Rules, Scope, check_weight
+from sidestream.store.compare_and_set import UTC_NOW, storable
 from sidestream.store.cursor import Cursor
-from sidestream.store.written import UTC_NOW, storable
 
 _COLUMNS = "kind, scope, name, group_name, concurrency, rate, burst, weight, seconds, note, changed_by, changed_at"
 # One snapshot for both, whatever the isolation.

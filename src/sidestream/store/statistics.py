@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sidestream.errors import InvalidJob
+from sidestream.store.compare_and_set import UTC_NOW
 from sidestream.store.cursor import Cursor
-from sidestream.store.written import UTC_NOW
 
 By = Literal["queue", "group", "action"]
 _COLUMNS = {"queue": "queue", "group": "coalesce(group_name, '')", "action": "action"}

@@ -15,10 +15,10 @@ from typing import Any
 
 from sidestream.job.job import DEFAULT_PRIORITY, Job, Unique
 from sidestream.store.adapter import SERIALIZATION_FAILURE, sqlstate
+from sidestream.store.compare_and_set import UTC_NOW
 from sidestream.store.cursor import Cursor
+from sidestream.store.job_row import OF_J, StoredJob, stored_job
 from sidestream.store.locks import running_between
-from sidestream.store.stored import OF_J, StoredJob, stored_job
-from sidestream.store.written import UTC_NOW
 
 OPEN_FEW = 10
 """How many open duplicates are looked at; more than one exists only between overlapping transactions."""

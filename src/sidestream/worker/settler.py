@@ -20,9 +20,9 @@ from sidestream.crashpoints import crash_point
 from sidestream.errors import BrokerError, GenerationMoved, StoreError, StoreUnavailable
 from sidestream.executors.protocol import FollowUp
 from sidestream.worker import wire
-from sidestream.worker.bookkeeper import Bookkeeper, RowBusy
-from sidestream.worker.handling import Handling
 from sidestream.worker.inbox import Inbox
+from sidestream.worker.outcome_writer import Bookkeeper, RowBusy
+from sidestream.worker.settlement import Handling
 from sidestream.worker.slots import Reading
 from sidestream.worker.state import ALONE_MOST, ChildState, Doom, Lone, WorkerState, holds_up_others
 from sidestream.worker.troubles import Troubles

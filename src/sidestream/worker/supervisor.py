@@ -24,18 +24,18 @@ import psycopg
 from sidestream.broker.protocol import Broker, Delivery
 from sidestream.errors import BrokerError, SettingsError, SidestreamError
 from sidestream.job.observer import JobFailure
-from sidestream.worker.bookkeeper import Bookkeeper
 from sidestream.worker.collector import Collector
 from sidestream.worker.dispatcher import Dispatcher
 from sidestream.worker.job_log import failed_line
 from sidestream.worker.lease import LeaseKeeper
 from sidestream.worker.options import WorkerOptions
+from sidestream.worker.outcome_writer import Bookkeeper
 from sidestream.worker.pool import ProcessPool
-from sidestream.worker.runfolder import is_quiet, set_quiet
+from sidestream.worker.run_dir import is_quiet, set_quiet
 from sidestream.worker.settler import Settler
 from sidestream.worker.slots import Slots
 from sidestream.worker.state import Doom, WorkerState
-from sidestream.worker.watch import Watch
+from sidestream.worker.timeout_monitor import Watch
 
 log = logging.getLogger(__name__)
 

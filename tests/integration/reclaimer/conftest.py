@@ -17,11 +17,11 @@ from sidestream.job.job import Job
 from sidestream.job.reference import NO_TAG8, Reference, direct_reference, row_reference
 from sidestream.job.rules import Rules
 from sidestream.job.uuids import new_uuid
-from sidestream.keepers.link import StoreLink
-from sidestream.keepers.reclaimer import Reclaimer
-from sidestream.store import attempts, queries, rows, schema
+from sidestream.maintenance.lease_reclaimer import Reclaimer
+from sidestream.maintenance.store_connection import StoreLink
+from sidestream.store import attempts, outcomes, queries, schema
 from sidestream.store.adapter import connect
-from sidestream.testing.servers import RedisServer
+from tests.support.servers import RedisServer
 
 LEASE = 15.0
 RENEW = 3.0
@@ -73,7 +73,7 @@ class Bench:
 
     def insert(self, count: int = 1) -> list[int]:
         with self.connection.cursor() as cursor:
-            ids = [stored.id for stored in rows.insert(cursor, [Job("act")] * count)]
+            ids = [stored.id for stored in outcomes.insert(cursor, [Job("act")] * count)]
         self.broker.publish([Publication(self.reference(row_id), self.lanes[0]) for row_id in ids])
         return ids
 

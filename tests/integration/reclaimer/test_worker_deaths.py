@@ -7,7 +7,7 @@ import time
 import pytest
 
 from sidestream.errors import BrokerUnavailable
-from sidestream.keepers.worker_deaths import WorkerDeaths
+from sidestream.maintenance.worker_deaths import WorkerDeaths
 from sidestream.store import deaths
 from tests.integration.reclaimer.conftest import DEAD, Bench, charges
 

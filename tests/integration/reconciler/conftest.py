@@ -19,11 +19,11 @@ from sidestream.errors import BrokerUnavailable
 from sidestream.job.job import Job
 from sidestream.job.reference import Reference, row_reference
 from sidestream.job.rules import Rules
-from sidestream.keepers.link import StoreLink
-from sidestream.keepers.reconciler import GRACE, Reconciler
-from sidestream.store import rows, schema
+from sidestream.maintenance.reconciler import GRACE, Reconciler
+from sidestream.maintenance.store_connection import StoreLink
+from sidestream.store import outcomes, schema
 from sidestream.store.adapter import connect
-from sidestream.testing.servers import RedisServer
+from tests.support.servers import RedisServer
 
 LEASE = 15.0
 RENEW = 3.0
@@ -57,7 +57,7 @@ class Bench:
 
     def insert(self, *jobs: Job) -> list[int]:
         with self.connection.cursor() as cursor:
-            return [stored.id for stored in rows.insert(cursor, jobs or [Job("act")])]
+            return [stored.id for stored in outcomes.insert(cursor, jobs or [Job("act")])]
 
     def insert_many(self, count: int, *, first: int = 1) -> None:
         """Insert open rows with ids from ``first`` on, that were due an hour ago."""

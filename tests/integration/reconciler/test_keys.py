@@ -11,7 +11,7 @@ from sidestream.broker.protocol import Delivery
 from sidestream.job.job import Job
 from sidestream.job.reference import Reference
 from sidestream.job.rules import Pause, Rules
-from sidestream.store import rows
+from sidestream.store import outcomes
 from tests.integration.reconciler.conftest import Bench
 
 
@@ -28,7 +28,7 @@ def fail(bench: Bench, head: int) -> None:
     [delivery] = claim(bench)
     assert Reference.unpack(delivery.reference).id == head
     with bench.connection.cursor() as cursor:
-        assert rows.fail(cursor, head, 0, 3600.0, "no").ours
+        assert outcomes.fail(cursor, head, 0, 3600.0, "no").ours
     bench.broker.release([bench.lane], delivery, delay_ms=3_600_000, charge_attempt=True)
 
 
@@ -99,7 +99,7 @@ def test_a_head_that_is_handed_off_is_its_workers(bench: Bench) -> None:
 
 
 def test_few_heads_are_looked_at_in_a_step(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sidestream.keepers.reconciler.HEADS_LOT", 3)
+    monkeypatch.setattr("sidestream.maintenance.reconciler.HEADS_LOT", 3)
     bench.build()
     heads, behind = zip(*[put(bench, "act", "act", key=f"k{number}") for number in range(5)], strict=True)
     for delivery in claim(bench):

@@ -10,7 +10,7 @@ import redis
 from sidestream.broker.redis.broker import RedisBroker
 from sidestream.job.reference import NO_TAG8
 from sidestream.job.rules import Rules
-from sidestream.testing.servers import RedisServer
+from tests.support.servers import RedisServer
 
 START = 1_800_000_000_000
 DB = b"testbase"

@@ -9,9 +9,9 @@ import redis
 
 from sidestream.broker.redis.broker import RedisBroker
 from sidestream.errors import BrokerUnavailable
-from sidestream.testing.servers import RedisServer
 from tests.integration.redis.conftest import ready
 from tests.integration.redis.test_functions import LANE, direct, row
+from tests.support.servers import RedisServer
 
 
 @pytest.fixture

@@ -13,9 +13,9 @@ import redis
 from sidestream.broker.redis.broker import RedisBroker
 from sidestream.broker.redis.connection import RedisConnection, shown
 from sidestream.errors import BrokerFull, BrokerUnavailable, BrokerUnsuitable, SettingsError
-from sidestream.testing.servers import RedisServer, has_redis7
 from tests.integration.redis.conftest import DB, Clock, ready
 from tests.integration.redis.test_functions import DELAYED, LANE, READY, SEAT, P, claimed, direct, row
+from tests.support.servers import RedisServer, has_redis7
 
 
 def strange(client: redis.Redis) -> tuple[int, int]:

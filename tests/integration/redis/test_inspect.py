@@ -5,7 +5,7 @@ from __future__ import annotations
 import redis
 
 from sidestream.broker.redis.broker import RedisBroker
-from sidestream.broker.redis.dead import DeadLetters
+from sidestream.broker.redis.failed import DeadLetters
 from sidestream.broker.redis.inspect import AnnouncedWorker, LaneDepth, RedisInspector
 from tests.integration.redis.conftest import START
 from tests.integration.redis.test_functions import LANE, READY, P, claimed, direct, row

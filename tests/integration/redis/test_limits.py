@@ -12,9 +12,9 @@ from sidestream.broker.redis.broker import RedisBroker
 from sidestream.job.names import tag
 from sidestream.job.reference import limit_tag, row_reference
 from sidestream.job.rules import Limit, Pause, Rules, Scope
-from sidestream.testing.servers import RedisServer
 from tests.integration.redis.conftest import DB, Clock, ready
 from tests.integration.redis.test_functions import LANE, P, claimed
+from tests.support.servers import RedisServer
 
 LEASE_MS, RENEW_MS = 15_000, 3_000
 SLOTS = f"{P}slots:{DB.hex()}:k{limit_tag('courier:7').hex()}"

@@ -11,8 +11,8 @@ from sidestream.broker.protocol import Delivery
 from sidestream.broker.redis.broker import RedisBroker
 from sidestream.errors import BrokerUnavailable
 from sidestream.job.rules import Limit, Rules, Scope
-from sidestream.testing.servers import RedisServer
 from tests.integration.redis.test_functions import DB, LANE, direct
+from tests.support.servers import RedisServer
 
 NUMBERS = itertools.count(1)
 WORKER = "host-1-worker"

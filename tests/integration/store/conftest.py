@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from sidestream.store import schema
-from sidestream.testing.servers import PostgresServer
 from tests.integration.store.sessions import DRIVERS, Session
+from tests.support.servers import PostgresServer
 
 Connect = Callable[..., Session]
 

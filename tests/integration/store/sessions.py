@@ -11,8 +11,8 @@ import psycopg
 import psycopg2
 
 from sidestream.job.job import Job
-from sidestream.store import opening, rows
-from sidestream.store.rows import StoredJob
+from sidestream.store import acquire, outcomes
+from sidestream.store.outcomes import StoredJob
 
 T = TypeVar("T")
 
@@ -56,27 +56,27 @@ class Session:
         self.execute("ROLLBACK")
 
     def insert(self, *jobs: Job) -> list[StoredJob]:
-        return rows.insert(self.cur, jobs)
+        return outcomes.insert(self.cur, jobs)
 
     def one(self, **options: Any) -> int:
         """Insert one job and return its id."""
         return self.insert(Job("test.act", **options))[0].id
 
-    def open(self, job_id: int, **options: Any) -> opening.Opening:
+    def open(self, job_id: int, **options: Any) -> acquire.Opening:
         """Begin a job's transaction and try to open the job in it."""
         self.begin()
-        return opening.open_job(self.cur, job_id, **options)
+        return acquire.open_job(self.cur, job_id, **options)
 
-    def hold(self, job_id: int) -> opening.Opened:
+    def hold(self, job_id: int) -> acquire.Opened:
         """Open a job that must open."""
         found = self.open(job_id)
-        assert isinstance(found, opening.Opened), found
+        assert isinstance(found, acquire.Opened), found
         return found
 
     def done(self, job_id: int) -> None:
         """Run a job that must open to its end."""
         self.hold(job_id)
-        rows.finish(self.cur, job_id)
+        outcomes.finish(self.cur, job_id)
         self.commit()
 
     def row(self, job_id: int, columns: str = "state, attempts, crashes") -> tuple[Any, ...]:

@@ -9,7 +9,7 @@ import pytest
 
 from sidestream.errors import InvalidJob, InvalidName
 from sidestream.job.job import Job
-from sidestream.store import bulk, candidates, control, opening, queries, rows
+from sidestream.store import acquire, bulk, candidates, control, outcomes, queries
 from sidestream.store.bulk import Filter
 from tests.integration.store.sessions import Session
 
@@ -18,7 +18,7 @@ NOW = datetime.now(UTC)
 
 def dead(session: Session, error: str, **options: Any) -> int:
     job_id = session.one(**options)
-    assert rows.bury(session.cur, job_id, 0, error).dead
+    assert outcomes.bury(session.cur, job_id, 0, error).dead
     return job_id
 
 
@@ -35,9 +35,9 @@ def test_dead_jobs_are_grouped_by_what_their_errors_share(a: Session) -> None:
 
 def test_every_way_to_die_has_a_group(a: Session) -> None:
     crashed, spent, snoozed = (a.one() for _ in range(3))
-    rows.crash(a.cur, crashed, 0, "It crashed: signal 11.", 1)
-    rows.count_releases(a.cur, spent, 5, "locked", 5)
-    rows.snooze(a.cur, snoozed, 0, 1.0, "no stock", cap=0)
+    outcomes.crash(a.cur, crashed, 0, "It crashed: signal 11.", 1)
+    outcomes.count_releases(a.cur, spent, 5, "locked", 5)
+    outcomes.snooze(a.cur, snoozed, 0, 1.0, "no stock", cap=0)
     assert a.value("SELECT count(*) FROM sidestream_job WHERE state = 'dead' AND error_group IS NOT NULL") == 3
 
 
@@ -62,7 +62,7 @@ def test_a_retry_handles_the_requests_to_cancel(a: Session, b: Session) -> None:
     for job_id in (one, two, others):
         a.hold(job_id)
         assert control.cancel(b.cur, job_id).locked
-        assert rows.bury(a.cur, job_id, 0, "Boom").dead
+        assert outcomes.bury(a.cur, job_id, 0, "Boom").dead
         a.commit()
     seen = {request.job_id: request for request in control.pending(b.cur)}
     assert control.retry(a.cur, one).ours
@@ -90,7 +90,7 @@ def test_bulk_discard_says_by_whom(a: Session) -> None:
 def test_an_expired_job_ends_as_cancelled_when_it_is_opened(a: Session) -> None:
     job_id = a.one(expires_at=NOW - timedelta(minutes=1))
     found = a.open(job_id)
-    assert isinstance(found, opening.Cancelled)
+    assert isinstance(found, acquire.Cancelled)
     a.commit()
     state, reason = a.row(job_id, "state, reason")
     assert state == "cancelled"
@@ -106,7 +106,7 @@ def test_the_keeper_cancels_expired_jobs_that_wait_and_no_others(a: Session, b: 
               {"id": started, "past": past.replace(tzinfo=None)})  # fmt: skip
     assert [job.id for job in bulk.expire(a.cur)] == [waiting, scheduled]
     assert bulk.expire(a.cur) == []
-    assert isinstance(a.open(started), opening.Opened), "it was started in time; a retry is no start"
+    assert isinstance(a.open(started), acquire.Opened), "it was started in time; a retry is no start"
     a.rollback()
     assert {row.id for row in queries.page(a.cur, "open")} == {started, running, later, never}
 
@@ -116,23 +116,23 @@ def test_the_keeper_cancels_expired_jobs_that_wait_and_no_others(a: Session, b: 
 
 def test_a_snooze_costs_no_attempt_and_keeps_the_place_in_line(a: Session) -> None:
     first, second = a.one(key="k"), a.one(key="k")
-    rows.count_releases(a.cur, first, 9, "locked", 100)
-    written = rows.snooze(a.cur, first, 0, 60.0, "no stock", 9)
+    outcomes.count_releases(a.cur, first, 9, "locked", 100)
+    written = outcomes.snooze(a.cur, first, 0, 60.0, "no stock", 9)
     assert written.ours
     assert not written.terminal
     assert a.row(first, "attempts, snoozes, releases, reason") == (0, 1, 0, "no stock")
-    assert isinstance(a.open(second), opening.Blocked)
+    assert isinstance(a.open(second), acquire.Blocked)
     a.rollback()
-    assert isinstance(a.open(first), opening.NotDue)
+    assert isinstance(a.open(first), acquire.NotDue)
     a.rollback()
-    assert rows.snooze(a.cur, first, 1, 60.0, "late", 9).moved, "compare-and-set"
+    assert outcomes.snooze(a.cur, first, 1, 60.0, "late", 9).moved, "compare-and-set"
 
 
 def test_a_snooze_has_a_cap_of_its_own(a: Session) -> None:
     job_id = a.one()
     for _ in range(2):
-        assert not rows.snooze(a.cur, job_id, 0, 0.0, "no stock", cap=2).dead
-    assert rows.snooze(a.cur, job_id, 0, 0.0, "no stock", cap=2).dead
+        assert not outcomes.snooze(a.cur, job_id, 0, 0.0, "no stock", cap=2).dead
+    assert outcomes.snooze(a.cur, job_id, 0, 0.0, "no stock", cap=2).dead
     assert a.row(job_id, "error") == ("It put itself off more than 2 times; the last reason: no stock",)
     control.retry(a.cur, job_id)
     assert a.row(job_id, "state, snoozes") == ("open", 0)

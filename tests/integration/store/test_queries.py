@@ -11,7 +11,7 @@ import pytest
 from sidestream.broker.protocol import CHUNK
 from sidestream.job.job import Job
 from sidestream.job.states import State
-from sidestream.store import attempts, candidates, control, opening, queries, retention, rows
+from sidestream.store import acquire, attempts, candidates, control, outcomes, queries, retention
 from tests.integration.store.sessions import Session
 
 MANY = 200_000
@@ -70,9 +70,9 @@ def test_open_and_due_gives_the_oldest_of_the_queues_first(a: Session) -> None:
 def test_open_and_due_shows_the_head_of_a_key_alone(a: Session) -> None:
     head, behind, free = a.one(key="k"), a.one(key="k"), a.one()
     assert ids(candidates.open_and_due(a.cur, ["default"], 10)) == [head, free]
-    assert rows.fail(a.cur, head, 0, 60, "It failed.").ours
+    assert outcomes.fail(a.cur, head, 0, 60, "It failed.").ours
     assert ids(candidates.open_and_due(a.cur, ["default"], 10)) == [free]
-    assert rows.bury(a.cur, head, 1, "It can never work.").ours
+    assert outcomes.bury(a.cur, head, 1, "It can never work.").ours
     assert ids(candidates.open_and_due(a.cur, ["default"], 10)) == [behind, free]
 
 
@@ -156,8 +156,8 @@ def test_among_many_rows_every_step_stays_small(a: Session) -> None:
         "page": lambda cur: queries.page(cur),
         "page, dead": lambda cur: queries.page(cur, "dead"),
         "prune": lambda cur: retention.prune(cur, 30, None, 1000),
-        "open, last behind a long line": lambda cur: opening.open_job(cur, last),
-        "open, free": lambda cur: opening.open_job(cur, last + 1),
+        "open, last behind a long line": lambda cur: acquire.open_job(cur, last),
+        "open, free": lambda cur: acquire.open_job(cur, last + 1),
     }
     touched = {}
     for name, step in steps.items():
@@ -175,8 +175,8 @@ def test_counts_say_how_a_queue_stands(a: Session) -> None:
         a.one()
     a.one(run_at=later)
     retrying, dead, cancelled, done = (a.one() for _ in range(4))
-    assert rows.fail(a.cur, retrying, 0, 60, "It failed.").ours
-    assert rows.bury(a.cur, dead, 0, "It can never work.").ours
+    assert outcomes.fail(a.cur, retrying, 0, 60, "It failed.").ours
+    assert outcomes.bury(a.cur, dead, 0, "It can never work.").ours
     assert control.cancel(a.cur, cancelled).ours
     a.done(done)
     a.one(queue="another")
@@ -189,7 +189,7 @@ def test_counts_say_how_a_queue_stands(a: Session) -> None:
 def test_a_page_is_narrowed_down_and_goes_on(a: Session, b: Session) -> None:
     jobs = [a.one(queue="a" if number % 2 else "b", key="k") for number in range(6)]
     a.done(jobs[0])
-    assert rows.bury(a.cur, jobs[1], 0, "It can never work.").ours
+    assert outcomes.bury(a.cur, jobs[1], 0, "It can never work.").ours
     newest_first = jobs[::-1]
     assert ids(queries.page(a.cur)) == newest_first
     assert ids(queries.page(a.cur, limit=2)) == newest_first[:2]
@@ -231,7 +231,7 @@ def test_prune_takes_what_ended_long_ago_with_its_attempts(a: Session, b: Sessio
     for job in (done, locked, young):
         a.done(job)
     assert control.cancel(a.cur, cancelled).ours
-    assert rows.bury(a.cur, dead, 0, "It can never work.").ours
+    assert outcomes.bury(a.cur, dead, 0, "It can never work.").ours
     for job in (done, cancelled, dead, still_open, locked):
         age(a, job, 31)
         attempts.record(a.cur, job, "host-1", 0, "started")

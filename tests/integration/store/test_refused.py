@@ -9,7 +9,7 @@ import pytest
 
 from sidestream.errors import StoreUnavailable
 from sidestream.store import adapter
-from sidestream.testing.servers import PostgresServer
+from tests.support.servers import PostgresServer
 
 REFUSALS = [
     ("postgresql://stranger@127.0.0.1:{port}/postgres", 'role "stranger" does not exist; name a role that exists'),

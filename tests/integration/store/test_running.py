@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sidestream.store import attempts, locks, opening, rows, waiting
+from sidestream.store import acquire, attempts, diagnosis, locks, outcomes
 from tests.integration.store.sessions import Session
 
 
@@ -21,7 +21,7 @@ def test_it_runs_while_a_transaction_holds_its_row(a: Session, b: Session) -> No
     a.rollback()
     assert locks.running_jobs(b.cur, [job, other]) == set()
     a.hold(job)
-    rows.finish(a.cur, job)
+    outcomes.finish(a.cur, job)
     assert locks.running_jobs(b.cur, [job, other]) == {job}, "its effect is not committed yet"
     a.commit()
     assert locks.running_jobs(b.cur, [job, other]) == set()
@@ -38,10 +38,10 @@ def test_to_look_keeps_nobody_from_it(a: Session, b: Session) -> None:
 
 def test_it_runs_between_two_of_its_transactions(a: Session, b: Session) -> None:
     job = a.one()
-    lock = opening.job_lock(job)
-    assert opening.lock_tag(a.cur, lock)
+    lock = acquire.job_lock(job)
+    assert acquire.lock_tag(a.cur, lock)
     assert locks.running_jobs(b.cur, [job]) == {job}
-    opening.unlock_tag(a.cur, lock)
+    acquire.unlock_tag(a.cur, lock)
     assert locks.running_jobs(b.cur, [job]) == set()
 
 
@@ -51,11 +51,11 @@ def test_a_start_that_was_noted_is_told_only_while_it_runs(a: Session, b: Sessio
     job = a.one()
     a.hold(job)
     attempts.record(b.cur, job, "host-1", 0, "started", "since 0.5 s")
-    found = waiting.facts(b.cur, job)
+    found = diagnosis.facts(b.cur, job)
     assert found is not None
     assert found.started_by == "host-1"
     a.rollback()
-    found = waiting.facts(b.cur, job)
+    found = diagnosis.facts(b.cur, job)
     assert found is not None
     assert found.started_by is None
     assert found.started_at is None

@@ -13,8 +13,7 @@ import pytest
 
 from sidestream.errors import ForeignDatabase, SchemaMismatch, SettingsError, StoreError, StoreUnavailable
 from sidestream.job.job import Job
-from sidestream.store import adapter, opening, rows, schema
-from sidestream.testing.servers import PostgresServer
+from sidestream.store import acquire, adapter, outcomes, schema
 from tests.integration.store.conftest import Connect
 from tests.integration.store.sessions import (
     ERRORS,
@@ -25,6 +24,7 @@ from tests.integration.store.sessions import (
     until_waiting,
     wait_until,
 )
+from tests.support.servers import PostgresServer
 
 
 def test_install_is_done_once_whoever_does_it(fresh: Connect) -> None:
@@ -48,7 +48,7 @@ def test_missing_tables_are_one_sentence_and_the_transaction_survives(fresh: Con
         schema.identify(session.cur)
     assert session.value("SELECT 1") == 1
     with pytest.raises(ERRORS) as caught:
-        rows.insert(session.cur, [Job("test.act")])
+        outcomes.insert(session.cur, [Job("test.act")])
     assert isinstance(adapter.translate(caught.value, "enqueue a job"), SchemaMismatch)
 
 
@@ -109,7 +109,7 @@ def test_the_settings_of_the_tables_are_set(a: Session) -> None:
 
 CONFLICTS: list[tuple[str, Callable[[Session, Session, int], object]]] = [
     ("40001", lambda a, b, job: _conflict(a, b, job)),
-    ("55P03", lambda a, b, job: (a.hold(job), opening.state_when_unlocked(b.cur, job, timeout=0.01))),
+    ("55P03", lambda a, b, job: (a.hold(job), acquire.state_when_unlocked(b.cur, job, timeout=0.01))),
     ("40P01", lambda a, b, job: _deadlock(a, b)),
 ]
 
@@ -131,7 +131,7 @@ def _conflict(a: Session, b: Session, job: int) -> None:
     b.begin()
     b.value("SELECT count(*) FROM sidestream_job")
     a.done(job)
-    opening.open_job(b.cur, job)
+    acquire.open_job(b.cur, job)
 
 
 def _deadlock(a: Session, b: Session) -> None:
@@ -275,9 +275,9 @@ def test_an_adopted_database_keeps_the_idempotency_keys_of_the_jobs_that_are_in_
     """A courier that was called before the move must not ship again; a copy's later job 3 is not the original's."""
     session = fresh()
     first = schema.install(session.cur)
-    rows.insert(session.cur, [Job("act"), Job("act")])
+    outcomes.insert(session.cur, [Job("act"), Job("act")])
     second = schema.adopt(session.cur)
-    rows.insert(session.cur, [Job("act")])
+    outcomes.insert(session.cur, [Job("act")])
     third = schema.adopt(session.cur)
     assert schema.identify(session.cur) == third
     assert [third.origin_of(one) for one in (1, 2, 3, 4)] == [first.uuid, first.uuid, second.uuid, third.uuid]

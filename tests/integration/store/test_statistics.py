@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from sidestream.errors import InvalidJob
-from sidestream.store import attempts, queries, rows, statistics
+from sidestream.store import attempts, outcomes, queries, statistics
 from tests.integration.store.sessions import Session
 
 
@@ -17,8 +17,8 @@ def test_open_and_ended_rows_are_counted_by_queue_group_and_action(a: Session) -
     a.one(queue="mail", group="company:2")
     a.one(run_at=now + timedelta(hours=1), queue="mail")
     retrying, dead = a.one(queue="mail", group="company:1"), a.one()
-    assert rows.fail(a.cur, retrying, 0, 600, "It failed.").ours
-    assert rows.bury(a.cur, dead, 0, "It can never work.").ours
+    assert outcomes.fail(a.cur, retrying, 0, 600, "It failed.").ours
+    assert outcomes.bury(a.cur, dead, 0, "It can never work.").ours
 
     default, mail = statistics.statistics(a.cur, "queue")
     assert (default.name, default.due, default.dead, default.oldest) == ("default", 0, 1, None)

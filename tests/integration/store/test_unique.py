@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from sidestream.job.job import Job, Unique
-from sidestream.store import opening, retention, rows
-from sidestream.store.stored import StoredJob
+from sidestream.store import acquire, outcomes, retention
+from sidestream.store.job_row import StoredJob
 from tests.integration.store.conftest import Connect
 from tests.integration.store.sessions import Session
 
@@ -43,9 +43,9 @@ def run_all(session: Session) -> list[int]:
     while ids := open_ids(session):
         for job_id in ids:
             found = session.open(job_id)
-            if isinstance(found, opening.Opened):
+            if isinstance(found, acquire.Opened):
                 ran.append(argument(session, job_id))
-                rows.finish(session.cur, job_id)
+                outcomes.finish(session.cur, job_id)
             session.commit()
     return ran
 
@@ -133,7 +133,7 @@ def test_overlapping_transactions_wait_for_nobody_and_are_folded(
     ended = second if conflict == "return" else first
     kept = first if conflict == "return" else second
     found = a.open(ended.id)
-    assert isinstance(found, opening.Cancelled)
+    assert isinstance(found, acquire.Cancelled)
     a.commit()
     word = "duplicate of" if conflict == "return" else "replaced by"
     assert a.row(ended.id, "state, reason") == ("cancelled", f"{word} {kept.id}")
@@ -148,8 +148,8 @@ def test_overlapping_and_the_other_starts_first(a: Session, b: Session, until: s
     a.commit()
     order = (first, second) if conflict == "return" else (second, first)
     for one in order:
-        if isinstance(a.open(one.id), opening.Opened):
-            rows.finish(a.cur, one.id)
+        if isinstance(a.open(one.id), acquire.Opened):
+            outcomes.finish(a.cur, one.id)
         a.commit()
     assert run_all(a) in ([], [1], [2])
     states = {a.row(one.id, "state")[0] for one in (first, second)}
@@ -174,11 +174,11 @@ def test_while_the_first_runs(a: Session, b: Session, connect: Connect, until: s
         c = connect()
         beside = c.open(second.id)
         if until == "started":
-            assert isinstance(beside, opening.Opened), "what runs may have missed what the caller wrote"
+            assert isinstance(beside, acquire.Opened), "what runs may have missed what the caller wrote"
         else:
-            assert isinstance(beside, opening.Blocked), "it runs after the active one"
+            assert isinstance(beside, acquire.Blocked), "it runs after the active one"
         c.rollback()
-    rows.finish(a.cur, first.id)
+    outcomes.finish(a.cur, first.id)
     a.commit()
     assert run_all(a) == ([] if second.existed else [2])
 
@@ -190,9 +190,9 @@ def test_with_keys_of_their_own_the_new_one_still_waits_for_the_active_one(
     first = put(a, "done", "return", 1, key="k1")
     a.hold(first.id)
     second = put(b, "done", conflict, 2, key="k2")
-    assert isinstance(b.open(second.id), opening.Locked)
+    assert isinstance(b.open(second.id), acquire.Locked)
     b.rollback()
-    rows.finish(a.cur, first.id)
+    outcomes.finish(a.cur, first.id)
     a.commit()
     assert run_all(b) == [2]
 
@@ -200,13 +200,13 @@ def test_with_keys_of_their_own_the_new_one_still_waits_for_the_active_one(
 @pytest.mark.parametrize("conflict", STRATEGIES)
 def test_a_job_between_two_of_its_transactions_runs(a: Session, b: Session, conflict: str) -> None:
     first = put(a, "started", conflict, 1)
-    lock = opening.job_lock(first.id)
-    assert opening.lock_tag(a.cur, lock)  # a three-step job in its second step: nobody has its row
+    lock = acquire.job_lock(first.id)
+    assert acquire.lock_tag(a.cur, lock)  # a three-step job in its second step: nobody has its row
     second = put(b, "started", conflict, 2)
     assert not second.existed
-    assert isinstance(b.open(second.id), opening.Opened)
+    assert isinstance(b.open(second.id), acquire.Opened)
     b.rollback()
-    opening.unlock_tag(a.cur, lock)
+    acquire.unlock_tag(a.cur, lock)
 
 
 @pytest.mark.parametrize("conflict", STRATEGIES)
@@ -215,12 +215,12 @@ def test_a_duplicate_leaves_the_row_of_a_job_between_its_transactions_alone(
     a: Session, b: Session, until: str, conflict: str
 ) -> None:
     first = put(a, until, conflict, 1)
-    lock = opening.job_lock(first.id)
-    assert opening.lock_tag(a.cur, lock)
+    lock = acquire.job_lock(first.id)
+    assert acquire.lock_tag(a.cur, lock)
     b.begin()
     put(b, until, conflict, 2)  # its transaction is not over
-    assert isinstance(opening.open_job(a.cur, first.id, attempts_seen=0), opening.Opened)
-    opening.unlock_tag(a.cur, lock)
+    assert isinstance(acquire.open_job(a.cur, first.id, attempts_seen=0), acquire.Opened)
+    acquire.unlock_tag(a.cur, lock)
     b.rollback()
 
 
@@ -234,11 +234,11 @@ def test_a_duplicate_that_starts_leaves_the_row_of_a_job_between_its_transaction
     second = put(b, "started", conflict, 2)  # the two do not see each other
     a.commit()
     b.commit()
-    lock = opening.job_lock(first.id)
-    assert opening.lock_tag(a.cur, lock)
+    lock = acquire.job_lock(first.id)
+    assert acquire.lock_tag(a.cur, lock)
     b.open(second.id)
-    assert isinstance(opening.open_job(a.cur, first.id, attempts_seen=0), opening.Opened)
-    opening.unlock_tag(a.cur, lock)
+    assert isinstance(acquire.open_job(a.cur, first.id, attempts_seen=0), acquire.Opened)
+    acquire.unlock_tag(a.cur, lock)
     b.rollback()
 
 
@@ -248,7 +248,7 @@ def test_a_running_job_that_fails_makes_room_for_the_newer_one(a: Session, b: Se
     a.hold(first.id)
     second = put(b, "done", conflict, 2)
     a.rollback()
-    assert rows.fail(a.cur, first.id, 0, 0.0, "Boom").ours
+    assert outcomes.fail(a.cur, first.id, 0, 0.0, "Boom").ours
     assert run_all(b) == [2]
     assert b.row(first.id, "state, reason") == ("cancelled", f"replaced by {second.id}")
 
@@ -324,7 +324,7 @@ def test_the_job_that_answered_starts_after_the_callers_commit(a: Session, b: Se
     first = put(a, until, "return", 1)
     b.begin()
     assert put(b, until, "return", 2).id == first.id
-    assert isinstance(a.open(first.id), opening.Locked), "else it would not see what the caller wrote"
+    assert isinstance(a.open(first.id), acquire.Locked), "else it would not see what the caller wrote"
     a.rollback()
     b.commit()
     assert run_all(a) == [1]

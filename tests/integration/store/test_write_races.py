@@ -18,17 +18,17 @@ import pytest
 
 from sidestream.job.job import MAX_CRASHES, Job
 from sidestream.job.states import State
-from sidestream.store import candidates, control, opening, queries, rows, sessions
+from sidestream.store import acquire, candidates, control, outcomes, queries, sessions
 from sidestream.store.adapter import SERIALIZATION_FAILURE, sqlstate
 from tests.integration.store.conftest import Connect
 from tests.integration.store.sessions import ERRORS, Session, beside, until_busy, until_gone, until_waiting
 
 WRITES = {
-    "fail": lambda session, job, seen: rows.fail(session.cur, job, seen, 5, "It failed."),
-    "bury": lambda session, job, seen: rows.bury(session.cur, job, seen, "It can never work."),
-    "crash": lambda session, job, seen: rows.crash(session.cur, job, seen, "It crashed.", MAX_CRASHES),
-    "suspect": lambda session, job, seen: rows.suspect(session.cur, job, seen),
-    "count": lambda session, job, seen: rows.count_releases(session.cur, job, 1, "locked", 1000),
+    "fail": lambda session, job, seen: outcomes.fail(session.cur, job, seen, 5, "It failed."),
+    "bury": lambda session, job, seen: outcomes.bury(session.cur, job, seen, "It can never work."),
+    "crash": lambda session, job, seen: outcomes.crash(session.cur, job, seen, "It crashed.", MAX_CRASHES),
+    "suspect": lambda session, job, seen: outcomes.suspect(session.cur, job, seen),
+    "count": lambda session, job, seen: outcomes.count_releases(session.cur, job, 1, "locked", 1000),
     "cancel": lambda session, job, seen: control.cancel(session.cur, job),
     "retry": lambda session, job, seen: control.retry(session.cur, job),
     "run_now": lambda session, job, seen: control.run_now(session.cur, job),
@@ -59,7 +59,7 @@ def test_c03_nothing_reopens_or_charges_a_job_that_is_done(a: Session, b: Sessio
 @pytest.mark.parametrize("write", ["fail", "bury", "crash", "suspect"])
 def test_c03_a_late_writer_of_an_older_attempt_changes_nothing(a: Session, b: Session, write: str) -> None:
     job = a.one()
-    assert rows.fail(a.cur, job, 0, 0, "It failed.").ours
+    assert outcomes.fail(a.cur, job, 0, 0, "It failed.").ours
     before = b.row(job, "*")
     written = WRITES[write](b, job, 0)
     assert (written.ours, written.moved, written.attempts) == (False, True, 1)
@@ -86,10 +86,10 @@ def test_c07_a_row_that_is_gone_is_missing(a: Session, write: str) -> None:
 def test_c07_two_supervisors_charge_one_crash_once(a: Session, b: Session) -> None:
     job = a.one()
     a.begin()
-    assert rows.crash(a.cur, job, 0, "It crashed.", MAX_CRASHES).ours
-    assert rows.crash(b.cur, job, 0, "It crashed.", MAX_CRASHES).locked
+    assert outcomes.crash(a.cur, job, 0, "It crashed.", MAX_CRASHES).ours
+    assert outcomes.crash(b.cur, job, 0, "It crashed.", MAX_CRASHES).locked
     a.commit()
-    assert rows.crash(b.cur, job, 0, "It crashed.", MAX_CRASHES).moved
+    assert outcomes.crash(b.cur, job, 0, "It crashed.", MAX_CRASHES).moved
     assert b.row(job) == ("open", 1, 1)
 
 
@@ -101,11 +101,11 @@ def test_c07_the_condition_is_looked_at_again_under_the_lock(a: Session, b: Sess
            BEGIN PERFORM pg_advisory_lock_shared(77); PERFORM pg_advisory_unlock_shared(77); RETURN true; END $$"""
     )
     a.execute("SELECT pg_advisory_lock(77)")
-    statement = rows._FAIL.replace("WHERE id =", "WHERE pg_temp.meet() AND id =", 1)
+    statement = outcomes._FAIL.replace("WHERE id =", "WHERE pg_temp.meet() AND id =", 1)
     b.execute("SET lock_timeout = '20s'")
-    writing = beside(lambda: rows.write(b.cur, statement, {"id": job, "seen": 0, "delay": 0.0, "error": "It failed."}))
+    writing = beside(lambda: outcomes.write(b.cur, statement, {"id": job, "seen": 0, "delay": 0.0, "error": "It failed."}))
     until_waiting(a, b.pid)
-    assert rows.fail(a.cur, job, 0, 0, "It failed first.").ours
+    assert outcomes.fail(a.cur, job, 0, 0, "It failed first.").ours
     a.execute("SELECT pg_advisory_unlock(77)")
     assert not writing.result(20).ours
     assert a.row(job, "attempts, error") == (1, "It failed first.")
@@ -114,9 +114,9 @@ def test_c07_the_condition_is_looked_at_again_under_the_lock(a: Session, b: Sess
 def test_c07_the_third_crash_is_the_end(a: Session) -> None:
     job = a.one()
     for seen in range(MAX_CRASHES - 1):
-        written = rows.crash(a.cur, job, seen, "It crashed.", MAX_CRASHES)
+        written = outcomes.crash(a.cur, job, seen, "It crashed.", MAX_CRASHES)
         assert (written.ours, written.dead) == (True, False)
-    written = rows.crash(a.cur, job, MAX_CRASHES - 1, "It crashed again.", MAX_CRASHES)
+    written = outcomes.crash(a.cur, job, MAX_CRASHES - 1, "It crashed again.", MAX_CRASHES)
     assert (written.ours, written.dead, written.terminal) == (True, True, True)
     assert a.row(job, "state, attempts, crashes, error") == ("dead", 3, 3, "It crashed again.")
     assert a.row(job, "ended_at IS NOT NULL") == (True,)
@@ -124,18 +124,18 @@ def test_c07_the_third_crash_is_the_end(a: Session) -> None:
 
 def test_c07_a_suspicion_charges_nothing_until_it_is_confirmed(a: Session) -> None:
     job = a.one()
-    assert rows.suspect(a.cur, job, 0).ours
+    assert outcomes.suspect(a.cur, job, 0).ours
     assert a.row(job, "state, attempts, crashes, suspects") == ("open", 0, 0, 1)
     assert a.hold(job).suspects == 1
     a.rollback()
-    assert rows.crash(a.cur, job, 0, "It crashed, alone.", MAX_CRASHES).ours
+    assert outcomes.crash(a.cur, job, 0, "It crashed, alone.", MAX_CRASHES).ours
     assert a.row(job, "attempts, crashes, suspects") == (1, 2, 0)
 
 
 def test_c07_a_failure_clears_the_suspicion(a: Session) -> None:
     job = a.one()
-    assert rows.suspect(a.cur, job, 0).ours
-    assert rows.fail(a.cur, job, 0, 0, "It failed.").ours
+    assert outcomes.suspect(a.cur, job, 0).ours
+    assert outcomes.fail(a.cur, job, 0, 0, "It failed.").ours
     assert a.row(job, "attempts, crashes, suspects") == (1, 0, 0)
 
 
@@ -145,10 +145,10 @@ def test_c08_the_backend_of_a_dead_worker_holds_its_rows_no_longer(a: Session, b
     a.hold(job)
     asleep = beside(lambda: a.execute("SELECT pg_sleep(60)"))  # SIGKILLed in the middle of a statement
     until_busy(b, a.pid)
-    assert b.open(job) == opening.Locked()
+    assert b.open(job) == acquire.Locked()
     b.rollback()
     assert sessions.terminate_backend(b.cur, a.pid, "sidestream/host-1/0")
-    assert isinstance(b.open(job), opening.Opened)  # at once: it waits until the backend is gone
+    assert isinstance(b.open(job), acquire.Opened)  # at once: it waits until the backend is gone
     assert isinstance(asleep.exception(10), ERRORS)
 
 
@@ -201,7 +201,7 @@ def test_c09_cancelling_a_running_job_asks_for_it_once(a: Session, b: Session) -
     [request] = control.pending(b.cur)
     assert (request.job_id, request.request, request.state) == (job, "cancel", State.OPEN)
     a.rollback()  # its process was killed for it
-    assert a.open(job) == opening.Cancelling()
+    assert a.open(job) == acquire.Cancelling()
     a.rollback()
     assert control.cancel(b.cur, job).ours
     assert control.handled(b.cur, request.id)
@@ -213,7 +213,7 @@ def test_c09_a_cancel_that_comes_too_late_changes_nothing(a: Session, b: Session
     job = a.one()
     a.hold(job)
     assert control.cancel(b.cur, job).locked
-    rows.finish(a.cur, job)
+    outcomes.finish(a.cur, job)
     a.commit()
     [request] = control.pending(b.cur)
     assert request.state is State.DONE
@@ -236,7 +236,7 @@ def test_c09_two_keepers_handle_a_request_without_waiting(a: Session, b: Session
 
 def test_c09_a_person_changes_an_ended_job_without_waiting(a: Session, b: Session) -> None:
     job = a.one()
-    assert rows.bury(a.cur, job, 0, "It can never work.").ours
+    assert outcomes.bury(a.cur, job, 0, "It can never work.").ours
     a.begin()
     a.execute("SELECT FROM sidestream_job WHERE id = %(id)s FOR UPDATE", {"id": job})
     assert control.retry(b.cur, job).locked
@@ -257,15 +257,15 @@ def test_two_deliveries_of_a_direct_job_commit_one_effect(a: Session, b: Session
     job = Job("test.act", uuid=DIRECT)
     for session in (a, b):
         session.begin()
-        assert not opening.inbox_has(session.cur, DIRECT)
-    assert rows.insert_done(a.cur, job)
+        assert not acquire.inbox_has(session.cur, DIRECT)
+    assert outcomes.insert_done(a.cur, job)
     b.execute("SET lock_timeout = '20s'")
-    second = beside(lambda: rows.insert_done(b.cur, job))
+    second = beside(lambda: outcomes.insert_done(b.cur, job))
     until_waiting(a, b.pid)
     a.commit()
     error = second.exception(20)
     assert isinstance(error, ERRORS)
     assert sqlstate(error) == SERIALIZATION_FAILURE
     b.rollback()
-    assert opening.inbox_has(b.cur, DIRECT)
-    assert not rows.insert_done(b.cur, job)
+    assert acquire.inbox_has(b.cur, DIRECT)
+    assert not outcomes.insert_done(b.cur, job)

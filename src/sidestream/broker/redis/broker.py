@@ -243,7 +243,7 @@ class RedisBroker:
         return self._functions.bury(delivery, error)
 
     def reopen(self, uuids: Sequence[bytes]) -> int:
-        """Open dead direct jobs again; see :class:`~sidestream.broker.redis.dead.DeadLetters`."""
+        """Open dead direct jobs again; see :class:`~sidestream.broker.redis.failed.DeadLetters`."""
         return self._functions.reopen(uuids)
 
     def scrap(self, uuids: Sequence[bytes]) -> int:

@@ -1,0 +1,156 @@
+"""Direct jobs for people: one of them and why it waits, the dead ones, and what is done to them. They have no row."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from uuid import UUID
+
+from sidestream.admin.diagnosis import why_direct
+from sidestream.broker.protocol import Explanation, Place, Publication, lane
+from sidestream.broker.redis import keys
+from sidestream.broker.redis.broker import RedisBroker
+from sidestream.broker.redis.failed import DeadJob, DeadLetters
+from sidestream.broker.redis.inspect import RedisInspector
+from sidestream.job.codec import peek, to_ms
+from sidestream.job.errorgroup import error_group
+from sidestream.job.job import Job
+from sidestream.job.reference import NO_TAG8, direct_reference
+from sidestream.settings import Settings
+from sidestream.store import rules
+from sidestream.store.bulk import LOT, ErrorGroup, Filter
+from sidestream.wiring.client import build_broker, store_cursor, store_url
+
+__all__ = ("DeadJob", "DirectGroup", "DirectJob", "cancel", "change_dead", "error_groups", "find", "merged", "reopen")
+
+MOST_ACTIONS = 10
+"""Most actions that are named of jobs whose errors are alike."""
+
+
+@dataclass(frozen=True, slots=True)
+class DirectGroup:
+    """Dead direct jobs whose errors are alike; as :class:`~sidestream.store.bulk.ErrorGroup`, but named by a uuid."""
+
+    error_group: str
+    count: int
+    actions: tuple[str, ...]
+    newest_id: UUID
+    newest_error: str
+    newest_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class DirectJob:
+    """A direct job that is not over."""
+
+    uuid: UUID
+    #: As its signed bytes say.
+    job: Job
+    place: Place
+    #: Why it waits.
+    why: str
+
+
+def find(settings: Settings, uuid: UUID) -> DirectJob | DeadJob | None:
+    """Return a direct job; None when Redis holds none of that id (it is done, discarded, or never was)."""
+    with _broker(settings) as broker:
+        dead = DeadLetters(broker).get(uuid)
+        if dead is not None:
+            return dead
+        payload = broker.connection.run("HGET", keys.direct(broker.prefix), uuid.bytes)
+        if payload is None:
+            return None
+        job = peek(payload)
+        explanation = broker.explain(_publication(uuid, job)) if broker.generation().number else None
+        workers = RedisInspector(broker.connection).workers()
+    entries = []
+    if store_url(settings) is not None:
+        with store_cursor(settings) as cursor:
+            entries = rules.entries(cursor)
+    now, own = time.time() * 1000, lane(NO_TAG8, "")
+    serving = [
+        [name.removeprefix(own) for name in one.lanes if name.startswith(own)] for one in workers if one.until_ms > now
+    ]
+    place = explanation.place if explanation is not None else Place.NOWHERE
+    return DirectJob(uuid, job, place, why_direct(uuid, job, entries, explanation or Explanation(place), serving))
+
+
+def cancel(settings: Settings, uuid: UUID) -> bool:
+    """Remove a direct job that waits; False when it runs or is not there."""
+    with _broker(settings) as broker:
+        payload = broker.connection.run("HGET", keys.direct(broker.prefix), uuid.bytes)
+        return payload is not None and broker.discard(_publication(uuid, peek(payload)))
+
+
+def reopen(settings: Settings, uuid: UUID) -> bool:
+    """Open a dead direct job again, due now; False when it is not among the dead."""
+    with _broker(settings) as broker:
+        return DeadLetters(broker).reopen([uuid]) == 1
+
+
+def error_groups(settings: Settings, only: Filter) -> list[DirectGroup]:
+    """Return the dead direct jobs by what their errors share, the most frequent first."""
+    groups: dict[str, list[DeadJob]] = {}
+    with _broker(settings) as broker:
+        for dead in DeadLetters(broker):
+            if _fits(dead, only):
+                groups.setdefault(error_group(dead.error), []).append(dead)
+    found = []
+    for shared, members in groups.items():
+        counts: dict[str, int] = {}
+        for one in members:
+            if one.job is not None:
+                counts[one.job.action] = counts.get(one.job.action, 0) + 1
+        names = sorted(counts, key=lambda name: (-counts[name], name))[:MOST_ACTIONS]
+        newest = max(members, key=lambda one: one.at_ms)
+        at = datetime.fromtimestamp(newest.at_ms / 1000, UTC)
+        found.append(DirectGroup(shared, len(members), tuple(names), newest.uuid, newest.error, at))
+    return sorted(found, key=lambda group: (-group.count, group.error_group))
+
+
+def change_dead(settings: Settings, only: Filter, *, again: bool) -> Iterator[int]:
+    """Open the dead direct jobs that fit again, or forget them; give how many it were after each lot."""
+    with _broker(settings) as broker:
+        letters = DeadLetters(broker)
+        # All are read before the first is changed: one that dies again meanwhile is left.
+        uuids = [dead.uuid for dead in letters if _fits(dead, only)]
+        for at in range(0, len(uuids), LOT):
+            lot = uuids[at : at + LOT]
+            yield letters.reopen(lot) if again else letters.scrap(lot)
+
+
+def merged(rows: list[ErrorGroup], direct: list[DirectGroup]) -> list[ErrorGroup | DirectGroup]:
+    """Return both, the most frequent first; direct jobs and rows of one error stay two lines."""
+    return sorted([*rows, *direct], key=lambda group: -group.count)
+
+
+@contextmanager
+def _broker(settings: Settings) -> Iterator[RedisBroker]:
+    broker = build_broker(settings)
+    try:
+        broker.generation()
+        yield broker
+    finally:
+        broker.close()
+
+
+def _publication(uuid: UUID, job: Job) -> Publication:
+    return Publication(
+        direct_reference(uuid, job.action, job.key, group=job.group, limit=job.limit).pack(),
+        lane(NO_TAG8, job.queue),
+        0 if job.run_at is None else to_ms(job.run_at),
+        priority=job.priority,
+    )
+
+
+def _fits(dead: DeadJob, only: Filter) -> bool:
+    job = dead.job
+    return (
+        (only.error_group is None or error_group(dead.error) == only.error_group)
+        and (only.queue is None or dead.queue == only.queue)
+        and (only.action is None or (job is not None and job.action == only.action))
+        and (only.group is None or (job is not None and job.group == only.group))
+    )

@@ -1,0 +1,140 @@
+"""What a person may request for jobs that have a row, and who serves them."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+
+from sidestream.admin.diagnosis import why
+from sidestream.broker.protocol import Broker, Explanation, Place, Publication, lane
+from sidestream.broker.redis.inspect import RedisInspector
+from sidestream.errors import BrokerError
+from sidestream.relay.queue import CHUNK_SIZE
+from sidestream.settings import Settings
+from sidestream.store import diagnosis, job_row, rules, schema
+from sidestream.store.job_row import StoredJob
+from sidestream.wiring.client import build_broker, store_cursor
+
+
+def hasten(settings: Settings, job_ids: Sequence[int], *, waiting: bool) -> bool:
+    """Make Redis follow at once what a person did to rows, and return whether it could be told.
+
+    Their old references are taken from where they wait; when ``waiting``, the jobs are published as their rows now
+    stand. One connection to each server, however many rows these are. Not needed for any promise: a worker that meets
+    an old reference looks at the row, and the reconciler looks too.
+    """
+    with store_cursor(settings) as cursor:
+        database, found = schema.identify(cursor), job_row.find_all(cursor, job_ids)
+    return _hasten(settings, database, found, waiting=waiting)
+
+
+
+def hasten_all(settings: Settings, jobs: Sequence[StoredJob], *, waiting: bool) -> bool:
+    """Do as :func:`hasten` for rows that were read after the change."""
+    with store_cursor(settings) as cursor:
+        database = schema.identify(cursor)
+    return _hasten(settings, database, jobs, waiting=waiting)
+
+
+
+def reprioritize(settings: Settings, job_id: int) -> bool:
+    """Let a waiting job have the priority that its row has now, and return whether Redis could be told."""
+    with store_cursor(settings) as cursor:
+        database, found = schema.identify(cursor), job_row.find_all(cursor, [job_id])
+    publications = [_publication(database, row) for row in found]
+    return _tell(settings, lambda broker: [broker.move(one, one.priority) for one in publications])
+
+
+
+def why_waiting(settings: Settings, job_id: int) -> str | None:
+    """Return the sentence that says why a row's job waits or how it ended; None when there is no such row."""
+    with store_cursor(settings) as cursor:
+        database, facts, entries = schema.identify(cursor), diagnosis.facts(cursor, job_id), rules.entries(cursor)
+    if facts is None:
+        return None
+    explanation, serving, busy = None, None, None
+    try:
+        broker = build_broker(settings)
+        try:
+            begun = broker.generation().number  # a Redis that no worker has met yet has none, and answers
+            explanation = broker.explain(_publication(database, facts.job)) if begun else Explanation(Place.NOWHERE)
+            found = RedisInspector(broker.connection).workers()
+        finally:
+            broker.close()
+        now_ms, own = time.time() * 1000, f"{database.tag.hex()}:"
+        serving = [
+            [name.removeprefix(own) for name in worker.lanes if name.startswith(own)]
+            for worker in found
+            if worker.until_ms > now_ms
+        ]
+        wanted = lane(database.tag, facts.job.queue)
+        busy = _busy([one.info for one in found if one.until_ms > now_ms and wanted in one.lanes])
+    except BrokerError:
+        explanation = None  # the sentence says that it is away
+    return why(facts, entries, explanation, serving, busy)
+
+
+
+def _busy(announced: Sequence[str]) -> tuple[int, int] | None:
+    """Return how many children of the workers that announced this run a job, and how many there are; None: unknown."""
+    running, children = 0, 0
+    for info in announced:
+        try:
+            told = json.loads(info)
+            running, children = running + int(told["running"]), children + int(told["children"])
+        except (ValueError, TypeError, KeyError):
+            return None  # a worker of another release
+    return (min(running, children), children) if children else None
+
+
+
+def announced_workers(settings: Settings) -> Sequence[tuple[str, tuple[str, ...], str, int]]:
+    """Return (name, lanes, info as JSON, Unix milliseconds until which it holds) of each worker that Redis knows."""
+    broker = build_broker(settings)
+    try:
+        found = RedisInspector(broker.connection).workers()
+        return [(one.consumer, one.lanes, one.info, one.until_ms) for one in found]
+    finally:
+        broker.close()
+
+
+
+def _hasten(settings: Settings, database: schema.Database, jobs: Sequence[StoredJob], *, waiting: bool) -> bool:
+    publications = [_publication(database, row) for row in jobs]
+
+    def tell(broker: Broker) -> None:
+        for publication in publications:
+            broker.discard(publication)
+        if waiting:
+            for at in range(0, len(publications), CHUNK_SIZE):
+                broker.publish(publications[at : at + CHUNK_SIZE])
+
+    return _tell(settings, tell)
+
+
+
+def _tell(settings: Settings, tell: Callable[[Broker], object]) -> bool:
+    try:
+        broker = build_broker(settings)
+        try:
+            if not broker.generation().number:
+                return False  # emptied: the reconciler builds it anew
+            tell(broker)
+        finally:
+            broker.close()
+    except BrokerError:
+        return False
+    return True
+
+
+
+def _publication(database: schema.Database, row: StoredJob) -> Publication:
+    return Publication(
+        row.reference(database),
+        lane(database.tag, row.queue),
+        row.due_ms,
+        attempted=row.attempted,
+        priority=row.priority,
+    )
+

@@ -1,0 +1,1 @@
+"""The broker that dispatches from PostgreSQL alone while Redis is unavailable."""

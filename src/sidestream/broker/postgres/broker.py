@@ -1,0 +1,427 @@
+"""PostgreSQL as the broker, for when Redis is away (design D13): slower, under the same promises.
+
+The rows themselves are what waits. A claim reads candidates without locks, in READ COMMITTED; the statement that opens
+a job (D2) takes the row's lock, and that lock is the lease: it ends with the session of whoever holds it. What this
+process holds or has put off is left out of its own claims, in memory only. Rules are read from their table; limits
+hold within this process (:mod:`~sidestream.broker.postgres.selection`), and count what it holds from Redis as well.
+"""
+
+# the contract's signatures, also where an argument makes no difference
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
+
+import psycopg
+
+from sidestream.broker.postgres.place import place_of
+from sidestream.broker.postgres.selection import Choice
+from sidestream.broker.protocol import (
+    FALLBACK_PREFIX,
+    Capability,
+    Delivery,
+    Explanation,
+    Generation,
+    Lease,
+    Place,
+    Publication,
+    Reclaimed,
+)
+from sidestream.errors import (
+    BrokerError,
+    BrokerUnavailable,
+    BrokerUnsuitable,
+    CapabilityMissing,
+    StoreError,
+    StoreUnavailable,
+)
+from sidestream.job.reference import Reference, action_of
+from sidestream.job.rules import Rules
+from sidestream.store import control, rules, schema
+from sidestream.store.adapter import translate
+from sidestream.store.candidates import candidates
+from sidestream.store.diagnosis import facts
+from sidestream.store.job_row import StoredJob
+
+POLL = 0.2
+"""Seconds between two looks while a claim waits; a publication in this process ends the pause at once."""
+BLOCKED_PAUSE_MS = 100
+"""How long a blocked job is left out here, in case its blocker was still open when the query looked."""
+FORGET_AFTER = 600.0
+"""Seconds after which a job that was put off and never came back is forgotten here (it ran elsewhere)."""
+RULES_EVERY = 0.5
+"""Seconds for which rules that were read are gone by."""
+TRIES = 5
+"""How often one claim asks again because a limit let fewer through than were found."""
+
+
+T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class _PutOff:
+    until: float
+    releases: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    job: StoredJob
+    lease: Lease
+
+
+class PostgresBroker:
+    """Keeps :class:`~sidestream.broker.protocol.Broker` for rows, without leases that could be reclaimed."""
+
+    capabilities = frozenset({Capability.SHARED, Capability.PRIORITIES, Capability.PAUSES})
+
+    def __init__(self, connect: Callable[[], psycopg.Connection[Any]], database: schema.Database) -> None:
+        """Serve the rows of ``database``; ``connect`` opens an autocommit connection, or raises StoreUnavailable."""
+        self._connect = connect
+        self._database = database
+        self._connection: psycopg.Connection[Any] | None = None
+        self._querying = threading.Lock()
+        self._changed = threading.Condition()
+        self._held: dict[bytes, _Held] = {}
+        self._put_off: dict[int, _PutOff] = {}
+        #: What this process holds from another broker, and what of it the limits counted last.
+        self._others: Callable[[], Sequence[Delivery]] = tuple
+        self._counted: list[tuple[str, bytes]] = []
+        self._choice = Choice()
+        self._rules_at = float("-inf")
+        #: By consumer: tags of the actions that it knows; None: all.
+        self._known: dict[str, frozenset[bytes] | None] = {}
+        self._entries = 0
+        self._closed = False
+
+    def count_others(self, held: Callable[[], Sequence[Delivery]]) -> None:
+        """Let concurrency limits count what ``held`` returns as well, and hand none of it out.
+
+        ``held`` is called before each look for jobs.
+        """
+        self._others = held
+
+    def generation(self, databases: Sequence[bytes] = ()) -> Generation:
+        """See :meth:`Broker.generation`; the rows are the contents, so there is one for ever."""
+        self._check()
+        own = self._database.tag
+        return Generation(1, self._database.uuid.hex, frozenset({own.hex()} if own in databases else ()))
+
+    def begin_generation(self, databases: Sequence[bytes] = ()) -> Generation:
+        """See :meth:`Broker.begin_generation`."""
+        return self.generation(databases)
+
+    def mark_built(self, database: bytes) -> None:
+        """See :meth:`Broker.mark_built`; always true."""
+        self._check()
+
+    def configure(self, database: bytes, rules: Rules) -> bool:
+        """See :meth:`Broker.configure`; their own table is read as well, the higher version governs."""
+        self._check()
+        if database != self._database.tag:
+            return False
+        with self._changed:
+            return self._follow(rules)
+
+    def announce(
+        self, consumer: str, lanes: Sequence[str], info: str, ttl_ms: int, actions: frozenset[bytes] | None = None
+    ) -> None:
+        """See :meth:`Broker.announce`; nobody asks who serves a row, only what this process may be handed."""
+        self._check()
+        with self._changed:
+            self._known[consumer] = actions
+            self._changed.notify_all()
+
+    def withdraw(self, consumer: str, lanes: Sequence[str]) -> None:
+        """See :meth:`Broker.withdraw`."""
+        self._check()
+        with self._changed:
+            self._known.pop(consumer, None)
+
+    def publish(self, jobs: Sequence[Publication], *, force: bool = False) -> int:
+        """See :meth:`Broker.publish`; the rows stand there already; waiting claims of this process look again."""
+        self._check()
+        if any(Reference.unpack(job.reference).direct for job in jobs):
+            raise CapabilityMissing("PostgreSQL carries no direct jobs; they wait until Redis answers again.")
+        with self._changed:
+            self._changed.notify_all()
+        return 0
+
+    def claim(
+        self, consumer: str, lanes: Sequence[str], *, free: int, prefetch: int = 0, wait_ms: int = 0
+    ) -> list[Delivery]:
+        """See :meth:`Broker.claim`; another process may be handed the same row, and finds it locked."""
+        deadline = time.monotonic() + wait_ms / 1000
+        ours = self._database.tag.hex()
+        queues = {lane.partition(":")[2]: lane for lane in lanes if lane.partition(":")[0] == ours}
+        while True:
+            self._check()
+            found = self._take(consumer, queues, free, prefetch) if queues else []
+            rest = deadline - time.monotonic()
+            if found or rest <= 0 or not free:
+                return found
+            with self._changed:
+                self._changed.wait(min(rest, POLL))
+
+    def renew(self, consumer: str, lanes: Sequence[str], leases: Sequence[Lease]) -> list[Lease]:
+        """See :meth:`Broker.renew`; a row's lock needs no renewal."""
+        self._check()
+        with self._changed:
+            held = {one.lease for one in self._held.values()}
+            return [lease for lease in leases if lease.consumer != consumer or lease not in held]
+
+    def settle(self, lanes: Sequence[str], deliveries: Sequence[Delivery]) -> list[Lease]:
+        """See :meth:`Broker.settle`."""
+        self._check()
+        with self._changed:
+            lost = []
+            for delivery in deliveries:
+                row_id = self._let_go(delivery)
+                if row_id is None:
+                    lost.append(delivery.lease)
+                else:
+                    self._put_off.pop(row_id, None)
+            self._changed.notify_all()
+            return lost
+
+    def release(
+        self,
+        lanes: Sequence[str],
+        delivery: Delivery,
+        *,
+        delay_ms: int | None = 0,
+        blocked_by: int | None = None,
+        charge_attempt: bool = False,
+        charge_crash: bool = False,
+        count: bool = True,
+        unstarted: bool = False,
+    ) -> int:
+        """See :meth:`Broker.release`; who stands in line is the query's to say."""
+        self._check()
+        with self._changed:
+            row_id = self._let_go(delivery)
+            if row_id is None:
+                return -1
+            before = self._put_off.get(row_id)
+            releases = before.releases if before else 0
+            releases = 0 if charge_attempt or charge_crash else releases + count
+            if delay_ms is None or blocked_by is not None:
+                # Blocked rows are left out by the query itself, so a long delay would only outlast the blocker.
+                delay_ms = (
+                    min(30_000, 50 * 2 ** min(max(releases - 1, 0), 10)) if blocked_by is None else BLOCKED_PAUSE_MS
+                )
+            self._put_off[row_id] = _PutOff(time.monotonic() + delay_ms / 1000, releases)
+            self._changed.notify_all()
+            return releases
+
+    def bury(self, lanes: Sequence[str], delivery: Delivery, error: str) -> bool:
+        """See :meth:`Broker.bury`; a row is buried by the store, so this is only for direct jobs."""
+        raise CapabilityMissing("PostgreSQL carries no direct jobs, so none can be buried here.")
+
+    def reclaim(self, consumer: str, lanes: Sequence[str], *, lease_ms: int, grace_ms: int, cursor: str) -> Reclaimed:
+        """See :meth:`Broker.reclaim`; a lock ends with its session, and then the row is claimable by itself."""
+        self._check()
+        return Reclaimed("0-0", [])
+
+    def reassert(self, consumer: str, lanes: Sequence[str], deliveries: Sequence[Delivery]) -> list[Delivery]:
+        """See :meth:`Broker.reassert`."""
+        self._check()
+        with self._changed:
+            held = self._held
+            return [one for one in deliveries if one.reference in held and held[one.reference].lease == one.lease]
+
+    def known(self, database: bytes, chunk: int) -> bytes:
+        """See :meth:`Broker.known`; there is nothing to compare the rows with."""
+        raise CapabilityMissing("PostgreSQL keeps no known bits: the rows themselves are what waits.")
+
+    def locate(self, jobs: Sequence[Publication]) -> list[Place]:
+        """See :meth:`Broker.locate`."""
+        return [self.explain(job).place for job in jobs]
+
+    def delayed_until(self, jobs: Sequence[Publication]) -> list[int]:
+        """See :meth:`Broker.delayed_until`."""
+        found = [self.explain(job) for job in jobs]
+        return [one.until_ms if one.place is Place.DELAYED else 0 for one in found]
+
+    def explain(self, job: Publication) -> Explanation:
+        """See :meth:`Broker.explain`; limits are those of this process."""
+        self._check()
+        row_id = Reference.unpack(job.reference).id
+        found = self._query("looking for a job", lambda cursor: facts(cursor, row_id))
+        with self._changed:
+            held = self._held.get(job.reference)
+            if held is not None:
+                return Explanation(Place.HANDED_OFF, consumer=held.lease.consumer)
+            put_off = self._put_off.get(row_id)
+            away = 0.0 if put_off is None else max(0.0, put_off.until - time.monotonic())
+            return place_of(found, job.reference, self._choice, list(self._known.values()), self._database, away)
+
+    def move(self, job: Publication, priority: int) -> bool:
+        """See :meth:`Broker.move`: the row's priority is the one that counts here."""
+        self._check()
+        row_id = Reference.unpack(job.reference).id
+        if job.reference in self._held:
+            return False
+        return self._query("changing a priority", lambda cursor: control.set_priority(cursor, row_id, priority)).ours
+
+    def discard(self, job: Publication) -> bool:
+        """See :meth:`Broker.discard`; a row that ended is no candidate any more."""
+        self._check()
+        return job.reference not in self._held
+
+    def close(self) -> None:
+        """See :meth:`Broker.close`."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        with self._querying:
+            self._disconnect()
+
+    def _check(self) -> None:
+        if self._closed:
+            raise BrokerUnavailable("The PostgreSQL broker was closed; make a new one.")
+
+    def _take(self, consumer: str, lanes: dict[str, str], free: int, prefetch: int) -> list[Delivery]:
+        """Choose and hold up to so many; ask again while a limit let fewer through than there were."""
+        found: list[Delivery] = []
+        for _ in range(TRIES):
+            wanted = free + prefetch - len(found)
+            if wanted <= 0:
+                break
+            self._read_rules()
+            others = self._others()
+            with self._changed:
+                self._forget()
+                self._count(others)
+                queues = self._choice.open_queues(lanes)
+                passed_over = self._choice.passed_over(self._known.get(consumer))
+                ageing = self._choice.rules.ageing
+                now = time.monotonic()
+                away = [one.job.id for one in self._held.values()]
+                away += (row_id for row_id, put_off in self._put_off.items() if put_off.until > now)
+                away += (Reference.unpack(reference).id for _, reference in self._counted)
+            if not queues:
+                break
+            ask = partial(
+                candidates, queues=queues, limit=wanted, excluded=away, passed_over=passed_over, ageing=ageing
+            )
+            seen = self._query("looking for open jobs", ask)
+            with self._changed:
+                refused = self._grant(consumer, lanes, self._choice.in_turn(seen, wanted), found, free)
+            if not refused:
+                break
+        return found
+
+    def _grant(
+        self, consumer: str, lanes: dict[str, str], jobs: Sequence[StoredJob], found: list[Delivery], free: int
+    ) -> bool:
+        """Hold ``jobs``; return whether any was refused for a reason that the next look knows."""
+        refused = False
+        known = self._known.get(consumer)
+        for job in jobs:
+            reference = job.reference(self._database)
+            action = action_of(reference)
+            self._choice.met(job, action)
+            if reference in self._held:
+                continue  # another thread of this process was quicker
+            if len(found) >= free and (job.key is not None or job.limit is not None):
+                return False
+            if (known is not None and action not in known) or not self._choice.take(job, reference):
+                refused = True
+                continue
+            self._entries += 1
+            lease = Lease(b"%s%d" % (FALLBACK_PREFIX, self._entries), consumer, 1)
+            self._held[reference] = _Held(job, lease)
+            put_off = self._put_off.get(job.id)
+            releases = put_off.releases if put_off else 0
+            found.append(
+                Delivery(reference, lanes[job.queue], lease, job.due_ms, releases=releases, priority=job.priority)
+            )
+        return refused
+
+    def _forget(self) -> None:
+        now = time.monotonic()
+        for row_id in [one for one, put_off in self._put_off.items() if put_off.until < now - FORGET_AFTER]:
+            del self._put_off[row_id]
+
+    def _let_go(self, delivery: Delivery) -> int | None:
+        held = self._held.get(delivery.reference)
+        if held is None or held.lease != delivery.lease:
+            return None
+        del self._held[delivery.reference]
+        self._choice.give_back(delivery.reference)
+        return held.job.id
+
+    def _read_rules(self) -> None:
+        now = time.monotonic()
+        if now - self._rules_at < RULES_EVERY:
+            return
+        known = self._choice.rules.version
+        found = self._query("reading the rules", lambda cursor: _newer(cursor, known))
+        self._rules_at = now
+        if found is not None:
+            with self._changed:
+                self._follow(found)
+
+    def _count(self, others: Sequence[Delivery]) -> None:
+        """Let the limits count ``others`` from now on, as far as they are of our database."""
+        prefix = f"{self._database.tag.hex()}:"
+        counted = [(one.lane.removeprefix(prefix), one.reference) for one in others if one.lane.startswith(prefix)]
+        if counted != self._counted:
+            self._counted = counted
+            self._choice.recount(self._running())
+
+    def _running(self) -> list[tuple[str, bytes]]:
+        return [(one.job.queue, reference) for reference, one in self._held.items()] + self._counted
+
+    def _follow(self, found: Rules) -> bool:
+        if found.version < self._choice.rules.version:
+            return False
+        self._choice.follow(found, self._running())
+        self._changed.notify_all()
+        return True
+
+    def _query(self, doing: str, ask: Callable[[Any], T]) -> T:
+        with self._querying:
+            try:
+                with self._opened().cursor() as cursor:
+                    return ask(cursor)
+            except (psycopg.Error, OSError, StoreError) as error:
+                self._disconnect()
+                raise _refused(translate(error, doing)) from error
+
+    def _opened(self) -> psycopg.Connection[Any]:
+        if self._connection is None:
+            connection = self._connect()
+            try:
+                with connection.cursor() as cursor:
+                    found = schema.identify(cursor)
+            except BaseException:
+                connection.close()
+                raise
+            if found != self._database:
+                connection.close()
+                raise BrokerUnsuitable(
+                    f"The database behind the worker's address was {self._database.uuid} and is now {found.uuid}; "
+                    "restart the worker."
+                )
+            self._connection = connection
+        return self._connection
+
+    def _disconnect(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+
+
+def _newer(cursor: Any, known: int) -> Rules | None:
+    return rules.read(cursor) if rules.version(cursor) > known else None
+
+
+def _refused(error: StoreError) -> BrokerError:
+    kind = BrokerUnavailable if isinstance(error, StoreUnavailable) else BrokerUnsuitable
+    return kind(str(error))

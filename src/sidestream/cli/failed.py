@@ -1,0 +1,201 @@
+"""``sidestream dead``: the jobs that failed for good, by what their errors share, and what is done to many."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sidestream.cli.options import AsJson, options_of
+from sidestream.cli.output import complain, fail, print_json, print_line, print_table
+from sidestream.errors import BrokerError, SettingsError
+
+if TYPE_CHECKING:
+    from sidestream.admin.direct_jobs import DirectGroup
+    from sidestream.settings import Settings
+    from sidestream.store.bulk import Filter
+
+dead = typer.Typer(help="List the dead jobs by error; retry or discard them.")
+
+Error = Annotated[str | None, typer.Option(help="Only errors of this kind, as 'sidestream dead' shows it.")]
+Action = Annotated[str | None, typer.Option(help="Only this action.")]
+Queue = Annotated[str | None, typer.Option(help="Only this queue.")]
+Group = Annotated[str | None, typer.Option(help="Only this group.")]
+Everything = Annotated[bool, typer.Option("--all", help="All of them; needed when nothing narrows it down.")]
+
+
+@dead.callback(invoke_without_command=True)
+def listed(
+    context: typer.Context,
+    *,
+    action: Action = None,
+    queue: Queue = None,
+    group: Group = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the dead jobs by what their errors share, the most frequent first."""
+    if context.invoked_subcommand is not None:
+        if action is not None or queue is not None or group is not None or as_json:
+            raise SettingsError(
+                f"Options of 'dead {context.invoked_subcommand}' come behind that word; move them there."
+            )
+        return
+    from sidestream.admin.direct_jobs import error_groups, merged
+    from sidestream.store import bulk
+    from sidestream.wiring.client import store_cursor, store_url
+
+    settings, only, rows = options_of(context).settings(), _filter(None, action, queue, group), []
+    if store_url(settings) is not None:
+        with store_cursor(settings) as cursor:
+            rows = bulk.error_groups(cursor, only)
+    direct: list[DirectGroup] = []
+    with _rows_alone(settings):
+        direct = error_groups(settings, only)
+    found = merged(rows, direct)
+    if as_json:
+        print_json(
+            {
+                "errors": [
+                    {
+                        "error": one.error_group,
+                        "count": one.count,
+                        "actions": list(one.actions),
+                        "direct": not isinstance(one.newest_id, int),
+                        "newest": {"id": one.newest_id, "error": one.newest_error, "at": one.newest_at},
+                    }
+                    for one in found
+                ]
+            }
+        )
+    elif not found:
+        print_line("No job is dead.")
+    else:
+        print_table(
+            ("COUNT", "ERROR", "ACTIONS", "NEWEST", "AT (UTC)"),
+            [(one.count, one.error_group, ", ".join(one.actions), one.newest_id, one.newest_at) for one in found],
+        )
+
+
+@dead.command("retry")
+def retry(
+    context: typer.Context,
+    *,
+    error: Error = None,
+    action: Action = None,
+    queue: Queue = None,
+    group: Group = None,
+    everything: Everything = False,
+    as_json: AsJson = False,
+) -> None:
+    """Open dead jobs again, due now, their failures forgiven."""
+    from sidestream.store import bulk
+
+    only = _narrowed(error, action, queue, group, everything=everything)
+    count = _in_lots(context, lambda cursor, after: bulk.retry_dead(cursor, only, after_id=after), waiting=True)
+    count += _direct(context, only, again=True)
+    _tell(count, "retried", "is open again and due now", "are open again and due now", as_json=as_json)
+
+
+@dead.command("discard")
+def discard(
+    context: typer.Context,
+    *,
+    error: Error = None,
+    action: Action = None,
+    queue: Queue = None,
+    group: Group = None,
+    everything: Everything = False,
+    as_json: AsJson = False,
+) -> None:
+    """End dead jobs as cancelled (direct ones are forgotten): nobody has to look at them any more."""
+    from sidestream.cli.rules import who
+    from sidestream.store import bulk
+
+    only = _narrowed(error, action, queue, group, everything=everything)
+    by = who()
+    count = _in_lots(
+        context, lambda cursor, after: bulk.discard_dead(cursor, only, by=by, after_id=after), waiting=False
+    )
+    count += _direct(context, only, again=False)
+    _tell(count, "discarded", "is cancelled", "are cancelled", as_json=as_json)
+
+
+def _in_lots(context: typer.Context, change: Callable[[Any, int], list[Any]], *, waiting: bool) -> int:
+    """Change lot after lot, each in a transaction of its own, and let Redis follow."""
+    from sidestream.admin.jobs import hasten_all
+    from sidestream.store.bulk import LOT
+    from sidestream.wiring.client import store_cursor, store_url
+
+    settings = options_of(context).settings()
+    if store_url(settings) is None:
+        return 0  # only direct jobs
+    count, after = 0, 0
+    while True:
+        with store_cursor(settings) as cursor:
+            lot = change(cursor, after)
+        count += len(lot)
+        if lot and waiting:  # of what was discarded, Redis has had nothing since it died
+            hasten_all(settings, lot, waiting=True)
+        if len(lot) < LOT:
+            return count
+        after = lot[-1].id
+
+
+def _direct(context: typer.Context, only: Filter, *, again: bool) -> int:
+    """Change the dead direct jobs; return how many."""
+    from sidestream.admin.direct_jobs import change_dead
+
+    settings, count = options_of(context).settings(), 0
+    with _rows_alone(settings):
+        for changed in change_dead(settings, only, again=again):
+            count += changed
+    return count
+
+
+@contextmanager
+def _rows_alone(settings: Settings) -> Iterator[None]:
+    """While Redis cannot be asked say so, and go on with the rows, where there are some."""
+    from sidestream.wiring.client import store_url
+
+    try:
+        yield
+    except (BrokerError, SettingsError) as error:
+        if store_url(settings) is None:
+            raise
+        complain(f"Dead direct jobs, which only Redis has, are left out: {error}")
+
+
+def _narrowed(
+    error: str | None, action: str | None, queue: str | None, group: str | None, *, everything: bool
+) -> Filter:
+    narrowed = any(one is not None for one in (error, action, queue, group))
+    if narrowed == everything:
+        raise SettingsError(
+            "Nothing narrows it down; give --error, --action, --queue or --group, or --all for every dead job."
+            if not narrowed
+            else "--all and something narrower are both given; leave one of them out."
+        )
+    return _filter(error, action, queue, group)
+
+
+def _filter(error: str | None, action: str | None, queue: str | None, group: str | None) -> Filter:
+    from sidestream.job.names import check_action, check_group, check_queue
+    from sidestream.store.bulk import Filter
+
+    return Filter(
+        error,
+        None if action is None else check_action(action),
+        None if queue is None else check_queue(queue),
+        None if group is None else check_group(group),
+    )
+
+
+def _tell(count: int, key: str, one: str, many: str, *, as_json: bool) -> None:
+    if as_json:
+        print_json({key: count})
+    elif not count:
+        fail("No dead job fits; 'sidestream dead' lists them.")
+    else:
+        print_line(f"{count} job{'' if count == 1 else 's'} {one if count == 1 else many}.")

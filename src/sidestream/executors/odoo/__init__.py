@@ -1,0 +1,1 @@
+"""Run methods of Odoo models as jobs."""

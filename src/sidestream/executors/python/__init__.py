@@ -1,0 +1,1 @@
+"""Run plain Python functions as jobs."""

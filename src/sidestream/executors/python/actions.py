@@ -1,0 +1,230 @@
+"""Actions: the declared functions that may run in the background. Nothing else ever runs."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, TypeVar
+
+from sidestream.errors import DuplicateAction, SettingsError, UnknownAction
+from sidestream.executors.application_fault import application_error
+from sidestream.executors.declared_function import check_function, check_limits, check_options
+from sidestream.executors.python.declared_options import Arguments, Text, check_fields
+from sidestream.executors.three_step import ThreeSteps
+from sidestream.job.job import DEFAULT_PRIORITY, DEFAULT_QUEUE, Unique
+from sidestream.job.moments import seconds_of
+from sidestream.job.names import check_action, check_priority, check_queue, tag
+from sidestream.job.observer import JobFailure
+from sidestream.job.options import JobOptions
+from sidestream.job.retry import RetryPolicy, policy_of
+from sidestream.job.uniqueness import check, declared_unique
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+FailureHook = TypeVar("FailureHook", bound=Callable[[JobFailure], object])
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """A declared function and how it may run."""
+
+    #: The name that rows and references carry.
+    name: str
+    #: Called as ``function(context, *args, **kwargs)``.
+    function: Callable[..., Any]
+    #: What happens after a failure: a policy, or one for each class of exceptions.
+    retry: RetryPolicy = field(default_factory=RetryPolicy)
+    #: Seconds until :class:`~sidestream.errors.SoftLimitExceeded` is raised inside the job; None means never.
+    soft_limit: float | None = None
+    #: Seconds until the job's process is killed; None means the worker's own limit.
+    hard_limit: float | None = None
+    #: "forbid": commit and rollback are refused. "relock": ``context.commit()`` commits, locks and checks again.
+    commits: Literal["forbid", "relock"] = "forbid"
+    #: Backlog that its jobs wait in unless the call says otherwise.
+    queue: str = DEFAULT_QUEUE
+    #: Whether the action needs the database; a direct job of an action that does not runs without one.
+    database: bool = True
+    #: Set for a three-step action; ``function`` is then its last step.
+    steps: ThreeSteps | None = None
+    #: 0 (first) to 9 within the queue.
+    priority: int = DEFAULT_PRIORITY
+    #: Ordering key of its jobs: a text with arguments in braces ("order:{order_id}"), or a function of the arguments.
+    key: Text = None
+    #: What its jobs count against, likewise: ``rule`` or ``rule:value`` ("courier:{carrier_id}").
+    limit: Text = None
+    #: The tenant, likewise.
+    group: Text = None
+    #: What makes a second job a duplicate, likewise, or a :class:`~sidestream.job.job.Unique` whose key is such a text.
+    unique: Unique | Text = None
+    #: Seconds after it was due at which a job that has not started ends as cancelled; None means never.
+    expires_in: float | None = None
+
+    def __post_init__(self) -> None:
+        check_action(self.name)
+        self._check_functions()
+        check_queue(self.queue)
+        check_priority(self.priority)
+        object.__setattr__(self, "retry", policy_of(self.name, self.retry))
+        if self.expires_in is not None:
+            seconds_of(self.name, "expires_in", self.expires_in, least="above 0")
+        if isinstance(self.unique, Unique):
+            check(self.name, self.unique)
+        for what in ("key", "limit", "group"):
+            check_fields(self.name, what, getattr(self, what), self.called)
+        unique = self.unique.key if isinstance(self.unique, Unique) else self.unique
+        check_fields(self.name, "unique", unique, self.called)
+        check_limits(f"action {self.name!r}", self.soft_limit, self.hard_limit)
+        if self.steps is not None and self.commits == "relock":
+            raise SettingsError(
+                f"The three-step action {self.name!r} cannot declare commits='relock': its steps commit."
+            )
+        if self.commits not in ("forbid", "relock"):
+            raise SettingsError(f"commits={self.commits!r} of action {self.name!r}: expected 'forbid' or 'relock'.")
+
+    def _check_functions(self) -> None:
+        if self.steps is None:
+            check_function(self.name, self.function)
+            return
+        check_function(self.name, self.steps.read, what="read step")
+        check_function(self.name, self.steps.call, what="call step", given=1)
+        check_function(self.name, self.steps.write, what="write step", given=2)
+
+    @property
+    def called(self) -> Callable[..., Any]:
+        """The function whose arguments are the job's."""
+        return self.function if self.steps is None else self.steps.read
+
+    def job_options(self, args: Sequence[Any], kwargs: Mapping[str, Any], given: Collection[str]) -> JobOptions:
+        """Return the options that a job with these arguments has unless its call says otherwise.
+
+        Those in ``given`` are left out: nothing is asked of the arguments for their sake. Raises
+        :class:`~sidestream.errors.InvalidJob` when the arguments do not fit the function, or one does not serve.
+        """
+        found: JobOptions = {"queue": self.queue, "priority": self.priority, "expires_in": self.expires_in}
+        arguments = Arguments(self.name, self.called, args, kwargs)
+        if self.key is not None and "key" not in given:
+            found["key"] = arguments.text("key", self.key)
+        if self.limit is not None and "limit" not in given:
+            found["limit"] = arguments.text("limit", self.limit)
+        if self.group is not None and "group" not in given:
+            found["group"] = arguments.text("group", self.group)
+        if self.unique is not None and "unique" not in given:
+            found["unique"] = arguments.unique(self.unique)
+        return found
+
+
+OPTIONS = tuple(one.name for one in fields(Action) if one.name not in ("name", "function", "steps"))
+"""What a declaration may say of its action."""
+
+
+class Actions:
+    """A set of declared actions. Make one in a module of yours and name it to the worker as ``module:attribute``."""
+
+    def __init__(self) -> None:
+        self._by_name: dict[str, Action] = {}
+        self._by_tag: dict[bytes, Action] = {}
+        #: What :meth:`on_failure` declared.
+        self.failure_hooks: list[Callable[[JobFailure], object]] = []
+
+    def on_failure(self, hook: FailureHook) -> FailureHook:
+        """Declare the decorated function as one that is called with each job that ends as failed.
+
+        It is called in a process of its own, once the job's row says so, at most once for a job: not when the worker is
+        killed in between. It has some seconds in all (:data:`~sidestream.worker.zygote.HOOK_SECONDS`), and what it
+        raises is logged.
+        """
+        self.failure_hooks.append(hook)
+        return hook
+
+    def action(self, name: str, **options: Any) -> Callable[[Function], Function]:
+        """Declare the decorated function as the action ``name``; ``options`` are :class:`Action`'s fields.
+
+        ``unique="text"`` may be completed by ``unique_until``, ``unique_for`` and ``on_conflict`` as in a call.
+
+        Raises :class:`~sidestream.errors.DuplicateAction` when the name, or its 4-byte tag, is taken, and
+        :class:`~sidestream.errors.SettingsError` for an unknown or wrong option, and a function that cannot run.
+        """
+        if not isinstance(name, str):
+            raise SettingsError(
+                f'@actions.action is given {name!r:.80} instead of a name; write @actions.action("invoice.print"): '
+                "jobs keep the name, so it must not change with the function's."
+            )
+        check_options(name, options, OPTIONS)
+
+        def declare(function: Function) -> Function:
+            self.add(Action(name, function, **declared_unique(name, options)))
+            return function
+
+        return declare
+
+    def three_step(
+        self,
+        name: str,
+        *,
+        read: Callable[..., Any],
+        call: Callable[..., Any],
+        write: Callable[..., Any],
+        **options: Any,
+    ) -> None:
+        """Declare a three-step action (see :class:`~sidestream.executors.three_step.ThreeSteps`)."""
+        check_options(name, options, OPTIONS)
+        self.add(Action(name, write, steps=ThreeSteps(read, call, write), **declared_unique(name, options)))
+
+    def add(self, action: Action) -> None:
+        """Declare ``action``."""
+        taken = self._by_name.get(action.name) or self._by_tag.get(tag(action.name, 4))
+        if taken is not None:
+            raise DuplicateAction(
+                f"The action {action.name!r} is declared twice (the first one is {taken.name!r} by "
+                f"{taken.function.__module__}.{taken.function.__qualname__}); rename one of them."
+            )
+        self._by_name[action.name] = action
+        self._by_tag[tag(action.name, 4)] = action
+
+    def get(self, name: str) -> Action:
+        """Return the action ``name``; raise :class:`~sidestream.errors.UnknownAction` when nobody declared it."""
+        try:
+            return self._by_name[name]
+        except KeyError:
+            known = ", ".join(sorted(self._by_name)) or "none"
+            raise UnknownAction(f"No action {name!r} is declared; declared are: {known}.") from None
+
+    def by_tag(self, action_tag: bytes) -> Action | None:
+        """Return the action whose 4-byte tag a reference carries, or None."""
+        return self._by_tag.get(action_tag)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._by_name
+
+    def __iter__(self) -> Iterator[Action]:
+        return iter(self._by_name.values())
+
+    def __len__(self) -> int:
+        return len(self._by_name)
+
+
+def load_actions(path: str) -> Actions:
+    """Import ``module:attribute`` and return the :class:`Actions` there.
+
+    Raises :class:`~sidestream.errors.SettingsError` when there is nothing like that, and
+    :class:`~sidestream.errors.ApplicationError` when the module's own code raises something.
+    """
+    module_name, _, attribute = path.partition(":")
+    if not module_name or not attribute:
+        raise SettingsError(
+            f"The application {path!r} is not of the form module:attribute, for example myapp.jobs:actions."
+        )
+    try:
+        module = importlib.import_module(module_name)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # whatever a module raises, SystemExit among it
+        if isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(f"{error.name}."):
+            raise SettingsError(f"The application {path!r} cannot be imported: {error}.") from error
+        raise application_error(f"The application {path!r}", error) from error
+    found = getattr(module, attribute, None)
+    if found is None:
+        raise SettingsError(f"The module {module_name!r} has no attribute {attribute!r}; name its Actions object.")
+    if not isinstance(found, Actions):
+        raise SettingsError(f"{path!r} is a {type(found).__name__}, expected a sidestream.Actions object.")
+    return found

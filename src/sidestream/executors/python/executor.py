@@ -1,0 +1,319 @@
+"""The plain Python executor: actions are functions, their effects go to the PostgreSQL that holds the rows.
+
+A row's job runs so:
+
+1. its key (or, for relock and three-step actions, its id) is locked for the session, in a statement of its own;
+2. BEGIN at REPEATABLE READ, and the one statement that opens the job;
+3. the action;
+4. "done" with the effect in one COMMIT;
+5. the session lock is freed.
+
+The session lock lives on the same connection as the transaction, so neither can die without the other
+(docs/decisions/0004-key-lock-on-the-same-session.md).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from sidestream.crashpoints import crash_point
+from sidestream.errors import BadSignature, WireError
+from sidestream.executors.acquire import check_still_ours, commit_end, locks_of, open_again, verdict_of
+from sidestream.executors.declared_function import call
+from sidestream.executors.partial_commit import Parts
+from sidestream.executors.protocol import ActionFacts, Opened, Verdict
+from sidestream.executors.python.actions import Action, Actions, load_actions
+from sidestream.executors.python.context import Context
+from sidestream.executors.session import Session
+from sidestream.job.building import build_job, check_arguments
+from sidestream.job.codec import Signer, decode_payload, to_ms
+from sidestream.job.job import Job
+from sidestream.job.names import tag
+from sidestream.job.observer import JobFailure
+from sidestream.job.options import JobOptions
+from sidestream.job.outcome import Bury, Done, Release, ReleaseReason
+from sidestream.job.reference import Reference
+from sidestream.store import acquire, outcomes
+
+log = logging.getLogger(__name__)
+
+
+class Body:
+    """What one opened job carries through run and commit."""
+
+    __slots__ = ("action", "context", "job", "locks", "parts", "transaction")
+
+    def __init__(self, action: Action, job: Job, locks: list[bytes], *, transaction: bool) -> None:
+        self.action = action
+        self.job = job
+        #: Session-level locks to free when the job ended.
+        self.locks = locks
+        self.parts = Parts()
+        #: Whether there is a database transaction around the action.
+        self.transaction = transaction
+        self.context: Context
+
+
+class PythonCall:
+    """Runs declared Python functions. See :class:`~sidestream.executors.protocol.Executor` for each method."""
+
+    stale = False
+
+    def __init__(
+        self, app: str | Actions, *, dsn: str | None, signer: Signer | None, application_name: Callable[[int], str]
+    ) -> None:
+        """Prepare; nothing is connected before a job needs it.
+
+        Args:
+            app: ``module:attribute`` of the :class:`Actions`, or the object itself.
+            dsn: Where the rows are; None for direct jobs without a database.
+            signer: Verifies direct jobs; None refuses them.
+            application_name: What the session of the child in a slot is called.
+        """
+        self.on_backend: Callable[[int], None] = lambda pid: None
+        self.on_guard: Callable[[int], None] = lambda pid: None  # never called: keys are on the one session
+        self._app = app
+        self._actions = app if isinstance(app, Actions) else Actions()
+        self._signer = signer
+        self._dsn = dsn
+        self._application_name = application_name
+        self._session: Session | None = None
+
+    def load(self) -> Sequence[ActionFacts]:
+        """Import the application's module."""
+        if isinstance(self._app, str):
+            self._actions = load_actions(self._app)
+        return [ActionFacts(a.name, tag(a.name, 4), a.hard_limit, a.retry, a.queue) for a in self._actions]
+
+    def begin(self, slot: int) -> None:
+        """Name this child's session; it is opened by the first job that needs it."""
+        if self._dsn is not None:
+            self._session = Session(self._dsn, self._application_name(slot), lambda pid: self.on_backend(pid))
+
+    def open(self, reference: bytes, payload: bytes | None, *, attempts: int, careful: bool) -> Opened | Verdict:
+        """Lock and read the job."""
+        try:
+            ref = Reference.unpack(reference)
+        except WireError as error:
+            return Release(f"{ReleaseReason.PARKED}: {error}")
+        action = self._actions.by_tag(ref.action)
+        if action is None:
+            return Release(f"{ReleaseReason.PARKED}: no worker here knows its action")
+        if ref.direct:
+            return self._open_direct(ref, action, payload, attempts)
+        return self._open_row(ref, action, careful)
+
+    def run(self, opened: Opened) -> None:
+        """Call the action, or the three steps of it."""
+        body: Body = opened.body
+        guarded = self._session.guarded if self._session is not None and body.transaction else _plainly
+        guarded(lambda: self._call(opened, body))
+        crash_point("child.ran")
+
+    def commit(self, opened: Opened) -> None:
+        """Write "done" and commit."""
+        body: Body = opened.body
+        session = self._session
+        if session is None or not body.transaction:
+            return
+        body.parts.check()
+        if body.job.id is not None:
+            row_id = body.job.id
+            session.guarded(lambda: outcomes.finish(session.cursor, row_id))
+        elif not session.guarded(lambda: outcomes.insert_done(session.cursor, body.job)):
+            session.rollback()  # another delivery of this direct job committed its effect meanwhile
+            return
+        crash_point("child.written")
+        session.commit()
+        crash_point("child.committed")
+
+    def verify(self, opened: Opened) -> bool:
+        """Find out whether the commit that got no reply happened."""
+        body: Body = opened.body
+        assert self._session is not None  # only a session's commit is ever uncertain
+        if body.job.id is not None:
+            return self._session.state_after_lost_commit(body.job.id) != "open"
+        return self._session.done_after_lost_commit(body.job.uuid)
+
+    def reset(self) -> None:
+        """Roll back, or drop the connection when that fails."""
+        if self._session is not None:
+            self._session.rollback()
+
+    def release_locks(self, opened: Opened) -> None:
+        """Free the job's key, and whatever else it left in its session."""
+        self._unlock(opened.body.locks)
+        if self._session is not None:
+            self._session.leave_nothing()
+
+    @property
+    def hears_failures(self) -> bool:
+        """Whether the application declared a failure hook."""
+        return bool(self._actions.failure_hooks)
+
+    def job_failed(self, failure: JobFailure) -> None:
+        """Call the application's hooks."""
+        for hook in self._actions.failure_hooks:
+            try:
+                hook(failure)
+            except Exception:
+                log.exception("A failure hook failed.", extra={"action": "failure_hook_failed"})
+
+    def close(self) -> None:
+        """Close the connection."""
+        if self._session is not None:
+            self._session.close()
+
+    def _open_direct(self, ref: Reference, action: Action, payload: bytes | None, attempts: int) -> Opened | Verdict:
+        uuid = ref.uuid
+        assert uuid is not None  # that is what a direct reference is
+        if payload is None or self._signer is None:
+            missing = "its signed bytes are gone from Redis" if payload is None else "this worker has no signing keys"
+            return Bury(f"The direct job {uuid} cannot run: {missing}.")
+        try:
+            job = self._signer.open(payload, uuid).job
+        except BadSignature as error:
+            return Bury(str(error))
+        except WireError as error:
+            return Release(f"{ReleaseReason.PARKED}: {error}")
+        if job.action != action.name:
+            return Bury(f"The direct job {uuid} cannot run: its reference and its signed bytes do not belong together.")
+        if job.expires_at is not None and not attempts and job.expires_at <= datetime.now(UTC):
+            log.info("Direct job %s has expired and is not run.", uuid, extra={"action": "direct_expired"})
+            return Done()
+        session = self._session if action.database else None
+        if session is not None:
+            session.begin()
+            if session.guarded(lambda: acquire.inbox_has(session.cursor, uuid)):
+                session.rollback()
+                return Done()
+        return self._opened(action, job, attempts, [], transaction=session is not None)
+
+    def _open_row(self, ref: Reference, action: Action, careful: bool) -> Opened | Verdict:
+        session = self._session
+        if session is None:
+            return Release(f"{ReleaseReason.PARKED}: this worker has no database")
+        if ref.database != session.database.tag:
+            return Release(f"{ReleaseReason.PARKED}: it belongs to another database")
+        locks = locks_of(ref, between_transactions=action.steps is not None or action.commits == "relock")
+        if not session.try_locks(locks):
+            return Release(ReleaseReason.LOCKED)
+        try:
+            found = self._open_statement(ref.id)
+            commit_end(found, session.commit)
+        except BaseException:
+            self.reset()
+            self._unlock(locks)
+            raise
+        verdict = verdict_of(found, ref, careful=careful)
+        if verdict is not None:
+            session.rollback()
+            self._unlock(locks)
+            return verdict
+        assert isinstance(found, acquire.Opened)
+        crash_point("child.opened")
+        try:
+            args, kwargs = decode_payload(found.payload)
+        except WireError as error:
+            session.rollback()
+            self._unlock(locks)
+            return Release(f"{ReleaseReason.PARKED}: {error}")
+        job = Job(
+            found.action, tuple(args), kwargs, found.queue, found.key, None, ref.id, None, found.attempts, found.crashes
+        )
+        opened = self._opened(action, job, found.attempts, locks, transaction=True)
+        opened.forgiven = found.forgiven
+        return opened
+
+    def _open_statement(self, row_id: int, *, attempts_seen: int | None = None) -> acquire.Opening:
+        session = self._session
+        assert session is not None
+        session.begin()
+        return session.guarded(lambda: acquire.open_job(session.cursor, row_id, attempts_seen=attempts_seen))
+
+    def _opened(self, action: Action, job: Job, attempts: int, locks: list[bytes], *, transaction: bool) -> Opened:
+        body = Body(action, job, locks, transaction=transaction)
+        opened = Opened(action.name, attempts, action.soft_limit, action.retry, body, queue=job.queue)
+        session = self._session if transaction else None
+        if session is not None:
+            session.connection.action = action.name
+        body.context = Context(
+            action=action.name,
+            job_id=job.id,
+            uuid=job.uuid,
+            attempt=attempts + 1,
+            origin="direct" if session is None or job.id is None else str(session.database.origin_of(job.id)),
+            connection=session.connection if session is not None else None,
+            enqueue=(lambda *a, **k: self._enqueue(opened, *a, **k)) if session is not None else None,
+            commit=(lambda: self._relock(opened)) if action.commits == "relock" and job.id is not None else None,
+        )
+        return opened
+
+    def _call(self, opened: Opened, body: Body) -> None:
+        args, kwargs = body.job.args, body.job.kwargs
+        steps = body.action.steps
+        if steps is None:
+            call(body.action.name, body.action.function, body.context, *args, **kwargs)
+            return
+        request = call(body.action.name, steps.read, body.context, *args, **kwargs)
+        if body.transaction and self._session is not None:
+            # The first step may not write: ending its transaction frees the row and the snapshot while the call runs.
+            self._session.rollback()
+        with body.context.outside():
+            answer = steps.call(body.context, request)
+        if body.transaction:
+            self._open_again(body)
+        steps.write(body.context, request, answer)
+
+    def _relock(self, opened: Opened) -> None:
+        body: Body = opened.body
+        session = self._session
+        assert session is not None
+        with body.parts.turn():
+            session.commit()
+            self._open_again(body)
+
+    def _open_again(self, body: Body) -> None:
+        session = self._session
+        assert session is not None
+        if body.job.id is None:
+            session.begin()
+            return
+        row_id, seen = body.job.id, body.job.attempts
+        found = open_again(lambda: self._open_statement(row_id, attempts_seen=seen), session.rollback)
+        check_still_ours(body.job, found)
+
+    def _enqueue(
+        self,
+        opened: Opened,
+        action: str,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        options: JobOptions,
+    ) -> int:
+        declared = self._actions.get(action)
+        session = self._session
+        assert session is not None
+        given = [option for option, value in options.items() if value is not None]
+        check_arguments(action, args, kwargs)
+        defaults = declared.job_options(args, kwargs, given)
+        job = build_job(action, args, kwargs, now=datetime.now(UTC), defaults=defaults, **options)
+        [stored] = session.guarded(lambda: outcomes.insert(session.cursor, [job]))
+        for one in stored.replaced:  # placed anew as ready: whoever claims it finds it over, and its key is free
+            opened.follow_ups.append((one.reference(session.database), one.queue, 0, one.priority, False, True))
+        due_ms = to_ms(job.run_at) if job.run_at is not None else 0
+        if stored.taken_over or not stored.existed:
+            marks = (stored.attempted, stored.taken_over)
+            opened.follow_ups.append((stored.reference(session.database), stored.queue, due_ms, job.priority, *marks))
+        return stored.id
+
+    def _unlock(self, locks: Sequence[bytes]) -> None:
+        if self._session is not None:
+            self._session.unlock_all(locks)
+
+
+def _plainly(call: Callable[[], None]) -> None:
+    call()

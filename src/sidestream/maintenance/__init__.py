@@ -1,0 +1,1 @@
+"""Periodic tasks that every worker runs, one per file."""

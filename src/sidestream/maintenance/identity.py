@@ -1,0 +1,31 @@
+"""See that the database is still the one that the worker was started for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from sidestream.errors import SchemaMismatch
+from sidestream.maintenance.store_connection import StoreLink
+
+
+class IdentityCheck:
+    """Notices that somebody adopted the database: its jobs are published under another name from then on."""
+
+    name = "identity check"
+    every = 2.0
+
+    def __init__(self, link: StoreLink, on_changed: Callable[[], None]) -> None:
+        """``on_changed`` is called at every step from then on."""
+        self._link = link
+        self._on_changed = on_changed
+
+    def step(self) -> bool:
+        """Look once; see :class:`~sidestream.maintenance.task.Keeper`."""
+        try:
+            self._link.check()
+        except SchemaMismatch:
+            if not self._link.changed:
+                raise
+        if self._link.changed:
+            self._on_changed()
+        return False

@@ -1,0 +1,293 @@
+"""Take over what dead supervisors held (design D4, D6, D7).
+
+For each delivery whose lease ran out:
+
+1. who lost it: ourselves (we never got the answer, or were frozen), somebody still announced (likewise), or the dead;
+2. the sessions that a dead supervisor left in PostgreSQL are ended, so that its rows are free;
+3. what ran there is written to its row first: a crash when it ran alone, a suspicion when it may have been the cause;
+4. only then is the delivery given back, or settled when its row is at an end.
+
+What was claimed but did not run is charged with nothing. While PostgreSQL is away, deliveries of rows stay with us.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+from sidestream.broker.protocol import Broker, Delivery
+from sidestream.clock import Clock
+from sidestream.crashpoints import crash_point
+from sidestream.errors import GenerationMoved, StoreError, WireError
+from sidestream.job.job import MAX_CRASHES
+from sidestream.job.observer import JobFailure
+from sidestream.job.reference import Reference
+from sidestream.maintenance.store_connection import Cursor, StoreLink
+from sidestream.store import deaths, sessions
+
+log = logging.getLogger(__name__)
+
+START = "0-0"
+"""The cursor before the first page and behind the last one."""
+MOST_PAGES = 10
+"""Most pages (of up to 100 deliveries) that one step takes over."""
+
+
+def _nobody(owner: str) -> bool:
+    """Without announcements, everybody whose lease ran out is dead."""
+    return False
+
+
+def _always() -> bool:
+    """Whoever is alone looks at every step."""
+    return True
+
+
+class Verdict(Enum):
+    """What the broker is told of a delivery, once the row says what it has to."""
+
+    GIVE_BACK = "give back"
+    CHARGE_CRASH = "give back with a crash"
+    BURY = "bury"
+    SETTLE = "settle"
+
+
+@dataclass(slots=True, eq=False)
+class Taken:
+    """A delivery that we took over."""
+
+    delivery: Delivery
+    #: None when its bytes cannot be read.
+    reference: Reference | None
+    #: Who lost it.
+    owner: str
+    #: Monotonic time at which we took it.
+    since: float
+    #: Never decided twice, however often the broker has to be told.
+    verdict: Verdict | None = None
+
+
+class Reclaimer:
+    """Gives back what nobody renews any more."""
+
+    name = "reclaimer"
+
+    def __init__(
+        self,
+        broker: Broker,
+        link: StoreLink | None,
+        clock: Clock,
+        *,
+        consumer: str,
+        lanes: Sequence[str],
+        left_behind: Callable[[str], frozenset[bytes] | None],
+        alive: Callable[[str], bool] = _nobody,
+        turn: Callable[[], bool] = _always,
+        lease: float = 15.0,
+        grace: float = 7.0,
+        on_failed: Callable[[JobFailure], None] = lambda failure: None,
+        on_direct_failed: Callable[[Delivery, int, str], None] = lambda delivery, attempts, error: None,
+    ) -> None:
+        """Take over nothing yet.
+
+        Args:
+            broker: The one with leases.
+            clock: Of this host.
+            consumer: Who takes over.
+            lanes: Which lanes are tended.
+            link: Where the rows are; None for a worker without a database.
+            left_behind: The references that the slots of a dead supervisor name as running, or None when nobody here
+                can read its slots (another host, or lost with the power).
+            alive: Whether a supervisor is still announced. A claim whose answer got lost leaves deliveries that their
+                owner does not know of; its other jobs must not be ended for them.
+            turn: Whether it is ours to look for more, and nobody else's at this moment.
+            lease: Seconds after which a delivery that nobody renewed is taken over.
+            grace: Seconds that owners get to renew after a gap in which nobody could.
+            on_failed: Told of each row whose job has failed by the death of its worker.
+            on_direct_failed: The same for direct jobs, with the number of attempts and the error.
+        """
+        self.every = min(1.0, lease / 4)
+        self._broker = broker
+        self._link = link
+        self._clock = clock
+        self._consumer = consumer
+        self._lanes = lanes
+        self._left_behind = left_behind
+        self._alive = alive
+        self._turn = turn
+        self._lease = lease
+        self._grace = grace
+        self._on_failed = on_failed
+        self._on_direct_failed = on_direct_failed
+        self._cursor = START
+        self._taken: list[Taken] = []
+        #: Monotonic time since when every step has got its answers and left nothing undecided; None: not now.
+        self.clear_since: float | None = None
+        self._clear_at = clock.monotonic()
+
+    def step(self) -> bool:
+        """Deal with what we took over before, then take over more; return whether the round goes on."""
+        since, self.clear_since = self.clear_since, None
+        try:
+            more = self._round()
+        except GenerationMoved:
+            # What we hold of the old one is decided all the same; telling the broker then finds the lease lost.
+            self._broker.generation()
+            return False
+        if not self._taken:
+            now = self._clock.monotonic()
+            stood_still = now - self._clear_at > self._lease  # nobody looked for the leases that ran out meanwhile
+            self.clear_since, self._clear_at = (now if since is None or stood_still else since), now
+        return more
+
+    def _round(self) -> bool:
+        self._keep()
+        trouble = self._deal()
+        more = False
+        for _ in range(MOST_PAGES if self._turn() else 0):
+            more = self._take_over()
+            trouble = self._deal() or trouble
+            if not more:
+                break
+        if trouble is not None:
+            raise trouble
+        return more
+
+    def _take_over(self) -> bool:
+        """Reclaim one page; return whether there is another."""
+        found = self._broker.reclaim(
+            self._consumer,
+            self._lanes,
+            lease_ms=int(self._lease * 1000),
+            grace_ms=round(self._grace * 1000),
+            cursor=self._cursor,
+        )
+        if found.deliveries:
+            crash_point("reclaim.claimed")
+        for owner, jobs in Counter(owner for _, owner in found.deliveries).items():
+            log.warning(
+                "%s jobs are taken over from the worker %s: their leases ran out.",
+                jobs,
+                owner,
+                extra={"action": "jobs_taken_over", "owner": owner, "jobs": jobs},
+            )
+        now = self._clock.monotonic()
+        self._taken += [Taken(delivery, _read(delivery), owner, now) for delivery, owner in found.deliveries]
+        # Nothing on this page and no way forward: after a gap the broker gives the owners time first.
+        stuck = found.cursor == self._cursor and not found.deliveries
+        self._cursor = found.cursor
+        return not stuck and found.cursor != START
+
+    def _keep(self) -> None:
+        """Renew what we still hold, so that nobody takes it over from us."""
+        if self._taken:
+            lost = set(self._broker.renew(self._consumer, self._lanes, [one.delivery.lease for one in self._taken]))
+            # What is not decided is decided all the same: whoever has it now knows nothing of its first owner.
+            self._taken = [one for one in self._taken if one.verdict is None or one.delivery.lease not in lost]
+
+    def _deal(self) -> StoreError | None:
+        """Decide, write down and give back as far as the servers answer; return what PostgreSQL refused with."""
+        trouble: StoreError | None = None
+        for owner in dict.fromkeys(one.owner for one in self._taken if one.verdict is None):
+            try:
+                self._decide(owner, [one for one in self._taken if one.owner == owner and one.verdict is None])
+            except StoreError as error:
+                trouble = error
+        for one in [one for one in self._taken if one.verdict is not None]:
+            self._tell(one)
+            self._taken.remove(one)
+        return trouble
+
+    def _decide(self, owner: str, lost: Sequence[Taken]) -> None:
+        """Give each of these, which ``owner`` lost, its verdict; leave it without one if it has to wait."""
+        if owner == self._consumer:
+            _all(lost, Verdict.GIVE_BACK)
+            return
+        if self._alive(owner):
+            # An announcement may outlast its supervisor a little; a whole lease on, the supervisor lives.
+            patience = self._clock.monotonic() - self._lease
+            _all([one for one in lost if one.since <= patience], Verdict.GIVE_BACK)
+            return
+        running = self._left_behind(owner)
+        of_rows = []
+        for one in lost:
+            if one.reference is None:
+                one.verdict = Verdict.GIVE_BACK
+            elif one.reference.direct:
+                one.verdict = _direct_verdict(one.delivery, running)
+            else:
+                of_rows.append(one)
+        if of_rows:
+            self._decide_rows(owner, of_rows, running)
+
+    def _decide_rows(self, owner: str, lost: Sequence[Taken], running: frozenset[bytes] | None) -> None:
+        """Free the rows of a dead supervisor and write down which of them may have killed it."""
+        if self._link is None:
+            _all(lost, Verdict.GIVE_BACK)
+            return
+        with self._link.cursor("ending the sessions of a dead worker") as cursor:
+            gone, _ = sessions.terminate_supervisor(cursor, owner)
+        if not gone:
+            raise StoreError(f"A PostgreSQL session of the dead worker {owner} does not end; it is ended again.")
+        ran = [one for one in lost if running is None or one.delivery.reference in running]
+        failed: list[JobFailure] = []
+        if ran:
+            with self._link.transaction("charging the jobs of a dead worker") as cursor:
+                if not deaths.lock(cursor, owner):
+                    raise StoreError(f"The jobs of the dead worker {owner} are being charged by another worker.")
+                verdicts = [(one, _charge(cursor, one, failed)) for one in ran]
+            for one, verdict in verdicts:
+                one.verdict = verdict
+            for failure in failed:
+                self._on_failed(failure)
+        _all([one for one in lost if one not in ran], Verdict.GIVE_BACK)
+
+    def _tell(self, one: Taken) -> None:
+        """Tell the broker the verdict; a lease that was lost meanwhile is somebody else's to end."""
+        match one.verdict:
+            case Verdict.SETTLE:
+                self._broker.settle(self._lanes, [one.delivery])
+            case Verdict.BURY:
+                error = f"It killed its worker {MAX_CRASHES} times."
+                self._broker.bury(self._lanes, one.delivery, error)
+                self._on_direct_failed(one.delivery, one.delivery.attempts + 1, error)
+            case _:
+                crashed = one.verdict is Verdict.CHARGE_CRASH
+                self._broker.release(self._lanes, one.delivery, delay_ms=0, charge_crash=crashed, count=False)
+                crash_point("reclaim.released")
+
+
+def _read(delivery: Delivery) -> Reference | None:
+    try:
+        return Reference.unpack(delivery.reference)
+    except WireError as error:
+        log.warning("A delivery is given back unread: %s", error, extra={"action": "reclaim_unread"})
+        return None
+
+
+def _charge(cursor: Cursor, one: Taken, failed: list[JobFailure]) -> Verdict | None:
+    """Write to the row what its owner's death means; None when another session holds the row for now."""
+    assert one.reference is not None
+    # The sessions of its owner are gone: the attempts that are read now are those that it was started with.
+    written = deaths.charge(cursor, one.reference.id, one.owner, failed)
+    if written.locked:
+        return None
+    return Verdict.SETTLE if written.terminal or written.missing else Verdict.GIVE_BACK
+
+
+def _direct_verdict(delivery: Delivery, running: frozenset[bytes] | None) -> Verdict:
+    """A direct job has no row to be suspected in: each delivery counts that may have run when its supervisor died.
+
+    One that was charged twice runs as an accused job does, so that a bystander is not there at the third death.
+    """
+    if running is not None and delivery.reference not in running:
+        return Verdict.GIVE_BACK
+    return Verdict.BURY if delivery.crashes + 1 >= MAX_CRASHES else Verdict.CHARGE_CRASH
+
+
+def _all(some: Sequence[Taken], verdict: Verdict) -> None:
+    for one in some:
+        one.verdict = verdict

@@ -1,0 +1,1 @@
+"""Publish jobs to the broker after the commit, without making the caller wait for it."""

@@ -1,1 +1,0 @@
-"""What tests need and the engine does not: private servers, suites, manual clocks. No room imports this one."""

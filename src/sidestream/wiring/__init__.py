@@ -1,0 +1,1 @@
+"""Build the concrete parts that the settings name."""

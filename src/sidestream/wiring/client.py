@@ -1,0 +1,120 @@
+"""The one file that picks concrete parts from the settings. It decides nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Self
+
+import psycopg
+from psycopg.conninfo import make_conninfo
+
+from sidestream.broker.redis.broker import RedisBroker
+from sidestream.broker.redis.keys import PREFIX
+from sidestream.client import Client
+from sidestream.errors import SettingsError
+from sidestream.executors.python.actions import Actions
+from sidestream.job.codec import Signer
+from sidestream.relay.relay import Relay
+from sidestream.settings import Settings
+from sidestream.settings.odoo_config import database_parameters
+from sidestream.store import adapter
+from sidestream.wiring import data_folder
+from sidestream.wiring.data_folder import signing_keys
+
+
+class Jobs(Client):
+    """Enqueues jobs with the parts that the settings name.
+
+    Make one per process. Nothing is connected or started before the first job; a forked child goes on by itself.
+    """
+
+    @classmethod
+    def reading(cls, read: Callable[[], Settings]) -> Self:
+        """Return Jobs whose settings are read where nobody waits for them, and again as long as they are wrong.
+
+        For an application whose users must not see what is wrong with them: jobs are rows, and workers find those.
+        """
+        jobs = cls.__new__(cls)
+        Client.__init__(jobs, Relay(lambda: build_broker(read())), lambda: Signer(signing_keys(read())))
+        return jobs
+
+    def __init__(self, settings: Settings | None = None, *, actions: Actions | None = None) -> None:
+        """Take ``settings`` (None: from environment and settings file) and, to have names checked, ``actions``."""
+        chosen = settings or Settings()
+        super().__init__(
+            Relay(lambda: build_broker(chosen), wait=chosen.relay_wait),
+            lambda: Signer(signing_keys(chosen)),
+            actions=actions,
+            direct_timeout=chosen.redis_timeout,
+        )
+
+
+def build_broker(settings: Settings, *, prefix: str = PREFIX) -> RedisBroker:
+    """Return the Redis broker, its server started if it is the embedded one, and found fit for use.
+
+    ``prefix``: what its keys begin with; another one than the default only for a trial.
+
+    Raises :class:`~sidestream.errors.BrokerUnavailable`, :class:`~sidestream.errors.BrokerUnsuitable` and
+    :class:`~sidestream.errors.SettingsError`.
+    """
+    url = settings.redis_url or data_folder.server_url(settings)
+    broker = RedisBroker(url, timeout=settings.redis_timeout, lease_ms=round(settings.lease * 1000), prefix=prefix)
+    try:
+        broker.probe()
+    except BaseException:
+        broker.close()
+        raise
+    return broker
+
+
+def store_url(settings: Settings) -> str | None:
+    """Return the URL of the store's database: the one given, else where Odoo's configuration says; None: neither."""
+    if settings.database_url is not None or settings.odoo_config is None or settings.odoo_database is None:
+        return settings.database_url
+    return make_conninfo(**database_parameters(settings.odoo_config, settings.odoo_database))
+
+
+@contextmanager
+def store_connection(settings: Settings, name: str = "sidestream/cli") -> Iterator[psycopg.Connection[Any]]:
+    """Connect to the store's database under the application name ``name``, and close when the block ends."""
+    url = store_url(settings)
+    if url is None:
+        raise SettingsError(
+            "No database is named; give --database-url or set SIDESTREAM_DATABASE_URL, for example postgresql:///shop."
+        )
+    connection: psycopg.Connection[Any] = adapter.connect(url, name, autocommit=False)
+    try:
+        yield connection
+    finally:
+        connection.close()
+
+
+@contextmanager
+def store_cursor(settings: Settings) -> Iterator[psycopg.Cursor[Any]]:
+    """A cursor on such a connection, in a transaction that is committed when the block ends well."""
+    with store_connection(settings) as connection:
+        try:
+            with connection.cursor() as cursor:
+                yield cursor
+            connection.commit()
+        except psycopg.Error as error:
+            raise adapter.translate(error, "asked by the command line") from error
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+

@@ -1,0 +1,460 @@
+"""The worker's half of the wiring: which broker, executor, keepers and processes the settings mean."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import secrets
+import socket
+import sys
+import time
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import psycopg
+
+from sidestream import process
+from sidestream.broker.failover import FailoverBroker, owners_grace
+from sidestream.broker.postgres.broker import PostgresBroker
+from sidestream.broker.protocol import Delivery, lane
+from sidestream.broker.redis import embedded
+from sidestream.broker.redis.broker import RedisBroker
+from sidestream.broker.redis.keys import PREFIX
+from sidestream.clock import SystemClock
+from sidestream.errors import (
+    BrokerError,
+    BrokerUnavailable,
+    FormatUnknown,
+    SettingsError,
+    StoreError,
+    StoreUnavailable,
+)
+from sidestream.job.observer import JobFailure
+from sidestream.job.reference import NO_TAG8
+from sidestream.logs import shown_database, shown_url
+from sidestream.maintenance.cancellations import Controller
+from sidestream.maintenance.expiry import Expirer
+from sidestream.maintenance.identity import IdentityCheck
+from sidestream.maintenance.lease_reclaimer import Reclaimer
+from sidestream.maintenance.reconciler import Reconciler
+from sidestream.maintenance.retention import Janitor
+from sidestream.maintenance.rule_sync import Ruler
+from sidestream.maintenance.store_connection import Cursor, StoreLink
+from sidestream.maintenance.task import Keeper, KeeperThread
+from sidestream.maintenance.turns import InTurn, Turn, kept_for
+from sidestream.maintenance.worker_deaths import WorkerDeaths
+from sidestream.settings import Settings
+from sidestream.store import adapter, deaths, schema, sessions
+from sidestream.wiring.client import store_url
+from sidestream.wiring.data_folder import owner_of, signing_keys
+from sidestream.worker import zygote
+from sidestream.worker.options import WorkerOptions, application_name
+from sidestream.worker.run_dir import LeftBehind, RunFolder
+from sidestream.worker.supervisor import Supervisor
+from sidestream.worker.troubles import Troubles
+
+log = logging.getLogger(__name__)
+
+ZYGOTE = "from sidestream.wiring.zygote import run_zygote; run_zygote()"
+HOST_LIMIT = 22
+"""Characters of the host's name in a worker's name."""
+BANNER_ACTIONS = 20
+"""Most actions that the first log line names."""
+SHORTEST_PAUSE, LONGEST_PAUSE = 0.25, 10.0
+"""Seconds between two looks at whether PostgreSQL answers, at the beginning and at most."""
+EMBEDDED_EVERY = 1.0
+"""Seconds between two looks at whether the embedded server lives."""
+
+
+class EmbeddedKeeper:
+    """Starts the embedded server again when it died."""
+
+    name = "embedded server"
+    every = EMBEDDED_EVERY
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+
+    def step(self) -> bool:
+        """Start it if nobody holds its lock; see :class:`~sidestream.maintenance.task.Keeper`."""
+        embedded.ensure(self._settings.data_dir)
+        return False
+
+
+class LeftBehindKeeper:
+    """Ends what dead workers of this host left running, and removes their folders once nobody needs them."""
+
+    name = "dead workers' folders"
+    every = 1.0
+
+    def __init__(self, left_behind: LeftBehind, reclaimer: Reclaimer, kept: float) -> None:
+        self._left_behind = left_behind
+        self._reclaimer = reclaimer
+        self._kept = kept
+
+    def step(self) -> bool:
+        """Look once; see :class:`~sidestream.maintenance.task.Keeper`."""
+        self._left_behind.look()
+        self._left_behind.tidy(self._kept, self._reclaimer.clear_since)
+        return False
+
+
+class Worker:
+    """One supervisor with its keepers, from settings; ``prefix`` begins its keys in Redis, another one for a trial."""
+
+    def __init__(self, settings: Settings, *, prefix: str = PREFIX) -> None:
+        if settings.app is None and settings.odoo_config is None:
+            raise SettingsError(
+                "No application is named; give --app or set SIDESTREAM_APP, for example myapp.jobs:actions, or give "
+                "--odoo-config and --odoo-database."
+            )
+        if settings.odoo_config is not None and settings.odoo_database is None:
+            raise SettingsError("No Odoo database is named; give --odoo-database or set SIDESTREAM_ODOO_DATABASE.")
+        self._settings = settings
+        self._prefix = prefix
+        self._store_url = store_url(settings)
+        owner_of(settings, worker=True)
+        process.drop_privileges(settings.user, settings.data_dir)
+        self._keys = signing_keys(settings)
+        process.check_nice(settings.nice)
+        if settings.only_idle_cpu:
+            process.check_only_idle_cpu()
+        self._tenant = embedded.join(settings.data_dir) if settings.redis_url is None else None
+        self._link: StoreLink | None = None
+        try:
+            self._prepare()
+        except BaseException:
+            self._leave_store()
+            self._leave_server()
+            raise
+
+    def _prepare(self) -> None:
+        """Find the servers and make the parts."""
+        settings = self._settings
+        # Short enough for "sidestream/<name>/supervisor" to be a PostgreSQL application name (63 bytes).
+        self._name = f"{socket.gethostname()[:HOST_LIMIT]}-{os.getpid()}-{secrets.token_hex(4)}"
+        self._database = self._await_store()
+        tags = [] if self._database is None else [self._database.tag]
+        if settings.odoo_config is None:
+            tags.append(NO_TAG8)  # direct jobs
+        self._lanes = tuple(lane(tag, queue) for tag in tags for queue in settings.queues)
+        self._primary = self._redis()
+        self._broker = FailoverBroker(self._primary, self._fallback(), SystemClock(), longest_pause=settings.renew)
+        self._tended = self._redis_broker()
+        self._link = (
+            None
+            if self._database is None
+            else StoreLink(self._connector("keepers", adapter.ANSWER_AT_LENGTH), on_open=self._enter)
+        )
+        self._turns: list[Turn] = []
+        self._failed_early: list[JobFailure] | None = []
+        self._left_behind = LeftBehind(settings.data_dir)
+        unclean = self._left_behind.look()
+        self._deaths = self._charge_deaths()
+        unclean = unclean or (self._deaths is not None and self._deaths.found)
+        self._folder = RunFolder(settings.data_dir, self._name)
+        self._supervisor = Supervisor(
+            self._options(unclean),
+            self._broker,
+            zygote_command=[sys.executable, "-c", ZYGOTE],
+            zygote_orders=self._orders(),
+            connect=self._connector("supervisor") if self._store_url else None,
+            probe=self._broker.probe,
+            on_moved=self._on_moved,
+        )
+        self._keepers = KeeperThread(
+            make_keepers(
+                settings,
+                consumer=self._name,
+                lanes=self._lanes,
+                broker=self._tended,
+                link=self._link,
+                database=self._database,
+                left_behind=self._left_behind,
+                stop_running=self._supervisor.stop_running,
+                on_adopted=self._supervisor.replace,
+                on_failed=self._failed,
+                on_direct_failed=self._supervisor.delivery_failed,
+                turns=self._turns,
+                worker_deaths=self._deaths,
+            )
+        )
+
+    def run(self) -> bool:
+        """Work until told to stop; see :meth:`Supervisor.run`.
+
+        Returns whether another one should go on in its place, because somebody adopted the database.
+        """
+        try:
+            self._supervisor.run(on_loaded=self._begin)
+        finally:
+            if self._keepers.stop():
+                self._give_turns_back()
+                self._leave_store()
+            self._broker.close()
+            self._tended.close()
+            # What could not be handed back to an absent Redis is taken over later, and is to be known not to run.
+            self._folder.remove(leases_left=self._broker.away_since is not None)
+            self._leave_server()
+        log.info("Worker %s has stopped.", self._name, extra={"action": "worker_stopped"})
+        return self._supervisor.replaced
+
+    def _begin(self) -> None:
+        """The application is loaded: say what is served, tell its hooks what they missed, and begin maintenance."""
+        self._say_what_is_served()
+        failed, self._failed_early = self._failed_early, None
+        for failure in failed or ():
+            self._supervisor.failed(failure)
+        self._keepers.start()
+
+    def _say_what_is_served(self) -> None:
+        """Log what an operator wants to know of a worker; no password is shown."""
+        settings, actions = self._settings, self._supervisor.action_names()
+        shown = ", ".join(actions[:BANNER_ACTIONS]) + (", ..." if len(actions) > BANNER_ACTIONS else "")
+        told: dict[str, object] = {
+            "worker": self._name,
+            "queues": ", ".join(settings.queues),
+            "children": settings.children,
+            "version": version("sidestream"),
+            "user": process.account_of(os.geteuid()).name,
+            "database": "none" if self._store_url is None else shown_database(self._store_url),
+            "redis": shown_url(self._url),
+            "action_count": len(actions),
+            "actions": shown,
+        }
+        log.info(
+            "Worker %s serves %s with %s children (Sidestream %s, user %s, database %s, Redis %s, %s actions: %s).",
+            *told.values(),
+            extra={"action": "worker_started", **told},
+        )
+
+    def _failed(self, failure: JobFailure) -> None:
+        """Maintenance found that a job has failed: tell of it once the application, whose hooks are told, is loaded."""
+        if self._failed_early is None:
+            self._supervisor.failed(failure)
+        else:
+            self._failed_early.append(failure)
+
+    def _leave_server(self) -> None:
+        """Stop the embedded server if no other worker uses it."""
+        if self._tenant is not None:
+            self._tenant.stop_if_last()
+
+    def _give_turns_back(self) -> None:
+        """Let other workers go on with the maintenance at once."""
+        if self._broker.away_since is None:
+            with contextlib.suppress(BrokerError):  # the turns run out
+                for turn in self._turns:
+                    turn.give_back()
+
+    def _enter(self, cursor: Cursor) -> None:
+        deaths.enter(cursor, self._name)
+
+    def _leave_store(self) -> None:
+        """Let PostgreSQL know that nothing of this worker runs any more."""
+        if self._link is None:
+            return
+        try:
+            with self._link.cursor("leaving") as cursor:
+                deaths.leave(cursor, self._name)
+        except StoreError as error:
+            # Another worker finds out.
+            log.info("PostgreSQL is not told that this worker stops: %s", error, extra={"action": "worker_not_left"})
+        self._link.close()
+
+    def _charge_deaths(self) -> WorkerDeaths | None:
+        """Charge what killed earlier workers before anything is claimed."""
+        if self._link is None or self._database is None:
+            return None
+        served = f"{WorkerDeaths.name} {self._database.tag.hex()}"
+        self._turns.append(Turn(self._tended, served, self._name, kept_for(WorkerDeaths.every)))
+        found = WorkerDeaths(
+            self._link,
+            dead_here=self._left_behind.unclean,
+            announced=self._tended.is_alive,
+            turn=self._turns[-1].take,
+            on_failed=self._failed,
+        )
+        try:
+            found.look()
+        except StoreError as error:
+            log.warning("Dead workers are looked for later: %s", error, extra={"action": "worker_deaths_later"})
+        return found
+
+    def _await_store(self) -> schema.Database | None:
+        """Return which database this is, as soon as PostgreSQL answers: it may be started after the worker."""
+        troubles, pause = Troubles(log), SHORTEST_PAUSE
+        while True:
+            try:
+                found = self._identify()
+            except StoreUnavailable as error:
+                troubles.met("store_awaited", "This worker waits for PostgreSQL: %s", error)
+                time.sleep(pause)
+                pause = min(pause * 2, LONGEST_PAUSE)
+            else:
+                troubles.over("store_awaited", "PostgreSQL can be used")
+                return found
+
+    def _identify(self) -> schema.Database | None:
+        if self._store_url is None:
+            return None
+        settings = self._settings
+        with self._connector("start")() as connection, connection.cursor() as cursor:
+            if settings.odoo_config is not None and not schema.installed(cursor):
+                raise SettingsError(
+                    f"The addon 'sidestream' is not installed in the database {settings.odoo_database!r}; "
+                    f"run: odoo -c {settings.odoo_config} -d {settings.odoo_database} -i sidestream"
+                )
+            with connection.transaction():
+                return schema.settle_in(cursor, settings.instance)
+
+    def _redis(self) -> RedisBroker:
+        settings = self._settings
+        self._url = settings.redis_url or embedded.ensure(settings.data_dir)
+        broker = self._redis_broker()
+        try:
+            broker.probe()
+            broker.generation()  # known from the start: only a later change means that it was emptied
+        except FormatUnknown as error:
+            log.warning("%s This worker waits until then.", error, extra={"action": "format_unknown"})
+        except BrokerUnavailable as error:
+            if self._database is None:
+                raise
+            log.warning("%s Jobs are taken from PostgreSQL meanwhile.", error, extra={"action": "redis_away_at_start"})
+        return broker
+
+    def _redis_broker(self) -> RedisBroker:
+        lease_ms = round(self._settings.lease * 1000)
+        return RedisBroker(self._url, timeout=self._settings.redis_timeout, lease_ms=lease_ms, prefix=self._prefix)
+
+    def _fallback(self) -> PostgresBroker | None:
+        if self._database is None:
+            return None
+        return PostgresBroker(self._connector("claims"), self._database)
+
+    def _connector(self, what: str, answer: float = adapter.ANSWER) -> Callable[[], psycopg.Connection[Any]]:
+        url = self._store_url
+        assert url is not None
+
+        def connect() -> psycopg.Connection[Any]:
+            return adapter.connect_bounded(url, application_name(self._name, what), answer=answer)
+
+        return connect
+
+    def _options(self, unclean: bool) -> WorkerOptions:
+        settings = self._settings
+        return WorkerOptions(
+            supervisor=self._name,
+            lanes=self._lanes,
+            database=(NO_TAG8 if self._database is None else self._database.tag).hex(),
+            run_folder=self._folder.path,
+            children=settings.children,
+            lease=settings.lease,
+            renew=settings.renew,
+            hard_limit=settings.hard_limit,
+            drain_timeout=settings.drain_timeout,
+            prefetch=settings.prefetch_ms / 1000,
+            batch=settings.batch_ms / 1000,
+            careful=settings.careful_seconds,
+            after_unclean_end=unclean,
+        )
+
+    def _orders(self) -> bytes:
+        settings = self._settings
+        orders = zygote.Orders(
+            self._name,
+            settings.children,
+            settings.nice,
+            settings.only_idle_cpu,
+            settings.child_max_jobs,
+            settings.child_max_memory_mb,
+        )
+        application = (
+            settings.app,
+            None if settings.odoo_config is None else str(settings.odoo_config),
+            settings.odoo_database,
+            None if self._database is None else self._database.tag,
+            self._store_url,
+            self._keys,
+            str(Path.cwd()),
+            settings.log_level,
+            settings.log_format,
+            settings.quiet_jobs,
+        )
+        packed: bytes = msgpack.packb((orders, application))
+        return packed
+
+    def _on_moved(self) -> None:
+        for name in (Ruler.name, Reconciler.name):
+            self._keepers.poke(name)
+
+
+def make_keepers(
+    settings: Settings,
+    *,
+    consumer: str,
+    lanes: Sequence[str],
+    broker: RedisBroker,
+    link: StoreLink | None,
+    database: schema.Database | None,
+    left_behind: LeftBehind,
+    stop_running: Callable[[int], bool],
+    on_adopted: Callable[[], None],
+    turns: list[Turn],
+    worker_deaths: WorkerDeaths | None = None,
+    on_failed: Callable[[JobFailure], None] = lambda failure: None,
+    on_direct_failed: Callable[[Delivery, int, str], None] = lambda delivery, attempts, error: None,
+) -> list[Keeper]:
+    """Return the maintenance of one worker; ``broker`` and ``link`` are its own.
+
+    What every worker of a database could do is done by one of them: the claims to that are appended to ``turns``.
+    """
+    clock, grace, direct = SystemClock(), owners_grace(settings.renew), settings.odoo_config is None
+    served = " ".join(sorted(lanes))
+
+    def turn(task: str, seconds: float) -> Turn:
+        turns.append(Turn(broker, task, consumer, seconds))
+        return turns[-1]
+
+    reclaimer = Reclaimer(
+        broker,
+        link,
+        clock,
+        consumer=consumer,
+        lanes=lanes,
+        left_behind=left_behind.running,
+        alive=broker.is_alive,
+        turn=turn(f"{Reclaimer.name} {served}", kept_for(1.0)).take,
+        lease=settings.lease,
+        grace=grace,
+        on_failed=on_failed,
+        on_direct_failed=on_direct_failed,
+    )
+    keepers: list[Keeper] = [reclaimer, LeftBehindKeeper(left_behind, reclaimer, 2 * settings.lease + grace)]
+    if settings.redis_url is None:
+        keepers.append(EmbeddedKeeper(settings))
+    if link is None or database is None:
+        return [*keepers, Ruler(broker, None, direct=direct)]
+    tended = database.tag.hex() + " direct" * direct
+    shared: list[Keeper] = [
+        Ruler(broker, link, direct=direct),
+        Reconciler(
+            broker,
+            link,
+            clock,
+            every=settings.reconcile_interval,
+            lease=settings.lease,
+            renew=settings.renew,
+            direct=direct,
+            alone=lambda cursor: not sessions.has_others(cursor, consumer),
+        ),
+        Expirer(broker, link),
+        Janitor(link, keep_done_days=settings.keep_done_days, keep_dead_days=settings.keep_dead_days),
+    ]
+    keepers += [InTurn(keeper, lambda name, seconds: turn(f"{name} {tended}", seconds)) for keeper in shared]
+    keepers += [worker_deaths] if worker_deaths is not None else []
+    return [*keepers, Controller(link, stop_running=stop_running), IdentityCheck(link, on_adopted)]

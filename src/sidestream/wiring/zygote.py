@@ -1,0 +1,48 @@
+"""The zygote's part of the wiring: small on purpose, because every start of a zygote imports it."""
+
+from __future__ import annotations
+
+import socket
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import msgpack
+
+from sidestream.errors import SettingsError
+from sidestream.executors.protocol import Executor
+from sidestream.executors.python.executor import PythonCall
+from sidestream.job.codec import Signer
+from sidestream.logs import set_up_logging
+from sidestream.worker import zygote
+from sidestream.worker.options import application_name
+
+
+def run_zygote() -> None:
+    """Be the zygote whose orders come over the inherited control socket: ``python -c`` with its two descriptors."""
+    control = socket.socket(fileno=int(sys.argv[1]))
+    packed, application = msgpack.unpackb(control.recv(1 << 16))
+    app, odoo_config, odoo_database, database_tag, dsn, keys, folder, log_level, log_format, quiet_jobs = application
+    orders = zygote.Orders(*packed)
+    set_up_logging(log_level, log_format, quiet_jobs=quiet_jobs)
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    name = partial(application_name, orders.supervisor)
+    make: Callable[[], Executor]
+    if odoo_config is not None:
+        make = partial(_odoo_executor, Path(odoo_config), odoo_database, database_tag, dsn, name)
+    else:
+        make = partial(PythonCall, app, dsn=dsn, signer=Signer([(k, s) for k, s in keys]), application_name=name)
+    zygote.serve(control, int(sys.argv[2]), orders, make)
+
+
+def _odoo_executor(config: Path, database: str, tag: bytes, dsn: str, name: Callable[[int], str]) -> Executor:
+    """Import Odoo, which only its own Python can, and return its executor."""
+    try:
+        from sidestream.executors.odoo.executor import OdooOrm
+    except ImportError as error:
+        raise SettingsError(
+            f"Odoo cannot be imported ({error}); run the worker with the Python that runs Odoo."
+        ) from error
+    return OdooOrm(config, database, database_tag=tag, dsn=dsn, application_name=name)

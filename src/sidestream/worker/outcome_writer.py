@@ -1,0 +1,410 @@
+"""Decide what an ended delivery means, and write it to PostgreSQL before anybody tells the broker (design D4, D6).
+
+A direct job has no row: its counts live with the broker, and the decisions are the same.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import datetime
+from typing import Any
+
+import psycopg
+
+from sidestream.broker.protocol import Delivery
+from sidestream.errors import StoreUnavailable
+from sidestream.job.job import MAX_CRASHES, MAX_RELEASES
+from sidestream.job.observer import JobFailure, JobRun
+from sidestream.job.outcome import Bury, Outcome, Release, ReleaseReason, Retry
+from sidestream.job.reference import Reference
+from sidestream.job.retry import RetryPolicy
+from sidestream.store import attempts, bulk, control, outcomes, sessions
+from sidestream.store.adapter import ADMIN_SHUTDOWN, CRASH_SHUTDOWN, translate
+from sidestream.worker import wire
+from sidestream.worker.job_log import attempt_line, failed_line, job_id, queue_of
+from sidestream.worker.options import application_name
+from sidestream.worker.settlement import Handling
+from sidestream.worker.slots import Reading
+from sidestream.worker.state import Doom, WorkerState
+
+log = logging.getLogger(__name__)
+
+COUNT_EVERY = 10
+"""Releases are counted in the row every tenth time, and the first time, so that the row tells the reason."""
+
+
+PARKED_AGAIN = 30.0
+"""Seconds until a job that this worker cannot read or place is offered to somebody again."""
+PARKED_TOLD = 100
+"""Most kinds of such jobs that the log is told of."""
+ALONE_AGAIN = 2.0
+"""Seconds until a job that is to run alone is offered to somebody again when another one runs alone here."""
+
+
+REFUSED = 0.1
+"""Seconds for which PostgreSQL is not asked again after it was away; at least as long as it took to find that out."""
+RESTART = 60.0
+"""Seconds after a restart of PostgreSQL for which jobs that lost their sessions on request are innocent."""
+
+
+class RowBusy(Exception):
+    """Another session holds the row for a moment: the write is tried again."""
+
+
+class Bookkeeper:
+    """Writes outcomes to the rows. Used by the settler's thread alone."""
+
+    def __init__(
+        self,
+        state: WorkerState,
+        connect: Callable[[], psycopg.Connection[Any]] | None,
+        on_failed: Callable[[JobFailure], None] = failed_line,
+    ) -> None:
+        """``on_failed`` is told of each job that ended as failed."""
+        self._state = state
+        self._on_failed = on_failed
+        self._connect = connect
+        self._connection: psycopg.Connection[Any] | None = None
+        #: Why PostgreSQL was not reached, and until when (monotonic) it is not asked again.
+        self._refused: StoreUnavailable | None = None
+        self._refused_until = 0.0
+        self._server_started: datetime | None = None
+        #: Monotonic time at which another start of the server was seen than before.
+        self._restarted_at = float("-inf")
+        #: Rows whose lone start was written: its end has to be written too, or a later death would be charged to them.
+        self._alone: set[int] = set()
+        #: (action, reason) that the log was told.
+        self._parked: set[tuple[bytes, str]] = set()
+
+    def found(self, delivery: Delivery, finding: wire.Finding) -> Handling:
+        """A child reported this outcome."""
+        reference = Reference.unpack(delivery.reference)
+        if isinstance(finding.outcome, Release):
+            if finding.outcome.snoozed:
+                return self._snooze(delivery, reference, finding.outcome, finding.attempts_seen)
+            if finding.outcome.lost is not None:
+                return self._lost(delivery, reference, finding.outcome, finding.attempts_seen)
+            alone = self._end_alone(reference, finding.outcome.reason)
+            return self._release(delivery, reference, finding.outcome, alone=alone)
+        return self._failure(delivery, reference, finding.outcome, finding.attempts_seen, "failed")
+
+    def crashed(self, delivery: Delivery, reading: Reading, slot: int, doom: Doom | None, how: str) -> Handling:
+        """The child that held this delivery is dead; ``how`` says how in words."""
+        reference = Reference.unpack(delivery.reference)
+        # Its transaction may still run in its backend, holding the row, and another may hold its key (design D7).
+        left = [pid for pid in (reading.backend, reading.guard) if pid]
+        if left and self._connect is not None:
+            name = application_name(self._state.options.supervisor, slot)
+            # They are not waited for: the outcomes of other jobs would wait as well.
+            if self._run(lambda cursor: [pid for pid in left if not _is_gone(cursor, pid, name)]):
+                raise RowBusy
+        if not reading.running:
+            # It had ended, only the report is missing: its row tells.
+            return self._uncharged(reference, f"{how} before it told how the job ended")
+        match doom:
+            case Doom.LIMIT:
+                return self._over_limit(delivery, reference, reading)
+            case Doom.CANCELLED if not reference.direct:
+                self._run(lambda cursor: control.cancel(cursor, reference.id))
+                return Handling(settle=True)
+            case Doom.ZYGOTE if not reference.direct and reading.attempts_seen >= 0:
+                handling = self._uncharged(reference, _killed(doom))  # first: a suspicion is not written again
+                self._run(lambda cursor: outcomes.suspect(cursor, reference.id, reading.attempts_seen))
+                return handling
+            case Doom.TERMINATED:
+                # Counted as a release, with growing delays: a job that does this to itself has an end.
+                alone = self._end_alone(reference, _killed(doom))
+                return self._release(delivery, reference, Release(_killed(doom)), alone=alone)
+            case None:
+                return self._crash(delivery, reference, reading, slot, f"It crashed: {how}.")
+            case _:
+                return self._uncharged(reference, _killed(doom))
+
+    def started(self, delivery: Delivery, slot: int, seconds: float) -> None:
+        """Write that this job runs, since ``seconds``."""
+        reference = Reference.unpack(delivery.reference)
+        if not reference.direct and self._connect is not None:
+            self._record(reference, slot, "started", f"since {seconds:.1f} s" if seconds else attempts.ALONE)
+            if seconds:
+                self._alone.discard(reference.id)  # others run beside it
+            else:
+                self._alone.add(reference.id)
+
+    def handed_back(self, delivery: Delivery) -> Handling:
+        """Nobody here runs this one; it did not start."""
+        return self._uncharged(Reference.unpack(delivery.reference), "handed back before it started")
+
+    def released(self, delivery: Delivery, releases: int, reason: str) -> None:
+        """It was handed back for the ``releases``-th time."""
+        reference = Reference.unpack(delivery.reference)
+        if reference.direct or self._connect is None:
+            return
+        if releases == 1 or releases % COUNT_EVERY == 0:
+            written = self._run(
+                lambda cursor: outcomes.count_releases(cursor, reference.id, releases, reason, MAX_RELEASES)
+            )
+            self._told(delivery, written, f"It was handed back {releases} times; the last reason: {reason}")
+
+    def buried(self, delivery: Delivery, error: str, detail: str) -> None:
+        """The broker was told that this direct job has failed."""
+        self._on_failed(self.failure_of(delivery, delivery.attempts + 1, error, detail))
+
+    def close(self) -> None:
+        """Close the connection."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def _snooze(self, delivery: Delivery, reference: Reference, outcome: Release, seen: int) -> Handling:
+        """The action put itself off: no attempt, a count of its own, and it keeps the head of its key."""
+        delay, cap = outcome.delay or 0.0, self._policy(reference).max_snoozes
+        if reference.direct:  # its only counter is that of its releases
+            if delivery.releases >= cap:
+                return Handling(bury=f"It put itself off more than {cap} times; the last reason: {outcome.reason}")
+            return Handling(delay_ms=int(delay * 1000), count=True, reason=outcome.reason)
+
+        def write(cursor: Any) -> outcomes.Written:
+            written = outcomes.snooze(cursor, reference.id, seen, delay, outcome.reason, cap)
+            if written.ours:
+                self._insert(cursor, reference, -1, "released", f"snoozed for {delay:g} s: {outcome.reason}")
+            return written
+
+        written = self._charge(reference, write)
+        self._told(delivery, written, f"It put itself off more than {cap} times; the last reason: {outcome.reason}")
+        return self._handling(written, int(delay * 1000))
+
+    def _lost(self, delivery: Delivery, reference: Reference, outcome: Release, seen: int) -> Handling:
+        """Suspect a job whose PostgreSQL session ended under it; charge it when it ran alone, for it may be the cause.
+
+        It is innocent when the server named another cause: the crash of another process, or its own shutdown.
+        """
+        error = f"Its PostgreSQL session ended while it ran: {outcome.reason.removeprefix(f'{ReleaseReason.LOST}: ')}"
+        if outcome.lost == CRASH_SHUTDOWN or (outcome.lost == ADMIN_SHUTDOWN and self._was_restarted()):
+            return self._release(delivery, reference, outcome, alone=self._end_alone(reference, outcome.reason))
+        if reference.direct:
+            return self._charge_direct(delivery, error)
+        alone = reference.id in self._alone
+
+        def write(cursor: Any) -> outcomes.Written:
+            if alone:
+                written = outcomes.crash(cursor, reference.id, seen, error, MAX_CRASHES, with_host=True)
+            else:
+                written = outcomes.suspect(cursor, reference.id, seen)
+            if written.ours:
+                self._insert(cursor, reference, -1, "crashed" if alone else "released", error)
+            return written
+
+        written = self._charge(reference, write)
+        self._told(delivery, written, error, ended="crashed" if alone else "")
+        return self._handling(written, 0) if alone or not written.ours else Handling()
+
+    def _was_restarted(self) -> bool:
+        self._run(lambda cursor: None)  # connects anew if need be, which looks
+        return time.monotonic() - self._restarted_at < RESTART
+
+    def _look_at_server(self, connection: psycopg.Connection[Any]) -> None:
+        try:
+            started = sessions.server_started(connection.cursor())
+        except psycopg.Error as error:
+            self.close()
+            raise translate(error, "connecting") from error
+        if self._server_started not in (None, started):
+            self._restarted_at = time.monotonic()
+        self._server_started = started
+
+    def _policy(self, reference: Reference) -> RetryPolicy:
+        facts = self._state.actions.get(reference.action)
+        return facts.retry if facts is not None else RetryPolicy()
+
+    def _release(self, delivery: Delivery, reference: Reference, outcome: Release, *, alone: bool) -> Handling:
+        if outcome.reason == ReleaseReason.SUSPECT:
+            return Handling(delay_ms=int(ALONE_AGAIN * 1000), alone=True)
+        if outcome.reason.startswith(ReleaseReason.PARKED):
+            # It is for another release or another database: waiting for a worker of that is no fault, however long.
+            self._tell_parked(reference, outcome.reason)
+            return Handling(delay_ms=int(PARKED_AGAIN * 1000))
+        if outcome.reason.startswith(ReleaseReason.PAUSED):
+            # A person does that, maybe for a night: the row tells it once, and nothing is counted.
+            if not reference.direct and self._connect is not None:
+                self._run(lambda cursor: bulk.note_reason(cursor, [reference.id], outcome.reason))
+            # Each lone start and its end are written: not every two seconds for a night.
+            return Handling(delay_ms=int((PARKED_AGAIN if alone else outcome.delay or 0) * 1000))
+        if reference.direct and delivery.releases + 1 >= MAX_RELEASES:
+            return Handling(bury=f"It was handed back {MAX_RELEASES} times: {outcome.reason}.")
+        return Handling(
+            delay_ms=None if outcome.delay is None else int(outcome.delay * 1000),
+            blocked_by=outcome.blocked_by,
+            count=True,
+            unstarted=outcome.unstarted,
+            reason=outcome.reason,
+        )
+
+    def _tell_parked(self, reference: Reference, reason: str) -> None:
+        told = (reference.action, reason)
+        if told not in self._parked and len(self._parked) < PARKED_TOLD:
+            self._parked.add(told)
+            log.warning("Jobs are left to another worker: %s.", reason, extra={"action": "job_parked"})
+
+    def _failure(self, delivery: Delivery, reference: Reference, outcome: Outcome, seen: int, event: str) -> Handling:
+        assert isinstance(outcome, Retry | Bury)
+        delay_ms = int(outcome.delay * 1000) if isinstance(outcome, Retry) else 0
+        if reference.direct:
+            if event != "failed":
+                self._log_attempt(self.failure_of(delivery, seen + 1, outcome.error), event)
+            if isinstance(outcome, Bury):
+                return Handling(bury=outcome.error, detail=outcome.detail)
+            return Handling(delay_ms=delay_ms, charge_attempt=True)
+
+        def write(cursor: Any) -> outcomes.Written:
+            if isinstance(outcome, Retry):
+                written = outcomes.fail(cursor, reference.id, seen, outcome.delay, outcome.error)
+            else:
+                written = outcomes.bury(cursor, reference.id, max(seen, 0), outcome.error)
+            if written.ours:
+                self._insert(cursor, reference, -1, event, f"{outcome.error}\n{outcome.detail}".strip())
+            return written
+
+        written = self._charge(reference, write)
+        ended = "" if event == "failed" else event  # a failed attempt was told by the child that made it
+        self._told(delivery, written, outcome.error, outcome.detail, ended=ended)
+        return self._handling(written, delay_ms)
+
+    def _over_limit(self, delivery: Delivery, reference: Reference, reading: Reading) -> Handling:
+        facts = self._state.actions.get(reference.action)
+        limit = self._state.options.hard_limit
+        if facts is not None and facts.hard_limit is not None:
+            limit = facts.hard_limit
+        policy = self._policy(reference)
+        seen = delivery.attempts if reference.direct else reading.attempts_seen
+        if seen < 0:
+            return self._uncharged(reference, _killed(Doom.LIMIT))  # before its row was opened: nothing ran
+        error = f"It ran longer than its hard limit of {limit:g} s and was killed."
+        return self._failure(delivery, reference, policy.decide(seen + 1, error), seen, "timeout")
+
+    def _crash(self, delivery: Delivery, reference: Reference, reading: Reading, slot: int, error: str) -> Handling:
+        if reference.direct:
+            return self._charge_direct(delivery, error)
+        if reading.attempts_seen < 0:
+            why = "its process ended before its row was opened"
+            return replace(self._uncharged(reference, why), count=True, reason=why)
+
+        def write(cursor: Any) -> outcomes.Written:
+            most = self._policy(reference).max_attempts
+            written = outcomes.crash(cursor, reference.id, reading.attempts_seen, error, MAX_CRASHES, max_attempts=most)
+            if written.ours:
+                self._insert(cursor, reference, slot, "crashed", error)
+            return written
+
+        written = self._charge(reference, write)
+        self._told(delivery, written, error, ended="crashed")
+        handling = self._handling(written, 0)
+        return replace(handling, again=True) if handling.charge_attempt else handling
+
+    def _charge_direct(self, delivery: Delivery, error: str) -> Handling:
+        """A direct job has no row; its crashes are counted by the broker."""
+        self._log_attempt(self.failure_of(delivery, delivery.attempts + 1, error), "crashed")
+        return Handling(bury=error) if delivery.crashes + 1 >= MAX_CRASHES else Handling(charge_crash=True)
+
+    def _charge(self, reference: Reference, write: Callable[[Any], outcomes.Written]) -> outcomes.Written:
+        """Write what ends an attempt, with its attempt row, which ends a lone start too."""
+        written: outcomes.Written = self._run(write)
+        if written.ours:
+            self._alone.discard(reference.id)
+        return written
+
+    def _told(
+        self, delivery: Delivery, written: outcomes.Written, error: str, traceback: str = "", *, ended: str = ""
+    ) -> None:
+        """Tell of an attempt that ``ended`` without its process telling how, and of a job that has failed by it."""
+        if not written.ours:
+            return
+        failure = self.failure_of(delivery, written.attempts, error, traceback)
+        if ended:
+            self._log_attempt(failure, ended)
+        if written.dead:
+            self._on_failed(failure)
+
+    @staticmethod
+    def _log_attempt(failure: JobFailure, ended: str) -> None:
+        run = JobRun(failure.id, failure.action, failure.queue, failure.attempts)
+        attempt_line(logging.WARNING, run, ended, None, f": {failure.error}")
+
+    def failure_of(self, delivery: Delivery, attempts: int, error: str, traceback: str = "") -> JobFailure:
+        """Return what the application is told of a job that has failed."""
+        reference = Reference.unpack(delivery.reference)
+        facts = self._state.actions.get(reference.action)
+        action = reference.action.hex() if facts is None else facts.name
+        return JobFailure(job_id(reference), action, queue_of(delivery.lane), attempts, error, traceback)
+
+    def _uncharged(self, reference: Reference, reason: str) -> Handling:
+        """It goes back to its place and nothing is counted."""
+        self._end_alone(reference, reason)
+        return Handling()
+
+    @staticmethod
+    def _handling(written: outcomes.Written, delay_ms: int) -> Handling:
+        if written.locked:
+            raise RowBusy
+        if written.terminal or written.missing:
+            return Handling(settle=True)
+        if written.ours:
+            return Handling(delay_ms=delay_ms, charge_attempt=True)
+        return Handling()  # somebody else wrote an attempt meanwhile: the row decides when it is opened next
+
+    def _end_alone(self, reference: Reference, reason: str) -> bool:
+        """Write the end of a lone start that nothing else tells of; return whether there was such a start."""
+        if reference.direct or reference.id not in self._alone:
+            return False
+        self._record(reference, -1, "released", reason)
+        self._alone.discard(reference.id)
+        return True
+
+    def _record(self, reference: Reference, slot: int, event: str, detail: str) -> None:
+        self._run(lambda cursor: self._insert(cursor, reference, slot, event, detail))
+
+    def _insert(self, cursor: Any, reference: Reference, slot: int, event: str, detail: str) -> None:
+        attempts.record(cursor, reference.id, self._state.options.supervisor, slot, event, detail)
+
+    def _run(self, statement: Callable[[Any], Any]) -> Any:
+        """Run ``statement`` in a transaction of its own; raise StoreUnavailable when PostgreSQL is away."""
+        if self._connect is None:
+            raise StoreUnavailable(
+                "This worker has no database to write a job's outcome to; set SIDESTREAM_DATABASE_URL."
+            )
+        began = time.monotonic()
+        if self._refused is not None and began < self._refused_until:
+            raise self._refused
+        try:
+            connection = self._opened(self._connect)
+            try:
+                with connection.transaction(), connection.cursor() as cursor:
+                    found = statement(cursor)
+            except psycopg.Error as error:
+                if connection.broken or connection.closed:
+                    self.close()
+                raise translate(error, "writing a job's outcome") from error
+        except StoreUnavailable as error:
+            # Not asked for every outcome that lies there: what needs no PostgreSQL does not wait for it.
+            now = time.monotonic()
+            self._refused, self._refused_until = error, now + max(REFUSED, now - began)
+            raise
+        self._refused = None
+        return found
+
+    def _opened(self, connect: Callable[[], psycopg.Connection[Any]]) -> psycopg.Connection[Any]:
+        if self._connection is None or self._connection.closed:
+            self._connection = connect()
+            self._look_at_server(self._connection)
+        return self._connection
+
+
+def _is_gone(cursor: Any, pid: int, name: str) -> bool:
+    """Tell the session to end; return whether it has."""
+    return sessions.terminate_backend(cursor, pid, name, patience=0.0)
+
+
+def _killed(doom: Doom) -> str:
+    return f"its process was killed: {doom}"

@@ -1,0 +1,177 @@
+"""A group with one waiting job beside other groups has no bin of its own: it behaves like one that has."""
+
+from __future__ import annotations
+
+import pytest
+import redis
+
+from sidestream.broker.protocol import Place, Publication
+from sidestream.broker.redis.broker import RedisBroker
+from sidestream.broker.redis.connection import RedisConnection
+from sidestream.broker.redis.inspect import RedisInspector
+from sidestream.job.reference import row_reference
+from sidestream.job.rules import Limit, Pause, Rules, Scope
+from tests.integration.redis.conftest import DB, Clock
+from tests.integration.redis.test_functions import LANE, P, claimed
+from tests.support.servers import RedisServer
+
+ONES = f"{P}ones:r1"
+
+
+def job(number: int, group: str, due: int = 0, limit: str | None = None) -> Publication:
+    return Publication(row_reference(DB, number, "act", None, group, limit).pack(), LANE, due)
+
+
+A, B, B2, C = job(1, "a"), job(2, "b"), job(3, "b"), job(4, "c")
+
+
+def bins(client: redis.Redis) -> int:
+    return len(list(client.scan_iter(f"{P}bin:r1:*")))
+
+
+def numbers(broker: RedisBroker, free: int = 10) -> list[bytes]:
+    return [one.reference for one in claimed(broker, free)]
+
+
+@pytest.fixture
+def two(broker: RedisBroker, client: redis.Redis) -> RedisBroker:
+    """A broker in which group a has a bin and b's job is single."""
+    broker.publish([A])
+    assert (client.exists(ONES), bins(client)) == (0, 1), "the only seat has a bin: no further look is needed"
+    broker.publish([B])
+    assert (client.hlen(ONES), bins(client)) == (1, 1)
+    return broker
+
+
+def test_each_group_is_served_and_nothing_is_left(two: RedisBroker, client: redis.Redis) -> None:
+    two.publish([C])
+    assert sorted(numbers(two)) == sorted(one.reference for one in (A, B, C))
+    assert not client.exists(ONES, f"{P}ring:r1")
+
+
+def test_a_second_job_of_the_group_joins_the_first(two: RedisBroker, client: redis.Redis, clock: Clock) -> None:
+    clock.ms += 5
+    two.publish([B2])
+    assert (client.exists(ONES), bins(client)) == (0, 2)
+    found = numbers(two)
+    assert found.index(B.reference) < found.index(B2.reference)
+    assert A.reference in found
+
+
+def test_a_lot_of_one_group_beside_a_single_one(two: RedisBroker, client: redis.Redis) -> None:
+    two.publish([job(number, "b") for number in range(10, 13)])
+    assert (client.exists(ONES), bins(client)) == (0, 2)
+    assert len(numbers(two)) == 5
+
+
+def test_it_can_be_found_moved_and_discarded(two: RedisBroker, client: redis.Redis) -> None:
+    assert two.locate([B]) == [Place.READY]
+    assert two.explain(B).rank == 0
+    assert two.move(B, 2)
+    assert two.locate([B]) == [Place.READY]
+    assert client.hkeys(ONES)[0][:1] == b"2"
+    assert two.discard(B)
+    assert not two.discard(B)
+    assert two.locate([B]) == [Place.NOWHERE]
+    assert not client.exists(ONES)
+    assert numbers(two) == [A.reference]
+
+
+def test_published_again_by_force_it_is_there_once(two: RedisBroker) -> None:
+    two.publish([B], force=True)
+    assert sorted(numbers(two)) == sorted([A.reference, B.reference])
+
+
+def test_paused_it_keeps_its_place(two: RedisBroker, client: redis.Redis) -> None:
+    two.configure(DB, Rules(1, pauses=frozenset({Pause(group="b")})))
+    assert numbers(two) == [A.reference]
+    assert (client.hlen(ONES), client.zcard(f"{P}ring:r1")) == (1, 0)
+    two.publish([B2])
+    assert numbers(two) == []
+    two.configure(DB, Rules(2))
+    assert numbers(two, 0) == []
+    assert sorted(numbers(two)) == sorted([B.reference, B2.reference])
+
+
+def test_paused_and_resumed_alone(two: RedisBroker) -> None:
+    two.configure(DB, Rules(1, pauses=frozenset({Pause(group="b")})))
+    assert numbers(two) == [A.reference]
+    two.configure(DB, Rules(2))
+    assert numbers(two, 0) == []
+    assert numbers(two) == [B.reference]
+
+
+def test_handed_back_it_is_there_once(two: RedisBroker) -> None:
+    two.publish([C])
+    for one in claimed(two):
+        two.release([LANE], one, delay_ms=0)
+    assert len(numbers(two)) == 3
+
+
+def test_those_that_come_due(broker: RedisBroker, client: redis.Redis, clock: Clock) -> None:
+    broker.publish([job(number, f"g{number}", clock.ms + 50) for number in range(1, 6)])
+    clock.ms += 60
+    assert numbers(broker, 0) == []
+    assert (client.hlen(ONES), bins(client)) == (4, 1)
+    assert len(numbers(broker)) == 5
+
+
+def test_those_that_a_limit_keeps(broker: RedisBroker, client: redis.Redis) -> None:
+    broker.configure(DB, Rules(1, limits={(Scope.KEY, "courier"): Limit(1, None, 1)}))
+    jobs = [job(number, f"g{number}", 0, "courier:7") for number in range(1, 5)]
+    broker.publish(jobs)
+    done: list[bytes] = []
+    for left in (3, 2, 1, 0):
+        (one,) = claimed(broker)
+        single = sum(client.hlen(name) for name in client.scan_iter(f"{P}ones:l*"))
+        assert single + len(list(client.scan_iter(f"{P}bin:l*"))) == left
+        done.append(one.reference)
+        broker.settle([LANE], [one])
+    assert sorted(done) == sorted(one.reference for one in jobs)
+    assert not list(client.scan_iter(f"{P}ones:*"))
+
+
+def test_the_depth_counts_it(two: RedisBroker, redis_server: RedisServer) -> None:
+    two.publish([B2, C])
+    connection = RedisConnection(redis_server.url)
+    try:
+        assert [one.ready for one in RedisInspector(connection).overview().lanes] == [4]
+    finally:
+        connection.close()
+
+
+@pytest.mark.parametrize("foreign", [b"hello", b"no number here", b"12 short"])
+def test_foreign_bytes_are_put_aside(two: RedisBroker, client: redis.Redis, foreign: bytes) -> None:
+    (seat,) = client.hkeys(ONES)
+    client.hset(ONES, seat, foreign)
+    assert numbers(two) == [A.reference]
+    assert client.llen(f"{P}strange") == 1
+    assert not client.exists(ONES, f"{P}ring:r1")
+
+
+def test_a_second_job_beside_foreign_bytes(two: RedisBroker, client: redis.Redis) -> None:
+    (seat,) = client.hkeys(ONES)
+    client.hset(ONES, seat, b"hello")
+    two.publish([B2])
+    assert sorted(numbers(two)) == sorted([A.reference, B2.reference])
+    assert client.llen(f"{P}strange") == 1
+
+
+def test_a_seat_that_another_release_took_away_comes_back(two: RedisBroker, client: redis.Redis) -> None:
+    (seat,) = client.hkeys(ONES)
+    client.zrem(f"{P}ring:r1", seat)
+    two.publish([B2])
+    assert sorted(numbers(two)) == sorted([A.reference, B.reference, B2.reference])
+
+
+def test_the_seat_of_a_paused_group_does_not_come_back_with_its_second_job(
+    two: RedisBroker, client: redis.Redis
+) -> None:
+    """In the ring it would take the turns of priorities that are aged: the memory broker serves others then."""
+    two.configure(DB, Rules(1, pauses=frozenset({Pause(group="b")})))
+    assert numbers(two) == [A.reference]
+    assert not client.exists(f"{P}ring:r1"), "it was met and is passed over"
+    two.publish([C, B2])
+    assert client.zrange(f"{P}ring:r1", 0, -1) == [b"5" + C.reference[-16:-8]]
+    two.configure(DB, Rules(2))
+    assert sorted(numbers(two)) == sorted([B.reference, B2.reference, C.reference])

@@ -1,0 +1,218 @@
+"""The controller, the janitor and the keepers' connection, on a real PostgreSQL."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import psycopg
+import pytest
+
+from sidestream.errors import SchemaMismatch, StoreError, StoreUnavailable
+from sidestream.job.job import Job
+from sidestream.maintenance.cancellations import Controller
+from sidestream.maintenance.retention import Janitor
+from sidestream.maintenance.store_connection import StoreLink
+from sidestream.store import attempts, control, outcomes, schema
+from sidestream.store.adapter import connect
+from tests.support.servers import PostgresServer
+
+
+class Bench:
+    """A database with our tables, and the connection that keepers share."""
+
+    def __init__(self, dsn: str) -> None:
+        self.dsn = dsn
+        self.connection = self.connect()
+        with self.connection.transaction(), self.connection.cursor() as cursor:
+            self.database = schema.install(cursor)
+        self.link = StoreLink(self.connect)
+        self.stopped: list[int] = []
+        self.runs_here = True
+        self.controller = Controller(self.link, stop_running=self.stop_running)
+
+    def connect(self) -> psycopg.Connection[Any]:
+        return connect(self.dsn, "sidestream/test/bench", autocommit=True)
+
+    def stop_running(self, job_id: int) -> bool:
+        self.stopped.append(job_id)
+        return self.runs_here
+
+    def insert(self, count: int = 1) -> list[int]:
+        with self.connection.cursor() as cursor:
+            return [stored.id for stored in outcomes.insert(cursor, [Job("act")] * count)]
+
+    def run(self, row_id: int) -> psycopg.Connection[Any]:
+        """Hold the row as a job that runs does."""
+        child = self.connect()
+        child.execute("BEGIN")
+        child.execute("SELECT FROM sidestream_job WHERE id = %s FOR NO KEY UPDATE", (row_id,))
+        return child
+
+    def cancel(self, row_id: int) -> None:
+        with self.connection.cursor() as cursor:
+            control.cancel(cursor, row_id)
+
+    def pending(self) -> list[int]:
+        with self.connection.cursor() as cursor:
+            return [request.job_id for request in control.pending(cursor)]
+
+    def state(self, row_id: int) -> str | None:
+        found = self.connection.execute("SELECT state FROM sidestream_job WHERE id = %s", (row_id,)).fetchone()
+        return None if found is None else found[0]
+
+    def close(self) -> None:
+        self.link.close()
+        self.connection.close()
+
+
+@pytest.fixture
+def bench(database: str) -> Iterator[Bench]:
+    made = Bench(database)
+    yield made
+    made.close()
+
+
+def test_a_running_job_is_stopped_and_then_cancelled(bench: Bench) -> None:
+    [row_id] = bench.insert()
+    child = bench.run(row_id)
+    bench.cancel(row_id)
+    assert not bench.controller.step()
+    assert bench.stopped == [row_id]
+    assert (bench.state(row_id), bench.pending()) == ("open", [row_id])
+    child.execute("ROLLBACK")  # close() alone does not wait until the lock is free
+    child.close()
+    bench.controller.step()
+    assert (bench.state(row_id), bench.pending()) == ("cancelled", [])
+    bench.controller.step()
+    assert bench.stopped == [row_id], "a free row is cancelled without another kill"
+
+
+def test_what_commits_first_is_done_and_stays_so(bench: Bench) -> None:
+    [row_id] = bench.insert()
+    child = bench.run(row_id)
+    bench.cancel(row_id)
+    bench.controller.step()
+    child.execute("UPDATE sidestream_job SET state = 'done' WHERE id = %s", (row_id,))
+    child.execute("COMMIT")
+    child.close()
+    bench.controller.step()
+    assert (bench.state(row_id), bench.pending()) == ("done", [])
+
+
+@pytest.mark.parametrize("runs", [False, True])
+def test_what_a_person_opens_again_while_its_request_is_carried_out_stays_open(bench: Bench, runs: bool) -> None:
+    [row_id] = bench.insert()
+    child = bench.run(row_id)
+    bench.cancel(row_id)
+    child.execute("UPDATE sidestream_job SET state = 'dead' WHERE id = %s", (row_id,))
+    child.execute("COMMIT")
+    child.close()
+    with bench.connection.cursor() as cursor:
+        [request] = control.pending(cursor)
+        assert control.retry(cursor, row_id).ours
+        child = bench.run(row_id) if runs else bench.connect()
+        bench.controller._carry_out(cursor, request)
+    child.close()
+    assert (bench.state(row_id), bench.pending(), bench.stopped) == ("open", [], [])
+
+
+def test_every_supervisor_reads_the_request_whoever_runs_the_job(bench: Bench) -> None:
+    [row_id] = bench.insert()
+    child = bench.run(row_id)
+    bench.cancel(row_id)
+    bench.runs_here = False
+    bench.controller.step()
+    bench.controller.step()
+    assert bench.stopped == [row_id, row_id]
+    assert bench.pending() == [row_id]
+    child.close()
+
+
+def test_a_request_whose_row_is_gone_is_handled(bench: Bench) -> None:
+    [row_id] = bench.insert()
+    child = bench.run(row_id)
+    bench.cancel(row_id)
+    child.execute("DELETE FROM sidestream_job WHERE id = %s", (row_id,))
+    child.execute("COMMIT")
+    child.close()
+    bench.controller.step()
+    assert (bench.state(row_id), bench.pending()) == (None, [])
+
+
+def test_old_jobs_are_removed_in_lots_with_their_history(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sidestream.maintenance.retention.PRUNE_LOT", 4)
+    ids = bench.insert(14)
+    with bench.connection.cursor() as cursor:
+        for row_id in ids:
+            attempts.record(cursor, row_id, "host", 0, "started")
+    bench.connection.execute(
+        "UPDATE sidestream_job SET created_at = created_at - interval '60 days', run_at = run_at - interval '60 days',"
+        " ended_at = (now() AT TIME ZONE 'UTC') - interval '40 days',"
+        " state = CASE WHEN id = ANY(%s) THEN 'dead' ELSE 'done' END WHERE id = ANY(%s)",
+        (ids[:2], ids[:12]),
+    )
+    janitor = Janitor(bench.link, keep_done_days=30, keep_dead_days=None)
+    steps = 1
+    while janitor.step():
+        steps += 1
+    assert steps == 3
+    left = [row[0] for row in bench.connection.execute("SELECT id FROM sidestream_job ORDER BY id")]
+    assert left == [*ids[:2], *ids[12:]]
+    history = [row[0] for row in bench.connection.execute("SELECT job_id FROM sidestream_attempt ORDER BY job_id")]
+    assert history == left
+    assert not Janitor(bench.link, keep_done_days=30, keep_dead_days=35).step()
+    assert [bench.state(row_id) for row_id in ids[:2]] == [None, None]
+
+
+def test_the_link_says_which_database_it_is(bench: Bench) -> None:
+    assert bench.link.database() == bench.database
+
+
+def test_the_link_opens_again_after_postgresql_was_away(bench: Bench, postgres: PostgresServer) -> None:
+    with bench.link.cursor("looking") as cursor:
+        cursor.execute("SELECT 1")
+    postgres.kill()
+    for _ in range(2):
+        with pytest.raises(StoreUnavailable), bench.link.cursor("looking") as cursor:
+            cursor.execute("SELECT 1")
+    postgres.start()
+    with bench.link.cursor("looking") as cursor:
+        assert cursor.execute("SELECT 1").fetchone() == (1,)
+
+
+def test_a_refused_statement_keeps_the_connection_and_undoes_its_transaction(bench: Bench) -> None:
+    with bench.link.cursor("looking") as cursor:
+        pid = cursor.connection.info.backend_pid
+
+    def refused() -> None:
+        with bench.link.transaction("looking") as cursor:
+            cursor.execute("DELETE FROM sidestream_meta")
+            cursor.execute("SELECT 1 / 0")
+
+    with pytest.raises(StoreError, match="looking"):
+        refused()
+    assert bench.link.database() == bench.database
+    with bench.link.cursor("looking") as cursor:
+        assert cursor.connection.info.backend_pid == pid
+        assert cursor.execute("SELECT count(*) FROM sidestream_meta").fetchone() == (1,)
+
+
+def test_missing_tables_are_told_in_one_sentence(database: str) -> None:
+    link = StoreLink(lambda: connect(database, "sidestream/test/bench", autocommit=True))
+    with pytest.raises(SchemaMismatch):
+        link.database()
+    link.close()
+
+
+def test_another_database_behind_the_same_address_is_refused(bench: Bench) -> None:
+    assert bench.link.database() == bench.database
+    bench.link.close()
+    bench.connection.execute(
+        "DROP TABLE sidestream_job, sidestream_attempt, sidestream_job_record, sidestream_control, sidestream_meta,"
+        " sidestream_rule, sidestream_worker"
+    )
+    with bench.connection.transaction(), bench.connection.cursor() as cursor:
+        schema.install(cursor)
+    with pytest.raises(SchemaMismatch, match="restart the worker"), bench.link.cursor("looking"):
+        pass

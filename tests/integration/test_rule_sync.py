@@ -1,0 +1,197 @@
+"""The keepers of rules and of expiry, on a real PostgreSQL and Valkey."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import psycopg
+import pytest
+
+from sidestream.broker.protocol import Place, Publication, lane
+from sidestream.broker.redis.broker import RedisBroker
+from sidestream.job.job import Job
+from sidestream.job.reference import NO_TAG8, Reference
+from sidestream.job.rules import Limit, Pause, Rules, Scope
+from sidestream.maintenance.expiry import Expirer
+from sidestream.maintenance.rule_sync import Ruler
+from sidestream.maintenance.store_connection import StoreLink
+from sidestream.maintenance.task import KeeperThread
+from sidestream.store import outcomes, rules, schema
+from sidestream.store.adapter import connect
+from tests.support.servers import RedisServer
+
+
+class Bench:
+    """A database, a Valkey, and the keepers of as many supervisors as a test asks for."""
+
+    def __init__(self, dsn: str, redis: RedisServer) -> None:
+        self.dsn = dsn
+        self.redis = redis
+        self.connection = self.connect()
+        with self.connection.transaction(), self.connection.cursor() as cursor:
+            self.database = schema.install(cursor)
+        self.cursor = self.connection.cursor()
+        self.lane = lane(self.database.tag, "default")
+        self.links: list[StoreLink] = []
+        self.brokers: list[RedisBroker] = []
+        self.worker = self.broker()
+
+    def connect(self) -> psycopg.Connection[Any]:
+        return connect(self.dsn, "sidestream/test/bench", autocommit=True)
+
+    def broker(self) -> RedisBroker:
+        self.brokers.append(RedisBroker(self.redis.url, timeout=10))
+        return self.brokers[-1]
+
+    def link(self) -> StoreLink:
+        self.links.append(StoreLink(self.connect))
+        return self.links[-1]
+
+    def ruler(self) -> Ruler:
+        return Ruler(self.broker(), self.link(), direct=True)
+
+    def broker_of(self, ruler: Ruler) -> RedisBroker:
+        broker = ruler._broker
+        assert isinstance(broker, RedisBroker)
+        return broker
+
+    def put(self, *jobs: Job) -> list[Publication]:
+        stored = outcomes.insert(self.cursor, jobs)
+        published = [Publication(job.reference(self.database), self.lane, priority=job.priority) for job in stored]
+        self.worker.generation()
+        self.worker.publish(published)
+        return published
+
+    def claim(self) -> list[int]:
+        found = self.worker.claim("w1", [self.lane], free=9)
+        return [Reference.unpack(delivery.reference).id for delivery in found]
+
+    def close(self) -> None:
+        for link in self.links:
+            link.close()
+        for broker in self.brokers:
+            broker.close()
+        self.connection.close()
+
+
+@pytest.fixture
+def bench(database: str, redis_server: RedisServer) -> Iterator[Bench]:
+    made = Bench(database, redis_server)
+    yield made
+    made.close()
+
+
+def test_nothing_is_claimed_before_the_rules_are_given(bench: Bench) -> None:
+    ruler = bench.ruler()
+    bench.worker.begin_generation()
+    bench.put(Job("act"))
+    assert bench.claim() == []
+    assert not ruler.step()
+    assert bench.claim() == [1]
+
+
+def test_a_pause_and_a_resume_govern_after_one_step(bench: Bench) -> None:
+    ruler = bench.ruler()
+    ruler.step()
+    rules.pause(bench.cursor, Pause(queue="default"))
+    ruler.step()
+    bench.put(Job("act"))
+    assert bench.claim() == []
+    rules.resume(bench.cursor, Pause(queue="default"))
+    ruler.step()
+    assert bench.claim() == [1]
+
+
+def test_rules_are_back_right_after_everything_was_lost(bench: Bench) -> None:
+    rules.pause(bench.cursor, Pause(action="act"), by="Ann")
+    ruler = bench.ruler()
+    ruler.step()
+    bench.redis.flushall()
+    ruler.step()
+    bench.put(Job("act"), Job("other"))
+    assert bench.claim() == [2], "the pause outlived Redis"
+
+
+def test_a_supervisor_that_was_cut_off_does_not_bring_old_rules_back(bench: Bench) -> None:
+    cut_off, ruler = bench.ruler(), bench.ruler()
+    old = rules.read(bench.cursor)
+    cut_off.step()
+    rules.pause(bench.cursor, Pause(queue="default"))
+    ruler.step()
+    assert not bench.broker_of(cut_off).configure(bench.database.tag, old)
+    cut_off.step()
+    bench.put(Job("act"))
+    assert bench.claim() == []
+
+
+def test_without_a_change_nothing_is_given_again(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    ruler, given = bench.ruler(), []
+    ruler.step()
+    broker = bench.broker_of(ruler)
+    monkeypatch.setattr(broker, "configure", lambda database, found: given.append(database))
+    for _ in range(5):
+        ruler.step()
+    assert given == []
+    rules.set_ageing(bench.cursor, 5)
+    ruler.step()
+    assert given == [bench.database.tag, NO_TAG8]
+
+
+def test_a_worker_without_a_database_gives_empty_rules(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    broker, given = bench.broker(), []
+    ruler = Ruler(broker, None, direct=True)
+    monkeypatch.setattr(broker, "configure", lambda database, found: given.append((database, found)))
+    ruler.step()
+    ruler.step()
+    assert given == [(NO_TAG8, Rules())]
+
+
+def test_a_change_takes_effect_on_two_hosts_within_a_second(bench: Bench) -> None:
+    took: list[float] = []
+    bench.worker.begin_generation()
+    threads = [KeeperThread([bench.ruler()]) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    try:
+        for expected in (True, False):
+            change = rules.pause if expected else rules.resume
+            change(bench.cursor, Pause(queue="default"))
+            began = time.monotonic()
+            waiting = bench.put(Job("act"))[0]
+            while (bench.worker.explain(waiting).place is Place.PAUSED) is not expected:
+                assert time.monotonic() - began < 5, "the rules never came"
+                time.sleep(0.01)
+            took.append(time.monotonic() - began)
+    finally:
+        for thread in threads:
+            assert thread.stop()
+    assert min(took) < 1.0
+
+
+def test_a_limit_set_in_the_table_is_the_brokers(bench: Bench) -> None:
+    ruler = bench.ruler()
+    ruler.step()
+    bench.worker.generation()
+    bench.worker.mark_built(bench.database.tag)
+    rules.set_limit(bench.cursor, Scope.KEY, "courier", Limit(concurrency=1))
+    ruler.step()
+    bench.put(*(Job("act", limit=limit) for limit in ("courier:1", "courier:1", "courier:2")))
+    assert bench.claim() == [1, 3]
+
+
+def test_expired_jobs_are_cancelled_and_forgotten(bench: Bench) -> None:
+    bench.ruler().step()
+    past = datetime.now(UTC) - timedelta(minutes=1)
+    expirer = Expirer(bench.broker(), bench.link())
+    bench.brokers[-1].generation()
+    expired, waiting = bench.put(Job("act", expires_at=past), Job("act"))
+    assert not expirer.step()
+    assert bench.worker.locate([expired, waiting]) == [Place.NOWHERE, Place.READY]
+    assert bench.claim() == [2]
+    bench.put(*[Job("act", expires_at=past)] * 150)
+    assert expirer.step()
+    assert not expirer.step()
+    assert bench.claim() == []

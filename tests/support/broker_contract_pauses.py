@@ -1,0 +1,212 @@
+"""The broker contract as tests: pauses, rules and generations, actions that a worker does not know."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sidestream.broker.protocol import Capability, Place, lane
+from sidestream.job.names import tag
+from sidestream.job.rules import Pause, Rules
+from tests.support.broker_contract import Bench, claim, govern, ids, lanes_of, row, serve
+
+ACT, BILL = tag("act", 4), tag("bill", 4)
+
+
+def pause(**what: str) -> dict[str, Any]:
+    """Return rules with one pause."""
+    return {"pauses": frozenset({Pause(**what)})}
+
+
+class PauseCases:
+    """What is paused is not handed out, and comes back."""
+
+    needs = Capability.PAUSES
+
+    def test_a_paused_queue(self, bench: Bench) -> None:
+        both = [*lanes_of(bench), lane(bench.database, "other")]
+        job = row(bench, 1)
+        bench.put([job, row(bench, 2, queue="other")])
+        govern(bench, **pause(queue="default"))
+        assert ids(bench.broker.claim("w1", both, free=9)) == [2]
+        told = bench.broker.explain(job)
+        assert (told.place, told.scope) == (Place.PAUSED, "queue")
+        govern(bench)
+        assert ids(claim(bench)) == [1]
+
+    def test_a_paused_action(self, bench: Bench) -> None:
+        job = row(bench, 1, action="bill")
+        bench.put([job, row(bench, 2)])
+        govern(bench, **pause(action="bill"))
+        assert ids(claim(bench)) == [2]
+        told = bench.broker.explain(job)
+        assert (told.place, told.scope) == (Place.PAUSED, "action")
+        govern(bench)
+        assert ids(claim(bench)) == [1]
+
+    def test_a_paused_group(self, bench: Bench) -> None:
+        job = row(bench, 1, group="A")
+        bench.put([job, row(bench, 2, group="B"), row(bench, 3)])
+        govern(bench, **pause(group="A"))
+        assert sorted(ids(claim(bench))) == [2, 3]
+        bench.put([row(bench, 4, group="A"), row(bench, 5, group="A", priority=0)])
+        assert claim(bench) == []
+        told = bench.broker.explain(job)
+        assert (told.place, told.scope) == (Place.PAUSED, "group")
+        govern(bench)
+        assert ids(claim(bench)) == [5, 1, 4]
+
+    def test_a_paused_action_of_a_group(self, bench: Bench) -> None:
+        job = row(bench, 1, group="A", action="bill")
+        bench.put([job, row(bench, 2, group="A"), row(bench, 3, group="B", action="bill")])
+        govern(bench, **pause(action="bill", group="A"))
+        assert sorted(ids(claim(bench))) == [2, 3]
+        told = bench.broker.explain(job)
+        assert (told.place, told.scope) == (Place.PAUSED, "action of group")
+        govern(bench)
+        assert ids(claim(bench)) == [1]
+
+    def test_a_resumed_job_has_its_old_place(self, bench: Bench) -> None:
+        bench.put([row(bench, 1, action="bill")])
+        bench.advance(10)
+        bench.put([row(bench, 2), row(bench, 3)])
+        govern(bench, **pause(action="bill"))
+        assert ids(claim(bench, 1)) == [2]
+        govern(bench)
+        assert ids(claim(bench)) == [1, 3]
+
+    def test_resuming_brings_all_back_in_lots(self, bench: Bench) -> None:
+        bench.put([row(bench, number, action="bill") for number in range(1, 351)])
+        govern(bench, **pause(action="bill"))
+        for _ in range(5):
+            assert claim(bench) == []
+        govern(bench)
+        found = []
+        for _ in range(8):
+            page = ids(claim(bench, 1000))
+            assert len(page) <= 200, "bounded a call"
+            found += page
+        assert sorted(found) == list(range(1, 351))
+
+    def test_a_job_that_comes_back_into_a_pause_stays(self, bench: Bench) -> None:
+        bench.put([row(bench, 1)])
+        (held,) = claim(bench)
+        govern(bench, **pause(queue="default"))
+        assert bench.broker.release(lanes_of(bench), held) == 1
+        assert claim(bench) == []
+        govern(bench)
+        assert ids(claim(bench)) == [1]
+
+    def test_what_runs_goes_on_in_a_pause(self, bench: Bench) -> None:
+        bench.put([row(bench, 1)])
+        held = claim(bench)
+        govern(bench, **pause(action="act"))
+        assert bench.broker.renew("w1", lanes_of(bench), [one.lease for one in held]) == []
+        bench.end(held)
+
+    def test_a_paused_head_blocks_its_key_alone(self, bench: Bench) -> None:
+        bench.put([row(bench, 1, "k", action="bill"), row(bench, 2, "k"), row(bench, 3, "other")])
+        govern(bench, **pause(action="bill"))
+        assert serve(bench, 3) == [3]
+        govern(bench)
+        assert serve(bench, 3) == [1, 2]
+
+    def test_one_process_pauses_and_another_resumes(self, bench: Bench) -> None:
+        bench.put([row(bench, 1, group="A"), row(bench, 2, action="bill")])
+        second = bench.second()
+        govern(bench, pauses=frozenset({Pause(group="A"), Pause(action="bill")}))
+        assert second.claim("w2", lanes_of(bench), free=9) == []
+        govern(bench, second)
+        assert sorted(ids(claim(bench))) == [1, 2]
+
+    def test_older_rules_do_not_come_back(self, bench: Bench) -> None:
+        bench.put([row(bench, 1)])
+        old = govern(bench)
+        govern(bench, **pause(queue="default"))
+        assert bench.broker.configure(bench.database, old) is False, "a host that was cut off brings its old ones"
+        assert claim(bench) == []
+
+
+class RulesCases:
+    """Rules and generations."""
+
+    needs = Capability.PAUSES
+
+    def test_nothing_of_a_database_is_claimed_before_its_rules(self, empty_bench: Bench) -> None:
+        bench = empty_bench
+        bench.broker.begin_generation()
+        bench.put([row(bench, 1)])
+        assert claim(bench) == []
+        assert bench.broker.configure(bench.database, Rules())
+        assert ids(claim(bench)) == [1]
+
+    def test_a_pause_survives_a_new_generation(self, bench: Bench) -> None:
+        rules = govern(bench, **pause(action="bill"))
+        bench.put([row(bench, 1, action="bill")])
+        assert claim(bench) == []
+        bench.wipe()  # type: ignore[attr-defined]  # only benches that can
+        bench.broker.begin_generation()
+        bench.put([row(bench, 1, action="bill"), row(bench, 2)])
+        assert claim(bench) == [], "the rules are not known again yet"
+        assert bench.broker.configure(bench.database, rules)
+        assert ids(claim(bench)) == [2]
+
+    def test_rules_of_another_database_do_not_matter(self, bench: Bench) -> None:
+        bench.put([row(bench, 1)])
+        bench.broker.configure(b"otherone", Rules(7, pauses=frozenset({Pause(queue="default")})))
+        assert ids(claim(bench)) == [1]
+
+
+class UnknownCases:
+    """An action that the claimer does not know waits until somebody knows it."""
+
+    needs = Capability.PARKING
+
+    def test_an_unknown_action_is_parked_and_handed_to_who_knows_it(self, bench: Bench) -> None:
+        job = row(bench, 1, action="bill")
+        bench.put([job, row(bench, 2)])
+        bench.broker.announce("old", lanes_of(bench), "{}", 15_000, frozenset({ACT}))
+        assert ids(claim(bench, consumer="old")) == [2]
+        assert bench.broker.explain(job).place is Place.PARKED
+        assert bench.broker.locate([job]) == [Place.PARKED]
+        bench.broker.announce("new", lanes_of(bench), "{}", 15_000, frozenset({ACT, BILL}))
+        assert ids(claim(bench, consumer="new")) == [1]
+
+    def test_a_worker_without_a_list_takes_any(self, bench: Bench) -> None:
+        bench.put([row(bench, 1, action="bill")])
+        bench.broker.announce("old", lanes_of(bench), "{}", 15_000, frozenset({ACT}))
+        assert claim(bench, consumer="old") == []
+        bench.broker.announce("any", lanes_of(bench), "{}", 15_000)
+        assert ids(claim(bench, consumer="any")) == [1]
+
+    def test_two_releases_do_not_pass_a_job_to_and_fro(self, bench: Bench) -> None:
+        bench.put([row(bench, number, action="bill") for number in range(1, 4)])
+        bench.put([row(bench, number) for number in range(11, 14)])
+        bench.broker.announce("old", lanes_of(bench), "{}", 15_000, frozenset({ACT}))
+        bench.broker.announce("new", lanes_of(bench), "{}", 15_000, frozenset({BILL}))
+        for expected in ((1, 11), (2, 12), (3, 13)):
+            assert ids(claim(bench, 1, consumer="new")) == [expected[0]], "woken and handed out in one call"
+            assert ids(claim(bench, 1, consumer="old")) == [expected[1]]
+        assert claim(bench, consumer="old") == claim(bench, consumer="new") == []
+
+    def test_a_lot_of_unknown_jobs_does_not_hide_the_known_ones(self, bench: Bench) -> None:
+        bench.put([row(bench, number, action="bill") for number in range(1, 251)])
+        bench.advance(5)
+        bench.put([row(bench, 900)])
+        bench.broker.announce("old", lanes_of(bench), "{}", 15_000, frozenset({ACT}))
+        found = [ids(claim(bench, consumer="old")) for _ in range(4)]
+        assert found[-1] == [900] or [900] in found, "at most 100 are moved aside a call"
+        bench.broker.announce("new", lanes_of(bench), "{}", 15_000, frozenset({BILL}))
+        woken = [ids(claim(bench, 1000, consumer="new")) for _ in range(4)]
+        assert sorted(number for page in woken for number in page) == list(range(1, 251))
+
+    def test_a_parked_job_can_be_moved_and_discarded(self, bench: Bench) -> None:
+        job, other = row(bench, 1, action="bill"), row(bench, 2, action="bill")
+        bench.put([job, other])
+        bench.broker.announce("old", lanes_of(bench), "{}", 15_000, frozenset({ACT}))
+        assert claim(bench, consumer="old") == []
+        assert bench.broker.move(other, 0)
+        assert bench.broker.discard(job)
+        assert bench.broker.locate([job, other]) == [Place.NOWHERE, Place.PARKED]
+        bench.broker.withdraw("old", lanes_of(bench))
+        ((found),) = claim(bench, consumer="old")
+        assert (ids([found]), found.priority) == ([2], 0)

@@ -1,0 +1,188 @@
+"""The keepers' thread: who runs when, and what an error does."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from sidestream.errors import BrokerUnavailable, GenerationMoved, StoreUnavailable
+from sidestream.maintenance.task import Keeper, KeeperThread
+
+PATIENCE = 10.0
+IDLE, MORE = False, True
+
+
+class Told:
+    """A keeper whose steps wait for the test: each takes the next answer from a queue."""
+
+    def __init__(self, name: str = "told", every: float = 3600.0) -> None:
+        self.name = name
+        self.every = every
+        self.answers: queue.Queue[bool | Exception] = queue.Queue()
+        self.began: queue.Queue[str] = queue.Queue()
+
+    def step(self) -> bool:
+        self.began.put(self.name)
+        answer = self.answers.get(timeout=PATIENCE)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+class Counted:
+    """A keeper that only counts its steps."""
+
+    def __init__(self, name: str, every: float, log: list[str], on_step: Callable[[], bool]) -> None:
+        self.name = name
+        self.every = every
+        self.log = log
+        self.on_step = on_step
+
+    def step(self) -> bool:
+        self.log.append(self.name)
+        return self.on_step()
+
+
+@contextmanager
+def running(*keepers: Keeper, errors: list[tuple[str, Exception]] | None = None) -> Iterator[KeeperThread]:
+    def note(name: str, error: Exception) -> None:
+        assert errors is not None, error
+        errors.append((name, error))
+
+    thread = KeeperThread(keepers, note)
+    thread.start()
+    try:
+        yield thread
+    finally:
+        assert thread.stop(PATIENCE)
+
+
+def test_each_keeper_runs_at_once_and_then_when_poked() -> None:
+    keeper = Told()
+    with running(keeper) as thread:
+        keeper.answers.put(IDLE)
+        assert keeper.began.get(timeout=PATIENCE) == "told"
+        thread.poke("told")
+        keeper.answers.put(IDLE)
+        assert keeper.began.get(timeout=PATIENCE) == "told"
+
+
+def test_a_poke_during_a_step_is_not_lost() -> None:
+    keeper = Told()
+    with running(keeper) as thread:
+        keeper.began.get(timeout=PATIENCE)
+        thread.poke("told")
+        keeper.answers.put(IDLE)
+        keeper.began.get(timeout=PATIENCE)
+        keeper.answers.put(IDLE)
+    assert keeper.began.empty()
+
+
+def test_a_poke_for_a_keeper_that_is_not_there_does_nothing() -> None:
+    keeper = Told()
+    with running(keeper) as thread:
+        thread.poke("reconciler")
+        keeper.answers.put(IDLE)
+        keeper.began.get(timeout=PATIENCE)
+
+
+def test_more_work_runs_again_at_once_and_starves_nobody() -> None:
+    log: list[str] = []
+    enough = threading.Event()
+
+    def busy() -> bool:
+        if len(log) >= 20:
+            enough.set()
+        return True
+
+    with running(Counted("busy", 3600.0, log, busy), Counted("other", 0.0, log, lambda: False)):
+        assert enough.wait(PATIENCE)
+    assert log.count("busy") >= 8
+    assert log.count("other") >= 8
+
+
+def test_keepers_run_at_their_own_pace() -> None:
+    log: list[str] = []
+    enough = threading.Event()
+
+    def fast() -> bool:
+        if log.count("fast") == 30:
+            enough.set()
+        return False
+
+    with running(Counted("fast", 0.001, log, fast), Counted("slow", 3600.0, log, lambda: False)):
+        assert enough.wait(PATIENCE)
+    assert log.count("slow") == 1
+
+
+@pytest.mark.parametrize("error", [BrokerUnavailable("Redis does not answer."), StoreUnavailable("No PostgreSQL.")])
+def test_an_outage_is_logged_once_however_many_keepers_meet_it(
+    error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    one, two = Told("one"), Told("two")
+    with caplog.at_level(logging.INFO), running(one, two) as thread:
+        for _ in range(3):
+            for keeper in (one, two):
+                keeper.began.get(timeout=PATIENCE)
+                keeper.answers.put(error)
+                thread.poke(keeper.name)
+        for keeper in (one, two):
+            keeper.began.get(timeout=PATIENCE)
+            keeper.answers.put(IDLE)
+    server = "store" if isinstance(error, StoreUnavailable) else "broker"
+    assert [record.getMessage() for record in caplog.records] == [
+        f"The one waits for the {server}: {error}",
+        f"The keepers reach the {server} again.",
+    ]
+
+
+def test_a_moved_generation_is_not_an_outage(caplog: pytest.LogCaptureFixture) -> None:
+    keeper = Told()
+    with caplog.at_level(logging.INFO), running(keeper):
+        keeper.answers.put(GenerationMoved())
+        keeper.began.get(timeout=PATIENCE)
+    assert caplog.records == []
+
+
+def test_a_bug_in_a_keeper_is_told_and_the_keeper_goes_on() -> None:
+    keeper, errors = Told(), list[tuple[str, Exception]]()
+    with running(keeper, errors=errors) as thread:
+        bug = ZeroDivisionError()
+        keeper.answers.put(bug)
+        keeper.began.get(timeout=PATIENCE)
+        thread.poke("told")
+        keeper.answers.put(IDLE)
+        keeper.began.get(timeout=PATIENCE)
+    assert errors == [("told", bug)]
+
+
+def test_a_bug_is_logged_with_its_traceback(caplog: pytest.LogCaptureFixture) -> None:
+    keeper = Told()
+    thread = KeeperThread([keeper])
+    thread.start()
+    keeper.answers.put(ZeroDivisionError("bug"))
+    keeper.began.get(timeout=PATIENCE)
+    assert thread.stop(PATIENCE)
+    [record] = caplog.records
+    assert record.exc_info is not None
+    assert record.getMessage() == "The told failed and goes on: bug"
+
+
+def test_stop_is_bounded_when_a_step_hangs() -> None:
+    keeper = Told()
+    thread = KeeperThread([keeper])
+    thread.start()
+    keeper.began.get(timeout=PATIENCE)
+    assert not thread.stop(timeout=0.01)
+    keeper.answers.put(MORE)
+    assert thread.stop(PATIENCE)
+    assert keeper.began.empty(), "no step begins after a stop, not even when more work waits"
+
+
+def test_stop_before_start_does_nothing() -> None:
+    assert KeeperThread([Told()]).stop()

@@ -1,0 +1,32 @@
+"""What an action that commits in parts cannot swallow."""
+
+from __future__ import annotations
+
+import pytest
+
+from sidestream.errors import LockLost
+from sidestream.executors.partial_commit import Parts
+from sidestream.executors.protocol import Conflict, NotNow
+from sidestream.job.outcome import Release
+
+
+def test_parts_that_go_well_leave_nothing_behind() -> None:
+    parts = Parts()
+    for _ in range(3):
+        with parts.turn():
+            pass
+    parts.check()
+
+
+@pytest.mark.parametrize("failure", [LockLost("gone"), NotNow(Release("paused", 1.0)), Conflict("met")])
+def test_after_a_part_that_failed_no_other_begins_and_nothing_is_finished(failure: BaseException) -> None:
+    parts = Parts()
+    with pytest.raises(type(failure)), parts.turn():
+        raise failure
+    began = False
+    with pytest.raises(type(failure)) as again, parts.turn():
+        began = True
+    assert again.value is failure
+    assert not began
+    with pytest.raises(type(failure)):
+        parts.check()
