@@ -87,8 +87,8 @@ def transactions(dsn: str, ledger: Path, pairs: Sequence[tuple[int, int]]) -> No
         cursor = connection.cursor()
         for number, row_id in pairs:
             cursor.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
-            opened = acquire.open_job(cursor, row_id)
-            assert isinstance(opened, acquire.Opened), opened
+            acquired = acquire.acquire_job(cursor, row_id)
+            assert isinstance(acquired, acquire.Acquired), acquired
             at = time.time()
             cursor.execute(EFFECT, {"number": number, "note": "done in the background"})
             outcomes.finish(cursor, row_id)

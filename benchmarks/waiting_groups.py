@@ -45,7 +45,7 @@ def begin(broker: Broker, rules: Rules | None = None) -> None:
     """Begin a generation whose rows are all published, under ``rules``."""
     broker.begin_generation()
     broker.configure(DATABASE, rules or Rules())
-    broker.mark_built(DATABASE)
+    broker.mark_synced(DATABASE)
 
 
 def groups_and_limits(depth: int, rounds: int) -> list[Row]:

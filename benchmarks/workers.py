@@ -26,11 +26,11 @@ from sidestream.job.job import Job
 from sidestream.job.names import tag
 from sidestream.job.reference import NO_TAG8, row_reference
 from sidestream.job.rules import Rules
-from sidestream.maintenance.store_connection import StoreLink
-from sidestream.maintenance.task import KeeperThread
+from sidestream.maintenance.store_connection import StoreConnection
+from sidestream.maintenance.task import MaintenanceThread
 from sidestream.store import adapter, outcomes, schema
 from sidestream.wiring.worker import make_keepers
-from sidestream.worker.run_dir import LeftBehind
+from sidestream.worker.run_dir import DeadWorkers
 
 BAR = Bar("ratio", "<=", 1.5)
 WORKERS = (1, 100, 500)
@@ -56,7 +56,7 @@ class Crowd:
         self._databases = [number.to_bytes(8, "big") for number in range(1, databases + 1)]
         for database in self._databases:
             self.broker.configure(database, Rules())
-            self.broker.mark_built(database)
+            self.broker.mark_synced(database)
         self.lanes = {
             f"worker-{number}": (lane(self._databases[number % databases], "default"),) for number in range(workers)
         }
@@ -80,7 +80,7 @@ class Crowd:
         """Publish a job, which somebody is handed; he runs it and waits again."""
         job = self.job(key="one" if keyed else None)
         took = _timed(lambda: self.broker.publish([job]))
-        who = self.broker.explain(job).consumer
+        who = self.broker.explain(job).worker
         found = self.broker.claim(who, self.lanes[who], free=1)
         assert [one.reference for one in found] == [job.reference]
         self.broker.settle(self.mine, found)
@@ -165,22 +165,22 @@ def tended(world: World, database: schema.Database, workers: int) -> Iterator[No
 def _maintenance(world: World, database: schema.Database, name: str) -> Iterator[None]:
     assert world.dsn is not None
     settings = world.settings()
-    connect = partial(adapter.connect, world.dsn, f"sidestream/{name}/keepers", autocommit=True)
-    broker, link = RedisBroker(world.redis.url, timeout=10), StoreLink(connect)
-    keepers = make_keepers(
+    connect = partial(adapter.connect, world.dsn, f"sidestream/{name}/maintenance", autocommit=True)
+    broker, link = RedisBroker(world.redis.url, timeout=10), StoreConnection(connect)
+    maintenance = make_keepers(
         settings,
-        consumer=name,
+        worker=name,
         lanes=(lane(database.tag, "default"), lane(NO_TAG8, "default")),
         broker=broker,
         link=link,
         database=database,
-        left_behind=LeftBehind(settings.data_dir),
+        dead_workers=DeadWorkers(settings.data_dir),
         stop_running=lambda job_id: False,
         on_adopted=lambda: None,
         turns=[],
     )
     broker.begin_generation()
-    thread = KeeperThread(keepers)
+    thread = MaintenanceThread(maintenance)
     thread.start()
     try:
         yield

@@ -21,14 +21,14 @@ BROKERS: dict[str, type[Broker]] = {
     "memory (tests)": MemoryBroker,
 }
 MEANINGS = {
-    Capability.PRIORITIES: "priority in a queue, ageing, weights of queues",
+    Capability.PRIORITIES: "priority in a queue, aging, weights of queues",
     Capability.GROUPS: "groups (companies) take turns by weight",
     Capability.LIMITS: "concurrency and rate: everything, queue, action, key",
     Capability.PAUSES: "pause of a queue, action, group, action of a group",
-    Capability.PARKING: "an unknown action waits for a worker that knows it",
+    Capability.ROUTING: "an unknown action waits for a worker that knows it",
     Capability.DIRECT: "jobs without a row",
     Capability.LEASES: "a dead worker's jobs are taken over",
-    Capability.KNOWN: "remembers which rows it was given",
+    Capability.PUBLISHED: "remembers which rows it was given",
     Capability.SHARED: "several processes see the same contents",
 }
 

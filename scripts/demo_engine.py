@@ -63,7 +63,7 @@ class Shop:
             SIDESTREAM_APP="demo_actions:actions",
             SIDESTREAM_LEASE="3",
             SIDESTREAM_RENEW="1",
-            SIDESTREAM_CAREFUL_SECONDS="2",
+            SIDESTREAM_RECOVERY_PERIOD="2",
             DEMO_STARTS=str(self.starts_file),
         )
         self.settings = Settings()
@@ -102,7 +102,7 @@ class Shop:
 
     def all_done(self) -> bool:
         """Whether no job is open."""
-        return self.number("SELECT count(*) FROM sidestream_job WHERE state = 'open'") == 0
+        return self.number("SELECT count(*) FROM sidestream_job WHERE state = 'pending'") == 0
 
     def close(self) -> None:
         """Stop the worker, and with it the embedded server."""
@@ -130,7 +130,7 @@ def kill_the_worker(shop: Shop) -> None:
 
 
 def empty_redis(shop: Shop) -> None:
-    """FLUSHALL: whatever Redis knew of open jobs is gone."""
+    """FLUSHALL: whatever Redis knew of pending jobs is gone."""
     redis.Redis.from_url(server_url(shop.settings)).flushall()
 
 

@@ -193,8 +193,8 @@ def _enqueue(records, method, action, args, kwargs, options):
     if _is_inline(env) or off:
         _call_inline(records, method, action, args, kwargs, options.get("split"))
         return jobs
-    built = list(_build(records, method, action, args, kwargs, options))
-    inserted = _insert(env.cr, built)
+    synced = list(_build(records, method, action, args, kwargs, options))
+    inserted = _insert(env.cr, synced)
     _publish_after_commit(env.cr, inserted.publications)
     return jobs.browse(dict.fromkeys(inserted.ids))  # duplicates within this call are one job
 
@@ -206,10 +206,10 @@ def _is_inline(env):
     return given is INLINE
 
 
-def _insert(cr, built):
+def _insert(cr, synced):
     """Insert jobs; what Odoo itself answers (a cursor that only reads, a conflict) comes out as it was raised."""
     try:
-        return jobs_of(cr.dbname).insert(cr.connection, built)
+        return jobs_of(cr.dbname).insert(cr.connection, synced)
     except SidestreamError as error:
         if isinstance(error.__cause__, ODOOS_OWN):
             raise error.__cause__ from None

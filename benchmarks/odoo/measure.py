@@ -24,7 +24,7 @@ DONE = {
     "ours": "SELECT count(*) FROM sidestream_job WHERE id > %s AND state = 'done'",
     "oca": "SELECT count(*) FROM queue_job WHERE id > %s AND state = 'done'",
 }
-WAITING = "SELECT count(*) FROM sidestream_job WHERE state = 'open' AND queue = 'default'"
+WAITING = "SELECT count(*) FROM sidestream_job WHERE state = 'pending' AND queue = 'default'"
 NEWEST = {
     "ours": "SELECT coalesce(max(id), 0) FROM sidestream_job",
     "oca": "SELECT coalesce(max(id), 0) FROM queue_job",
@@ -286,7 +286,7 @@ def megabytes(pid: int) -> Process:
 
 
 def settle(shop: Shop) -> None:
-    """Give every measure the same start: an empty ledger, no dirty pages, no dead rows, fresh statistics."""
+    """Give every measure the same start: an empty ledger, no dirty pages, no failed rows, fresh statistics."""
     shop.stamps.clear()
     shop.look.execute(f"VACUUM ANALYZE {TABLES}")
     shop.look.execute("CHECKPOINT")

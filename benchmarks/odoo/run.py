@@ -6,7 +6,7 @@ store's own opening statement over the same table, the run-as environment, the m
 call the same methods in the same database and stamp the same ledger.
 
 On a crash: ours runs a job again unless its effect is committed, and effect and "done" are one transaction, so the
-effect happens once. OCA commits "started" first, then effect and "done" together; a dead job is found ten seconds
+effect happens once. OCA commits "started" first, then effect and "done" together; a failed job is found ten seconds
 later. A bare loop that dies is noticed by nobody.
 """
 
@@ -30,7 +30,7 @@ SINGLES = 200
 HEAVY_ROUNDS = 3
 """Times the rounds of the others: its bar is a tenth of the bare loop, and on a shared machine that differs by a fifth
 from one drain of five seconds to the next."""
-OCA = "OCA queue_job, 2 HTTP workers (dead jobs again after 10 s)"
+OCA = "OCA queue_job, 2 HTTP workers (failed jobs again after 10 s)"
 LOOP = "bare loop in 2 processes (survives no crash)"
 BARE = "bare path (INSERT, COMMIT, XADD, XREADGROUP, SELECT FOR UPDATE)"
 T = TypeVar("T")

@@ -132,10 +132,10 @@ class Process:
         cr.commit()
         raw = cr._obj  # noqa: SLF001  # psycopg2's cursor, as the executor has it
         for job, record in pairs:
-            opened = acquire.open_job(raw, job)
-            context = json.loads(opened.context)
+            acquired = acquire.acquire_job(raw, job)
+            context = json.loads(acquired.context)
             context.pop("company", None)  # the addon's own; it stands among the allowed ones too
-            env = odoo.api.Environment(cr, opened.user_id, context)
+            env = odoo.api.Environment(cr, acquired.user_id, context)
             getattr(env[model].browse(record), method)()
             env.flush_all()
             outcomes.finish(raw, job)

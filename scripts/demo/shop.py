@@ -46,7 +46,7 @@ class Shop:
     """Odoo, courier and worker of one demo."""
 
     def __init__(self, say: Callable[[str], None]) -> None:
-        self.world = OdooWorld(("sidestream", "sidestream_demo"), settings={"nice": 19, "only_idle_cpu": True})
+        self.world = OdooWorld(("sidestream", "sidestream_demo"), settings={"nice": 19, "idle_cpu_only": True})
         self._say = say
         self._courier: subprocess.Popen[bytes] | None = None
         self.worker: subprocess.Popen[bytes]
@@ -129,7 +129,7 @@ class Shop:
 
     def open_jobs(self) -> int:
         """Return how many jobs are not finished."""
-        return self.number("SELECT count(*) FROM sidestream_job WHERE state = 'open'")
+        return self.number("SELECT count(*) FROM sidestream_job WHERE state = 'pending'")
 
     def number(self, statement: str) -> int:
         """Return the one number that ``statement`` selects."""
@@ -203,7 +203,7 @@ class Shop:
         return min(again()) - killed
 
     def empty_redis(self) -> None:
-        """FLUSHALL: whatever Redis knew of open jobs is gone."""
+        """FLUSHALL: whatever Redis knew of pending jobs is gone."""
         redis.Redis.from_url(self.world.redis_url()).flushall()
 
     def close(self) -> None:

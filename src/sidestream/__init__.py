@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sidestream.admin.jobs import hasten, why_waiting
+    from sidestream.admin.jobs import sync_to_broker, why_waiting
     from sidestream.client import Transaction
     from sidestream.errors import (
         ActionError,
@@ -96,7 +96,7 @@ _HOMES = {
     "build_job": "sidestream.job.building",
     "cancel": "sidestream.store.control",
     "declared": "sidestream.executors.odoo.model_action",
-    "hasten": "sidestream.wiring.client",
+    "sync_to_broker": "sidestream.admin.jobs",
     "identify": "sidestream.store.schema",
     "install": "sidestream.store.schema",
     "prune": "sidestream.store.retention",
@@ -106,7 +106,7 @@ _HOMES = {
     "redact_payload": "sidestream.redaction",
     "redact_text": "sidestream.redaction",
     "running_jobs": "sidestream.store.locks",
-    "why_waiting": "sidestream.wiring.client",
+    "why_waiting": "sidestream.admin.jobs",
 }
 
 __all__ = [
@@ -152,7 +152,6 @@ __all__ = [
     "build_job",
     "cancel",
     "declared",
-    "hasten",
     "identify",
     "install",
     "prune",
@@ -162,6 +161,7 @@ __all__ = [
     "retry",
     "run_now",
     "running_jobs",
+    "sync_to_broker",
     "why_waiting",
 ]
 

@@ -32,7 +32,7 @@ from sidestream.job.uuids import new_uuid
 from sidestream.relay.relay import Relay
 from sidestream.store import outcomes, schema
 from sidestream.store.adapter import translate
-from sidestream.store.job_row import StoredJob
+from sidestream.store.job_row import JobRow
 
 _IN_ERROR = 3
 """``transaction_status`` of psycopg 3 and psycopg2 after a failed statement: such a commit is silently a rollback."""
@@ -327,7 +327,7 @@ class Transaction:
         self.published = self._client.hand_over(self._publications)
 
 
-def _withdrawal(row: StoredJob, database: schema.Database) -> Publication:
+def _withdrawal(row: JobRow, database: schema.Database) -> Publication:
     """Return what the broker is told about a row that was replaced.
 
     Who knows nothing of ``withdrawn`` (what an action enqueues goes through its worker) makes it ready at once: it is

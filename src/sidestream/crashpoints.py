@@ -37,7 +37,7 @@ POINTS: tuple[str, ...] = (
     "reconcile.published",
     "zygote.forked",
     "child.received",
-    "child.opened",
+    "child.acquired",
     "child.ran",
     "child.written",
     "child.committed",

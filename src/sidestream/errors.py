@@ -20,7 +20,7 @@
     │   ├── BrokerUnsuitable    it answers, but must not be used: version, eviction policy, read-only, rights
     │   │   └── FormatUnknown   Redis holds what a release wrote whose format this one does not know
     │   ├── BrokerFull          it answers, but has no memory left for writes
-    │   ├── GenerationMoved     Redis was emptied or replaced since the caller last looked
+    │   ├── StaleGeneration     Redis was emptied or replaced since the caller last looked
     │   └── CapabilityMissing   this broker does not do that (for example direct jobs over PostgreSQL)
     ├── BenchRefused            measuring here and now would disturb others, or cannot be done
     ├── StoreError
@@ -28,7 +28,7 @@
     │   ├── ForeignDatabase     a copy that nobody adopted, or not the worker's: nothing of it runs
     │   └── SchemaMismatch      our tables are missing or of another release
     └── ActionError             raised inside a running job
-        ├── GiveUp              another attempt cannot help: the job ends as dead
+        ├── GiveUp              another attempt cannot help: the job fails
         ├── Snooze              not now: the job comes back later, and no attempt is charged
         ├── SoftLimitExceeded   the job's soft time limit passed
         ├── CommitRefused       an action committed or rolled back without declaring it
@@ -124,7 +124,7 @@ class BrokerFull(BrokerError):
     """The broker has no memory left for writes."""
 
 
-class GenerationMoved(BrokerError):
+class StaleGeneration(BrokerError):
     """The broker was emptied or replaced; look at its generation again."""
 
 

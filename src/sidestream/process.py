@@ -161,7 +161,7 @@ def open_folder(path: Path, owner: Account) -> int:
     that user.
 
     Raises:
-        OSError: It cannot be opened or made, or a link of a user leads there.
+        OSError: It cannot be acquired or made, or a link of a user leads there.
     """
     rest = deque(Path(os.path.normpath(path)).parts[1:])
     links = 0
@@ -359,7 +359,7 @@ def set_session_nice(value: int) -> None:
             return
 
 
-def use_only_idle_cpu() -> None:
+def use_idle_cpu_only() -> None:
     """Run only while nothing else of our session wants the processor, and so will whatever we start.
 
     A process that is merely nice keeps the processor for a few milliseconds when somebody else wakes up; this one gives
@@ -369,16 +369,16 @@ def use_only_idle_cpu() -> None:
 
 
 def check_only_idle_cpu() -> None:
-    """Raise :class:`~sidestream.errors.SettingsError` when our children could not :func:`use_only_idle_cpu`."""
+    """Raise :class:`~sidestream.errors.SettingsError` when our children could not :func:`use_idle_cpu_only`."""
     pid = os.fork()  # tried by another process: an unprivileged one may not come back from it
     if pid == 0:
         try:
-            use_only_idle_cpu()
+            use_idle_cpu_only()
         except OSError:
             os._exit(1)
         os._exit(0)
     if os.waitpid(pid, 0)[1]:
-        raise SettingsError("only_idle_cpu=true was refused by this system (SCHED_IDLE); leave it out and use nice.")
+        raise SettingsError("idle_cpu_only=true was refused by this system (SCHED_IDLE); leave it out and use nice.")
 
 
 def check_nice(value: int) -> None:

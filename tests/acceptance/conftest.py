@@ -61,7 +61,7 @@ def run(
     monkeypatch.setenv("SIDESTREAM_REDIS_URL", redis_server.url)
     monkeypatch.setenv("SIDESTREAM_DATA_DIR", str(tmp_path / "data"))
     monkeypatch.setenv("SIDESTREAM_USER", "none")  # nobody else may enter this folder
-    monkeypatch.setenv("SIDESTREAM_RELAY_WAIT", "10")  # a busy machine may take long to start the relay's thread
+    monkeypatch.setenv("SIDESTREAM_PUBLISH_TIMEOUT", "10")  # a busy machine may take long to start the relay's thread
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
 

@@ -36,7 +36,7 @@ class Rig:
             "SIDESTREAM_SIGNING_KEYS": f"k1:{'s' * 32}",
             "SIDESTREAM_LEASE": "2",
             "SIDESTREAM_RENEW": "0.5",
-            "SIDESTREAM_CAREFUL_SECONDS": "0",
+            "SIDESTREAM_RECOVERY_PERIOD": "0",
         }
         self.folder = folder
         self.dsn = dsn
@@ -90,7 +90,7 @@ class Rig:
 
     def ends(self, job_id: int, seconds: float = 20) -> queries.Row:
         """Wait until the job is over."""
-        self.until(lambda: self.job(job_id).state != "open", seconds)
+        self.until(lambda: self.job(job_id).state != "pending", seconds)
         return self.job(job_id)
 
     def until(self, seen: Callable[[], object], seconds: float = 20) -> None:

@@ -181,7 +181,7 @@ def test_a_job_is_enqueued_and_published(ready: Run, database: str, redis_server
     shown = answer(ready("job", "1", "--json"))
     assert (shown["args"], shown["kwargs"]) == ([42, "x"], {"lang": "el", "copies": 2})
     assert (shown["action"], shown["queue"], shown["key"]) == ("invoice.print", "print", "invoice:42")
-    assert (shown["state"], shown["because"], shown["history"]) == ("open", "waiting", [])
+    assert (shown["state"], shown["because"], shown["history"]) == ("pending", "waiting", [])
     with psycopg.connect(database) as connection:
         tag = schema.identify(connection.cursor()).tag
     broker = build_broker(Settings(redis_url=redis_server.url))
@@ -231,7 +231,7 @@ def test_jobs_are_listed_by_page_state_and_queue(ready: Run, database: str) -> N
         database,
         "INSERT INTO sidestream_job (action, queue, payload, state) "
         """SELECT 'a', CASE WHEN n % 2 = 0 THEN 'even' ELSE 'odd' END, '{"v":1,"args":[],"kwargs":{}}', """
-        "CASE WHEN n <= 4 THEN 'dead' ELSE 'open' END FROM generate_series(1, 10) n",
+        "CASE WHEN n <= 4 THEN 'failed' ELSE 'pending' END FROM generate_series(1, 10) n",
     )
 
     def ids(*words: str) -> list[int]:
@@ -240,21 +240,21 @@ def test_jobs_are_listed_by_page_state_and_queue(ready: Run, database: str) -> N
     assert ids() == list(range(10, 0, -1))
     assert ids("--limit", "3") == [10, 9, 8]
     assert ids("--limit", "3", "--before", "8") == [7, 6, 5]
-    assert ids("--state", "dead") == [4, 3, 2, 1]
-    assert ids("--state", "dead", "--queue", "even") == [4, 2]
+    assert ids("--state", "failed") == [4, 3, 2, 1]
+    assert ids("--state", "failed", "--queue", "even") == [4, 2]
     assert ids("--state", "done") == []
     listed = ready("jobs").stdout
     assert listed.splitlines()[0].split()[:4] == ["ID", "STATE", "QUEUE", "ACTION"]
     assert len(listed.splitlines()) == 11
     assert ready("jobs", "--state", "done").stdout == "No jobs.\n"
     counts = answer(ready("queues", "--json"))["queues"]
-    assert [(queue["queue"], queue["due"], queue["dead"]) for queue in counts] == [("even", 3, 2), ("odd", 3, 2)]
+    assert [(queue["queue"], queue["due"], queue["failed"]) for queue in counts] == [("even", 3, 2), ("odd", 3, 2)]
     assert ready("queues").stdout.splitlines()[1].split()[:5] == ["even", "3", "0", "0", "2"]
 
 
 def test_what_users_wrote_is_shown_as_it_is(ready: Run, database: str) -> None:
     answer(ready("enqueue", "a", "--key", "[red]order 5[/red]", "--json"))
-    execute(database, "UPDATE sidestream_job SET state = 'dead', error = E'[bold]no\\nsecond line'")
+    execute(database, "UPDATE sidestream_job SET state = 'failed', error = E'[bold]no\\nsecond line'")
     assert "[red]order 5[/red]" in ready("jobs").stdout
     assert "[bold]no" in ready("jobs").stdout
     assert "second line" not in ready("jobs").stdout
@@ -266,8 +266,8 @@ def test_a_job_is_cancelled_opened_again_and_hastened(ready: Run, database: str,
     assert ready("job", "1", "--cancel").stdout == "Job 1 is cancelled.\n"
     assert answer(ready("job", "1", "--json"))["state"] == "cancelled"
     refused(ready("job", "1", "--cancel"), 1, "Job 1 is cancelled; only a job that is open can be changed so")
-    assert answer(ready("job", "1", "--retry", "--json")) == {"id": 1, "done": True, "answer": "open"}
-    refused(ready("job", "1", "--retry"), 1, "only a job that is dead or cancelled")
+    assert answer(ready("job", "1", "--retry", "--json")) == {"id": 1, "done": True, "answer": "pending"}
+    refused(ready("job", "1", "--retry"), 1, "only a job that is failed or cancelled")
     with psycopg.connect(database) as connection:
         tag = schema.identify(connection.cursor()).tag
     broker = build_broker(Settings(redis_url=redis_server.url))

@@ -1,4 +1,4 @@
-"""The commands that look: why a job waits, dead jobs by error, queues by age, jobs by what they are."""
+"""The commands that look: why a job waits, failed jobs by error, queues by age, jobs by what they are."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ DIRECT_LANES = [lane(NO_TAG8, "default")]
 Direct = tuple[Jobs, RedisBroker]
 DEAD = """
     INSERT INTO sidestream_job (action, queue, payload, state, ended_at, attempts, error, error_group, group_name)
-    SELECT 'a' || n %% 2, 'q' || n %% 3, '{"v":1,"args":[],"kwargs":{}}', 'dead', now() AT TIME ZONE 'UTC', 1,
+    SELECT 'a' || n %% 2, 'q' || n %% 3, '{"v":1,"args":[],"kwargs":{}}', 'failed', now() AT TIME ZONE 'UTC', 1,
            'KeyError: ' || n, 'KeyError: #', 'company:' || n %% 2
     FROM generate_series(1, 600) n"""
 
@@ -54,22 +54,22 @@ def test_one_sentence_says_why_a_job_waits(ready: Run, database: str) -> None:
 
 def test_dead_jobs_are_grouped_by_error_and_treated_in_bulk(ready: Run, database: str) -> None:
     execute(database, DEAD)
-    [found] = answer(ready("dead", "--json"))["errors"]
+    [found] = answer(ready("failed", "--json"))["errors"]
     assert (found["error"], found["count"], found["actions"]) == ("KeyError: #", 600, ["a0", "a1"])
     assert found["newest"]["error"] == "KeyError: 600"
-    assert answer(ready("dead", "--action", "a1", "--json"))["errors"][0]["count"] == 300
-    assert "600" in ready("dead").stdout
-    assert answer(ready("dead", "discard", "--queue", "q0", "--json")) == {"discarded": 200}
-    assert ready("dead", "retry", "--error", "KeyError: #", "--group", "company:1").stdout == (
+    assert answer(ready("failed", "--action", "a1", "--json"))["errors"][0]["count"] == 300
+    assert "600" in ready("failed").stdout
+    assert answer(ready("failed", "discard", "--queue", "q0", "--json")) == {"discarded": 200}
+    assert ready("failed", "retry", "--error", "KeyError: #", "--group", "company:1").stdout == (
         "200 jobs are open again and due now.\n"
     )
-    assert answer(ready("dead", "retry", "--all", "--json")) == {"retried": 200}
-    refused(ready("dead", "retry", "--all"), 1, "No dead job fits")
-    assert ready("dead").stdout == "No job is dead.\n"
+    assert answer(ready("failed", "retry", "--all", "--json")) == {"retried": 200}
+    refused(ready("failed", "retry", "--all"), 1, "No failed job fits")
+    assert ready("failed").stdout == "No job is dead.\n"
     with psycopg.connect(database) as connection:
         states = connection.execute("SELECT state, count(*) FROM sidestream_job GROUP BY 1 ORDER BY 1").fetchall()
         reason = connection.execute("SELECT DISTINCT reason FROM sidestream_job WHERE state = 'cancelled'").fetchall()
-    assert states == [("cancelled", 200), ("open", 400)]
+    assert states == [("cancelled", 200), ("pending", 400)]
     assert reason[0][0].startswith("discarded by ")
 
 
@@ -108,10 +108,10 @@ def test_jobs_are_found_by_action_group_key_and_error(ready: Run, database: str)
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("dead", "retry"), "Nothing narrows it down"),
-        (("dead", "discard", "--all", "--queue", "a"), "leave one of them out"),
-        (("dead", "discard", "--queue", "a b"), "queue name 'a b'"),
-        (("dead", "--queue", "a", "retry"), "come behind that word"),
+        (("failed", "retry"), "Nothing narrows it down"),
+        (("failed", "discard", "--all", "--queue", "a"), "leave one of them out"),
+        (("failed", "discard", "--queue", "a b"), "queue name 'a b'"),
+        (("failed", "--queue", "a", "retry"), "come behind that word"),
         (("queues", "--by", "worker"), "--by 'worker' is not known"),
         (("jobs", "--key", ""), "key '' is not allowed"),
     ],
@@ -138,7 +138,7 @@ def bury_all(broker: RedisBroker, error: str) -> None:
     for one in broker.claim("w1", DIRECT_LANES, free=100):
         broker.release(DIRECT_LANES, one, charge_attempt=True)
     for one in broker.claim("w1", DIRECT_LANES, free=100):
-        assert broker.bury(DIRECT_LANES, one, error)
+        assert broker.fail(DIRECT_LANES, one, error)
 
 
 def test_dead_direct_jobs_are_listed_retried_and_discarded(ready: Run, direct_jobs: Direct) -> None:
@@ -151,27 +151,27 @@ def test_dead_direct_jobs_are_listed_retried_and_discarded(ready: Run, direct_jo
     for one in broker.claim("w1", DIRECT_LANES, free=1):
         assert broker.settle(DIRECT_LANES, [one]) == [], f"{behind} was freed by the death of {first}"
     execute(str(os.environ["SIDESTREAM_DATABASE_URL"]), DEAD)
-    rows, direct = answer(ready("dead", "--json"))["errors"]
+    rows, direct = answer(ready("failed", "--json"))["errors"]
     assert (rows["count"], rows["direct"]) == (600, False)
     assert (direct["error"], direct["count"], direct["direct"]) == ("ValueError: order … has no address", 3, True)
     assert direct["actions"] == ["mail.send", "page.purge"]
-    assert answer(ready("dead", "--action", "page.purge", "--json"))["errors"][0]["count"] == 1
-    assert answer(ready("dead", "--group", "company:1", "--queue", "default", "--json"))["errors"][0]["count"] == 1
-    assert "no address" in ready("dead").stdout
+    assert answer(ready("failed", "--action", "page.purge", "--json"))["errors"][0]["count"] == 1
+    assert answer(ready("failed", "--group", "company:1", "--queue", "default", "--json"))["errors"][0]["count"] == 1
+    assert "no address" in ready("failed").stdout
 
     shown = answer(ready("job", str(first), "--json"))
-    assert (shown["state"], shown["action"], shown["args"], shown["attempts"]) == ("dead", "mail.send", [1], 1)
+    assert (shown["state"], shown["action"], shown["args"], shown["attempts"]) == ("failed", "mail.send", [1], 1)
     assert "failed for good at" in ready("why", str(first)).stdout
     assert ready("job", str(first), "--retry").stdout == f"The direct job {first} is open again and due now.\n"
     refused(ready("job", str(first), "--retry"), 1, "is not among the dead")
     (again,) = broker.claim("w1", DIRECT_LANES, free=5)
     assert (Reference.unpack(again.reference).uuid, again.attempts) == (first, 0), "its failures are forgiven"
 
-    assert answer(ready("dead", "discard", "--action", "page.purge", "--json")) == {"discarded": 1}
-    assert answer(ready("dead", "retry", "--error", direct["error"], "--json")) == {"retried": 1}
+    assert answer(ready("failed", "discard", "--action", "page.purge", "--json")) == {"discarded": 1}
+    assert answer(ready("failed", "retry", "--error", direct["error"], "--json")) == {"retried": 1}
     (other,) = broker.claim("w1", DIRECT_LANES, free=5)
     assert (other.priority, other.payload is not None) == (2, True), "it comes back as it was"
-    assert not broker.connection.run("EXISTS", f"{broker.prefix}dead")
+    assert not broker.connection.run("EXISTS", f"{broker.prefix}failed")
 
 
 def test_direct_jobs_are_dead_letters_without_a_database_too(
@@ -179,20 +179,20 @@ def test_direct_jobs_are_dead_letters_without_a_database_too(
 ) -> None:
     jobs, broker = direct_jobs
     monkeypatch.delenv("SIDESTREAM_DATABASE_URL")  # as `run` sets it
-    assert run("dead").stdout == "No job is dead.\n"
+    assert run("failed").stdout == "No job is dead.\n"
     jobs.enqueue_direct("mail.send", [1])
     bury_all(broker, "it broke")
-    assert answer(run("dead", "--json"))["errors"][0]["error"] == "it broke"
-    assert answer(run("dead", "retry", "--all", "--json")) == {"retried": 1}
+    assert answer(run("failed", "--json"))["errors"][0]["error"] == "it broke"
+    assert answer(run("failed", "retry", "--all", "--json")) == {"retried": 1}
     assert len(broker.claim("w1", DIRECT_LANES, free=5)) == 1
 
 
 def test_without_redis_the_dead_rows_are_shown_and_the_rest_is_said(ready: Run, database: str) -> None:
     execute(database, DEAD)
-    done = ready("--redis-url", "redis://127.0.0.1:1/0", "dead")
+    done = ready("--redis-url", "redis://127.0.0.1:1/0", "failed")
     assert done.returncode == 0
     assert "600" in done.stdout
-    assert "Dead direct jobs, which only Redis has, are left out: Redis at redis://127.0.0.1:1/0" in done.stderr
+    assert "Failed direct jobs, which only Redis has, are left out: Redis at redis://127.0.0.1:1/0" in done.stderr
 
 
 def test_why_a_direct_job_waits_and_how_it_is_cancelled(ready: Run, direct_jobs: Direct) -> None:

@@ -1,4 +1,4 @@
-"""The commands that govern many jobs: pauses, limits, weights, ageing, and one job's priority."""
+"""The commands that govern many jobs: pauses, limits, weights, aging, and one job's priority."""
 
 from __future__ import annotations
 
@@ -66,10 +66,10 @@ def test_weights_and_ageing(ready: Run, database: str) -> None:
     assert (found.queue_weights, found.group_weights) == ({"mail": 0.5}, {"company:2": 3})
     assert ready("weight", "remove", "queue:mail").returncode == 0
     refused(ready("weight", "remove", "queue:mail"), 1, "has no weight of its own")
-    assert answer(ready("ageing", "--json")) == {"ageing": DEFAULT_AGEING}
-    assert answer(ready("ageing", "30", "--json")) == {"ageing": 30}
-    assert rules_of(database).ageing == 30
-    assert answer(ready("ageing", "--usual", "--json")) == {"ageing": DEFAULT_AGEING}
+    assert answer(ready("aging", "--json")) == {"aging": DEFAULT_AGEING}
+    assert answer(ready("aging", "30", "--json")) == {"aging": 30}
+    assert rules_of(database).aging == 30
+    assert answer(ready("aging", "--usual", "--json")) == {"aging": DEFAULT_AGEING}
 
 
 def test_a_waiting_job_gets_another_priority(ready: Run, database: str, redis_server: RedisServer) -> None:
@@ -116,8 +116,8 @@ def test_nobody_works(ready: Run) -> None:
         (("weight", "set", "queue:a", "-1"), "weight -1.0 of the queue 'a' is not allowed"),
         (("weight", "set", "queue:a", "0"), "to stop the queue, pause it"),
         (("weight", "set", "action:a", "1"), "is not what has a weight"),
-        (("ageing", "-5"), "ageing=-5.0 is not allowed"),
-        (("ageing", "5", "--usual"), "both given"),
+        (("aging", "-5"), "aging=-5.0 is not allowed"),
+        (("aging", "5", "--usual"), "both given"),
     ],
 )
 def test_odd_rules_are_refused_in_one_sentence(ready: Run, words: tuple[str, ...], said: str) -> None:

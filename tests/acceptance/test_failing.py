@@ -28,11 +28,11 @@ def test_an_exception_s_class_has_a_policy_and_may_say_how_long_to_wait(rig: Rig
 
 def test_a_class_to_give_up_on_is_dead_at_once(rig: Rig) -> None:
     row = rig.ends(rig.enqueue("picky", "key"))
-    assert (row.state, row.attempts, row.error) == ("dead", 1, "KeyError: 'key'")
+    assert (row.state, row.attempts, row.error) == ("failed", 1, "KeyError: 'key'")
 
 
 def test_a_snooze_costs_no_attempt_and_undoes_what_was_written(rig: Rig) -> None:
-    file = rig.log.parent / "open"
+    file = rig.log.parent / "pending"
     job = rig.enqueue("snooze", str(file))
     rig.until(lambda: "released" in rig.events(job))
     file.touch()
@@ -43,7 +43,7 @@ def test_a_snooze_costs_no_attempt_and_undoes_what_was_written(rig: Rig) -> None
 
 def test_a_job_that_only_snoozes_is_dead_with_the_reason(rig: Rig) -> None:
     row = rig.ends(rig.enqueue("snooze.for.ever"))
-    assert (row.state, row.attempts) == ("dead", 0)
+    assert (row.state, row.attempts) == ("failed", 0)
     assert row.error is not None
     assert row.error.startswith("It put itself off")
     assert row.error.endswith("the last reason: the courier is closed")
@@ -51,9 +51,9 @@ def test_a_job_that_only_snoozes_is_dead_with_the_reason(rig: Rig) -> None:
 
 def test_a_direct_job_that_only_snoozes_is_dead_too(rig: Rig) -> None:
     uuid = rig.jobs.enqueue_direct("snooze.for.ever")
-    rig.until(lambda: isinstance(direct_jobs.find(rig.settings, uuid), direct_jobs.DeadJob))
+    rig.until(lambda: isinstance(direct_jobs.find(rig.settings, uuid), direct_jobs.FailedDirectJob))
     found = direct_jobs.find(rig.settings, uuid)
-    assert isinstance(found, direct_jobs.DeadJob)
+    assert isinstance(found, direct_jobs.FailedDirectJob)
     assert found.error == "It put itself off more than 2 times; the last reason: the courier is closed"
     assert (found.attempts, found.job and found.job.action) == (0, "snooze.for.ever")
 

@@ -86,7 +86,7 @@ def test_a_message_that_nobody_can_read_ends_its_own_child_only(rig: Rig) -> Non
     rig.until(lambda: rig.events(bystander) == ["started"])
     garbler = rig.ends(rig.enqueue("garble"), 60)
     finish.touch()
-    assert (garbler.state, garbler.crashes) == ("dead", 3)
+    assert (garbler.state, garbler.crashes) == ("failed", 3)
     assert garbler.error == "It crashed: its process sent a message that cannot be read."
     assert rig.ends(bystander).state == "done"
     assert rig.events(bystander) == ["started"], "the bystander was disturbed"

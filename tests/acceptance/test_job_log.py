@@ -45,7 +45,7 @@ def test_a_job_that_is_done_has_one_line_with_its_facts(rig: Rig) -> None:
 def test_a_failed_attempt_is_a_warning_with_traceback_and_a_failed_job_an_error(rig: Rig) -> None:
     start(rig)
     job = rig.enqueue("shop.fail")
-    assert rig.ends(job).state == "dead"
+    assert rig.ends(job).state == "failed"
     rig.until(lambda: lines(rig, action="job_failed"))
     attempts = lines(rig, job_id=job, outcome="failed attempt")
     assert [(line["level"], line["attempt"]) for line in attempts] == [("warning", 1), ("warning", 2)]
@@ -57,7 +57,7 @@ def test_a_failed_attempt_is_a_warning_with_traceback_and_a_failed_job_an_error(
 def test_crashes_limits_and_replaced_children_are_logged(rig: Rig) -> None:
     start(rig, SIDESTREAM_CHILD_MAX_JOBS="3")
     crashing, slow = rig.enqueue("shop.die"), rig.enqueue("shop.slow")
-    assert rig.ends(crashing).state == rig.ends(slow).state == "dead"
+    assert rig.ends(crashing).state == rig.ends(slow).state == "failed"
     rig.until(lambda: len(lines(rig, action="job_failed")) == 2)
     assert [line["attempt"] for line in lines(rig, job_id=crashing, outcome="crashed", level="warning")] == [1, 2, 3]
     assert len(lines(rig, job_id=slow, outcome="timeout", level="warning")) == 1
@@ -188,7 +188,7 @@ def test_sentry_receives_the_exception_of_a_failed_job_with_its_facts(rig: Rig, 
     failing = rig.enqueue("shop.fail")
     rig.until(lambda: len(sentry.of_jobs) == (2 if every else 1))  # before its process is killed by the next job
     crashing = rig.enqueue("shop.die")
-    assert rig.ends(failing).state == rig.ends(crashing).state == "dead"
+    assert rig.ends(failing).state == rig.ends(crashing).state == "failed"
     rig.until(lambda: len(sentry.of_jobs) == (3 if every else 2))
     rig.workers[-1].terminate()
     rig.workers[-1].wait(30)

@@ -35,11 +35,11 @@ def world(launcher: Launcher) -> Iterator[World]:
 
 @pytest.fixture
 def calm(world: World) -> World:
-    """The world with every process in place, no open job and no event left over."""
+    """The world with every process in place, no pending job and no event left over."""
     world.start_workers()
     for worker in world.workers:
         world.wait_for_children(worker)
-    world.wait_for("SELECT NOT EXISTS (SELECT FROM sidestream_job WHERE state = 'open')")
+    world.wait_for("SELECT NOT EXISTS (SELECT FROM sidestream_job WHERE state = 'pending')")
     world.events.drain()
     return world
 
@@ -126,7 +126,7 @@ def test_a_killed_zygote_is_replaced_and_its_jobs_are_not_charged(calm: World) -
 def test_a_job_that_kills_its_process_runs_three_times_and_is_dead(calm: World) -> None:
     others = [calm.enqueue("kill.sleep", f"bystander-{number}", 0.3) for number in range(6)]
     poison = calm.enqueue("kill.own", "poison")
-    calm.wait_for("SELECT state = 'dead' FROM sidestream_job WHERE id = %s", poison)
+    calm.wait_for("SELECT state = 'failed' FROM sidestream_job WHERE id = %s", poison)
     calm.wait_for("SELECT bool_and(state = 'done') FROM sidestream_job WHERE id = ANY(%s)", others)
     assert [words[1] for words in calm.events.drain() if words[0] == "start"].count("poison") == 3
     assert calm.query("SELECT crashes FROM sidestream_job WHERE id = %s", poison) == [(3,)]
@@ -165,7 +165,7 @@ def test_a_job_that_kills_its_host_runs_at_most_three_times_and_is_charged_alone
     others = [calm.enqueue("kill.sleep", f"{neighbour}{number}", 0.3) for number in range(6)]
     poison = calm.enqueue("kill.host", plague, after)
     calm.wait_for(
-        "SELECT state = 'dead' FROM sidestream_job WHERE id = %s", poison, meanwhile=calm.start_workers, patience=120
+        "SELECT state = 'failed' FROM sidestream_job WHERE id = %s", poison, meanwhile=calm.start_workers, patience=120
     )
     calm.start_workers()
     calm.wait_for("SELECT bool_and(state = 'done') FROM sidestream_job WHERE id = ANY(%s)", others, patience=120)

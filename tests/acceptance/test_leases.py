@@ -67,8 +67,8 @@ def test_an_emptied_redis_forgets_no_crash(world: World) -> None:
     for _ in range(3):
         world.events.next(PATIENCE / 3, "start", "poison")
         world.redis.flushall()
-    world.wait_for("SELECT state <> 'open' FROM sidestream_job WHERE id = %s", poison, patience=20)
-    assert world.query("SELECT state, crashes FROM sidestream_job WHERE id = %s", poison) == [("dead", 3)]
+    world.wait_for("SELECT state <> 'pending' FROM sidestream_job WHERE id = %s", poison, patience=20)
+    assert world.query("SELECT state, crashes FROM sidestream_job WHERE id = %s", poison) == [("failed", 3)]
     assert not world.events.drain(), "it ran a fourth time"
 
 

@@ -46,7 +46,7 @@ def test_a_job_that_loses_its_session_each_time_fails_at_the_third(rig: Rig) -> 
     rig.start()
     job_id = rig.enqueue("terminates.its.session", str(file))
     row = rig.ends(job_id)
-    assert (row.state, row.crashes, len(_starts(file))) == ("dead", 3, 3)
+    assert (row.state, row.crashes, len(_starts(file))) == ("failed", 3, 3)
     assert row.error is not None
     assert "PostgreSQL session" in row.error
 
@@ -57,7 +57,7 @@ def test_a_direct_job_that_loses_its_session_each_time_fails_at_the_third(rig: R
     rig.jobs.enqueue_direct("terminates.its.session", (str(file),))
     rig.until(lambda: len(_starts(file)) >= 3)
     with redis.Redis.from_url(rig.variables["SIDESTREAM_REDIS_URL"]) as client:
-        rig.until(lambda: client.hlen("sidestream:{s0}:dead") == 1)
+        rig.until(lambda: client.hlen("sidestream:{s0}:failed") == 1)
     assert len(_starts(file)) == 3
 
 
@@ -74,7 +74,7 @@ def test_a_killed_backend_is_charged_to_its_own_job_alone(rig: Rig) -> None:
         gate.touch(mode=0o666)
     row = _ends(rig, killer)
     beside = _ends(rig, bystander)
-    assert (row.state, row.crashes, len(_starts(file))) == ("dead", 3, 3)
+    assert (row.state, row.crashes, len(_starts(file))) == ("failed", 3, 3)
     assert (beside.state, beside.crashes, beside.suspects, beside.attempts) == ("done", 0, 0, 0)
 
 

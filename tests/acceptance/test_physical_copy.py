@@ -31,6 +31,6 @@ def test_a_worker_of_another_instance_refuses_a_base_backup(rig: Rig, postgres: 
         copy.close()
     assert refused.returncode != 0
     assert "belongs to the instance 'production', and this worker is of the instance 'staging'" in refused.stderr
-    assert rig.job(job).state == "open"
+    assert rig.job(job).state == "pending"
     rig.start(SIDESTREAM_INSTANCE="production")
     assert rig.ends(job).state == "done"

@@ -29,7 +29,7 @@ def _start_again_and_again(rig: Rig, file: Path, job_id: int, **variables: str) 
     """Start a worker as a service manager would, until the job is over."""
     for _ in range(STARTS):
         worker = rig.start(**variables)
-        rig.until(lambda: worker.poll() is not None or rig.job(job_id).state != "open", 30)  # noqa: B023
+        rig.until(lambda: worker.poll() is not None or rig.job(job_id).state != "pending", 30)  # noqa: B023
         if worker.poll() is None:
             return
     pytest.fail(f"It ran {_runs(file)} times:\n{rig.job(job_id)}\n{rig.log.read_text()[-3000:]}")
@@ -41,7 +41,7 @@ def test_while_redis_is_away(rig: Rig, redis_server: RedisServer) -> None:
     redis_server.stop()
     _start_again_and_again(rig, file, job_id)
     row = rig.job(job_id)
-    assert (row.state, row.crashes, _runs(file)) == ("dead", 3, MOST)
+    assert (row.state, row.crashes, _runs(file)) == ("failed", 3, MOST)
 
 
 def test_where_redis_is_emptied_after_each_death(rig: Rig, redis_server: RedisServer) -> None:
@@ -49,12 +49,12 @@ def test_where_redis_is_emptied_after_each_death(rig: Rig, redis_server: RedisSe
     job_id = rig.enqueue("kills.its.worker", str(file))
     for _ in range(STARTS):
         worker = rig.start()
-        rig.until(lambda: worker.poll() is not None or rig.job(job_id).state != "open", 30)  # noqa: B023
+        rig.until(lambda: worker.poll() is not None or rig.job(job_id).state != "pending", 30)  # noqa: B023
         redis_server.flushall()
         if worker.poll() is None:
             break
     row = rig.job(job_id)
-    assert (row.state, row.crashes, _runs(file)) == ("dead", 3, MOST)
+    assert (row.state, row.crashes, _runs(file)) == ("failed", 3, MOST)
 
 
 def test_of_a_direct_job_whose_worker_has_a_fresh_data_folder_at_each_start(rig: Rig) -> None:
@@ -65,7 +65,7 @@ def test_of_a_direct_job_whose_worker_has_a_fresh_data_folder_at_each_start(rig:
             folder = rig.log.with_name(f"pod-{number}")
             worker = rig.start(SIDESTREAM_DATA_DIR=str(folder))
             rig.until(
-                lambda: worker.poll() is not None or client.hlen("sidestream:{s0}:dead"),  # noqa: B023
+                lambda: worker.poll() is not None or client.hlen("sidestream:{s0}:failed"),  # noqa: B023
                 30,
             )
             if worker.poll() is None:
@@ -80,9 +80,9 @@ def test_in_pods_while_redis_is_away(rig: Rig, redis_server: RedisServer) -> Non
     redis_server.stop()
     for number in range(STARTS):
         folder = rig.log.with_name(f"pod-{number}")
-        worker = rig.start(SIDESTREAM_DATA_DIR=str(folder), SIDESTREAM_CAREFUL_SECONDS="30")
-        rig.until(lambda: worker.poll() is not None or rig.job(job_id).state != "open", 30)  # noqa: B023
+        worker = rig.start(SIDESTREAM_DATA_DIR=str(folder), SIDESTREAM_RECOVERY_PERIOD="30")
+        rig.until(lambda: worker.poll() is not None or rig.job(job_id).state != "pending", 30)  # noqa: B023
         if worker.poll() is None:
             break
     row = rig.job(job_id)
-    assert (row.state, row.crashes, _runs(file)) == ("dead", 3, MOST + 1)
+    assert (row.state, row.crashes, _runs(file)) == ("failed", 3, MOST + 1)

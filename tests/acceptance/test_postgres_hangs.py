@@ -35,7 +35,7 @@ def test_a_worker_whose_postgresql_never_answers_leaves_its_jobs_to_another_one(
         rig.until(lambda: b"runs longer than its hard limit" in rig.log.read_bytes(), PATIENCE)
         rig.start(**limits)
         began = time.monotonic()
-        unfinished = "SELECT NOT EXISTS (SELECT FROM sidestream_job WHERE state = 'open')"
+        unfinished = "SELECT NOT EXISTS (SELECT FROM sidestream_job WHERE state = 'pending')"
         rig.until(lambda: rig.look.execute(unfinished).fetchone() == (True,), 2 * UNWRITTEN + 4 * LEASE + PATIENCE)
         print(f"{JOBS} jobs were done {time.monotonic() - began:.1f} s after the first one was killed")
         assert sorted(map(int, rig.effects()[8:])) == list(range(JOBS))
@@ -67,7 +67,7 @@ def test_a_session_that_does_not_end_holds_up_the_job_that_it_belonged_to_alone(
         began = time.monotonic()
         for number in range(FAILING):
             failing = rig.enqueue("fail")
-            assert rig.ends(failing, 60).state == "dead", number
+            assert rig.ends(failing, 60).state == "failed", number
         seconds = time.monotonic() - began
         print(f"{FAILING} jobs with two failed attempts each ended within {seconds:.1f} s")
         assert seconds < FAILING * 1.5

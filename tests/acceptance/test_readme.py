@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from sidestream.broker.redis import embedded
 from tests.support.server_process import unprivileged
 
 ROOT = Path(__file__).parents[2]
@@ -34,6 +35,8 @@ def clone() -> Iterator[Path]:
         if user is not None:
             subprocess.run(["chown", "-R", f"{user.uid}:{user.gid}", name], check=True)
         yield copy
+        for lock in Path(name).rglob("redis.lock"):
+            embedded.stop(lock.parent)
 
 
 @pytest.mark.timeout(300)

@@ -49,7 +49,7 @@ def test_ten_thousand_open_jobs_survive_a_redis_that_is_set_back_and_then_emptie
     assert took < 10
     world.redis.flushall()
     took = published_again_after(world)
-    print(f"{OPEN_JOBS} open jobs were published again {took:.2f} s after FLUSHALL")
+    print(f"{OPEN_JOBS} pending jobs were published again {took:.2f} s after FLUSHALL")
     assert took < 10
     each_ran_once(world)
 
@@ -101,7 +101,7 @@ def enqueue_many(world: World, count: int) -> None:
 
 
 def published_again_after(world: World) -> float:
-    """Wait until Redis holds every open job and return the seconds that it took."""
+    """Wait until Redis holds every pending job and return the seconds that it took."""
     began = time.monotonic()
     world.wait_until(lambda: references(world) >= OPEN_JOBS, "all jobs are published again")
     return time.monotonic() - began
@@ -118,7 +118,7 @@ def references(world: World) -> int:
 def each_ran_once(world: World) -> None:
     """Let the child go and wait for the end of all jobs: each has one effect, the one that held it ran undisturbed."""
     (world.folder / "holder").touch()
-    world.wait_for("SELECT NOT EXISTS (SELECT FROM sidestream_job WHERE state = 'open')", patience=2 * PATIENCE)
+    world.wait_for("SELECT NOT EXISTS (SELECT FROM sidestream_job WHERE state = 'pending')", patience=2 * PATIENCE)
     assert world.query("SELECT DISTINCT state FROM sidestream_job") == [("done",)]
     missing = "SELECT count(*) FROM promised p WHERE NOT EXISTS (SELECT FROM ledger l WHERE l.token = p.token)"
     assert world.query(missing) == [(0,)]

@@ -52,7 +52,7 @@ def test_a_worker_and_its_client_need_no_other_rights(limited: tuple[RedisServer
             direct = rig.jobs.enqueue_direct("note", ["direct"])
             assert rig.ends(first).state == "done"
             assert rig.ends(second).state == "done"
-            assert rig.ends(failing).state == "dead"
+            assert rig.ends(failing).state == "failed"
             rig.until(lambda: "direct" in rig.effects())
             assert direct
             server.flushall()
@@ -80,7 +80,7 @@ def test_the_commands_of_an_operator_need_no_other_rights(
         ["resume", "--queue", "default"],
         ["rules"],
         ["priority", str(job), "3"],
-        ["dead"],
+        ["failed"],
         ["job", str(job), "--cancel"],
     ):
         done = run(*words)

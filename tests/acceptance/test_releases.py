@@ -21,7 +21,7 @@ def test_an_unknown_action_waits_for_a_worker_that_knows_it(rig: Rig) -> None:
     job, known = rig.enqueue("new.in.next"), rig.enqueue("note")
     assert rig.ends(known).state == "done"
     row = rig.job(job)
-    assert (row.state, row.attempts, rig.events(job)) == ("open", 0, [])
+    assert (row.state, row.attempts, rig.events(job)) == ("pending", 0, [])
     rig.start(**NEXT)
     assert rig.ends(job).state == "done"
     jobs = [rig.enqueue(("new.in.next", "note")[number % 2]) for number in range(100)]
@@ -66,7 +66,7 @@ def test_a_quiet_worker_ends_what_runs_and_goes_on_when_told(rig: Rig) -> None:
     waiting = rig.enqueue("note")
     file.touch()
     assert rig.ends(running).state == "done"
-    assert rig.job(waiting).state == "open"
+    assert rig.job(waiting).state == "pending"
     assert worker.poll() is None
     assert "was quiet already" in quiet()
     assert "1 worker" in quiet("--resume")

@@ -46,7 +46,7 @@ def test_a_worker_waits_while_redis_holds_another_format(rig: Rig, redis_server:
         job = rig.enqueue("note", "waits")
         rig.until(lambda: "contents of format 99" in rig.log.read_text())
         assert client.hgetall(meta(PREFIX)) == {b"gen": b"1", b"token": b"1", b"format": b"99"}, "left as it was"
-        assert rig.job(job).state == "open"
+        assert rig.job(job).state == "pending"
         client.flushall()
     assert rig.ends(job).state == "done"
 
@@ -58,6 +58,6 @@ def test_a_running_worker_waits_when_redis_gets_another_format(rig: Rig, redis_s
         client.hset(meta(PREFIX), "format", "99")
         job = rig.enqueue("note", "waits")
         rig.until(lambda: "contents of format 99" in rig.log.read_text())
-        assert rig.job(job).state == "open"
+        assert rig.job(job).state == "pending"
         client.flushall()
     assert rig.ends(job).state == "done"

@@ -90,13 +90,13 @@ def test_a_job_whose_host_died_repeatedly_keeps_others_waiting_for_a_bounded_tim
 
 @pytest.mark.parametrize("long_jobs", [1, 3])
 def test_after_an_unclean_restart_a_long_job_keeps_others_waiting_for_a_bounded_time(rig: Rig, long_jobs: int) -> None:
-    careful = {**FOUR, "SIDESTREAM_CAREFUL_SECONDS": "60"}
-    worker = rig.start(**careful)
+    run_alone = {**FOUR, "SIDESTREAM_RECOVERY_PERIOD": "60"}
+    worker = rig.start(**run_alone)
     assert rig.ends(rig.enqueue("note")).state == "done"
     worker.kill()
     worker.wait(20)
     jobs = [Long(rig, f"long {number}") for number in range(long_jobs)]
-    rig.start(**careful)
+    rig.start(**run_alone)
     jobs[0].runs()
     assert jobs[0].is_alone()
     seconds = waited(rig)

@@ -87,14 +87,14 @@ def test_what_commands_say_was_true_within_two_seconds(rig: Rig, run: Run) -> No
             [queue] = answer(run("queues", "--json"))["queues"]
             looks = truth.between(began, time.monotonic())
             for name, said in (
-                ("open", queue["due"] + queue["scheduled"] + queue["retrying"]),
-                ("dead", queue["dead"]),
+                ("pending", queue["due"] + queue["scheduled"] + queue["retrying"]),
+                ("failed", queue["failed"]),
             ):
                 counts = [list(found.values()).count(name) for found in looks]
                 if not min(counts) <= said <= max(counts):
                     wrong.append(f"queues said {said} {name}, PostgreSQL {min(counts)} to {max(counts)}")
 
-            dead = [one for one in jobs if rig.job(one).state == "dead"]
+            dead = [one for one in jobs if rig.job(one).state == "failed"]
             if dead:
                 assert run("job", str(dead[0]), "--retry").returncode == 0
     assert changes > ROUNDS, "hardly anything changed while it was looked at: this showed nothing"

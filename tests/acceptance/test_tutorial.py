@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from sidestream.broker.redis import embedded
 from tests.acceptance.rig import open_folder
 
 ROOT = Path(__file__).parents[2]
@@ -77,6 +78,8 @@ class Reader:
         if self.worker is not None:
             self.worker.terminate()
             self.worker.wait(30)
+        for lock in self.folder.rglob("redis.lock"):
+            embedded.stop(lock.parent)
 
 
 @pytest.fixture

@@ -42,7 +42,7 @@ def test_a_job_is_done_with_its_effect(shared: Rig) -> None:
 
 
 def test_children_that_only_use_an_idle_processor(rig: Rig) -> None:
-    worker = rig.start(SIDESTREAM_NICE="3", SIDESTREAM_ONLY_IDLE_CPU="true")
+    worker = rig.start(SIDESTREAM_NICE="3", SIDESTREAM_IDLE_CPU_ONLY="true")
     assert rig.ends(rig.enqueue("note", "hello"), 90).state == "done"  # others may want the processor for long
     [zygote] = [one for one in psutil.Process(worker.pid).children() if one.children()]
     children = zygote.children()
@@ -58,21 +58,21 @@ def test_children_that_only_use_an_idle_processor(rig: Rig) -> None:
 def test_a_failing_job_is_retried_and_then_dead_with_its_error(shared: Rig) -> None:
     job = shared.enqueue("fail")
     row = shared.ends(job)
-    assert (row.state, row.attempts, row.error) == ("dead", 2, "ValueError: no stock")
+    assert (row.state, row.attempts, row.error) == ("failed", 2, "ValueError: no stock")
     assert shared.effects(job) == []
     assert shared.events(job) == ["failed", "failed"]
 
 
 def test_the_soft_limit_is_an_error_of_the_job(shared: Rig) -> None:
     row = shared.ends(shared.enqueue("soft"))
-    assert (row.state, row.error) == ("dead", "It ran longer than its soft limit of 0.2 s.")
+    assert (row.state, row.error) == ("failed", "It ran longer than its soft limit of 0.2 s.")
 
 
 def test_the_hard_limit_kills_the_job_and_what_it_started(shared: Rig) -> None:
     file = shared.log.parent / "pid"
     job = shared.enqueue("hard", str(file))
     row = shared.ends(job)
-    assert row.state == "dead"
+    assert row.state == "failed"
     assert row.crashes == 0
     assert row.error is not None
     assert "longer than its hard limit of 3 s" in row.error
@@ -126,7 +126,7 @@ def test_three_steps_with_the_same_idempotency_key(shared: Rig) -> None:
 def test_a_follow_up_exists_only_if_its_parent_is_done(shared: Rig) -> None:
     parent, failing = shared.enqueue("parent"), shared.enqueue("parent.fails")
     assert shared.ends(parent).state == "done"
-    assert shared.ends(failing).state == "dead"
+    assert shared.ends(failing).state == "failed"
     shared.until(lambda: "from the parent" in shared.effects())
     assert "a ghost" not in shared.effects()
 
@@ -134,13 +134,13 @@ def test_a_follow_up_exists_only_if_its_parent_is_done(shared: Rig) -> None:
 def test_a_job_that_kills_its_process_runs_three_times(shared: Rig) -> None:
     job = shared.enqueue("die")
     row = shared.ends(job)
-    assert (row.state, row.crashes, row.attempts) == ("dead", 3, 3)
+    assert (row.state, row.crashes, row.attempts) == ("failed", 3, 3)
     assert row.error == "It crashed: its process ended with exit code 7."
 
 
 def test_a_cursor_left_broken_is_a_failure(shared: Rig) -> None:
     row = shared.ends(shared.enqueue("broken.cursor"))
-    assert row.state == "dead"
+    assert row.state == "failed"
     assert row.error is not None
     assert row.error.startswith("InFailedSqlTransaction")
 
@@ -194,7 +194,7 @@ def test_a_second_sigterm_hands_back_what_runs(rig: Rig) -> None:
     worker.send_signal(signal.SIGTERM)
     assert worker.wait(20) == 0, rig.log.read_text()
     row = rig.job(job)
-    assert (row.state, row.attempts, row.crashes) == ("open", 0, 0)
+    assert (row.state, row.attempts, row.crashes) == ("pending", 0, 0)
     file.touch()
     rig.start()
     assert rig.ends(job).state == "done"
@@ -254,7 +254,7 @@ def test_a_job_from_redis_that_fails_while_redis_is_away_is_retried_meanwhile(
     assert rig.effects() == ["second attempt", "behind"]
     assert rig.job(failing).attempts == 1
     other = rig.enqueue("fail")
-    assert (rig.ends(other).state, rig.events(other)) == ("dead", ["failed", "failed"])
+    assert (rig.ends(other).state, rig.events(other)) == ("failed", ["failed", "failed"])
     redis_server.start()
     rig.until(lambda: b"The broker is back" in rig.log.read_bytes())
     assert rig.ends(rig.enqueue("note", "last")).state == "done"

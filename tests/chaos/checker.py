@@ -34,7 +34,7 @@ class Verdict:
     #: Second and later runs of direct jobs without a database: allowed, counted.
     direct_repeats: int = 0
     #: Jobs that chance killed as often as a poison job is: dead, with the reason; counted apart.
-    dead: int = 0
+    failed: int = 0
 
     @property
     def violations(self) -> dict[str, list[str]]:
@@ -43,30 +43,30 @@ class Verdict:
         return {name: getattr(self, name) for name in names if getattr(self, name)}
 
     def __str__(self) -> str:
-        parts = [f"{self.promised} promised, {self.direct} direct, {self.dead} dead by chance"]
+        parts = [f"{self.promised} promised, {self.direct} direct, {self.failed} dead by chance"]
         parts += [f"{len(tokens)} {name}: {', '.join(tokens[:5])}" for name, tokens in self.violations.items()]
         return "; ".join(parts)
 
 
 _MISSING = """
 SELECT count(*) FROM promised p WHERE NOT EXISTS (SELECT FROM ledger l WHERE l.token = p.token)
-AND NOT EXISTS (SELECT FROM sidestream_job j WHERE j.id = p.job_id AND j.state = 'dead')
+AND NOT EXISTS (SELECT FROM sidestream_job j WHERE j.id = p.job_id AND j.state = 'failed')
 """
 
 
 def check(connection: psycopg.Connection[Any], folder: Path, dead_direct: Collection[str] = ()) -> Verdict:
-    """Return what the ledger proves at this moment; ``dead_direct`` are the uuids (hex) that the broker buried."""
+    """Return what the ledger proves at this moment; ``dead_direct`` are the uuids (hex) that the broker failed."""
     # Effects first: traffic may go on, and what is promised and done in between must not look like a ghost.
     effects = _rows(connection, "SELECT token, job_id, key, seen, uuid FROM ledger ORDER BY at")
     plain_runs = Counter(token for (token,) in ledger.lines(folder / ledger.PLAIN))
     promised = _rows(connection, "SELECT token, job_id, key FROM promised ORDER BY job_id")
-    dead = {job_id for (job_id,) in _rows(connection, "SELECT id FROM sidestream_job WHERE state = 'dead'")}
+    dead = {job_id for (job_id,) in _rows(connection, "SELECT id FROM sidestream_job WHERE state = 'failed'")}
     intents, accepted = _direct_notes(folder)
     counts = Counter(token for token, *_ in effects)
     wanted = {token: job_id for token, job_id, _ in promised}
 
     verdict = Verdict(
-        promised=len(wanted), direct=len(accepted), dead=len(dead & set(wanted.values())) + len(dead_direct)
+        promised=len(wanted), direct=len(accepted), failed=len(dead & set(wanted.values())) + len(dead_direct)
     )
     verdict.lost = [token for token, job_id in wanted.items() if not counts[token] and job_id not in dead]
     verdict.doubled = [token for token, count in counts.items() if count > 1]

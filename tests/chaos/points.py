@@ -29,7 +29,7 @@ class Plan:
     more: Mapping[str, float] = field(default_factory=dict)
     #: Every how many passages a process stops there: drawn from 1 to this.
     every: int = 3
-    #: Whether a consumer that never renews has to keep claiming, so that there is something to reclaim.
+    #: Whether a worker that never renews has to keep claiming, so that there is something to reclaim.
     absent: bool = False
     #: Whether children are replaced often.
     recycle: bool = False

@@ -25,7 +25,7 @@ from tests.chaos.app import actions, folder
 MODULE = "tests.chaos.producer"
 """The name of this module, which is "__main__" where it runs."""
 BACKLOG = 40
-"""Open jobs above which the producer waits for the workers."""
+"""Pending jobs above which the producer waits for the workers."""
 KEYS = 3
 LOOK_EVERY = 5
 """Transactions between two looks at the backlog."""
@@ -49,7 +49,7 @@ class Producer:
         makers: dict[str, Callable[[], None]] = {
             "plain": lambda: self._several({}),
             "keyed": self._keyed,
-            "fail": lambda: self._several({"fail": True}),
+            "fail_attempt": lambda: self._several({"fail": True}),
             "crash": lambda: self._several({"crash": True}, most=1),
             "release": lambda: self._several({"release": True}, most=2),
             "follow": lambda: self._several({"follow": 2}, most=1),
@@ -92,7 +92,7 @@ class Producer:
         if self._count % LOOK_EVERY:
             return
         while not self._stopped:
-            cursor = self._connected().execute("SELECT count(*) FROM sidestream_job WHERE state = 'open'")
+            cursor = self._connected().execute("SELECT count(*) FROM sidestream_job WHERE state = 'pending'")
             [(backlog,)] = cursor.fetchall()
             self._connected().commit()
             if backlog <= BACKLOG:

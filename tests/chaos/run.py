@@ -27,8 +27,8 @@ from tests.chaos.points import PRODUCER, TARGETS, plan
 from tests.chaos.programs import ROOT, Launcher
 from tests.chaos.world import World
 
-COLUMNS = ("point", "kills", "leased", "open", "promised", "direct", "lost", "doubled", "ghosts", "reordered",
-           "direct lost", "repeats", "dead", "seconds")  # fmt: skip
+COLUMNS = ("point", "kills", "leased", "pending", "promised", "direct", "lost", "doubled", "ghosts", "reordered",
+           "direct lost", "repeats", "failed", "seconds")  # fmt: skip
 SLOW_FIRST = ("reclaim.", "relay.", "enqueue.", "reconcile.", "zygote.", "renew.")
 
 
@@ -205,10 +205,10 @@ def _plain(result: Result) -> dict[str, Any]:
 def _cells(result: dict[str, Any]) -> list[str]:
     verdict = result["verdict"]
     return [
-        result["point"], str(sum(result["kills"].values())), str(result["leased"]), str(result["open"]),
+        result["point"], str(sum(result["kills"].values())), str(result["leased"]), str(result["pending"]),
         str(verdict["promised"]), str(verdict["direct"]),
         *(str(len(verdict[name])) for name in ("lost", "doubled", "ghosts", "reordered", "direct_lost")),
-        str(verdict["direct_repeats"]), str(verdict["dead"]), f"{result['seconds']:.0f}",
+        str(verdict["direct_repeats"]), str(verdict["failed"]), f"{result['seconds']:.0f}",
     ]  # fmt: skip
 
 

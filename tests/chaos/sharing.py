@@ -1,8 +1,8 @@
-"""Fairness, ageing, order and limits under load and kills, counted from outside; ``make chaos`` runs it in full.
+"""Fairness, aging, order and limits under load and kills, counted from outside; ``make chaos`` runs it in full.
 
 1. Company B adds one job a second, alone; then beside company A with very many waiting: B's wait, p95 (of few jobs,
    as `make test` has, the median: their p95 is the worst one, and that is the machine's).
-2. Urgent jobs without a pause: how long a job of the lowest priority waits under an ageing of a few seconds (of few
+2. Urgent jobs without a pause: how long a job of the lowest priority waits under an aging of a few seconds (of few
    jobs the median again).
 3. Many short jobs with keys and limit keys while children are killed: lost, doubled, reordered, and more at once than
    the limit allows. A job's span is what its own action noted: from its first line to its last, or to the kill.
@@ -32,7 +32,7 @@ from tests.chaos.world import World
 
 LONG = 0.3
 """Seconds of a job of company A: longer than what a worker holds in advance."""
-AGEING = 3.0
+AGING = 3.0
 """Seconds; of the full run."""
 LIMIT = 2
 """At once, of each of so many values of a limit key: fewer than the children that could run them."""
@@ -53,7 +53,7 @@ class Found:
     alone: float = 0.0
     beside: float = 0.0
     samples: int = 0
-    ageing: float = AGEING
+    aging: float = AGING
     oldest: float = 0.0
     aged: int = 0
     verdict: checker.Verdict = field(default_factory=checker.Verdict)
@@ -74,10 +74,10 @@ class Found:
             sentences.append(
                 f"B waited {self.beside:.3f} s (p{100 * self.rank:g}) beside A; the bound is {self.bound:.3f} s."
             )
-        if self.oldest > self.ageing + 4 * LONG:
+        if self.oldest > self.aging + 4 * LONG:
             sentences.append(
-                f"A job of the lowest priority waited {self.oldest:.2f} s (p{100 * self.rank:g}) with an ageing of "
-                f"{self.ageing:g} s."
+                f"A job of the lowest priority waited {self.oldest:.2f} s (p{100 * self.rank:g}) with an aging of "
+                f"{self.aging:g} s."
             )
         if self.most_at_once > LIMIT:
             sentences.append(f"{self.most_at_once} jobs of one limit key ran at once; the limit is {LIMIT}.")
@@ -89,16 +89,14 @@ class Found:
         return (
             f"B's wait p{100 * self.rank:g} {self.alone:.3f} s alone, {self.beside:.3f} s beside A ({self.samples} "
             f"jobs, bound {self.bound:.3f}); lowest priority waited {self.oldest:.2f} s ({self.aged} jobs, "
-            f"ageing {self.ageing:g} s); {self.verdict.promised} jobs with {self.kills} kills: {self.verdict}; "
+            f"aging {self.aging:g} s); {self.verdict.promised} jobs with {self.kills} kills: {self.verdict}; "
             f"{self.limited} limited spans, at most {self.most_at_once} at once of {LIMIT}"
         )
 
 
-def run(
-    *, waiting: int, jobs: int, seconds: float, seed: int, ageing: float = AGEING, rank: float = Found.rank
-) -> Found:
+def run(*, waiting: int, jobs: int, seconds: float, seed: int, aging: float = AGING, rank: float = Found.rank) -> Found:
     """Run the three parts, each in a world of its own."""
-    found = Found(ageing=ageing, rank=rank)
+    found = Found(aging=aging, rank=rank)
     with _world(seed) as world:
         _beside(world, found, waiting, seconds)
     with _world(seed) as world:
@@ -157,19 +155,19 @@ def _paced(world: World, name: str, seconds: float) -> list[float]:
 
 def _ageing(world: World, found: Found, seconds: float) -> None:
     with world.connection().cursor() as cursor:
-        rules.set_ageing(cursor, found.ageing, by="sharing")
+        rules.set_aging(cursor, found.aging, by="sharing")
     world.connection().commit()
     _begin(world)
     over = threading.Event()
     urgent = iter(range(1_000_000))
     low: dict[str, float] = {}
-    deadline = time.monotonic() + max(seconds, 4 * found.ageing)
+    deadline = time.monotonic() + max(seconds, 4 * found.aging)
     while time.monotonic() < deadline:
-        [(waiting,)] = world.query("SELECT count(*) FROM sidestream_job WHERE state = 'open' AND priority = 0")
+        [(waiting,)] = world.query("SELECT count(*) FROM sidestream_job WHERE state = 'pending' AND priority = 0")
         if waiting < 60:
             lot = [(f"u{next(urgent)}", {"seconds": LONG / 3}, {"priority": 0}) for _ in range(60)]
             _enqueue(world, lot)
-        if not low or time.monotonic() - max(low.values()) > found.ageing:
+        if not low or time.monotonic() - max(low.values()) > found.aging:
             token = f"low{len(low)}"
             _enqueue(world, [(token, {}, {"priority": 9})])
             low[token] = time.monotonic()
@@ -221,7 +219,7 @@ def _limits(world: World, found: Found, jobs: int, chance: random.Random) -> Non
 def _any_open(world: World) -> bool:
     """Whether a job is open; asked on a session of its own, as another thread enqueues on the world's."""
     with psycopg.connect(world.dsn, autocommit=True) as connection:
-        row = connection.execute("SELECT EXISTS (SELECT FROM sidestream_job WHERE state = 'open')").fetchone()
+        row = connection.execute("SELECT EXISTS (SELECT FROM sidestream_job WHERE state = 'pending')").fetchone()
     return bool(row and row[0])
 
 

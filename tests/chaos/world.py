@@ -121,7 +121,7 @@ class World:
             "SIDESTREAM_CHILDREN": str(self._children),
             "SIDESTREAM_LEASE": str(LEASE),
             "SIDESTREAM_RENEW": str(RENEW),
-            "SIDESTREAM_CAREFUL_SECONDS": "0.7",
+            "SIDESTREAM_RECOVERY_PERIOD": "0.7",
             "SIDESTREAM_SIGNING_KEYS": SIGNING_KEY,
             "SIDESTREAM_CRASH_SOCKET": str(self.harness.path),
             "SIDESTREAM_DATA_DIR": str(self.folder),
@@ -134,7 +134,7 @@ class World:
         }
 
     def connection(self) -> psycopg.Connection[Any]:
-        """Return the harness's own session, opened again after PostgreSQL was killed."""
+        """Return the harness's own session, acquired again after PostgreSQL was killed."""
         if self._connection is None or self._connection.closed or self._connection.broken:
             self._connection = psycopg.connect(self.dsn, application_name="harness")
         return self._connection
@@ -261,7 +261,7 @@ class World:
             said = {
                 **{name: value for name, value in row.items() if value is not None},
                 "lease": self.valkey.hget("sidestream:{s0}:leases", reference),
-                "tries": self.valkey.hget("sidestream:{s0}:tries", reference),
+                "tries": self.valkey.hget("sidestream:{s0}:attempts", reference),
                 "known": known,
                 "head": head and int.from_bytes(head[9:17], "big"),
                 "in": [key for key in self.valkey.scan_iter(_type="zset") if self.valkey.zscore(key, reference)],

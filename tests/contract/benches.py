@@ -93,7 +93,7 @@ class RedisBench(MemoryBench):
 
     def somebody_waits(self) -> bool:
         with self.server.client() as client:
-            return bool(client.exists(f"{self.prefix}free"))
+            return bool(client.exists(f"{self.prefix}idle"))
 
     def wipe(self) -> None:
         with self.server.client() as client:

@@ -60,9 +60,9 @@ def test_lanes_of_other_databases_are_not_served(own: PostgresBench) -> None:
 def test_what_it_does_not_do(own: PostgresBench) -> None:
     with pytest.raises(CapabilityMissing, match="direct"):
         own.broker.publish([direct(own)])
-    with pytest.raises(CapabilityMissing, match="known"):
-        own.broker.known(own.database, 0)
+    with pytest.raises(CapabilityMissing, match="published"):
+        own.broker.published(own.database, 0)
     own.put([row(own, 1)])
     (one,) = claim(own)
-    with pytest.raises(CapabilityMissing, match="buried"):
-        own.broker.bury([], one, "no")
+    with pytest.raises(CapabilityMissing, match="failed"):
+        own.broker.fail([], one, "no")

@@ -59,7 +59,7 @@ def test_pauses_hold(own: PostgresBench) -> None:
     assert claim(own, queues=both) == [2, 5]
     scopes = [own.broker.explain(job).scope for job in jobs]
     assert scopes == ["action", "", "group", "group", "", "action of group", "queue"]
-    assert own.broker.locate(jobs[:2]) == [Place.PAUSED, Place.HANDED_OFF]
+    assert own.broker.locate(jobs[:2]) == [Place.PAUSED, Place.LEASED]
     for pause in pauses:
         change(own, rules.resume, pause)
     assert sorted(claim(own, queues=both)) == [1, 3, 4, 6, 7]
@@ -112,7 +112,7 @@ def test_an_action_that_the_claimer_does_not_know_is_left_to_others(own: Postgre
     [first, _] = put(own, Job("new"), Job("old"))
     own.broker.announce("w1", [], "{}", 1000, frozenset({tag("old", 4)}))
     assert claim(own) == [2]
-    assert own.broker.explain(first).place is Place.PARKED
+    assert own.broker.explain(first).place is Place.UNROUTED
     own.broker.announce("w2", [], "{}", 1000, frozenset({tag("new", 4)}))
     assert own.broker.explain(first).place is Place.READY
     assert claim(own, name="w1") == []
@@ -134,9 +134,9 @@ def test_explain_and_move(own: PostgresBench) -> None:
     delayed, head, behind, low = put(own, Job("a", run_at=later), Job("a", key="k"), Job("a", key="k"), Job("a"))
     assert own.broker.explain(delayed) == Explanation(Place.DELAYED, until_ms=int(later.timestamp() * 1000))
     assert own.broker.explain(behind) == Explanation(Place.BEHIND_KEY, holders=(head.reference,))
-    assert own.broker.move(low, 0)
+    assert own.broker.reprioritize(low, 0)
     assert claim(own, 1) == [4]
-    assert not own.broker.move(low, 9), "it is handed off"
+    assert not own.broker.reprioritize(low, 9), "it is handed off"
     [held] = deliveries(own, 1)
     own.broker.release([], held, delay_ms=60_000)
     found = own.broker.explain(head)
@@ -144,4 +144,4 @@ def test_explain_and_move(own: PostgresBench) -> None:
     assert found.until_ms > own.now()
     own.connection.execute("UPDATE sidestream_job SET state = 'done'")
     assert own.broker.explain(behind).place is Place.NOWHERE
-    assert not own.broker.move(behind, 1)
+    assert not own.broker.reprioritize(behind, 1)

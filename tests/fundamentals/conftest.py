@@ -43,7 +43,7 @@ class Shop:
         self._broker = broker
         self._signer = signer
         self._options = WorkerOptions(
-            supervisor="lesson",
+            worker="lesson",
             lanes=(lane(database.tag, "default"), lane(NO_TAG8, "default")),
             database=database.tag.hex(),
             run_folder=tmp_path,
@@ -57,7 +57,7 @@ class Shop:
                 self.actions, dsn=self._dsn, signer=self._signer, application_name=lambda slot: f"lesson/{slot}"
             ),
             self._options,
-            lambda: adapter.connect(self._dsn, "lesson/books", autocommit=True),
+            lambda: adapter.connect(self._dsn, "lesson/outcome_writer", autocommit=True),
         )
         try:
             return [outcome for _, outcome in worker.run_until_idle()]

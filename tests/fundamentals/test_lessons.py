@@ -8,7 +8,7 @@ import pytest
 
 from sidestream import Context, RetryPolicy
 from sidestream.errors import UnsupportedOption
-from sidestream.job.outcome import Bury, Done, Release, Retry
+from sidestream.job.outcome import Done, Fail, Release, Retry
 
 if TYPE_CHECKING:
     from tests.fundamentals.conftest import Shop
@@ -25,7 +25,7 @@ def test_an_action_runs_in_the_background_and_is_done_with_its_effect(shop: Shop
     with shop.jobs.transaction(shop.connection) as tx:
         job = tx.enqueue("count", ("chair", 4))
 
-    assert shop.row(job).state == "open"
+    assert shop.row(job).state == "pending"
     assert shop.work() == [Done()]
     assert shop.row(job).state == "done"
     assert shop.stock() == [("chair", 4)]
@@ -72,8 +72,8 @@ def test_a_job_that_fails_for_good_is_dead_and_kept_with_its_error(shop: Shop) -
     with shop.jobs.transaction(shop.connection) as tx:
         job = tx.enqueue("count")
 
-    assert [type(outcome) for outcome in shop.work()] == [Bury]
-    assert (shop.row(job).state, shop.row(job).error) == ("dead", "ValueError: no such product")
+    assert [type(outcome) for outcome in shop.work()] == [Fail]
+    assert (shop.row(job).state, shop.row(job).error) == ("failed", "ValueError: no such product")
 
 
 def test_jobs_with_the_same_key_run_in_the_order_of_their_ids(shop: Shop) -> None:
@@ -128,7 +128,7 @@ def test_an_action_may_not_commit_behind_our_back(shop: Shop) -> None:
         tx.enqueue("count")
 
     [outcome] = shop.work()
-    assert isinstance(outcome, Bury)
+    assert isinstance(outcome, Fail)
     assert outcome.error.startswith("CommitRefused: The action 'count' tried to commit")
     assert shop.stock() == []
 
@@ -161,8 +161,8 @@ def test_an_action_that_nobody_declared_is_parked_not_lost(shop: Shop) -> None:
 
     [outcome] = shop.work()
     assert isinstance(outcome, Release)
-    assert outcome.reason == "parked: no worker here knows its action"
-    assert shop.row(job).state == "open"
+    assert outcome.reason == "unrouted: no worker here knows its action"
+    assert shop.row(job).state == "pending"
 
 
 def test_a_direct_job_needs_no_transaction_and_is_repeated_safely_by_its_id(shop: Shop) -> None:

@@ -17,7 +17,7 @@ from sidestream.job.rules import Rules
 from sidestream.wiring.client import build_broker
 from tests.support.servers import RedisServer
 
-SHORT_WAITS = {name: Settings.model_fields[name].default for name in ("relay_wait", "redis_timeout")}
+SHORT_WAITS = {name: Settings.model_fields[name].default for name in ("publish_timeout", "redis_timeout")}
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def connection(request: pytest.FixtureRequest, dsn: str) -> Iterator[Any]:
 def settings(dsn: str, redis_server: RedisServer, tmp_path: Path) -> Settings:
     """With waits that a busy machine does not use up; a test whose subject they are takes :data:`SHORT_WAITS`."""
     return Settings(
-        database_url=dsn, redis_url=redis_server.url, data_dir=tmp_path, user=None, relay_wait=10, redis_timeout=10
+        database_url=dsn, redis_url=redis_server.url, data_dir=tmp_path, user=None, publish_timeout=10, redis_timeout=10
     )
 
 

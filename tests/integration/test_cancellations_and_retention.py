@@ -1,4 +1,4 @@
-"""The controller, the janitor and the keepers' connection, on a real PostgreSQL."""
+"""The controller, the janitor and the maintenance' connection, on a real PostgreSQL."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ import pytest
 
 from sidestream.errors import SchemaMismatch, StoreError, StoreUnavailable
 from sidestream.job.job import Job
-from sidestream.maintenance.cancellations import Controller
-from sidestream.maintenance.retention import Janitor
-from sidestream.maintenance.store_connection import StoreLink
+from sidestream.maintenance.cancellations import CancellationTask
+from sidestream.maintenance.retention import RetentionTask
+from sidestream.maintenance.store_connection import StoreConnection
 from sidestream.store import attempts, control, outcomes, schema
 from sidestream.store.adapter import connect
 from tests.support.servers import PostgresServer
 
 
 class Bench:
-    """A database with our tables, and the connection that keepers share."""
+    """A database with our tables, and the connection that maintenance share."""
 
     def __init__(self, dsn: str) -> None:
         self.dsn = dsn
         self.connection = self.connect()
         with self.connection.transaction(), self.connection.cursor() as cursor:
             self.database = schema.install(cursor)
-        self.link = StoreLink(self.connect)
+        self.link = StoreConnection(self.connect)
         self.stopped: list[int] = []
         self.runs_here = True
-        self.controller = Controller(self.link, stop_running=self.stop_running)
+        self.controller = CancellationTask(self.link, stop_running=self.stop_running)
 
     def connect(self) -> psycopg.Connection[Any]:
         return connect(self.dsn, "sidestream/test/bench", autocommit=True)
@@ -79,7 +79,7 @@ def test_a_running_job_is_stopped_and_then_cancelled(bench: Bench) -> None:
     bench.cancel(row_id)
     assert not bench.controller.step()
     assert bench.stopped == [row_id]
-    assert (bench.state(row_id), bench.pending()) == ("open", [row_id])
+    assert (bench.state(row_id), bench.pending()) == ("pending", [row_id])
     child.execute("ROLLBACK")  # close() alone does not wait until the lock is free
     child.close()
     bench.controller.step()
@@ -105,16 +105,16 @@ def test_what_a_person_opens_again_while_its_request_is_carried_out_stays_open(b
     [row_id] = bench.insert()
     child = bench.run(row_id)
     bench.cancel(row_id)
-    child.execute("UPDATE sidestream_job SET state = 'dead' WHERE id = %s", (row_id,))
+    child.execute("UPDATE sidestream_job SET state = 'failed' WHERE id = %s", (row_id,))
     child.execute("COMMIT")
     child.close()
     with bench.connection.cursor() as cursor:
         [request] = control.pending(cursor)
-        assert control.retry(cursor, row_id).ours
+        assert control.retry(cursor, row_id).applied
         child = bench.run(row_id) if runs else bench.connect()
         bench.controller._carry_out(cursor, request)
     child.close()
-    assert (bench.state(row_id), bench.pending(), bench.stopped) == ("open", [], [])
+    assert (bench.state(row_id), bench.pending(), bench.stopped) == ("pending", [], [])
 
 
 def test_every_supervisor_reads_the_request_whoever_runs_the_job(bench: Bench) -> None:
@@ -149,10 +149,10 @@ def test_old_jobs_are_removed_in_lots_with_their_history(bench: Bench, monkeypat
     bench.connection.execute(
         "UPDATE sidestream_job SET created_at = created_at - interval '60 days', run_at = run_at - interval '60 days',"
         " ended_at = (now() AT TIME ZONE 'UTC') - interval '40 days',"
-        " state = CASE WHEN id = ANY(%s) THEN 'dead' ELSE 'done' END WHERE id = ANY(%s)",
+        " state = CASE WHEN id = ANY(%s) THEN 'failed' ELSE 'done' END WHERE id = ANY(%s)",
         (ids[:2], ids[:12]),
     )
-    janitor = Janitor(bench.link, keep_done_days=30, keep_dead_days=None)
+    janitor = RetentionTask(bench.link, done_retention=30, failed_retention=None)
     steps = 1
     while janitor.step():
         steps += 1
@@ -161,7 +161,7 @@ def test_old_jobs_are_removed_in_lots_with_their_history(bench: Bench, monkeypat
     assert left == [*ids[:2], *ids[12:]]
     history = [row[0] for row in bench.connection.execute("SELECT job_id FROM sidestream_attempt ORDER BY job_id")]
     assert history == left
-    assert not Janitor(bench.link, keep_done_days=30, keep_dead_days=35).step()
+    assert not RetentionTask(bench.link, done_retention=30, failed_retention=35).step()
     assert [bench.state(row_id) for row_id in ids[:2]] == [None, None]
 
 
@@ -199,7 +199,7 @@ def test_a_refused_statement_keeps_the_connection_and_undoes_its_transaction(ben
 
 
 def test_missing_tables_are_told_in_one_sentence(database: str) -> None:
-    link = StoreLink(lambda: connect(database, "sidestream/test/bench", autocommit=True))
+    link = StoreConnection(lambda: connect(database, "sidestream/test/bench", autocommit=True))
     with pytest.raises(SchemaMismatch):
         link.database()
     link.close()

@@ -108,5 +108,5 @@ def test_a_job_that_an_enqueuer_has_locked_does_not_run(looks: Looks, shop: Shop
         psycopg.connect(database, application_name="sidestream/host-1/0") as child,
         psycopg.connect(database) as person,
     ):
-        assert isinstance(acquire.open_job(child.cursor(), job_id), acquire.Opened)
+        assert isinstance(acquire.acquire_job(child.cursor(), job_id), acquire.Acquired)
         assert running_jobs(person.cursor(), [job_id]) == {job_id}

@@ -15,9 +15,9 @@ from sidestream.job.outcome import Release, ReleaseReason
 from sidestream.job.reference import Reference
 from sidestream.store import acquire, outcomes
 from sidestream.worker.options import WorkerOptions
-from sidestream.worker.outcome_writer import Bookkeeper
+from sidestream.worker.outcome_writer import OutcomeWriter
 from sidestream.worker.state import WorkerState
-from sidestream.worker.wire import Finding
+from sidestream.worker.wire import JobReport
 from tests.integration.test_client import claimed, tag
 from tests.support.embedded_worker import EmbeddedWorker
 
@@ -66,13 +66,13 @@ def test_one_that_a_duplicate_puts_off_between_claim_and_start_lets_the_next_of_
     [delivery] = broker.claim("worker", lanes, free=2)
     assert enqueue(unique="first", delay=3600) == first
     with psycopg.connect(dsn) as worker:
-        found = acquire.open_job(worker.cursor(), first)
-    verdict = verdict_of(found, Reference.unpack(delivery.reference), careful=False)
+        found = acquire.acquire_job(worker.cursor(), first)
+    verdict = verdict_of(found, Reference.unpack(delivery.reference), run_alone=False)
     assert isinstance(verdict, Release)
     assert (verdict.reason, verdict.unstarted) == (ReleaseReason.NOT_DUE, True)
     state = WorkerState(WorkerOptions("worker", tuple(lanes), tag(dsn).hex(), tmp_path, children=1))
-    books = Bookkeeper(state, lambda: psycopg.connect(dsn, autocommit=True))
-    books.found(delivery, Finding(0, verdict, -1)).tell(broker, lanes, delivery)
+    outcome_writer = OutcomeWriter(state, lambda: psycopg.connect(dsn, autocommit=True))
+    outcome_writer.found(delivery, JobReport(0, verdict, -1)).tell(broker, lanes, delivery)
     assert claimed(broker, dsn) == [second]
 
 
@@ -81,7 +81,7 @@ def failing(broker: Broker, dsn: str) -> Delivery:
     assert claimed(broker, dsn, "nothing") == []  # it gives the broker its rules
     [delivery] = broker.claim("worker", [lane(tag(dsn), "default")], free=1)
     with psycopg.connect(dsn) as worker:
-        assert outcomes.fail(worker.cursor(), Reference.unpack(delivery.reference).id, 0, 3600.0, "no").ours
+        assert outcomes.fail_attempt(worker.cursor(), Reference.unpack(delivery.reference).id, 0, 3600.0, "no").applied
     return delivery
 
 

@@ -9,7 +9,7 @@ import psycopg
 import pytest
 import redis
 
-from sidestream import Settings, hasten
+from sidestream import Settings, sync_to_broker
 from sidestream.broker.protocol import Place, Publication, lane
 from sidestream.broker.redis.broker import RedisBroker
 from sidestream.job.job import Job
@@ -23,16 +23,16 @@ JOBS = 150
 
 @pytest.fixture
 def connected(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Note every connection to PostgreSQL that is opened."""
-    opened: list[str] = []
+    """Note every connection to PostgreSQL that is acquired."""
+    acquired: list[str] = []
     connect = adapter.connect
 
     def counted(dsn: str, application_name: str, **options: Any) -> psycopg.Connection[Any]:
-        opened.append(application_name)
+        acquired.append(application_name)
         return connect(dsn, application_name, **options)
 
     monkeypatch.setattr(adapter, "connect", counted)
-    return opened
+    return acquired
 
 
 @pytest.mark.parametrize("waiting", [True, False], ids=["run now", "cancel"])
@@ -51,10 +51,10 @@ def test_many_jobs_take_one_connection_to_each_server(
         broker.publish(published)
         for job in stored:
             written = control.run_now(cursor, job.id) if waiting else control.cancel(cursor, job.id)
-            assert written.ours
+            assert written.applied
     with redis_server.client() as client:
         before = connections(client)
-        assert hasten(settings, [job.id for job in stored], waiting=waiting)
+        assert sync_to_broker(settings, [job.id for job in stored], waiting=waiting)
         assert connections(client) - before == 1
     assert len(connected) == 1
     assert broker.locate(published) == [Place.READY if waiting else Place.NOWHERE] * JOBS
@@ -64,7 +64,7 @@ def test_many_jobs_take_one_connection_to_each_server(
 def begin(broker: RedisBroker, database: bytes) -> None:
     broker.begin_generation()
     broker.configure(database, Rules())
-    broker.mark_built(database)
+    broker.mark_synced(database)
 
 
 def connections(client: redis.Redis) -> int:

@@ -10,7 +10,7 @@ import pytest
 
 from sidestream.broker.redis.broker import RedisBroker
 from sidestream.errors import StoreUnavailable
-from sidestream.maintenance.task import KeeperThread
+from sidestream.maintenance.task import MaintenanceThread
 from sidestream.maintenance.turns import InTurn, Turn, kept_for
 from tests.integration.reconciler.conftest import wait_until
 from tests.support.servers import RedisServer
@@ -19,7 +19,7 @@ EVERY = 0.05
 
 
 class Counted:
-    """A keeper that notes who stepped, and fails while it is told to."""
+    """A task that notes who stepped, and fails while it is told to."""
 
     name = "tidier"
     every = EVERY
@@ -35,24 +35,24 @@ class Counted:
 
 
 class Hosts:
-    """As many workers as a test asks for, each with that keeper and a connection of its own."""
+    """As many workers as a test asks for, each with that task and a connection of its own."""
 
     def __init__(self, redis: RedisServer, stack: ExitStack) -> None:
         self.redis, self.stack = redis, stack
         self.steps: list[str] = []
-        self.keepers: dict[str, Counted] = {}
-        self.threads: dict[str, KeeperThread] = {}
+        self.maintenance: dict[str, Counted] = {}
+        self.threads: dict[str, MaintenanceThread] = {}
 
     def start(self, name: str) -> None:
         broker = RedisBroker(self.redis.url, timeout=10)
         self.stack.callback(broker.close)
         broker.begin_generation()
-        keeper = self.keepers[name] = Counted(name, self.steps)
+        task = self.maintenance[name] = Counted(name, self.steps)
 
         def turn(task: str, seconds: float) -> Turn:
             return Turn(broker, task, name, seconds)
 
-        thread = self.threads[name] = KeeperThread([InTurn(keeper, turn)])
+        thread = self.threads[name] = MaintenanceThread([InTurn(task, turn)])
         thread.start()
         self.stack.callback(thread.stop)
 
@@ -95,7 +95,7 @@ def test_another_worker_goes_on_when_one_falls_silent(hosts: Hosts) -> None:
 def test_a_worker_without_postgresql_does_not_keep_others_from_it(hosts: Hosts) -> None:
     hosts.start("first")
     wait_until(stepped(hosts, 3), "the first steps")
-    hosts.keepers["first"].fails = True
+    hosts.maintenance["first"].fails = True
     hosts.start("second")
     wait_until(lambda: "second" in hosts.steps, "a step of the other worker")
     at = len(hosts.steps)

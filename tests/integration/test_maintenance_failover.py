@@ -15,7 +15,7 @@ from sidestream.broker.postgres.broker import PostgresBroker
 from sidestream.broker.protocol import Delivery, Publication, from_fallback, lane
 from sidestream.broker.redis.broker import RedisBroker
 from sidestream.clock import SystemClock
-from sidestream.errors import BrokerUnavailable, GenerationMoved
+from sidestream.errors import BrokerUnavailable, StaleGeneration
 from sidestream.job.job import Job
 from sidestream.job.reference import Reference
 from sidestream.job.rules import Rules
@@ -60,11 +60,11 @@ class Bench:
             self.broker.publish([Publication(job.reference(self.database), self.lanes[0]) for job in stored])
         return [job.id for job in stored]
 
-    def claim_primary(self, consumer: str, *args: Any, **options: Any) -> list[Delivery]:
+    def claim_primary(self, worker: str, *args: Any, **options: Any) -> list[Delivery]:
         try:
-            return self._claim(consumer, *args, **options)
+            return self._claim(worker, *args, **options)
         except BrokerUnavailable:
-            self.waited.append(consumer)
+            self.waited.append(worker)
             raise
 
     def work(self, name: str) -> None:
@@ -73,14 +73,14 @@ class Bench:
             while not self.stopping.is_set():
                 try:
                     found = self.broker.claim(name, self.lanes, free=1)
-                except GenerationMoved:
+                except StaleGeneration:
                     self.primary.generation()
                     self.primary.configure(self.database.tag, Rules())
                     continue
                 for delivery in found:
                     row_id = Reference.unpack(delivery.reference).id
                     done = connection.execute(
-                        "UPDATE sidestream_job SET state = 'done' WHERE id = %s AND state = 'open'", (row_id,)
+                        "UPDATE sidestream_job SET state = 'done' WHERE id = %s AND state = 'pending'", (row_id,)
                     )
                     if done.rowcount:
                         self.ended.append((row_id, from_fallback(delivery)))
@@ -91,7 +91,7 @@ class Bench:
                 self.stopping.wait(0.001)
 
     def open(self) -> int:
-        found = self.connection.execute("SELECT count(*) FROM sidestream_job WHERE state = 'open'").fetchone()
+        found = self.connection.execute("SELECT count(*) FROM sidestream_job WHERE state = 'pending'").fetchone()
         assert found is not None
         return int(found[0])
 

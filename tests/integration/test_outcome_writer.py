@@ -19,72 +19,72 @@ from sidestream.job.reference import direct_reference
 from sidestream.job.retry import RetryPolicy
 from sidestream.store import outcomes, schema
 from sidestream.worker.options import WorkerOptions
-from sidestream.worker.outcome_writer import Bookkeeper
-from sidestream.worker.settlement import Handling
+from sidestream.worker.outcome_writer import OutcomeWriter
+from sidestream.worker.settlement import Settlement
 from sidestream.worker.slots import Reading
-from sidestream.worker.state import Doom, WorkerState
-from sidestream.worker.wire import Finding
+from sidestream.worker.state import KillReason, WorkerState
+from sidestream.worker.wire import JobReport
 
 PAUSED = f"{ReleaseReason.PAUSED}: modules are being installed"
 
 
 def test_a_pause_of_the_application_costs_nothing_however_long_it_lasts(database: str, tmp_path: Path) -> None:
     """An upgrade may take a night; a job that looks again every 2 s would be dead after half an hour."""
-    with _books(database, tmp_path) as (look, books, reference):
+    with _outcome_writer(database, tmp_path) as (look, outcome_writer, reference):
         for releases in (0, 1, MAX_RELEASES, 10 * MAX_RELEASES):
             delivery = Delivery(reference, "lane", Lease(b"1", "me", 1), 0, None, releases=releases)
-            handling = books.found(delivery, Finding(0, Release(PAUSED, 2.0), -1))
-            assert handling == Handling(delay_ms=2000)
-        books.started(delivery, 0, 0.0)
-        alone = books.found(delivery, Finding(0, Release(PAUSED, 2.0), -1))
-        assert alone == Handling(delay_ms=30_000), "its lone starts are written, so they are fewer"
+            settlement = outcome_writer.found(delivery, JobReport(0, Release(PAUSED, 2.0), -1))
+            assert settlement == Settlement(delay_ms=2000)
+        outcome_writer.started(delivery, 0, 0.0)
+        alone = outcome_writer.found(delivery, JobReport(0, Release(PAUSED, 2.0), -1))
+        assert alone == Settlement(delay_ms=30_000), "its lone starts are written, so they are fewer"
         row = look.execute("SELECT state, reason, releases, attempts FROM sidestream_job").fetchone()
-    assert row == ("open", PAUSED, 0, 0)
+    assert row == ("pending", PAUSED, 0, 0)
 
 
 def test_a_crash_counts_among_the_attempts_that_a_job_has(database: str, tmp_path: Path) -> None:
     """Four failed attempts and a crash are five: the job does not run a sixth time."""
-    with _books(database, tmp_path) as (look, books, reference):
+    with _outcome_writer(database, tmp_path) as (look, outcome_writer, reference):
         delivery = Delivery(reference, "lane", Lease(b"1", "me", 1), 0)
         for seen in range(4):
-            books.found(delivery, Finding(0, Retry(0.0, "no stock"), seen))
+            outcome_writer.found(delivery, JobReport(0, Retry(0.0, "no stock"), seen))
         running = Reading(
             0, running=True, started=1.0, backend=0, attempts_seen=4, limit=1, batch=1, reference=reference
         )
-        assert books.crashed(delivery, running, 0, None, "killed") == Handling(settle=True)
+        assert outcome_writer.crashed(delivery, running, 0, None, "killed") == Settlement(settle=True)
         row = look.execute("SELECT state, attempts, crashes, error_group IS NOT NULL FROM sidestream_job").fetchone()
-    assert row == ("dead", RetryPolicy().max_attempts, 1, True)
+    assert row == ("failed", RetryPolicy().max_attempts, 1, True)
 
 
 @contextmanager
-def _books(database: str, folder: Path) -> Iterator[tuple[psycopg.Connection[Any], Bookkeeper, bytes]]:
-    """Give a look at the database, the books over it, and the reference of a job in it."""
+def _outcome_writer(database: str, folder: Path) -> Iterator[tuple[psycopg.Connection[Any], OutcomeWriter, bytes]]:
+    """Give a look at the database, the outcome_writer over it, and the reference of a job in it."""
     with psycopg.connect(database, autocommit=True) as look:
         with look.transaction(), look.cursor() as cursor:
             known = schema.install(cursor)
             [stored] = outcomes.insert(cursor, [Job("test.act")])
         state = WorkerState(WorkerOptions("me", (lane(known.tag, "default"),), "00", folder, children=1))
-        books = Bookkeeper(state, lambda: psycopg.connect(database, autocommit=True))
-        yield look, books, stored.reference(known)
-        books.close()
+        outcome_writer = OutcomeWriter(state, lambda: psycopg.connect(database, autocommit=True))
+        yield look, outcome_writer, stored.reference(known)
+        outcome_writer.close()
 
 
 @pytest.fixture
 def lone(database: str, tmp_path: Path) -> Iterator[Lone]:
     """A job that was written to start alone."""
-    with _books(database, tmp_path) as (look, books, reference):
+    with _outcome_writer(database, tmp_path) as (look, outcome_writer, reference):
         delivery = Delivery(reference, "lane", Lease(b"1", "me", 1), 0)
-        assert books.handed_back(delivery) == Handling()
-        books.started(delivery, 0, 0.0)
-        yield Lone(look, books, delivery)
+        assert outcome_writer.handed_back(delivery) == Settlement()
+        outcome_writer.started(delivery, 0, 0.0)
+        yield Lone(look, outcome_writer, delivery)
 
 
 @dataclass
 class Lone:
-    """A job that was written to start alone, and the books in which its end has to stand."""
+    """A job that was written to start alone, and the outcome_writer in which its end has to stand."""
 
     look: psycopg.Connection
-    books: Bookkeeper
+    outcome_writer: OutcomeWriter
     delivery: Delivery
 
     def events(self) -> list[str]:
@@ -95,27 +95,27 @@ class Lone:
 def test_a_lone_start_that_came_to_nothing_is_ended_once(lone: Lone) -> None:
     """The reclaimer charges a job whose last word is that it started alone."""
     for _ in range(2):
-        assert lone.books.handed_back(lone.delivery) == Handling()
+        assert lone.outcome_writer.handed_back(lone.delivery) == Settlement()
     assert lone.events() == ["started", "released"]
 
 
 @pytest.mark.parametrize(
-    ("doom", "running", "seen"),
+    ("kill_reason", "running", "seen"),
     [
-        (Doom.LOST, True, 0),
-        (Doom.STOPPING, True, 0),
-        (Doom.ZYGOTE, True, 0),
-        (Doom.LIMIT, True, -1),
+        (KillReason.LOST, True, 0),
+        (KillReason.STOPPING, True, 0),
+        (KillReason.ZYGOTE, True, 0),
+        (KillReason.LIMIT, True, -1),
         (None, True, -1),
         (None, False, 0),
     ],
 )
 def test_a_lone_job_whose_child_died_uncharged_is_ended_in_its_rows(
-    lone: Lone, doom: Doom | None, running: bool, seen: int
+    lone: Lone, kill_reason: KillReason | None, running: bool, seen: int
 ) -> None:
     """This worker may run it among others later, and die."""
     reading = Reading(0, running, 1.0, 0, seen, 0, 1, lone.delivery.reference)
-    lone.books.crashed(lone.delivery, reading, 0, doom, "its process was killed by SIGKILL")
+    lone.outcome_writer.crashed(lone.delivery, reading, 0, kill_reason, "its process was killed by SIGKILL")
     assert lone.events() == ["started", "released"]
     last = lone.look.execute("SELECT detail FROM sidestream_attempt ORDER BY id DESC LIMIT 1").fetchone()
     assert last is not None
@@ -123,23 +123,27 @@ def test_a_lone_job_whose_child_died_uncharged_is_ended_in_its_rows(
 
 
 def test_a_failure_ends_a_lone_start(lone: Lone) -> None:
-    lone.books.found(lone.delivery, Finding(0, Retry(0.0, "no stock"), 0))
-    lone.books.found(lone.delivery, Finding(0, Release("busy"), -1))
+    lone.outcome_writer.found(lone.delivery, JobReport(0, Retry(0.0, "no stock"), 0))
+    lone.outcome_writer.found(lone.delivery, JobReport(0, Release("busy"), -1))
     assert lone.events() == ["started", "failed"]
 
 
 def test_a_direct_job_that_says_paused_when_it_puts_itself_off_is_counted(tmp_path: Path) -> None:
-    books = Bookkeeper(WorkerState(WorkerOptions("me", ("lane",), "00", tmp_path, children=1)), None)
+    outcome_writer = OutcomeWriter(WorkerState(WorkerOptions("me", ("lane",), "00", tmp_path, children=1)), None)
     reference = direct_reference(UUID(int=1), "test.act", None).pack()
-    for word in (ReleaseReason.PAUSED, ReleaseReason.PARKED):
+    for word in (ReleaseReason.PAUSED, ReleaseReason.UNROUTED):
         snooze = Release(f"{word} by the customer", 60.0, snoozed=True)
-        handling = books.found(Delivery(reference, "lane", Lease(b"1", "me", 1), 0), Finding(0, snooze, -1))
-        assert handling == Handling(delay_ms=60_000, count=True, reason=snooze.reason)
+        settlement = outcome_writer.found(
+            Delivery(reference, "lane", Lease(b"1", "me", 1), 0), JobReport(0, snooze, -1)
+        )
+        assert settlement == Settlement(delay_ms=60_000, count=True, reason=snooze.reason)
 
 
 def test_a_job_whose_child_died_of_sigterm_is_released_and_charged_with_nothing(lone: Lone) -> None:
     reading = Reading(0, True, 1.0, 0, 0, 0, 1, lone.delivery.reference)
-    handling = lone.books.crashed(lone.delivery, reading, 0, Doom.TERMINATED, "its process was killed by SIGTERM")
-    assert handling == Handling(delay_ms=None, count=True, reason="its process was killed: SIGTERM")
+    settlement = lone.outcome_writer.crashed(
+        lone.delivery, reading, 0, KillReason.TERMINATED, "its process was killed by SIGTERM"
+    )
+    assert settlement == Settlement(delay_ms=None, count=True, reason="its process was killed: SIGTERM")
     assert lone.events() == ["started", "released"]
     assert lone.look.execute("SELECT attempts, crashes FROM sidestream_job").fetchone() == (0, 0)

@@ -102,9 +102,9 @@ def test_what_is_handed_over_is_what_no_link_leads_to(folder: Path) -> None:
     (theirs / "run" / "hard").hardlink_to(secret)
     (theirs / "run" / "folder").symlink_to(folder, target_is_directory=True)
     os.mkfifo(theirs / "run" / "pipe")
-    opened = os.open(theirs, os.O_RDONLY)
-    hand_over(opened, who, lambda name: name == "run")
-    os.close(opened)
+    acquired = os.open(theirs, os.O_RDONLY)
+    hand_over(acquired, who, lambda name: name == "run")
+    os.close(acquired)
     given = {path for path in (theirs, *theirs.rglob("*")) if path.lstat().st_uid == who.uid}
     assert given == {theirs, theirs / "run", theirs / "run" / "w", theirs / "run" / "w" / "lock"}
     assert {folder.stat().st_uid, secret.stat().st_uid} == {0}
@@ -217,7 +217,7 @@ def test_niceness_and_oom_score() -> None:
 
 def test_only_idle_cpu_goes_on_to_what_is_started() -> None:
     code = (
-        "process.use_only_idle_cpu()\n"
+        "process.use_idle_cpu_only()\n"
         "import subprocess, sys\n"
         "told = [sys.executable, '-c', 'import os; print(os.sched_getscheduler(0) == os.SCHED_IDLE)']\n"
         "print(subprocess.run(told, capture_output=True, text=True, check=True).stdout.strip())"
@@ -229,10 +229,10 @@ def test_only_idle_cpu_can_be_tried_without_getting_it() -> None:
     assert python("process.check_only_idle_cpu(); print(os.sched_getscheduler(0) == os.SCHED_OTHER)") == "True"
     refused = python(
         "def refuse(): raise PermissionError\n"
-        "process.use_only_idle_cpu = refuse\n"
+        "process.use_idle_cpu_only = refuse\n"
         "try: process.check_only_idle_cpu()\nexcept SettingsError as error: print(error)"
     )
-    assert refused.startswith("only_idle_cpu=true was refused by this system")
+    assert refused.startswith("idle_cpu_only=true was refused by this system")
 
 
 def test_the_niceness_of_a_session() -> None:

@@ -18,7 +18,7 @@ from sidestream.executors.python.executor import PythonCall
 from sidestream.job.outcome import Done, Outcome, Release
 from sidestream.job.reference import row_reference
 from sidestream.maintenance.reconciler import Reconciler
-from sidestream.maintenance.store_connection import StoreLink
+from sidestream.maintenance.store_connection import StoreConnection
 from sidestream.store import queries
 from sidestream.worker.options import WorkerOptions
 from sidestream.worker.runner import Runner
@@ -51,7 +51,7 @@ class Application:
         self.call.begin(0)
 
     def run(self, reference: bytes) -> Outcome:
-        return Runner(self.call).run(reference, None, attempts=0, careful=False, on_opened=lambda opened: None)[0]
+        return Runner(self.call).run(reference, None, attempts=0, run_alone=False, on_acquired=lambda acquired: None)[0]
 
     def row(self, row_id: int) -> tuple[Any, ...]:
         with self.somebody.cursor() as cursor:
@@ -88,9 +88,9 @@ def test_a_reference_to_what_had_the_number_before_runs_nothing_and_makes_room_f
     worker = EmbeddedWorker(broker, application.call, options, lambda: psycopg.connect(dsn, autocommit=True))
     assert [outcome for _, outcome in worker.run_until_idle()] == [Done()]
     assert application.ran == []
-    assert application.row(job) == ("open", 0)
-    link = StoreLink(lambda: psycopg.connect(dsn, autocommit=True))
-    broker.mark_built(tag(dsn))
+    assert application.row(job) == ("pending", 0)
+    link = StoreConnection(lambda: psycopg.connect(dsn, autocommit=True))
+    broker.mark_synced(tag(dsn))
     Reconciler(broker, link, SystemClock()).step()
     link.close()
     assert [outcome for _, outcome in worker.run_until_idle()] == [Done()]
@@ -106,7 +106,7 @@ def test_a_reference_that_is_not_the_row_s_own_opens_nothing(
     job = enqueue(connection, jobs, "bill", key="account")
     assert application.run(row_reference(tag(dsn), job, *before).pack()) == Done()
     assert application.ran == []
-    assert application.row(job) == ("open", 0)
+    assert application.row(job) == ("pending", 0)
     assert application.run(row_reference(tag(dsn), job, "bill", "account").pack()) == Done()
     assert application.ran == ["bill"]
 
@@ -119,7 +119,7 @@ def test_what_was_restored_during_a_call_is_not_finished_in_another_job_s_row(
     assert isinstance(outcome, Release)
     assert "no longer ours" in outcome.reason
     assert application.ran == []
-    assert application.row(job) == ("open", 0)
+    assert application.row(job) == ("pending", 0)
 
 
 @pytest.mark.parametrize(
@@ -139,10 +139,10 @@ def test_a_new_connection_to_an_exchanged_database_runs_nothing(
     for _ in range(3):
         outcome = application.run(reference)
         assert isinstance(outcome, Release)
-        assert outcome.reason.startswith("parked")
+        assert outcome.reason.startswith("unrouted")
         assert said in outcome.reason
     assert application.ran == ["ship"]
-    assert application.row(second) == ("open", 0)
+    assert application.row(second) == ("pending", 0)
 
 
 class OdooCursor:

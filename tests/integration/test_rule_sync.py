@@ -1,4 +1,4 @@
-"""The keepers of rules and of expiry, on a real PostgreSQL and Valkey."""
+"""The maintenance of rules and of expiry, on a real PostgreSQL and Valkey."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from sidestream.broker.redis.broker import RedisBroker
 from sidestream.job.job import Job
 from sidestream.job.reference import NO_TAG8, Reference
 from sidestream.job.rules import Limit, Pause, Rules, Scope
-from sidestream.maintenance.expiry import Expirer
-from sidestream.maintenance.rule_sync import Ruler
-from sidestream.maintenance.store_connection import StoreLink
-from sidestream.maintenance.task import KeeperThread
+from sidestream.maintenance.expiry import ExpiryTask
+from sidestream.maintenance.rule_sync import RuleSync
+from sidestream.maintenance.store_connection import StoreConnection
+from sidestream.maintenance.task import MaintenanceThread
 from sidestream.store import outcomes, rules, schema
 from sidestream.store.adapter import connect
 from tests.support.servers import RedisServer
 
 
 class Bench:
-    """A database, a Valkey, and the keepers of as many supervisors as a test asks for."""
+    """A database, a Valkey, and the maintenance of as many supervisors as a test asks for."""
 
     def __init__(self, dsn: str, redis: RedisServer) -> None:
         self.dsn = dsn
@@ -35,7 +35,7 @@ class Bench:
             self.database = schema.install(cursor)
         self.cursor = self.connection.cursor()
         self.lane = lane(self.database.tag, "default")
-        self.links: list[StoreLink] = []
+        self.links: list[StoreConnection] = []
         self.brokers: list[RedisBroker] = []
         self.worker = self.broker()
 
@@ -46,14 +46,14 @@ class Bench:
         self.brokers.append(RedisBroker(self.redis.url, timeout=10))
         return self.brokers[-1]
 
-    def link(self) -> StoreLink:
-        self.links.append(StoreLink(self.connect))
+    def link(self) -> StoreConnection:
+        self.links.append(StoreConnection(self.connect))
         return self.links[-1]
 
-    def ruler(self) -> Ruler:
-        return Ruler(self.broker(), self.link(), direct=True)
+    def ruler(self) -> RuleSync:
+        return RuleSync(self.broker(), self.link(), direct=True)
 
-    def broker_of(self, ruler: Ruler) -> RedisBroker:
+    def broker_of(self, ruler: RuleSync) -> RedisBroker:
         broker = ruler._broker
         assert isinstance(broker, RedisBroker)
         return broker
@@ -135,14 +135,14 @@ def test_without_a_change_nothing_is_given_again(bench: Bench, monkeypatch: pyte
     for _ in range(5):
         ruler.step()
     assert given == []
-    rules.set_ageing(bench.cursor, 5)
+    rules.set_aging(bench.cursor, 5)
     ruler.step()
     assert given == [bench.database.tag, NO_TAG8]
 
 
 def test_a_worker_without_a_database_gives_empty_rules(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     broker, given = bench.broker(), []
-    ruler = Ruler(broker, None, direct=True)
+    ruler = RuleSync(broker, None, direct=True)
     monkeypatch.setattr(broker, "configure", lambda database, found: given.append((database, found)))
     ruler.step()
     ruler.step()
@@ -152,7 +152,7 @@ def test_a_worker_without_a_database_gives_empty_rules(bench: Bench, monkeypatch
 def test_a_change_takes_effect_on_two_hosts_within_a_second(bench: Bench) -> None:
     took: list[float] = []
     bench.worker.begin_generation()
-    threads = [KeeperThread([bench.ruler()]) for _ in range(2)]
+    threads = [MaintenanceThread([bench.ruler()]) for _ in range(2)]
     for thread in threads:
         thread.start()
     try:
@@ -175,7 +175,7 @@ def test_a_limit_set_in_the_table_is_the_brokers(bench: Bench) -> None:
     ruler = bench.ruler()
     ruler.step()
     bench.worker.generation()
-    bench.worker.mark_built(bench.database.tag)
+    bench.worker.mark_synced(bench.database.tag)
     rules.set_limit(bench.cursor, Scope.KEY, "courier", Limit(concurrency=1))
     ruler.step()
     bench.put(*(Job("act", limit=limit) for limit in ("courier:1", "courier:1", "courier:2")))
@@ -185,7 +185,7 @@ def test_a_limit_set_in_the_table_is_the_brokers(bench: Bench) -> None:
 def test_expired_jobs_are_cancelled_and_forgotten(bench: Bench) -> None:
     bench.ruler().step()
     past = datetime.now(UTC) - timedelta(minutes=1)
-    expirer = Expirer(bench.broker(), bench.link())
+    expirer = ExpiryTask(bench.broker(), bench.link())
     bench.brokers[-1].generation()
     expired, waiting = bench.put(Job("act", expires_at=past), Job("act"))
     assert not expirer.step()

@@ -52,7 +52,7 @@ def shown(job: Delivery | Publication) -> str:
 def rules(random: Random, version: int) -> Rules:
     """Return rules with a bit of everything, or with nothing."""
     if random.random() < 0.2:
-        return Rules(version, ageing=random.choice((1.0, 600.0)))
+        return Rules(version, aging=random.choice((1.0, 600.0)))
     pauses = [Pause(queue="one"), Pause(action="bill"), Pause(group="A"), Pause(action="act", group="B")]
     names = [
         (Scope.GLOBAL, ""),
@@ -68,7 +68,7 @@ def rules(random: Random, version: int) -> Rules:
             limits[name] = Limit(most, rate, random.choice((1, 2, 5)))
     return Rules(
         version,
-        ageing=random.choice((0.0, 0.05, 1.0, 5.0)),
+        aging=random.choice((0.0, 0.05, 1.0, 5.0)),
         pauses=frozenset(random.sample(pauses, random.choice((0, 0, 0, 1, 2)))),
         queue_weights={name: random.choice(WEIGHTS) for name in QUEUES if random.random() < 0.5},
         group_weights={name: random.choice(WEIGHTS) for name in ("A", "B") if random.random() < 0.5},

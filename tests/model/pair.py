@@ -25,7 +25,7 @@ STEPS = {
     "claim": 70,
     "settle": 40,
     "release": 35,
-    "bury": 5,
+    "fail": 5,
     "discard": 6,
     "move": 6,
     "crash": 4,
@@ -41,9 +41,9 @@ STEPS = {
 class Pair:
     """The memory broker and the Redis broker after the same calls."""
 
-    def __init__(self, server: RedisServer, random: Random, *, careful: bool = False) -> None:
+    def __init__(self, server: RedisServer, random: Random, *, thorough: bool = False) -> None:
         self.random = random
-        self.careful = careful  # every place is compared after every step
+        self.thorough = thorough  # every place is compared after every step
         self.benches: list[MemoryBench] = [MemoryBench(), RedisBench(server)]
         self.benches[1].clock.ms = self.benches[0].clock.ms
         self.held: list[list[Delivery]] = [[], []]
@@ -60,7 +60,7 @@ class Pair:
         """Take one step and compare."""
         work: Callable[[], None] = getattr(self, name)
         work()
-        if self.careful:
+        if self.thorough:
             self._same_places()
 
     def same(self, what: str, answers: list[object]) -> None:
@@ -73,8 +73,8 @@ class Pair:
     def _begin(self) -> None:
         for bench in self.benches:
             bench.broker.begin_generation()
-            for consumer, known in CONSUMERS.items():
-                bench.broker.announce(consumer, LANES, "{}", 3_600_000, known)
+            for worker, known in CONSUMERS.items():
+                bench.broker.announce(worker, LANES, "{}", 3_600_000, known)
 
     def publish(self) -> None:
         random, now = self.random, self.benches[0].now()
@@ -103,12 +103,12 @@ class Pair:
 
     def claim(self) -> None:
         random = self.random
-        consumer = random.choice(("any", "any", "new", "old"))
+        worker = random.choice(("any", "any", "new", "old"))
         free, prefetch = random.choice((0, 1, 2, 3, 12)), random.choice((0, 0, 0, 5))
         lanes = random.choice((LANES, LANES, LANES[:1], LANES[1:]))
-        found = [bench.broker.claim(consumer, lanes, free=free, prefetch=prefetch) for bench in self.benches]
+        found = [bench.broker.claim(worker, lanes, free=free, prefetch=prefetch) for bench in self.benches]
         plain = [[(shown(one), one.ready_ms, *one[4:], one.lease.deliveries) for one in some] for some in found]
-        self.same(f"claim {consumer} {[one[17:] for one in lanes]} {free=} {prefetch=}", plain)
+        self.same(f"claim {worker} {[one[17:] for one in lanes]} {free=} {prefetch=}", plain)
         for held, new in zip(self.held, found, strict=True):
             held += new
 
@@ -139,12 +139,12 @@ class Pair:
             counts = [b.broker.release(LANES, one, **options) for b, one in zip(self.benches, ones, strict=True)]
             self.same(f"release {shown(ones[0])} {options}", counts)
 
-    def bury(self) -> None:
+    def fail(self) -> None:
         if self.held[0]:
             ones = self._pick()
             self.same(
-                f"bury {shown(ones[0])}",
-                [b.broker.bury(LANES, one, "no") for b, one in zip(self.benches, ones, strict=True)],
+                f"fail {shown(ones[0])}",
+                [b.broker.fail(LANES, one, "no") for b, one in zip(self.benches, ones, strict=True)],
             )
 
     def _a_row(self) -> Publication | None:
@@ -158,19 +158,21 @@ class Pair:
     def move(self) -> None:
         if job := self._a_row():
             priority = self.random.randrange(10)
-            self.same(f"move {shown(job)} to {priority}", [bench.broker.move(job, priority) for bench in self.benches])
+            self.same(
+                f"move {shown(job)} to {priority}", [bench.broker.reprioritize(job, priority) for bench in self.benches]
+            )
 
     def crash(self) -> None:
         """A worker dies: what it held is nobody's until it is reclaimed."""
-        consumer = self.random.choice(list(CONSUMERS))
-        self.log.append(f"crash {consumer}")
+        worker = self.random.choice(list(CONSUMERS))
+        self.log.append(f"crash {worker}")
         for held in self.held:
-            held[:] = [one for one in held if one.lease.consumer != consumer]
+            held[:] = [one for one in held if one.lease.worker != worker]
 
     def reclaim(self) -> None:
-        consumer = self.random.choice(list(CONSUMERS))
+        worker = self.random.choice(list(CONSUMERS))
         found = [
-            bench.broker.reclaim(consumer, LANES, lease_ms=LEASE_MS, grace_ms=RENEW_MS, cursor="0-0")
+            bench.broker.reclaim(worker, LANES, lease_ms=LEASE_MS, grace_ms=RENEW_MS, cursor="0-0")
             for bench in self.benches
         ]
         for some, held in zip(found, self.held, strict=True):
@@ -182,9 +184,9 @@ class Pair:
         self.rules = rules(self.random, self.rules.version + 1)
         self.same(f"configure {self.rules}", [bench.broker.configure(DB, self.rules) for bench in self.benches])
         if self.random.random() < 0.7:
-            self.log.append("mark_built")
+            self.log.append("mark_synced")
             for bench in self.benches:
-                bench.broker.mark_built(DB)
+                bench.broker.mark_synced(DB)
 
     def lose(self) -> None:
         """Everything is emptied; those that live state what they hold; rules, rows and the mark come by themselves."""
@@ -192,15 +194,14 @@ class Pair:
         for bench in self.benches:
             bench.wipe()
         self._begin()
-        for consumer in CONSUMERS:
+        for worker in CONSUMERS:
             mine = [
-                list({one.reference: one for one in held if one.lease.consumer == consumer}.values())
-                for held in self.held
+                list({one.reference: one for one in held if one.lease.worker == worker}.values()) for held in self.held
             ]
-            ours = [b.broker.reassert(consumer, LANES, some) for b, some in zip(self.benches, mine, strict=True)]
+            ours = [b.broker.reassert(worker, LANES, some) for b, some in zip(self.benches, mine, strict=True)]
             for held, some in zip(self.held, ours, strict=True):
-                held[:] = [one for one in held if one.lease.consumer != consumer] + some
-            self.same(f"reassert by {consumer}", [[shown(one) for one in some] for some in ours])
+                held[:] = [one for one in held if one.lease.worker != worker] + some
+            self.same(f"reassert by {worker}", [[shown(one) for one in some] for some in ours])
 
     def look(self) -> None:
         rows = self._same_places()
@@ -212,7 +213,7 @@ class Pair:
         places = [bench.broker.locate(rows) for bench in self.benches]
         wrong = [at for at, (one, other) in enumerate(zip(*places, strict=True)) if one is not other]
         self.same("locate", [[(shown(rows[at]), some[at].value) for at in wrong] for some in places])
-        self.same("known", [bench.broker.known(DB, 0).rstrip(b"\0") for bench in self.benches])
+        self.same("published", [bench.broker.published(DB, 0).rstrip(b"\0") for bench in self.benches])
         return rows
 
     def advance(self) -> None:
@@ -225,4 +226,4 @@ class Pair:
 def _plain(told: Explanation) -> tuple[object, ...]:
     """Of many holders each broker names some ten."""
     holders = sorted(str(Reference.unpack(one).id) for one in told.holders) if len(told.holders) < 10 else ["many"]
-    return told.place, told.scope, holders, told.until_ms, told.consumer, told.rank
+    return told.place, told.scope, holders, told.until_ms, told.worker, told.rank

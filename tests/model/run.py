@@ -14,10 +14,10 @@ EPISODE = 1000
 """Steps from one pair of empty brokers to the next."""
 
 
-def episode(server: RedisServer, seed: str, steps: int, *, careful: bool = False) -> None:
-    """Take ``steps`` steps that ``seed`` decides, comparing all places after each if ``careful``; raises Difference."""
+def episode(server: RedisServer, seed: str, steps: int, *, thorough: bool = False) -> None:
+    """Take ``steps`` steps that ``seed`` decides, comparing all places after each if ``thorough``."""
     random = Random(seed)
-    pair = Pair(server, random, careful=careful)
+    pair = Pair(server, random, thorough=thorough)
     try:
         for name in random.choices(list(STEPS), list(STEPS.values()), k=steps):
             pair.step(name)
@@ -31,7 +31,7 @@ def main() -> int:
     options.add_argument("--steps", type=int, default=20_000)
     options.add_argument("--seed", type=int, default=SystemRandom().randrange(10**6))
     options.add_argument("--server", choices=["valkey", "redis7"], default="valkey")
-    options.add_argument("--careful", action="store_true", help="compare every place after every step")
+    options.add_argument("--thorough", action="store_true", help="compare every place after every step")
     asked = options.parse_args()
     print(f"seed {asked.seed}, {asked.steps} steps, {asked.server}", flush=True)
     began, taken = time.monotonic(), 0
@@ -39,7 +39,7 @@ def main() -> int:
         while taken < asked.steps:
             steps = min(EPISODE, asked.steps - taken)
             try:
-                episode(server, f"{asked.seed}/{taken}", steps, careful=asked.careful)
+                episode(server, f"{asked.seed}/{taken}", steps, thorough=asked.thorough)
             except Difference as found:
                 print(f"{found}\nA difference with seed {asked.seed} in the episode that began at step {taken}.")
                 return 1

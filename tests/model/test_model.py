@@ -37,7 +37,7 @@ def test_the_same_answers(server: RedisServer, seed: int) -> None:
     random=st.randoms(use_true_random=False), names=st.lists(st.sampled_from(sorted(STEPS)), min_size=20, max_size=60)
 )
 def test_any_mixture_of_calls(server: RedisServer, random: Random, names: list[str]) -> None:
-    pair = Pair(server, random, careful=True)
+    pair = Pair(server, random, thorough=True)
     try:
         for name in names:
             pair.step(name)

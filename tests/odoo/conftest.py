@@ -57,7 +57,7 @@ class Shop:
         deadline = time.monotonic() + patience
         while True:
             found: dict[str, Any] = self.user.call("chaos.probe", "look", [], probe, job)
-            if found["state"] != "open":
+            if found["state"] != "pending":
                 return found
             assert time.monotonic() < deadline, f"{found}; the worker said: {self.world.worker_log()[-3000:]}"
             time.sleep(0.05)
@@ -71,7 +71,7 @@ def shop() -> Iterator[Shop]:
         base=("base", "web"),
         demo_data=False,
         addon_paths=[CHAOS],
-        settings={"lease": 3, "renew": 1, "careful_seconds": 1},
+        settings={"lease": 3, "renew": 1, "recovery_period": 1},
     )
     with world:
         yield Shop(world)

@@ -29,7 +29,7 @@ from tests.support.server_process import free_port
 
 HERE = Path(__file__).parent
 TARGETS = ("child",) * 7 + ("zygote", "supervisor", "all")
-SETTINGS = {"lease": 2, "renew": 0.5, "careful_seconds": 0.5, "children": 2, "nice": 0}
+SETTINGS = {"lease": 2, "renew": 0.5, "recovery_period": 0.5, "children": 2, "nice": 0}
 PATIENCE = 120.0
 LOTS = 10
 """Transactions in which the jobs are enqueued."""
@@ -45,7 +45,7 @@ class Verdict:
     ghosts: list[str] = field(default_factory=list)
     reordered: list[str] = field(default_factory=list)
     #: Jobs that chance killed as often as a poison job is: dead, with the reason.
-    dead: int = 0
+    failed: int = 0
     #: Deliveries that a worker held when it, or a part of it, was killed.
     exposures: int = 0
     kills: Counter[str] = field(default_factory=Counter)
@@ -63,7 +63,7 @@ class Verdict:
         kills = ", ".join(f"{count} x {target}" for target, count in sorted(self.kills.items()))
         return (
             f"{sum(self.kills.values())} kills ({kills}), {self.exposures} deliveries exposed, {self.promised} jobs "
-            f"promised, {said}, dead by chance {self.dead}; {self.shipments} shipments accepted in {self.calls} calls"
+            f"promised, {said}, dead by chance {self.failed}; {self.shipments} shipments accepted in {self.calls} calls"
         )
 
 
@@ -172,7 +172,7 @@ class Killing:
 
     def _open_jobs(self) -> int:
         with self._world.connect() as connection:
-            return _number(connection, "SELECT count(*) FROM sidestream_job WHERE state = 'open'")
+            return _number(connection, "SELECT count(*) FROM sidestream_job WHERE state = 'pending'")
 
     def _come_to_rest(self) -> None:
         if self._worker.poll() is not None:
@@ -186,10 +186,10 @@ class Killing:
         with self._world.connect() as connection:
             promised = dict(connection.execute("SELECT token, job FROM chaos_promise").fetchall())
             effects = connection.execute("SELECT token, key, job, seen FROM chaos_effect ORDER BY id").fetchall()
-            dead = {job for (job,) in connection.execute("SELECT id FROM sidestream_job WHERE state = 'dead'")}
+            dead = {job for (job,) in connection.execute("SELECT id FROM sidestream_job WHERE state = 'failed'")}
         counts = Counter(token for token, *_ in effects)
         verdict.promised = len(promised)
-        verdict.dead = len(dead)
+        verdict.failed = len(dead)
         verdict.lost = [token for token, job in promised.items() if not counts[token] and job not in dead]
         verdict.doubled = [token for token, count in counts.items() if count > 1]
         verdict.ghosts = [token for token in counts if token not in promised]

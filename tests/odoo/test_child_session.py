@@ -23,7 +23,7 @@ pytestmark = pytest.mark.timeout(300)
 @pytest.fixture(scope="module")
 def shop() -> Iterator[Shop]:
     """As the others', with one child: what one job leaves the next one meets."""
-    settings = {"lease": 3, "renew": 1, "careful_seconds": 1, "children": 1}
+    settings = {"lease": 3, "renew": 1, "recovery_period": 1, "children": 1}
     world = OdooWorld(
         ("sidestream", "sidestream_chaos"),
         base=("base", "web"),
@@ -94,7 +94,7 @@ def test_a_database_that_is_exchanged_under_a_running_worker_runs_nothing(shop: 
         while said not in shop.world.worker_log():
             assert time.monotonic() < deadline, shop.world.worker_log()[-2000:]
             time.sleep(0.05)
-        assert shop.user.call("chaos.probe", "look", [], probe, job) == {"count": 0, "state": "open", "error": ""}
+        assert shop.user.call("chaos.probe", "look", [], probe, job) == {"count": 0, "state": "pending", "error": ""}
         connection.execute("UPDATE sidestream_meta SET home = %s, database_uuid = %s", before)
         while not broker.discard(_publication(connection, job, "add")):  # else it is offered again after 30 s
             assert time.monotonic() < deadline, "a worker still holds it"
@@ -111,7 +111,7 @@ def _looked(shop: Shop, method: str = "looks") -> list[str]:
     return str(found).split()
 
 
-@pytest.mark.parametrize(("fails", "state"), [(False, "done"), (True, "dead")], ids=["committed", "rolled back"])
+@pytest.mark.parametrize(("fails", "state"), [(False, "done"), (True, "failed")], ids=["committed", "rolled back"])
 def test_what_a_job_leaves_in_its_session_no_other_job_meets(shop: Shop, fails: bool, state: str) -> None:
     before = _looked(shop)
     assert before[:3] == ["0", "False", "0"]

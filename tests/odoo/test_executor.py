@@ -55,7 +55,7 @@ def test_an_action_runs_and_is_done_once(shop: Shop) -> None:
 )
 def test_what_an_action_must_not_do_is_told_and_undone(shop: Shop, method: str, said: str) -> None:
     found = shop.run(method)
-    assert found["state"] == "dead"
+    assert found["state"] == "failed"
     assert said in found["error"]
     assert found["count"] == 0, "what it wrote is rolled back"
     assert shop.run("add")["state"] == "done", "the worker goes on"
@@ -67,7 +67,7 @@ def test_what_an_action_must_not_do_is_told_and_undone(shop: Shop, method: str, 
 def test_a_business_error_ends_the_job_at_its_first_attempt(shop: Shop, kind: str) -> None:
     probe, job = shop.user.call("chaos.probe", "start", [], "refuses", kind)
     found = shop.end(probe, job)
-    assert (found["state"], found["count"]) == ("dead", 0)
+    assert (found["state"], found["count"]) == ("failed", 0)
     with shop.world.connect() as connection:
         assert connection.execute("SELECT attempts FROM sidestream_job WHERE id = %s", [job]).fetchone() == (1,)
 
@@ -132,7 +132,7 @@ def test_a_dead_job_is_retried_by_its_button(shop: Shop) -> None:
     shop.end(probe, job)
     shop.user.call("sidestream.job", "action_retry", [job])
     found = shop.end(probe, job)
-    assert found["state"] == "dead"
+    assert found["state"] == "failed"
     with shop.world.connect() as connection:
         rows = connection.execute("SELECT attempts, forgiven FROM sidestream_job WHERE id = %s", [job]).fetchone()
     assert rows == (2, 1)
@@ -227,7 +227,11 @@ def test_modules_that_change_during_a_call_are_waited_for(shop: Shop, method: st
         while not _reason(connection, job).startswith("paused"):
             assert time.monotonic() < deadline, _reason(connection, job)
             time.sleep(0.05)
-        assert shop.user.call("chaos.probe", "look", [], probe, job) == {"count": paused, "state": "open", "error": ""}
+        assert shop.user.call("chaos.probe", "look", [], probe, job) == {
+            "count": paused,
+            "state": "pending",
+            "error": "",
+        }
         connection.execute(change, ["installed"])
         assert shop.end(probe, job) == {"count": done, "state": "done", "error": ""}
     assert len(calls) == 2
@@ -294,7 +298,7 @@ class Producer:
     def wait_until_busy(self) -> None:
         """Wait until the children have done some more jobs each, and others wait behind them."""
         before, deadline = self._count("state = 'done'"), time.monotonic() + 60
-        while not (self._count("state = 'done'") > before + 4 and self._count("state = 'open'") > 3):
+        while not (self._count("state = 'done'") > before + 4 and self._count("state = 'pending'") > 3):
             assert time.monotonic() < deadline, self._shop.world.worker_log()[-2000:]
             time.sleep(0.05)
 
@@ -308,7 +312,7 @@ class Producer:
 
     def _run(self) -> None:
         while not self._end.wait(0.15):  # the pace of the load
-            if self._count("state = 'open'") >= self.MOST_OPEN:
+            if self._count("state = 'pending'") >= self.MOST_OPEN:
                 continue
             try:
                 probe, job = self._user.call("chaos.probe", "start", [], "works", 0.4)
@@ -333,7 +337,7 @@ def test_a_reference_to_another_database_is_kept_and_not_run(shop: Shop) -> None
     broker.publish([Publication(foreign, lane(database.tag, "default"))])
     with redis.Redis.from_url(shop.world.redis_url()) as client:
         deadline = time.monotonic() + 20
-        while not client.hexists(f"{keys.PREFIX}tries", foreign):
+        while not client.hexists(f"{keys.PREFIX}attempts", foreign):
             assert time.monotonic() < deadline, "it was not handed back"
             time.sleep(0.05)
     while not broker.discard(Publication(foreign, lane(database.tag, "default"))):  # false while a worker looks at it

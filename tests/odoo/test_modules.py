@@ -37,7 +37,7 @@ def user(world: OdooWorld) -> Session:
 
 def ended(user: Session, probe: int, job: int) -> str:
     deadline = time.monotonic() + 60
-    while (state := user.call("chaos.probe", "look", [], probe, job)["state"]) == "open":
+    while (state := user.call("chaos.probe", "look", [], probe, job)["state"]) == "pending":
         assert time.monotonic() < deadline
         time.sleep(0.05)
     return str(state)
@@ -62,7 +62,7 @@ def test_sidestream_is_not_uninstalled_under_open_jobs(world: OdooWorld, user: S
     [module] = user.call("ir.module.module", "search", [["name", "=", "sidestream"]])
     said = user.fails("ir.module.module", "button_immediate_uninstall", [module])
     assert "background jobs are not finished yet" in said
-    assert user.call("chaos.probe", "look", [], probe, job)["state"] == "open"
+    assert user.call("chaos.probe", "look", [], probe, job)["state"] == "pending"
     user.call("sidestream.job", "action_cancel", [job])
 
 
@@ -81,7 +81,7 @@ def test_sidestream_is_not_uninstalled_over_what_is_enqueued_meanwhile(world: Od
         assert "1 background jobs are not finished yet" in said.result(60)
         left = look.execute("SELECT state FROM sidestream_job WHERE id = %s", [stored.id]).fetchone()
         module_state = look.execute("SELECT state FROM ir_module_module WHERE name = 'sidestream'").fetchone()
-    assert (left, module_state) == (("open",), ("installed",))
+    assert (left, module_state) == (("pending",), ("installed",))
     user.call("sidestream.job", "action_cancel", [stored.id])
 
 
@@ -164,7 +164,7 @@ def test_jobs_of_an_uninstalled_module_stay_with_their_reason(world: OdooWorld, 
             state, reason = connection.execute(
                 "SELECT state, reason FROM sidestream_job WHERE id = %s", [job]
             ).fetchone() or (None, None)
-    assert state == "open"
+    assert state == "pending"
     assert reason is not None
     assert "no worker here knows its action" in reason
     worker.terminate()

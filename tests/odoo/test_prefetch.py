@@ -36,7 +36,7 @@ def test_a_job_whose_records_were_all_deleted_gives_up(
     probes, job = shop.user.call("chaos.probe", "start_many", [], count, "counts")
     database.execute("DELETE FROM chaos_probe WHERE id = ANY(%s)", [probes])
     found = run_now(shop, job)
-    assert found["state"] == "dead"
+    assert found["state"] == "failed"
     assert f"were deleted before it ran: Probe {', '.join(map(str, probes[:5]))}. Nothing was done." in found["error"]
 
 
@@ -59,14 +59,14 @@ def test_a_user_who_left_runs_nothing(
         user = shop.user.call("res.users", "create", {"name": "Gone", "login": "gone", "active": active})
     database.execute("UPDATE sidestream_job SET user_id = %s WHERE id = %s", [user, job])
     found = run_now(shop, job)
-    assert found["state"] == "dead"
+    assert found["state"] == "failed"
     assert said in found["error"]
 
 
 def test_an_archived_user_is_seen_at_once_and_so_is_his_return(shop: Shop, database: psycopg.Connection[Any]) -> None:
     """No cache of the worker may say otherwise."""
     user = shop.user.call("res.users", "create", {"name": "Back", "login": "back"})
-    for active, state in ((True, "done"), (False, "dead"), (True, "done")):
+    for active, state in ((True, "done"), (False, "failed"), (True, "done")):
         shop.user.call("res.users", "write", [user], {"active": active})
         _probe, job = shop.user.call("chaos.probe", "start", [], "who", delay=3600)
         company = database.execute("SELECT company_id FROM res_users WHERE id = %s", [user]).fetchone()
@@ -126,7 +126,7 @@ def _end(database: psycopg.Connection[Any], job: int) -> str:
     database.execute("SET statement_timeout = '60s'")
     query = """DO $$ DECLARE found text; BEGIN LOOP
         SELECT state INTO found FROM sidestream_job WHERE id = {job};
-        EXIT WHEN found <> 'open'; PERFORM pg_sleep(0.02); END LOOP; END $$"""
+        EXIT WHEN found <> 'pending'; PERFORM pg_sleep(0.02); END LOOP; END $$"""
     database.execute(query.format(job=int(job)))  # type: ignore[arg-type]  # made of a number
     row = database.execute("SELECT error FROM sidestream_job WHERE id = %s", [job]).fetchone()
     assert row is not None

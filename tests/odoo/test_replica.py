@@ -70,7 +70,7 @@ def test_a_job_that_runs_is_shown_so(world: OdooWorld, replica: PostgresServer) 
             assert time.monotonic() < deadline, "the replica does not follow"
             time.sleep(0.05)
         enough.set()
-    assert found[0]["state"] == "open"
+    assert found[0]["state"] == "pending"
     assert found[0]["status"].startswith("Running")
     with psycopg.connect(replica.dsn(DATABASE)) as look:
         odoo = "SELECT count(*) > 0, pg_is_in_recovery() FROM pg_stat_activity WHERE usename = 'odoo'"

@@ -42,11 +42,11 @@ SEND, PRINT = "sale.order._send_to_shipping_connector", "sale.order._invoice_and
 class Desk(BaseHTTPRequestHandler):
     """The courier: takes every parcel, when it is open."""
 
-    opened = threading.Event()
-    opened.set()
+    acquired = threading.Event()
+    acquired.set()
 
     def do_POST(self) -> None:
-        self.opened.wait(PATIENCE)
+        self.acquired.wait(PATIENCE)
         self.rfile.read(int(self.headers["Content-Length"]))
         body = json.dumps({"reference": f"SHIP-{self.headers['Idempotency-Key'][-6:]}"}).encode()
         self.send_response(200)
@@ -86,7 +86,7 @@ class Office:
         self.until(lambda: self.states() == ["done"] * 6)
         self.ship_to("")
         self.admin.call("sale.order", "action_confirm", [self.orders[3]])
-        self.until(lambda: sorted(self.states()) == ["dead"] + ["done"] * 7)
+        self.until(lambda: sorted(self.states()) == ["failed"] + ["done"] * 7)
 
     def quotations(self) -> list[int]:
         """Make one for each of four customers."""
@@ -211,9 +211,9 @@ class Screen:
 def browser(office: Office) -> Iterator[Screen]:
     if not Path(DRIVER).exists():
         pytest.skip("There is no Chromium here; run: make odoo")
-    opened = Screen(office.server.url)
-    yield opened
-    opened.close()
+    acquired = Screen(office.server.url)
+    yield acquired
+    acquired.close()
 
 
 @pytest.fixture
@@ -341,7 +341,7 @@ def test_the_second_user_of_the_demo_has_the_rights_that_the_jobs_need(office: O
     office.ship_to(office.courier)
     try:
         user.call("sale.order", "action_confirm", [order])
-        office.until(lambda: "open" not in office.states(before) and len(office.states(before)) == 2)
+        office.until(lambda: "pending" not in office.states(before) and len(office.states(before)) == 2)
     finally:
         office.ship_to("")
     look = "SELECT action, state, error FROM sidestream_job WHERE id > %s ORDER BY id"
@@ -379,11 +379,11 @@ def test_a_busy_moment(office: Office, screen: Screen) -> None:
     orders = office.quotations()
     office.ship_to("")
     office.admin.call("sale.order", "action_confirm", [orders[0]])
-    office.until(lambda: sorted(office.states(before)) == ["dead", "done"])
+    office.until(lambda: sorted(office.states(before)) == ["failed", "done"])
     office.ship_to(office.courier)
     office.admin.call("sale.order", "action_confirm", [orders[1]])
     office.until(lambda: office.states(before).count("done") == 3)
-    Desk.opened.clear()
+    Desk.acquired.clear()
     try:
         for order in orders[2:]:
             office.admin.call("sale.order", "action_confirm", [order])
@@ -399,6 +399,6 @@ def test_a_busy_moment(office: Office, screen: Screen) -> None:
         office.until(told, lambda: rows(screen))
         screen.picture("jobs-list")
     finally:
-        Desk.opened.set()
-    office.until(lambda: sorted(office.states(before)) == ["dead"] + ["done"] * 7)
+        Desk.acquired.set()
+    office.until(lambda: sorted(office.states(before)) == ["failed"] + ["done"] * 7)
     assert screen.errors() == []

@@ -21,13 +21,13 @@ FILL = """
     INSERT INTO sidestream_job (action, queue, payload, state, run_at, created_at, started_at, ended_at, user_id,
         company_id, context, key, error, attempts)
     SELECT 'chaos.probe._send_' || i %% 40, 'default', '{"v":1,"args":[[1]],"kwargs":{}}', x.state,
-        CASE WHEN x.state = 'open' THEN now() AT TIME ZONE 'UTC' + interval '30 days' ELSE x.at END, x.at, x.at,
-        CASE WHEN x.state <> 'open' THEN x.at END, %(user)s + (i %% 3 = 0)::integer, 1, '{"lang":"en_US"}',
+        CASE WHEN x.state = 'pending' THEN now() AT TIME ZONE 'UTC' + interval '30 days' ELSE x.at END, x.at, x.at,
+        CASE WHEN x.state <> 'pending' THEN x.at END, %(user)s + (i %% 3 = 0)::integer, 1, '{"lang":"en_US"}',
         CASE WHEN i %% 2 = 0 THEN 'order:' || i END,
         CASE WHEN i %% 100 = 1 THEN 'ValueError: no stock of ' || i END, CASE WHEN i %% 100 = 1 THEN 5 ELSE 0 END
     FROM generate_series(1, %(jobs)s) i CROSS JOIN LATERAL (
         SELECT now() AT TIME ZONE 'UTC' - interval '20 days' + i * interval '1.5 s' AS at,
-        CASE WHEN i %% 100 = 1 THEN 'dead' WHEN i %% 50 = 2 THEN 'open' ELSE 'done' END AS state) x"""
+        CASE WHEN i %% 100 = 1 THEN 'failed' WHEN i %% 50 = 2 THEN 'pending' ELSE 'done' END AS state) x"""
 LINK = """
     INSERT INTO sidestream_job_record (model, record_id, job_id)
     SELECT 'res.partner', %(partner)s + i %% 200000, j.id
@@ -50,14 +50,14 @@ SEARCHES: dict[str, list[Any]] = {
     "user": ["|", ["user_id", "ilike", "admin"], ["requested_by", "ilike", "admin"]],
     "a user without jobs": ["|", ["user_id", "ilike", "public"], ["requested_by", "ilike", "public"]],
     "mine": ["|", ["user_id", "=", 2], ["requested_by", "=", 2]],
-    "queue": ["&", ["state", "=", "open"], ["queue", "=", "default"]],
-    "a queue without jobs": ["&", ["state", "=", "open"], ["queue", "=", "other"]],
-    "key": ["&", ["state", "=", "open"], ["key", "=", "order:2"]],
-    "open": [["state", "=", "open"]],
-    "failed": [["state", "=", "dead"]],
+    "queue": ["&", ["state", "=", "pending"], ["queue", "=", "default"]],
+    "a queue without jobs": ["&", ["state", "=", "pending"], ["queue", "=", "other"]],
+    "key": ["&", ["state", "=", "pending"], ["key", "=", "order:2"]],
+    "pending": [["state", "=", "pending"]],
+    "failed": [["state", "=", "failed"]],
     "done": [["state", "=", "done"]],
     "cancelled": [["state", "=", "cancelled"]],
-    "open or failed": [["state", "in", ["open", "dead"]]],
+    "open or failed": [["state", "in", ["pending", "failed"]]],
     "failed at least once": [["attempts", ">", 0]],
     "requested last month": ["&", ["created_at", ">=", "2020-01-01"], ["created_at", "<", "2020-02-01"]],
 }

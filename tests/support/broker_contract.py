@@ -102,11 +102,11 @@ def govern(bench: Bench, broker: Broker | None = None, **rules: Any) -> Rules:
     return new
 
 
-def serve(bench: Bench, count: int, *, consumer: str = "w1", queues: Sequence[str] = ("default",)) -> list[int]:
+def serve(bench: Bench, count: int, *, worker: str = "w1", queues: Sequence[str] = ("default",)) -> list[int]:
     """Claim and end up to ``count`` jobs one by one; return their ids in that order."""
     served: list[int] = []
     for _ in range(count):
-        found = bench.broker.claim(consumer, [lane(bench.database, queue) for queue in queues], free=1)
+        found = bench.broker.claim(worker, [lane(bench.database, queue) for queue in queues], free=1)
         bench.end(found)
         served += ids(found)
     return served
@@ -117,9 +117,9 @@ def ids(deliveries: Sequence[Delivery]) -> list[int]:
     return [Reference.unpack(delivery.reference).id for delivery in deliveries]
 
 
-def claim(bench: Bench, free: int = 10, prefetch: int = 0, *, consumer: str = "w1", wait_ms: int = 0) -> list[Delivery]:
+def claim(bench: Bench, free: int = 10, prefetch: int = 0, *, worker: str = "w1", wait_ms: int = 0) -> list[Delivery]:
     """Claim for a worker of the default lane."""
-    return bench.broker.claim(consumer, lanes_of(bench), free=free, prefetch=prefetch, wait_ms=wait_ms)
+    return bench.broker.claim(worker, lanes_of(bench), free=free, prefetch=prefetch, wait_ms=wait_ms)
 
 
 @contextmanager
@@ -173,8 +173,8 @@ class OrderCases:
         bench.put([row(bench, number) for number in range(1, 301)])
         second, found = bench.second(), []
 
-        def work(broker: Broker, consumer: str) -> None:
-            while got := broker.claim(consumer, lanes_of(bench), free=7):
+        def work(broker: Broker, worker: str) -> None:
+            while got := broker.claim(worker, lanes_of(bench), free=7):
                 found.extend(ids(got))
 
         with running(lambda: work(second, "w2")):
@@ -375,4 +375,4 @@ class KeyCases:
             Place.NOWHERE,
         ]
         assert len(claim(bench, 1)) == 1
-        assert bench.broker.locate(jobs[:1]) == [Place.HANDED_OFF]
+        assert bench.broker.locate(jobs[:1]) == [Place.LEASED]

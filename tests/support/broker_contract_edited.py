@@ -109,7 +109,7 @@ class EditedCases:
         (second,) = claim(bench)
         assert ids([second]) == [2]
         bench.end([second])
-        assert bench.broker.publish([row(bench, 1, "k")]) == 1, "a person opened it again"
+        assert bench.broker.publish([row(bench, 1, "k")]) == 1, "a person acquired it again"
         assert ids(claim(bench)) == [1]
 
     def test_a_withdrawn_head_wakes_who_waits_for_the_next(self, bench: Bench) -> None:

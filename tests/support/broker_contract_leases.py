@@ -8,14 +8,14 @@ from uuid import uuid4
 import pytest
 
 from sidestream.broker.protocol import CHUNK, Delivery, Place, Reclaimed
-from sidestream.errors import BrokerUnavailable, GenerationMoved
+from sidestream.errors import BrokerUnavailable, StaleGeneration
 from sidestream.job.rules import Rules
 from tests.support.broker_contract import LEASE_MS, RENEW_MS, Bench, claim, direct, ids, lanes_of, row
 
 
-def reclaim(bench: Bench, consumer: str = "w2", cursor: str = "0-0") -> Reclaimed:
+def reclaim(bench: Bench, worker: str = "w2", cursor: str = "0-0") -> Reclaimed:
     """Reclaim as another worker."""
-    return bench.broker.reclaim(consumer, lanes_of(bench), lease_ms=LEASE_MS, grace_ms=RENEW_MS, cursor=cursor)
+    return bench.broker.reclaim(worker, lanes_of(bench), lease_ms=LEASE_MS, grace_ms=RENEW_MS, cursor=cursor)
 
 
 def keep_alive(bench: Bench, ms: int) -> None:
@@ -46,12 +46,12 @@ class LeaseCases:
         assert found.cursor == "0-0"
         ((new, loser),) = found.deliveries
         assert (new.reference, loser) == (old.reference, "w1")
-        assert (new.lease.consumer, new.lease.deliveries) == ("w2", 2)
+        assert (new.lease.worker, new.lease.deliveries) == ("w2", 2)
         lanes = lanes_of(bench)
         assert bench.broker.renew("w1", lanes, [old.lease]) == [old.lease]
         assert bench.broker.settle(lanes, [old]) == [old.lease]
         assert bench.broker.release(lanes, old) == -1
-        assert bench.broker.bury(lanes, old, "no") is False
+        assert bench.broker.fail(lanes, old, "no") is False
         assert bench.broker.renew("w2", lanes, [new.lease]) == []
         assert bench.broker.settle(lanes, [new]) == []
 
@@ -72,7 +72,7 @@ class LeaseCases:
         assert reclaim(bench).deliveries == []
         keep_alive(bench, 1100)
         ((_, loser),) = reclaim(bench).deliveries
-        assert loser == old.lease.consumer
+        assert loser == old.lease.worker
 
     def test_a_consumer_renews_only_its_own(self, bench: Bench) -> None:
         bench.put([row(bench, 1)])
@@ -81,8 +81,8 @@ class LeaseCases:
 
     def test_a_round_of_reclaims_reaches_every_late_delivery(self, bench: Bench) -> None:
         bench.put([row(bench, number) for number in range(1, 1351)])
-        alive = claim(bench, 1100, consumer="alive")
-        late = claim(bench, 250, consumer="late")
+        alive = claim(bench, 1100, worker="alive")
+        late = claim(bench, 250, worker="late")
         for _ in range(4):
             bench.advance(LEASE_MS // 3)
             bench.broker.renew("alive", lanes_of(bench), [one.lease for one in alive])
@@ -167,10 +167,10 @@ class ContentsCases:
         for call in (
             lambda: broker.publish([row(empty_bench, 1)]),
             lambda: broker.claim("w1", lanes, free=1),
-            lambda: broker.known(empty_bench.database, 0),
+            lambda: broker.published(empty_bench.database, 0),
             lambda: broker.announce("w1", lanes, "{}", 1000),
         ):
-            with pytest.raises(GenerationMoved):
+            with pytest.raises(StaleGeneration):
                 call()
         first = broker.begin_generation()
         assert first.number > 0
@@ -178,10 +178,10 @@ class ContentsCases:
         assert broker.publish([row(empty_bench, 1)]) == 1
 
     def test_built_databases(self, bench: Bench) -> None:
-        assert bench.broker.generation([bench.database]).built == frozenset()
-        bench.broker.mark_built(bench.database)
-        assert bench.second().generation([b"elsewher", bench.database]).built == {bench.database.hex()}
-        assert bench.second().generation([b"elsewher"]).built == frozenset()
+        assert bench.broker.generation([bench.database]).synced == frozenset()
+        bench.broker.mark_synced(bench.database)
+        assert bench.second().generation([b"elsewher", bench.database]).synced == {bench.database.hex()}
+        assert bench.second().generation([b"elsewher"]).synced == frozenset()
 
     def test_announcing_and_withdrawing(self, bench: Bench) -> None:
         bench.broker.announce("w1", lanes_of(bench), '{"host": "here"}', 15_000)
@@ -192,7 +192,7 @@ class ContentsCases:
         assert claim(bench, 2, wait_ms=30) == []
         bench.put([row(bench, 1, "k"), row(bench, 2)])
         bench.broker.withdraw("w1", lanes_of(bench))
-        assert ids(claim(bench, consumer="w2")) == [1, 2]
+        assert ids(claim(bench, worker="w2")) == [1, 2]
 
     def test_known_bits(self, bench: Bench) -> None:
         broker, numbers = bench.broker, [1, 9, CHUNK - 1, CHUNK, 5 * CHUNK + 12]
@@ -201,12 +201,12 @@ class ContentsCases:
         def known() -> list[int]:
             found: list[int] = []
             for chunk in range(6):
-                for at, byte in enumerate(broker.known(bench.database, chunk)):
+                for at, byte in enumerate(broker.published(bench.database, chunk)):
                     found += (chunk * CHUNK + at * 8 + bit for bit in range(8) if byte & (0x80 >> bit))
             return found
 
         assert known() == numbers
-        assert broker.known(b"otherone", 0) == b""
+        assert broker.published(b"otherone", 0) == b""
         held = claim(bench)
         assert known() == numbers
         bench.end(held[1:])
@@ -233,12 +233,12 @@ class ContentsCases:
             lambda: bench.broker.reassert("w1", lanes, [held]),
             lambda: bench.broker.withdraw("w1", lanes),
         ):
-            with pytest.raises(GenerationMoved):
+            with pytest.raises(StaleGeneration):
                 call()
         after = second.begin_generation()
         assert after.number != before.number
-        assert after.built == frozenset()
-        with pytest.raises(GenerationMoved):
+        assert after.synced == frozenset()
+        with pytest.raises(StaleGeneration):
             claim(bench)
         assert bench.broker.generation() == after
         assert claim(bench) == []
@@ -321,7 +321,7 @@ class DirectCases:
         bench.advance(5)
         bench.broker.publish([behind])
         (one,) = claim(bench)
-        assert bench.broker.bury(lanes_of(bench), one, "it broke") is True
+        assert bench.broker.fail(lanes_of(bench), one, "it broke") is True
         assert bench.broker.publish([job]) == 0
         assert [one.reference for one in claim(bench)] == [behind.reference]
 

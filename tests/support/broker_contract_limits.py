@@ -21,11 +21,11 @@ NAMED = {
 }
 
 
-def limited(bench: Bench, scope: Scope = Scope.KEY, *, built: bool = True, **limit: float | None) -> None:
-    """Put one limit in force in a database that is built."""
+def limited(bench: Bench, scope: Scope = Scope.KEY, *, synced: bool = True, **limit: float | None) -> None:
+    """Put one limit in force in a database that is synced."""
     govern(bench, limits={NAMED[scope]: Limit(**limit)})  # type: ignore[arg-type]  # whole numbers where they must be
-    if built:
-        bench.broker.mark_built(bench.database)
+    if synced:
+        bench.broker.mark_synced(bench.database)
 
 
 def put(bench: Bench, count: int, start: int = 1) -> None:
@@ -45,7 +45,7 @@ class ConcurrencyCases:
         held: list[Delivery] = []
         done: list[int] = []
         for step in range(60):
-            held += claim(bench, 1 + step % 4, consumer=f"w{step % 3}")
+            held += claim(bench, 1 + step % 4, worker=f"w{step % 3}")
             assert len(held) <= 3
             if held and step % 2:
                 bench.end([held[0]])
@@ -76,7 +76,7 @@ class ConcurrencyCases:
         bench.put([row(bench, 99)])
         assert sorted(ids(claim(bench))) == [1, 99]
 
-    @pytest.mark.parametrize("how", ["settle", "release", "bury", "reclaim"])
+    @pytest.mark.parametrize("how", ["settle", "release", "fail", "reclaim"])
     def test_a_slot_is_freed_wherever_a_lease_ends(self, bench: Bench, how: str) -> None:
         limited(bench, concurrency=1)
         put(bench, 2)
@@ -86,8 +86,8 @@ class ConcurrencyCases:
             bench.end([held])
         elif how == "release":
             bench.broker.release(lanes_of(bench), held, delay_ms=60_000)
-        elif how == "bury":
-            assert bench.broker.bury(lanes_of(bench), held, "no")
+        elif how == "fail":
+            assert bench.broker.fail(lanes_of(bench), held, "no")
         else:
             keep_alive(bench, LEASE_MS + 100)
             ((taken, _),) = reclaim(bench).deliveries
@@ -98,7 +98,7 @@ class ConcurrencyCases:
     def test_a_slot_of_every_limit_or_of_none(self, bench: Bench) -> None:
         limits = {NAMED[Scope.ACTION]: Limit(2), NAMED[Scope.KEY]: Limit(1)}
         govern(bench, limits=limits)
-        bench.broker.mark_built(bench.database)
+        bench.broker.mark_synced(bench.database)
         put(bench, 2)
         bench.put([row(bench, 9)])
         assert sorted(ids(claim(bench))) == [1, 9], "2 took no slot of the action while its key was full"
@@ -126,7 +126,7 @@ class ConcurrencyCases:
         other = lane(bench.database, "other")
         limit = {NAMED[Scope.KEY]: Limit(1)}
         govern(bench, limits=limit)
-        bench.broker.mark_built(bench.database)
+        bench.broker.mark_synced(bench.database)
         put(bench, 1)
         bench.advance(5)
         bench.put([row(bench, 2, limit="courier:7", queue="other")])
@@ -295,12 +295,12 @@ class LimitLossCases:
         assert ids(claim(bench)) == [2]
 
     def test_nothing_limited_before_the_database_is_built(self, bench: Bench) -> None:
-        limited(bench, concurrency=1, built=False)
+        limited(bench, concurrency=1, synced=False)
         put(bench, 2)
         bench.put([row(bench, 9)])
         assert ids(claim(bench)) == [9], "no limit concerns 9"
         assert claim(bench) == []
-        bench.broker.mark_built(bench.database)
+        bench.broker.mark_synced(bench.database)
         assert ids(claim(bench)) == [1]
 
     def test_reasserting_takes_the_slots_again(self, bench: Bench) -> None:
@@ -315,7 +315,7 @@ class LimitLossCases:
         put(bench, 4)
         assert claim(bench) == [], "supervisors are still stating what they hold"
         ours = bench.broker.reassert("w1", lanes_of(bench), held)
-        bench.broker.mark_built(bench.database)
+        bench.broker.mark_synced(bench.database)
         assert claim(bench) == []
         bench.end([ours[0]])
         assert ids(claim(bench)) == [3]
@@ -323,7 +323,7 @@ class LimitLossCases:
 
     def test_holders_stated_before_the_rules_count_too(self, bench: Bench) -> None:
         rules = govern(bench, limits={NAMED[Scope.KEY]: Limit(1)})
-        bench.broker.mark_built(bench.database)
+        bench.broker.mark_synced(bench.database)
         put(bench, 2)
         held = claim(bench)
         bench.wipe()  # type: ignore[attr-defined]  # only benches that can
@@ -331,7 +331,7 @@ class LimitLossCases:
         ours = bench.broker.reassert("w1", lanes_of(bench), held)
         put(bench, 2)
         bench.broker.configure(bench.database, rules)
-        bench.broker.mark_built(bench.database)
+        bench.broker.mark_synced(bench.database)
         assert claim(bench) == []
         bench.end(ours)
         assert ids(claim(bench)) == [2]

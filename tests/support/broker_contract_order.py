@@ -1,4 +1,4 @@
-"""The broker contract as tests: priorities with ageing, shares of queues, and groups in rotation."""
+"""The broker contract as tests: priorities with aging, shares of queues, and groups in rotation."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class PriorityCases:
         assert serve(bench, 4) == [9, 2, 3, 4]
 
     def test_ageing_bounds_the_wait_under_a_continuous_urgent_stream(self, bench: Bench) -> None:
-        govern(bench, ageing=0.5)
+        govern(bench, aging=0.5)
         bench.put([row(bench, 1, priority=9)])
         aged_ms, turns, aged = bench.now() + 500, 0, False
         for number in range(10, 100):
@@ -38,14 +38,14 @@ class PriorityCases:
         assert turns <= 1, "it has every second turn from then on"
 
     def test_those_that_are_not_aged_wait(self, bench: Bench) -> None:
-        govern(bench, ageing=60.0)
+        govern(bench, aging=60.0)
         bench.put([row(bench, 1, priority=6)])
         bench.advance(20)
         bench.put([row(bench, number, priority=2) for number in range(10, 16)])
         assert serve(bench, 7) == [*range(10, 16), 1]
 
     def test_the_aged_never_take_more_than_every_second_turn(self, bench: Bench) -> None:
-        govern(bench, ageing=0.02)
+        govern(bench, aging=0.02)
         bench.put([row(bench, number, priority=9) for number in range(1, 21)])
         bench.put([row(bench, number, priority=0) for number in range(101, 121)])
         bench.advance(50)
@@ -55,7 +55,7 @@ class PriorityCases:
         assert all(one is not other for one, other in pairwise(urgent)), "turn by turn"
 
     def test_aged_priorities_take_turns(self, bench: Bench) -> None:
-        govern(bench, ageing=0.02)
+        govern(bench, aging=0.02)
         bench.put([row(bench, number, priority=5) for number in range(1, 21)])
         bench.put([row(bench, 50, priority=9)])
         bench.put([row(bench, number, priority=0) for number in range(101, 121)])
@@ -82,19 +82,21 @@ class PriorityCases:
         jobs = [row(bench, 1, priority=8), row(bench, 2), row(bench, 3, "k"), row(bench, 4, "k")]
         later = row(bench, 5, due=bench.now() + 2000)
         bench.put([*jobs, later])
-        assert bench.broker.move(jobs[0], 0)
-        assert bench.broker.move(jobs[3], 1)
-        assert bench.broker.move(later, 0)
-        assert not bench.broker.move(row(bench, 6), 0), "nowhere"
+        assert bench.broker.reprioritize(jobs[0], 0)
+        assert bench.broker.reprioritize(jobs[3], 1)
+        assert bench.broker.reprioritize(later, 0)
+        assert not bench.broker.reprioritize(row(bench, 6), 0), "nowhere"
         (first,) = claim(bench, 1)
         assert (ids([first]), first.priority) == ([1], 0)
-        assert not bench.broker.move(jobs[0], 5), "handed off"
+        assert not bench.broker.reprioritize(jobs[0], 5), "handed off"
         bench.end([first])
         bench.advance(2100)
         assert serve(bench, 4) == [5, 2, 3, 4]
         bench.put([jobs[0]._replace(priority=6), jobs[1]])
-        assert bench.broker.move(jobs[0]._replace(priority=6), 2)
-        assert bench.broker.move(jobs[0]._replace(priority=6), 4), "found although it is not where it was thought to be"
+        assert bench.broker.reprioritize(jobs[0]._replace(priority=6), 2)
+        assert bench.broker.reprioritize(jobs[0]._replace(priority=6), 4), (
+            "found although it is not where it was thought to be"
+        )
         assert serve(bench, 2) == [1, 2]
 
     def test_queues_share_by_weight(self, bench: Bench) -> None:

@@ -159,24 +159,24 @@ class RulesCases:
 class UnknownCases:
     """An action that the claimer does not know waits until somebody knows it."""
 
-    needs = Capability.PARKING
+    needs = Capability.ROUTING
 
     def test_an_unknown_action_is_parked_and_handed_to_who_knows_it(self, bench: Bench) -> None:
         job = row(bench, 1, action="bill")
         bench.put([job, row(bench, 2)])
         bench.broker.announce("old", lanes_of(bench), "{}", 15_000, frozenset({ACT}))
-        assert ids(claim(bench, consumer="old")) == [2]
-        assert bench.broker.explain(job).place is Place.PARKED
-        assert bench.broker.locate([job]) == [Place.PARKED]
+        assert ids(claim(bench, worker="old")) == [2]
+        assert bench.broker.explain(job).place is Place.UNROUTED
+        assert bench.broker.locate([job]) == [Place.UNROUTED]
         bench.broker.announce("new", lanes_of(bench), "{}", 15_000, frozenset({ACT, BILL}))
-        assert ids(claim(bench, consumer="new")) == [1]
+        assert ids(claim(bench, worker="new")) == [1]
 
     def test_a_worker_without_a_list_takes_any(self, bench: Bench) -> None:
         bench.put([row(bench, 1, action="bill")])
         bench.broker.announce("old", lanes_of(bench), "{}", 15_000, frozenset({ACT}))
-        assert claim(bench, consumer="old") == []
+        assert claim(bench, worker="old") == []
         bench.broker.announce("any", lanes_of(bench), "{}", 15_000)
-        assert ids(claim(bench, consumer="any")) == [1]
+        assert ids(claim(bench, worker="any")) == [1]
 
     def test_two_releases_do_not_pass_a_job_to_and_fro(self, bench: Bench) -> None:
         bench.put([row(bench, number, action="bill") for number in range(1, 4)])
@@ -184,29 +184,29 @@ class UnknownCases:
         bench.broker.announce("old", lanes_of(bench), "{}", 15_000, frozenset({ACT}))
         bench.broker.announce("new", lanes_of(bench), "{}", 15_000, frozenset({BILL}))
         for expected in ((1, 11), (2, 12), (3, 13)):
-            assert ids(claim(bench, 1, consumer="new")) == [expected[0]], "woken and handed out in one call"
-            assert ids(claim(bench, 1, consumer="old")) == [expected[1]]
-        assert claim(bench, consumer="old") == claim(bench, consumer="new") == []
+            assert ids(claim(bench, 1, worker="new")) == [expected[0]], "woken and handed out in one call"
+            assert ids(claim(bench, 1, worker="old")) == [expected[1]]
+        assert claim(bench, worker="old") == claim(bench, worker="new") == []
 
     def test_a_lot_of_unknown_jobs_does_not_hide_the_known_ones(self, bench: Bench) -> None:
         bench.put([row(bench, number, action="bill") for number in range(1, 251)])
         bench.advance(5)
         bench.put([row(bench, 900)])
         bench.broker.announce("old", lanes_of(bench), "{}", 15_000, frozenset({ACT}))
-        found = [ids(claim(bench, consumer="old")) for _ in range(4)]
+        found = [ids(claim(bench, worker="old")) for _ in range(4)]
         assert found[-1] == [900] or [900] in found, "at most 100 are moved aside a call"
         bench.broker.announce("new", lanes_of(bench), "{}", 15_000, frozenset({BILL}))
-        woken = [ids(claim(bench, 1000, consumer="new")) for _ in range(4)]
+        woken = [ids(claim(bench, 1000, worker="new")) for _ in range(4)]
         assert sorted(number for page in woken for number in page) == list(range(1, 251))
 
     def test_a_parked_job_can_be_moved_and_discarded(self, bench: Bench) -> None:
         job, other = row(bench, 1, action="bill"), row(bench, 2, action="bill")
         bench.put([job, other])
         bench.broker.announce("old", lanes_of(bench), "{}", 15_000, frozenset({ACT}))
-        assert claim(bench, consumer="old") == []
-        assert bench.broker.move(other, 0)
+        assert claim(bench, worker="old") == []
+        assert bench.broker.reprioritize(other, 0)
         assert bench.broker.discard(job)
-        assert bench.broker.locate([job, other]) == [Place.NOWHERE, Place.PARKED]
+        assert bench.broker.locate([job, other]) == [Place.NOWHERE, Place.UNROUTED]
         bench.broker.withdraw("old", lanes_of(bench))
-        ((found),) = claim(bench, consumer="old")
+        ((found),) = claim(bench, worker="old")
         assert (ids([found]), found.priority) == ([2], 0)

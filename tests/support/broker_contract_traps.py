@@ -16,7 +16,7 @@ from tests.support.broker_contract_leases import keep_alive, reclaim
 class TrapCases:
     """What goes wrong with the pending entries list of a stream."""
 
-    needs = Capability.KNOWN
+    needs = Capability.PUBLISHED
 
     def test_trap_pending_list_growth(self, bench: Bench) -> None:
         """An entry stays pending until it is acknowledged *and* deleted; here the end of a job ends its lease."""
@@ -30,8 +30,8 @@ class TrapCases:
     def test_trap_autoclaim_scans_from_the_start(self, bench: Bench) -> None:
         """A scan from 0-0 never gets past ten times COUNT fresh entries; here the late ones are found by their age."""
         bench.put([row(bench, number) for number in range(1, 1202)])
-        fresh = claim(bench, 1200, consumer="alive")
-        (late,) = claim(bench, 1, consumer="dead")
+        fresh = claim(bench, 1200, worker="alive")
+        (late,) = claim(bench, 1, worker="failed")
         for _ in range(4):
             bench.advance(LEASE_MS // 3)
             bench.broker.renew("alive", lanes_of(bench), [one.lease for one in fresh])
@@ -53,7 +53,7 @@ class TrapCases:
         keep_alive(bench, LEASE_MS + 100)
         ((new, _),) = reclaim(bench).deliveries
         assert bench.broker.renew("w1", lanes_of(bench), [old.lease]) == [old.lease]
-        assert bench.broker.renew("w1", lanes_of(bench), [old.lease._replace(consumer="w2")]) != []
+        assert bench.broker.renew("w1", lanes_of(bench), [old.lease._replace(worker="w2")]) != []
         assert bench.broker.renew("w2", lanes_of(bench), [new.lease]) == []
         assert bench.broker.settle(lanes_of(bench), [new]) == []
 
@@ -91,7 +91,7 @@ class TrapCases:
         assert {one.lane: sum(other.lane == one.lane for other in found) for one in found} == dict.fromkeys(lanes, 10)
 
     def test_trap_a_removed_consumer_discards_its_pending(self, bench: Bench) -> None:
-        """XGROUP DELCONSUMER throws away what a consumer holds; here it can be settled still, or is reclaimed."""
+        """XGROUP DELCONSUMER throws away what a worker holds; here it can be settled still, or is reclaimed."""
         bench.broker.announce("w1", lanes_of(bench), "{}", 15_000)
         bench.put([row(bench, 1), row(bench, 2)])
         first, second = claim(bench)

@@ -1,6 +1,7 @@
 """The whole path in one thread of the caller's process: for tests of applications, and for a first try.
 
-The same broker, executor, runner and books as the real worker; no processes, so no hard limits and no crash counts.
+The same broker, executor, runner and outcome writer as the real worker; no processes, so no hard limits and no crash
+counts.
 """
 
 from __future__ import annotations
@@ -11,14 +12,14 @@ from typing import Any
 import psycopg
 
 from sidestream.broker.protocol import Broker, Delivery
-from sidestream.executors.protocol import Executor, Opened
+from sidestream.executors.protocol import Acquired, Executor
 from sidestream.job.outcome import Done, Outcome
 from sidestream.job.rules import Rules
 from sidestream.worker import wire
 from sidestream.worker.options import WorkerOptions
-from sidestream.worker.outcome_writer import Bookkeeper
+from sidestream.worker.outcome_writer import OutcomeWriter
 from sidestream.worker.runner import Runner
-from sidestream.worker.settlement import Handling
+from sidestream.worker.settlement import Settlement
 from sidestream.worker.state import WorkerState
 
 
@@ -43,7 +44,7 @@ class EmbeddedWorker:
         self._executor = executor
         self._options = options
         self._state = WorkerState(options)
-        self._books = Bookkeeper(self._state, connect)
+        self._outcome_writer = OutcomeWriter(self._state, connect)
         self._runner = Runner(executor)
         self._state.actions = {facts.tag: facts for facts in executor.load()}
         executor.begin(0)
@@ -57,39 +58,43 @@ class EmbeddedWorker:
         """
         ended: list[tuple[Delivery, Outcome]] = []
         while len(ended) < most:
-            claimed = self._broker.claim(self._options.supervisor, self._options.lanes, free=1)
+            claimed = self._broker.claim(self._options.worker, self._options.lanes, free=1)
             if not claimed:
                 break
             ended.append((claimed[0], self.run_one(claimed[0])))
         return ended
 
-    def run_one(self, delivery: Delivery, *, careful: bool = False) -> Outcome:
+    def run_one(self, delivery: Delivery, *, run_alone: bool = False) -> Outcome:
         """Run one claimed delivery and settle it."""
-        seen: list[Opened] = []
-        outcome, opened = self._runner.run(
-            delivery.reference, delivery.payload, attempts=delivery.attempts, careful=careful, on_opened=seen.append
+        seen: list[Acquired] = []
+        outcome, acquired = self._runner.run(
+            delivery.reference,
+            delivery.payload,
+            attempts=delivery.attempts,
+            run_alone=run_alone,
+            on_acquired=seen.append,
         )
         if isinstance(outcome, Done):
-            self._publish(opened)
-            Handling(settle=True).tell(self._broker, self._options.lanes, delivery)
+            self._publish(acquired)
+            Settlement(settle=True).tell(self._broker, self._options.lanes, delivery)
             return outcome
-        finding = wire.Finding(0, outcome, seen[-1].attempts if seen else -1)
-        handling = self._books.found(delivery, finding)
-        if handling.alone:
-            self._books.started(delivery, 0, 0.0)
-            return self.run_one(delivery, careful=True)
-        releases = handling.tell(self._broker, self._options.lanes, delivery)
-        if handling.bury is not None:
-            self._books.buried(delivery, handling.bury, handling.detail)
+        job_report = wire.JobReport(0, outcome, seen[-1].attempts if seen else -1)
+        settlement = self._outcome_writer.found(delivery, job_report)
+        if settlement.alone:
+            self._outcome_writer.started(delivery, 0, 0.0)
+            return self.run_one(delivery, run_alone=True)
+        releases = settlement.tell(self._broker, self._options.lanes, delivery)
+        if settlement.fail is not None:
+            self._outcome_writer.failed(delivery, settlement.fail, settlement.detail)
         if releases > 0:
-            self._books.released(delivery, releases, handling.reason)
+            self._outcome_writer.released(delivery, releases, settlement.reason)
         return outcome
 
     def close(self) -> None:
         """Close the connections."""
         self._executor.close()
-        self._books.close()
+        self._outcome_writer.close()
 
-    def _publish(self, opened: Opened | None) -> None:
-        if opened is not None and opened.follow_ups:
-            self._broker.publish(wire.publications(opened.follow_ups, self._options.database))
+    def _publish(self, acquired: Acquired | None) -> None:
+        if acquired is not None and acquired.follow_ups:
+            self._broker.publish(wire.publications(acquired.follow_ups, self._options.database))

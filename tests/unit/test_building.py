@@ -185,7 +185,7 @@ def test_options_of_later_releases_are_refused_by_name(option: str) -> None:
         build_job("a", now=NOW, **later)
 
 
-@pytest.mark.parametrize("option", ["concurrency", "rate", "burst", "weight", "ageing"])
+@pytest.mark.parametrize("option", ["concurrency", "rate", "burst", "weight", "aging"])
 def test_a_rule_is_no_option_of_one_job(option: str) -> None:
     rule: Any = {option: 1}
     with pytest.raises(UnsupportedOption, match=f"'{option}'.*a rule for many jobs.*set it with 'sidestream"):

@@ -158,9 +158,9 @@ jobs = st.builds(
 @given(jobs, st.integers(0, 2**45))
 def test_a_direct_job_comes_back_as_it_was_sealed(job: Job, at: int) -> None:
     signer = Signer([("k1", SECRET)])
-    opened = signer.open(signer.seal(job, at), job.uuid)
-    assert opened.job == job
-    assert opened.enqueued_ms == at
+    acquired = signer.open(signer.seal(job, at), job.uuid)
+    assert acquired.job == job
+    assert acquired.enqueued_ms == at
 
 
 def sealed(signer: Signer) -> bytes:

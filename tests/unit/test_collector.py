@@ -28,7 +28,7 @@ from sidestream.worker.dispatcher import Dispatcher
 from sidestream.worker.options import WorkerOptions
 from sidestream.worker.pool import ProcessPool
 from sidestream.worker.slots import Slots
-from sidestream.worker.state import ChildState, Doom, WorkerState
+from sidestream.worker.state import ChildState, KillReason, WorkerState
 from sidestream.worker.zygote import facts_to_wire
 
 QUEUES = (("order.print", "pdf"), ("order.ship", "default"), ("invoice.print", "pdf"))
@@ -106,7 +106,7 @@ def parts(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[SimpleName
         prepare_alone=lambda job, child: None,
         end_alone=lambda lone: None,
         hand_back=lambda jobs: None,
-        on_moved=lambda: None,
+        on_stale_generation=lambda: None,
     )
     collector = Collector(state, pool, slots, dispatcher, recorder, SimpleNamespace(tick=lambda: None))
     yield SimpleNamespace(state=state, pool=pool, slots=slots, recorder=recorder, collector=collector)
@@ -209,9 +209,11 @@ def test_the_next_child_is_kept_for_the_job_whose_child_died_though_its_death_is
 
 
 @pytest.mark.parametrize("parts", [EAGER_ZYGOTE], indirect=True)
-@pytest.mark.parametrize(("meant", "charged"), [(0, Doom.STOPPING), (1, Doom.LIMIT), (None, Doom.LIMIT)])
+@pytest.mark.parametrize(
+    ("meant", "charged"), [(0, KillReason.STOPPING), (1, KillReason.LIMIT), (None, KillReason.LIMIT)]
+)
 def test_a_job_that_began_when_its_child_was_killed_for_another_is_innocent(
-    parts: SimpleNamespace, meant: int | None, charged: Doom
+    parts: SimpleNamespace, meant: int | None, charged: KillReason
 ) -> None:
     jobs = [
         Delivery(row_reference(b"12345678", number, "act", None).pack(), "lane", Lease(b"%d" % number, "me", 1), 0)
@@ -223,10 +225,10 @@ def test_a_job_that_began_when_its_child_was_killed_for_another_is_innocent(
             parts.slots.assign(child.slot, 1, 2)
             parts.slots.start(child.slot, 1, time.monotonic(), jobs[1].reference)
             child.batch, child.deliveries = 1, list(jobs)
-            child.doom, child.doomed = Doom.LIMIT, None if meant is None else jobs[meant].reference
+            child.kill_reason, child.killed_for = KillReason.LIMIT, None if meant is None else jobs[meant].reference
             wire.send_batch(child.end, wire.Batch(1, [wire.Item(one.reference, None, 0, 0, False) for one in jobs]))
         with state.changed:
             assert state.changed.wait_for(lambda: len(parts.recorder.told) == 2, 20)
-            [(first, (done,)), (second, (interrupted, _, _, doom, _))] = parts.recorder.told
+            [(first, (done,)), (second, (interrupted, _, _, kill_reason, _))] = parts.recorder.told
         assert (first, done) == ("done", [jobs[0]])
-        assert (second, interrupted, doom) == ("crashed", jobs[1], charged)
+        assert (second, interrupted, kill_reason) == ("crashed", jobs[1], charged)

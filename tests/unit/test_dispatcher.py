@@ -39,7 +39,7 @@ class Claims:
         self.asked: list[tuple[int, int]] = []
         self.heard = threading.Event()
 
-    def claim(self, consumer: str, lanes: Sequence[str], *, free: int, prefetch: int, wait_ms: int) -> list[Delivery]:
+    def claim(self, worker: str, lanes: Sequence[str], *, free: int, prefetch: int, wait_ms: int) -> list[Delivery]:
         self.asked.append((free, prefetch))
         self.heard.set()
         return []
@@ -62,7 +62,7 @@ class Floor:
             prepare_alone=lambda job, child: self.lone.append(job),
             end_alone=self.ended.append,
             hand_back=lambda jobs: self.handed_back.extend(jobs),
-            on_moved=lambda: None,
+            on_stale_generation=lambda: None,
         )
         self.ends = []
         for slot in range(2):
@@ -124,7 +124,7 @@ def with_a_lone_job_that_waits(**state: Any) -> Callable[[Floor], None]:
 
 def nobody_runs(floor: Floor) -> None:
     floor.idle(1)
-    idle_with(careful_until=time.monotonic() + PATIENCE)(floor)
+    idle_with(recovery_until=time.monotonic() + PATIENCE)(floor)
 
 
 @pytest.mark.parametrize(
@@ -135,14 +135,16 @@ def nobody_runs(floor: Floor) -> None:
         pytest.param(drained_to(37), None, id="room for 63"),
         pytest.param(drained_to(36), (0, 64), id="room for 64"),
         pytest.param(
-            lambda floor: (drained_to(36)(floor), setattr(floor.state, "dry", True)), None, id="none are left"
+            lambda floor: (drained_to(36)(floor), setattr(floor.state, "last_fetch_short", True)),
+            None,
+            id="none are left",
         ),
         pytest.param(idle_with(quiet=True), None, id="quiet"),
         pytest.param(idle_with(announced=False), None, id="not announced yet"),
         pytest.param(with_a_lone_job, None, id="one waits to run alone"),
         pytest.param(idle_with(exclusive=object()), None, id="one runs alone"),
-        pytest.param(idle_with(careful_until=time.monotonic() + 3600), (1, 0), id="careful while another runs"),
-        pytest.param(nobody_runs, (1, 0), id="careful while none runs"),
+        pytest.param(idle_with(recovery_until=time.monotonic() + 3600), (1, 0), id="run_alone while another runs"),
+        pytest.param(nobody_runs, (1, 0), id="run_alone while none runs"),
         pytest.param(with_a_lone_job_that_waits(), (1, 100), id="others were held up just before"),
         pytest.param(with_a_lone_job_that_waits(rest_until=0.0, accused=object()), (1, 100), id="one runs, others may"),
     ],
@@ -257,7 +259,7 @@ def test_after_an_unclean_end_jobs_start_one_at_a_time_and_none_keeps_the_next_o
         with state.changed:
             floor.dispatcher.hand_out()
 
-    state.careful_until = clock.now + 60
+    state.recovery_until = clock.now + 60
     floor.idle(0)
     floor.idle(1)
     jobs = [delivery(5), delivery(6), delivery(7)]
@@ -277,7 +279,7 @@ def test_after_an_unclean_end_jobs_start_one_at_a_time_and_none_keeps_the_next_o
     state.go_on()  # it was written
     hand_out()
     assert floor.lone == jobs[:2]
-    clock.now = state.careful_until
+    clock.now = state.recovery_until
     hand_out()
     assert state.exclusive is None, "whatever is not written by then"
 

@@ -12,7 +12,7 @@ import pytest
 from sidestream.broker.failover import FailoverBroker
 from sidestream.broker.protocol import Broker, Capability, Delivery, Lease
 from sidestream.clock import ManualClock
-from sidestream.errors import BrokerError, BrokerFull, BrokerUnavailable, BrokerUnsuitable, GenerationMoved
+from sidestream.errors import BrokerError, BrokerFull, BrokerUnavailable, BrokerUnsuitable, StaleGeneration
 
 LANES = ("00" * 8 + ":default",)
 LONGEST = 5.0
@@ -22,7 +22,7 @@ LONGEST = 5.0
 class Scripted:
     """A broker that hands out what it is told to, notes every call, and fails as it is told to."""
 
-    capabilities = frozenset({Capability.LEASES, Capability.KNOWN})
+    capabilities = frozenset({Capability.LEASES, Capability.PUBLISHED})
 
     def __init__(self, prefix: bytes = b"") -> None:
         self.prefix = prefix
@@ -42,13 +42,13 @@ class Scripted:
             raise self.down
 
     def claim(
-        self, consumer: str, lanes: Sequence[str], *, free: int, prefetch: int = 0, wait_ms: int = 0
+        self, worker: str, lanes: Sequence[str], *, free: int, prefetch: int = 0, wait_ms: int = 0
     ) -> list[Delivery]:
         self._called("claim")
         if self.claims_fail is not None:
             raise self.claims_fail
         taken, self.ready = self.ready[:free], self.ready[free:]
-        return [Delivery(raw, lanes[0], Lease(self.prefix + raw, consumer, 1), 0) for raw in taken]
+        return [Delivery(raw, lanes[0], Lease(self.prefix + raw, worker, 1), 0) for raw in taken]
 
     def count_others(self, held: Callable[[], Sequence[Delivery]]) -> None:
         self.others = held
@@ -58,7 +58,7 @@ class Scripted:
         self.settled.extend(deliveries)
         return []
 
-    def renew(self, consumer: str, lanes: Sequence[str], leases: Sequence[Lease]) -> list[Lease]:
+    def renew(self, worker: str, lanes: Sequence[str], leases: Sequence[Lease]) -> list[Lease]:
         self._called("renew")
         return [lease for lease in leases if lease in self.lost]
 
@@ -67,7 +67,7 @@ class Scripted:
         self.released.append(delivery)
         return 0
 
-    def reassert(self, consumer: str, lanes: Sequence[str], deliveries: Sequence[Delivery]) -> list[Delivery]:
+    def reassert(self, worker: str, lanes: Sequence[str], deliveries: Sequence[Delivery]) -> list[Delivery]:
         self._called("reassert")
         taken = [d for d in deliveries if d.reference not in self.refused]
         return [d._replace(lease=d.lease._replace(entry=d.lease.entry + b"'")) for d in taken]
@@ -147,8 +147,8 @@ def test_without_a_fallback_the_error_comes_out() -> None:
 
 
 def test_a_moved_generation_is_no_outage(pair: Pair) -> None:
-    pair.primary.claims_fail = GenerationMoved()
-    with pytest.raises(GenerationMoved):
+    pair.primary.claims_fail = StaleGeneration()
+    with pytest.raises(StaleGeneration):
         pair.claim()
     assert pair.broker.away_since is None
 
@@ -162,16 +162,16 @@ def test_everything_for_an_absent_primary_is_refused_without_asking_it(pair: Pai
         lambda: pair.broker.settle(LANES, [delivery]),
         lambda: pair.broker.renew("me", LANES, [delivery.lease]),
         lambda: pair.broker.release(LANES, delivery),
-        lambda: pair.broker.bury(LANES, delivery, "x"),
+        lambda: pair.broker.fail(LANES, delivery, "x"),
         lambda: pair.broker.publish([]),
         lambda: pair.broker.generation(),
         lambda: pair.broker.begin_generation(),
-        lambda: pair.broker.mark_built(bytes(8)),
+        lambda: pair.broker.mark_synced(bytes(8)),
         lambda: pair.broker.announce("me", LANES, "{}", 1),
         lambda: pair.broker.withdraw("me", LANES),
         lambda: pair.broker.reclaim("me", LANES, lease_ms=1, grace_ms=1, cursor="0-0"),
         lambda: pair.broker.reassert("me", LANES, []),
-        lambda: pair.broker.known(bytes(8), 0),
+        lambda: pair.broker.published(bytes(8), 0),
         lambda: pair.broker.locate([]),
     ):
         with pytest.raises(BrokerUnavailable, match="frozen"):
@@ -227,9 +227,9 @@ def test_the_primary_is_probed_at_its_time_and_taken_back(pair: Pair, caplog: py
     assert pair.primary.calls == ["claim"]
     pair.clock.advance(0.5)
     assert not pair.broker.probe()
-    assert pair.primary.calls == ["claim", "known"]
+    assert pair.primary.calls == ["claim", "published"]
     assert not pair.broker.probe()
-    assert pair.primary.calls == ["claim", "known"]
+    assert pair.primary.calls == ["claim", "published"]
     pair.primary.down = None
     pair.clock.advance(0.5)
     with caplog.at_level(logging.WARNING):
@@ -245,10 +245,10 @@ def test_the_primary_is_probed_at_its_time_and_taken_back(pair: Pair, caplog: py
 
 def test_a_primary_that_comes_back_empty_counts_as_back_and_says_moved(pair: Pair) -> None:
     pair.lose()
-    pair.primary.down = GenerationMoved()
+    pair.primary.down = StaleGeneration()
     pair.clock.advance(0.5)
     assert pair.broker.probe()
-    with pytest.raises(GenerationMoved):
+    with pytest.raises(StaleGeneration):
         pair.claim()
 
 
@@ -295,7 +295,7 @@ def test_no_job_is_held_under_both_leases(pair: Pair, first: str) -> None:
     assert [d.reference for d in pair.claim()] == [b"a"]
 
 
-@pytest.mark.parametrize("end", ["release", "bury"])
+@pytest.mark.parametrize("end", ["release", "fail"])
 def test_a_job_whose_end_the_absent_primary_cannot_be_told_comes_from_the_fallback(pair: Pair, end: str) -> None:
     pair.primary.ready = [b"a"]
     [ended] = pair.claim()
@@ -303,7 +303,7 @@ def test_a_job_whose_end_the_absent_primary_cannot_be_told_comes_from_the_fallba
     tell = (
         (lambda: pair.broker.release(LANES, ended))
         if end == "release"
-        else (lambda: pair.broker.bury(LANES, ended, ""))
+        else (lambda: pair.broker.fail(LANES, ended, ""))
     )
     with pytest.raises(BrokerUnavailable):
         tell()
@@ -352,7 +352,7 @@ def test_a_primary_that_is_back_gives_nothing_before_it_was_told_what_the_fallba
     pair.clock.advance(LONGEST)
     assert pair.broker.probe()
     pair.primary.ready = [b"c"]
-    with pytest.raises(GenerationMoved):
+    with pytest.raises(StaleGeneration):
         pair.claim()
     again = pair.broker.reassert("me", LANES, [ours, theirs])
     assert sorted(d.lease.entry for d in again) == [b"a'", b"pg:b'"]
@@ -371,7 +371,7 @@ def test_what_the_primary_refuses_stays_with_the_fallback_and_is_stated_again(pa
     assert pair.bring_back(theirs) == [theirs]
     assert pair.claim() == []
     assert pair.broker.renew("me", LANES, [theirs.lease]) == []
-    with pytest.raises(GenerationMoved):
+    with pytest.raises(StaleGeneration):
         pair.claim()
     pair.primary.refused = set()
     [moved] = pair.broker.reassert("me", LANES, [theirs])
@@ -390,7 +390,7 @@ def test_a_job_taken_again_before_its_end_was_told_is_stated_after_that_end(pair
     [again] = pair.claim()
     assert pair.bring_back(again) == [again], "the primary would take the end for that of the new lease"
     pair.broker.settle(LANES, [ended])
-    with pytest.raises(GenerationMoved):
+    with pytest.raises(StaleGeneration):
         pair.claim()
     assert [d.lease.entry for d in pair.broker.reassert("me", LANES, [again])] == [b"pg:a'"]
 

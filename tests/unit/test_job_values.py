@@ -78,7 +78,7 @@ def test_a_limit_without_a_proper_rule_is_refused(limit: str) -> None:
 
 
 def test_tags_are_short_and_stable() -> None:
-    # Written down, because references that other releases left in Redis hold these bytes.
+    # CasResult down, because references that other releases left in Redis hold these bytes.
     assert tag("default", 4).hex() == "c522b539"
     assert tag("order/Ω", 8).hex() == "5fbddc079b535008"
 
@@ -153,6 +153,6 @@ def test_odd_references_are_refused(raw: bytes, error: type[Exception]) -> None:
 
 def test_every_state_says_where_it_may_go() -> None:
     assert set(MOVES) == set(State)
-    assert set(State) - TERMINAL == {State.OPEN}
+    assert set(State) - TERMINAL == {State.PENDING}
     assert MOVES[State.DONE] == frozenset()
-    assert all(State.OPEN in MOVES[state] for state in (State.DEAD, State.CANCELLED))
+    assert all(State.PENDING in MOVES[state] for state in (State.FAILED, State.CANCELLED))

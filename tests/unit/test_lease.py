@@ -12,12 +12,12 @@ from sidestream.broker.failover import FailoverBroker
 from sidestream.broker.memory import MemoryBroker
 from sidestream.broker.protocol import Broker, Delivery, Lease
 from sidestream.clock import SystemClock
-from sidestream.errors import BrokerUnavailable, GenerationMoved
+from sidestream.errors import BrokerUnavailable, StaleGeneration
 from sidestream.executors.protocol import ActionFacts
 from sidestream.job.reference import row_reference
 from sidestream.job.retry import RetryPolicy
 from sidestream.worker import lease
-from sidestream.worker.lease import LeaseKeeper
+from sidestream.worker.lease import LeaseRenewer
 from sidestream.worker.options import WorkerOptions
 from sidestream.worker.slots import Slots
 from sidestream.worker.state import ChildState, WorkerState
@@ -39,35 +39,35 @@ class Away(MemoryBroker):
     """Emptied first, and then gone."""
 
     def announce(self, *_: Any, **__: Any) -> None:
-        raise GenerationMoved
+        raise StaleGeneration
 
     def generation(self, databases: Any = ()) -> Any:
         raise BrokerUnavailable
 
 
-def keeper_of(broker: Broker, folder: Path) -> tuple[LeaseKeeper, WorkerState]:
+def keeper_of(broker: Broker, folder: Path) -> tuple[LeaseRenewer, WorkerState]:
     state = WorkerState(WorkerOptions("me", ("00" * 8 + ":default",), "00" * 8, folder))
     state.actions = {TAG: ActionFacts("a", TAG, None, RetryPolicy())}
     state.announced = False
     slots, descriptor = Slots.create(folder / "slots", 1)
     os.close(descriptor)
     pool: Any = None  # only asked to kill
-    return LeaseKeeper(state, broker, pool, slots), state
+    return LeaseRenewer(state, broker, pool, slots), state
 
 
 def test_what_was_announced_may_be_claimed(tmp_path: Path) -> None:
     broker = MemoryBroker()
     broker.begin_generation()
-    keeper, state = keeper_of(broker, tmp_path)
-    keeper._renew()
+    task, state = keeper_of(broker, tmp_path)
+    task._renew()
     assert state.announced
 
 
 @pytest.mark.parametrize("looks", [1, 2])
 def test_a_broker_that_went_away_before_it_was_told_stops_nobody(tmp_path: Path, looks: int) -> None:
-    keeper, state = keeper_of(Away(), tmp_path)
+    task, state = keeper_of(Away(), tmp_path)
     for _ in range(looks):
-        keeper._renew()
+        task._renew()
     assert state.announced == (looks == 2)  # emptied: state what we hold; gone: go on without it
 
 
@@ -80,19 +80,19 @@ def test_actions_that_became_known_while_the_broker_was_away_are_told_to_what_st
 
         def count_others(self, held: object) -> None: ...
 
-    keeper, state = keeper_of(FailoverBroker(Away(), Rows(), SystemClock()), tmp_path)
+    task, state = keeper_of(FailoverBroker(Away(), Rows(), SystemClock()), tmp_path)
     known, state.actions = state.actions, {}
-    keeper._renew()  # before the zygote said what it knows, and to a broker that was emptied
-    keeper._renew()
+    task._renew()  # before the zygote said what it knows, and to a broker that was emptied
+    task._renew()
     state.actions = known
-    keeper._renew()
+    task._renew()
     assert told[-1] == frozenset([TAG])
 
 
 def test_the_lease_of_a_job_that_ended_is_renewed_for_a_bounded_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    keeper, state = keeper_of(MemoryBroker(), tmp_path)
+    task, state = keeper_of(MemoryBroker(), tmp_path)
     clock = Clock()
     monkeypatch.setattr(lease, "time", clock)
     jobs = [
@@ -105,8 +105,8 @@ def test_the_lease_of_a_job_that_ended_is_renewed_for_a_bounded_time(
     state.backlog.append(waits)
     state.alone.append(accused)
     with state.lock:
-        assert keeper._kept() == jobs, "its outcome is being written"
+        assert task._kept() == jobs, "its outcome is being written"
         clock.now += lease.UNWRITTEN + 1
-        assert keeper._kept() == [runs, waits, accused], "another worker may have a way to write it"
+        assert task._kept() == [runs, waits, accused], "another worker may have a way to write it"
         state.backlog.append(ended)
-        assert keeper._kept() == jobs, "it is run here after all"
+        assert task._kept() == jobs, "it is run here after all"

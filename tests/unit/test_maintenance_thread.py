@@ -1,4 +1,4 @@
-"""The keepers' thread: who runs when, and what an error does."""
+"""The maintenance' thread: who runs when, and what an error does."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from contextlib import contextmanager
 
 import pytest
 
-from sidestream.errors import BrokerUnavailable, GenerationMoved, StoreUnavailable
-from sidestream.maintenance.task import Keeper, KeeperThread
+from sidestream.errors import BrokerUnavailable, StaleGeneration, StoreUnavailable
+from sidestream.maintenance.task import MaintenanceTask, MaintenanceThread
 
 PATIENCE = 10.0
 IDLE, MORE = False, True
 
 
 class Told:
-    """A keeper whose steps wait for the test: each takes the next answer from a queue."""
+    """A task whose steps wait for the test: each takes the next answer from a queue."""
 
     def __init__(self, name: str = "told", every: float = 3600.0) -> None:
         self.name = name
@@ -35,7 +35,7 @@ class Told:
 
 
 class Counted:
-    """A keeper that only counts its steps."""
+    """A task that only counts its steps."""
 
     def __init__(self, name: str, every: float, log: list[str], on_step: Callable[[], bool]) -> None:
         self.name = name
@@ -49,12 +49,14 @@ class Counted:
 
 
 @contextmanager
-def running(*keepers: Keeper, errors: list[tuple[str, Exception]] | None = None) -> Iterator[KeeperThread]:
+def running(
+    *maintenance: MaintenanceTask, errors: list[tuple[str, Exception]] | None = None
+) -> Iterator[MaintenanceThread]:
     def note(name: str, error: Exception) -> None:
         assert errors is not None, error
         errors.append((name, error))
 
-    thread = KeeperThread(keepers, note)
+    thread = MaintenanceThread(maintenance, note)
     thread.start()
     try:
         yield thread
@@ -63,32 +65,32 @@ def running(*keepers: Keeper, errors: list[tuple[str, Exception]] | None = None)
 
 
 def test_each_keeper_runs_at_once_and_then_when_poked() -> None:
-    keeper = Told()
-    with running(keeper) as thread:
-        keeper.answers.put(IDLE)
-        assert keeper.began.get(timeout=PATIENCE) == "told"
+    task = Told()
+    with running(task) as thread:
+        task.answers.put(IDLE)
+        assert task.began.get(timeout=PATIENCE) == "told"
         thread.poke("told")
-        keeper.answers.put(IDLE)
-        assert keeper.began.get(timeout=PATIENCE) == "told"
+        task.answers.put(IDLE)
+        assert task.began.get(timeout=PATIENCE) == "told"
 
 
 def test_a_poke_during_a_step_is_not_lost() -> None:
-    keeper = Told()
-    with running(keeper) as thread:
-        keeper.began.get(timeout=PATIENCE)
+    task = Told()
+    with running(task) as thread:
+        task.began.get(timeout=PATIENCE)
         thread.poke("told")
-        keeper.answers.put(IDLE)
-        keeper.began.get(timeout=PATIENCE)
-        keeper.answers.put(IDLE)
-    assert keeper.began.empty()
+        task.answers.put(IDLE)
+        task.began.get(timeout=PATIENCE)
+        task.answers.put(IDLE)
+    assert task.began.empty()
 
 
 def test_a_poke_for_a_keeper_that_is_not_there_does_nothing() -> None:
-    keeper = Told()
-    with running(keeper) as thread:
+    task = Told()
+    with running(task) as thread:
         thread.poke("reconciler")
-        keeper.answers.put(IDLE)
-        keeper.began.get(timeout=PATIENCE)
+        task.answers.put(IDLE)
+        task.began.get(timeout=PATIENCE)
 
 
 def test_more_work_runs_again_at_once_and_starves_nobody() -> None:
@@ -127,46 +129,46 @@ def test_an_outage_is_logged_once_however_many_keepers_meet_it(
     one, two = Told("one"), Told("two")
     with caplog.at_level(logging.INFO), running(one, two) as thread:
         for _ in range(3):
-            for keeper in (one, two):
-                keeper.began.get(timeout=PATIENCE)
-                keeper.answers.put(error)
-                thread.poke(keeper.name)
-        for keeper in (one, two):
-            keeper.began.get(timeout=PATIENCE)
-            keeper.answers.put(IDLE)
+            for task in (one, two):
+                task.began.get(timeout=PATIENCE)
+                task.answers.put(error)
+                thread.poke(task.name)
+        for task in (one, two):
+            task.began.get(timeout=PATIENCE)
+            task.answers.put(IDLE)
     server = "store" if isinstance(error, StoreUnavailable) else "broker"
     assert [record.getMessage() for record in caplog.records] == [
         f"The one waits for the {server}: {error}",
-        f"The keepers reach the {server} again.",
+        f"The maintenance reach the {server} again.",
     ]
 
 
 def test_a_moved_generation_is_not_an_outage(caplog: pytest.LogCaptureFixture) -> None:
-    keeper = Told()
-    with caplog.at_level(logging.INFO), running(keeper):
-        keeper.answers.put(GenerationMoved())
-        keeper.began.get(timeout=PATIENCE)
+    task = Told()
+    with caplog.at_level(logging.INFO), running(task):
+        task.answers.put(StaleGeneration())
+        task.began.get(timeout=PATIENCE)
     assert caplog.records == []
 
 
 def test_a_bug_in_a_keeper_is_told_and_the_keeper_goes_on() -> None:
-    keeper, errors = Told(), list[tuple[str, Exception]]()
-    with running(keeper, errors=errors) as thread:
+    task, errors = Told(), list[tuple[str, Exception]]()
+    with running(task, errors=errors) as thread:
         bug = ZeroDivisionError()
-        keeper.answers.put(bug)
-        keeper.began.get(timeout=PATIENCE)
+        task.answers.put(bug)
+        task.began.get(timeout=PATIENCE)
         thread.poke("told")
-        keeper.answers.put(IDLE)
-        keeper.began.get(timeout=PATIENCE)
+        task.answers.put(IDLE)
+        task.began.get(timeout=PATIENCE)
     assert errors == [("told", bug)]
 
 
 def test_a_bug_is_logged_with_its_traceback(caplog: pytest.LogCaptureFixture) -> None:
-    keeper = Told()
-    thread = KeeperThread([keeper])
+    task = Told()
+    thread = MaintenanceThread([task])
     thread.start()
-    keeper.answers.put(ZeroDivisionError("bug"))
-    keeper.began.get(timeout=PATIENCE)
+    task.answers.put(ZeroDivisionError("bug"))
+    task.began.get(timeout=PATIENCE)
     assert thread.stop(PATIENCE)
     [record] = caplog.records
     assert record.exc_info is not None
@@ -174,15 +176,15 @@ def test_a_bug_is_logged_with_its_traceback(caplog: pytest.LogCaptureFixture) ->
 
 
 def test_stop_is_bounded_when_a_step_hangs() -> None:
-    keeper = Told()
-    thread = KeeperThread([keeper])
+    task = Told()
+    thread = MaintenanceThread([task])
     thread.start()
-    keeper.began.get(timeout=PATIENCE)
+    task.began.get(timeout=PATIENCE)
     assert not thread.stop(timeout=0.01)
-    keeper.answers.put(MORE)
+    task.answers.put(MORE)
     assert thread.stop(PATIENCE)
-    assert keeper.began.empty(), "no step begins after a stop, not even when more work waits"
+    assert task.began.empty(), "no step begins after a stop, not even when more work waits"
 
 
 def test_stop_before_start_does_nothing() -> None:
-    assert KeeperThread([Told()]).stop()
+    assert MaintenanceThread([Told()]).stop()

@@ -6,12 +6,12 @@ import contextlib
 
 import pytest
 
-from sidestream.executors.protocol import NotNow, Opened, set_message
+from sidestream.executors.protocol import Acquired, NotNow, set_message
 from sidestream.job.outcome import Release, Retry
 from sidestream.job.retry import RetryPolicy
 from sidestream.worker.outcome import detail_of, outcome_of
 
-OPENED = Opened("a", 0, None, RetryPolicy(), None)
+OPENED = Acquired("a", 0, None, RetryPolicy(), None)
 
 
 def test_an_executor_s_words_stand_in_for_the_exception_s_own() -> None:

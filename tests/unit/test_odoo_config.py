@@ -23,7 +23,7 @@ db_sslmode = False
 [sidestream]
 children = 7
 nice = 12
-only_idle_cpu = yes
+idle_cpu_only = yes
 """
 
 
@@ -55,7 +55,7 @@ def test_two_settings_files_are_one_too_many(conf: Path, monkeypatch: pytest.Mon
 def test_our_section_is_the_settings_file(conf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SIDESTREAM_NICE", "3")
     settings = Settings(odoo_config=conf, odoo_database="shop")
-    assert (settings.children, settings.nice, settings.only_idle_cpu) == (7, 3, True), (
+    assert (settings.children, settings.nice, settings.idle_cpu_only) == (7, 3, True), (
         "the environment wins over the file"
     )
     url = store_url(settings)
@@ -100,4 +100,4 @@ def test_the_section_in_the_documentation_can_be_copied(tmp_path: Path) -> None:
     path.write_text(f"[options]\ndb_host = localhost\n{section}")
     settings = Settings(odoo_config=path, odoo_database="shop")
     assert (settings.redis_url, settings.children, settings.nice) == ("redis://redis.internal:6379/0", 4, 10)
-    assert settings.only_idle_cpu
+    assert settings.idle_cpu_only

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from random import Random
 
-from sidestream.broker.memory.pools import Pool, SortedSet, seat_of
+from sidestream.broker.memory.pools import Pool, SortedSet, flow_of
 
-A, B = (seat_of(5, group * 8) for group in (b"a", b"b"))
-LOW = seat_of(9, b"a" * 8)
+A, B = (flow_of(5, group * 8) for group in (b"a", b"b"))
+LOW = flow_of(9, b"a" * 8)
 
 
 def test_a_sorted_set_is_always_sorted() -> None:
@@ -32,7 +32,7 @@ def test_a_seat_is_there_while_its_bin_has_jobs() -> None:
     pool.put(B, b"2", 0)
     assert pool.ring.score(A) == pool.ring.score(B), "whoever joins begins at the smallest of its priority"
     pool.remove(A, b"1")
-    assert pool.next_seat() == B
+    assert pool.next_flow() == B
     pool.remove(B, b"2")
     assert not pool
 
@@ -41,5 +41,5 @@ def test_every_second_turn_is_an_aged_one() -> None:
     pool = Pool()
     pool.put(A, b"1", 100)
     pool.put(LOW, b"2", 0)
-    assert [pool.next_seat(aged_before=50) for _ in range(4)] == [LOW, A, LOW, A]
-    assert [pool.next_seat(aged_before=0) for _ in range(2)] == [A, A]
+    assert [pool.next_flow(aged_before=50) for _ in range(4)] == [LOW, A, LOW, A]
+    assert [pool.next_flow(aged_before=0) for _ in range(2)] == [A, A]

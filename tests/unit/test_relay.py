@@ -17,8 +17,8 @@ from sidestream.errors import (
     BrokerFull,
     BrokerUnavailable,
     BrokerUnsuitable,
-    GenerationMoved,
     SettingsError,
+    StaleGeneration,
 )
 from sidestream.relay.queue import CHUNK_SIZE
 from sidestream.relay.relay import Relay
@@ -74,14 +74,14 @@ def test_an_empty_broker_gets_a_generation_first(relay: Relay, broker: ScriptedB
 
 
 def test_a_moved_generation_is_looked_at_and_published_again(relay: Relay, broker: ScriptedBroker) -> None:
-    broker.errors = [GenerationMoved()]
+    broker.errors = [StaleGeneration()]
     assert relay.hand_over([row(1)])
     assert broker.all == [row(1)]
     assert broker.looks == 2
 
 
 def test_a_generation_that_never_stands_still_counts_as_away(relay: Relay, broker: ScriptedBroker) -> None:
-    broker.errors = [GenerationMoved(), GenerationMoved(), GenerationMoved()]
+    broker.errors = [StaleGeneration(), StaleGeneration(), StaleGeneration()]
     assert not relay.hand_over([row(1)])
     eventually(lambda: broker.all == [row(1)], "published once it stands still")
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sidestream.errors import InvalidJob, SettingsError, Snooze
-from sidestream.job.outcome import Bury, Retry
+from sidestream.job.outcome import Fail, Retry
 from sidestream.job.retry import GIVE_UP, RetryPolicy, policy_of
 from sidestream.job.retry_after import retry_after
 
@@ -34,8 +34,8 @@ def test_jitter_only_takes_off(attempt: int, jitter: float, chance: float) -> No
 def test_the_last_attempt_buries() -> None:
     policy = RetryPolicy(max_attempts=2, first_delay=1, jitter=0)
     assert policy.decide(1, "broke", "trace") == Retry(1, "broke", "trace")
-    assert policy.decide(2, "broke", "trace") == Bury("broke", "trace")
-    assert isinstance(RetryPolicy(max_attempts=1).decide(1, "broke"), Bury)
+    assert policy.decide(2, "broke", "trace") == Fail("broke", "trace")
+    assert isinstance(RetryPolicy(max_attempts=1).decide(1, "broke"), Fail)
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_the_nearest_class_decides(error: Exception, policy: RetryPolicy) -> Non
 
 
 def test_giving_up_means_at_once() -> None:
-    assert GIVE_UP.decide(1, "no such file") == Bury("no such file")
+    assert GIVE_UP.decide(1, "no such file") == Fail("no such file")
 
 
 def test_a_declaration_may_be_the_dictionary_alone() -> None:
@@ -138,7 +138,7 @@ def test_what_was_asked_for_is_waited_and_spread_and_capped() -> None:
     assert policy.decide(1, "busy", after=10, chance=lambda: 0.0) == Retry(10, "busy")
     assert policy.decide(1, "busy", after=10, chance=lambda: 1.0) == Retry(15, "busy")
     assert policy.decide(1, "busy", after=1e9) == Retry(100, "busy")
-    assert isinstance(policy.decide(3, "busy", after=10), Bury)
+    assert isinstance(policy.decide(3, "busy", after=10), Fail)
 
 
 # -- snooze ----------------------------------------------------------------------------------------------------------

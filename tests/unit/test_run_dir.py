@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 
 from sidestream.job.reference import row_reference
-from sidestream.worker.run_dir import LeftBehind, RunFolder
+from sidestream.worker.run_dir import DeadWorkers, RunFolder
 from sidestream.worker.slots import Slots
 from sidestream.worker.zygote import FAMILY
 
@@ -31,37 +31,37 @@ def _dies(data: Path, supervisor: str) -> None:
 
 def test_a_clean_stop_leaves_nothing(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path, "me")
-    assert not LeftBehind(tmp_path).look()
+    assert not DeadWorkers(tmp_path).look()
     folder.remove()
     assert not (tmp_path / "run" / "me").exists()
 
 
 def test_a_dead_supervisor_is_found_with_what_it_ran(tmp_path: Path) -> None:
     RunFolder(tmp_path, "alive")
-    _dies(tmp_path, "dead")
-    left = LeftBehind(tmp_path)
+    _dies(tmp_path, "failed")
+    left = DeadWorkers(tmp_path)
 
     assert left.look()
 
-    assert left.running("dead") == frozenset({REFERENCE})
+    assert left.running("failed") == frozenset({REFERENCE})
     assert left.running("alive") is None
     assert left.running("on another host") is None
 
 
 def test_the_folder_is_kept_as_long_as_leases_may_be_left(tmp_path: Path) -> None:
     now = [100.0]
-    _dies(tmp_path, "dead")
-    left = LeftBehind(tmp_path, monotonic=lambda: now[0])
+    _dies(tmp_path, "failed")
+    left = DeadWorkers(tmp_path, monotonic=lambda: now[0])
     left.look()
     now[0] += 30
     left.tidy(kept=33, clear_since=0.0)
-    assert left.running("dead") is not None
+    assert left.running("failed") is not None
     now[0] += 60
     left.tidy(kept=33, clear_since=None)
     left.tidy(kept=33, clear_since=now[0] - 30)
-    assert left.running("dead") is not None, "no lease was taken over meanwhile"
+    assert left.running("failed") is not None, "no lease was taken over meanwhile"
     left.tidy(kept=33, clear_since=now[0] - 34)
-    assert left.running("dead") is None
+    assert left.running("failed") is None
     assert list((tmp_path / "run").iterdir()) == []
 
 
@@ -72,17 +72,17 @@ def test_a_clean_stop_that_may_have_left_leases_says_that_nothing_runs(tmp_path:
     slots.close()
     os.close(descriptor)
     folder.remove(leases_left=True)
-    left = LeftBehind(tmp_path)
-    assert not left.look(), "nothing died: whoever starts next need not be careful"
+    left = DeadWorkers(tmp_path)
+    assert not left.look(), "nothing died: whoever starts next need not be run_alone"
     assert left.running("me") == frozenset()
 
 
 def test_what_the_dead_one_s_children_started_is_killed(tmp_path: Path) -> None:
-    orphan = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, env={FAMILY: "dead"})
+    orphan = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, env={FAMILY: "failed"})
     other = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, env={FAMILY: "alive"})
-    _dies(tmp_path, "dead")
+    _dies(tmp_path, "failed")
     try:
-        LeftBehind(tmp_path).look()
+        DeadWorkers(tmp_path).look()
         assert orphan.wait(10) == -9
         assert psutil.Process(other.pid).is_running()
         assert other.poll() is None

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from sidestream.errors import LockLost, StoreUnavailable
-from sidestream.executors.protocol import Conflict, Opened, Uncertain
-from sidestream.job.outcome import Bury, Done, Outcome, Release, Retry
+from sidestream.executors.protocol import Acquired, Conflict, Uncertain
+from sidestream.job.outcome import Done, Fail, Outcome, Release, Retry
 from sidestream.job.retry import RetryPolicy
 from sidestream.worker.runner import CONFLICT_TRIES, Runner
 
@@ -21,7 +21,7 @@ class ScriptedExecutor:
     def __init__(self, **steps: Callable[[], Any]) -> None:
         self.steps = steps
         self.calls: list[str] = []
-        self.opened = Opened("act", 0, None, RetryPolicy(max_attempts=2, first_delay=8, jitter=0), None)
+        self.acquired = Acquired("act", 0, None, RetryPolicy(max_attempts=2, first_delay=8, jitter=0), None)
         self.on_backend: Callable[[int], None] = lambda pid: None
         self.on_guard: Callable[[int], None] = lambda pid: None
 
@@ -35,22 +35,22 @@ class ScriptedExecutor:
     def begin(self, slot: int) -> None:
         self._step("begin")
 
-    def open(self, reference: bytes, payload: bytes | None, *, attempts: int, careful: bool) -> Any:
-        return self._step("open", self.opened)
+    def acquire(self, reference: bytes, payload: bytes | None, *, attempts: int, run_alone: bool) -> Any:
+        return self._step("acquire", self.acquired)
 
-    def run(self, opened: Opened) -> None:
+    def run(self, acquired: Acquired) -> None:
         self._step("run")
 
-    def commit(self, opened: Opened) -> None:
+    def commit(self, acquired: Acquired) -> None:
         self._step("commit")
 
-    def verify(self, opened: Opened) -> bool:
+    def verify(self, acquired: Acquired) -> bool:
         return bool(self._step("verify", True))
 
     def reset(self) -> None:
         self._step("reset")
 
-    def release_locks(self, opened: Opened) -> None:
+    def release_locks(self, acquired: Acquired) -> None:
         self._step("release_locks")
 
     def close(self) -> None:
@@ -67,19 +67,19 @@ def raising(error: BaseException) -> Callable[[], Any]:
 def run(executor: ScriptedExecutor) -> Outcome:
     runner = Runner(executor, pause=lambda seconds: None)
     runner.soft_limit.install()
-    return runner.run(b"ref", None, attempts=0, careful=False, on_opened=lambda opened: None)[0]
+    return runner.run(b"ref", None, attempts=0, run_alone=False, on_acquired=lambda acquired: None)[0]
 
 
 def test_done_after_run_and_commit() -> None:
     executor = ScriptedExecutor()
     assert run(executor) == Done()
-    assert executor.calls == ["open", "run", "commit", "release_locks"]
+    assert executor.calls == ["acquire", "run", "commit", "release_locks"]
 
 
 def test_a_verdict_is_the_outcome_and_nothing_runs() -> None:
-    executor = ScriptedExecutor(open=lambda: Release("blocked", None, 3))
+    executor = ScriptedExecutor(acquire=lambda: Release("blocked", None, 3))
     assert run(executor) == Release("blocked", None, 3)
-    assert executor.calls == ["open"]
+    assert executor.calls == ["acquire"]
 
 
 def test_an_exception_is_retried_by_policy_after_a_rollback() -> None:
@@ -87,20 +87,20 @@ def test_an_exception_is_retried_by_policy_after_a_rollback() -> None:
     outcome = run(executor)
     assert isinstance(outcome, Retry)
     assert (outcome.delay, outcome.error) == (8, "ValueError: no stock")
-    assert executor.calls == ["open", "run", "reset", "release_locks"]
+    assert executor.calls == ["acquire", "run", "reset", "release_locks"]
 
 
 def test_the_last_attempt_buries() -> None:
     executor = ScriptedExecutor(run=raising(ValueError("no")))
-    executor.opened.attempts = 1
-    assert isinstance(run(executor), Bury)
+    executor.acquired.attempts = 1
+    assert isinstance(run(executor), Fail)
 
 
-@pytest.mark.parametrize("step", ["open", "run", "commit"])
+@pytest.mark.parametrize("step", ["acquire", "run", "commit"])
 def test_conflicts_are_tried_three_times_and_then_handed_back(step: str) -> None:
     executor = ScriptedExecutor(**{step: raising(Conflict("40001"))})
     assert run(executor) == Release("conflict")
-    assert executor.calls.count("open") == CONFLICT_TRIES
+    assert executor.calls.count("acquire") == CONFLICT_TRIES
     assert executor.calls.count("reset") == CONFLICT_TRIES
 
 
@@ -134,7 +134,7 @@ def test_leaving_the_process_is_a_failed_attempt() -> None:
 
 def test_the_soft_limit_is_raised_inside_the_action() -> None:
     executor = ScriptedExecutor(run=lambda: time.sleep(30))
-    executor.opened.soft_limit = 0.05
+    executor.acquired.soft_limit = 0.05
     outcome = run(executor)
     assert isinstance(outcome, Retry)
     assert outcome.error == "It ran longer than its soft limit of 0.05 s."
@@ -142,10 +142,10 @@ def test_the_soft_limit_is_raised_inside_the_action() -> None:
 
 def test_the_soft_limit_does_not_reach_the_next_job() -> None:
     executor = ScriptedExecutor()
-    executor.opened.soft_limit = 0.02
+    executor.acquired.soft_limit = 0.02
     runner = Runner(executor)
     runner.soft_limit.install()
-    runner.run(b"ref", None, attempts=0, careful=False, on_opened=lambda opened: None)
-    executor.opened.soft_limit = None
+    runner.run(b"ref", None, attempts=0, run_alone=False, on_acquired=lambda acquired: None)
+    executor.acquired.soft_limit = None
     executor.steps["run"] = lambda: time.sleep(0.05)
-    assert runner.run(b"ref", None, attempts=0, careful=False, on_opened=lambda opened: None)[0] == Done()
+    assert runner.run(b"ref", None, attempts=0, run_alone=False, on_acquired=lambda acquired: None)[0] == Done()

@@ -50,7 +50,7 @@ def test_lists_are_comma_separated_in_the_environment(monkeypatch: pytest.Monkey
     assert settings.signing_keys == (("new", b"abc"), ("old", b"def"))
 
 
-@pytest.mark.parametrize("name", ["redis_url", "database_url", "app", "keep_dead_days", "user"])
+@pytest.mark.parametrize("name", ["redis_url", "database_url", "app", "failed_retention", "user"])
 def test_none_can_be_said_in_the_environment(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(f"SIDESTREAM_{name.upper()}", "none")
     assert getattr(Settings(), name) is None

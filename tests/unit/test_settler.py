@@ -18,11 +18,11 @@ from sidestream.job.reference import row_reference
 from sidestream.worker import wire
 from sidestream.worker.options import WorkerOptions
 from sidestream.worker.outcome_writer import RowBusy
-from sidestream.worker.settlement import Handling
+from sidestream.worker.settlement import Settlement
 from sidestream.worker.settler import AGAIN_AFTER, Settler
 from sidestream.worker.state import ChildState, WorkerState
 
-FAILED = wire.Finding(0, Retry(0.0, "no stock"), 0)
+FAILED = wire.JobReport(0, Retry(0.0, "no stock"), 0)
 
 
 def delivery(number: int, *, fallback: bool = False) -> Delivery:
@@ -64,16 +64,16 @@ class Books:
         self.suspects: set[bytes] = set()
         self.away: set[bytes] = set()
 
-    def found(self, delivery: Delivery, finding: wire.Finding) -> Handling:
+    def found(self, delivery: Delivery, job_report: wire.JobReport) -> Settlement:
         if delivery.reference in self.busy:
             raise RowBusy
         if delivery.reference in self.away:
             raise StoreUnavailable("away")
         self.decided.append(delivery)
-        return Handling(alone=True) if delivery.reference in self.suspects else Handling(charge_attempt=True)
+        return Settlement(alone=True) if delivery.reference in self.suspects else Settlement(charge_attempt=True)
 
-    def handed_back(self, delivery: Delivery) -> Handling:
-        return Handling()
+    def handed_back(self, delivery: Delivery) -> Settlement:
+        return Settlement()
 
     def started(self, delivery: Delivery, slot: int, seconds: float) -> None:
         self.decided.append(delivery)
@@ -84,21 +84,21 @@ class Desk:
 
     def __init__(self, folder: Path) -> None:
         self.state = WorkerState(WorkerOptions("me", ("lane",), "00", folder, children=1))
-        self.redis, self.books = Redis(), Books()
+        self.redis, self.outcome_writer = Redis(), Books()
         self.sent: list[Delivery] = []
         self.settler = Settler(
             self.state,
             self.redis,  # type: ignore[arg-type]
-            self.books,  # type: ignore[arg-type]
+            self.outcome_writer,  # type: ignore[arg-type]
             send_alone=lambda delivery, child: self.sent.append(delivery),
-            on_moved=lambda: None,
+            on_stale_generation=lambda: None,
         )
 
     def fails(self, delivery: Delivery) -> None:
         """A child says that this one, which we hold, failed."""
         with self.state.lock:
             self.state.add_held([delivery])
-        self.settler.finding(delivery, FAILED)
+        self.settler.job_report(delivery, FAILED)
 
     @contextmanager
     def open(self) -> Iterator[None]:
@@ -137,12 +137,12 @@ def test_what_redis_cannot_be_told_keeps_nothing_else_waiting(desk: Desk) -> Non
         desk.fails(failed)
         desk.settler.prepare_alone(alone, ChildState(0, None))  # type: ignore[arg-type]
         until(lambda: desk.sent == [alone])
-        assert desk.books.decided == [untold, failed, alone]
+        assert desk.outcome_writer.decided == [untold, failed, alone]
         assert desk.redis.released == [failed]
         desk.redis.away = False
         until(lambda: len(desk.redis.released) == 3)
     assert desk.redis.released == [failed, untold, handed_back]
-    assert desk.books.decided == [untold, failed, alone], "what was decided is not decided again"
+    assert desk.outcome_writer.decided == [untold, failed, alone], "what was decided is not decided again"
     assert not desk.state.held
 
 
@@ -158,7 +158,7 @@ def test_redis_is_not_told_more_often_because_others_come_in(desk: Desk, end: st
         began = time.monotonic()
         for number in range(100):
             desk.settler.started(delivery(2), 0, 1.0)
-            until(lambda count=number + 1: desk.books.decided.count(delivery(2)) == count)  # type: ignore[misc]
+            until(lambda count=number + 1: desk.outcome_writer.decided.count(delivery(2)) == count)  # type: ignore[misc]
         tries = 2 + (time.monotonic() - began) / AGAIN_AFTER
         assert desk.redis.asked <= tries
         desk.redis.away = False
@@ -176,17 +176,17 @@ def test_the_last_try_is_made_at_the_stop(desk: Desk) -> None:
 
 def test_what_concerns_one_lease_is_written_in_its_order(desk: Desk) -> None:
     job, other = delivery(1), delivery(2)
-    desk.books.busy = {job.reference}
+    desk.outcome_writer.busy = {job.reference}
     with desk.open():
         desk.fails(job)
         desk.settler.hand_back([job])
         desk.fails(other)
         until(lambda: desk.redis.released)
         assert desk.redis.released == [other]
-        desk.books.busy = set()
+        desk.outcome_writer.busy = set()
         until(lambda: len(desk.redis.released) == 3)
     assert desk.redis.released == [other, job, job]
-    assert desk.books.decided == [other, job]
+    assert desk.outcome_writer.decided == [other, job]
 
 
 def test_a_job_that_came_again_from_postgresql_keeps_that_lease_when_redis_is_told(desk: Desk) -> None:
@@ -205,14 +205,14 @@ def test_a_job_that_came_again_from_postgresql_keeps_that_lease_when_redis_is_to
         desk.redis.away = True
         desk.settler.hand_back([old])
         until(lambda: desk.redis.asked >= 3)
-        desk.settler.finding(new, FAILED)
+        desk.settler.job_report(new, FAILED)
         until(lambda: desk.redis.released == [old, new])
     assert not desk.state.held
 
 
 def test_a_job_that_was_to_run_alone_is_given_back_by_a_worker_that_drains(desk: Desk) -> None:
     job = delivery(1)
-    desk.books.suspects = {job.reference}
+    desk.outcome_writer.suspects = {job.reference}
     desk.state.draining = True
     with desk.open():
         desk.fails(job)
@@ -233,33 +233,33 @@ def test_what_the_last_writes_have_handed_back_is_told_before_the_end(desk: Desk
 
 def test_an_outcome_that_postgresql_does_not_take_holds_up_no_other_and_no_row_is_claimed(desk: Desk) -> None:
     stuck, other = delivery(1), delivery(2)
-    desk.books.away = {stuck.reference}
+    desk.outcome_writer.away = {stuck.reference}
     with desk.open():
         desk.fails(stuck)
         desk.settler.hand_back([other])
         until(lambda: desk.redis.released == [other])
         until(lambda: desk.state.unwritten)
-        desk.books.away = set()
+        desk.outcome_writer.away = set()
         until(lambda: desk.redis.released == [other, stuck])
         until(lambda: not desk.state.unwritten)
 
 
 def test_a_session_that_is_ending_is_waited_for_at_the_stop(desk: Desk) -> None:
     job = delivery(1)
-    desk.books.busy = {job.reference}
+    desk.outcome_writer.busy = {job.reference}
     asked = threading.Event()
-    found = desk.books.found
+    found = desk.outcome_writer.found
 
-    def ask(*about: Any) -> Handling:
+    def ask(*about: Any) -> Settlement:
         asked.set()
         return found(*about)
 
-    desk.books.found = ask  # type: ignore[method-assign]
+    desk.outcome_writer.found = ask  # type: ignore[method-assign]
     with desk.open():
         desk.fails(job)
         assert asked.wait(10)
         desk.settler.stop()
         asked.clear()
         assert asked.wait(10), "it is tried again"
-        desk.books.busy = set()
+        desk.outcome_writer.busy = set()
         until(lambda: desk.redis.released == [job])

@@ -22,7 +22,7 @@ def test_what_the_child_writes_is_what_the_supervisor_reads(tmp_path: Path) -> N
     slots.assign(1, batch=7, size=3)
     slots.backend(1, 4711)
     slots.start(1, 2, 12.5, REFERENCE)
-    slots.opened(1, 4)
+    slots.acquired(1, 4)
     slots.guard(1, 4712)
 
     reading = slots.read(1)
@@ -36,7 +36,7 @@ def test_what_the_child_writes_is_what_the_supervisor_reads(tmp_path: Path) -> N
 def test_a_job_that_was_not_opened_has_no_attempts_seen(tmp_path: Path) -> None:
     slots, _ = Slots.create(tmp_path / "slots", 1)
     slots.start(0, 0, 1.0, REFERENCE)
-    slots.opened(0, 3)
+    slots.acquired(0, 3)
 
     slots.start(0, 1, 2.0, REFERENCE)
 
@@ -60,10 +60,10 @@ def test_the_next_supervisor_reads_what_a_dead_one_left(tmp_path: Path) -> None:
     slots.close()
     os.close(descriptor)
 
-    readings = Slots.left_behind(tmp_path / "slots")
+    readings = Slots.dead_workers(tmp_path / "slots")
 
     assert [(r.running, r.reference) for r in readings] == [(True, REFERENCE), (False, b"")]
-    assert Slots.left_behind(tmp_path / "nothing") == []
+    assert Slots.dead_workers(tmp_path / "nothing") == []
 
 
 @contextmanager
@@ -92,7 +92,7 @@ def test_a_reading_is_of_one_job_while_the_child_goes_on(tmp_path: Path) -> None
     def child() -> None:
         for position, (started, reference) in jobs.items():
             slots.start(0, position, started, reference)
-            slots.opened(0, position)
+            slots.acquired(0, position)
             slots.stop(0)
 
     running = 0

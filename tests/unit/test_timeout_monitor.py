@@ -1,4 +1,4 @@
-"""What the watch takes from a worker whose children have no time for it."""
+"""What the timeout_monitor takes from a worker whose children have no time for it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sidestream.job.reference import row_reference
 from sidestream.worker.options import WorkerOptions
 from sidestream.worker.slots import Slots
 from sidestream.worker.state import ChildState, WorkerState
-from sidestream.worker.timeout_monitor import Watch
+from sidestream.worker.timeout_monitor import TimeoutMonitor
 
 
 def delivery(number: int) -> Delivery:
@@ -24,7 +24,7 @@ def delivery(number: int) -> Delivery:
 
 
 class Look:
-    """A watch over two children that are only states; the first one runs something since a second."""
+    """A timeout_monitor over two children that are only states; the first one runs something since a second."""
 
     def __init__(self, folder: Path) -> None:
         self.state = WorkerState(WorkerOptions("me", ("lane",), "00", folder, children=2))
@@ -33,7 +33,7 @@ class Look:
         self.handed_back: list[Delivery] = []
         settler = SimpleNamespace(hand_back=self.handed_back.extend, started=lambda *about: None)
         pool: Any = SimpleNamespace()
-        self.watch = Watch(self.state, pool, slots, settler)
+        self.timeout_monitor = TimeoutMonitor(self.state, pool, slots, settler)
         self.busy, self.idle = (ChildState(slot, None, pid=1000 + slot) for slot in range(2))  # type: ignore[arg-type]
         self.state.children = {0: self.busy, 1: self.idle}
         self.busy.batch, self.busy.deliveries = 1, [delivery(9)]
@@ -51,7 +51,7 @@ def test_what_waits_behind_a_long_lone_job_is_handed_back(look: Look) -> None:
     look.state.exclusive = look.busy
     look.state.backlog.append(delivery(1))
     look.state.alone.append(delivery(2))
-    look.watch.tick()
+    look.timeout_monitor.tick()
     assert look.handed_back == [delivery(1), delivery(2)]
     assert not look.state.backlog
     assert not look.state.alone
@@ -60,6 +60,6 @@ def test_what_waits_behind_a_long_lone_job_is_handed_back(look: Look) -> None:
 def test_a_job_that_waits_to_run_alone_keeps_its_place_while_the_others_end(look: Look) -> None:
     """Handed back, it would be claimed by the idle child at once, and others that take longer with it."""
     look.state.alone.append(delivery(2))
-    look.watch.tick()
+    look.timeout_monitor.tick()
     assert look.handed_back == []
     assert list(look.state.alone) == [delivery(2)]

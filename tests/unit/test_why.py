@@ -13,15 +13,15 @@ from sidestream.broker.protocol import Explanation, Place
 from sidestream.job.reference import direct_reference, row_reference
 from sidestream.job.rules import Limit, Pause
 from sidestream.job.states import State
-from sidestream.store.diagnosis import Facts
-from sidestream.store.job_row import StoredJob
+from sidestream.store.diagnosis import JobDiagnosis
+from sidestream.store.job_row import JobRow
 from sidestream.store.rules import Entry
 
 NOW = datetime(2030, 1, 2, 12, tzinfo=UTC)
 NOON, ONE = "2030-01-02 12:00:00 UTC", "2030-01-02 13:00:00 UTC"
 ONE_MS = int((NOW + timedelta(hours=1)).timestamp() * 1000)
-JOB = StoredJob(7, "shop.ship", "mail", "k", NOW, group="g", limit="courier:7")
-READY = Facts(JOB, State.OPEN, False, 0, None, None, None, None, False, False, None, None, NOW, None)
+JOB = JobRow(7, "shop.ship", "mail", "k", NOW, group="g", limit="courier:7")
+READY = JobDiagnosis(JOB, State.PENDING, False, 0, None, None, None, None, False, False, None, None, NOW, None)
 EARLY = replace(READY, early=True, job=replace(JOB, run_at=NOW + timedelta(hours=1)))
 HOLDERS = tuple(row_reference(b"database", n, "a", None).pack() for n in (1, 2, 3, 4, 5))
 DIRECT = direct_reference(UUID(int=1), "a", None).pack()
@@ -40,10 +40,10 @@ def limit(scope: str, name: str, value: Limit) -> Entry:
 
 
 OTHER = pause(Pause(queue="default"))
-FROM_ROW: list[tuple[Facts, list[Entry], str]] = [
+FROM_ROW: list[tuple[JobDiagnosis, list[Entry], str]] = [
     (replace(READY, state=State.DONE, ended_at=NOW), [], f"does not wait: it was done at {NOON}."),
     (
-        replace(READY, state=State.DEAD, ended_at=NOW, error="Boom.\nmore"),
+        replace(READY, state=State.FAILED, ended_at=NOW, error="Boom.\nmore"),
         [],
         f"does not wait: it failed for good at {NOON}, and its last error was: Boom.",
     ),
@@ -106,7 +106,7 @@ FROM_ROW: list[tuple[Facts, list[Entry], str]] = [
 
 
 @pytest.mark.parametrize(("facts", "entries", "sentence"), FROM_ROW)
-def test_what_the_row_and_the_rules_tell(facts: Facts, entries: list[Entry], sentence: str) -> None:
+def test_what_the_row_and_the_rules_tell(facts: JobDiagnosis, entries: list[Entry], sentence: str) -> None:
     for explanation in (None, Explanation(Place.READY)):
         assert why(facts, entries, explanation, WORKERS) == f"Job 7 {sentence}"
 
@@ -126,9 +126,9 @@ FROM_BROKER: list[tuple[Explanation | None, list[Entry], list[list[str]] | None,
         WORKERS,
         "waits for a free worker behind 12 other jobs of its group and priority in the queue 'mail'.",
     ),
-    (Explanation(Place.HANDED_OFF, consumer="w1"), [], [], "is with the worker w1, which runs it or is about to."),
+    (Explanation(Place.LEASED, worker="w1"), [], [], "is with the worker w1, which runs it or is about to."),
     (
-        Explanation(Place.PARKED),
+        Explanation(Place.UNROUTED),
         [],
         WORKERS,
         "waits until a worker is started that knows the action 'shop.ship'.",
@@ -191,7 +191,7 @@ def test_what_the_broker_adds(
 
 
 def test_a_pause_does_not_stop_what_runs() -> None:
-    told = why(READY, [pause(Pause(queue="mail"))], Explanation(Place.HANDED_OFF, consumer="w1"), WORKERS)
+    told = why(READY, [pause(Pause(queue="mail"))], Explanation(Place.LEASED, worker="w1"), WORKERS)
     assert told == "Job 7 is with the worker w1, which runs it or is about to."
 
 
@@ -227,5 +227,5 @@ def test_an_overdue_retry_names_no_past_moment(
 
 
 def test_an_error_is_told_without_its_secrets() -> None:
-    failed = replace(READY, state=State.DEAD, ended_at=NOW, error="GET /?token=hunter2 failed")
+    failed = replace(READY, state=State.FAILED, ended_at=NOW, error="GET /?token=hunter2 failed")
     assert why(failed, [], None, None).endswith("its last error was: GET /?token=*** failed.")

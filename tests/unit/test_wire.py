@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgpack
 import pytest
 
-from sidestream.job.outcome import Bury, Release, Retry
+from sidestream.job.outcome import Fail, Release, Retry
 from sidestream.worker import wire
 
 
@@ -24,11 +24,11 @@ def test_a_report_arrives_with_every_kind_of_outcome() -> None:
         4,
         True,
         [
-            wire.Finding(0, Retry(1.5, "ValueError: no", "Traceback"), 2),
-            wire.Finding(1, Bury("gone", ""), 0),
-            wire.Finding(2, Release("blocked", None, 17), -1),
-            wire.Finding(3, Release("closed", 60.0, snoozed=True), 0),
-            wire.Finding(4, Release("scheduled", 60.0, unstarted=True), 0),
+            wire.JobReport(0, Retry(1.5, "ValueError: no", "Traceback"), 2),
+            wire.JobReport(1, Fail("gone", ""), 0),
+            wire.JobReport(2, Release("blocked", None, 17), -1),
+            wire.JobReport(3, Release("closed", 60.0, snoozed=True), 0),
+            wire.JobReport(4, Release("scheduled", 60.0, unstarted=True), 0),
         ],
         {b"abcd": (4, 1234)},
         [(b"\x01next", "default", 0, 5, False, True)],
@@ -59,9 +59,9 @@ def test_the_largest_batch_fits_one_packet() -> None:
 def test_a_report_with_many_follow_up_jobs_comes_in_messages_that_fit() -> None:
     ours, theirs = wire.pair()
     jobs = [(number.to_bytes(8, "big") * 8, "q" * 63, 1 << 60, 9, True, True) for number in range(1_201)]
-    finding = wire.Finding(4, Retry(1.5, "no stock", "Traceback"), 2)
+    job_report = wire.JobReport(4, Retry(1.5, "no stock", "Traceback"), 2)
     with ours, theirs:
-        wire.send_report(ours, wire.Report(7, 5, True, [finding], {b"abcd": (1, 2)}, jobs, True, True))
+        wire.send_report(ours, wire.Report(7, 5, True, [job_report], {b"abcd": (1, 2)}, jobs, True, True))
         first, second, last = (wire.receive_report(theirs) for _ in range(3))
         ours.close()
         assert wire.receive_report(theirs) is None
@@ -69,7 +69,7 @@ def test_a_report_with_many_follow_up_jobs_comes_in_messages_that_fit() -> None:
         assert one is not None
         assert one._replace(follow_ups=[]) == wire.Report(7, 0, False, [], {}, [], False)
     assert last is not None
-    assert last._replace(follow_ups=[]) == wire.Report(7, 5, True, [finding], {b"abcd": (1, 2)}, [], True, True)
+    assert last._replace(follow_ups=[]) == wire.Report(7, 5, True, [job_report], {b"abcd": (1, 2)}, [], True, True)
     assert [*first.follow_ups, *second.follow_ups, *last.follow_ups] == jobs  # type: ignore[union-attr]
 
 

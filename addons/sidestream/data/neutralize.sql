@@ -1,7 +1,7 @@
 -- A copy of a database runs none of the original's jobs: they are cancelled here, and the copy gets an identity of its own.
 UPDATE sidestream_job
    SET state = 'cancelled', ended_at = now() AT TIME ZONE 'UTC', reason = 'Cancelled in a neutralized copy of the database.'
- WHERE state = 'open';
+ WHERE state = 'pending';
 UPDATE sidestream_meta
    SET database_uuid = gen_random_uuid(),
        instance = NULL, former = '',

@@ -13,7 +13,7 @@ class IrModuleModule(models.Model):
 
     def _sidestream_check_no_open_jobs(self):
         """Refuse to remove the tables while jobs are open in them; asked again when they are about to go."""
-        count = self.env["sidestream.job"].sudo().search_count([("state", "=", "open")])
+        count = self.env["sidestream.job"].sudo().search_count([("state", "=", "pending")])
         if count:
             raise UserError(
                 self.env._(

@@ -36,7 +36,7 @@ class SidestreamAttempt(models.Model):
     at = fields.Datetime(string="When", readonly=True)
     message = fields.Char(compute="_compute_message", help="What went wrong, or why it was handed back, in words.")
     detail = RedactedText(string="Details", readonly=True, groups="sidestream.group_manager")
-    supervisor = fields.Char(string="Worker", readonly=True, groups="sidestream.group_manager")
+    worker = fields.Char(string="Worker", readonly=True, groups="sidestream.group_manager")
 
     @api.depends("detail", "event")
     @api.depends_context("lang")

@@ -1,7 +1,7 @@
 import logging
 import threading
 
-from sidestream import SidestreamError, cancel, hasten, retry, run_now, why_waiting
+from sidestream import SidestreamError, cancel, retry, run_now, sync_to_broker, why_waiting
 
 from odoo import api, fields, models
 from odoo.exceptions import AccessError, UserError
@@ -23,7 +23,7 @@ MOST = 1000
 def _tell(database, job_ids, waiting):
     """Let Redis follow what was done to rows. Not needed for any promise: the workers look at the rows, too."""
     try:
-        hasten(settings_of(database), job_ids, waiting=waiting)
+        sync_to_broker(settings_of(database), job_ids, waiting=waiting)
     except Exception:
         _logger.exception("Redis was not told of what was done to jobs; workers find it in a few seconds.")
 
@@ -49,7 +49,7 @@ class SidestreamJob(models.Model):
         help="Jobs with the same key run one at a time, in order.",
     )
     state = JobState(
-        [("open", "Open"), ("done", "Done"), ("dead", "Failed"), ("cancelled", "Cancelled")], readonly=True
+        [("pending", "Open"), ("done", "Done"), ("failed", "Failed"), ("cancelled", "Cancelled")], readonly=True
     )
     created_at = fields.Datetime(string="Requested", readonly=True)
     run_at = fields.Datetime(string="Not Before", readonly=True)
@@ -151,7 +151,7 @@ class SidestreamJob(models.Model):
     def action_retry(self):
         """Open failed or cancelled jobs again; one that was cancelled before its time keeps that time."""
         answer = self._ask(retry, waiting=True)
-        scheduled = [job.id for job in self if job.state == "open" and job._is_early()]
+        scheduled = [job.id for job in self if job.state == "pending" and job._is_early()]
         if answer is not True or not scheduled:
             return answer
         message = self.env._(
@@ -161,7 +161,7 @@ class SidestreamJob(models.Model):
         return self._notification(message, reload=True)
 
     def action_cancel(self):
-        """Cancel open jobs; one that runs is stopped by its worker within seconds."""
+        """Cancel pending jobs; one that runs is stopped by its worker within seconds."""
         return self._ask(cancel, waiting=False)
 
     def action_run_now(self):

@@ -99,7 +99,7 @@ class SidestreamJobTold(models.Model):
 
     def _running(self):
         """Return {id: since when} of those that run; of one that began a moment ago no time is noted yet."""
-        open_ = [job.id for job in self if job.state == "open"]
+        open_ = [job.id for job in self if job.state == "pending"]
         if not open_ or not _on_replica(self.env.cr):
             return self._running_by(self.env.cr, open_)
         with self.env.registry.cursor() as cr:  # a replica knows nothing of the locks that running jobs hold
@@ -126,8 +126,8 @@ class SidestreamJobTold(models.Model):
         running = self._running()
         for job in self:
             error = job._what_went_wrong() if job.attempts > job.forgiven else None
-            if job.state != "open":
-                job.status = {"dead": job._what_went_wrong(), "cancelled": job._in_words(job.reason)}.get(job.state)
+            if job.state != "pending":
+                job.status = {"failed": job._what_went_wrong(), "cancelled": job._in_words(job.reason)}.get(job.state)
             elif job.id in running:
                 since = running[job.id]
                 took = since and self._spelled(now - since)

@@ -136,7 +136,7 @@ class Trap:
         (default_env or env).invalidate_all()  # writes what waits, forgets what is cached
         env.cr.execute(
             "SELECT id, action, payload, user_id, context, attempts FROM sidestream_job "
-            "WHERE id = %s AND state = 'open'",
+            "WHERE id = %s AND state = 'pending'",
             [job.id],
         )
         row = env.cr.fetchone()

@@ -125,8 +125,7 @@ class TestAccess(JobCase):
         for job in (self.own, self.foreign):
             for event, detail, _message in happened:
                 self.env.cr.execute(
-                    "INSERT INTO sidestream_attempt (job_id, supervisor, slot, event, detail) "
-                    "VALUES (%s, 's', 0, %s, %s)",
+                    "INSERT INTO sidestream_attempt (job_id, worker, slot, event, detail) VALUES (%s, 's', 0, %s, %s)",
                     [job.id, event, detail],
                 )
         attempts = self.env["sidestream.attempt"].with_user(self.user).search([], order="id")
@@ -155,7 +154,7 @@ class TestAccess(JobCase):
         for method in ("remember_as_superuser", "remember_as_service"):
             with self.subTest(method=method):
                 job = getattr(self.order.with_user(self.user).enqueue(), method)()
-                self.assertEqual((job.requested_by, job.state), (self.user, "open"))
+                self.assertEqual((job.requested_by, job.state), (self.user, "pending"))
                 self.assertIn(job, self.order.with_user(self.user)._sidestream_jobs())
                 self.assertTrue(self.rpc(self.user, "action_cancel", job.ids))
                 self.assertFalse(self.env["sidestream.job"].with_user(self.colleague).search([("id", "=", job.id)]))
@@ -185,12 +184,12 @@ class TestButtons(JobCase):
         self.assertIs(job.action_cancel(), True)
         self.assertEqual((job.state, job.status or ""), ("cancelled", ""))
         self.assertIs(job.action_retry(), True)
-        self.assertEqual(job.state, "open")
+        self.assertEqual(job.state, "pending")
         self.assertFalse(job.duration)
-        self.end(job, "dead", "ValueError: no: not so")
+        self.end(job, "failed", "ValueError: no: not so")
         self.assertEqual(job.status, "no: not so")
         self.assertIs(job.action_retry(), True)
-        self.assertEqual(job.state, "open")
+        self.assertEqual(job.state, "pending")
 
     def test_run_now(self):
         job = self.order.enqueue(delay=3600).remember()
@@ -203,7 +202,7 @@ class TestButtons(JobCase):
         before = job.run_at
         job.action_cancel()
         message = job.action_retry()["params"]["message"]
-        self.assertEqual((job.state, job.run_at), ("open", before))
+        self.assertEqual((job.state, job.run_at), ("pending", before))
         self.assertIn("keep the time for which they were scheduled: 1. Use Run Now", message)
         self.assertIs(job.action_run_now(), True)
         self.env.cr.execute(
@@ -230,7 +229,7 @@ class TestButtons(JobCase):
             ("reason = 'paused: modules are being installed'", "^Waits until modules are installed"),
             ("reason = 'parked: no worker here knows its action'", "^No worker knows its action"),
             ("reason = 'lost: the server closed the connection'", "^The database did not answer"),
-            ("state = 'dead', error = 'UserError: Not: so'", "^Not: so$"),
+            ("state = 'failed', error = 'UserError: Not: so'", "^Not: so$"),
             ("error = 'Address: the customer has none.'", "^Address: the customer has none.$"),
             ("error = 'It was handed back: too often'", "^It was handed back: too often$"),
             ("state = 'cancelled', reason = 'expired: it was to be started by then'", "^It had expired before"),
@@ -252,7 +251,7 @@ class TestButtons(JobCase):
         self.patch(sidestream_job_told, "running_jobs", lambda cr, ids: running & set(ids))
         for event, status in (("crashed", "^Running$"), ("started", "^Running for [0-9.]+ s$")):
             self.env.cr.execute(
-                "INSERT INTO sidestream_attempt (job_id, supervisor, slot, event) VALUES (%s, 's', 0, %s)",
+                "INSERT INTO sidestream_attempt (job_id, worker, slot, event) VALUES (%s, 's', 0, %s)",
                 [job.id, event],
             )
             self.env.invalidate_all()
@@ -267,16 +266,16 @@ class TestButtons(JobCase):
         asked = []
         self.patch(sidestream_job_told, "running_jobs", lambda cr, ids: asked.append(cr) or set(ids))
         self.patch(type(self.env.cr), "readonly", True)
-        with patch.object(self.registry, "cursor") as opened:
+        with patch.object(self.registry, "cursor") as acquired:
             self.assertEqual(job.status, "Running")
-            self.assertFalse(opened.called, "it only reads, but at the server itself")
+            self.assertFalse(acquired.called, "it only reads, but at the server itself")
             self.env.invalidate_all()
             self.patch(sidestream_job_told, "_on_replica", lambda cr: cr.readonly)
-            primary = opened.return_value.__enter__.return_value
+            primary = acquired.return_value.__enter__.return_value
             primary.fetchall.return_value = [(job.id, "crashed", None)]
             self.assertEqual(job.status, "Running")
         self.assertEqual(asked, [self.env.cr._obj, primary._obj])
-        self.assertTrue(opened.return_value.__exit__.called, "and closed")
+        self.assertTrue(acquired.return_value.__exit__.called, "and closed")
 
     def test_why_it_waits(self):
         """The engine's sentence, over a connection of its own: it does not see what this test did."""
@@ -343,7 +342,9 @@ class TestButtons(JobCase):
 
     def test_redis_is_told_once_of_however_many_jobs(self):
         asked = []
-        self.patch(sidestream_job, "hasten", lambda settings, job_ids, waiting: asked.append((job_ids, waiting)))
+        self.patch(
+            sidestream_job, "sync_to_broker", lambda settings, job_ids, waiting: asked.append((job_ids, waiting))
+        )
         sidestream_job._tell(self.env.cr.dbname, list(range(1, 151)), waiting=True)
         self.assertEqual(asked, [(list(range(1, 151)), True)])
 
@@ -352,7 +353,7 @@ class TestButtons(JobCase):
         def broken(*args, **kwargs):
             raise RuntimeError("broken")
 
-        self.patch(sidestream_job, "hasten", broken)
+        self.patch(sidestream_job, "sync_to_broker", broken)
         with self.assertLogs("odoo.addons.sidestream.models.sidestream_job", "ERROR"):
             sidestream_job._tell(self.env.cr.dbname, [1], waiting=True)
 
@@ -361,10 +362,9 @@ class TestButtons(JobCase):
         job = self.order.enqueue().deliver("home", "hunter1", **given)
         self.env.cr.execute("SELECT payload FROM sidestream_job WHERE id = %s", [job.id])
         self.assertEqual(self.env.cr.fetchone()[0].count("hunter"), 3, "the job needs them")
-        self.end(job, "dead", "ConnectionError: GET /?token=hunter4 Authorization: Bearer hunter5")
+        self.end(job, "failed", "ConnectionError: GET /?token=hunter4 Authorization: Bearer hunter5")
         self.env.cr.execute(
-            "INSERT INTO sidestream_attempt (job_id, supervisor, slot, event, detail) "
-            "VALUES (%s, 's', 0, 'failed', %s)",
+            "INSERT INTO sidestream_attempt (job_id, worker, slot, event, detail) VALUES (%s, 's', 0, 'failed', %s)",
             [job.id, "ConnectionError: secret='hunter6'\nTraceback: password=hunter7"],
         )
         self.env.invalidate_all()

@@ -18,7 +18,7 @@ from .common import JobCase
 class TestEnqueue(JobCase):
     def test_job_is_open_and_due_and_found(self):
         job = self.order.enqueue().remember()
-        self.assertEqual((job.state, job.action), ("open", "test.sidestream.order.remember"))
+        self.assertEqual((job.state, job.action), ("pending", "test.sidestream.order.remember"))
         self.assertEqual(job.queue, "default")
         self.assertFalse(job.key)
         self.assertEqual(self.order._sidestream_jobs(), job)
@@ -35,7 +35,7 @@ class TestEnqueue(JobCase):
 
     def test_no_records(self):
         job = self.env["test.sidestream.order"].enqueue().remember()
-        self.assertEqual(job.state, "open")
+        self.assertEqual(job.state, "pending")
         self.assertFalse(job.records)
         self.assertFalse(self.env["test.sidestream.order"]._sidestream_jobs())
 
@@ -295,7 +295,7 @@ class TestEnqueue(JobCase):
         self.company.sidestream_enabled = False
         for options in ({"delay": 3600}, {"run_at": "2099-01-01"}):
             job = self.order.enqueue(**options).remember()
-            self.assertEqual(job.state, "open")
+            self.assertEqual(job.state, "pending")
         self.assertFalse(self.order.note)
 
     def test_parts_are_not_committed_in_the_user_s_transaction(self):
@@ -375,7 +375,7 @@ class TestEnqueue(JobCase):
         fresh = patch.dict(enqueuing._jobs, clear=True)
         with fresh, wrong, self.assertLogs("odoo.addons.sidestream.enqueuing", "ERROR") as logged:
             job = self.order.enqueue().remember()
-            self.assertEqual(job.state, "open")
+            self.assertEqual(job.state, "pending")
             self.order.enqueue().remember()
         self.assertEqual(len(logged.output), 1)
         self.assertIn("There is no setting 'nise'.", logged.output[0])

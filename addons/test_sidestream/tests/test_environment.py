@@ -267,14 +267,14 @@ class TestEnvironment(JobCase):
                     trap.perform()
 
     def test_company_deleted(self):
-        doomed = self.env["res.company"].create({"name": "Doomed"})
-        self.user.company_ids += doomed
+        killed_for = self.env["res.company"].create({"name": "Doomed"})
+        self.user.company_ids += killed_for
         with self.trap() as trap:
-            self.order.with_user(self.user).with_company(doomed).enqueue().remember()
-            self.order.with_company(doomed).enqueue().remember_as_superuser()
-            self.user.company_ids -= doomed
-            self.env.user.company_ids -= doomed
-            doomed.sudo().unlink()
+            self.order.with_user(self.user).with_company(killed_for).enqueue().remember()
+            self.order.with_company(killed_for).enqueue().remember_as_superuser()
+            self.user.company_ids -= killed_for
+            self.env.user.company_ids -= killed_for
+            killed_for.sudo().unlink()
             for _each in trap.jobs:
                 with self.assertRaisesRegex(GiveUp, "company .* was deleted"):
                     trap.perform()

@@ -27,8 +27,8 @@ class TestModule(JobCase):
 
     def test_uninstall_without(self):
         self.end(self.order.enqueue().remember(), "done")
-        self.end(self.order.enqueue().remember(), "dead")
-        self.env.cr.execute("UPDATE sidestream_job SET state = 'cancelled' WHERE state = 'open'")
+        self.end(self.order.enqueue().remember(), "failed")
+        self.env.cr.execute("UPDATE sidestream_job SET state = 'cancelled' WHERE state = 'pending'")
         sidestream = self.env["ir.module.module"].search([("name", "=", "sidestream")])
         sidestream.button_uninstall()
         self.assertEqual(sidestream.state, "to remove")
@@ -50,7 +50,7 @@ class TestModule(JobCase):
         self.assertEqual((job.state, done.state), ("cancelled", "done"))
         self.assertIn("neutralized", job.status)
         self.assertNotEqual(self.env["sidestream.job"]._sidestream_idempotency_key(1), uuid)
-        self.assertEqual(self.order.enqueue().remember().state, "open")
+        self.assertEqual(self.order.enqueue().remember().state, "pending")
 
     def test_everything_can_be_translated(self):
         """The template holds every text of this release: make it anew with ``odoo i18n export`` (CONTRIBUTING.md)."""
@@ -85,7 +85,7 @@ class TestModule(JobCase):
 
     def test_open_and_failed_jobs_are_found_by_their_indexes(self):
         """The menu's first list: among a million that are done it must not look at those."""
-        query = self.env["sidestream.job"]._search([("state", "in", ["open", "dead"])])
+        query = self.env["sidestream.job"]._search([("state", "in", ["pending", "failed"])])
         self.env.cr.execute("SET LOCAL enable_seqscan = off; SET LOCAL enable_indexscan = off")
         self.env.cr.execute(SQL("EXPLAIN %s", query.select()))
         plan = "\n".join(line for (line,) in self.env.cr.fetchall())

@@ -62,7 +62,7 @@ class TestTrap(JobCase):
             request("ship", KeyError("what failed is rolled back"))
             trap.assert_enqueued("ship", count=0)
             [found] = trap.assert_enqueued(self.order.remember, count=1)
-            self.assertEqual((found.job.state, found.records.name), ("open", "O0"))
+            self.assertEqual((found.job.state, found.records.name), ("pending", "O0"))
             self.assertEqual(found.job.env.uid, self.user.id)
             trap.perform()
             self.assertEqual(found.job.state, "done")
@@ -124,7 +124,7 @@ class TestTrap(JobCase):
             with self.assertRaisesRegex(UserError, "It failed"):
                 trap.perform()
         self.assertFalse(self.order.note)
-        self.assertEqual(job.state, "open")
+        self.assertEqual(job.state, "pending")
 
     def test_cancelled_job_does_not_run(self):
         with self.trap() as trap:
@@ -190,7 +190,7 @@ class TestTrapOverHttp(JobCase, HttpCase):
         with self.trap() as trap:
             self.make_jsonrpc_request("/web/dataset/call_kw", call)
         [found] = trap.assert_enqueued(self.order.chain, args=(2,), count=1)
-        self.assertEqual((found.job.state, found.job.env.uid), ("open", self.user.id))
+        self.assertEqual((found.job.state, found.job.env.uid), ("pending", self.user.id))
         trap.perform()
         trap.assert_enqueued(self.order.chain, count=2)
         self.assertEqual((self.order.note, found.job.state), ("1", "done"))

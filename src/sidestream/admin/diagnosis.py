@@ -13,8 +13,8 @@ from sidestream.job.job import Job
 from sidestream.job.reference import Reference
 from sidestream.job.rules import Limit, Scope
 from sidestream.job.states import State
-from sidestream.store.diagnosis import Facts
-from sidestream.store.job_row import StoredJob
+from sidestream.store.diagnosis import JobDiagnosis
+from sidestream.store.job_row import JobRow
 from sidestream.store.rules import Entry
 
 NAMED = 3
@@ -22,7 +22,7 @@ NAMED = 3
 
 
 def why(
-    facts: Facts,
+    facts: JobDiagnosis,
     entries: Iterable[Entry],
     explanation: Explanation | None,
     workers: Sequence[Sequence[str]] | None,
@@ -40,13 +40,13 @@ def why(
     entries = list(entries)
     job = facts.job
     told = why_of_row(facts, entries)
-    running = facts.state is State.OPEN and explanation is not None and explanation.place is Place.HANDED_OFF
+    running = facts.state is State.PENDING and explanation is not None and explanation.place is Place.LEASED
     if told is not None and not running:
         return told
     if explanation is None:
         return f"Job {job.id} is ready, but Redis does not answer: a worker takes it from PostgreSQL within seconds."
     unserved = workers is not None and not any(job.queue in queues for queues in workers)
-    if unserved and explanation.place is not Place.HANDED_OFF:
+    if unserved and explanation.place is not Place.LEASED:
         return f"Job {job.id} waits because no worker that is alive serves the queue {job.queue!r}."
     return f"Job {job.id} {_placed(facts, entries, explanation, busy)}."
 
@@ -61,11 +61,11 @@ def why_direct(
     """Return the sentence for a direct job that is not over; ``workers``: the queues of direct jobs of each."""
     entries, name, now = list(entries), f"The direct job {uuid}", datetime.now(UTC)
     due = job.run_at or now
-    stored = StoredJob(0, job.action, job.queue, job.key, due, group=job.group, limit=job.limit)
-    facts = Facts(stored, State.OPEN, False, 0, None, None, None, None, False, False, None, None, now, None)
+    stored = JobRow(0, job.action, job.queue, job.key, due, group=job.group, limit=job.limit)
+    facts = JobDiagnosis(stored, State.PENDING, False, 0, None, None, None, None, False, False, None, None, now, None)
     if explanation.place is Place.NOWHERE:
         return f"{name} was lost by Redis or ends this moment; enqueue it again with its id."
-    if explanation.place is not Place.HANDED_OFF:
+    if explanation.place is not Place.LEASED:
         if job.run_at is not None and explanation.place is Place.DELAYED and now < due:
             return f"{name} is scheduled for {moment(due)}."
         entry = pausing(facts, entries)
@@ -76,18 +76,20 @@ def why_direct(
     return f"{name} {_placed(facts, entries, explanation)}."
 
 
-def _placed(facts: Facts, entries: Sequence[Entry], found: Explanation, busy: tuple[int, int] | None = None) -> str:
+def _placed(
+    facts: JobDiagnosis, entries: Sequence[Entry], found: Explanation, busy: tuple[int, int] | None = None
+) -> str:
     job = facts.job
     free = "waits for a free worker" + (f" ({busy[0]} of {busy[1]} busy)" if busy is not None else "")
     failed = f"; last error: {short(facts.error)}" if job.attempts > facts.forgiven and facts.error else ""
     match found.place:
-        case Place.HANDED_OFF:
-            return f"is with the worker {found.consumer}, which runs it or is about to"
+        case Place.LEASED:
+            return f"is with the worker {found.worker}, which runs it or is about to"
         case Place.LIMITED:
             return _limited(facts, entries, found)
         case Place.PAUSED:
             return f"is set aside because its {found.scope} was paused; it comes back by itself within seconds"
-        case Place.PARKED:
+        case Place.UNROUTED:
             return f"waits until a worker is started that knows the action {job.action!r}"
         case Place.BEHIND_KEY:
             return f"waits behind {_named(found.holders[:1]) or 'another job'} with the same key {job.key!r}"
@@ -105,7 +107,7 @@ def _placed(facts: Facts, entries: Sequence[Entry], found: Explanation, busy: tu
             return "is open and was not published yet; the reconciler does so within seconds"
 
 
-def _limited(facts: Facts, entries: Sequence[Entry], found: Explanation) -> str:
+def _limited(facts: JobDiagnosis, entries: Sequence[Entry], found: Explanation) -> str:
     job = facts.job
     names = {
         "queue": (f"the queue {job.queue!r}", job.queue),

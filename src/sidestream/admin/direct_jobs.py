@@ -13,7 +13,7 @@ from sidestream.admin.diagnosis import why_direct
 from sidestream.broker.protocol import Explanation, Place, Publication, lane
 from sidestream.broker.redis import keys
 from sidestream.broker.redis.broker import RedisBroker
-from sidestream.broker.redis.failed import DeadJob, DeadLetters
+from sidestream.broker.redis.failed import FailedDirectJob, FailedDirectJobs
 from sidestream.broker.redis.inspect import RedisInspector
 from sidestream.job.codec import peek, to_ms
 from sidestream.job.errorgroup import error_group
@@ -24,7 +24,17 @@ from sidestream.store import rules
 from sidestream.store.bulk import LOT, ErrorGroup, Filter
 from sidestream.wiring.client import build_broker, store_cursor, store_url
 
-__all__ = ("DeadJob", "DirectGroup", "DirectJob", "cancel", "change_dead", "error_groups", "find", "merged", "reopen")
+__all__ = (
+    "DirectGroup",
+    "DirectJob",
+    "FailedDirectJob",
+    "cancel",
+    "change_failed",
+    "error_groups",
+    "find",
+    "merged",
+    "retry_failed",
+)
 
 MOST_ACTIONS = 10
 """Most actions that are named of jobs whose errors are alike."""
@@ -32,7 +42,7 @@ MOST_ACTIONS = 10
 
 @dataclass(frozen=True, slots=True)
 class DirectGroup:
-    """Dead direct jobs whose errors are alike; as :class:`~sidestream.store.bulk.ErrorGroup`, but named by a uuid."""
+    """Failed direct jobs whose errors are alike; as :class:`~sidestream.store.bulk.ErrorGroup`, but named by a uuid."""
 
     error_group: str
     count: int
@@ -54,10 +64,10 @@ class DirectJob:
     why: str
 
 
-def find(settings: Settings, uuid: UUID) -> DirectJob | DeadJob | None:
+def find(settings: Settings, uuid: UUID) -> DirectJob | FailedDirectJob | None:
     """Return a direct job; None when Redis holds none of that id (it is done, discarded, or never was)."""
     with _broker(settings) as broker:
-        dead = DeadLetters(broker).get(uuid)
+        dead = FailedDirectJobs(broker).get(uuid)
         if dead is not None:
             return dead
         payload = broker.connection.run("HGET", keys.direct(broker.prefix), uuid.bytes)
@@ -85,17 +95,17 @@ def cancel(settings: Settings, uuid: UUID) -> bool:
         return payload is not None and broker.discard(_publication(uuid, peek(payload)))
 
 
-def reopen(settings: Settings, uuid: UUID) -> bool:
-    """Open a dead direct job again, due now; False when it is not among the dead."""
+def retry_failed(settings: Settings, uuid: UUID) -> bool:
+    """Retry a failed direct job, due now; False when it is not among the dead."""
     with _broker(settings) as broker:
-        return DeadLetters(broker).reopen([uuid]) == 1
+        return FailedDirectJobs(broker).retry_failed([uuid]) == 1
 
 
 def error_groups(settings: Settings, only: Filter) -> list[DirectGroup]:
-    """Return the dead direct jobs by what their errors share, the most frequent first."""
-    groups: dict[str, list[DeadJob]] = {}
+    """Return the failed direct jobs by what their errors share, the most frequent first."""
+    groups: dict[str, list[FailedDirectJob]] = {}
     with _broker(settings) as broker:
-        for dead in DeadLetters(broker):
+        for dead in FailedDirectJobs(broker):
             if _fits(dead, only):
                 groups.setdefault(error_group(dead.error), []).append(dead)
     found = []
@@ -111,15 +121,15 @@ def error_groups(settings: Settings, only: Filter) -> list[DirectGroup]:
     return sorted(found, key=lambda group: (-group.count, group.error_group))
 
 
-def change_dead(settings: Settings, only: Filter, *, again: bool) -> Iterator[int]:
-    """Open the dead direct jobs that fit again, or forget them; give how many it were after each lot."""
+def change_failed(settings: Settings, only: Filter, *, again: bool) -> Iterator[int]:
+    """Retry the failed direct jobs that fit, or forget them; give how many it were after each lot."""
     with _broker(settings) as broker:
-        letters = DeadLetters(broker)
+        letters = FailedDirectJobs(broker)
         # All are read before the first is changed: one that dies again meanwhile is left.
         uuids = [dead.uuid for dead in letters if _fits(dead, only)]
         for at in range(0, len(uuids), LOT):
             lot = uuids[at : at + LOT]
-            yield letters.reopen(lot) if again else letters.scrap(lot)
+            yield letters.retry_failed(lot) if again else letters.delete_failed(lot)
 
 
 def merged(rows: list[ErrorGroup], direct: list[DirectGroup]) -> list[ErrorGroup | DirectGroup]:
@@ -146,7 +156,7 @@ def _publication(uuid: UUID, job: Job) -> Publication:
     )
 
 
-def _fits(dead: DeadJob, only: Filter) -> bool:
+def _fits(dead: FailedDirectJob, only: Filter) -> bool:
     job = dead.job
     return (
         (only.error_group is None or error_group(dead.error) == only.error_group)

@@ -13,11 +13,11 @@ from sidestream.errors import BrokerError
 from sidestream.relay.queue import CHUNK_SIZE
 from sidestream.settings import Settings
 from sidestream.store import diagnosis, job_row, rules, schema
-from sidestream.store.job_row import StoredJob
+from sidestream.store.job_row import JobRow
 from sidestream.wiring.client import build_broker, store_cursor
 
 
-def hasten(settings: Settings, job_ids: Sequence[int], *, waiting: bool) -> bool:
+def sync_to_broker(settings: Settings, job_ids: Sequence[int], *, waiting: bool) -> bool:
     """Make Redis follow at once what a person did to rows, and return whether it could be told.
 
     Their old references are taken from where they wait; when ``waiting``, the jobs are published as their rows now
@@ -26,16 +26,14 @@ def hasten(settings: Settings, job_ids: Sequence[int], *, waiting: bool) -> bool
     """
     with store_cursor(settings) as cursor:
         database, found = schema.identify(cursor), job_row.find_all(cursor, job_ids)
-    return _hasten(settings, database, found, waiting=waiting)
+    return _sync(settings, database, found, waiting=waiting)
 
 
-
-def hasten_all(settings: Settings, jobs: Sequence[StoredJob], *, waiting: bool) -> bool:
-    """Do as :func:`hasten` for rows that were read after the change."""
+def sync_all_to_broker(settings: Settings, jobs: Sequence[JobRow], *, waiting: bool) -> bool:
+    """Do as :func:`sync_to_broker` for rows that were read after the change."""
     with store_cursor(settings) as cursor:
         database = schema.identify(cursor)
-    return _hasten(settings, database, jobs, waiting=waiting)
-
+    return _sync(settings, database, jobs, waiting=waiting)
 
 
 def reprioritize(settings: Settings, job_id: int) -> bool:
@@ -43,8 +41,7 @@ def reprioritize(settings: Settings, job_id: int) -> bool:
     with store_cursor(settings) as cursor:
         database, found = schema.identify(cursor), job_row.find_all(cursor, [job_id])
     publications = [_publication(database, row) for row in found]
-    return _tell(settings, lambda broker: [broker.move(one, one.priority) for one in publications])
-
+    return _tell(settings, lambda broker: [broker.reprioritize(one, one.priority) for one in publications])
 
 
 def why_waiting(settings: Settings, job_id: int) -> str | None:
@@ -75,7 +72,6 @@ def why_waiting(settings: Settings, job_id: int) -> str | None:
     return why(facts, entries, explanation, serving, busy)
 
 
-
 def _busy(announced: Sequence[str]) -> tuple[int, int] | None:
     """Return how many children of the workers that announced this run a job, and how many there are; None: unknown."""
     running, children = 0, 0
@@ -88,19 +84,17 @@ def _busy(announced: Sequence[str]) -> tuple[int, int] | None:
     return (min(running, children), children) if children else None
 
 
-
 def announced_workers(settings: Settings) -> Sequence[tuple[str, tuple[str, ...], str, int]]:
     """Return (name, lanes, info as JSON, Unix milliseconds until which it holds) of each worker that Redis knows."""
     broker = build_broker(settings)
     try:
         found = RedisInspector(broker.connection).workers()
-        return [(one.consumer, one.lanes, one.info, one.until_ms) for one in found]
+        return [(one.worker, one.lanes, one.info, one.until_ms) for one in found]
     finally:
         broker.close()
 
 
-
-def _hasten(settings: Settings, database: schema.Database, jobs: Sequence[StoredJob], *, waiting: bool) -> bool:
+def _sync(settings: Settings, database: schema.Database, jobs: Sequence[JobRow], *, waiting: bool) -> bool:
     publications = [_publication(database, row) for row in jobs]
 
     def tell(broker: Broker) -> None:
@@ -111,7 +105,6 @@ def _hasten(settings: Settings, database: schema.Database, jobs: Sequence[Stored
                 broker.publish(publications[at : at + CHUNK_SIZE])
 
     return _tell(settings, tell)
-
 
 
 def _tell(settings: Settings, tell: Callable[[Broker], object]) -> bool:
@@ -128,8 +121,7 @@ def _tell(settings: Settings, tell: Callable[[Broker], object]) -> bool:
     return True
 
 
-
-def _publication(database: schema.Database, row: StoredJob) -> Publication:
+def _publication(database: schema.Database, row: JobRow) -> Publication:
     return Publication(
         row.reference(database),
         lane(database.tag, row.queue),
@@ -137,4 +129,3 @@ def _publication(database: schema.Database, row: StoredJob) -> Publication:
         attempted=row.attempted,
         priority=row.priority,
     )
-

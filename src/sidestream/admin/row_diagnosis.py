@@ -8,17 +8,17 @@ from datetime import datetime
 from sidestream.job.rules import Pause
 from sidestream.job.states import State
 from sidestream.redaction import redact_text
-from sidestream.store.diagnosis import Facts
+from sidestream.store.diagnosis import JobDiagnosis
 from sidestream.store.rules import Entry
 
 ERROR_SHOWN = 200
 """Longest piece of an error in a sentence, in characters."""
 
 
-def why_of_row(facts: Facts, entries: Iterable[Entry]) -> str | None:
+def why_of_row(facts: JobDiagnosis, entries: Iterable[Entry]) -> str | None:
     """Return the sentence; None when nothing in PostgreSQL keeps the job from starting."""
     job = facts.job
-    if facts.state is not State.OPEN:
+    if facts.state is not State.PENDING:
         return _ended(facts)
     if facts.cancelling:
         return f"Job {job.id} is being cancelled: a person asked for it, and its worker has not carried it out yet."
@@ -41,7 +41,7 @@ def why_of_row(facts: Facts, entries: Iterable[Entry]) -> str | None:
     return None
 
 
-def pausing(facts: Facts, entries: Iterable[Entry]) -> Entry | None:
+def pausing(facts: JobDiagnosis, entries: Iterable[Entry]) -> Entry | None:
     """Return the pause that holds the job back, the widest first; None when nothing is paused."""
     job = facts.job
     by_pause = {entry.pause: entry for entry in entries if entry.pause is not None}
@@ -73,19 +73,19 @@ def moment(when: datetime) -> str:
     return f"{when:%Y-%m-%d %H:%M:%S} UTC"
 
 
-def _ended(facts: Facts) -> str:
+def _ended(facts: JobDiagnosis) -> str:
     job, at = facts.job, f" at {moment(facts.ended_at)}" if facts.ended_at is not None else ""
     match facts.state:
         case State.DONE:
             return f"Job {job.id} does not wait: it was done{at}."
-        case State.DEAD:
+        case State.FAILED:
             return f"Job {job.id} does not wait: it failed for good{at}, and its last error was: {short(facts.error)}."
         case _:
             reason = f", because: {short(facts.reason)}" if facts.reason else ""
             return f"Job {job.id} does not wait: it was cancelled{at}{reason}."
 
 
-def _early(facts: Facts) -> str:
+def _early(facts: JobDiagnosis) -> str:
     job = facts.job
     if job.attempts > facts.forgiven:
         failed = job.attempts - facts.forgiven

@@ -139,9 +139,9 @@ def _worker_settings(settings: Settings, redis_url: str, url: str | None, key: s
 @contextmanager
 def _schema(url: str) -> Iterator[tuple[str, psycopg.Connection[Any]]]:
     """Make the schema; give the server's description and a connection that sees nothing but it."""
-    keeper: psycopg.Connection[Any] = adapter.connect(url, APPLICATION_NAME, autocommit=True)
+    task: psycopg.Connection[Any] = adapter.connect(url, APPLICATION_NAME, autocommit=True)
     try:
-        with closing(keeper), keeper.cursor() as cursor:
+        with closing(task), task.cursor() as cursor:
             scratch_tables.make(cursor)
             try:
                 described = scratch_tables.describe(cursor)

@@ -28,7 +28,7 @@ from sidestream.broker.protocol import (
     from_fallback,
 )
 from sidestream.clock import Clock
-from sidestream.errors import BrokerError, BrokerFull, BrokerUnavailable, BrokerUnsuitable, GenerationMoved
+from sidestream.errors import BrokerError, BrokerFull, BrokerUnavailable, BrokerUnsuitable, StaleGeneration
 from sidestream.job.reference import NO_TAG8
 from sidestream.job.rules import Rules
 
@@ -146,9 +146,9 @@ class FailoverBroker:
             self._probing = True
         try:
             # Names the generation that we know, unlike generation(): if Redis was emptied meanwhile, the next claim is
-            # still answered "moved", and the supervisor states anew what it holds.
-            self._primary.known(NO_TAG8, 0)
-        except GenerationMoved:
+            # still answered "moved", and the worker states anew what it holds.
+            self._primary.published(NO_TAG8, 0)
+        except StaleGeneration:
             self._mark_back()
         except BrokerError:
             with self._lock:
@@ -167,9 +167,9 @@ class FailoverBroker:
         """In the primary."""
         return self._ask(lambda: self._primary.begin_generation(databases))
 
-    def mark_built(self, database: bytes) -> None:
+    def mark_synced(self, database: bytes) -> None:
         """In the primary."""
-        self._ask(lambda: self._primary.mark_built(database))
+        self._ask(lambda: self._primary.mark_synced(database))
 
     def configure(self, database: bytes, rules: Rules) -> bool:
         """In both: the fallback reads the rows' own rules as well, and the newest govern it."""
@@ -178,35 +178,35 @@ class FailoverBroker:
         return self._ask(lambda: self._primary.configure(database, rules))
 
     def announce(
-        self, consumer: str, lanes: Sequence[str], info: str, ttl_ms: int, actions: frozenset[bytes] | None = None
+        self, worker: str, lanes: Sequence[str], info: str, ttl_ms: int, actions: frozenset[bytes] | None = None
     ) -> None:
-        """To both: the fallback hands out no action that the consumer does not know."""
+        """To both: the fallback hands out no action that the worker does not know."""
         if self._fallback is not None:
-            self._fallback.announce(consumer, lanes, info, ttl_ms, actions)
-        self._ask(lambda: self._primary.announce(consumer, lanes, info, ttl_ms, actions))
+            self._fallback.announce(worker, lanes, info, ttl_ms, actions)
+        self._ask(lambda: self._primary.announce(worker, lanes, info, ttl_ms, actions))
 
-    def withdraw(self, consumer: str, lanes: Sequence[str]) -> None:
+    def withdraw(self, worker: str, lanes: Sequence[str]) -> None:
         """From the primary."""
-        self._ask(lambda: self._primary.withdraw(consumer, lanes))
+        self._ask(lambda: self._primary.withdraw(worker, lanes))
 
     def publish(self, jobs: Sequence[Publication], *, force: bool = False) -> int:
         """To the primary only: the fallback reads the rows themselves."""
         return self._ask(lambda: self._primary.publish(jobs, force=force))
 
     def claim(
-        self, consumer: str, lanes: Sequence[str], *, free: int, prefetch: int = 0, wait_ms: int = 0
+        self, worker: str, lanes: Sequence[str], *, free: int, prefetch: int = 0, wait_ms: int = 0
     ) -> list[Delivery]:
         """From the primary if it is in use, else from the fallback; without one the primary's error comes out.
 
         Raises:
-            GenerationMoved: Also when the primary is back and does not know yet what the fallback gave.
+            StaleGeneration: Also when the primary is back and does not know yet what the fallback gave.
         """
         turn = self._turn
         if self._outage is None:
             if self._unstated and self._from_fallback:
-                raise GenerationMoved("The broker is back; it has to be told which jobs were taken from PostgreSQL.")
+                raise StaleGeneration("The broker is back; it has to be told which jobs were taken from PostgreSQL.")
             try:
-                found = self._primary.claim(consumer, lanes, free=free, prefetch=prefetch, wait_ms=wait_ms)
+                found = self._primary.claim(worker, lanes, free=free, prefetch=prefetch, wait_ms=wait_ms)
             except (BrokerUnavailable, BrokerFull, BrokerUnsuitable) as error:
                 self._mark_away(error, turn)
                 if self._fallback is None:
@@ -215,20 +215,20 @@ class FailoverBroker:
                 return self._take_in(lanes, found, self._from_primary, self._from_fallback)
         if self._fallback is None:
             raise self._absent()
-        found = self._fallback.claim(consumer, lanes, free=free, prefetch=prefetch, wait_ms=wait_ms)
+        found = self._fallback.claim(worker, lanes, free=free, prefetch=prefetch, wait_ms=wait_ms)
         self._unstated = self._unstated or bool(found)
         return self._take_in(lanes, found, self._from_fallback, self._from_primary)
 
-    def renew(self, consumer: str, lanes: Sequence[str], leases: Sequence[Lease]) -> list[Lease]:
+    def renew(self, worker: str, lanes: Sequence[str], leases: Sequence[Lease]) -> list[Lease]:
         """With the giver of each; the fallback's are renewed even when the primary then raises."""
         theirs = [lease for lease in leases if lease.entry.startswith(FALLBACK_PREFIX)]
         ours = leases if not theirs else [lease for lease in leases if not lease.entry.startswith(FALLBACK_PREFIX)]
         lost: list[Lease] = []
         if theirs and self._fallback is not None:
-            lost += self._fallback.renew(consumer, lanes, theirs)
+            lost += self._fallback.renew(worker, lanes, theirs)
             self._unstated = True  # the primary refused to take them over; by now it may
         if ours:
-            lost += self._ask(lambda: self._primary.renew(consumer, lanes, ours))
+            lost += self._ask(lambda: self._primary.renew(worker, lanes, ours))
         if lost:
             gone = set(lost)
             with self._lock:
@@ -281,17 +281,17 @@ class FailoverBroker:
             ),
         )
 
-    def bury(self, lanes: Sequence[str], delivery: Delivery, error: str) -> bool:
+    def fail(self, lanes: Sequence[str], delivery: Delivery, error: str) -> bool:
         """With the giver."""
-        return self._end(delivery, lambda broker: broker.bury(lanes, delivery, error))
+        return self._end(delivery, lambda broker: broker.fail(lanes, delivery, error))
 
-    def reclaim(self, consumer: str, lanes: Sequence[str], *, lease_ms: int, grace_ms: int, cursor: str) -> Reclaimed:
+    def reclaim(self, worker: str, lanes: Sequence[str], *, lease_ms: int, grace_ms: int, cursor: str) -> Reclaimed:
         """From the primary: leases of the fallback are row locks, which end with their session."""
         return self._ask(
-            lambda: self._primary.reclaim(consumer, lanes, lease_ms=lease_ms, grace_ms=grace_ms, cursor=cursor)
+            lambda: self._primary.reclaim(worker, lanes, lease_ms=lease_ms, grace_ms=grace_ms, cursor=cursor)
         )
 
-    def reassert(self, consumer: str, lanes: Sequence[str], deliveries: Sequence[Delivery]) -> list[Delivery]:
+    def reassert(self, worker: str, lanes: Sequence[str], deliveries: Sequence[Delivery]) -> list[Delivery]:
         """State all to the primary: what the fallback gave is the primary's from then on, unless it refuses it.
 
         A job that ended under a lease of the primary, and was taken from the fallback since, is stated once the primary
@@ -302,7 +302,7 @@ class FailoverBroker:
         theirs = [delivery for delivery in deliveries if from_fallback(delivery)]
         ours = [d for d in deliveries if not from_fallback(d) or d.reference not in untold]
         self._unstated = False
-        again = self._ask(lambda: self._primary.reassert(consumer, lanes, ours))
+        again = self._ask(lambda: self._primary.reassert(worker, lanes, ours))
         taken = {delivery.reference for delivery in again}
         with self._lock:
             self._from_primary.update((delivery.reference, delivery) for delivery in again)
@@ -312,9 +312,9 @@ class FailoverBroker:
             self._ended(moved)
         return again + [delivery for delivery in theirs if delivery.reference not in taken]
 
-    def known(self, database: bytes, chunk: int) -> bytes:
+    def published(self, database: bytes, chunk: int) -> bytes:
         """Of the primary."""
-        return self._ask(lambda: self._primary.known(database, chunk))
+        return self._ask(lambda: self._primary.published(database, chunk))
 
     def locate(self, jobs: Sequence[Publication]) -> list[Place]:
         """In the primary."""
@@ -330,9 +330,9 @@ class FailoverBroker:
             return self._fallback.explain(job)
         return self._ask(lambda: self._primary.explain(job))
 
-    def move(self, job: Publication, priority: int) -> bool:
+    def reprioritize(self, job: Publication, priority: int) -> bool:
         """In the primary: the fallback reads the rows' own priorities."""
-        return self._ask(lambda: self._primary.move(job, priority))
+        return self._ask(lambda: self._primary.reprioritize(job, priority))
 
     def discard(self, job: Publication) -> bool:
         """From the primary."""

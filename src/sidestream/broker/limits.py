@@ -1,6 +1,6 @@
 """Limits held in one process: who has a slot of what, and how full each token bucket is. For one database.
 
-The memory broker keeps its limits here, and the PostgreSQL broker those of its own supervisor while Redis is away.
+The memory broker keeps its limits here, and the PostgreSQL broker those of its own worker while Redis is away.
 """
 
 from __future__ import annotations

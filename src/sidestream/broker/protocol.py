@@ -26,13 +26,13 @@ class Capability(StrEnum):
 
     DIRECT = "direct"  # carries jobs that have no row
     LEASES = "leases"  # leases outlive the process that took them and can be reclaimed
-    KNOWN = "known"  # remembers which row ids it was given
+    PUBLISHED = "published"  # remembers which row ids it was given
     SHARED = "shared"  # several processes see the same contents
-    PRIORITIES = "priorities"  # priority within a queue, ageing, weights of queues
+    PRIORITIES = "priorities"  # priority within a queue, aging, weights of queues
     GROUPS = "groups"  # groups are served in rotation by weight
     LIMITS = "limits"  # concurrency and rate, by parking and waking
     PAUSES = "pauses"  # of a queue, an action, a group, an action of a group
-    PARKING = "parking"  # an action that the claimer does not know waits until somebody knows it
+    ROUTING = "routing"  # an action that the claimer does not know waits until somebody knows it
 
 
 def lane(database: bytes, queue: str) -> str:
@@ -67,7 +67,7 @@ class Lease(NamedTuple):
     #: The hand-off: never given out twice, whoever takes a delivery over gets a new one.
     entry: bytes
     #: Who holds it.
-    consumer: str
+    worker: str
     #: How often it was handed out; a reclaim raises it.
     deliveries: int
 
@@ -108,8 +108,8 @@ class Generation(NamedTuple):
     number: int
     #: Changes when the server process or its replication history changes, with the contents kept.
     run_id: str
-    #: Of the databases that were asked about (16 hex digits each): whose open rows were all published in it.
-    built: frozenset[str]
+    #: Of the databases that were asked about (16 hex digits each): whose pending rows were all published in it.
+    synced: frozenset[str]
 
 
 class Reclaimed(NamedTuple):
@@ -117,7 +117,7 @@ class Reclaimed(NamedTuple):
 
     #: Pass it to the next call; "0-0" when the round is complete.
     cursor: str
-    #: Deliveries now held by the reclaimer, each with the consumer that lost it.
+    #: Deliveries now held by the reclaimer, each with the worker that lost it.
     deliveries: Sequence[tuple[Delivery, str]]
 
 
@@ -128,10 +128,10 @@ class Place(StrEnum):
     READY = "ready"
     DELAYED = "delayed"
     BEHIND_KEY = "behind key"
-    HANDED_OFF = "handed off"
+    LEASED = "leased"
     LIMITED = "limited"
     PAUSED = "paused"
-    PARKED = "parked"
+    UNROUTED = "unrouted"
 
 
 class Explanation(NamedTuple):
@@ -145,7 +145,7 @@ class Explanation(NamedTuple):
     #: Delayed, or limited by a rate: Unix milliseconds at which it goes on; else 0.
     until_ms: int = 0
     #: Handed off: who holds it.
-    consumer: str = ""
+    worker: str = ""
     #: Ready: how many stand before it in its own group and priority.
     rank: int = 0
 
@@ -154,7 +154,7 @@ class Broker(Protocol):
     """Where references wait and who holds them.
 
     Every method may raise :class:`~sidestream.errors.BrokerUnavailable`, :class:`~sidestream.errors.BrokerUnsuitable`,
-    :class:`~sidestream.errors.BrokerFull` or :class:`~sidestream.errors.GenerationMoved`, and nothing else of its
+    :class:`~sidestream.errors.BrokerFull` or :class:`~sidestream.errors.StaleGeneration`, and nothing else of its
     client library. All methods are bounded in time by the broker's own time-outs and safe to call from several threads.
     """
 
@@ -163,7 +163,7 @@ class Broker(Protocol):
     def generation(self, databases: Sequence[bytes] = ()) -> Generation:
         """Return the current generation and remember its number for the calls that follow (no write).
 
-        ``databases``: of which it is to say whether they are built (8 bytes each).
+        ``databases``: of which it is to say whether they are synced (8 bytes each).
         """
         ...
 
@@ -171,30 +171,30 @@ class Broker(Protocol):
         """Begin a generation if there is none (the first caller wins), then as :meth:`generation`."""
         ...
 
-    def mark_built(self, database: bytes) -> None:
-        """State that all open rows of ``database`` were published in this generation."""
+    def mark_synced(self, database: bytes) -> None:
+        """State that all pending rows of ``database`` were published in this generation."""
         ...
 
     def configure(self, database: bytes, rules: Rules) -> bool:
         """Let ``rules`` govern the lanes of ``database`` from now on; False when newer ones do so already.
 
         In a new generation nothing of a database is claimed before its rules were given, and nothing that a limit
-        concerns before :meth:`mark_built`: until then supervisors state what they hold. Rules with the same version
+        concerns before :meth:`mark_synced`: until then workers state what they hold. Rules with the same version
         are given again after every loss; what is paused or limited no longer is woken in bounded lots.
         """
         ...
 
     def announce(
-        self, consumer: str, lanes: Sequence[str], info: str, ttl_ms: int, actions: frozenset[bytes] | None = None
+        self, worker: str, lanes: Sequence[str], info: str, ttl_ms: int, actions: frozenset[bytes] | None = None
     ) -> None:
-        """Tell that ``consumer`` is alive and serves ``lanes``; ``info`` is JSON for people; gone after ``ttl_ms``.
+        """Tell that ``worker`` is alive and serves ``lanes``; ``info`` is JSON for people; gone after ``ttl_ms``.
 
         ``actions``: tags of the actions that it knows, it is handed no others; None: it takes any. A job whose action
-        its claimer does not know is parked until an announced consumer of its lane knows it, and handed to that one.
+        its claimer does not know is parked until an announced worker of its lane knows it, and handed to that one.
         """
         ...
 
-    def withdraw(self, consumer: str, lanes: Sequence[str]) -> None:
+    def withdraw(self, worker: str, lanes: Sequence[str]) -> None:
         """Take the announcement back (at a clean stop, after everything held was released)."""
         ...
 
@@ -209,20 +209,20 @@ class Broker(Protocol):
         ...
 
     def claim(
-        self, consumer: str, lanes: Sequence[str], *, free: int, prefetch: int = 0, wait_ms: int = 0
+        self, worker: str, lanes: Sequence[str], *, free: int, prefetch: int = 0, wait_ms: int = 0
     ) -> list[Delivery]:
-        """Hand up to ``free`` jobs to ``consumer``, and up to ``prefetch`` more that have neither key nor limit.
+        """Hand up to ``free`` jobs to ``worker``, and up to ``prefetch`` more that have neither key nor limit.
 
         Lanes take turns by weight; in a lane the lowest priority number goes first, but every second turn belongs to
-        a lower one whose next job has been ready for longer than the rules' ageing; of a priority, groups take turns by
+        a lower one whose next job has been ready for longer than the rules' aging; of a priority, groups take turns by
         weight; of a group, the oldest first-ready time goes first, ties by id. Nothing paused, limited or unknown to
-        the consumer is handed out: it is moved to where its reason waits (at most 100 a call) and woken from there. A
+        the worker is handed out: it is moved to where its reason waits (at most 100 a call) and woken from there. A
         keyed job is handed out only while it is the head of its key. When there is nothing, wait up to ``wait_ms`` (or
         until something is due) for a first one.
         """
         ...
 
-    def renew(self, consumer: str, lanes: Sequence[str], leases: Sequence[Lease]) -> list[Lease]:
+    def renew(self, worker: str, lanes: Sequence[str], leases: Sequence[Lease]) -> list[Lease]:
         """Restart the lease time of each; return those that are no longer ours (``lost``)."""
         ...
 
@@ -245,7 +245,7 @@ class Broker(Protocol):
         """Hand one back; return how often it was released since it was last started, or -1 when the lease was lost.
 
         ``delay_ms`` 0 puts it back at its old place, a number delays it, None lets the delay grow with the releases
-        (50 ms doubling to 30 s). ``blocked_by`` is the smallest open id of its key: the job goes back behind the key.
+        (50 ms doubling to 30 s). ``blocked_by``: the smallest pending id of its key; the job goes back behind the key.
         The ``charge_*`` marks count for direct jobs (rows are charged by the store) and restart the release count; a
         retry is a release with ``charge_attempt`` and a delay, and keeps the head of its key. ``count=False`` does not
         count the release (a worker that stops, a prefetched job that comes back). ``unstarted``: it is not due before
@@ -253,11 +253,11 @@ class Broker(Protocol):
         """
         ...
 
-    def bury(self, lanes: Sequence[str], delivery: Delivery, error: str) -> bool:
+    def fail(self, lanes: Sequence[str], delivery: Delivery, error: str) -> bool:
         """End a direct job as dead, its bytes and ``error`` kept; return False when the lease was lost."""
         ...
 
-    def reclaim(self, consumer: str, lanes: Sequence[str], *, lease_ms: int, grace_ms: int, cursor: str) -> Reclaimed:
+    def reclaim(self, worker: str, lanes: Sequence[str], *, lease_ms: int, grace_ms: int, cursor: str) -> Reclaimed:
         """Take over up to 100 deliveries of these lanes whose lease ran out; the caller decides on each, then releases.
 
         Does nothing for ``grace_ms`` after a gap in all calls of more than half of ``lease_ms``: their owners could
@@ -265,11 +265,11 @@ class Broker(Protocol):
         """
         ...
 
-    def reassert(self, consumer: str, lanes: Sequence[str], deliveries: Sequence[Delivery]) -> list[Delivery]:
-        """In a new generation: state what ``consumer`` holds; return the deliveries under their new leases."""
+    def reassert(self, worker: str, lanes: Sequence[str], deliveries: Sequence[Delivery]) -> list[Delivery]:
+        """In a new generation: state what ``worker`` holds; return the deliveries under their new leases."""
         ...
 
-    def known(self, database: bytes, chunk: int) -> bytes:
+    def published(self, database: bytes, chunk: int) -> bytes:
         """Return the known bits of ids from ``chunk * CHUNK``, most significant bit first, maybe shorter or empty."""
         ...
 
@@ -289,7 +289,7 @@ class Broker(Protocol):
         """Say where one reference is and what it waits for."""
         ...
 
-    def move(self, job: Publication, priority: int) -> bool:
+    def reprioritize(self, job: Publication, priority: int) -> bool:
         """Give a waiting reference another priority; False when it is handed off or nowhere."""
         ...
 

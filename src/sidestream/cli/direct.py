@@ -11,7 +11,7 @@ from sidestream.cli.output import fail, print_facts, print_json, print_line
 from sidestream.errors import InvalidJob
 
 if TYPE_CHECKING:
-    from sidestream.admin.direct_jobs import DeadJob, DirectJob
+    from sidestream.admin.direct_jobs import DirectJob, FailedDirectJob
     from sidestream.settings import Settings
 
 _SHOWN = ("action", "queue", "key", "group", "limit", "priority", "run_at", "expires_at", "args", "kwargs")
@@ -41,10 +41,10 @@ def show(settings: Settings, uuid: UUID, *, as_json: bool) -> None:
 
 def why(settings: Settings, uuid: UUID) -> str:
     """Return the sentence."""
-    from sidestream.admin.direct_jobs import DeadJob
+    from sidestream.admin.direct_jobs import FailedDirectJob
 
     found = _found(settings, uuid)
-    if isinstance(found, DeadJob):
+    if isinstance(found, FailedDirectJob):
         error = found.error.strip().partition("\n")[0].rstrip(".") or "not told"
         at = f"{_at(found):%Y-%m-%d %H:%M:%S} UTC"
         return f"The direct job {uuid} does not wait: it failed for good at {at}, and its last error was: {error}."
@@ -52,7 +52,7 @@ def why(settings: Settings, uuid: UUID) -> str:
 
 
 def change(settings: Settings, uuid: UUID, wanted: str, *, as_json: bool) -> None:
-    """Cancel one that waits, or open a dead one again."""
+    """Cancel one that waits, or retry a failed one."""
     from sidestream.admin import direct_jobs
 
     if wanted == "run-now":
@@ -61,7 +61,7 @@ def change(settings: Settings, uuid: UUID, wanted: str, *, as_json: bool) -> Non
         done, words = direct_jobs.cancel(settings, uuid), "is cancelled and forgotten"
         refused = f"The direct job {uuid} does not wait: it runs, is dead, is over, or never was."
     else:
-        done, words = direct_jobs.reopen(settings, uuid), "is open again and due now"
+        done, words = direct_jobs.retry_failed(settings, uuid), "is open again and due now"
         refused = f"The direct job {uuid} is not among the dead; list them with 'sidestream dead'."
     if not done:
         fail(refused)
@@ -71,7 +71,7 @@ def change(settings: Settings, uuid: UUID, wanted: str, *, as_json: bool) -> Non
         print_line(f"The direct job {uuid} {words}.")
 
 
-def _found(settings: Settings, uuid: UUID) -> DirectJob | DeadJob:
+def _found(settings: Settings, uuid: UUID) -> DirectJob | FailedDirectJob:
     from sidestream.admin.direct_jobs import find
 
     found = find(settings, uuid)
@@ -80,11 +80,14 @@ def _found(settings: Settings, uuid: UUID) -> DirectJob | DeadJob:
     return found
 
 
-def _facts(found: DirectJob | DeadJob) -> dict[str, Any]:
-    from sidestream.admin.direct_jobs import DeadJob
+def _facts(found: DirectJob | FailedDirectJob) -> dict[str, Any]:
+    from sidestream.admin.direct_jobs import FailedDirectJob
 
-    facts: dict[str, Any] = {"id": str(found.uuid), "state": "dead" if isinstance(found, DeadJob) else "open"}
-    if isinstance(found, DeadJob):
+    facts: dict[str, Any] = {
+        "id": str(found.uuid),
+        "state": "failed" if isinstance(found, FailedDirectJob) else "pending",
+    }
+    if isinstance(found, FailedDirectJob):
         facts |= {"error": found.error, "ended_at": _at(found), "attempts": found.attempts, "crashes": found.crashes}
     else:
         facts |= {"place": str(found.place.value), "why": found.why}
@@ -94,5 +97,5 @@ def _facts(found: DirectJob | DeadJob) -> dict[str, Any]:
     return facts
 
 
-def _at(dead: DeadJob) -> datetime:
+def _at(dead: FailedDirectJob) -> datetime:
     return datetime.fromtimestamp(dead.at_ms / 1000, UTC)

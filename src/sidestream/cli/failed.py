@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from sidestream.settings import Settings
     from sidestream.store.bulk import Filter
 
-dead = typer.Typer(help="List the dead jobs by error; retry or discard them.")
+failed = typer.Typer(help="List the failed jobs by error; retry or discard them.")
 
 Error = Annotated[str | None, typer.Option(help="Only errors of this kind, as 'sidestream dead' shows it.")]
 Action = Annotated[str | None, typer.Option(help="Only this action.")]
@@ -26,7 +26,7 @@ Group = Annotated[str | None, typer.Option(help="Only this group.")]
 Everything = Annotated[bool, typer.Option("--all", help="All of them; needed when nothing narrows it down.")]
 
 
-@dead.callback(invoke_without_command=True)
+@failed.callback(invoke_without_command=True)
 def listed(
     context: typer.Context,
     *,
@@ -35,7 +35,7 @@ def listed(
     group: Group = None,
     as_json: AsJson = False,
 ) -> None:
-    """List the dead jobs by what their errors share, the most frequent first."""
+    """List the failed jobs by what their errors share, the most frequent first."""
     if context.invoked_subcommand is not None:
         if action is not None or queue is not None or group is not None or as_json:
             raise SettingsError(
@@ -78,7 +78,7 @@ def listed(
         )
 
 
-@dead.command("retry")
+@failed.command("retry")
 def retry(
     context: typer.Context,
     *,
@@ -89,16 +89,16 @@ def retry(
     everything: Everything = False,
     as_json: AsJson = False,
 ) -> None:
-    """Open dead jobs again, due now, their failures forgiven."""
+    """Open failed jobs again, due now, their failures forgiven."""
     from sidestream.store import bulk
 
     only = _narrowed(error, action, queue, group, everything=everything)
-    count = _in_lots(context, lambda cursor, after: bulk.retry_dead(cursor, only, after_id=after), waiting=True)
+    count = _in_lots(context, lambda cursor, after: bulk.retry_failed(cursor, only, after_id=after), waiting=True)
     count += _direct(context, only, again=True)
     _tell(count, "retried", "is open again and due now", "are open again and due now", as_json=as_json)
 
 
-@dead.command("discard")
+@failed.command("discard")
 def discard(
     context: typer.Context,
     *,
@@ -109,14 +109,14 @@ def discard(
     everything: Everything = False,
     as_json: AsJson = False,
 ) -> None:
-    """End dead jobs as cancelled (direct ones are forgotten): nobody has to look at them any more."""
+    """End failed jobs as cancelled (direct ones are forgotten): nobody has to look at them any more."""
     from sidestream.cli.rules import who
     from sidestream.store import bulk
 
     only = _narrowed(error, action, queue, group, everything=everything)
     by = who()
     count = _in_lots(
-        context, lambda cursor, after: bulk.discard_dead(cursor, only, by=by, after_id=after), waiting=False
+        context, lambda cursor, after: bulk.discard_failed(cursor, only, by=by, after_id=after), waiting=False
     )
     count += _direct(context, only, again=False)
     _tell(count, "discarded", "is cancelled", "are cancelled", as_json=as_json)
@@ -124,7 +124,7 @@ def discard(
 
 def _in_lots(context: typer.Context, change: Callable[[Any, int], list[Any]], *, waiting: bool) -> int:
     """Change lot after lot, each in a transaction of its own, and let Redis follow."""
-    from sidestream.admin.jobs import hasten_all
+    from sidestream.admin.jobs import sync_all_to_broker
     from sidestream.store.bulk import LOT
     from sidestream.wiring.client import store_cursor, store_url
 
@@ -137,19 +137,19 @@ def _in_lots(context: typer.Context, change: Callable[[Any, int], list[Any]], *,
             lot = change(cursor, after)
         count += len(lot)
         if lot and waiting:  # of what was discarded, Redis has had nothing since it died
-            hasten_all(settings, lot, waiting=True)
+            sync_all_to_broker(settings, lot, waiting=True)
         if len(lot) < LOT:
             return count
         after = lot[-1].id
 
 
 def _direct(context: typer.Context, only: Filter, *, again: bool) -> int:
-    """Change the dead direct jobs; return how many."""
-    from sidestream.admin.direct_jobs import change_dead
+    """Change the failed direct jobs; return how many."""
+    from sidestream.admin.direct_jobs import change_failed
 
     settings, count = options_of(context).settings(), 0
     with _rows_alone(settings):
-        for changed in change_dead(settings, only, again=again):
+        for changed in change_failed(settings, only, again=again):
             count += changed
     return count
 
@@ -164,7 +164,7 @@ def _rows_alone(settings: Settings) -> Iterator[None]:
     except (BrokerError, SettingsError) as error:
         if store_url(settings) is None:
             raise
-        complain(f"Dead direct jobs, which only Redis has, are left out: {error}")
+        complain(f"Failed direct jobs, which only Redis has, are left out: {error}")
 
 
 def _narrowed(
@@ -173,7 +173,7 @@ def _narrowed(
     narrowed = any(one is not None for one in (error, action, queue, group))
     if narrowed == everything:
         raise SettingsError(
-            "Nothing narrows it down; give --error, --action, --queue or --group, or --all for every dead job."
+            "Nothing narrows it down; give --error, --action, --queue or --group, or --all for every failed job."
             if not narrowed
             else "--all and something narrower are both given; leave one of them out."
         )
@@ -196,6 +196,6 @@ def _tell(count: int, key: str, one: str, many: str, *, as_json: bool) -> None:
     if as_json:
         print_json({key: count})
     elif not count:
-        fail("No dead job fits; 'sidestream dead' lists them.")
+        fail("No failed job fits; 'sidestream dead' lists them.")
     else:
         print_line(f"{count} job{'' if count == 1 else 's'} {one if count == 1 else many}.")

@@ -12,11 +12,11 @@ from sidestream.cli import direct
 from sidestream.cli.options import AsJson, options_of
 from sidestream.cli.output import fail, print_facts, print_json, print_line, print_table, show
 from sidestream.errors import InvalidJob
-from sidestream.job.states import OpenBecause, State
+from sidestream.job.states import State, Status
 
 if TYPE_CHECKING:
     from sidestream.settings import Settings
-    from sidestream.store.compare_and_set import Written
+    from sidestream.store.compare_and_set import CasResult
     from sidestream.store.queries import Row
 
 MOST = 1000
@@ -26,7 +26,7 @@ MOST = 1000
 def jobs(
     context: typer.Context,
     *,
-    state: Annotated[str | None, typer.Option(help="Only this state: open, done, dead or cancelled.")] = None,
+    state: Annotated[str | None, typer.Option(help="Only this state: open, done, failed or cancelled.")] = None,
     queue: Annotated[str | None, typer.Option(help="Only this queue.")] = None,
     action: Annotated[str | None, typer.Option(help="Only this action.")] = None,
     group: Annotated[str | None, typer.Option(help="Only this group.")] = None,
@@ -63,7 +63,7 @@ def jobs(
             limit=limit,
             only=locks.all_running_jobs(cursor) if running else None,
         )
-        runs = locks.running_jobs(cursor, [seen.id for seen in found if seen.state is State.OPEN])
+        runs = locks.running_jobs(cursor, [seen.id for seen in found if seen.state is State.PENDING])
     if as_json:
         print_json({"jobs": [_plain(seen, because(seen, runs=seen.id in runs)) for seen in found]})
     elif not found:
@@ -95,7 +95,7 @@ def job(
     *,
     cancel: Annotated[bool, typer.Option("--cancel", help="End it; a running job is stopped by its worker.")] = False,
     retry: Annotated[
-        bool, typer.Option("--retry", help="Open a dead or cancelled job again; due now, or when it was scheduled.")
+        bool, typer.Option("--retry", help="Retry a failed or cancelled job; due now, or when it was scheduled.")
     ] = False,
     run_now: Annotated[bool, typer.Option("--run-now", help="Make a waiting job due now.")] = False,
     as_json: AsJson = False,
@@ -135,7 +135,7 @@ def priority(
     settings = options_of(context).settings()
     with store_cursor(settings) as cursor:
         written = control.set_priority(cursor, job_id, number)
-    if not written.ours:
+    if not written.applied:
         _answer(written, job_id, "priority")
     reprioritize(settings, job_id)
     if as_json:
@@ -146,15 +146,15 @@ def priority(
 
 def because(seen: Row, *, runs: bool) -> str | None:
     """Return in what way a job is open, as far as PostgreSQL tells; None when it is over. ``runs``: by its lock."""
-    if seen.state is not State.OPEN:
+    if seen.state is not State.PENDING:
         return None
     if seen.cancelling:
         return "cancelling"
     if runs:
-        return OpenBecause.RUNNING
+        return Status.RUNNING
     if not seen.due:
-        return OpenBecause.RETRYING if seen.attempts > seen.forgiven else OpenBecause.SCHEDULED
-    return OpenBecause.WAITING
+        return Status.RETRYING if seen.attempts > seen.forgiven else Status.SCHEDULED
+    return Status.WAITING
 
 
 def check_id(job_id: int) -> None:
@@ -183,38 +183,38 @@ def _show(settings: Settings, job_id: int, *, as_json: bool) -> None:
         print_table(
             ("AT (UTC)", "EVENT", "WORKER", "CHILD", "DETAIL"),
             [
-                (entry.at, entry.event, entry.supervisor, None if entry.slot < 0 else entry.slot, entry.detail)
+                (entry.at, entry.event, entry.worker, None if entry.slot < 0 else entry.slot, entry.detail)
                 for entry in attempts
             ],
         )
 
 
 def _change(settings: Settings, job_id: int, wanted: str, *, as_json: bool) -> None:
-    from sidestream.admin.jobs import hasten
+    from sidestream.admin.jobs import sync_to_broker
     from sidestream.store import control, queries
     from sidestream.wiring.client import store_cursor
 
     change = {"cancel": control.cancel, "retry": control.retry, "run-now": control.run_now}[wanted]
     with store_cursor(settings) as cursor:
         written = change(cursor, job_id)
-        found = queries.job(cursor, job_id) if wanted == "retry" and written.ours else None
+        found = queries.job(cursor, job_id) if wanted == "retry" and written.applied else None
     answer = _answer(written, job_id, wanted)
     if found is not None and not found[0].due:
         answer = (
             f"Job {job_id} is open again and scheduled for {show(found[0].run_at)} UTC, as it was before; --run-now "
             "runs it at once."
         )
-    if written.ours:
-        hasten(settings, [job_id], waiting=wanted != "cancel")
+    if written.applied:
+        sync_to_broker(settings, [job_id], waiting=wanted != "cancel")
     if as_json:
-        print_json({"id": job_id, "done": written.ours, "answer": str(written)})
+        print_json({"id": job_id, "done": written.applied, "answer": str(written)})
     else:
         print_line(answer)
 
 
-def _answer(written: Written, job_id: int, wanted: str) -> str:
+def _answer(written: CasResult, job_id: int, wanted: str) -> str:
     """Return what a change did, or end the command with why it did nothing."""
-    if written.ours:
+    if written.applied:
         done = {"cancel": "is cancelled", "retry": "is open again and due now", "run-now": "is due now"}
         return f"Job {job_id} {done[wanted]}."
     if written.locked and wanted == "cancel":
@@ -224,7 +224,7 @@ def _answer(written: Written, job_id: int, wanted: str) -> str:
     elif written.locked:
         why = f"Job {job_id} is in use by another session, most likely because it runs; try again when it has ended."
     else:
-        allowed = "dead or cancelled" if wanted == "retry" else "open"
+        allowed = "failed or cancelled" if wanted == "retry" else "pending"
         why = f"Job {job_id} is {written}; only a job that is {allowed} can be changed so."
     return fail(why)
 

@@ -61,7 +61,7 @@ def queues(
             [
                 (
                     (line["name"] or "(none)") + (" (paused)" if line["paused"] else ""),
-                    *(line[name] for name in ("due", "scheduled", "retrying", "dead")),
+                    *(line[name] for name in ("due", "scheduled", "retrying", "failed")),
                     _span(line["oldest"]),
                     f"{line['done_per_minute']:.0f}",
                     *(_span(line[name]) for name in ("wait_p50", "wait_p95", "run_p50", "run_p95")),
@@ -110,7 +110,7 @@ def init_db(context: typer.Context, *, as_json: AsJson = False) -> None:
 
 
 def adopt(context: typer.Context, *, as_json: AsJson = False) -> None:
-    """Let a copied, restored or moved database run its open jobs here, under an identity of its own."""
+    """Let a copied, restored or moved database run its pending jobs here, under an identity of its own."""
     from sidestream.store import schema
     from sidestream.wiring.client import store_cursor
 

@@ -1,6 +1,6 @@
-"""``sidestream pause``, ``resume``, ``limit``, ``weight``, ``ageing`` and ``rules``: what governs many jobs at once.
+"""``sidestream pause``, ``resume``, ``limit``, ``weight``, ``aging`` and ``rules``: what governs many jobs at once.
 
-The rules are rows in PostgreSQL; every worker's keepers see a change within half a second.
+The rules are rows in PostgreSQL; every worker's maintenance see a change within half a second.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ def weight_list(context: typer.Context, *, as_json: AsJson = False) -> None:
     _list(context, ("weight",), as_json=as_json)
 
 
-def ageing(
+def aging(
     context: typer.Context,
     seconds: Annotated[float | None, typer.Argument(help="Seconds; not given: show them.")] = None,
     *,
@@ -143,19 +143,19 @@ def ageing(
     if usual and seconds is not None:
         raise SettingsError("--usual and a number of seconds are both given; give one of them.")
     if usual:
-        _write(context, lambda cursor, rules: rules.remove_ageing(cursor))
+        _write(context, lambda cursor, rules: rules.remove_aging(cursor))
         found = DEFAULT_AGEING
     elif seconds is not None:
-        _write(context, lambda cursor, rules: rules.set_ageing(cursor, seconds, by=who(), note=note))
+        _write(context, lambda cursor, rules: rules.set_aging(cursor, seconds, by=who(), note=note))
         found = seconds
     else:
-        found = _write(context, lambda cursor, rules: rules.read(cursor)).ageing
-    _tell(as_json, {"ageing": found}, f"A job that has been ready for {found:g} s gets every second turn of its queue.")
+        found = _write(context, lambda cursor, rules: rules.read(cursor)).aging
+    _tell(as_json, {"aging": found}, f"A job that has been ready for {found:g} s gets every second turn of its queue.")
 
 
 def all_rules(context: typer.Context, *, as_json: AsJson = False) -> None:
     """List every pause, limit and weight: who set it, when and why."""
-    _list(context, ("pause", "limit", "weight", "ageing"), as_json=as_json)
+    _list(context, ("pause", "limit", "weight", "aging"), as_json=as_json)
 
 
 def _list(context: typer.Context, kinds: tuple[str, ...], *, as_json: bool) -> None:

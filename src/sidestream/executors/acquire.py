@@ -33,14 +33,14 @@ def locks_of(ref: Reference, *, between_transactions: bool) -> list[bytes]:
     return locks
 
 
-def verdict_of(found: acquire.Opening, ref: Reference, *, careful: bool) -> Verdict | None:
-    """Return why the job is not run now, or None when it is; one whose host died repeatedly only when ``careful``.
+def verdict_of(found: acquire.AcquireResult, ref: Reference, *, run_alone: bool) -> Verdict | None:
+    """Return why the job is not run now, or None when it is; one whose host died repeatedly only when ``run_alone``.
 
     A database that was restored in place gives old numbers to new jobs. A reference of before is not the row's own:
     it names another method, or locked another key. It is settled, and the reconciler publishes the row's own.
     """
     match found:
-        case acquire.Opened():
+        case acquire.Acquired():
             own = row_reference(ref.database, found.id, found.action, found.key, found.group, found.limit)
             if own != ref:
                 log.warning(
@@ -51,7 +51,7 @@ def verdict_of(found: acquire.Opening, ref: Reference, *, careful: bool) -> Verd
                     extra={"action": "reference_stale"},
                 )
                 return Done()
-            return Release(ReleaseReason.SUSPECT, 0.0) if is_accused(found.suspects) and not careful else None
+            return Release(ReleaseReason.SUSPECT, 0.0) if is_accused(found.suspects) and not run_alone else None
         case acquire.Terminal() | acquire.Missing() | acquire.Cancelled():
             return Done()
         case acquire.NotDue():
@@ -62,7 +62,7 @@ def verdict_of(found: acquire.Opening, ref: Reference, *, careful: bool) -> Verd
             return Release(ReleaseReason.LOCKED)
 
 
-def commit_end(found: acquire.Opening, commit: Callable[[], None]) -> None:
+def commit_end(found: acquire.AcquireResult, commit: Callable[[], None]) -> None:
     """Commit when the opening itself ended the job (expired, or a duplicate); a lost reply means: look again."""
     if isinstance(found, acquire.Cancelled):
         try:
@@ -71,7 +71,7 @@ def commit_end(found: acquire.Opening, commit: Callable[[], None]) -> None:
             raise StoreUnavailable(f"PostgreSQL did not say whether a job was cancelled: {error}") from error
 
 
-def open_again(attempt: Callable[[], acquire.Opening], rollback: Callable[[], None]) -> acquire.Opening:
+def open_again(attempt: Callable[[], acquire.AcquireResult], rollback: Callable[[], None]) -> acquire.AcquireResult:
     """Call ``attempt`` while somebody else holds the job's row, for at most ``ROW_PATIENCE`` seconds.
 
     The external call was made, or a part was committed: giving up at once would repeat it for the sake of an edit.
@@ -94,9 +94,9 @@ def open_again(attempt: Callable[[], acquire.Opening], rollback: Callable[[], No
         time.sleep(ROW_PAUSE)
 
 
-def check_still_ours(job: acquire.Opened | Job, found: acquire.Opening) -> None:
-    """Raise :class:`~sidestream.errors.LockLost` when a job was not opened again between its transactions."""
-    if not isinstance(found, acquire.Opened) or (found.action, found.key) != (job.action, job.key):
+def check_still_ours(job: acquire.Acquired | Job, found: acquire.AcquireResult) -> None:
+    """Raise :class:`~sidestream.errors.LockLost` when a job was not acquired again between its transactions."""
+    if not isinstance(found, acquire.Acquired) or (found.action, found.key) != (job.action, job.key):
         raise LockLost(
             f"Job {job.id} is no longer ours between two of its transactions ({type(found).__name__}); "
             "what follows was not run."

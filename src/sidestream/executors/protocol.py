@@ -2,9 +2,9 @@
 
 The zygote calls :meth:`Executor.load` and forks; each child calls :meth:`Executor.begin`, then for each job::
 
-    opened = executor.open(reference, payload)      # a Verdict says why it cannot run now
-    executor.run(opened)                            # the action
-    executor.commit(opened)                         # effect and "done" in one commit
+    acquired = executor.acquire(reference, payload)      # a Verdict says why it cannot run now
+    executor.run(acquired)                            # the action
+    executor.commit(acquired)                         # effect and "done" in one commit
     executor.reset()                                # after anything that went wrong: roll back, forget
 """
 
@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from sidestream.errors import StoreUnavailable
 from sidestream.job.job import DEFAULT_QUEUE
 from sidestream.job.observer import JobFailure
-from sidestream.job.outcome import Bury, Done, Release
+from sidestream.job.outcome import Done, Fail, Release
 from sidestream.job.retry import RetryPolicy
 
 FollowUp = tuple[bytes, str, int, int, bool, bool]
@@ -40,7 +40,7 @@ class ActionFacts:
 
 
 @dataclass(slots=True)
-class Opened:
+class Acquired:
     """A job that is ours to run: its row is locked, its arguments are read."""
 
     #: The action's name.
@@ -61,8 +61,8 @@ class Opened:
     follow_ups: list[FollowUp] = field(default_factory=list)
 
 
-Verdict = Done | Bury | Release
-"""Why a job is not run now: it is over (Done: settle it), it can never run (Bury), or not yet (Release)."""
+Verdict = Done | Fail | Release
+"""Why a job is not run now: it is over (Done: settle it), it can never run (Fail), or not yet (Release)."""
 
 
 class Conflict(Exception):
@@ -138,23 +138,23 @@ class Executor(Protocol):
         """Prepare to run jobs in this process, the child in ``slot``; nothing that a fork shares is open before."""
         ...
 
-    def open(self, reference: bytes, payload: bytes | None, *, attempts: int, careful: bool) -> Opened | Verdict:
+    def acquire(self, reference: bytes, payload: bytes | None, *, attempts: int, run_alone: bool) -> Acquired | Verdict:
         """Lock the row and read it (or read the direct payload).
 
-        ``attempts`` counts for direct jobs. A job whose host died repeatedly is released unless ``careful``.
+        ``attempts`` counts for direct jobs. A job whose host died repeatedly is released unless ``run_alone``.
         Raises :class:`Conflict` and :class:`~sidestream.errors.StoreUnavailable`.
         """
         ...
 
-    def run(self, opened: Opened) -> None:
+    def run(self, acquired: Acquired) -> None:
         """Call the action; its exceptions come out as they are. Raises :class:`NotNow`."""
         ...
 
-    def commit(self, opened: Opened) -> None:
+    def commit(self, acquired: Acquired) -> None:
         """Write "done" and commit; raise :class:`Conflict` or :class:`Uncertain`, or what a hook raised."""
         ...
 
-    def verify(self, opened: Opened) -> bool:
+    def verify(self, acquired: Acquired) -> bool:
         """After :class:`Uncertain`: end the old session, read the row with a waiting lock; True when it is terminal."""
         ...
 
@@ -162,7 +162,7 @@ class Executor(Protocol):
         """Roll back and forget everything of the job; reconnect when the connection is broken. Raises nothing."""
         ...
 
-    def release_locks(self, opened: Opened) -> None:
+    def release_locks(self, acquired: Acquired) -> None:
         """Free what the job held beyond its transaction (its key); called after every end of it."""
         ...
 

@@ -22,7 +22,7 @@ VERIFY_TIMEOUT = 5.0
 
 
 class Session:
-    """A lazily opened connection on which transactions are begun and ended by hand."""
+    """A lazily acquired connection on which transactions are begun and ended by hand."""
 
     def __init__(self, dsn: str, application_name: str, on_backend: Callable[[int], None]) -> None:
         self._dsn = dsn
@@ -37,7 +37,7 @@ class Session:
 
     @property
     def connection(self) -> GuardedConnection:
-        """The connection, opened when first asked for; raises :class:`StoreUnavailable` or :class:`SchemaMismatch`."""
+        """The connection, opened at first use; raises :class:`StoreUnavailable` or :class:`SchemaMismatch`."""
         if self._connection is None:
             connection = connect(self._dsn, self._application_name, autocommit=True, connection_class=GuardedConnection)
             self._connection, self._cursor = connection, psycopg.Cursor(connection)

@@ -20,7 +20,7 @@ _PARTS = (
 def error_group(error: str) -> str:
     """Return what errors like ``error`` share: its first line, ids and numbers stripped; never empty.
 
-    Dead jobs are counted, opened again and discarded by it.
+    Failed jobs are counted, acquired again and discarded by it.
     """
     first = next((line for line in error.splitlines() if line.strip()), "")
     text = " ".join(first.split())

@@ -52,7 +52,7 @@ JOB_OPTIONS = tuple(JobOptions.__annotations__)
 """Their names."""
 
 _OF_RULES = {
-    "ageing": "'sidestream ageing'",
+    "aging": "'sidestream aging'",
     "burst": "'sidestream limit set ... --burst'",
     "concurrency": "'sidestream limit set ... --concurrency'",
     "rate": "'sidestream limit set ... --rate'",

@@ -23,8 +23,8 @@ class Retry:
 
 
 @dataclass(frozen=True, slots=True)
-class Bury:
-    """The job ends as dead."""
+class Fail:
+    """The job fails."""
 
     #: Why, for people: one line.
     error: str
@@ -40,7 +40,7 @@ class Release:
     reason: str
     #: Seconds until the job may be claimed again; None lets the delay grow with the number of releases.
     delay: float | None = None
-    #: The smallest open id with the same key that stands before this job, when that is the reason.
+    #: The smallest pending id with the same key that stands before this job, when that is the reason.
     blocked_by: int | None = None
     #: The action put itself off (:class:`~sidestream.errors.Snooze`): counted apart from other releases.
     snoozed: bool = False
@@ -54,9 +54,9 @@ class ReleaseReason:
     """The reasons that the engine itself gives for a release."""
 
     LOCKED = "locked"  # another session holds the row: it runs elsewhere, or a form edits it
-    BLOCKED = "blocked"  # an open job with the same key and a smaller id stands before it
+    BLOCKED = "blocked"  # a pending job with the same key and a smaller id stands before it
     NOT_DUE = "scheduled"  # its row says later
-    PARKED = "parked"  # no worker here knows the action
+    UNROUTED = "unrouted"  # no worker here knows the action
     PAUSED = "paused"  # the application is being changed by a person
     CONFLICT = "conflict"  # serialization failures outlasted the loop
     SUSPECT = "suspect"  # its host died repeatedly; it has to run alone
@@ -64,4 +64,4 @@ class ReleaseReason:
     LOST = "lost"  # the store or the lease went away under it
 
 
-Outcome = Done | Retry | Bury | Release
+Outcome = Done | Retry | Fail | Release

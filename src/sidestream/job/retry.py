@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from sidestream.errors import SettingsError
-from sidestream.job.outcome import Bury, Retry
+from sidestream.job.outcome import Fail, Retry
 
 MAX_SNOOZES = 100
 """Unless its policy says otherwise, a job that puts itself off more often than this is dead."""
@@ -85,13 +85,13 @@ class RetryPolicy:
         *,
         after: float | None = None,
         chance: Callable[[], float] = random.random,
-    ) -> Retry | Bury:
+    ) -> Retry | Fail:
         """Return what follows when attempt number ``attempt`` (1 is the first) failed with ``error``.
 
         ``after``: seconds that the failure itself asked for (see :func:`sidestream.job.retry_after.retry_after`).
         """
         if attempt >= self.max_attempts:
-            return Bury(error, detail)
+            return Fail(error, detail)
         if after is None:
             return Retry(self.delay(attempt, chance=chance), error, detail)
         # Never earlier than asked, and spread: everybody whom a server refused was told the same number.

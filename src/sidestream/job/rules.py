@@ -77,7 +77,7 @@ class Rules:
     #: Grows with every change; the broker keeps the highest.
     version: int = 0
     #: Seconds for which a job may be ready before every second turn belongs to such as it.
-    ageing: float = DEFAULT_AGEING
+    aging: float = DEFAULT_AGEING
     pauses: frozenset[Pause] = frozenset()
     #: By queue; those not named have weight 1.
     queue_weights: Mapping[str, float] = field(default_factory=dict)
@@ -87,8 +87,8 @@ class Rules:
     limits: Mapping[tuple[Scope, str], Limit] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not math.isfinite(self.ageing) or self.ageing < 0:
-            raise SettingsError(f"ageing={self.ageing} is not allowed: expected seconds, 0 or more.")
+        if not math.isfinite(self.aging) or self.aging < 0:
+            raise SettingsError(f"aging={self.aging} is not allowed: expected seconds, 0 or more.")
         for kind, weights in (("queue", self.queue_weights), ("group", self.group_weights)):
             for name, weight in weights.items():
                 check_weight(kind, name, weight)

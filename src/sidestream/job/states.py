@@ -8,29 +8,29 @@ from enum import StrEnum
 class State(StrEnum):
     """What a job's row says."""
 
-    OPEN = "open"
+    PENDING = "pending"
     DONE = "done"
-    DEAD = "dead"
+    FAILED = "failed"
     CANCELLED = "cancelled"
 
 
-class OpenBecause(StrEnum):
-    """Why an open job is not done yet, as pages and commands show it."""
+class Status(StrEnum):
+    """Why a pending job is not done yet, as pages and commands show it."""
 
     WAITING = "waiting"
     SCHEDULED = "scheduled"
     BLOCKED = "blocked"
-    PARKED = "parked"
+    UNROUTED = "unrouted"
     RETRYING = "retrying"
     RUNNING = "running"
 
 
 MOVES: dict[State, frozenset[State]] = {
-    State.OPEN: frozenset({State.DONE, State.DEAD, State.CANCELLED}),
-    State.DEAD: frozenset({State.OPEN, State.CANCELLED}),
-    State.CANCELLED: frozenset({State.OPEN}),
+    State.PENDING: frozenset({State.DONE, State.FAILED, State.CANCELLED}),
+    State.FAILED: frozenset({State.PENDING, State.CANCELLED}),
+    State.CANCELLED: frozenset({State.PENDING}),
     State.DONE: frozenset(),
 }
-"""From a state to the states that may follow it; a person's retry opens a dead or cancelled job again."""
+"""From a state to the states that may follow it; a person's retry retries a failed or cancelled job."""
 
-TERMINAL = frozenset({State.DONE, State.DEAD, State.CANCELLED})
+TERMINAL = frozenset({State.DONE, State.FAILED, State.CANCELLED})

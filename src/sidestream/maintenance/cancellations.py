@@ -1,6 +1,6 @@
 """Carry out what people asked for while a job was running (design D8).
 
-A cancel of a locked row is a request that every supervisor reads. Whoever runs the job kills it; whoever finds the row
+A cancel of a locked row is a request that every worker reads. Whoever runs the job kills it; whoever finds the row
 free first cancels it. A job that commits before that is done, and stays so.
 """
 
@@ -9,19 +9,19 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
-from sidestream.maintenance.store_connection import Cursor, StoreLink
+from sidestream.maintenance.store_connection import Cursor, StoreConnection
 from sidestream.store import control
 
 log = logging.getLogger(__name__)
 
 
-class Controller:
+class CancellationTask:
     """Reads cancel requests."""
 
     name = "controller"
     every = 1.0
 
-    def __init__(self, link: StoreLink, *, stop_running: Callable[[int], bool]) -> None:
+    def __init__(self, link: StoreConnection, *, stop_running: Callable[[int], bool]) -> None:
         """``stop_running`` kills the process that runs a row here; it returns False when none does."""
         self._link = link
         self._stop_running = stop_running
@@ -35,7 +35,7 @@ class Controller:
 
     def _carry_out(self, cursor: Cursor, request: control.Request) -> None:
         written = control.carry_out(cursor, request)
-        if written is None:  # opened again by a person: nobody wants it cancelled any more
+        if written is None:  # acquired again by a person: nobody wants it cancelled any more
             return
         if written.locked:
             if self._stop_running(request.job_id):

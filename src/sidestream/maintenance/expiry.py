@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 from sidestream.broker.protocol import Broker, Publication, lane
-from sidestream.maintenance.store_connection import StoreLink
+from sidestream.maintenance.store_connection import StoreConnection
 from sidestream.store import bulk
 
 log = logging.getLogger(__name__)
@@ -14,14 +14,14 @@ LOT = 100
 """Most jobs that one step cancels: each is taken out of the broker as well."""
 
 
-class Expirer:
+class ExpiryTask:
     """Cancels expired jobs. A job that is claimed first is cancelled by its own opening: nothing hangs on this step."""
 
     name = "expirer"
     every = 1.0
 
-    def __init__(self, broker: Broker, link: StoreLink) -> None:
-        """Cancel the rows behind ``link``; ``broker`` is the keepers' own."""
+    def __init__(self, broker: Broker, link: StoreConnection) -> None:
+        """Cancel the rows behind ``link``; ``broker`` is the maintenance' own."""
         self._broker = broker
         self._link = link
 

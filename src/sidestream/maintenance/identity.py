@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from sidestream.errors import SchemaMismatch
-from sidestream.maintenance.store_connection import StoreLink
+from sidestream.maintenance.store_connection import StoreConnection
 
 
 class IdentityCheck:
@@ -14,13 +14,13 @@ class IdentityCheck:
     name = "identity check"
     every = 2.0
 
-    def __init__(self, link: StoreLink, on_changed: Callable[[], None]) -> None:
+    def __init__(self, link: StoreConnection, on_changed: Callable[[], None]) -> None:
         """``on_changed`` is called at every step from then on."""
         self._link = link
         self._on_changed = on_changed
 
     def step(self) -> bool:
-        """Look once; see :class:`~sidestream.maintenance.task.Keeper`."""
+        """Look once; see :class:`~sidestream.maintenance.task.MaintenanceTask`."""
         try:
             self._link.check()
         except SchemaMismatch:

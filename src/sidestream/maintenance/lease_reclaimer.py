@@ -1,9 +1,9 @@
-"""Take over what dead supervisors held (design D4, D6, D7).
+"""Take over what dead workers held (design D4, D6, D7).
 
 For each delivery whose lease ran out:
 
 1. who lost it: ourselves (we never got the answer, or were frozen), somebody still announced (likewise), or the dead;
-2. the sessions that a dead supervisor left in PostgreSQL are ended, so that its rows are free;
+2. the sessions that a dead worker left in PostgreSQL are ended, so that its rows are free;
 3. what ran there is written to its row first: a crash when it ran alone, a suspicion when it may have been the cause;
 4. only then is the delivery given back, or settled when its row is at an end.
 
@@ -21,11 +21,11 @@ from enum import Enum
 from sidestream.broker.protocol import Broker, Delivery
 from sidestream.clock import Clock
 from sidestream.crashpoints import crash_point
-from sidestream.errors import GenerationMoved, StoreError, WireError
+from sidestream.errors import StaleGeneration, StoreError, WireError
 from sidestream.job.job import MAX_CRASHES
 from sidestream.job.observer import JobFailure
 from sidestream.job.reference import Reference
-from sidestream.maintenance.store_connection import Cursor, StoreLink
+from sidestream.maintenance.store_connection import Cursor, StoreConnection
 from sidestream.store import deaths, sessions
 
 log = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ class Verdict(Enum):
 
     GIVE_BACK = "give back"
     CHARGE_CRASH = "give back with a crash"
-    BURY = "bury"
+    BURY = "fail"
     SETTLE = "settle"
 
 
@@ -70,7 +70,7 @@ class Taken:
     verdict: Verdict | None = None
 
 
-class Reclaimer:
+class LeaseReclaimer:
     """Gives back what nobody renews any more."""
 
     name = "reclaimer"
@@ -78,12 +78,12 @@ class Reclaimer:
     def __init__(
         self,
         broker: Broker,
-        link: StoreLink | None,
+        link: StoreConnection | None,
         clock: Clock,
         *,
-        consumer: str,
+        worker: str,
         lanes: Sequence[str],
-        left_behind: Callable[[str], frozenset[bytes] | None],
+        dead_workers: Callable[[str], frozenset[bytes] | None],
         alive: Callable[[str], bool] = _nobody,
         turn: Callable[[], bool] = _always,
         lease: float = 15.0,
@@ -96,12 +96,12 @@ class Reclaimer:
         Args:
             broker: The one with leases.
             clock: Of this host.
-            consumer: Who takes over.
+            worker: Who takes over.
             lanes: Which lanes are tended.
             link: Where the rows are; None for a worker without a database.
-            left_behind: The references that the slots of a dead supervisor name as running, or None when nobody here
+            dead_workers: The references that the slots of a dead worker name as running, or None when nobody here
                 can read its slots (another host, or lost with the power).
-            alive: Whether a supervisor is still announced. A claim whose answer got lost leaves deliveries that their
+            alive: Whether a worker is still announced. A claim whose answer got lost leaves deliveries that their
                 owner does not know of; its other jobs must not be ended for them.
             turn: Whether it is ours to look for more, and nobody else's at this moment.
             lease: Seconds after which a delivery that nobody renewed is taken over.
@@ -113,9 +113,9 @@ class Reclaimer:
         self._broker = broker
         self._link = link
         self._clock = clock
-        self._consumer = consumer
+        self._worker = worker
         self._lanes = lanes
-        self._left_behind = left_behind
+        self._dead_workers = dead_workers
         self._alive = alive
         self._turn = turn
         self._lease = lease
@@ -133,7 +133,7 @@ class Reclaimer:
         since, self.clear_since = self.clear_since, None
         try:
             more = self._round()
-        except GenerationMoved:
+        except StaleGeneration:
             # What we hold of the old one is decided all the same; telling the broker then finds the lease lost.
             self._broker.generation()
             return False
@@ -159,7 +159,7 @@ class Reclaimer:
     def _take_over(self) -> bool:
         """Reclaim one page; return whether there is another."""
         found = self._broker.reclaim(
-            self._consumer,
+            self._worker,
             self._lanes,
             lease_ms=int(self._lease * 1000),
             grace_ms=round(self._grace * 1000),
@@ -184,7 +184,7 @@ class Reclaimer:
     def _keep(self) -> None:
         """Renew what we still hold, so that nobody takes it over from us."""
         if self._taken:
-            lost = set(self._broker.renew(self._consumer, self._lanes, [one.delivery.lease for one in self._taken]))
+            lost = set(self._broker.renew(self._worker, self._lanes, [one.delivery.lease for one in self._taken]))
             # What is not decided is decided all the same: whoever has it now knows nothing of its first owner.
             self._taken = [one for one in self._taken if one.verdict is None or one.delivery.lease not in lost]
 
@@ -203,15 +203,15 @@ class Reclaimer:
 
     def _decide(self, owner: str, lost: Sequence[Taken]) -> None:
         """Give each of these, which ``owner`` lost, its verdict; leave it without one if it has to wait."""
-        if owner == self._consumer:
+        if owner == self._worker:
             _all(lost, Verdict.GIVE_BACK)
             return
         if self._alive(owner):
-            # An announcement may outlast its supervisor a little; a whole lease on, the supervisor lives.
+            # An announcement may outlast its worker a little; a whole lease on, the worker lives.
             patience = self._clock.monotonic() - self._lease
             _all([one for one in lost if one.since <= patience], Verdict.GIVE_BACK)
             return
-        running = self._left_behind(owner)
+        running = self._dead_workers(owner)
         of_rows = []
         for one in lost:
             if one.reference is None:
@@ -224,7 +224,7 @@ class Reclaimer:
             self._decide_rows(owner, of_rows, running)
 
     def _decide_rows(self, owner: str, lost: Sequence[Taken], running: frozenset[bytes] | None) -> None:
-        """Free the rows of a dead supervisor and write down which of them may have killed it."""
+        """Free the rows of a dead worker and write down which of them may have killed it."""
         if self._link is None:
             _all(lost, Verdict.GIVE_BACK)
             return
@@ -252,7 +252,7 @@ class Reclaimer:
                 self._broker.settle(self._lanes, [one.delivery])
             case Verdict.BURY:
                 error = f"It killed its worker {MAX_CRASHES} times."
-                self._broker.bury(self._lanes, one.delivery, error)
+                self._broker.fail(self._lanes, one.delivery, error)
                 self._on_direct_failed(one.delivery, one.delivery.attempts + 1, error)
             case _:
                 crashed = one.verdict is Verdict.CHARGE_CRASH
@@ -279,7 +279,7 @@ def _charge(cursor: Cursor, one: Taken, failed: list[JobFailure]) -> Verdict | N
 
 
 def _direct_verdict(delivery: Delivery, running: frozenset[bytes] | None) -> Verdict:
-    """A direct job has no row to be suspected in: each delivery counts that may have run when its supervisor died.
+    """A direct job has no row to be suspected in: each delivery counts that may have run when its worker died.
 
     One that was charged twice runs as an accused job does, so that a bystander is not there at the third death.
     """

@@ -6,8 +6,8 @@ without its bit is published, whichever transaction committed in whatever order.
 Each step looks at the generation first, then does one of these:
 
 1. nobody began a generation: begin one;
-2. the generation is new and not built: wait one renew interval, in which supervisors state what they hold (not when we
-   have just started and no other worker is there), then compare every chunk of ids, then mark it built;
+2. the generation is new and not synced: wait one renew interval, in which workers state what they hold (not when we
+   have just started and no other worker is there), then compare every chunk of ids, then mark it synced;
 3. the server's run id changed, its contents kept: compare every chunk, as fast as the step's budget allows;
 4. otherwise: compare the newest chunk and a few of the others in turn, and look for rows that are overdue although
    their bit is set.
@@ -25,10 +25,10 @@ from sidestream.clock import Clock
 from sidestream.crashpoints import crash_point
 from sidestream.job.outcome import ReleaseReason
 from sidestream.job.reference import NO_TAG8, Reference
-from sidestream.maintenance.store_connection import Cursor, StoreLink
+from sidestream.maintenance.store_connection import Cursor, StoreConnection
 from sidestream.store import diagnosis, queries
 from sidestream.store.bulk import note_reason
-from sidestream.store.job_row import StoredJob
+from sidestream.store.job_row import JobRow
 
 log = logging.getLogger(__name__)
 
@@ -44,9 +44,9 @@ OVERDUE_LOT = 500
 HEADS_LOT = 50
 """Most keys whose heads one step looks at."""
 GRACE = 1.25
-"""How many renew intervals a new generation waits: every supervisor renews once in one, and gets a moment for it."""
+"""How many renew intervals a new generation waits: every worker renews once in one, and gets a moment for it."""
 BUSY_BUDGET = 0.5
-"""Seconds after which a step that rebuilds or compares everything makes room for the other keepers."""
+"""Seconds after which a step that rebuilds or compares everything makes room for the other maintenance."""
 LONGEST_RELEASE = 30.0
 """Longest delay, in seconds, of a release whose row does not say when the job is due again."""
 IDLE_BUDGET = 0.03
@@ -66,7 +66,7 @@ class Reconciler:
     def __init__(
         self,
         broker: Broker,
-        link: StoreLink,
+        link: StoreConnection,
         clock: Clock,
         *,
         every: float = 1.0,
@@ -77,8 +77,8 @@ class Reconciler:
     ) -> None:
         """Keep ``broker`` true to the rows behind ``link``.
 
-        ``broker`` is an object of the keepers' own onto the server that can be emptied: asking for the generation makes
-        an object accept it, while the supervisor's has to hear "moved", to state what it holds. ``direct``: jobs
+        ``broker`` belongs to maintenance alone: asking an object for the generation makes it accept a new one, but the
+        worker's object has to see the change, so that the worker states what it holds. ``direct``: jobs
         without a database are served here too; they have no rows, but their limits wait for what others state.
         ``alone``: whether no other worker is there that could have something to state.
         """
@@ -92,7 +92,7 @@ class Reconciler:
         self._alone = alone
         self._number = 0
         self._run_id = ""
-        #: The generation is not built: once this monotonic time has come, everything is compared.
+        #: The generation is not synced: once this monotonic time has come, everything is compared.
         self._build_at: float | None = None
         self._building = False
         #: Compare every chunk from the next step on.
@@ -118,7 +118,7 @@ class Reconciler:
             self._build_at, self._building, self._everything = None, True, True
         with self._link.cursor("comparing Redis with the rows") as cursor:
             if self._everything:
-                self._urgent = deque(reversed(queries.open_chunks(cursor)))
+                self._urgent = deque(reversed(queries.pending_chunks(cursor)))
                 self._everything = False
             if self._urgent is not None:
                 return self._hurry(cursor, self._urgent)
@@ -130,36 +130,36 @@ class Reconciler:
         found = self._broker.generation(databases)
         if found.number == 0:
             found = self._broker.begin_generation(databases)
-        built = all(database.hex() in found.built for database in databases)
+        synced = all(database.hex() in found.synced for database in databases)
         if found.number != self._number:
-            self._begin(found, built=built)
+            self._begin(found, synced=synced)
         elif found.run_id != self._run_id:
             # Restarted or failed over: a second or so of what it held may be gone, bits and references alike.
             self._run_id = found.run_id
             self._everything = True
-        if built:  # by whoever was first; our comparison goes on, but nobody waits for it
+        if synced:  # by whoever was first; our comparison goes on, but nobody waits for it
             self._build_at, self._building = None, False
 
     def _databases(self) -> list[bytes]:
         own = self._link.database().tag
         return [own, NO_TAG8] if self._direct else [own]
 
-    def _begin(self, found: Generation, *, built: bool) -> None:
+    def _begin(self, found: Generation, *, synced: bool) -> None:
         log.info(
             "The broker's contents are of generation %s, %s.",
             found.number,
-            "complete" if built else "to be published from the rows",
+            "complete" if synced else "to be published from the rows",
             extra={"action": "generation_found"},
         )
         first, self._number, self._run_id = not self._number, found.number, found.run_id
         self._build_at = None
-        if not built:
+        if not synced:
             # Supervisors state what they hold in the meantime, so that a running job is not handed out as well. Of
             # those that are there while we look at a first generation only others can hold something.
             self._build_at = self._clock.monotonic() + (0.0 if first and self._has_no_others() else GRACE * self._renew)
         self._building = False
         # Built by others or before our time: what happened to the server since then nobody told us.
-        self._everything = built
+        self._everything = synced
         self._urgent = None
         self._missed, self._missed_before = {}, {}
 
@@ -179,10 +179,10 @@ class Reconciler:
         self._urgent = None
         if self._building:
             for database in self._databases():
-                self._broker.mark_built(database)
+                self._broker.mark_synced(database)
             self._building = False
             log.info(
-                "Every open row is published in generation %s.", self._number, extra={"action": "generation_built"}
+                "Every pending row is published in generation %s.", self._number, extra={"action": "generation_built"}
             )
         return False
 
@@ -192,7 +192,7 @@ class Reconciler:
         look_first, self._look_first = self._look_first, False
         if look_first:
             self._look_for_overdue(cursor)
-        for number, chunk in enumerate(self._in_turn(queries.open_chunks(cursor))):
+        for number, chunk in enumerate(self._in_turn(queries.pending_chunks(cursor))):
             if number > 1 and self._clock.monotonic() - began >= IDLE_BUDGET:
                 break
             if not self._compare(cursor, chunk, began + BUSY_BUDGET):
@@ -200,7 +200,7 @@ class Reconciler:
             if number:
                 self._turned = chunk
         if not look_first:
-            # With very many open rows the two take turns.
+            # With very many pending rows the two take turns.
             self._look_first = self._clock.monotonic() - began >= IDLE_BUDGET
             if not self._look_first:
                 self._look_for_overdue(cursor)
@@ -213,9 +213,9 @@ class Reconciler:
         return [*chunks[-1:], *behind, *(chunk for chunk in others if chunk <= self._turned)]
 
     def _compare(self, cursor: Cursor, chunk: int, deadline: float) -> bool:
-        """Publish the chunk's open rows whose bit is unset; False when the deadline came before the end."""
+        """Publish the chunk's pending rows whose bit is unset; False when the deadline came before the end."""
         # The bits first: read after the rows, the bit of a row that was settled in between would look unset.
-        known = self._broker.known(self._link.database().tag, chunk)
+        known = self._broker.published(self._link.database().tag, chunk)
         until, after = self._clock.now() + HORIZON, 0
         while missing := queries.unpublished(cursor, chunk, known, after, until, PUBLISH_LOT):
             self._publish(missing, force=False)
@@ -237,7 +237,7 @@ class Reconciler:
         rows = queries.overdue(cursor, self._lease, self._looked, OVERDUE_LOT)
         lost, late, parked = [], [], []
         #: By key: the first of those behind it.
-        behind: dict[str | None, StoredJob] = {}
+        behind: dict[str | None, JobRow] = {}
         for start in range(0, len(rows), LOCATE_LOT):
             lot = rows[start : start + LOCATE_LOT]
             delayed = []
@@ -247,7 +247,7 @@ class Reconciler:
                         lost.append(row)
                 elif place == Place.DELAYED:
                     delayed.append(row)
-                elif place == Place.PARKED:
+                elif place == Place.UNROUTED:
                     parked.append(row.id)
                 elif place == Place.BEHIND_KEY:
                     behind.setdefault(row.key, row)
@@ -255,13 +255,13 @@ class Reconciler:
         if behind:
             self._free_keys(cursor, behind.values())
         if parked:
-            note_reason(cursor, parked, f"{ReleaseReason.PARKED}: no worker here knows its action")
+            note_reason(cursor, parked, f"{ReleaseReason.UNROUTED}: no worker here knows its action")
         self._put_right(lost, late)
         self._looked = rows[-1].id if len(rows) == OVERDUE_LOT else 0
         if not self._looked:
             self._missed_before, self._missed = self._missed, {}
 
-    def _put_right(self, lost: Sequence[StoredJob], late: Sequence[StoredJob]) -> None:
+    def _put_right(self, lost: Sequence[JobRow], late: Sequence[JobRow]) -> None:
         if lost:
             log.warning(
                 "%s jobs were known to the broker and nowhere in it; they are published by force.",
@@ -277,7 +277,7 @@ class Reconciler:
             )
             self._broker.publish([job._replace(edited=True) for job in self._publications(late)])
 
-    def _free_keys(self, cursor: Cursor, behind: Collection[StoredJob]) -> None:
+    def _free_keys(self, cursor: Cursor, behind: Collection[JobRow]) -> None:
         """Discard heads whose rows are over, where nothing in PostgreSQL stands before those behind them.
 
         Such a head was replaced or cancelled and the broker was not told; it would wait as long as its delay, or
@@ -288,7 +288,7 @@ class Reconciler:
         for job in self._publications([row for row in behind if row.id in first]):
             for holder in self._broker.explain(job).holders:
                 heads[Reference.unpack(holder).id] = job._replace(reference=holder)
-        over = heads.keys() - diagnosis.open_among(cursor, heads)
+        over = heads.keys() - diagnosis.pending_among(cursor, heads)
         freed = [row_id for row_id in sorted(over) if self._broker.discard(heads[row_id])]
         if freed:
             log.info(
@@ -297,7 +297,7 @@ class Reconciler:
                 extra={"action": "heads_freed", "jobs": freed},
             )
 
-    def _missed_twice(self, row: StoredJob) -> bool:
+    def _missed_twice(self, row: JobRow) -> bool:
         """Note that ``row`` is not where it belongs; return whether that was so a lease ago already."""
         now = self._clock.monotonic()
         first = self._missed_before.get(row.id, now)
@@ -306,7 +306,7 @@ class Reconciler:
         self._missed[row.id] = first
         return False
 
-    def _delayed_too_long(self, rows: Sequence[StoredJob]) -> list[StoredJob]:
+    def _delayed_too_long(self, rows: Sequence[JobRow]) -> list[JobRow]:
         """Return those of ``rows``, which are due and delayed, whose delay no release explains."""
         if not rows:
             return []
@@ -314,12 +314,12 @@ class Reconciler:
         until = self._broker.delayed_until(self._publications(rows))
         return [row for row, its in zip(rows, until, strict=True) if its > longest]
 
-    def _publish(self, rows: Sequence[StoredJob], *, force: bool) -> None:
+    def _publish(self, rows: Sequence[JobRow], *, force: bool) -> None:
         crash_point("reconcile.before_publish")
         self._broker.publish(self._publications(rows), force=force)
         crash_point("reconcile.published")
 
-    def _publications(self, rows: Sequence[StoredJob]) -> list[Publication]:
+    def _publications(self, rows: Sequence[JobRow]) -> list[Publication]:
         database = self._link.database()
         return [
             Publication(

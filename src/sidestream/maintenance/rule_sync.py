@@ -1,4 +1,4 @@
-"""Give the newest rules of the database to the broker: pauses, limits, weights, ageing.
+"""Give the newest rules of the database to the broker: pauses, limits, weights, aging.
 
 Their truth is a table in PostgreSQL (:mod:`sidestream.store.rules`). A change governs every host within half a second,
 and an emptied broker has its rules before it grants anything.
@@ -11,7 +11,7 @@ import logging
 from sidestream.broker.protocol import Broker
 from sidestream.job.reference import NO_TAG8
 from sidestream.job.rules import Rules
-from sidestream.maintenance.store_connection import StoreLink
+from sidestream.maintenance.store_connection import StoreConnection
 from sidestream.store import rules
 
 log = logging.getLogger(__name__)
@@ -22,16 +22,16 @@ AGAIN_EVERY = 30.0
 """Seconds after which rules are given again although nothing changed: whatever became of those that the broker had."""
 
 
-class Ruler:
+class RuleSync:
     """Reads the rules' version; gives the rules on when it, or the broker's generation, changed."""
 
     name = "ruler"
     every = EVERY
 
-    def __init__(self, broker: Broker, link: StoreLink | None, *, direct: bool) -> None:
+    def __init__(self, broker: Broker, link: StoreConnection | None, *, direct: bool) -> None:
         """Rule the lanes of the database behind ``link``, and with ``direct`` those of jobs without a database.
 
-        ``broker`` is the keepers' own object, as the reconciler's. Without a database direct jobs have no rules.
+        ``broker`` is the maintenance' own object, as the reconciler's. Without a database direct jobs have no rules.
         """
         self._broker = broker
         self._link = link
@@ -41,7 +41,7 @@ class Ruler:
         self._steps = 0
 
     def step(self) -> bool:
-        """Look once; see :class:`~sidestream.maintenance.task.Keeper`."""
+        """Look once; see :class:`~sidestream.maintenance.task.MaintenanceTask`."""
         found = self._broker.generation()
         if found.number == 0:
             found = self._broker.begin_generation()

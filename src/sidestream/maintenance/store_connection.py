@@ -1,4 +1,4 @@
-"""The one PostgreSQL connection that all keepers of a supervisor share: they run in one thread."""
+"""The one PostgreSQL connection that all maintenance of a worker share: they run in one thread."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from sidestream.store.adapter import translate
 Cursor = psycopg.Cursor[tuple[Any, ...]]
 
 
-class StoreLink:
-    """Opened when first needed, opened again when it was lost."""
+class StoreConnection:
+    """Acquired when first needed, acquired again when it was lost."""
 
     def __init__(
         self, connect: Callable[[], psycopg.Connection[Any]], *, on_open: Callable[[Cursor], None] = lambda cursor: None
@@ -44,7 +44,7 @@ class StoreLink:
             StoreError: A statement failed for another reason.
         """
         try:
-            with self._opened().cursor() as cursor:
+            with self._acquired().cursor() as cursor:
                 yield cursor
         except psycopg.Error as error:
             if self._connection is not None and (self._connection.closed or self._connection.broken):
@@ -76,7 +76,7 @@ class StoreLink:
         if connection is not None:
             connection.close()
 
-    def _opened(self) -> psycopg.Connection[Any]:
+    def _acquired(self) -> psycopg.Connection[Any]:
         if self._connection is None or self._connection.closed:
             connection = self._connect()
             try:

@@ -1,4 +1,4 @@
-"""What a keeper is, and the one thread that runs all keepers of a supervisor."""
+"""What a task is, and the one thread that runs all maintenance of a worker."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from sidestream.errors import BrokerError, GenerationMoved, StoreError
+from sidestream.errors import BrokerError, StaleGeneration, StoreError
 
 log = logging.getLogger(__name__)
 
@@ -19,10 +19,10 @@ JITTER = (0.9, 1.1)
 """Between which shares of its usual time a pause is, so that workers that were started together do not stay in step."""
 
 
-class Keeper(Protocol):
+class MaintenanceTask(Protocol):
     """One kind of background step."""
 
-    #: Its name in logs and for :meth:`KeeperThread.poke`.
+    #: Its name in logs and for :meth:`MaintenanceThread.poke`.
     name: str
     #: Seconds from the end of one step to the next.
     every: float
@@ -34,40 +34,40 @@ class Keeper(Protocol):
 
 def log_failure(name: str, error: Exception) -> None:
     """Log an error that no outage explains, with its traceback."""
-    log.error("The %s failed and goes on: %s", name, error, exc_info=error, extra={"action": "keeper_failed"})
+    log.error("The %s failed and goes on: %s", name, error, exc_info=error, extra={"action": "maintenance_failed"})
 
 
-class KeeperThread:
-    """Runs each keeper when it is due, one at a time.
+class MaintenanceThread:
+    """Runs each task when it is due, one at a time.
 
-    A server that is away (any BrokerError or StoreError) is logged once when the first keeper meets it, and once when
+    A server that is away (any BrokerError or StoreError) is logged once when the first task meets it, and once when
     the last one that met it works again; meanwhile each is tried at its usual times. Other errors go to ``on_error``.
     """
 
     def __init__(
         self,
-        keepers: Sequence[Keeper],
+        maintenance: Sequence[MaintenanceTask],
         on_error: Callable[[str, Exception], None] = log_failure,
         *,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._keepers = {keeper.name: keeper for keeper in keepers}
+        self._maintenance = {task.name: task for task in maintenance}
         self._on_error = on_error
         self._monotonic = monotonic
         self._changed = threading.Condition()
         self._stopping = False
         #: When each is due next; a busy one is due again behind those that fell due meanwhile, so it starves nobody.
-        self._due = dict.fromkeys(self._keepers, monotonic())
-        #: Which keepers meet an outage now, by the server that is away.
+        self._due = dict.fromkeys(self._maintenance, monotonic())
+        #: Which maintenance meet an outage now, by the server that is away.
         self._meeting: dict[str, set[str]] = {"broker": set(), "store": set()}
-        self._thread = threading.Thread(target=self._run, name="sidestream-keepers", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="sidestream-maintenance", daemon=True)
 
     def start(self) -> None:
-        """Start the thread; every keeper is due at once."""
+        """Start the thread; every task is due at once."""
         self._thread.start()
 
     def poke(self, name: str) -> None:
-        """Make the keeper ``name`` due now; without such a keeper (no database: no reconciler) do nothing."""
+        """Make the task ``name`` due now; without such a task (no database: no reconciler) do nothing."""
         with self._changed:
             if name in self._due:
                 self._due[name] = self._monotonic()
@@ -84,14 +84,14 @@ class KeeperThread:
 
     def _run(self) -> None:
         while (name := self._next()) is not None:
-            more = self._step(self._keepers[name])
+            more = self._step(self._maintenance[name])
             with self._changed:
-                pause = 0.0 if more else self._keepers[name].every * random.uniform(*JITTER)
+                pause = 0.0 if more else self._maintenance[name].every * random.uniform(*JITTER)
                 # A poke during the step made it due already.
                 self._due[name] = min(self._due[name], self._monotonic() + pause)
 
     def _next(self) -> str | None:
-        """Wait until a keeper is due; return its name, or None to end."""
+        """Wait until a task is due; return its name, or None to end."""
         with self._changed:
             while not self._stopping:
                 now = self._monotonic()
@@ -102,19 +102,19 @@ class KeeperThread:
                 self._changed.wait(None if name is None else self._due[name] - now)
         return None
 
-    def _step(self, keeper: Keeper) -> bool:
+    def _step(self, task: MaintenanceTask) -> bool:
         try:
-            more = keeper.step()
-        except GenerationMoved:
+            more = task.step()
+        except StaleGeneration:
             # Not an outage: the reconciler looks at the generation in its next step, and so does everybody else.
             return False
         except (BrokerError, StoreError) as error:
-            self._met(keeper.name, "store" if isinstance(error, StoreError) else "broker", error)
+            self._met(task.name, "store" if isinstance(error, StoreError) else "broker", error)
             return False
-        except Exception as error:  # noqa: BLE001  (a bug in one keeper must not stop the others)
-            self._on_error(keeper.name, error)
+        except Exception as error:  # noqa: BLE001  (a bug in one task must not stop the others)
+            self._on_error(task.name, error)
             return False
-        self._worked(keeper.name)
+        self._worked(task.name)
         return more
 
     def _met(self, name: str, server: str, error: Exception) -> None:
@@ -122,7 +122,7 @@ class KeeperThread:
         self._meeting[server].add(name)
         if first:
             log.warning(
-                "The %s waits for the %s: %s", name, server, error, extra={"action": "keeper_waits", "keeper": name}
+                "The %s waits for the %s: %s", name, server, error, extra={"action": "maintenance_waits", "task": name}
             )
 
     def _worked(self, name: str) -> None:
@@ -130,4 +130,4 @@ class KeeperThread:
             if name in names:
                 names.discard(name)
                 if not names:
-                    log.info("The keepers reach the %s again.", server, extra={"action": "keeper_back"})
+                    log.info("The maintenance reach the %s again.", server, extra={"action": "maintenance_resumed"})

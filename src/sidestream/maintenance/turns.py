@@ -12,58 +12,58 @@ from collections.abc import Callable
 from typing import Protocol
 
 from sidestream.errors import BrokerError, StoreError
-from sidestream.maintenance.task import Keeper
+from sidestream.maintenance.task import MaintenanceTask
 
 SLACK = 1.0
-"""Seconds beside two of a keeper's pauses for which a turn is kept for the worker that had it last: steps take time."""
+"""Seconds beside two of a task's pauses for which a turn is kept for the worker that had it last: steps take time."""
 
 
 class Turns(Protocol):
     """Where turns are kept: see :class:`~sidestream.broker.redis.broker.RedisBroker`."""
 
-    def take_turn(self, task: str, consumer: str, seconds: float) -> bool:
-        """Return whether the task is the consumer's now, and for so long nobody else's."""
+    def take_turn(self, task: str, worker: str, seconds: float) -> bool:
+        """Return whether the task is the worker's now, and for so long nobody else's."""
         ...
 
-    def give_turn_back(self, task: str, consumer: str) -> None:
+    def give_turn_back(self, task: str, worker: str) -> None:
         """Let somebody else have it at once."""
         ...
 
 
 class Turn:
-    """One consumer's claim to one task."""
+    """One worker's claim to one task."""
 
-    def __init__(self, turns: Turns, task: str, consumer: str, seconds: float) -> None:
+    def __init__(self, turns: Turns, task: str, worker: str, seconds: float) -> None:
         """Take nothing yet; a turn is kept for ``seconds``."""
         self._turns = turns
         self._task = task
-        self._consumer = consumer
+        self._worker = worker
         self._seconds = seconds
 
     def take(self) -> bool:
         """Return whether the task is ours; it is when nobody can be asked."""
         try:
-            return self._turns.take_turn(self._task, self._consumer, self._seconds)
+            return self._turns.take_turn(self._task, self._worker, self._seconds)
         except BrokerError:
             return True  # the step meets it as well, and says so
 
     def give_back(self) -> None:
         """Let somebody else try at once; raises a :class:`~sidestream.errors.BrokerError` when nobody can be told."""
-        self._turns.give_turn_back(self._task, self._consumer)
+        self._turns.give_turn_back(self._task, self._worker)
 
 
 class InTurn:
-    """A keeper whose steps one worker does for all that have the same task."""
+    """A task whose steps one worker does for all that have the same task."""
 
-    def __init__(self, keeper: Keeper, turn: Callable[[str, float], Turn]) -> None:
+    def __init__(self, task: MaintenanceTask, turn: Callable[[str, float], Turn]) -> None:
         """``turn`` makes the claim to the task of a name, kept for so many seconds."""
-        self.name = keeper.name
-        self.every = keeper.every
-        self._keeper = keeper
-        self._turn = turn(keeper.name, kept_for(keeper.every))
+        self.name = task.name
+        self.every = task.every
+        self._keeper = task
+        self._turn = turn(task.name, kept_for(task.every))
 
     def step(self) -> bool:
-        """Do the step unless it is another worker's; see :class:`~sidestream.maintenance.task.Keeper`."""
+        """Do the step unless it is another worker's; see :class:`~sidestream.maintenance.task.MaintenanceTask`."""
         if not self._turn.take():
             return False
         try:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 from sidestream.errors import BrokerError, StoreError, WireError
 from sidestream.job.observer import JobFailure
 from sidestream.job.reference import Reference
-from sidestream.maintenance.store_connection import StoreLink
+from sidestream.maintenance.store_connection import StoreConnection
 from sidestream.store import deaths, sessions
 
 log = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ class WorkerDeaths:
 
     def __init__(
         self,
-        link: StoreLink,
+        link: StoreConnection,
         *,
         dead_here: Callable[[], Mapping[str, frozenset[bytes]]],
         announced: Callable[[str], bool],
@@ -55,7 +55,7 @@ class WorkerDeaths:
         self.found = False
 
     def step(self) -> bool:
-        """Charge what can be charged now; see :class:`~sidestream.maintenance.task.Keeper`."""
+        """Charge what can be charged now; see :class:`~sidestream.maintenance.task.MaintenanceTask`."""
         self._look_here()
         if self._turn():
             self._look_elsewhere()

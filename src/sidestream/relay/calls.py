@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from sidestream.broker.protocol import Broker, Publication
-from sidestream.errors import BrokerError, BrokerUnavailable, GenerationMoved
+from sidestream.errors import BrokerError, BrokerUnavailable, StaleGeneration
 from sidestream.job.reference import Reference
 
 LOOKS = 3
@@ -22,12 +22,12 @@ def publish_looking(broker: Broker, publications: Sequence[Publication]) -> None
         try:
             broker.publish(publications)
             return
-        except GenerationMoved:  # emptied or replaced: nothing was written, so look again and repeat
-            look(broker)
+        except StaleGeneration:  # emptied or replaced: nothing was written, so look again and repeat
+            ensure_generation(broker)
     raise BrokerUnavailable(f"The broker's contents were replaced {LOOKS} times while it was published to.")
 
 
-def look(broker: Broker) -> None:
+def ensure_generation(broker: Broker) -> None:
     """Learn the generation, or begin one."""
     if not broker.generation().number:
         broker.begin_generation()

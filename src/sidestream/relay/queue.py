@@ -35,7 +35,7 @@ class Shared:
     direct: deque[Item] = field(default_factory=deque)
     thread: threading.Thread | None = None
     open_since: float | None = None  # monotonic; None while the breaker is closed
-    dropped: int = 0  # since the breaker opened
+    dropped: int = 0  # since the breaker acquired
     progress: int = 0  # chunks published so far
     busy: object | None = None  # who publishes: the thread, or a caller at once; the thread looks again while it is set
     closing: bool = False

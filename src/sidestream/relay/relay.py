@@ -32,7 +32,7 @@ from sidestream.errors import (
     CapabilityMissing,
     SidestreamError,
 )
-from sidestream.relay.calls import Fault, answer, late, look, publish_looking
+from sidestream.relay.calls import Fault, answer, ensure_generation, late, publish_looking
 from sidestream.relay.queue import CHUNK_SIZE, Shared, Ticket, asked, hand_back, take
 
 KEPT_LIMIT = 10_000
@@ -295,10 +295,10 @@ class Relay:
         try:
             if self._broker is None:
                 self._broker = self._connect()
-                look(self._broker)
+                ensure_generation(self._broker)
                 self._quick = self._broker if isinstance(self._broker, AtOnce) else None
             elif not publications:
-                look(self._broker)
+                ensure_generation(self._broker)
             if publications:
                 crash_point("relay.before_publish")
                 sent = True

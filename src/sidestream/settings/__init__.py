@@ -2,4 +2,4 @@
 
 from sidestream.settings.settings import CONFIG_VARIABLE, Settings
 
-__all__ = ['CONFIG_VARIABLE', 'Settings']
+__all__ = ["CONFIG_VARIABLE", "Settings"]

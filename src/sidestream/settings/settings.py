@@ -93,7 +93,7 @@ class Settings(BaseSettings):
     ] = 15.0
     renew: Annotated[float, Field(gt=0, description="Seconds between two renewals of leases; at most lease / 3.")] = 3.0
     redis_timeout: Annotated[float, Field(gt=0, le=60, description="Seconds that Redis has for an answer.")] = 1.0
-    relay_wait: Annotated[
+    publish_timeout: Annotated[
         float, Field(ge=0, le=10, description="Seconds that a caller waits at most for a publish after its commit.")
     ] = 0.2
     drain_timeout: Annotated[
@@ -101,7 +101,7 @@ class Settings(BaseSettings):
     ] = 30.0
     hard_limit: Annotated[float, Field(gt=0, description="Seconds after which a running job is killed.")] = 1800.0
     nice: Annotated[int, Field(ge=-20, le=19, description="Niceness of the children.")] = 10
-    only_idle_cpu: Annotated[
+    idle_cpu_only: Annotated[
         bool,
         Field(
             description="Children, and the programs that they start, run only while nothing else wants the processor."
@@ -112,9 +112,9 @@ class Settings(BaseSettings):
     reconcile_interval: Annotated[
         float, Field(gt=0, le=60, description="Seconds between two comparisons of Redis with the newest rows.")
     ] = 1.0
-    keep_done_days: Annotated[float, Field(ge=0, description="Days for which done and cancelled jobs are kept.")] = 30.0
-    keep_dead_days: Annotated[
-        float | None, Field(ge=0, description="Days for which dead jobs are kept; none keeps them for ever.")
+    done_retention: Annotated[float, Field(ge=0, description="Days for which done and cancelled jobs are kept.")] = 30.0
+    failed_retention: Annotated[
+        float | None, Field(ge=0, description="Days for which failed jobs are kept; none keeps them for ever.")
     ] = None
     prefetch_ms: Annotated[
         int, Field(ge=0, le=10_000, description="Milliseconds of measured work held for each child in advance.")
@@ -122,7 +122,7 @@ class Settings(BaseSettings):
     batch_ms: Annotated[
         int, Field(ge=0, le=1000, description="Milliseconds of measured work sent to a child in one message.")
     ] = 10
-    careful_seconds: Annotated[
+    recovery_period: Annotated[
         float,
         Field(ge=0, le=3600, description="Seconds after an unclean end in which a worker starts one job at a time."),
     ] = 60.0
@@ -164,7 +164,7 @@ class Settings(BaseSettings):
         return init_settings, env_settings, _FileSource(settings_cls)
 
     @field_validator(
-        "redis_url", "database_url", "app", "odoo_config", "odoo_database", "keep_dead_days", "user", mode="before"
+        "redis_url", "database_url", "app", "odoo_config", "odoo_database", "failed_retention", "user", mode="before"
     )
     @classmethod
     def _none(cls, value: object) -> object:

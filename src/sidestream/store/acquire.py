@@ -1,11 +1,11 @@
 """D2: the one statement that opens a job, and what its answer means.
 
-Call :func:`open_job` first in the job's transaction, at REPEATABLE READ. Its own snapshot then proves two things at
+Call :func:`acquire_job` first in the job's transaction, at REPEATABLE READ. Its own snapshot then proves two things at
 once: that nothing stands before the job, and that the effects of all that stood before it are visible.
 
 1. :func:`lock_tag`, when the job has a key: in a statement of its own *before* BEGIN. A lock taken inside the
    transaction would come after its snapshot, and the holder before us would be over but not visible (C5).
-2. :func:`open_job`. Serialization failures (40001: the row changed after the snapshot) come out as they are; the
+2. :func:`acquire_job`. Serialization failures (40001: the row changed after the snapshot) come out as they are; the
    executor's loop tries again with a new snapshot.
 3. :func:`sidestream.store.outcomes.finish` in the same transaction.
 4. :func:`unlock_tag`.
@@ -28,37 +28,37 @@ from sidestream.store.cursor import Cursor
 from sidestream.store.locks import job_lock, lock_tag, running_between, unlock_tag
 
 __all__ = [
+    "AcquireResult",
+    "Acquired",
     "Blocked",
     "Cancelled",
     "Cancelling",
     "Locked",
     "Missing",
-    "Moved",
     "NotDue",
-    "Opened",
-    "Opening",
+    "Superseded",
     "Terminal",
+    "acquire_job",
     "before_in_line",
     "expired",
     "inbox_has",
     "job_lock",
     "lock_tag",
-    "open_job",
     "standing_before",
     "state_when_unlocked",
     "unlock_tag",
 ]
 
 _DUE = f"run_at <= {UTC_NOW} + interval '1 second'"
-"""A job may be opened up to a second early: Redis and PostgreSQL have clocks of their own (C23)."""
+"""A job may be acquired up to a second early: Redis and PostgreSQL have clocks of their own (C23)."""
 
 
 def before_in_line(job: str) -> str:
     """Return the condition that the row ``before`` stands before the row ``job`` in its key's line (promise 4).
 
-    "Due" is the same with the same tolerance for both, else a job that is opened early could pass one due before it.
+    "Due" is the same with the same tolerance for both, else a job that is acquired early could pass one due before it.
     """
-    return f"""before.state = 'open' AND before.key = {job}.key AND before.id < {job}.id
+    return f"""before.state = 'pending' AND before.key = {job}.key AND before.id < {job}.id
         AND (before.{_DUE} OR before.attempts > 0 OR before.snoozes > 0)"""
 
 
@@ -75,16 +75,16 @@ def expired(job: str) -> str:
 # What overlapping transactions could not see of each other (C9). A later one that replaces counts also once it is done:
 # it has newer arguments. In a window, what is not cancelled counts.
 _REPLACES = """other.unique_key = j.unique_key AND other.id > j.id AND other.unique_conflict <> 'return'
-        AND other.state IN ('open', 'done') AND (other.unique_until <> 'window'
+        AND other.state IN ('pending', 'done') AND (other.unique_until <> 'window'
             OR j.created_at > other.created_at - other.unique_seconds * interval '1 second')"""
-_OPEN_BEFORE = """other.unique_key = j.unique_key AND other.id < j.id
-        AND other.state = 'open'"""
+_PENDING_BEFORE = """other.unique_key = j.unique_key AND other.id < j.id
+        AND other.state = 'pending'"""
 _IN_WINDOW_BEFORE = """j.unique_until = 'window' AND other.unique_key = j.unique_key AND other.id < j.id
         AND other.unique_until = 'window' AND other.state <> 'cancelled'
         AND other.created_at > j.created_at - j.unique_seconds * interval '1 second'"""
 _FOLDABLE = f"""(j.unique_key IS NOT NULL AND (
         EXISTS (SELECT FROM sidestream_job other WHERE {_REPLACES})
-        OR EXISTS (SELECT FROM sidestream_job other WHERE {_OPEN_BEFORE})
+        OR EXISTS (SELECT FROM sidestream_job other WHERE {_PENDING_BEFORE})
         OR EXISTS (SELECT FROM sidestream_job other WHERE {_IN_WINDOW_BEFORE})))"""
 _ALONG = "/* along */"
 _OPENED = f"""
@@ -98,7 +98,7 @@ _NOT_CANCELLED = """NOT EXISTS (
 _OPEN = f"""
     WITH mine AS MATERIALIZED (
         SELECT * FROM sidestream_job j
-        WHERE j.id = %(id)s::bigint AND j.state = 'open' AND j.{_DUE} AND {_NOT_CANCELLED}
+        WHERE j.id = %(id)s::bigint AND j.state = 'pending' AND j.{_DUE} AND {_NOT_CANCELLED}
         AND NOT ({standing_before("j")}) AND (j.expires_at IS NULL OR NOT {expired("j")})
         AND (%(unfolded)s::boolean OR NOT {_FOLDABLE})
         FOR NO KEY UPDATE OF j SKIP LOCKED)
@@ -108,7 +108,7 @@ _OPEN = f"""
 _OPEN_AGAIN = f"""
     WITH mine AS MATERIALIZED (
         SELECT * FROM sidestream_job j
-        WHERE j.id = %(id)s::bigint AND j.state = 'open' AND j.attempts = %(seen)s::integer AND {_NOT_CANCELLED}
+        WHERE j.id = %(id)s::bigint AND j.state = 'pending' AND j.attempts = %(seen)s::integer AND {_NOT_CANCELLED}
         FOR NO KEY UPDATE OF j SKIP LOCKED)
     {_OPENED}"""
 _WHY_NOT = f"""
@@ -116,13 +116,13 @@ _WHY_NOT = f"""
            (SELECT min(before.id) FROM sidestream_job before WHERE {before_in_line("j")}), j.attempts,
            to_char(CASE WHEN {expired("j")} THEN j.expires_at END, 'YYYY-MM-DD HH24:MI:SS'), j.unique_until,
            j.unique_conflict = 'return', (SELECT max(other.id) FROM sidestream_job other WHERE {_REPLACES}),
-           ARRAY(SELECT other.id FROM sidestream_job other WHERE {_OPEN_BEFORE} ORDER BY other.id LIMIT 10),
+           ARRAY(SELECT other.id FROM sidestream_job other WHERE {_PENDING_BEFORE} ORDER BY other.id LIMIT 10),
            (SELECT min(other.id) FROM sidestream_job other WHERE {_IN_WINDOW_BEFORE}),
            j.attempts > 0 OR j.snoozes > 0
     FROM sidestream_job j WHERE j.id = %(id)s::bigint"""
-_END = compare_and_set(f"state = 'cancelled', ended_at = {UTC_NOW}, reason = %(reason)s::text", "state = 'open'")
+_END = compare_and_set(f"state = 'cancelled', ended_at = {UTC_NOW}, reason = %(reason)s::text", "state = 'pending'")
 _WAITING = """
-    SELECT id FROM sidestream_job WHERE id = ANY (%(ids)s::bigint[]) AND state = 'open' ORDER BY id
+    SELECT id FROM sidestream_job WHERE id = ANY (%(ids)s::bigint[]) AND state = 'pending' ORDER BY id
     FOR SHARE SKIP LOCKED"""
 # In one statement, so that the time-out neither waits for a transaction nor outlives one in autocommit mode.
 _STATE_WHEN_UNLOCKED = """
@@ -131,7 +131,7 @@ _STATE_WHEN_UNLOCKED = """
 
 
 @dataclass(frozen=True, slots=True)
-class Opened:
+class Acquired:
     """The row is ours until the transaction ends."""
 
     id: int
@@ -194,7 +194,7 @@ class NotDue:
 
 @dataclass(frozen=True, slots=True)
 class Blocked:
-    """Open jobs with the same key stand before it."""
+    """Pending jobs with the same key stand before it."""
 
     #: The smallest id of them.
     by: int
@@ -202,12 +202,12 @@ class Blocked:
 
 @dataclass(frozen=True, slots=True)
 class Cancelling:
-    """A person asked to cancel it while its row was locked; a supervisor has to carry that out."""
+    """A person asked to cancel it while its row was locked; a worker has to carry that out."""
 
 
 @dataclass(frozen=True, slots=True)
-class Moved:
-    """Only when opened again: somebody else charged an attempt meanwhile, the job is no longer the caller's."""
+class Superseded:
+    """Only when acquired again: somebody else charged an attempt meanwhile, the job is no longer the caller's."""
 
     attempts: int
 
@@ -217,42 +217,42 @@ class Locked:
     """Another session holds the row: it runs elsewhere, or a person edits it."""
 
 
-Opening = Opened | Terminal | Cancelled | Missing | NotDue | Blocked | Cancelling | Moved | Locked
+AcquireResult = Acquired | Terminal | Cancelled | Missing | NotDue | Blocked | Cancelling | Superseded | Locked
 
 
-def open_job(
+def acquire_job(
     cur: Cursor,
     id: int,  # noqa: A002
     *,
     attempts_seen: int | None = None,
     along: tuple[str, ...] = (),
-) -> Opening:
+) -> AcquireResult:
     """Lock the job's row and read it, or say why not (a second, plain read).
 
     ``along``: SQL expressions (of the caller's own constants) that are read in the same statement, as
-    :attr:`Opened.along`; the job's row is called ``mine`` in them.
+    :attr:`Acquired.along`; the job's row is called ``mine`` in them.
 
     ``attempts_seen``: give it in the second and later transactions of a three-step or ``relock`` job, which holds a
-    session lock; the job is then opened in the state it was in, whatever became due before it meanwhile.
+    session lock; the job is then acquired in the state it was in, whatever became due before it meanwhile.
     """
     statement = _opening(attempts_seen is not None, along)
     parameters = {"id": id, "seen": attempts_seen, "unfolded": False}
     cur.execute(statement, parameters)
     row = cur.fetchone()
     if row is not None:
-        return _opened(row)
+        return _acquired(row)
     found = _why_not(cur, id, attempts_seen)
     if found is not None:
         return found
     cur.execute(statement, {**parameters, "unfolded": True})
     row = cur.fetchone()
-    return Locked() if row is None else _opened(row)
+    return Locked() if row is None else _acquired(row)
 
 
-def _opened(row: Sequence[Any]) -> Opened:
+def _acquired(row: Sequence[Any]) -> Acquired:
     _, pid, found, action, payload, queue, key, attempts, forgiven, crashes, suspects, user, context, *rest = row
     priority, group, limit, requested_by, *along = rest
-    return Opened(
+    return Acquired(
         found,
         action,
         payload,
@@ -273,20 +273,20 @@ def _opened(row: Sequence[Any]) -> Opened:
     )
 
 
-def _why_not(cur: Cursor, row_id: int, attempts_seen: int | None) -> Opening | None:
-    """Return why the row was not opened; None when it may be locked, or duplicates that do not count held it back."""
+def _why_not(cur: Cursor, row_id: int, attempts_seen: int | None) -> AcquireResult | None:
+    """Return why the row was not acquired; None when it may be locked, or duplicates that do not count held it back."""
     cur.execute(_WHY_NOT, {"id": row_id})
     row = cur.fetchone()
     if row is None:
         return Missing()
     state, seconds, early, cancelling, blocked_by, attempts, too_late, until, returns, *duplicates, started = row
     replaced, before, in_window = duplicates
-    if state != State.OPEN:
+    if state != State.PENDING:
         return Terminal(State(state))
     if cancelling:
         return Cancelling()
     if attempts_seen is not None:
-        return Moved(attempts) if attempts != attempts_seen else Locked()
+        return Superseded(attempts) if attempts != attempts_seen else Locked()
     if too_late is not None:
         return _end(cur, row_id, f"expired: it was to be started by {too_late} UTC")
     if replaced is not None:
@@ -301,8 +301,8 @@ def _why_not(cur: Cursor, row_id: int, attempts_seen: int | None) -> Opening | N
     return _beside(cur, row_id, until, before, returns=returns) if before else None
 
 
-def _beside(cur: Cursor, row_id: int, until: str, before: Sequence[int], *, returns: bool) -> Opening | None:
-    """Look at what the open rows ``before`` with the same unique do; None when the job may run all the same."""
+def _beside(cur: Cursor, row_id: int, until: str, before: Sequence[int], *, returns: bool) -> AcquireResult | None:
+    """Look at what the pending rows ``before`` with the same unique do; None when the job may run all the same."""
     if returns and until != "started":
         return None
     # A job between two of its transactions needs its row again: this transaction, which lasts as long as its own job,
@@ -316,9 +316,9 @@ def _beside(cur: Cursor, row_id: int, until: str, before: Sequence[int], *, retu
     return Locked() if until != "started" and len(waiting) < len(before) else None
 
 
-def _end(cur: Cursor, row_id: int, reason: str) -> Opening:
+def _end(cur: Cursor, row_id: int, reason: str) -> AcquireResult:
     written = write(cur, _END, {"id": row_id, "reason": reason})
-    if written.ours:
+    if written.applied:
         return Cancelled(reason)
     return Locked() if written.locked or written.state is None else Terminal(written.state)
 
@@ -331,7 +331,7 @@ def _opening(again: bool, along: tuple[str, ...]) -> str:
 def state_when_unlocked(cur: Cursor, id: int, *, timeout: float) -> State | None:  # noqa: A002
     """Wait until nobody else holds the row, at most ``timeout`` seconds, and return its state; None when it is missing.
 
-    For after a commit that got no reply: a plain read may say "open" while the old backend is still committing (C3).
+    For after a commit that got no reply: a plain read may say "pending" while the old backend is still committing (C3).
     Raises the driver's 55P03 after ``timeout``. In a transaction, its later statements keep that lock time-out.
     """
     cur.execute(_STATE_WHEN_UNLOCKED, {"id": id, "timeout": f"{max(1, int(timeout * 1000))}ms"})
@@ -342,7 +342,7 @@ def state_when_unlocked(cur: Cursor, id: int, *, timeout: float) -> State | None
 def inbox_has(cur: Cursor, uuid: UUID) -> bool:
     """Whether the direct job ``uuid`` ended in this database: its effect, or its end, is committed."""
     cur.execute(
-        "SELECT EXISTS (SELECT FROM sidestream_job WHERE uuid = %(uuid)s::uuid AND state <> 'open')",
+        "SELECT EXISTS (SELECT FROM sidestream_job WHERE uuid = %(uuid)s::uuid AND state <> 'pending')",
         {"uuid": str(uuid)},
     )
     return bool(cur.fetchone()[0])

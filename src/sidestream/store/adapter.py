@@ -194,7 +194,7 @@ def connect(
     """
     if len(application_name.encode()) > NAME_LIMIT:
         raise SettingsError(
-            f"The application name {application_name!r} is over {NAME_LIMIT} bytes; use a shorter supervisor name."
+            f"The application name {application_name!r} is over {NAME_LIMIT} bytes; use a shorter worker name."
         )
     try:
         wanted = conninfo_to_dict(dsn)

@@ -1,4 +1,4 @@
-"""What happened to a job beyond "done": insert-only rows that supervisors write (C17).
+"""What happened to a job beyond "done": insert-only rows that workers write (C17).
 
 They never touch the job's row, so nobody waits: neither for a job that runs, nor a running job for them.
 """
@@ -35,20 +35,20 @@ class Attempt:
     event: Event
     #: When it was written; aware, UTC.
     at: datetime
-    supervisor: str
+    worker: str
     #: Which child; -1 when none is meant.
     slot: int
     detail: str | None
 
 
-def record(cur: Cursor, job_id: int, supervisor: str, slot: int, event: str, detail: str | None = None) -> None:
+def record(cur: Cursor, job_id: int, worker: str, slot: int, event: str, detail: str | None = None) -> None:
     """Insert one row; ``event`` is one of :class:`Event`, ``slot`` -1 when no child is meant."""
     cur.execute(
-        """INSERT INTO sidestream_attempt (job_id, supervisor, slot, event, detail)
-           VALUES (%(job)s::bigint, %(supervisor)s::text, %(slot)s::smallint, %(event)s::text, %(detail)s::text)""",
+        """INSERT INTO sidestream_attempt (job_id, worker, slot, event, detail)
+           VALUES (%(job)s::bigint, %(worker)s::text, %(slot)s::smallint, %(event)s::text, %(detail)s::text)""",
         {
             "job": job_id,
-            "supervisor": supervisor,
+            "worker": worker,
             "slot": slot,
             "event": Event(event).value,
             "detail": None if detail is None else storable(detail),
@@ -56,15 +56,15 @@ def record(cur: Cursor, job_id: int, supervisor: str, slot: int, event: str, det
     )
 
 
-def open_starts(cur: Cursor, supervisor: str) -> frozenset[int]:
-    """Return the ids of the open jobs that ``supervisor`` said to have started and not to have ended."""
+def open_starts(cur: Cursor, worker: str) -> frozenset[int]:
+    """Return the ids of the pending jobs that ``worker`` said to have started and not to have ended."""
     cur.execute(
         """SELECT j.id FROM sidestream_attempt a JOIN sidestream_job j ON j.id = a.job_id
-           WHERE a.supervisor = %(supervisor)s::text AND a.event = 'started' AND j.state = 'open'
+           WHERE a.worker = %(worker)s::text AND a.event = 'started' AND j.state = 'pending'
            AND NOT EXISTS (SELECT FROM sidestream_attempt later
-                           WHERE later.job_id = a.job_id AND later.id > a.id AND later.supervisor = a.supervisor
+                           WHERE later.job_id = a.job_id AND later.id > a.id AND later.worker = a.worker
                            AND later.event <> 'started')""",
-        {"supervisor": supervisor},
+        {"worker": worker},
     )
     return frozenset(job_id for (job_id,) in cur.fetchall())
 
@@ -72,10 +72,10 @@ def open_starts(cur: Cursor, supervisor: str) -> frozenset[int]:
 def of_job(cur: Cursor, job_id: int) -> list[Attempt]:
     """Return the job's attempt rows, oldest first."""
     cur.execute(
-        "SELECT event, at, supervisor, slot, detail FROM sidestream_attempt WHERE job_id = %(job)s::bigint ORDER BY id",
+        "SELECT event, at, worker, slot, detail FROM sidestream_attempt WHERE job_id = %(job)s::bigint ORDER BY id",
         {"job": job_id},
     )
     return [
-        Attempt(Event(event), at.replace(tzinfo=UTC), supervisor, slot, detail)
-        for event, at, supervisor, slot, detail in cur.fetchall()
+        Attempt(Event(event), at.replace(tzinfo=UTC), worker, slot, detail)
+        for event, at, worker, slot, detail in cur.fetchall()
     ]

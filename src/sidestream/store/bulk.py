@@ -11,9 +11,9 @@ from datetime import UTC, datetime
 from sidestream.errors import InvalidJob
 from sidestream.store.acquire import expired
 from sidestream.store.compare_and_set import UTC_NOW, storable
-from sidestream.store.control import OPENED_AGAIN, REQUESTS_HANDLED
+from sidestream.store.control import REQUESTS_HANDLED, RETRIED
 from sidestream.store.cursor import Cursor
-from sidestream.store.job_row import OF_J, StoredJob, stored_job
+from sidestream.store.job_row import OF_J, JobRow, read_job_row
 
 LOT = 500
 """Jobs of one call, at most: some 20 ms of PostgreSQL's time."""
@@ -22,7 +22,7 @@ LARGEST_LOT = 5000
 _NOTE = """
     UPDATE sidestream_job SET reason = %(reason)s::text WHERE id IN (
         SELECT id FROM sidestream_job
-        WHERE id = ANY (%(ids)s::bigint[]) AND state = 'open' AND reason IS DISTINCT FROM %(reason)s::text
+        WHERE id = ANY (%(ids)s::bigint[]) AND state = 'pending' AND reason IS DISTINCT FROM %(reason)s::text
         FOR NO KEY UPDATE SKIP LOCKED)"""
 
 
@@ -30,7 +30,7 @@ _NOTE = """
 class Filter:
     """Which jobs are meant; None: any. All that is given has to fit."""
 
-    #: What dead jobs' errors share (:func:`~sidestream.job.errorgroup.error_group`).
+    #: What failed jobs' errors share (:func:`~sidestream.job.errorgroup.error_group`).
     error_group: str | None = None
     action: str | None = None
     queue: str | None = None
@@ -39,7 +39,7 @@ class Filter:
 
 @dataclass(frozen=True, slots=True)
 class ErrorGroup:
-    """Dead jobs whose errors are alike."""
+    """Failed jobs whose errors are alike."""
 
     error_group: str
     count: int
@@ -60,25 +60,25 @@ _CONDITIONS = {
 _GROUPS = """
     SELECT shared, n, (SELECT array_agg(action ORDER BY count DESC, action) FROM (
                SELECT action, count(*) FROM sidestream_job
-               WHERE state = 'dead' AND coalesce(error_group, '(no message)') = shared
+               WHERE state = 'failed' AND coalesce(error_group, '(no message)') = shared
                GROUP BY action ORDER BY count(*) DESC, action LIMIT 10) counted),
            newest, j.error, j.ended_at
     FROM (SELECT coalesce(error_group, '(no message)') AS shared, count(*) AS n, max(id) AS newest
-          FROM sidestream_job WHERE state = 'dead' /* fits */ GROUP BY 1 ORDER BY n DESC, newest DESC
+          FROM sidestream_job WHERE state = 'failed' /* fits */ GROUP BY 1 ORDER BY n DESC, newest DESC
           LIMIT %(limit)s::integer) grouped
     JOIN sidestream_job j ON j.id = newest ORDER BY n DESC, newest DESC"""
 _LOT_OF_DEAD = """
     WITH lot AS MATERIALIZED (
-        SELECT id FROM sidestream_job WHERE state = 'dead' AND id > %(after)s::bigint /* fits */
+        SELECT id FROM sidestream_job WHERE state = 'failed' AND id > %(after)s::bigint /* fits */
         ORDER BY id LIMIT %(limit)s::integer FOR NO KEY UPDATE SKIP LOCKED)"""
 _RETRY = f"""{_LOT_OF_DEAD}, {REQUESTS_HANDLED % "lot"}
-    UPDATE sidestream_job j SET {OPENED_AGAIN} FROM lot WHERE j.id = lot.id RETURNING {OF_J}"""
+    UPDATE sidestream_job j SET {RETRIED} FROM lot WHERE j.id = lot.id RETURNING {OF_J}"""
 _DISCARD = f"""{_LOT_OF_DEAD}
     UPDATE sidestream_job j SET state = 'cancelled', reason = %(reason)s::text FROM lot WHERE j.id = lot.id
     RETURNING {OF_J}"""
 _EXPIRE = f"""
     WITH lot AS MATERIALIZED (
-        SELECT id FROM sidestream_job j WHERE state = 'open' AND expires_at <= {UTC_NOW} AND {expired("j")}
+        SELECT id FROM sidestream_job j WHERE state = 'pending' AND expires_at <= {UTC_NOW} AND {expired("j")}
         ORDER BY expires_at LIMIT %(limit)s::integer FOR NO KEY UPDATE SKIP LOCKED)
     UPDATE sidestream_job j SET state = 'cancelled', ended_at = {UTC_NOW},
         reason = format('expired: it was to be started by %%s UTC', to_char(j.expires_at, 'YYYY-MM-DD HH24:MI:SS'))
@@ -86,7 +86,7 @@ _EXPIRE = f"""
 
 
 def error_groups(cur: Cursor, only: Filter = Filter(), limit: int = 100) -> list[ErrorGroup]:
-    """Return the dead jobs by what their errors share, the most frequent first."""
+    """Return the failed jobs by what their errors share, the most frequent first."""
     cur.execute(_fitting(_GROUPS, only), {**_values(only), "limit": limit})
     return [
         ErrorGroup(shared, count, tuple(actions), newest, error or "", at.replace(tzinfo=UTC))
@@ -94,36 +94,36 @@ def error_groups(cur: Cursor, only: Filter = Filter(), limit: int = 100) -> list
     ]
 
 
-def retry_dead(cur: Cursor, only: Filter, *, limit: int = LOT, after_id: int = 0) -> list[StoredJob]:
-    """Open up to ``limit`` dead jobs again, due now, their failures forgiven; return them, by id.
+def retry_failed(cur: Cursor, only: Filter, *, limit: int = LOT, after_id: int = 0) -> list[JobRow]:
+    """Retry up to ``limit`` failed jobs, due now, their failures forgiven; return them, by id.
 
     Go on with ``after_id`` of the last one until fewer than ``limit`` come: what dies again meanwhile is then left.
     """
     return _lot(cur, _RETRY, only, limit, after_id)
 
 
-def discard_dead(
+def discard_failed(
     cur: Cursor, only: Filter, *, by: str | None = None, limit: int = LOT, after_id: int = 0
-) -> list[StoredJob]:
-    """End up to ``limit`` dead jobs as cancelled; return them, by id. Go on as with :func:`retry_dead`."""
+) -> list[JobRow]:
+    """End up to ``limit`` failed jobs as cancelled; return them, by id. Go on as with :func:`retry_failed`."""
     reason = "discarded" if by is None else f"discarded by {storable(by)}"
     return _lot(cur, _DISCARD, only, limit, after_id, reason)
 
 
-def expire(cur: Cursor, limit: int = LOT) -> list[StoredJob]:
-    """Cancel up to ``limit`` open jobs that were to be started by a moment that has passed; return them."""
+def expire(cur: Cursor, limit: int = LOT) -> list[JobRow]:
+    """Cancel up to ``limit`` pending jobs that were to be started by a moment that has passed; return them."""
     cur.execute(_EXPIRE, {"limit": limit})
-    return [stored_job(row) for row in cur.fetchall()]
+    return [read_job_row(row) for row in cur.fetchall()]
 
 
 def _lot(
     cur: Cursor, statement: str, only: Filter, limit: int, after_id: int, reason: str | None = None
-) -> list[StoredJob]:
+) -> list[JobRow]:
     if not 1 <= limit <= LARGEST_LOT:
         raise InvalidJob(f"A lot of {limit} jobs is not allowed: expected 1 to {LARGEST_LOT}; repeat it for more.")
     parameters = {**_values(only), "limit": limit, "after": after_id, "reason": reason}
     cur.execute(_fitting(statement, only), parameters)
-    return sorted((stored_job(row) for row in cur.fetchall()), key=lambda job: job.id)
+    return sorted((read_job_row(row) for row in cur.fetchall()), key=lambda job: job.id)
 
 
 def _fitting(statement: str, only: Filter) -> str:
@@ -136,5 +136,5 @@ def _values(only: Filter) -> dict[str, object]:
 
 
 def note_reason(cur: Cursor, ids: Sequence[int], reason: str) -> None:
-    """Write why these open jobs wait, for people, where it does not stand already; nothing is counted."""
+    """Write why these pending jobs wait, for people, where it does not stand already; nothing is counted."""
     cur.execute(_NOTE, {"ids": list(ids), "reason": storable(reason)})

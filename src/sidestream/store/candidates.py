@@ -1,4 +1,4 @@
-"""What could be opened now: the query that serves a worker while Redis is away (design D13). It takes no lock."""
+"""What could be acquired now: the query that serves a worker while Redis is away (design D13). It takes no lock."""
 
 # ruff: noqa: S608  (every statement is made of this room's own constants; values are bound)
 
@@ -13,14 +13,14 @@ from sidestream.job.rules import DEFAULT_AGEING
 from sidestream.store.acquire import standing_before
 from sidestream.store.compare_and_set import UTC_NOW
 from sidestream.store.cursor import Cursor
-from sidestream.store.job_row import NAMES, OF_J, StoredJob, stored_job
+from sidestream.store.job_row import NAMES, OF_J, JobRow, read_job_row
 
 WIDE = 10_000
 """How many of the oldest due jobs of a queue and priority are looked at when the first few are not enough."""
 WIDEST = 400_000
 """How many are looked at when these are not enough either: one key has a very long line."""
 FOR_EVER = 1e9
-"""Seconds of ageing above which it makes no difference: what PostgreSQL can subtract from now."""
+"""Seconds of aging above which it makes no difference: what PostgreSQL can subtract from now."""
 
 LEVELS = f"generate_series(0, {LOWEST_PRIORITY}) AS level (priority)"
 # Of a key's jobs among the oldest, only the first can be its head; whether any stands before is asked for that alone.
@@ -28,12 +28,12 @@ _CANDIDATES = f"""
     WITH oldest AS MATERIALIZED (
         SELECT due.* FROM unnest(%(queues)s::text[]) AS wanted (queue) CROSS JOIN {LEVELS} CROSS JOIN LATERAL (
             SELECT {NAMES} FROM sidestream_job
-            WHERE state = 'open' AND queue = wanted.queue AND priority = level.priority AND run_at <= {UTC_NOW}
+            WHERE state = 'pending' AND queue = wanted.queue AND priority = level.priority AND run_at <= {UTC_NOW}
             /* passed over */
             ORDER BY run_at, id LIMIT %(window)s::integer) due),
     placed AS (SELECT *, row_number() OVER (PARTITION BY key ORDER BY id) AS place FROM oldest),
     fit AS (
-        SELECT *, run_at < {UTC_NOW} - %(ageing)s::float8 * interval '1 second'
+        SELECT *, run_at < {UTC_NOW} - %(aging)s::float8 * interval '1 second'
                   AND priority > min(priority) OVER (PARTITION BY queue) AS aged
         FROM placed p
         WHERE (p.key IS NULL OR p.place = 1) AND p.id <> ALL (%(excluded)s::bigint[]) AND NOT ({standing_before("p")})),
@@ -68,10 +68,10 @@ class PassedOver:
 
 
 class Candidate(NamedTuple):
-    """A job that could be opened now."""
+    """A job that could be acquired now."""
 
-    job: StoredJob
-    #: It is of a lower priority than the first of its queue, and has been ready for longer than the ageing.
+    job: JobRow
+    #: It is of a lower priority than the first of its queue, and has been ready for longer than the aging.
     aged: bool
 
 
@@ -82,19 +82,19 @@ def candidates(
     *,
     excluded: Collection[int] = (),
     passed_over: PassedOver = PassedOver(),
-    ageing: float = DEFAULT_AGEING,
+    aging: float = DEFAULT_AGEING,
 ) -> list[Candidate]:
     """Return up to ``limit`` of each queue in order of priority, and as many aged ones, without the ``excluded`` ids.
 
     Of a priority, the oldest due first, ties by id; aged ones by their time alone. Candidates only: running ones are
-    among them, and :func:`~sidestream.store.acquire.open_job` decides. Jobs behind another of their key are left out,
+    among them; :func:`~sidestream.store.acquire.acquire_job` decides. Jobs behind another of their key are left out,
     so that a line of up to :data:`WIDEST` does not hide what waits behind it. In READ COMMITTED.
     """
     parameters = {
         "queues": list(dict.fromkeys(queues)),
         "limit": limit,
         "excluded": list(excluded),
-        "ageing": min(ageing, FOR_EVER),
+        "aging": min(aging, FOR_EVER),
         "actions": list(passed_over.actions),
         "groups": list(passed_over.groups),
         "pair_actions": [action for action, _ in passed_over.pairs],
@@ -108,13 +108,13 @@ def candidates(
     for window in (4 * limit + len(excluded), WIDE, WIDEST):
         cur.execute(statement, {**parameters, "window": window})
         rows = cur.fetchall()
-        found = [Candidate(stored_job(columns), aged) for _, aged, *columns in rows if columns[0] is not None]
+        found = [Candidate(read_job_row(columns), aged) for _, aged, *columns in rows if columns[0] is not None]
         if len(found) >= limit or not rows[0][0]:
             break
     return found
 
 
-def open_and_due(cur: Cursor, queues: Sequence[str], limit: int, *, excluded: Collection[int] = ()) -> list[StoredJob]:
+def open_and_due(cur: Cursor, queues: Sequence[str], limit: int, *, excluded: Collection[int] = ()) -> list[JobRow]:
     """Return up to ``limit`` of all these queues, lowest priority number first; see :func:`candidates`."""
-    found = candidates(cur, queues, limit, excluded=excluded, ageing=float("inf"))
+    found = candidates(cur, queues, limit, excluded=excluded, aging=float("inf"))
     return sorted((one.job for one in found), key=lambda job: (job.priority, job.run_at, job.id))[:limit]

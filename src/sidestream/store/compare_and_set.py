@@ -11,15 +11,15 @@ from sidestream.store.cursor import Cursor
 
 UTC_NOW = "(statement_timestamp() AT TIME ZONE 'UTC')"
 """Now, for columns in UTC, whatever the session's time zone is (C23)."""
-OPEN = frozenset({State.OPEN})
+OPEN = frozenset({State.PENDING})
 
 
 @dataclass(frozen=True, slots=True)
-class Written:
+class CasResult:
     """The answer to one write: ours, locked, moved or already over."""
 
     #: Whether we wrote the row.
-    ours: bool
+    applied: bool
     #: The row's state afterwards; None when there is no such row.
     state: State | None
     #: Another session holds the row and nothing was written: try again, or leave it to that session.
@@ -30,22 +30,22 @@ class Written:
     @property
     def terminal(self) -> bool:
         """Whether the job is over now, by this write, before it, or because its row is gone."""
-        return self.state is not State.OPEN
+        return self.state is not State.PENDING
 
     @property
-    def dead(self) -> bool:
+    def failed(self) -> bool:
         """Whether the job is dead now."""
-        return self.state is State.DEAD
+        return self.state is State.FAILED
 
     @property
     def missing(self) -> bool:
         """Whether there is no such row."""
-        return not self.ours and self.state is None
+        return not self.applied and self.state is None
 
     @property
-    def moved(self) -> bool:
+    def superseded(self) -> bool:
         """Whether the row is open but not as the caller saw it: somebody else wrote it meanwhile."""
-        return not self.ours and not self.locked and self.state is State.OPEN
+        return not self.applied and not self.locked and self.state is State.PENDING
 
     def __str__(self) -> str:
         """Say it in one word."""
@@ -63,7 +63,7 @@ def write(
     *,
     expected: frozenset[State] = OPEN,
     attempts_seen: int | None = None,
-) -> Written:
+) -> CasResult:
     """Execute a statement made by :func:`compare_and_set`; when it wrote nothing, look why.
 
     ``expected`` and ``attempts_seen`` repeat what the statement's condition asks for: a row that fits is merely locked.
@@ -71,15 +71,15 @@ def write(
     cur.execute(statement, parameters)
     row = cur.fetchone()
     if row is not None:
-        return Written(ours=True, state=State(row[0]), attempts=row[1])
+        return CasResult(applied=True, state=State(row[0]), attempts=row[1])
     cur.execute("SELECT state, attempts FROM sidestream_job WHERE id = %(id)s::bigint", {"id": parameters["id"]})
     row = cur.fetchone()
     if row is None:
-        return Written(ours=False, state=None)
+        return CasResult(applied=False, state=None)
     state, attempts = State(row[0]), row[1]
     # Between the two statements the other session may have let go; "locked" then only means one more try.
     locked = state in expected and (attempts_seen is None or attempts == attempts_seen)
-    return Written(ours=False, state=state, locked=locked, attempts=attempts)
+    return CasResult(applied=False, state=state, locked=locked, attempts=attempts)
 
 
 def compare_and_set(assignments: str, condition: str, also: str = "") -> str:

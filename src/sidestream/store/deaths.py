@@ -15,7 +15,7 @@ from sidestream.job.names import tag
 from sidestream.job.observer import JobFailure
 from sidestream.store import attempts, outcomes, queries
 from sidestream.store.attempts import ALONE, Attempt, Event
-from sidestream.store.compare_and_set import Written
+from sidestream.store.compare_and_set import CasResult
 from sidestream.store.cursor import Cursor
 from sidestream.store.locks import held_tags, lock_tag_in_transaction, wait_for_tag
 
@@ -47,28 +47,28 @@ def lock(cur: Cursor, worker: str) -> bool:
     return lock_tag_in_transaction(cur, _lock(worker))
 
 
-def charge(cur: Cursor, job_id: int, worker: str, failed: list[JobFailure] | None = None) -> Written:
+def charge(cur: Cursor, job_id: int, worker: str, failed: list[JobFailure] | None = None) -> CasResult:
     """Write to the row what the death of ``worker`` means, once. Call it under :func:`lock`, its sessions gone.
 
     A job that has failed by it is appended to ``failed``.
     """
     found = queries.job(cur, job_id)
     if found is None:
-        return Written(ours=False, state=None)
+        return CasResult(applied=False, state=None)
     row, _, history = found
-    ours = [attempt for attempt in history if attempt.supervisor == worker]
+    ours = [attempt for attempt in history if attempt.worker == worker]
     crashed = f"It crashed: the worker {worker} died while it ran there alone."
     if any(attempt.detail in (SUSPECTED, crashed) for attempt in ours):
-        return Written(ours=False, state=row.state, attempts=row.attempts)
+        return CasResult(applied=False, state=row.state, attempts=row.attempts)
     if _ran_alone(ours):
         written = outcomes.crash(cur, job_id, row.attempts, crashed, MAX_CRASHES, with_host=True)
         event, detail = Event.CRASHED, crashed
     else:
         written = outcomes.suspect(cur, job_id, row.attempts)
         event, detail = Event.RELEASED, SUSPECTED
-    if written.ours:
+    if written.applied:
         attempts.record(cur, job_id, worker, -1, event, detail)
-        if written.dead and failed is not None:
+        if written.failed and failed is not None:
             failed.append(JobFailure(job_id, row.action, row.queue, written.attempts, detail))
     return written
 

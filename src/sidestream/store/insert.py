@@ -15,7 +15,7 @@ from sidestream.job.job import DEFAULT_PRIORITY, Job
 from sidestream.store import unique
 from sidestream.store.compare_and_set import UTC_NOW
 from sidestream.store.cursor import Cursor
-from sidestream.store.job_row import StoredJob
+from sidestream.store.job_row import JobRow
 
 CONTEXT_LIMIT = 16 * 1024
 """Most bytes (UTF-8) of a job's context; with the limits of its arguments and of its other texts, a row is bounded."""
@@ -54,8 +54,8 @@ _INSERT_DONE = """
     ON CONFLICT (uuid) WHERE uuid IS NOT NULL DO NOTHING RETURNING id"""
 
 
-def insert(cur: Cursor, jobs: Sequence[Job]) -> list[StoredJob]:
-    """Insert ``jobs`` as open rows and return them in the same order; those that are new have ascending ids.
+def insert(cur: Cursor, jobs: Sequence[Job]) -> list[JobRow]:
+    """Insert ``jobs`` as pending rows and return them in the same order; those that are new have ascending ids.
 
     Waits for nobody, as no constraint here is shared with another transaction's rows (C9); but for one that links the
     same record to the same row that was there already. They are gone with the caller's
@@ -119,7 +119,7 @@ def insert_done(cur: Cursor, job: Job) -> bool:
     return cur.fetchone() is not None
 
 
-def _insert(cur: Cursor, jobs: Sequence[Job], rows: Sequence[tuple[Any, ...]]) -> list[StoredJob]:
+def _insert(cur: Cursor, jobs: Sequence[Job], rows: Sequence[tuple[Any, ...]]) -> list[JobRow]:
     shared: dict[str, Any] = {}
     differing: dict[str, list[Any]] = {}
     for name, column in zip(_COLUMNS, zip(*rows, strict=True), strict=True):
@@ -133,7 +133,7 @@ def _insert(cur: Cursor, jobs: Sequence[Job], rows: Sequence[tuple[Any, ...]]) -
     else:
         cur.execute(_insert_many(tuple(shared), tuple(differing)), {**shared, **differing})
     return [
-        StoredJob(
+        JobRow(
             row_id,
             job.action,
             job.queue,

@@ -14,13 +14,13 @@ from sidestream.store.cursor import Cursor
 from sidestream.store.schema import Database
 
 COLUMNS = ("id", "action", "queue", "key", "run_at", "attempts", "priority", "group_name", "limit_key", "snoozes")
-"""What :func:`stored_job` is made of, in this order."""
+"""What :func:`read_job_row` is made of, in this order."""
 NAMES = ", ".join(COLUMNS)
 OF_J = ", ".join(f"j.{name}" for name in COLUMNS)
 
 
 @dataclass(frozen=True, slots=True)
-class StoredJob:
+class JobRow:
     """A row, as far as a broker has to know it; a new one exists once its transaction commits."""
 
     id: int
@@ -43,7 +43,7 @@ class StoredJob:
     #: That row waited and took over what the new job asked for.
     taken_over: bool = False
     #: Rows that waited and were cancelled by the same call, because this one replaces them.
-    replaced: tuple[StoredJob, ...] = ()
+    replaced: tuple[JobRow, ...] = ()
 
     @property
     def due_ms(self) -> int:
@@ -60,18 +60,18 @@ class StoredJob:
         return row_reference(database.tag, self.id, self.action, self.key, self.group, self.limit).pack()
 
 
-def find_all(cur: Cursor, row_ids: Sequence[int]) -> list[StoredJob]:
+def find_all(cur: Cursor, row_ids: Sequence[int]) -> list[JobRow]:
     """Return those of these rows that are there, in whatever state, by id."""
     cur.execute(
         f"SELECT {NAMES} FROM sidestream_job WHERE id = ANY (%(ids)s::bigint[]) ORDER BY id",  # noqa: S608  # ours
         {"ids": list(row_ids)},
     )
-    return [stored_job(row) for row in cur.fetchall()]
+    return [read_job_row(row) for row in cur.fetchall()]
 
 
-def stored_job(columns: Sequence[Any], *, existed: bool = False) -> StoredJob:
+def read_job_row(columns: Sequence[Any], *, existed: bool = False) -> JobRow:
     """Return the row whose :data:`COLUMNS` these are."""
     row_id, action, queue, key, run_at, attempts, priority, group, limit, snoozes = columns
-    return StoredJob(
+    return JobRow(
         row_id, action, queue, key, run_at.replace(tzinfo=UTC), attempts, priority, group, limit, snoozes, existed
     )

@@ -19,18 +19,18 @@ _HELD = """
 # An enqueuer that looks for duplicates does so too: only the sessions of workers' children, which are called
 # sidestream/<worker>/<slot>, run jobs. https://www.postgresql.org/docs/current/view-pg-locks.html
 _ROWS_HELD = """
-    SELECT j.id FROM sidestream_job j WHERE j.id = ANY (%(ids)s::bigint[]) AND j.state = 'open' AND EXISTS (
+    SELECT j.id FROM sidestream_job j WHERE j.id = ANY (%(ids)s::bigint[]) AND j.state = 'pending' AND EXISTS (
         SELECT FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid
         WHERE l.locktype = 'transactionid' AND l.transactionid = j.xmax AND l.granted
         AND l.mode = 'ExclusiveLock' AND l.pid <> pg_backend_pid() AND a.application_name ~ '^sidestream/.+/[0-9]+$')"""
 
 
 _ALL_ROWS_HELD = """
-    SELECT id FROM sidestream_job WHERE state = 'open' AND xmax IN (
+    SELECT id FROM sidestream_job WHERE state = 'pending' AND xmax IN (
         SELECT transactionid FROM pg_locks WHERE locktype = 'transactionid' AND granted AND mode = 'ExclusiveLock')"""
 # One that is between two of its transactions holds no row. Its worker notes that it began after half a second.
 _STARTED = """
-    SELECT DISTINCT a.job_id FROM sidestream_attempt a JOIN sidestream_job j ON j.id = a.job_id AND j.state = 'open'
+    SELECT DISTINCT a.job_id FROM sidestream_attempt a JOIN sidestream_job j ON j.id = a.job_id AND j.state = 'pending'
     WHERE a.event = 'started'"""
 
 
@@ -75,7 +75,7 @@ def running_between(cur: Cursor, row_ids: Iterable[int]) -> set[int]:
 
 
 def running_jobs(cur: Cursor, row_ids: Iterable[int]) -> set[int]:
-    """Return which of these open jobs run: whose rows a transaction that is not over holds, or that are between two.
+    """Return which of these pending jobs run: whose rows a transaction that is not over holds, or that are between two.
 
     Takes no lock, so no worker finds a row taken. What the caller's own transaction holds does not run.
     """
@@ -88,7 +88,7 @@ def running_jobs(cur: Cursor, row_ids: Iterable[int]) -> set[int]:
 
 
 def all_running_jobs(cur: Cursor) -> set[int]:
-    """Return every open job that runs now, as :func:`running_jobs` tells; reads all open rows."""
+    """Return every pending job that runs now, as :func:`running_jobs` tells; reads all pending rows."""
     cur.execute(_ALL_ROWS_HELD)
     found = {row_id for (row_id,) in cur.fetchall()}
     cur.execute(_STARTED)

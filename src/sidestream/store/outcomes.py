@@ -5,19 +5,19 @@ from __future__ import annotations
 from sidestream.errors import LockLost
 from sidestream.job.errorgroup import error_group
 from sidestream.job.job import ACCUSED_AFTER
-from sidestream.store.compare_and_set import UTC_NOW, Written, compare_and_set, storable, write
+from sidestream.store.compare_and_set import UTC_NOW, CasResult, compare_and_set, storable, write
 from sidestream.store.cursor import Cursor
 from sidestream.store.insert import insert, insert_done
-from sidestream.store.job_row import StoredJob
+from sidestream.store.job_row import JobRow
 
 __all__ = [
     "AGE_CAP",
-    "StoredJob",
-    "Written",
-    "bury",
+    "CasResult",
+    "JobRow",
     "count_releases",
     "crash",
-    "fail",
+    "fail_attempt",
+    "fail_job",
     "finish",
     "insert",
     "insert_done",
@@ -39,17 +39,17 @@ _FINISH = """
     UPDATE sidestream_job
     SET state = 'done', started_at = transaction_timestamp() AT TIME ZONE 'UTC',
         ended_at = clock_timestamp() AT TIME ZONE 'UTC', error = NULL, reason = NULL
-    WHERE id = %(id)s::bigint AND state = 'open' AND current_setting('sidestream.job', true) = %(id)s::bigint::text
+    WHERE id = %(id)s::bigint AND state = 'pending' AND current_setting('sidestream.job', true) = %(id)s::bigint::text
     RETURNING id"""
 
-_AS_SEEN = "state = 'open' AND attempts = %(seen)s::integer"
+_AS_SEEN = "state = 'pending' AND attempts = %(seen)s::integer"
 _STARTS_AGAIN = "suspects = 0, releases = 0, released_since = NULL, reason = NULL, error = %(error)s::text"
 _FAIL = compare_and_set(
     f"attempts = j.attempts + 1, run_at = {UTC_NOW} + %(delay)s::float8 * interval '1 second', {_STARTS_AGAIN}",
     _AS_SEEN,
 )
 _BURY = compare_and_set(
-    f"""state = 'dead', ended_at = {UTC_NOW}, attempts = j.attempts + %(charge)s::integer, error = %(error)s::text,
+    f"""state = 'failed', ended_at = {UTC_NOW}, attempts = j.attempts + %(charge)s::integer, error = %(error)s::text,
         error_group = %(group)s::text""",
     _AS_SEEN,
 )
@@ -57,7 +57,7 @@ _CRASHES = "j.crashes + 1 + greatest(j.suspects, 0)"
 _CRASHED_OFTEN = f"({_CRASHES} >= %(max)s::integer OR j.attempts + 1 - j.forgiven >= %(most)s::integer)"
 _CRASH = compare_and_set(
     f"""attempts = j.attempts + 1, crashes = {_CRASHES},
-        state = CASE WHEN {_CRASHED_OFTEN} THEN 'dead' ELSE 'open' END,
+        state = CASE WHEN {_CRASHED_OFTEN} THEN 'failed' ELSE 'pending' END,
         ended_at = CASE WHEN {_CRASHED_OFTEN} THEN {UTC_NOW} END,
         error_group = CASE WHEN {_CRASHED_OFTEN} THEN %(group)s::text END,
         {_STARTS_AGAIN.replace("suspects = 0", "suspects = %(suspects)s::integer")}""",
@@ -67,7 +67,7 @@ _CRASH = compare_and_set(
 _SNOOZE = compare_and_set(
     f"""snoozes = j.snoozes + 1, run_at = {UTC_NOW} + %(delay)s::float8 * interval '1 second', suspects = 0,
         releases = 0, released_since = NULL, reason = %(reason)s::text,
-        state = CASE WHEN j.snoozes >= %(cap)s::integer THEN 'dead' ELSE 'open' END,
+        state = CASE WHEN j.snoozes >= %(cap)s::integer THEN 'failed' ELSE 'pending' END,
         ended_at = CASE WHEN j.snoozes >= %(cap)s::integer THEN {UTC_NOW} END,
         error_group = CASE WHEN j.snoozes >= %(cap)s::integer THEN %(group)s::text END,
         error = CASE WHEN j.snoozes >= %(cap)s::integer
@@ -90,7 +90,7 @@ _COUNT_RELEASES = compare_and_set(
     f"""releases = CASE WHEN j.run_at > {UTC_NOW} THEN 0 ELSE {_COUNTED} END,
         released_since = CASE WHEN j.run_at > {UTC_NOW} THEN NULL ELSE coalesce(j.released_since, {UTC_NOW}) END,
         reason = %(reason)s::text,
-        state = CASE WHEN {_SPENT} THEN 'dead' ELSE 'open' END,
+        state = CASE WHEN {_SPENT} THEN 'failed' ELSE 'pending' END,
         ended_at = CASE WHEN {_SPENT} THEN {UTC_NOW} END,
         error_group = CASE WHEN {_SPENT} THEN %(group)s::text END,
         error = CASE WHEN {_SPENT}
@@ -98,12 +98,12 @@ _COUNT_RELEASES = compare_and_set(
                             {_COUNTED}, to_char(coalesce(j.released_since, {UTC_NOW}), 'YYYY-MM-DD HH24:MI:SS'),
                             %(reason)s::text)
                 ELSE j.error END""",
-    "state = 'open'",
+    "state = 'pending'",
 )
 
 
 def finish(cur: Cursor, id: int) -> None:  # noqa: A002
-    """Write "done" in the transaction in which :func:`~sidestream.store.acquire.open_job` locked the row (design D3).
+    """Write "done" in the transaction in which :func:`~sidestream.store.acquire.acquire_job` locked the row.
 
     Raises:
         LockLost: That transaction has ended, or the row is not open: roll back, nothing of this may be committed.
@@ -111,25 +111,25 @@ def finish(cur: Cursor, id: int) -> None:  # noqa: A002
     cur.execute(_FINISH, {"id": id})
     if cur.fetchone() is None:
         raise LockLost(
-            f"Job {id} cannot be finished: the transaction that opened it has ended, or its row is no longer open; "
+            f"Job {id} cannot be finished: the transaction that acquired it has ended, or its row is no longer open; "
             "what was written since was not committed."
         )
 
 
-def fail(cur: Cursor, id: int, attempts_seen: int, delay_s: float, error: str) -> Written:  # noqa: A002
+def fail_attempt(cur: Cursor, id: int, attempts_seen: int, delay_s: float, error: str) -> CasResult:  # noqa: A002
     """Charge a failed attempt; the job is due again in ``delay_s`` seconds and keeps its place in its key's line."""
     parameters = {"id": id, "seen": attempts_seen, "delay": delay_s, "error": storable(error)}
     return write(cur, _FAIL, parameters, attempts_seen=attempts_seen)
 
 
-def bury(
+def fail_job(
     cur: Cursor,
     id: int,  # noqa: A002
     attempts_seen: int,
     error: str,
     *,
     charge_attempt: bool = True,
-) -> Written:
+) -> CasResult:
     """End the job as dead; its key is free."""
     parameters = {"id": id, "seen": attempts_seen, "charge": int(charge_attempt)}
     return write(cur, _BURY, {**parameters, **_told(error)}, attempts_seen=attempts_seen)
@@ -144,11 +144,11 @@ def crash(
     *,
     max_attempts: int = NO_MOST,
     with_host: bool = False,
-) -> Written:
+) -> CasResult:
     """Charge an attempt that killed its process, and what it was suspected of before; dead at ``max_crashes``.
 
     A crash is an attempt like another: the job is dead, too, when it was the last of ``max_attempts``.
-    ``with_host``: it took its supervisor along. It stays a suspect, so it runs alone again and is charged at once if it
+    ``with_host``: it took its worker along. It stays a suspect, so it runs alone again and is charged at once if it
     does so a third time.
     """
     parameters = {
@@ -169,10 +169,10 @@ def snooze(
     delay_s: float,
     reason: str,
     cap: int,
-) -> Written:
+) -> CasResult:
     """Put the job off because its action asked for it: no attempt is charged, it keeps its place in its key's line.
 
-    Counted in the row; the job ends as dead when it did so ``cap`` times before.
+    Counted in the row; the job fails when it did so ``cap`` times before.
     """
     group = error_group(storable(f"It put itself off more than 0 times; the last reason: {reason}"))
     parameters = {
@@ -186,8 +186,8 @@ def snooze(
     return write(cur, _SNOOZE, parameters, attempts_seen=attempts_seen)
 
 
-def suspect(cur: Cursor, id: int, attempts_seen: int) -> Written:  # noqa: A002
-    """Note that it ran when its host or its supervisor died: no attempt is charged; the second time accuses it."""
+def suspect(cur: Cursor, id: int, attempts_seen: int) -> CasResult:  # noqa: A002
+    """Note that it ran when its host or its worker died: no attempt is charged; the second time accuses it."""
     return write(cur, _SUSPECT, {"id": id, "seen": attempts_seen}, attempts_seen=attempts_seen)
 
 
@@ -199,10 +199,10 @@ def count_releases(
     cap: int,
     *,
     age_cap_s: float = AGE_CAP,
-) -> Written:
+) -> CasResult:
     """Note that the job was handed back for the ``releases``-th time since its last start, and why.
 
-    Report the first one and then every tenth. The job ends as dead at ``cap`` releases, or at ``AGE_CAP_FROM`` of them
+    Report the first one and then every tenth. The job fails at ``cap`` releases, or at ``AGE_CAP_FROM`` of them
     when the first was ``age_cap_s`` seconds ago; a job that is not due starts its count anew.
     """
     group = error_group(storable(f"It was handed back 0 times; the last reason: {reason}"))

@@ -15,7 +15,7 @@ from sidestream.store.attempts import Attempt, of_job
 from sidestream.store.candidates import LEVELS
 from sidestream.store.compare_and_set import UTC_NOW
 from sidestream.store.cursor import Cursor
-from sidestream.store.job_row import NAMES, OF_J, StoredJob, stored_job
+from sidestream.store.job_row import NAMES, OF_J, JobRow, read_job_row
 
 CHUNK = 32_768
 """How many ids one chunk has; the same as :data:`sidestream.broker.protocol.CHUNK`."""
@@ -25,7 +25,7 @@ FEW = 20_000
 # One that was started stands in its key's line however late it is due: without it, those behind it would be handed out.
 _OPEN_IN_CHUNK = f"""
     SELECT {OF_J} FROM sidestream_job j
-    WHERE j.state = 'open' AND j.id > greatest(%(after)s::bigint, %(first)s::bigint - 1)
+    WHERE j.state = 'pending' AND j.id > greatest(%(after)s::bigint, %(first)s::bigint - 1)
     AND j.id < %(first)s::bigint + {CHUNK} AND (j.run_at <= coalesce(%(until)s::timestamp, 'infinity')
         OR (j.key IS NOT NULL AND (j.attempts > 0 OR j.snoozes > 0)))"""
 # Redis counts bits from each byte's most significant one, get_bit from its least significant one.
@@ -34,26 +34,27 @@ _UNPUBLISHED = f"""
     AND CASE WHEN j.id - %(first)s::bigint < length(%(known)s::bytea) * 8
         THEN get_bit(%(known)s::bytea, (j.id - %(first)s::bigint) # 7) = 0 ELSE true END
     ORDER BY j.id LIMIT %(limit)s::integer"""
-# One index probe a chunk that has open rows, however many rows are in it.
+# One index probe a chunk that has pending rows, however many rows are in it.
 _OPEN_CHUNKS = f"""
     WITH RECURSIVE chunk AS (
-        (SELECT id / {CHUNK} AS number FROM sidestream_job WHERE state = 'open' ORDER BY id LIMIT 1)
+        (SELECT id / {CHUNK} AS number FROM sidestream_job WHERE state = 'pending' ORDER BY id LIMIT 1)
         UNION ALL
         SELECT (SELECT id / {CHUNK} FROM sidestream_job
-                WHERE state = 'open' AND id >= (chunk.number + 1) * {CHUNK} ORDER BY id LIMIT 1)
+                WHERE state = 'pending' AND id >= (chunk.number + 1) * {CHUNK} ORDER BY id LIMIT 1)
         FROM chunk WHERE chunk.number IS NOT NULL)
     SELECT number FROM chunk WHERE number IS NOT NULL"""
-# Looked up by their time, as most open rows may wait for a later day; the first column says whether there are more.
+# Looked up by their time, as most pending rows may wait for a later day; the first column says whether there are more.
 _OVERDUE_AMONG_FEW = f"""
     WITH RECURSIVE queues AS (
-        (SELECT queue FROM sidestream_job WHERE state = 'open' ORDER BY queue LIMIT 1)
+        (SELECT queue FROM sidestream_job WHERE state = 'pending' ORDER BY queue LIMIT 1)
         UNION ALL
-        SELECT (SELECT queue FROM sidestream_job WHERE state = 'open' AND queue > queues.queue ORDER BY queue LIMIT 1)
+        SELECT (SELECT queue FROM sidestream_job
+                WHERE state = 'pending' AND queue > queues.queue ORDER BY queue LIMIT 1)
         FROM queues WHERE queues.queue IS NOT NULL),
     few AS MATERIALIZED (
         SELECT due.* FROM queues CROSS JOIN {LEVELS} CROSS JOIN LATERAL (
             SELECT {NAMES} FROM sidestream_job
-            WHERE state = 'open' AND queue = queues.queue AND priority = level.priority
+            WHERE state = 'pending' AND queue = queues.queue AND priority = level.priority
             AND run_at < {UTC_NOW} - %(older)s::float8 * interval '1 second'
             ORDER BY run_at LIMIT {FEW + 1}) due  -- ordered, so that the index is used for levels without rows, too
         LIMIT {FEW + 1}),
@@ -63,17 +64,17 @@ _OVERDUE_AMONG_FEW = f"""
     ORDER BY j.id"""
 _OVERDUE = f"""
     SELECT {OF_J} FROM sidestream_job j
-    WHERE j.state = 'open' AND j.id > %(after)s::bigint
+    WHERE j.state = 'pending' AND j.id > %(after)s::bigint
     AND j.run_at < {UTC_NOW} - %(older)s::float8 * interval '1 second'
     ORDER BY j.id LIMIT %(limit)s::integer"""
 _COUNTS = f"""
-    SELECT queue, count(*) FILTER (WHERE state = 'open' AND run_at <= {UTC_NOW}),
-           count(*) FILTER (WHERE state = 'open' AND run_at > {UTC_NOW} AND attempts = 0),
-           count(*) FILTER (WHERE state = 'open' AND run_at > {UTC_NOW} AND attempts > 0),
-           count(*) FILTER (WHERE state = 'dead'), count(*) FILTER (WHERE state = 'cancelled')
-    FROM (SELECT queue, state, run_at, attempts FROM sidestream_job WHERE state = 'open'
+    SELECT queue, count(*) FILTER (WHERE state = 'pending' AND run_at <= {UTC_NOW}),
+           count(*) FILTER (WHERE state = 'pending' AND run_at > {UTC_NOW} AND attempts = 0),
+           count(*) FILTER (WHERE state = 'pending' AND run_at > {UTC_NOW} AND attempts > 0),
+           count(*) FILTER (WHERE state = 'failed'), count(*) FILTER (WHERE state = 'cancelled')
+    FROM (SELECT queue, state, run_at, attempts FROM sidestream_job WHERE state = 'pending'
           UNION ALL
-          SELECT queue, state, run_at, attempts FROM sidestream_job WHERE state IN ('dead', 'cancelled')) counted
+          SELECT queue, state, run_at, attempts FROM sidestream_job WHERE state IN ('failed', 'cancelled')) counted
     GROUP BY queue ORDER BY queue"""
 _SEEN = f"""
     j.id, j.uuid::text, j.action, j.queue, j.key, j.state, j.created_at, j.run_at, j.ended_at, j.attempts,
@@ -82,10 +83,10 @@ _SEEN = f"""
     j.priority, j.group_name, j.limit_key, j.unique_key, j.snoozes, j.started_at, j.error_group"""
 
 
-# From the starts, which are few, to their rows: most open jobs have no attempt row.
+# From the starts, which are few, to their rows: most pending jobs have no attempt row.
 _RUNNING = """
-    SELECT j.id, j.action, j.queue, a.supervisor, a.slot, a.at
-    FROM sidestream_attempt a JOIN sidestream_job j ON j.id = a.job_id AND j.state = 'open'
+    SELECT j.id, j.action, j.queue, a.worker, a.slot, a.at
+    FROM sidestream_attempt a JOIN sidestream_job j ON j.id = a.job_id AND j.state = 'pending'
     WHERE a.event = 'started'
     AND NOT EXISTS (SELECT FROM sidestream_attempt later WHERE later.job_id = a.job_id AND later.id > a.id)
     ORDER BY a.id LIMIT %(limit)s::integer"""
@@ -97,7 +98,7 @@ class Running(NamedTuple):
     id: int
     action: str
     queue: str
-    supervisor: str
+    worker: str
     slot: int
     #: Aware, UTC.
     at: datetime
@@ -113,7 +114,7 @@ class QueueCounts(NamedTuple):
     scheduled: int
     #: Open, not due, tried before.
     retrying: int
-    dead: int
+    failed: int
     cancelled: int
 
 
@@ -144,7 +145,7 @@ class Row:
     reason: str | None
     #: Whether ``run_at`` has come.
     due: bool
-    #: Whether a person asked to cancel it and no supervisor has done so yet.
+    #: Whether a person asked to cancel it and no worker has done so yet.
     cancelling: bool
     #: 0 (first) to 9.
     priority: int
@@ -155,20 +156,20 @@ class Row:
     snoozes: int
     #: When the transaction that said "done" began; None before.
     started_at: datetime | None
-    #: Of a dead job: what it shares with those of the like error.
+    #: Of a failed job: what it shares with those of the like error.
     error_group: str | None
 
 
-def open_in_chunk(cur: Cursor, chunk: int, until: datetime | None = None) -> list[StoredJob]:
-    """Return the open rows with ids from ``chunk * CHUNK``, by id; ``until`` as in :func:`unpublished`."""
+def open_in_chunk(cur: Cursor, chunk: int, until: datetime | None = None) -> list[JobRow]:
+    """Return the pending rows with ids from ``chunk * CHUNK``, by id; ``until`` as in :func:`unpublished`."""
     cur.execute(f"{_OPEN_IN_CHUNK} ORDER BY j.id", {"first": chunk * CHUNK, "after": -1, "until": _naive(until)})
     return _stored(cur.fetchall())
 
 
 def unpublished(
     cur: Cursor, chunk: int, known: bytes, after_id: int = 0, until: datetime | None = None, limit: int = 500
-) -> list[StoredJob]:
-    """Return up to ``limit`` open rows of the chunk whose bit in ``known`` is unset, with ids above ``after_id``.
+) -> list[JobRow]:
+    """Return up to ``limit`` pending rows of the chunk whose bit in ``known`` is unset, with ids above ``after_id``.
 
     ``known`` is read from the broker *before* this (C1): most significant bit first, maybe shorter than the chunk.
     ``until``: only what is due by then (aware), or stands in a key's line because it was started before.
@@ -178,14 +179,14 @@ def unpublished(
     return _stored(cur.fetchall())
 
 
-def open_chunks(cur: Cursor) -> list[int]:
-    """Return the numbers of the chunks that have open rows, ascending."""
+def pending_chunks(cur: Cursor) -> list[int]:
+    """Return the numbers of the chunks that have pending rows, ascending."""
     cur.execute(_OPEN_CHUNKS)
     return [number for (number,) in cur.fetchall()]
 
 
-def overdue(cur: Cursor, older_than_s: float, after_id: int = 0, limit: int = 500) -> list[StoredJob]:
-    """Return up to ``limit`` open rows due for over ``older_than_s`` seconds, with ids above ``after_id``, by id.
+def overdue(cur: Cursor, older_than_s: float, after_id: int = 0, limit: int = 500) -> list[JobRow]:
+    """Return up to ``limit`` pending rows due for over ``older_than_s`` seconds, with ids above ``after_id``, by id.
 
     Neither a million jobs that wait for a later day nor a million that are overdue make it slow.
     """
@@ -199,7 +200,7 @@ def overdue(cur: Cursor, older_than_s: float, after_id: int = 0, limit: int = 50
 
 
 def counts(cur: Cursor) -> list[QueueCounts]:
-    """Return the counts of every queue that has open, dead or cancelled rows, by name."""
+    """Return the counts of every queue that has open, failed or cancelled rows, by name."""
     cur.execute(_COUNTS)
     return [QueueCounts(*row) for row in cur.fetchall()]
 
@@ -223,7 +224,7 @@ def page(
     """
     conditions = ["true"]
     if state is not None:
-        # Written out, not bound: only then does the planner see that a partial index has exactly these rows.
+        # CasResult out, not bound: only then does the planner see that a partial index has exactly these rows.
         conditions.append(f"j.state = '{State(state).value}'")
     wanted = {"queue": queue, "action": action, "group_name": group, "key": key, "error_group": error_group}
     conditions += [f"j.{name} = %({name})s::text" for name, value in wanted.items() if value is not None]
@@ -240,14 +241,14 @@ def page(
 
 
 def running(cur: Cursor, limit: int = 1000) -> list[Running]:
-    """Return up to ``limit`` open jobs whose newest attempt row says that they were started, oldest start first.
+    """Return up to ``limit`` pending jobs whose newest attempt row says that they were started, oldest start first.
 
     Workers write that row for jobs that run alone or for long; of the short ones the broker knows.
     """
     cur.execute(_RUNNING, {"limit": limit})
     return [
-        Running(row_id, action, queue, supervisor, slot, at.replace(tzinfo=UTC))
-        for row_id, action, queue, supervisor, slot, at in cur.fetchall()
+        Running(row_id, action, queue, worker, slot, at.replace(tzinfo=UTC))
+        for row_id, action, queue, worker, slot, at in cur.fetchall()
     ]
 
 
@@ -261,13 +262,13 @@ def job(cur: Cursor, id: int) -> tuple[Row, str, list[Attempt]] | None:  # noqa:
     return _row(*row), payload, of_job(cur, id)
 
 
-def _found(rows: Sequence[Any]) -> list[StoredJob]:
+def _found(rows: Sequence[Any]) -> list[JobRow]:
     """Return the jobs of an answer whose first column is about the whole of it, and alone when there are none."""
     return _stored([row for _, *row in rows if row[0] is not None])
 
 
-def _stored(rows: Sequence[Any]) -> list[StoredJob]:
-    return [stored_job(row) for row in rows]
+def _stored(rows: Sequence[Any]) -> list[JobRow]:
+    return [read_job_row(row) for row in rows]
 
 
 def _row(*columns: Any) -> Row:

@@ -17,7 +17,7 @@ _PRUNE = f"""
         WHERE id < %(below)s::bigint AND CASE state
             WHEN 'done' THEN ended_at < {UTC_NOW} - %(done)s::float8 * interval '1 day'
             WHEN 'cancelled' THEN ended_at < {UTC_NOW} - %(done)s::float8 * interval '1 day'
-            WHEN 'dead' THEN ended_at < {UTC_NOW} - %(dead)s::float8 * interval '1 day'
+            WHEN 'failed' THEN ended_at < {UTC_NOW} - %(failed)s::float8 * interval '1 day'
             ELSE false END
         AND (unique_until IS DISTINCT FROM 'window'
              OR created_at < {UTC_NOW} - unique_seconds * interval '1 second')
@@ -29,16 +29,16 @@ _PRUNE = f"""
     SELECT count(*) FROM pruned"""
 
 
-def prune(cur: Cursor, done_days: float, dead_days: float | None, limit: int) -> int:
+def prune(cur: Cursor, done_days: float, failed_days: float | None, limit: int) -> int:
     """Delete up to ``limit`` rows, with their attempts, and return how many; call again while it returns ``limit``.
 
-    Done and cancelled ones go ``done_days`` days after their end, dead ones after ``dead_days`` (None keeps them for
+    Done and cancelled ones go ``done_days`` days after their end, dead ones after ``failed_days`` (None keeps them for
     ever). Open ones stay, and those whose unique's window is not over. Rows that somebody has locked are skipped, so
     nobody waits.
     """
-    days = done_days if dead_days is None else min(done_days, dead_days)
+    days = done_days if failed_days is None else min(done_days, failed_days)
     below = _first_younger(cur, days)
-    cur.execute(_PRUNE, {"below": below, "done": done_days, "dead": dead_days, "limit": limit})
+    cur.execute(_PRUNE, {"below": below, "done": done_days, "failed": failed_days, "limit": limit})
     return int(cur.fetchone()[0])
 
 

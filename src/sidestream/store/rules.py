@@ -1,6 +1,6 @@
 """The rules of a database, in its table: what is paused, limited and weighted, by whom and why.
 
-A change and its version commit together; keepers see the version and give the rules to the broker. Two people who
+A change and its version commit together; maintenance see the version and give the rules to the broker. Two people who
 change rules at the same time wait for each other, never a job for them.
 """
 
@@ -57,10 +57,10 @@ _INTEGER = 2**31 - 1
 class Entry:
     """One rule with who set it, when and why."""
 
-    #: "limit", "weight", "pause" or "ageing".
+    #: "limit", "weight", "pause" or "aging".
     kind: str
     #: Of a limit: see :class:`~sidestream.job.rules.Scope`. Of a weight: "queue" or "group". Of a pause: "queue",
-    #: "action", "group", or "action" with a group. Of the ageing: "global".
+    #: "action", "group", or "action" with a group. Of the aging: "global".
     scope: str
     #: Of the queue, the action or the limit rule; "" where there is none.
     name: str
@@ -70,7 +70,7 @@ class Entry:
     limit: Limit | None
     weight: float | None
     pause: Pause | None
-    #: Of the ageing, in seconds.
+    #: Of the aging, in seconds.
     seconds: float | None
     note: str | None
     changed_by: str | None
@@ -89,14 +89,14 @@ def read(cur: Cursor) -> Rules:
     found, rules = _read(cur)
     limits = {(Scope(one.scope), one.name): one.limit for one in rules if one.limit is not None}
     weights = {(one.scope, one.name or one.group): one.weight for one in rules if one.weight is not None}
-    ageing = [one.seconds for one in rules if one.seconds is not None]
+    aging = [one.seconds for one in rules if one.seconds is not None]
     return Rules(
         version=found,
         pauses=frozenset(one.pause for one in rules if one.pause is not None),
         queue_weights={name: weight for (scope, name), weight in weights.items() if scope == "queue"},
         group_weights={name: weight for (scope, name), weight in weights.items() if scope == "group"},
         limits=limits,
-        **({"ageing": ageing[0]} if ageing else {}),
+        **({"aging": aging[0]} if aging else {}),
     )
 
 
@@ -148,15 +148,15 @@ def resume(cur: Cursor, what: Pause) -> bool:
     return _remove(cur, _paused(what))
 
 
-def set_ageing(cur: Cursor, seconds: float, *, by: str | None = None, note: str | None = None) -> int:
+def set_aging(cur: Cursor, seconds: float, *, by: str | None = None, note: str | None = None) -> int:
     """Set after how many seconds every second turn is a waiting job's of lower priority; return the version."""
-    Rules(ageing=seconds)  # says what is wrong with it
-    return _put(cur, {"kind": "ageing", "scope": "global", "name": "", "group": "", "seconds": seconds}, by, note)
+    Rules(aging=seconds)  # says what is wrong with it
+    return _put(cur, {"kind": "aging", "scope": "global", "name": "", "group": "", "seconds": seconds}, by, note)
 
 
-def remove_ageing(cur: Cursor) -> bool:
-    """Go back to the usual ageing; False when it was that."""
-    return _remove(cur, {"kind": "ageing", "scope": "global", "name": "", "group": ""})
+def remove_aging(cur: Cursor) -> bool:
+    """Go back to the usual aging; False when it was that."""
+    return _remove(cur, {"kind": "aging", "scope": "global", "name": "", "group": ""})
 
 
 def _limited(scope: Scope | str, name: str) -> dict[str, Any]:

@@ -73,7 +73,7 @@ def install(cur: Cursor) -> Database:
 
 
 def adopt(cur: Cursor, instance: str | None = None) -> Database:
-    """Give a copied, restored or moved database an identity of its own, so that its open jobs run; the caller commits.
+    """Give a copied, restored or moved database an identity of its own, so that its jobs run; the caller commits.
 
     Jobs that are in it keep their idempotency keys.
 
@@ -113,7 +113,7 @@ def settle_in(cur: Cursor, instance: str | None) -> Database:
     elif named != instance:
         ours = "has no name (SIDESTREAM_INSTANCE)" if instance is None else f"is of the instance {instance!r}"
         raise ForeignDatabase(
-            f"This database belongs to the instance {named!r}, and this worker {ours}: if it is a copy, its open jobs "
+            f"This database belongs to the instance {named!r}, and this worker {ours}: if it is a copy, its jobs "
             "may be running at the original. To cancel them here, run Odoo's neutralize on it; to let them run here, "
             f"run: sidestream adopt; if it is the original, set SIDESTREAM_INSTANCE={named}"
         )
@@ -148,7 +148,7 @@ def identify(cur: Cursor, *, allow_copy: bool = False) -> Database:
         )
     if not at_home and not allow_copy:
         raise ForeignDatabase(
-            "This database is a copy, or was restored elsewhere: its open jobs may be running at the original. "
+            "This database is a copy, or was restored elsewhere: its pending jobs may be running at the original. "
             "To cancel them here, run Odoo's neutralize on it; to let them run here, run: sidestream adopt"
         )
     return Database(UUID(uuid), copied=not at_home, former=tuple(_former(one) for one in former.split()))

@@ -12,7 +12,7 @@ CREATE TABLE sidestream_job (
     payload         text NOT NULL,          -- JSON {"v": 1, "args": [], "kwargs": {}}
     created_at      timestamp NOT NULL DEFAULT (statement_timestamp() AT TIME ZONE 'UTC'),
     -- Changing.
-    state           text COLLATE "C" NOT NULL DEFAULT 'open' CHECK (state IN ('open', 'done', 'dead', 'cancelled')),
+    state           text COLLATE "C" NOT NULL DEFAULT 'pending' CHECK (state IN ('pending', 'done', 'failed', 'cancelled')),
     run_at          timestamp NOT NULL DEFAULT (statement_timestamp() AT TIME ZONE 'UTC'),
     -- Beside ended_at, so that the WAL of "done" leaves out the unchanged rest behind both.
     started_at      timestamp,              -- when the transaction that said "done" began
@@ -37,19 +37,19 @@ CREATE TABLE sidestream_job (
     unique_conflict text COLLATE "C" CHECK (unique_conflict IN ('return', 'replace', 'newest')),
     expires_at      timestamp,              -- cancelled when it was not started by then
     snoozes         integer NOT NULL DEFAULT 0,     -- times that it put itself off, since the last person's retry
-    error_group     text COLLATE "C",       -- what dead rows with the like error share (job/errorgroup.py)
+    error_group     text COLLATE "C",       -- what failed rows with the like error share (job/errorgroup.py)
     requested_by    integer                 -- who asked for it, where that is not the user that it runs as
 );
 
 -- Every partial index below makes the one "done" UPDATE leave it; that UPDATE writes to the primary key alone.
 -- Which rows are open, by id: the reconciler's chunks.
-CREATE INDEX sidestream_job_open ON sidestream_job (id) WHERE state = 'open';
+CREATE INDEX sidestream_job_pending ON sidestream_job (id) WHERE state = 'pending';
 -- Which are due, by queue: the worker without Redis, counts, pages.
-CREATE INDEX sidestream_job_due ON sidestream_job (queue, priority, run_at, id) WHERE state = 'open';
+CREATE INDEX sidestream_job_due ON sidestream_job (queue, priority, run_at, id) WHERE state = 'pending';
 -- Who stands before a job: the opening statement.
-CREATE INDEX sidestream_job_key ON sidestream_job (key, id) WHERE state = 'open' AND key IS NOT NULL;
+CREATE INDEX sidestream_job_key ON sidestream_job (key, id) WHERE state = 'pending' AND key IS NOT NULL;
 -- What a person looks through.
-CREATE INDEX sidestream_job_ended ON sidestream_job (state, id) WHERE state IN ('dead', 'cancelled');
+CREATE INDEX sidestream_job_ended ON sidestream_job (state, id) WHERE state IN ('failed', 'cancelled');
 -- What a person searches for among all jobs, also those that are done. An action: few values, so its entries are shared. A
 -- user and a time: kept for blocks of rows, so a job hardly ever writes there. What failed: few.
 CREATE INDEX sidestream_job_action ON sidestream_job (action);
@@ -57,13 +57,13 @@ CREATE INDEX sidestream_job_search ON sidestream_job
     USING brin (user_id int4_bloom_ops, created_at) WITH (pages_per_range = 32, autosummarize = on);
 CREATE INDEX sidestream_job_requested_by ON sidestream_job (requested_by, id) WHERE requested_by IS NOT NULL;
 CREATE INDEX sidestream_job_troubled ON sidestream_job (id) WHERE attempts > 0;
--- Its open duplicates. Only jobs that have a unique are in it.
-CREATE INDEX sidestream_job_unique ON sidestream_job (unique_key, id) WHERE state = 'open' AND unique_key IS NOT NULL;
+-- Its pending duplicates. Only jobs that have a unique are in it.
+CREATE INDEX sidestream_job_unique ON sidestream_job (unique_key, id) WHERE state = 'pending' AND unique_key IS NOT NULL;
 -- Those that count after their end, too: in their window, or because they replaced an earlier one.
 CREATE INDEX sidestream_job_unique_kept ON sidestream_job (unique_key, id)
     WHERE unique_until = 'window' OR unique_conflict <> 'return';
 -- Which expire, first the next one. Only jobs that can expire are in it.
-CREATE INDEX sidestream_job_expires ON sidestream_job (expires_at) WHERE state = 'open' AND expires_at IS NOT NULL;
+CREATE INDEX sidestream_job_expires ON sidestream_job (expires_at) WHERE state = 'pending' AND expires_at IS NOT NULL;
 -- Whether a direct job's effect is here already.
 CREATE UNIQUE INDEX sidestream_job_uuid ON sidestream_job (uuid) WHERE uuid IS NOT NULL;
 
@@ -71,14 +71,14 @@ CREATE UNIQUE INDEX sidestream_job_uuid ON sidestream_job (uuid) WHERE uuid IS N
 CREATE TABLE sidestream_attempt (
     id              bigserial PRIMARY KEY,
     job_id          bigint NOT NULL,
-    supervisor      text COLLATE "C" NOT NULL,
+    worker      text COLLATE "C" NOT NULL,
     slot            smallint NOT NULL,      -- which child; -1 when none is meant
     event           text NOT NULL CHECK (event IN ('started', 'failed', 'crashed', 'released', 'done', 'timeout', 'cancelled')),
     at              timestamp NOT NULL DEFAULT (clock_timestamp() AT TIME ZONE 'UTC'),
     detail          text
 );
 CREATE INDEX sidestream_attempt_job ON sidestream_attempt (job_id, id);
-CREATE INDEX sidestream_attempt_started ON sidestream_attempt (supervisor, id) WHERE event = 'started';
+CREATE INDEX sidestream_attempt_started ON sidestream_attempt (worker, id) WHERE event = 'started';
 
 -- Which records a job is about: insert-only, so that a record's jobs are found at once and "done" writes no index of it.
 CREATE TABLE sidestream_job_record (
@@ -124,10 +124,10 @@ CREATE TABLE sidestream_meta (
     former          text NOT NULL DEFAULT ''
 );
 
--- The truth about pauses, limits, weights and ageing (job/rules.py). "" where a rule names none.
+-- The truth about pauses, limits, weights and aging (job/rules.py). "" where a rule names none.
 CREATE TABLE sidestream_rule (
     id              bigserial PRIMARY KEY,
-    kind            text COLLATE "C" NOT NULL CHECK (kind IN ('limit', 'weight', 'pause', 'ageing')),
+    kind            text COLLATE "C" NOT NULL CHECK (kind IN ('limit', 'weight', 'pause', 'aging')),
     scope           text COLLATE "C" NOT NULL CHECK (scope IN ('global', 'queue', 'action', 'key', 'group')),
     name            text COLLATE "C" NOT NULL DEFAULT '',
     group_name      text COLLATE "C" NOT NULL DEFAULT '',

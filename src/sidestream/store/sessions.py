@@ -49,20 +49,20 @@ def server_started(cur: Cursor) -> datetime:
     return found
 
 
-def has_others(cur: Cursor, supervisor: str) -> bool:
-    """Return whether another worker than ``supervisor`` has a session in this database."""
-    cur.execute(_OTHERS, {"own": f"sidestream/{supervisor}/"})
+def has_others(cur: Cursor, worker: str) -> bool:
+    """Return whether another worker than ``worker`` has a session in this database."""
+    cur.execute(_OTHERS, {"own": f"sidestream/{worker}/"})
     return bool(cur.fetchone()[0])
 
 
-def terminate_supervisor(cur: Cursor, supervisor: str, *, patience: float = PATIENCE_EACH) -> tuple[bool, int]:
-    """End every session called ``sidestream/<supervisor>/...`` but our own, waiting ``patience`` seconds for each.
+def terminate_supervisor(cur: Cursor, worker: str, *, patience: float = PATIENCE_EACH) -> tuple[bool, int]:
+    """End every session called ``sidestream/<worker>/...`` but our own, waiting ``patience`` seconds for each.
 
     Returns whether all are gone, and how many there were.
     """
     cur.execute(
         _TERMINATE + "starts_with(application_name, %(prefix)s::text)",
-        {"prefix": f"sidestream/{supervisor}/", "patience": int(patience * 1000)},
+        {"prefix": f"sidestream/{worker}/", "patience": int(patience * 1000)},
     )
     gone, found = cur.fetchone()
     return bool(gone), found

@@ -23,8 +23,8 @@ _OPEN = f"""
            count(*) FILTER (WHERE run_at > {UTC_NOW} AND attempts <= forgiven),
            count(*) FILTER (WHERE run_at > {UTC_NOW} AND attempts > forgiven),
            extract(epoch FROM {UTC_NOW} - min(run_at) FILTER (WHERE run_at <= {UTC_NOW}))::float8
-    FROM sidestream_job WHERE state = 'open' GROUP BY 1"""
-_ENDED = "SELECT {by}, state, count(*) FROM sidestream_job WHERE state IN ('dead', 'cancelled') GROUP BY 1, 2"
+    FROM sidestream_job WHERE state = 'pending' GROUP BY 1"""
+_ENDED = "SELECT {by}, state, count(*) FROM sidestream_job WHERE state IN ('failed', 'cancelled') GROUP BY 1, 2"
 _DONE = f"""
     WITH newest AS MATERIALIZED (
         SELECT {{by}} AS name, state, created_at, run_at, started_at, ended_at
@@ -52,7 +52,7 @@ class Statistics:
     scheduled: int = 0
     #: Open, not due, failed before.
     retrying: int = 0
-    dead: int = 0
+    failed: int = 0
     cancelled: int = 0
     #: Seconds for which the oldest due job has been due; None when none is.
     oldest: float | None = None

@@ -17,11 +17,11 @@ from sidestream.job.job import DEFAULT_PRIORITY, Job, Unique
 from sidestream.store.adapter import SERIALIZATION_FAILURE, sqlstate
 from sidestream.store.compare_and_set import UTC_NOW
 from sidestream.store.cursor import Cursor
-from sidestream.store.job_row import OF_J, StoredJob, stored_job
+from sidestream.store.job_row import OF_J, JobRow, read_job_row
 from sidestream.store.locks import running_between
 
 OPEN_FEW = 10
-"""How many open duplicates are looked at; more than one exists only between overlapping transactions."""
+"""How many pending duplicates are looked at; more than one exists only between overlapping transactions."""
 KEPT_FEW = 50
 """How many of the newest rows with a window are looked at."""
 
@@ -33,31 +33,32 @@ _LOOK_UP = f"""
                        AND transaction_timestamp() < statement_timestamp() AS guarded) here
     CROSS JOIN LATERAL (
         (SELECT true AS open, j.* FROM sidestream_job j
-         WHERE wanted.seconds IS NULL AND j.state = 'open' AND j.unique_key = wanted.key ORDER BY j.id LIMIT {OPEN_FEW})
+         WHERE wanted.seconds IS NULL AND j.state = 'pending' AND j.unique_key = wanted.key
+         ORDER BY j.id LIMIT {OPEN_FEW})
         UNION ALL
-        (SELECT state = 'open', newest.* FROM (
+        (SELECT state = 'pending', newest.* FROM (
             SELECT * FROM sidestream_job j
             WHERE wanted.seconds IS NOT NULL AND j.unique_key = wanted.key AND j.unique_until = 'window'
             ORDER BY j.id DESC LIMIT {KEPT_FEW}) newest
          WHERE state <> 'cancelled' AND created_at > {UTC_NOW} - wanted.seconds * interval '1 second')) j
     ORDER BY wanted.place, j.id"""
 _LOCK = """
-    SELECT id FROM sidestream_job WHERE id = ANY (%(ids)s::bigint[]) AND state = 'open'
+    SELECT id FROM sidestream_job WHERE id = ANY (%(ids)s::bigint[]) AND state = 'pending'
     ORDER BY id FOR {strength} SKIP LOCKED"""
 # With it, a job that waits does not start before the caller's transaction ends, so that it sees what the caller wrote.
 _SHARE = _LOCK.format(strength="SHARE")
 _MINE = _LOCK.format(strength="NO KEY UPDATE")
-_STILL_OPEN = "SELECT id FROM sidestream_job WHERE id = ANY (%(ids)s::bigint[]) AND state = 'open'"
+_STILL_PENDING = "SELECT id FROM sidestream_job WHERE id = ANY (%(ids)s::bigint[]) AND state = 'pending'"
 _TAKE_OVER = f"""
     UPDATE sidestream_job j SET payload = %(payload)s::text, run_at = coalesce(%(run_at)s::timestamp, {UTC_NOW}),
         company_id = %(company_id)s::integer, user_id = %(user_id)s::integer, context = %(context)s::text,
         priority = %(priority)s::smallint, unique_until = %(until)s::text, unique_seconds = %(seconds)s::float8,
         unique_conflict = %(conflict)s::text, expires_at = %(expires_at)s::timestamp,
         requested_by = %(requested_by)s::integer
-    WHERE id = %(id)s::bigint AND state = 'open' RETURNING {OF_J}"""
+    WHERE id = %(id)s::bigint AND state = 'pending' RETURNING {OF_J}"""
 _CANCEL = f"""
     UPDATE sidestream_job SET state = 'cancelled', ended_at = {UTC_NOW}, reason = %(reason)s::text
-    WHERE id = ANY (%(ids)s::bigint[]) AND state = 'open'"""
+    WHERE id = ANY (%(ids)s::bigint[]) AND state = 'pending'"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +66,7 @@ class _Found:
     """A row with the same unique."""
 
     open: bool
-    job: StoredJob
+    job: JobRow
 
 
 @dataclass(slots=True)
@@ -77,11 +78,11 @@ class Plan:
     #: Positions of the jobs to insert.
     new: list[int] = field(default_factory=list)
     #: By position: the row that answers it.
-    answered: dict[int, StoredJob] = field(default_factory=dict)
+    answered: dict[int, JobRow] = field(default_factory=dict)
     #: By position: the earlier position, or the later one that replaces it, whose row is its answer.
     same_as: dict[int, int] = field(default_factory=dict)
     #: By position: rows to cancel once the new one has its id.
-    replaced: dict[int, list[StoredJob]] = field(default_factory=dict)
+    replaced: dict[int, list[JobRow]] = field(default_factory=dict)
 
 
 def line_of(job: Job) -> str | None:
@@ -105,7 +106,7 @@ def look_up(cur: Cursor, jobs: Sequence[Job], rows: Sequence[tuple[Any, ...]]) -
     return plan
 
 
-def carry_out(cur: Cursor, plan: Plan, fresh: Sequence[StoredJob]) -> list[StoredJob]:
+def carry_out(cur: Cursor, plan: Plan, fresh: Sequence[JobRow]) -> list[JobRow]:
     """Cancel what the ``fresh`` rows (of ``plan.new``) replace, and return the row of each job of the call."""
     rows = dict(zip(plan.new, fresh, strict=True))
     for at, waiting in plan.replaced.items():
@@ -116,7 +117,7 @@ def carry_out(cur: Cursor, plan: Plan, fresh: Sequence[StoredJob]) -> list[Store
     return [rows[at] for at in range(len(plan.jobs))]
 
 
-def _cancel(cur: Cursor, waiting: Sequence[StoredJob], by: StoredJob) -> StoredJob:
+def _cancel(cur: Cursor, waiting: Sequence[JobRow], by: JobRow) -> JobRow:
     """Cancel rows that wait and that we have locked; return ``by``, which replaces them."""
     cur.execute(_CANCEL, {"ids": [one.id for one in waiting], "reason": f"replaced by {by.id}"})
     return replace(by, replaced=tuple(waiting))
@@ -154,7 +155,7 @@ def _find(cur: Cursor, wanted: Mapping[int, Unique]) -> tuple[dict[int, list[_Fo
     found: dict[int, list[_Found]] = {}
     guarded = False
     for place, is_open, *columns, guarded in cur.fetchall():  # noqa: B007  # the same in every row
-        found.setdefault(positions[place - 1], []).append(_Found(is_open, stored_job(columns, existed=True)))
+        found.setdefault(positions[place - 1], []).append(_Found(is_open, read_job_row(columns, existed=True)))
     return found, guarded
 
 
@@ -190,7 +191,7 @@ def _decide(
             plan.answered[at] = still[-1].job
 
 
-def _replace(cur: Cursor, plan: Plan, at: int, waiting: list[StoredJob]) -> None:
+def _replace(cur: Cursor, plan: Plan, at: int, waiting: list[JobRow]) -> None:
     """Let the first that waits take over, or cancel all that wait; without any, the new one runs after the running."""
     job, row = plan.jobs[at], plan.rows[at]
     assert job.unique is not None
@@ -207,7 +208,7 @@ def _replace(cur: Cursor, plan: Plan, at: int, waiting: list[StoredJob]) -> None
         plan.replaced[at] = waiting
 
 
-def _take_over(cur: Cursor, row_id: int, row: tuple[Any, ...]) -> StoredJob | None:
+def _take_over(cur: Cursor, row_id: int, row: tuple[Any, ...]) -> JobRow | None:
     _, _, _, payload, run_at, company, user, context, priority, _, _, _, *rest = row
     until, seconds, conflict, expires_at, requested_by = rest
     cur.execute(
@@ -228,7 +229,7 @@ def _take_over(cur: Cursor, row_id: int, row: tuple[Any, ...]) -> StoredJob | No
         },
     )
     found = cur.fetchone()
-    return None if found is None else replace(stored_job(found, existed=True), taken_over=True)
+    return None if found is None else replace(read_job_row(found, existed=True), taken_over=True)
 
 
 def _lock(cur: Cursor, statement: str, ids: Iterable[int], *, guarded: bool) -> tuple[set[int], set[int]]:
@@ -250,7 +251,7 @@ def _lock(cur: Cursor, statement: str, ids: Iterable[int], *, guarded: bool) -> 
                 locked |= got
     passed_over = [one for one in wanted if one not in locked and one not in changed]
     if passed_over:  # somebody has them, or (in READ COMMITTED) they ended this moment
-        cur.execute(_STILL_OPEN, {"ids": passed_over})
+        cur.execute(_STILL_PENDING, {"ids": passed_over})
         changed |= set(passed_over) - {row_id for (row_id,) in cur.fetchall()}
     return locked, changed
 

@@ -43,7 +43,7 @@ class Jobs(Client):
         """Take ``settings`` (None: from environment and settings file) and, to have names checked, ``actions``."""
         chosen = settings or Settings()
         super().__init__(
-            Relay(lambda: build_broker(chosen), wait=chosen.relay_wait),
+            Relay(lambda: build_broker(chosen), wait=chosen.publish_timeout),
             lambda: Signer(signing_keys(chosen)),
             actions=actions,
             direct_timeout=chosen.redis_timeout,
@@ -100,21 +100,3 @@ def store_cursor(settings: Settings) -> Iterator[psycopg.Cursor[Any]]:
             connection.commit()
         except psycopg.Error as error:
             raise adapter.translate(error, "asked by the command line") from error
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-

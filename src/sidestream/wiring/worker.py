@@ -1,4 +1,4 @@
-"""The worker's half of the wiring: which broker, executor, keepers and processes the settings mean."""
+"""The worker's half of the wiring: which broker, executor, maintenance and processes the settings mean."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ from sidestream.errors import (
 from sidestream.job.observer import JobFailure
 from sidestream.job.reference import NO_TAG8
 from sidestream.logs import shown_database, shown_url
-from sidestream.maintenance.cancellations import Controller
-from sidestream.maintenance.expiry import Expirer
+from sidestream.maintenance.cancellations import CancellationTask
+from sidestream.maintenance.expiry import ExpiryTask
 from sidestream.maintenance.identity import IdentityCheck
-from sidestream.maintenance.lease_reclaimer import Reclaimer
+from sidestream.maintenance.lease_reclaimer import LeaseReclaimer
 from sidestream.maintenance.reconciler import Reconciler
-from sidestream.maintenance.retention import Janitor
-from sidestream.maintenance.rule_sync import Ruler
-from sidestream.maintenance.store_connection import Cursor, StoreLink
-from sidestream.maintenance.task import Keeper, KeeperThread
+from sidestream.maintenance.retention import RetentionTask
+from sidestream.maintenance.rule_sync import RuleSync
+from sidestream.maintenance.store_connection import Cursor, StoreConnection
+from sidestream.maintenance.task import MaintenanceTask, MaintenanceThread
 from sidestream.maintenance.turns import InTurn, Turn, kept_for
 from sidestream.maintenance.worker_deaths import WorkerDeaths
 from sidestream.settings import Settings
@@ -53,7 +53,7 @@ from sidestream.wiring.client import store_url
 from sidestream.wiring.data_folder import owner_of, signing_keys
 from sidestream.worker import zygote
 from sidestream.worker.options import WorkerOptions, application_name
-from sidestream.worker.run_dir import LeftBehind, RunFolder
+from sidestream.worker.run_dir import DeadWorkers, RunFolder
 from sidestream.worker.supervisor import Supervisor
 from sidestream.worker.troubles import Troubles
 
@@ -70,7 +70,7 @@ EMBEDDED_EVERY = 1.0
 """Seconds between two looks at whether the embedded server lives."""
 
 
-class EmbeddedKeeper:
+class EmbeddedServerTask:
     """Starts the embedded server again when it died."""
 
     name = "embedded server"
@@ -80,31 +80,31 @@ class EmbeddedKeeper:
         self._settings = settings
 
     def step(self) -> bool:
-        """Start it if nobody holds its lock; see :class:`~sidestream.maintenance.task.Keeper`."""
+        """Start it if nobody holds its lock; see :class:`~sidestream.maintenance.task.MaintenanceTask`."""
         embedded.ensure(self._settings.data_dir)
         return False
 
 
-class LeftBehindKeeper:
+class DeadWorkersTask:
     """Ends what dead workers of this host left running, and removes their folders once nobody needs them."""
 
     name = "dead workers' folders"
     every = 1.0
 
-    def __init__(self, left_behind: LeftBehind, reclaimer: Reclaimer, kept: float) -> None:
-        self._left_behind = left_behind
+    def __init__(self, dead_workers: DeadWorkers, reclaimer: LeaseReclaimer, kept: float) -> None:
+        self._dead_workers = dead_workers
         self._reclaimer = reclaimer
         self._kept = kept
 
     def step(self) -> bool:
-        """Look once; see :class:`~sidestream.maintenance.task.Keeper`."""
-        self._left_behind.look()
-        self._left_behind.tidy(self._kept, self._reclaimer.clear_since)
+        """Look once; see :class:`~sidestream.maintenance.task.MaintenanceTask`."""
+        self._dead_workers.look()
+        self._dead_workers.tidy(self._kept, self._reclaimer.clear_since)
         return False
 
 
 class Worker:
-    """One supervisor with its keepers, from settings; ``prefix`` begins its keys in Redis, another one for a trial."""
+    """One supervisor with its maintenance, from settings; ``prefix`` begins its keys in Redis."""
 
     def __init__(self, settings: Settings, *, prefix: str = PREFIX) -> None:
         if settings.app is None and settings.odoo_config is None:
@@ -121,10 +121,10 @@ class Worker:
         process.drop_privileges(settings.user, settings.data_dir)
         self._keys = signing_keys(settings)
         process.check_nice(settings.nice)
-        if settings.only_idle_cpu:
+        if settings.idle_cpu_only:
             process.check_only_idle_cpu()
         self._tenant = embedded.join(settings.data_dir) if settings.redis_url is None else None
-        self._link: StoreLink | None = None
+        self._link: StoreConnection | None = None
         try:
             self._prepare()
         except BaseException:
@@ -148,12 +148,12 @@ class Worker:
         self._link = (
             None
             if self._database is None
-            else StoreLink(self._connector("keepers", adapter.ANSWER_AT_LENGTH), on_open=self._enter)
+            else StoreConnection(self._connector("maintenance", adapter.ANSWER_AT_LENGTH), on_open=self._enter)
         )
         self._turns: list[Turn] = []
         self._failed_early: list[JobFailure] | None = []
-        self._left_behind = LeftBehind(settings.data_dir)
-        unclean = self._left_behind.look()
+        self._dead_workers = DeadWorkers(settings.data_dir)
+        unclean = self._dead_workers.look()
         self._deaths = self._charge_deaths()
         unclean = unclean or (self._deaths is not None and self._deaths.found)
         self._folder = RunFolder(settings.data_dir, self._name)
@@ -164,17 +164,17 @@ class Worker:
             zygote_orders=self._orders(),
             connect=self._connector("supervisor") if self._store_url else None,
             probe=self._broker.probe,
-            on_moved=self._on_moved,
+            on_stale_generation=self._on_stale_generation,
         )
-        self._keepers = KeeperThread(
+        self._maintenance = MaintenanceThread(
             make_keepers(
                 settings,
-                consumer=self._name,
+                worker=self._name,
                 lanes=self._lanes,
                 broker=self._tended,
                 link=self._link,
                 database=self._database,
-                left_behind=self._left_behind,
+                dead_workers=self._dead_workers,
                 stop_running=self._supervisor.stop_running,
                 on_adopted=self._supervisor.replace,
                 on_failed=self._failed,
@@ -192,7 +192,7 @@ class Worker:
         try:
             self._supervisor.run(on_loaded=self._begin)
         finally:
-            if self._keepers.stop():
+            if self._maintenance.stop():
                 self._give_turns_back()
                 self._leave_store()
             self._broker.close()
@@ -209,7 +209,7 @@ class Worker:
         failed, self._failed_early = self._failed_early, None
         for failure in failed or ():
             self._supervisor.failed(failure)
-        self._keepers.start()
+        self._maintenance.start()
 
     def _say_what_is_served(self) -> None:
         """Log what an operator wants to know of a worker; no password is shown."""
@@ -274,7 +274,7 @@ class Worker:
         self._turns.append(Turn(self._tended, served, self._name, kept_for(WorkerDeaths.every)))
         found = WorkerDeaths(
             self._link,
-            dead_here=self._left_behind.unclean,
+            dead_here=self._dead_workers.unclean,
             announced=self._tended.is_alive,
             turn=self._turns[-1].take,
             on_failed=self._failed,
@@ -348,7 +348,7 @@ class Worker:
     def _options(self, unclean: bool) -> WorkerOptions:
         settings = self._settings
         return WorkerOptions(
-            supervisor=self._name,
+            worker=self._name,
             lanes=self._lanes,
             database=(NO_TAG8 if self._database is None else self._database.tag).hex(),
             run_folder=self._folder.path,
@@ -359,7 +359,7 @@ class Worker:
             drain_timeout=settings.drain_timeout,
             prefetch=settings.prefetch_ms / 1000,
             batch=settings.batch_ms / 1000,
-            careful=settings.careful_seconds,
+            recovery_period=settings.recovery_period,
             after_unclean_end=unclean,
         )
 
@@ -369,7 +369,7 @@ class Worker:
             self._name,
             settings.children,
             settings.nice,
-            settings.only_idle_cpu,
+            settings.idle_cpu_only,
             settings.child_max_jobs,
             settings.child_max_memory_mb,
         )
@@ -388,27 +388,27 @@ class Worker:
         packed: bytes = msgpack.packb((orders, application))
         return packed
 
-    def _on_moved(self) -> None:
-        for name in (Ruler.name, Reconciler.name):
-            self._keepers.poke(name)
+    def _on_stale_generation(self) -> None:
+        for name in (RuleSync.name, Reconciler.name):
+            self._maintenance.poke(name)
 
 
 def make_keepers(
     settings: Settings,
     *,
-    consumer: str,
+    worker: str,
     lanes: Sequence[str],
     broker: RedisBroker,
-    link: StoreLink | None,
+    link: StoreConnection | None,
     database: schema.Database | None,
-    left_behind: LeftBehind,
+    dead_workers: DeadWorkers,
     stop_running: Callable[[int], bool],
     on_adopted: Callable[[], None],
     turns: list[Turn],
     worker_deaths: WorkerDeaths | None = None,
     on_failed: Callable[[JobFailure], None] = lambda failure: None,
     on_direct_failed: Callable[[Delivery, int, str], None] = lambda delivery, attempts, error: None,
-) -> list[Keeper]:
+) -> list[MaintenanceTask]:
     """Return the maintenance of one worker; ``broker`` and ``link`` are its own.
 
     What every worker of a database could do is done by one of them: the claims to that are appended to ``turns``.
@@ -417,31 +417,34 @@ def make_keepers(
     served = " ".join(sorted(lanes))
 
     def turn(task: str, seconds: float) -> Turn:
-        turns.append(Turn(broker, task, consumer, seconds))
+        turns.append(Turn(broker, task, worker, seconds))
         return turns[-1]
 
-    reclaimer = Reclaimer(
+    reclaimer = LeaseReclaimer(
         broker,
         link,
         clock,
-        consumer=consumer,
+        worker=worker,
         lanes=lanes,
-        left_behind=left_behind.running,
+        dead_workers=dead_workers.running,
         alive=broker.is_alive,
-        turn=turn(f"{Reclaimer.name} {served}", kept_for(1.0)).take,
+        turn=turn(f"{LeaseReclaimer.name} {served}", kept_for(1.0)).take,
         lease=settings.lease,
         grace=grace,
         on_failed=on_failed,
         on_direct_failed=on_direct_failed,
     )
-    keepers: list[Keeper] = [reclaimer, LeftBehindKeeper(left_behind, reclaimer, 2 * settings.lease + grace)]
+    maintenance: list[MaintenanceTask] = [
+        reclaimer,
+        DeadWorkersTask(dead_workers, reclaimer, 2 * settings.lease + grace),
+    ]
     if settings.redis_url is None:
-        keepers.append(EmbeddedKeeper(settings))
+        maintenance.append(EmbeddedServerTask(settings))
     if link is None or database is None:
-        return [*keepers, Ruler(broker, None, direct=direct)]
+        return [*maintenance, RuleSync(broker, None, direct=direct)]
     tended = database.tag.hex() + " direct" * direct
-    shared: list[Keeper] = [
-        Ruler(broker, link, direct=direct),
+    shared: list[MaintenanceTask] = [
+        RuleSync(broker, link, direct=direct),
         Reconciler(
             broker,
             link,
@@ -450,11 +453,11 @@ def make_keepers(
             lease=settings.lease,
             renew=settings.renew,
             direct=direct,
-            alone=lambda cursor: not sessions.has_others(cursor, consumer),
+            alone=lambda cursor: not sessions.has_others(cursor, worker),
         ),
-        Expirer(broker, link),
-        Janitor(link, keep_done_days=settings.keep_done_days, keep_dead_days=settings.keep_dead_days),
+        ExpiryTask(broker, link),
+        RetentionTask(link, done_retention=settings.done_retention, failed_retention=settings.failed_retention),
     ]
-    keepers += [InTurn(keeper, lambda name, seconds: turn(f"{name} {tended}", seconds)) for keeper in shared]
-    keepers += [worker_deaths] if worker_deaths is not None else []
-    return [*keepers, Controller(link, stop_running=stop_running), IdentityCheck(link, on_adopted)]
+    maintenance += [InTurn(task, lambda name, seconds: turn(f"{name} {tended}", seconds)) for task in shared]
+    maintenance += [worker_deaths] if worker_deaths is not None else []
+    return [*maintenance, CancellationTask(link, stop_running=stop_running), IdentityCheck(link, on_adopted)]

@@ -28,7 +28,7 @@ def run_zygote() -> None:
     set_up_logging(log_level, log_format, quiet_jobs=quiet_jobs)
     if folder not in sys.path:
         sys.path.insert(0, folder)
-    name = partial(application_name, orders.supervisor)
+    name = partial(application_name, orders.worker)
     make: Callable[[], Executor]
     if odoo_config is not None:
         make = partial(_odoo_executor, Path(odoo_config), odoo_database, database_tag, dsn, name)

@@ -14,7 +14,7 @@ import time
 from dataclasses import dataclass
 
 from sidestream.crashpoints import crash_point
-from sidestream.executors.protocol import Executor, FollowUp, Opened
+from sidestream.executors.protocol import Acquired, Executor, FollowUp
 from sidestream.job.outcome import Done
 from sidestream.job.reference import action_of
 from sidestream.logs import mark_records
@@ -56,7 +56,7 @@ class Child:
         self._jobs = 0
         self._retiring = False
         self._attempts_seen = -1
-        self._findings: list[wire.Finding] = []
+        self._job_reports: list[wire.JobReport] = []
         self._times: dict[bytes, tuple[int, int]] = {}
         self._follow_ups: list[FollowUp] = []
         executor.on_backend = lambda pid: slots.backend(slot, pid)
@@ -100,24 +100,24 @@ class Child:
     def _one(self, index: int, item: wire.Item, started: float) -> bool:
         """Run one job; return whether its outcome has to be told at once (everything but done)."""
         self._attempts_seen, self._reference = -1, item.reference
-        outcome, opened = self._runner.run(
-            item.reference, item.payload, attempts=item.attempts, careful=item.careful, on_opened=self._opened
+        outcome, acquired = self._runner.run(
+            item.reference, item.payload, attempts=item.attempts, run_alone=item.run_alone, on_acquired=self._acquired
         )
         self._slots.stop(self._slot)
         seconds = time.monotonic() - started
         self._count(item.reference, seconds)
         self._log.end(outcome, seconds, self._runner.error)
         if isinstance(outcome, Done):
-            if opened is not None and opened.follow_ups:
-                self._follow_ups.extend(opened.follow_ups)
+            if acquired is not None and acquired.follow_ups:
+                self._follow_ups.extend(acquired.follow_ups)
             return False
-        self._findings.append(wire.Finding(index, outcome, self._attempts_seen))
+        self._job_reports.append(wire.JobReport(index, outcome, self._attempts_seen))
         return True
 
-    def _opened(self, opened: Opened) -> None:
-        self._attempts_seen = opened.attempts
-        self._slots.opened(self._slot, opened.attempts)
-        self._log.begin(self._reference, opened)
+    def _acquired(self, acquired: Acquired) -> None:
+        self._attempts_seen = acquired.attempts
+        self._slots.acquired(self._slot, acquired.attempts)
+        self._log.begin(self._reference, acquired)
 
     def _count(self, reference: bytes, seconds: float) -> None:
         action = action_of(reference)
@@ -135,9 +135,9 @@ class Child:
     def _report(self, number: int, upto: int, *, idle: bool) -> None:
         stale = self._executor.stale
         retiring = (self._retiring or stale) and idle
-        report = wire.Report(number, upto, idle, self._findings, self._times, self._follow_ups, retiring, stale)
+        report = wire.Report(number, upto, idle, self._job_reports, self._times, self._follow_ups, retiring, stale)
         wire.send_report(self._end, report)
-        self._findings, self._times, self._follow_ups = [], {}, []
+        self._job_reports, self._times, self._follow_ups = [], {}, []
 
 
 def serve(end: socket.socket, executor: Executor, slots: Slots, slot: int, limits: ChildLimits) -> None:

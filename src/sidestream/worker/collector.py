@@ -20,7 +20,7 @@ from sidestream.worker import wire
 from sidestream.worker.dispatcher import Dispatcher
 from sidestream.worker.pool import ProcessPool
 from sidestream.worker.slots import Reading, Slots
-from sidestream.worker.state import RECOVERY, ChildState, Doom, WorkerState
+from sidestream.worker.state import RECOVERY, ChildState, KillReason, WorkerState
 from sidestream.worker.zygote import facts_from_wire, kill_group
 
 log = logging.getLogger(__name__)
@@ -42,11 +42,13 @@ class Settling(Protocol):
         """These are done."""
         ...
 
-    def finding(self, delivery: Delivery, finding: wire.Finding) -> None:
+    def job_report(self, delivery: Delivery, job_report: wire.JobReport) -> None:
         """This one ended otherwise."""
         ...
 
-    def crashed(self, delivery: Delivery, reading: Reading, slot: int, doom: Doom | None, how: str) -> None:
+    def crashed(
+        self, delivery: Delivery, reading: Reading, slot: int, kill_reason: KillReason | None, how: str
+    ) -> None:
         """The child that ran this one ended."""
         ...
 
@@ -69,7 +71,7 @@ class Collector:
         slots: Slots,
         dispatcher: Dispatcher,
         settler: Settling,
-        watch: Any,
+        timeout_monitor: Any,
         *,
         on_actions: Callable[[], None] = lambda: None,
     ) -> None:
@@ -80,7 +82,7 @@ class Collector:
         self._slots = slots
         self._dispatcher = dispatcher
         self._settler = settler
-        self._watch = watch
+        self._timeout_monitor = timeout_monitor
         self._selector = selectors.DefaultSelector()
         #: Children that ended, until the zygote says whether it outlived them.
         self._ended: dict[int, tuple[ChildState, Reading]] = {}
@@ -97,7 +99,7 @@ class Collector:
         """Serve until the worker is stopped."""
         while not self._state.stopped and self.failure is None:
             with self._state.changed:
-                self._watch.tick()
+                self._timeout_monitor.tick()
                 self._fill_up()
                 self._dispatcher.hand_out()  # what came back since: recalled jobs, jobs that have to run alone
             for key, _ in self._selector.select(TICK):
@@ -146,7 +148,7 @@ class Collector:
             case ["forked", slot, pid]:
                 self._forked(self._state.children.get(slot), pid)
             case ["exited", pid, status]:
-                self._buried(pid, status)
+                self._reaped(pid, status)
             case ["failed", reason]:
                 self.failure = reason
 
@@ -177,7 +179,7 @@ class Collector:
                     "most likely by the application's own code; what it printed last says more."
                 )
         for child, reading in [ended for ended in self._ended.values() if ended[0].control is control]:
-            child.doom = child.doom or Doom.ZYGOTE
+            child.kill_reason = child.kill_reason or KillReason.ZYGOTE
             self._settle_dead(child, reading, "its zygote ended")
             del self._ended[child.pid]
         for child in list(self._state.children.values()):
@@ -229,7 +231,7 @@ class Collector:
             return None
         except wire.BadPacket as error:
             log.error("Child %s is killed: %s.", child.pid, error, extra={"action": "child_unreadable"})
-            self._pool.kill(child, Doom.UNREADABLE)
+            self._pool.kill(child, KillReason.UNREADABLE)
             return None
 
     def _reported(self, child: ChildState, report: wire.Report) -> None:
@@ -257,17 +259,17 @@ class Collector:
                     extra={"action": "child_replaced", "slot": child.slot, "pid": child.pid},
                 )
                 self._pool.retire(child)
-            state.dry = False
+            state.last_fetch_short = False
             self._dispatcher.hand_out()
             self._dispatcher.wake()
 
     def _take_results(self, child: ChildState, report: wire.Report) -> None:
-        found = {finding.position: finding for finding in report.findings}
+        found = {job_report.position: job_report for job_report in report.job_reports}
         done = []
         for index in range(child.reported, min(report.upto, len(child.deliveries))):
             delivery = child.deliveries[index]
             if index in found:
-                self._settler.finding(delivery, found[index])
+                self._settler.job_report(delivery, found[index])
             else:
                 done.append(delivery)
         child.reported = max(child.reported, report.upto)
@@ -281,22 +283,22 @@ class Collector:
         if child.end in self._selector.get_map():
             self._selector.unregister(child.end)
         child.end.setblocking(False)
-        while child.doom is not Doom.UNREADABLE and (report := self._receive(child)) is not None:
+        while child.kill_reason is not KillReason.UNREADABLE and (report := self._receive(child)) is not None:
             self._reported(child, report)
         kill_group(child.pid)
         child.ended = True
         reading = self._slots.read(child.slot)
         # The slot is given to a new child at once; the verdict waits until the zygote said that it outlived this one.
         self._ended[child.pid] = (child, reading)
-        if child.doom is None and (interrupted := _interrupted(child, reading)) is not None:
+        if child.kill_reason is None and (interrupted := _interrupted(child, reading)) is not None:
             # Now, not with the verdict: the child in its place may be forked before the zygote tells of this one.
             self._state.recovering[interrupted.reference] = time.monotonic() + RECOVERY
         self._pool.forget(child)
         self._state.lone_ended(child)
         if child.orphaned:
-            self._buried(child.pid, signal.SIGKILL)
+            self._reaped(child.pid, signal.SIGKILL)
 
-    def _buried(self, pid: int, status: int) -> None:
+    def _reaped(self, pid: int, status: int) -> None:
         """The zygote reaped this child: it outlived it."""
         ended = self._ended.pop(pid, None)
         if ended is None:
@@ -308,8 +310,8 @@ class Collector:
                     break
         if ended is not None:
             child, reading = ended
-            if child.doom is None and status & 0x7F == signal.SIGTERM:
-                child.doom = Doom.TERMINATED
+            if child.kill_reason is None and status & 0x7F == signal.SIGTERM:
+                child.kill_reason = KillReason.TERMINATED
             self._settle_dead(child, reading, _how(status))
 
     def _settle_dead(self, child: ChildState, reading: Reading, how: str) -> None:
@@ -321,7 +323,7 @@ class Collector:
                 "The child in slot %s (process %s) has ended: %s; another one takes its place.",
                 child.slot,
                 child.pid,
-                how if child.doom is None else f"it was killed ({child.doom})",
+                how if child.kill_reason is None else f"it was killed ({child.kill_reason})",
                 extra={"action": "child_ended", "slot": child.slot, "pid": child.pid},
             )
         if not deliveries:
@@ -329,21 +331,21 @@ class Collector:
         started = reading.started > 0 and reading.batch == child.batch
         position = reading.position if started else -1
         finished = [d for i, d in enumerate(deliveries) if child.reported <= i < position]
-        if finished and child.doom is Doom.UNREADABLE:
+        if finished and child.kill_reason is KillReason.UNREADABLE:
             self._settler.hand_back(finished)  # what was said of them may be what could not be read
         elif finished:
             # Whatever did not end as done is reported at once, so these are done.
             self._settler.done(finished)
         if (interrupted := _interrupted(child, reading)) is not None:
-            doom = child.doom
-            if doom is Doom.UNREADABLE:
-                doom, how = None, f"its process {doom}"
-            if doom is not None:
+            kill_reason = child.kill_reason
+            if kill_reason is KillReason.UNREADABLE:
+                kill_reason, how = None, f"its process {kill_reason}"
+            if kill_reason is not None:
                 state.recovering.pop(interrupted.reference, None)
-            if child.doomed not in (None, interrupted.reference):
+            if child.killed_for not in (None, interrupted.reference):
                 # It was killed for the one before, which ended in that moment: this one is innocent.
-                doom = Doom.STOPPING
-            self._settler.crashed(interrupted, reading, child.slot, doom, how)
+                kill_reason = KillReason.STOPPING
+            self._settler.crashed(interrupted, reading, child.slot, kill_reason, how)
         state.backlog.extendleft(reversed(deliveries[max(position + 1, child.reported) :]))
         child.deliveries = []
         self._dispatcher.hand_out()

@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 
 from sidestream.broker.protocol import Broker, Delivery
 from sidestream.crashpoints import crash_point
-from sidestream.errors import BrokerError, BrokerUnavailable, GenerationMoved
+from sidestream.errors import BrokerError, BrokerUnavailable, StaleGeneration
 from sidestream.job.job import is_accused
 from sidestream.job.reference import NO_TAG8
 from sidestream.worker import wire
@@ -62,7 +62,7 @@ class Dispatcher:
         prepare_alone: Callable[[Delivery, ChildState], None],
         end_alone: Callable[[Lone], None],
         hand_back: Callable[[list[Delivery]], None],
-        on_moved: Callable[[], None],
+        on_stale_generation: Callable[[], None],
     ) -> None:
         self._hand_back = hand_back
         self._state = state
@@ -70,7 +70,7 @@ class Dispatcher:
         self._slots = slots
         self._prepare_alone = prepare_alone
         self._end_alone = end_alone
-        self._on_moved = on_moved
+        self._on_stale_generation = on_stale_generation
         self._troubles = Troubles(log)
 
     def run(self) -> None:
@@ -97,9 +97,9 @@ class Dispatcher:
         if self._held_up(now) or self._hand_out_accused(now):
             return
         idle = state.idle_children()
-        if state.careful_until > now:
+        if state.recovery_until > now:
             if idle and state.backlog:
-                until = min(now + ALONE_MOST, state.careful_until)
+                until = min(now + ALONE_MOST, state.recovery_until)
                 self._start_alone(Lone(state.backlog.popleft(), idle[0], until, accused=False))
             return
         while idle and state.backlog:
@@ -129,8 +129,8 @@ class Dispatcher:
         child.reserved = False
         leaving = self._state.draining or self._state.quiet
         accused = self._state.accused is not None and self._state.accused.child is child
-        if child.doom is None and not child.ended and not leaving:
-            self._send(child, [delivery], alone=True, careful=accused)
+        if child.kill_reason is None and not child.ended and not leaving:
+            self._send(child, [delivery], alone=True, run_alone=accused)
             return
         # It died while the row was being written, maybe because PostgreSQL was away; the row is to say that, too.
         self._state.lone_ended(child)
@@ -160,11 +160,11 @@ class Dispatcher:
         now = time.monotonic()
         if state.exclusive is not None or self._accused_waits(now):
             return None  # what runs is to end, or what starts now is to be alone
-        careful = state.careful_until > now
-        idle = min(len(state.idle_children()), 1 if careful else state.options.children)
+        run_alone = state.recovery_until > now
+        idle = min(len(state.idle_children()), 1 if run_alone else state.options.children)
         if idle and not state.backlog:
-            return idle, (0 if careful else self._room())
-        if not careful and not state.dry and state.backlog and (room := self._room()) >= 64:
+            return idle, (0 if run_alone else self._room())
+        if not run_alone and not state.last_fetch_short and state.backlog and (room := self._room()) >= 64:
             return 0, room
         return None
 
@@ -185,7 +185,7 @@ class Dispatcher:
         options = self._state.options
         try:
             found = self._broker.claim(
-                options.supervisor,
+                options.worker,
                 self._lanes(),
                 free=free,
                 prefetch=min(prefetch, CLAIM_MOST),
@@ -194,8 +194,8 @@ class Dispatcher:
             self._troubles.over("claim_unavailable", "Jobs are claimed")
             self._troubles.over("claim_refused", "Jobs are claimed")
             return found
-        except GenerationMoved:
-            self._on_moved()
+        except StaleGeneration:
+            self._on_stale_generation()
         except BrokerUnavailable as error:
             self._troubles.met("claim_unavailable", "No broker answers, trying again: %s", error)
         except BrokerError as error:
@@ -210,7 +210,7 @@ class Dispatcher:
             crash_point("supervisor.claimed")
         state = self._state
         with state.changed:
-            state.dry = len(deliveries) < sum(wanted) // 2
+            state.last_fetch_short = len(deliveries) < sum(wanted) // 2
             state.add_held(deliveries)
             for delivery in deliveries:
                 # No row says of a direct job that it ran during several deaths.
@@ -243,9 +243,9 @@ class Dispatcher:
             return False
         if now < lone.until:
             return True
-        if not lone.accused and now < state.careful_until:
+        if not lone.accused and now < state.recovery_until:
             # Its row has to say so before others start, or it alone would be charged for what one of them does.
-            lone.until = state.careful_until
+            lone.until = state.recovery_until
             self._end_alone(lone)
             return True
         if not lone.accused:
@@ -278,7 +278,7 @@ class Dispatcher:
         self._state.exclusive = lone
         self._prepare_alone(lone.delivery, lone.child)
 
-    def _send(self, child: ChildState, batch: list[Delivery], *, alone: bool = False, careful: bool = False) -> None:
+    def _send(self, child: ChildState, batch: list[Delivery], *, alone: bool = False, run_alone: bool = False) -> None:
         child.batch += 1
         child.deliveries = batch
         child.reported = 0
@@ -287,7 +287,7 @@ class Dispatcher:
             # Its attempt row says that it runs alone; a later one would hide that from who charges a dead worker's job.
             child.recorded = (child.batch, 0)
         self._slots.assign(child.slot, child.batch, len(batch))
-        items = [wire.Item(d.reference, d.payload, d.attempts, d.crashes, careful) for d in batch]
+        items = [wire.Item(d.reference, d.payload, d.attempts, d.crashes, run_alone) for d in batch]
         try:
             wire.send_batch(child.end, wire.Batch(child.batch, items))
         except OSError:

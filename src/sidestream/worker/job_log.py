@@ -9,10 +9,10 @@ import logging
 from contextlib import ExitStack
 from typing import Any
 
-from sidestream.executors.protocol import Opened
+from sidestream.executors.protocol import Acquired
 from sidestream.job.job import DEFAULT_QUEUE
 from sidestream.job.observer import JobFailure, JobRun, observers
-from sidestream.job.outcome import Bury, Done, Outcome, Release, Retry
+from sidestream.job.outcome import Done, Fail, Outcome, Release, Retry
 from sidestream.job.reference import Reference
 from sidestream.logs import JOBS, set_job
 from sidestream.worker.outcome import detail_of
@@ -28,10 +28,10 @@ class JobLog:
         self._run: JobRun | None = None
         self._observed = ExitStack()
 
-    def begin(self, reference: bytes, opened: Opened) -> None:
+    def begin(self, reference: bytes, acquired: Acquired) -> None:
         """An attempt begins: mark the log lines of its code, and tell the observers."""
         self._observed.close()  # of the try before it, which met a conflict
-        self._run = JobRun(job_id(Reference.unpack(reference)), opened.action, opened.queue, opened.attempts + 1)
+        self._run = JobRun(job_id(Reference.unpack(reference)), acquired.action, acquired.queue, acquired.attempts + 1)
         set_job(self._run.id, self._run.action)
         for observer in observers:
             try:
@@ -46,9 +46,9 @@ class JobLog:
             return  # it did not begin: whoever hands it back says why
         try:
             self._tell(run, outcome, seconds, error)
-            if isinstance(outcome, Retry | Bury) and error is not None:
+            if isinstance(outcome, Retry | Fail) and error is not None:
                 for observer in observers:
-                    observed(observer.attempt_failed, run, error, final=isinstance(outcome, Bury))
+                    observed(observer.attempt_failed, run, error, final=isinstance(outcome, Fail))
         finally:
             self._observed.close()
             set_job(None, None)
@@ -65,7 +65,7 @@ class JobLog:
                 attempt_line(logging.INFO, run, "done", seconds)
             case Retry(delay):
                 attempt_line(logging.WARNING, run, "failed attempt", seconds, f"; again in {delay:.3g} s", error)
-            case Bury():
+            case Fail():
                 attempt_line(logging.WARNING, run, "failed attempt", seconds, "; not tried again", error)
             case Release(reason, delay, snoozed=True):
                 attempt_line(logging.INFO, run, "snoozed", seconds, f" for {delay or 0:g} s: {reason}")

@@ -17,11 +17,11 @@ from collections.abc import Callable
 from sidestream.broker.failover import PROBE_EVERY
 from sidestream.broker.protocol import Broker, Delivery, Lease
 from sidestream.crashpoints import crash_point
-from sidestream.errors import BrokerError, GenerationMoved
+from sidestream.errors import BrokerError, StaleGeneration
 from sidestream.job.reference import Reference
 from sidestream.worker.pool import ProcessPool
 from sidestream.worker.slots import Slots
-from sidestream.worker.state import Doom, WorkerState
+from sidestream.worker.state import KillReason, WorkerState
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ JOBS_TOLD = 64
 """Most running jobs in one announcement."""
 
 
-class LeaseKeeper:
+class LeaseRenewer:
     """The renewing thread of a supervisor."""
 
     def __init__(
@@ -104,10 +104,10 @@ class LeaseKeeper:
             with self._state.lock:
                 leases = [delivery.lease for delivery in self._kept()]
             crash_point("renew.before")
-            lost = self._broker.renew(options.supervisor, options.lanes, leases) if leases else []
+            lost = self._broker.renew(options.worker, options.lanes, leases) if leases else []
             crash_point("renew.renewed")
             self._away = False
-        except GenerationMoved:
+        except StaleGeneration:
             self._moved = True
             return
         except BrokerError as error:
@@ -137,7 +137,7 @@ class LeaseKeeper:
         options, state = self._state.options, self._state
         with state.lock:
             actions = frozenset(state.actions)
-        self._broker.announce(options.supervisor, options.lanes, self._info(), int(options.lease * 1000), actions)
+        self._broker.announce(options.worker, options.lanes, self._info(), int(options.lease * 1000), actions)
         self._told(actions)
 
     def _told(self, actions: frozenset[bytes] | None = None) -> None:
@@ -155,7 +155,7 @@ class LeaseKeeper:
                 self._broker.begin_generation()
             with state.lock:
                 held = self._kept()
-            renewed = self._broker.reassert(options.supervisor, options.lanes, held) if held else []
+            renewed = self._broker.reassert(options.worker, options.lanes, held) if held else []
             with state.lock:
                 for delivery in renewed:
                     if delivery.reference in state.held:
@@ -185,7 +185,7 @@ class LeaseKeeper:
                         child.slot,
                         extra={"action": "lease_lost"},
                     )
-                    self._pool.kill(child, Doom.LOST)
+                    self._pool.kill(child, KillReason.LOST)
 
     def _info(self) -> str:
         state = self._state

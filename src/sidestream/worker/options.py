@@ -13,7 +13,7 @@ class WorkerOptions:
     """The settings of one supervisor; :mod:`sidestream.settings` explains each for users."""
 
     #: Who we are towards Redis and PostgreSQL: unique for each start.
-    supervisor: str
+    worker: str
     #: The lanes that are served (see :func:`sidestream.broker.protocol.lane`).
     lanes: tuple[str, ...]
     #: 16 hex digits of the database's tag; the lanes of follow-up jobs begin with it.
@@ -35,7 +35,7 @@ class WorkerOptions:
     #: Most measured work that is sent to a child in one message.
     batch: float = 0.01
     #: How long after an unclean end jobs run one at a time.
-    careful: float = 60.0
+    recovery_period: float = 60.0
     #: Whether the last supervisor on this host ended uncleanly.
     after_unclean_end: bool = False
 

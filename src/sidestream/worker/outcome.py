@@ -6,8 +6,8 @@ import traceback
 from datetime import UTC, datetime
 
 from sidestream.errors import GiveUp, LockLost, Snooze, SoftLimitExceeded, StoreError
-from sidestream.executors.protocol import NotNow, Opened, SessionLost, message_of
-from sidestream.job.outcome import Bury, Outcome, Release, ReleaseReason
+from sidestream.executors.protocol import Acquired, NotNow, SessionLost, message_of
+from sidestream.job.outcome import Fail, Outcome, Release, ReleaseReason
 from sidestream.job.retry_after import retry_after
 from sidestream.redaction import redact_text
 
@@ -17,7 +17,7 @@ DETAIL_LIMIT = 16_000
 """Longest traceback kept, in characters; the end is the part that says what happened."""
 
 
-def outcome_of(error: BaseException, opened: Opened) -> Outcome:
+def outcome_of(error: BaseException, acquired: Acquired) -> Outcome:
     """Return how the attempt that raised ``error`` ends."""
     if isinstance(error, SessionLost):
         return Release(f"{ReleaseReason.LOST}: {error}", lost=error.code)
@@ -26,22 +26,22 @@ def outcome_of(error: BaseException, opened: Opened) -> Outcome:
     if isinstance(error, NotNow):
         return error.release
     if isinstance(error, GiveUp):
-        return Bury(redact_text(" ".join(str(error).split()))[:ERROR_LIMIT], detail_of(error))
+        return Fail(redact_text(" ".join(str(error).split()))[:ERROR_LIMIT], detail_of(error))
     if isinstance(error, Snooze):
         return Release(redact_text(error.reason)[:ERROR_LIMIT], error.delay, snoozed=True)
-    policy = opened.retry.for_error(error)
+    policy = acquired.retry.for_error(error)
     return policy.decide(
-        opened.attempts - opened.forgiven + 1,
-        one_line(error, opened),
+        acquired.attempts - acquired.forgiven + 1,
+        one_line(error, acquired),
         detail_of(error),
         after=retry_after(error, datetime.now(UTC)),
     )
 
 
-def one_line(error: BaseException, opened: Opened) -> str:
+def one_line(error: BaseException, acquired: Acquired) -> str:
     """Return the line that a person reads first, without what looks like a secret."""
     if isinstance(error, SoftLimitExceeded):
-        return f"It ran longer than its soft limit of {opened.soft_limit:g} s."
+        return f"It ran longer than its soft limit of {acquired.soft_limit:g} s."
     text = redact_text(message_of(error))
     return f"{type(error).__name__}: {text}"[:ERROR_LIMIT] if text else type(error).__name__
 

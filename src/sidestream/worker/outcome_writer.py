@@ -18,7 +18,7 @@ from sidestream.broker.protocol import Delivery
 from sidestream.errors import StoreUnavailable
 from sidestream.job.job import MAX_CRASHES, MAX_RELEASES
 from sidestream.job.observer import JobFailure, JobRun
-from sidestream.job.outcome import Bury, Outcome, Release, ReleaseReason, Retry
+from sidestream.job.outcome import Fail, Outcome, Release, ReleaseReason, Retry
 from sidestream.job.reference import Reference
 from sidestream.job.retry import RetryPolicy
 from sidestream.store import attempts, bulk, control, outcomes, sessions
@@ -26,9 +26,9 @@ from sidestream.store.adapter import ADMIN_SHUTDOWN, CRASH_SHUTDOWN, translate
 from sidestream.worker import wire
 from sidestream.worker.job_log import attempt_line, failed_line, job_id, queue_of
 from sidestream.worker.options import application_name
-from sidestream.worker.settlement import Handling
+from sidestream.worker.settlement import Settlement
 from sidestream.worker.slots import Reading
-from sidestream.worker.state import Doom, WorkerState
+from sidestream.worker.state import KillReason, WorkerState
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ class RowBusy(Exception):
     """Another session holds the row for a moment: the write is tried again."""
 
 
-class Bookkeeper:
+class OutcomeWriter:
     """Writes outcomes to the rows. Used by the settler's thread alone."""
 
     def __init__(
@@ -79,49 +79,51 @@ class Bookkeeper:
         #: (action, reason) that the log was told.
         self._parked: set[tuple[bytes, str]] = set()
 
-    def found(self, delivery: Delivery, finding: wire.Finding) -> Handling:
+    def found(self, delivery: Delivery, job_report: wire.JobReport) -> Settlement:
         """A child reported this outcome."""
         reference = Reference.unpack(delivery.reference)
-        if isinstance(finding.outcome, Release):
-            if finding.outcome.snoozed:
-                return self._snooze(delivery, reference, finding.outcome, finding.attempts_seen)
-            if finding.outcome.lost is not None:
-                return self._lost(delivery, reference, finding.outcome, finding.attempts_seen)
-            alone = self._end_alone(reference, finding.outcome.reason)
-            return self._release(delivery, reference, finding.outcome, alone=alone)
-        return self._failure(delivery, reference, finding.outcome, finding.attempts_seen, "failed")
+        if isinstance(job_report.outcome, Release):
+            if job_report.outcome.snoozed:
+                return self._snooze(delivery, reference, job_report.outcome, job_report.attempts_seen)
+            if job_report.outcome.lost is not None:
+                return self._lost(delivery, reference, job_report.outcome, job_report.attempts_seen)
+            alone = self._end_alone(reference, job_report.outcome.reason)
+            return self._release(delivery, reference, job_report.outcome, alone=alone)
+        return self._failure(delivery, reference, job_report.outcome, job_report.attempts_seen, "failed")
 
-    def crashed(self, delivery: Delivery, reading: Reading, slot: int, doom: Doom | None, how: str) -> Handling:
+    def crashed(
+        self, delivery: Delivery, reading: Reading, slot: int, kill_reason: KillReason | None, how: str
+    ) -> Settlement:
         """The child that held this delivery is dead; ``how`` says how in words."""
         reference = Reference.unpack(delivery.reference)
         # Its transaction may still run in its backend, holding the row, and another may hold its key (design D7).
         left = [pid for pid in (reading.backend, reading.guard) if pid]
         if left and self._connect is not None:
-            name = application_name(self._state.options.supervisor, slot)
+            name = application_name(self._state.options.worker, slot)
             # They are not waited for: the outcomes of other jobs would wait as well.
             if self._run(lambda cursor: [pid for pid in left if not _is_gone(cursor, pid, name)]):
                 raise RowBusy
         if not reading.running:
             # It had ended, only the report is missing: its row tells.
             return self._uncharged(reference, f"{how} before it told how the job ended")
-        match doom:
-            case Doom.LIMIT:
+        match kill_reason:
+            case KillReason.LIMIT:
                 return self._over_limit(delivery, reference, reading)
-            case Doom.CANCELLED if not reference.direct:
+            case KillReason.CANCELLED if not reference.direct:
                 self._run(lambda cursor: control.cancel(cursor, reference.id))
-                return Handling(settle=True)
-            case Doom.ZYGOTE if not reference.direct and reading.attempts_seen >= 0:
-                handling = self._uncharged(reference, _killed(doom))  # first: a suspicion is not written again
+                return Settlement(settle=True)
+            case KillReason.ZYGOTE if not reference.direct and reading.attempts_seen >= 0:
+                settlement = self._uncharged(reference, _killed(kill_reason))  # first: a suspicion is not written again
                 self._run(lambda cursor: outcomes.suspect(cursor, reference.id, reading.attempts_seen))
-                return handling
-            case Doom.TERMINATED:
+                return settlement
+            case KillReason.TERMINATED:
                 # Counted as a release, with growing delays: a job that does this to itself has an end.
-                alone = self._end_alone(reference, _killed(doom))
-                return self._release(delivery, reference, Release(_killed(doom)), alone=alone)
+                alone = self._end_alone(reference, _killed(kill_reason))
+                return self._release(delivery, reference, Release(_killed(kill_reason)), alone=alone)
             case None:
                 return self._crash(delivery, reference, reading, slot, f"It crashed: {how}.")
             case _:
-                return self._uncharged(reference, _killed(doom))
+                return self._uncharged(reference, _killed(kill_reason))
 
     def started(self, delivery: Delivery, slot: int, seconds: float) -> None:
         """Write that this job runs, since ``seconds``."""
@@ -133,7 +135,7 @@ class Bookkeeper:
             else:
                 self._alone.add(reference.id)
 
-    def handed_back(self, delivery: Delivery) -> Handling:
+    def handed_back(self, delivery: Delivery) -> Settlement:
         """Nobody here runs this one; it did not start."""
         return self._uncharged(Reference.unpack(delivery.reference), "handed back before it started")
 
@@ -148,7 +150,7 @@ class Bookkeeper:
             )
             self._told(delivery, written, f"It was handed back {releases} times; the last reason: {reason}")
 
-    def buried(self, delivery: Delivery, error: str, detail: str) -> None:
+    def failed(self, delivery: Delivery, error: str, detail: str) -> None:
         """The broker was told that this direct job has failed."""
         self._on_failed(self.failure_of(delivery, delivery.attempts + 1, error, detail))
 
@@ -158,25 +160,25 @@ class Bookkeeper:
             self._connection.close()
             self._connection = None
 
-    def _snooze(self, delivery: Delivery, reference: Reference, outcome: Release, seen: int) -> Handling:
+    def _snooze(self, delivery: Delivery, reference: Reference, outcome: Release, seen: int) -> Settlement:
         """The action put itself off: no attempt, a count of its own, and it keeps the head of its key."""
         delay, cap = outcome.delay or 0.0, self._policy(reference).max_snoozes
         if reference.direct:  # its only counter is that of its releases
             if delivery.releases >= cap:
-                return Handling(bury=f"It put itself off more than {cap} times; the last reason: {outcome.reason}")
-            return Handling(delay_ms=int(delay * 1000), count=True, reason=outcome.reason)
+                return Settlement(fail=f"It put itself off more than {cap} times; the last reason: {outcome.reason}")
+            return Settlement(delay_ms=int(delay * 1000), count=True, reason=outcome.reason)
 
-        def write(cursor: Any) -> outcomes.Written:
+        def write(cursor: Any) -> outcomes.CasResult:
             written = outcomes.snooze(cursor, reference.id, seen, delay, outcome.reason, cap)
-            if written.ours:
+            if written.applied:
                 self._insert(cursor, reference, -1, "released", f"snoozed for {delay:g} s: {outcome.reason}")
             return written
 
         written = self._charge(reference, write)
         self._told(delivery, written, f"It put itself off more than {cap} times; the last reason: {outcome.reason}")
-        return self._handling(written, int(delay * 1000))
+        return self._settlement(written, int(delay * 1000))
 
-    def _lost(self, delivery: Delivery, reference: Reference, outcome: Release, seen: int) -> Handling:
+    def _lost(self, delivery: Delivery, reference: Reference, outcome: Release, seen: int) -> Settlement:
         """Suspect a job whose PostgreSQL session ended under it; charge it when it ran alone, for it may be the cause.
 
         It is innocent when the server named another cause: the crash of another process, or its own shutdown.
@@ -188,18 +190,18 @@ class Bookkeeper:
             return self._charge_direct(delivery, error)
         alone = reference.id in self._alone
 
-        def write(cursor: Any) -> outcomes.Written:
+        def write(cursor: Any) -> outcomes.CasResult:
             if alone:
                 written = outcomes.crash(cursor, reference.id, seen, error, MAX_CRASHES, with_host=True)
             else:
                 written = outcomes.suspect(cursor, reference.id, seen)
-            if written.ours:
+            if written.applied:
                 self._insert(cursor, reference, -1, "crashed" if alone else "released", error)
             return written
 
         written = self._charge(reference, write)
         self._told(delivery, written, error, ended="crashed" if alone else "")
-        return self._handling(written, 0) if alone or not written.ours else Handling()
+        return self._settlement(written, 0) if alone or not written.applied else Settlement()
 
     def _was_restarted(self) -> bool:
         self._run(lambda cursor: None)  # connects anew if need be, which looks
@@ -219,22 +221,22 @@ class Bookkeeper:
         facts = self._state.actions.get(reference.action)
         return facts.retry if facts is not None else RetryPolicy()
 
-    def _release(self, delivery: Delivery, reference: Reference, outcome: Release, *, alone: bool) -> Handling:
+    def _release(self, delivery: Delivery, reference: Reference, outcome: Release, *, alone: bool) -> Settlement:
         if outcome.reason == ReleaseReason.SUSPECT:
-            return Handling(delay_ms=int(ALONE_AGAIN * 1000), alone=True)
-        if outcome.reason.startswith(ReleaseReason.PARKED):
+            return Settlement(delay_ms=int(ALONE_AGAIN * 1000), alone=True)
+        if outcome.reason.startswith(ReleaseReason.UNROUTED):
             # It is for another release or another database: waiting for a worker of that is no fault, however long.
             self._tell_parked(reference, outcome.reason)
-            return Handling(delay_ms=int(PARKED_AGAIN * 1000))
+            return Settlement(delay_ms=int(PARKED_AGAIN * 1000))
         if outcome.reason.startswith(ReleaseReason.PAUSED):
             # A person does that, maybe for a night: the row tells it once, and nothing is counted.
             if not reference.direct and self._connect is not None:
                 self._run(lambda cursor: bulk.note_reason(cursor, [reference.id], outcome.reason))
             # Each lone start and its end are written: not every two seconds for a night.
-            return Handling(delay_ms=int((PARKED_AGAIN if alone else outcome.delay or 0) * 1000))
+            return Settlement(delay_ms=int((PARKED_AGAIN if alone else outcome.delay or 0) * 1000))
         if reference.direct and delivery.releases + 1 >= MAX_RELEASES:
-            return Handling(bury=f"It was handed back {MAX_RELEASES} times: {outcome.reason}.")
-        return Handling(
+            return Settlement(fail=f"It was handed back {MAX_RELEASES} times: {outcome.reason}.")
+        return Settlement(
             delay_ms=None if outcome.delay is None else int(outcome.delay * 1000),
             blocked_by=outcome.blocked_by,
             count=True,
@@ -248,31 +250,31 @@ class Bookkeeper:
             self._parked.add(told)
             log.warning("Jobs are left to another worker: %s.", reason, extra={"action": "job_parked"})
 
-    def _failure(self, delivery: Delivery, reference: Reference, outcome: Outcome, seen: int, event: str) -> Handling:
-        assert isinstance(outcome, Retry | Bury)
+    def _failure(self, delivery: Delivery, reference: Reference, outcome: Outcome, seen: int, event: str) -> Settlement:
+        assert isinstance(outcome, Retry | Fail)
         delay_ms = int(outcome.delay * 1000) if isinstance(outcome, Retry) else 0
         if reference.direct:
             if event != "failed":
                 self._log_attempt(self.failure_of(delivery, seen + 1, outcome.error), event)
-            if isinstance(outcome, Bury):
-                return Handling(bury=outcome.error, detail=outcome.detail)
-            return Handling(delay_ms=delay_ms, charge_attempt=True)
+            if isinstance(outcome, Fail):
+                return Settlement(fail=outcome.error, detail=outcome.detail)
+            return Settlement(delay_ms=delay_ms, charge_attempt=True)
 
-        def write(cursor: Any) -> outcomes.Written:
+        def write(cursor: Any) -> outcomes.CasResult:
             if isinstance(outcome, Retry):
-                written = outcomes.fail(cursor, reference.id, seen, outcome.delay, outcome.error)
+                written = outcomes.fail_attempt(cursor, reference.id, seen, outcome.delay, outcome.error)
             else:
-                written = outcomes.bury(cursor, reference.id, max(seen, 0), outcome.error)
-            if written.ours:
+                written = outcomes.fail_job(cursor, reference.id, max(seen, 0), outcome.error)
+            if written.applied:
                 self._insert(cursor, reference, -1, event, f"{outcome.error}\n{outcome.detail}".strip())
             return written
 
         written = self._charge(reference, write)
         ended = "" if event == "failed" else event  # a failed attempt was told by the child that made it
         self._told(delivery, written, outcome.error, outcome.detail, ended=ended)
-        return self._handling(written, delay_ms)
+        return self._settlement(written, delay_ms)
 
-    def _over_limit(self, delivery: Delivery, reference: Reference, reading: Reading) -> Handling:
+    def _over_limit(self, delivery: Delivery, reference: Reference, reading: Reading) -> Settlement:
         facts = self._state.actions.get(reference.action)
         limit = self._state.options.hard_limit
         if facts is not None and facts.hard_limit is not None:
@@ -280,51 +282,51 @@ class Bookkeeper:
         policy = self._policy(reference)
         seen = delivery.attempts if reference.direct else reading.attempts_seen
         if seen < 0:
-            return self._uncharged(reference, _killed(Doom.LIMIT))  # before its row was opened: nothing ran
+            return self._uncharged(reference, _killed(KillReason.LIMIT))  # before its row was acquired: nothing ran
         error = f"It ran longer than its hard limit of {limit:g} s and was killed."
         return self._failure(delivery, reference, policy.decide(seen + 1, error), seen, "timeout")
 
-    def _crash(self, delivery: Delivery, reference: Reference, reading: Reading, slot: int, error: str) -> Handling:
+    def _crash(self, delivery: Delivery, reference: Reference, reading: Reading, slot: int, error: str) -> Settlement:
         if reference.direct:
             return self._charge_direct(delivery, error)
         if reading.attempts_seen < 0:
-            why = "its process ended before its row was opened"
+            why = "its process ended before its row was acquired"
             return replace(self._uncharged(reference, why), count=True, reason=why)
 
-        def write(cursor: Any) -> outcomes.Written:
+        def write(cursor: Any) -> outcomes.CasResult:
             most = self._policy(reference).max_attempts
             written = outcomes.crash(cursor, reference.id, reading.attempts_seen, error, MAX_CRASHES, max_attempts=most)
-            if written.ours:
+            if written.applied:
                 self._insert(cursor, reference, slot, "crashed", error)
             return written
 
         written = self._charge(reference, write)
         self._told(delivery, written, error, ended="crashed")
-        handling = self._handling(written, 0)
-        return replace(handling, again=True) if handling.charge_attempt else handling
+        settlement = self._settlement(written, 0)
+        return replace(settlement, again=True) if settlement.charge_attempt else settlement
 
-    def _charge_direct(self, delivery: Delivery, error: str) -> Handling:
+    def _charge_direct(self, delivery: Delivery, error: str) -> Settlement:
         """A direct job has no row; its crashes are counted by the broker."""
         self._log_attempt(self.failure_of(delivery, delivery.attempts + 1, error), "crashed")
-        return Handling(bury=error) if delivery.crashes + 1 >= MAX_CRASHES else Handling(charge_crash=True)
+        return Settlement(fail=error) if delivery.crashes + 1 >= MAX_CRASHES else Settlement(charge_crash=True)
 
-    def _charge(self, reference: Reference, write: Callable[[Any], outcomes.Written]) -> outcomes.Written:
+    def _charge(self, reference: Reference, write: Callable[[Any], outcomes.CasResult]) -> outcomes.CasResult:
         """Write what ends an attempt, with its attempt row, which ends a lone start too."""
-        written: outcomes.Written = self._run(write)
-        if written.ours:
+        written: outcomes.CasResult = self._run(write)
+        if written.applied:
             self._alone.discard(reference.id)
         return written
 
     def _told(
-        self, delivery: Delivery, written: outcomes.Written, error: str, traceback: str = "", *, ended: str = ""
+        self, delivery: Delivery, written: outcomes.CasResult, error: str, traceback: str = "", *, ended: str = ""
     ) -> None:
         """Tell of an attempt that ``ended`` without its process telling how, and of a job that has failed by it."""
-        if not written.ours:
+        if not written.applied:
             return
         failure = self.failure_of(delivery, written.attempts, error, traceback)
         if ended:
             self._log_attempt(failure, ended)
-        if written.dead:
+        if written.failed:
             self._on_failed(failure)
 
     @staticmethod
@@ -339,20 +341,20 @@ class Bookkeeper:
         action = reference.action.hex() if facts is None else facts.name
         return JobFailure(job_id(reference), action, queue_of(delivery.lane), attempts, error, traceback)
 
-    def _uncharged(self, reference: Reference, reason: str) -> Handling:
+    def _uncharged(self, reference: Reference, reason: str) -> Settlement:
         """It goes back to its place and nothing is counted."""
         self._end_alone(reference, reason)
-        return Handling()
+        return Settlement()
 
     @staticmethod
-    def _handling(written: outcomes.Written, delay_ms: int) -> Handling:
+    def _settlement(written: outcomes.CasResult, delay_ms: int) -> Settlement:
         if written.locked:
             raise RowBusy
         if written.terminal or written.missing:
-            return Handling(settle=True)
-        if written.ours:
-            return Handling(delay_ms=delay_ms, charge_attempt=True)
-        return Handling()  # somebody else wrote an attempt meanwhile: the row decides when it is opened next
+            return Settlement(settle=True)
+        if written.applied:
+            return Settlement(delay_ms=delay_ms, charge_attempt=True)
+        return Settlement()  # somebody else wrote an attempt meanwhile: the row decides when it is acquired next
 
     def _end_alone(self, reference: Reference, reason: str) -> bool:
         """Write the end of a lone start that nothing else tells of; return whether there was such a start."""
@@ -366,7 +368,7 @@ class Bookkeeper:
         self._run(lambda cursor: self._insert(cursor, reference, slot, event, detail))
 
     def _insert(self, cursor: Any, reference: Reference, slot: int, event: str, detail: str) -> None:
-        attempts.record(cursor, reference.id, self._state.options.supervisor, slot, event, detail)
+        attempts.record(cursor, reference.id, self._state.options.worker, slot, event, detail)
 
     def _run(self, statement: Callable[[Any], Any]) -> Any:
         """Run ``statement`` in a transaction of its own; raise StoreUnavailable when PostgreSQL is away."""
@@ -378,7 +380,7 @@ class Bookkeeper:
         if self._refused is not None and began < self._refused_until:
             raise self._refused
         try:
-            connection = self._opened(self._connect)
+            connection = self._acquired(self._connect)
             try:
                 with connection.transaction(), connection.cursor() as cursor:
                     found = statement(cursor)
@@ -394,7 +396,7 @@ class Bookkeeper:
         self._refused = None
         return found
 
-    def _opened(self, connect: Callable[[], psycopg.Connection[Any]]) -> psycopg.Connection[Any]:
+    def _acquired(self, connect: Callable[[], psycopg.Connection[Any]]) -> psycopg.Connection[Any]:
         if self._connection is None or self._connection.closed:
             self._connection = connect()
             self._look_at_server(self._connection)
@@ -406,5 +408,5 @@ def _is_gone(cursor: Any, pid: int, name: str) -> bool:
     return sessions.terminate_backend(cursor, pid, name, patience=0.0)
 
 
-def _killed(doom: Doom) -> str:
-    return f"its process was killed: {doom}"
+def _killed(kill_reason: KillReason) -> str:
+    return f"its process was killed: {kill_reason}"

@@ -15,7 +15,7 @@ import msgpack
 from sidestream.job.observer import JobFailure
 from sidestream.worker import wire
 from sidestream.worker.slots import Slots
-from sidestream.worker.state import ChildState, Doom, WorkerState
+from sidestream.worker.state import ChildState, KillReason, WorkerState
 from sidestream.worker.zygote import kill_group
 
 log = logging.getLogger(__name__)
@@ -87,7 +87,7 @@ class ProcessPool:
             if child.control is not control:
                 continue
             child.orphaned = True
-            child.doom = child.doom or Doom.ZYGOTE
+            child.kill_reason = child.kill_reason or KillReason.ZYGOTE
             if child.pid:
                 kill_group(child.pid)
         if process is not None:
@@ -132,10 +132,10 @@ class ProcessPool:
             return False
         return True
 
-    def kill(self, child: ChildState, doom: Doom, reference: bytes | None = None) -> None:
-        """Kill a child and what it started, for the reason ``doom``, which concerns the job ``reference`` if given."""
-        if child.doom is None:
-            child.doom, child.doomed = doom, reference
+    def kill(self, child: ChildState, kill_reason: KillReason, reference: bytes | None = None) -> None:
+        """Kill a child and what it started; ``kill_reason`` concerns the job ``reference`` if given."""
+        if child.kill_reason is None:
+            child.kill_reason, child.killed_for = kill_reason, reference
         if child.pid:
             kill_group(child.pid)
 

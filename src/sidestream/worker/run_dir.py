@@ -1,6 +1,6 @@
 """The folder of one supervisor, and what dead ones on this host left behind.
 
-``<data>/run/<supervisor>/lock`` is held with flock(2) as long as the supervisor lives, so "dead" is certain:
+``<data>/run/<supervisor>/lock`` is held with flock(2) as long as the supervisor lives, so "failed" is certain:
 https://man7.org/linux/man-pages/man2/flock.2.html. A clean stop removes the folder, or leaves it without slots when
 Redis was away: leases may be left, but nothing runs. An unclean end leaves its slots, which say exactly what ran.
 """
@@ -85,7 +85,7 @@ class _Dead:
     found_at: float
 
 
-class LeftBehind:
+class DeadWorkers:
     """What dead supervisors on this host were running, by supervisor."""
 
     def __init__(self, data: Path, *, monotonic: Callable[[], float] = time.monotonic) -> None:
@@ -100,7 +100,7 @@ class LeftBehind:
         """
         for folder in sorted(self._data.glob("[!.]*")):
             if folder.name not in self._found and _is_dead(folder):
-                slots = Slots.left_behind(folder / SLOTS)
+                slots = Slots.dead_workers(folder / SLOTS)
                 running = frozenset(slot.reference for slot in slots if slot.running)
                 self._found[folder.name] = _Dead(running, bool(slots), self._monotonic())
                 kill_family(folder.name)

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from types import FrameType
 
 from sidestream.errors import ForeignDatabase, SoftLimitExceeded, StoreError
-from sidestream.executors.protocol import Conflict, Executor, Opened, Uncertain
+from sidestream.executors.protocol import Acquired, Conflict, Executor, Uncertain
 from sidestream.job.outcome import Done, Outcome, Release, ReleaseReason
 from sidestream.worker.outcome import outcome_of
 
@@ -75,14 +75,14 @@ class Runner:
         payload: bytes | None,
         *,
         attempts: int,
-        careful: bool,
-        on_opened: Callable[[Opened], None],
-    ) -> tuple[Outcome, Opened | None]:
-        """Run the job once; return its outcome and, when it was opened, what was opened. Raises nothing."""
+        run_alone: bool,
+        on_acquired: Callable[[Acquired], None],
+    ) -> tuple[Outcome, Acquired | None]:
+        """Run the job once; return its outcome and, when it was acquired, what was acquired. Raises nothing."""
         self.error = None
         for attempt in range(1, CONFLICT_TRIES + 1):
             try:
-                return self._once(reference, payload, attempts=attempts, careful=careful, on_opened=on_opened)
+                return self._once(reference, payload, attempts=attempts, run_alone=run_alone, on_acquired=on_acquired)
             except Conflict as conflict:
                 log.info("A job met a conflict (try %s): %s", attempt, conflict, extra={"action": "job_conflict"})
                 if attempt < CONFLICT_TRIES:
@@ -96,53 +96,53 @@ class Runner:
         payload: bytes | None,
         *,
         attempts: int,
-        careful: bool,
-        on_opened: Callable[[Opened], None],
-    ) -> tuple[Outcome, Opened | None]:
+        run_alone: bool,
+        on_acquired: Callable[[Acquired], None],
+    ) -> tuple[Outcome, Acquired | None]:
         executor = self._executor
         try:
-            opened = executor.open(reference, payload, attempts=attempts, careful=careful)
+            acquired = executor.acquire(reference, payload, attempts=attempts, run_alone=run_alone)
         except StoreError as error:
             executor.reset()
             # Nothing is written into a copy, not even how often its jobs were handed back.
-            why = ReleaseReason.PARKED if isinstance(error, ForeignDatabase) else ReleaseReason.LOST
+            why = ReleaseReason.UNROUTED if isinstance(error, ForeignDatabase) else ReleaseReason.LOST
             return Release(f"{why}: {error}"), None
         except Conflict:
             executor.reset()
             raise
-        if not isinstance(opened, Opened):
-            return opened, None
-        on_opened(opened)
+        if not isinstance(acquired, Acquired):
+            return acquired, None
+        on_acquired(acquired)
         try:
-            return self._carry_out(opened), opened
+            return self._carry_out(acquired), acquired
         finally:
-            executor.release_locks(opened)
+            executor.release_locks(acquired)
 
-    def _carry_out(self, opened: Opened) -> Outcome:
+    def _carry_out(self, acquired: Acquired) -> Outcome:
         executor = self._executor
         try:
-            self.soft_limit.arm(opened.soft_limit)
+            self.soft_limit.arm(acquired.soft_limit)
             try:
-                executor.run(opened)
+                executor.run(acquired)
             finally:
                 self.soft_limit.disarm()
-            executor.commit(opened)
+            executor.commit(acquired)
             return Done()
         except Conflict:
             executor.reset()
             raise
         except Uncertain as error:
-            return self._after_lost_commit(opened, error)
+            return self._after_lost_commit(acquired, error)
         except BaseException as error:  # noqa: BLE001  # SystemExit in an action ends the attempt, not the worker
             self.error = error
-            outcome = outcome_of(error, opened)
+            outcome = outcome_of(error, acquired)
             executor.reset()
             return outcome
 
-    def _after_lost_commit(self, opened: Opened, error: Uncertain) -> Outcome:
+    def _after_lost_commit(self, acquired: Acquired, error: Uncertain) -> Outcome:
         """Decide only after the row was read with a waiting lock (design D4)."""
         try:
-            if self._executor.verify(opened):
+            if self._executor.verify(acquired):
                 return Done()
         except (StoreError, Conflict) as unknown:
             # Still unknown: the row will tell whoever opens it next.

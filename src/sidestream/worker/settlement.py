@@ -10,18 +10,18 @@ from sidestream.crashpoints import crash_point
 
 
 @dataclass(frozen=True, slots=True)
-class Handling:
+class Settlement:
     """One decision. Without arguments: back to its place, nothing counted."""
 
     #: It is over: forget it.
     settle: bool = False
-    #: Error with which a direct job ends as dead.
-    bury: str | None = None
+    #: Error with which a direct job fails.
+    fail: str | None = None
     #: The traceback behind that error, or empty.
     detail: str = ""
     #: Milliseconds until it may be claimed again; None lets the delay grow with the releases.
     delay_ms: int | None = 0
-    #: Smallest open id with the same key that stands before it.
+    #: Smallest pending id with the same key that stands before it.
     blocked_by: int | None = None
     charge_attempt: bool = False
     charge_crash: bool = False
@@ -43,8 +43,8 @@ class Handling:
             broker.settle(lanes, [delivery])
             crash_point("settle.settled")
             return 0
-        if self.bury is not None:
-            broker.bury(lanes, delivery, self.bury)
+        if self.fail is not None:
+            broker.fail(lanes, delivery, self.fail)
             return 0
         crash_point("release.before")
         releases = broker.release(

@@ -17,14 +17,14 @@ from itertools import chain, compress
 
 from sidestream.broker.protocol import Broker, Delivery, Publication, from_fallback
 from sidestream.crashpoints import crash_point
-from sidestream.errors import BrokerError, GenerationMoved, StoreError, StoreUnavailable
+from sidestream.errors import BrokerError, StaleGeneration, StoreError, StoreUnavailable
 from sidestream.executors.protocol import FollowUp
 from sidestream.worker import wire
 from sidestream.worker.inbox import Inbox
-from sidestream.worker.outcome_writer import Bookkeeper, RowBusy
-from sidestream.worker.settlement import Handling
+from sidestream.worker.outcome_writer import OutcomeWriter, RowBusy
+from sidestream.worker.settlement import Settlement
 from sidestream.worker.slots import Reading
-from sidestream.worker.state import ALONE_MOST, ChildState, Doom, Lone, WorkerState, holds_up_others
+from sidestream.worker.state import ALONE_MOST, ChildState, KillReason, Lone, WorkerState, holds_up_others
 from sidestream.worker.troubles import Troubles
 
 log = logging.getLogger(__name__)
@@ -52,11 +52,11 @@ class Task:
     #: What it is, for logs.
     what: str
     #: Writes to PostgreSQL and decides; called again later when it raises StoreError or RowBusy.
-    decide: Callable[[], Handling | None]
+    decide: Callable[[], Settlement | None]
     #: What it is about; None when it is about no delivery of ours.
     delivery: Delivery | None = None
     #: The decision once it was written: never decided twice, however often the broker has to be told.
-    handling: Handling | None = None
+    settlement: Settlement | None = None
     decided: bool = False
     #: Seconds until it is tried again because a session holds its row; 0 when that is not the reason.
     busy: float = 0.0
@@ -77,16 +77,16 @@ class Settler:
         self,
         state: WorkerState,
         broker: Broker,
-        books: Bookkeeper,
+        outcome_writer: OutcomeWriter,
         *,
         send_alone: Callable[[Delivery, ChildState], None],
-        on_moved: Callable[[], None],
+        on_stale_generation: Callable[[], None],
     ) -> None:
         self._state = state
         self._broker = broker
-        self._books = books
+        self._outcome_writer = outcome_writer
         self._send_alone = send_alone
-        self._on_moved = on_moved
+        self._on_stale_generation = on_stale_generation
         self._inbox: Inbox[list[Delivery] | Task | None] = Inbox()
         self._done: list[Delivery] = []
         self._tasks: list[Task] = []
@@ -103,44 +103,48 @@ class Settler:
         # The next job of its key, or limit key, waits for it.
         self._inbox.put(deliveries, urgent=any(map(holds_up_others, deliveries)))
 
-    def finding(self, delivery: Delivery, finding: wire.Finding) -> None:
+    def job_report(self, delivery: Delivery, job_report: wire.JobReport) -> None:
         """This one ended otherwise than done."""
 
-        def decide() -> Handling:
+        def decide() -> Settlement:
             crash_point("settle.before_store")
-            handling = self._books.found(delivery, finding)
+            settlement = self._outcome_writer.found(delivery, job_report)
             crash_point("settle.stored")
-            return handling
+            return settlement
 
         self._inbox.put(Task("an outcome", decide, delivery), urgent=True)
 
-    def crashed(self, delivery: Delivery, reading: Reading, slot: int, doom: Doom | None, how: str) -> None:
+    def crashed(
+        self, delivery: Delivery, reading: Reading, slot: int, kill_reason: KillReason | None, how: str
+    ) -> None:
         """The child that ran this one is dead."""
 
-        def decide() -> Handling:
+        def decide() -> Settlement:
             crash_point("crash.noticed")
-            handling = self._books.crashed(delivery, reading, slot, doom, how)
+            settlement = self._outcome_writer.crashed(delivery, reading, slot, kill_reason, how)
             crash_point("crash.recorded")
-            return handling
+            return settlement
 
         self._inbox.put(Task("a crash", decide, delivery), urgent=True)
 
     def started(self, delivery: Delivery, slot: int, seconds: float) -> None:
         """This one runs for a while: write its attempt row."""
         self._inbox.put(
-            Task("an attempt row", lambda: self._books.started(delivery, slot, seconds), delivery), urgent=True
+            Task("an attempt row", lambda: self._outcome_writer.started(delivery, slot, seconds), delivery), urgent=True
         )
 
     def hand_back(self, deliveries: list[Delivery]) -> None:
         """Give these back uncharged."""
         for delivery in deliveries:
-            self._inbox.put(Task("a hand-back", partial(self._books.handed_back, delivery), delivery), urgent=True)
+            self._inbox.put(
+                Task("a hand-back", partial(self._outcome_writer.handed_back, delivery), delivery), urgent=True
+            )
 
     def prepare_alone(self, delivery: Delivery, child: ChildState) -> None:
         """Write the attempt row of a job that runs alone, then send it."""
 
         def decide() -> None:
-            self._books.started(delivery, child.slot, 0.0)
+            self._outcome_writer.started(delivery, child.slot, 0.0)
             with self._state.changed:
                 self._send_alone(delivery, child)
 
@@ -150,7 +154,7 @@ class Settler:
         """Write that others are started beside a job that ran alone until now, then let them start."""
 
         def decide() -> None:
-            self._books.started(lone.delivery, lone.child.slot, ALONE_MOST)
+            self._outcome_writer.started(lone.delivery, lone.child.slot, ALONE_MOST)
             with self._state.changed:
                 if self._state.exclusive is lone:
                     self._state.go_on()
@@ -224,8 +228,8 @@ class Settler:
                 task.busy = min(max(BUSY_AFTER, 2 * task.busy), AGAIN_AFTER)
                 self._again_at = min(self._again_at, time.monotonic() + task.busy)
                 self._set_aside(task)
-            except GenerationMoved:
-                self._on_moved()
+            except StaleGeneration:
+                self._on_stale_generation()
                 task.refused, task.busy = None, 0.0
                 self._set_aside(task)
             except StoreError as error:
@@ -258,10 +262,10 @@ class Settler:
 
     def _write(self, task: Task) -> None:
         if not task.decided:
-            task.handling = task.decide()
+            task.settlement = task.decide()
             task.decided = True
-        if task.handling is not None and task.delivery is not None:
-            self._apply(task.delivery, task.handling)
+        if task.settlement is not None and task.delivery is not None:
+            self._apply(task.delivery, task.settlement)
             if not from_fallback(task.delivery):
                 self._troubles.over("tell_again", "The broker is told of outcomes")
 
@@ -283,8 +287,8 @@ class Settler:
                     batch = [self._state.current(delivery) for delivery in done[:SETTLE_MOST]]
                     self._broker.settle(self._state.options.lanes, batch)
                     self._forget(batch)
-            except GenerationMoved:
-                self._on_moved()
+            except StaleGeneration:
+                self._on_stale_generation()
                 return done
             except BrokerError as error:
                 self._troubles.met("settle_again", "Could not settle, trying again: %s", error)
@@ -295,35 +299,37 @@ class Settler:
             done = done[SETTLE_MOST:]
         return done
 
-    def _apply(self, delivery: Delivery, handling: Handling) -> None:
-        """Tell the broker what the books decided."""
+    def _apply(self, delivery: Delivery, settlement: Settlement) -> None:
+        """Tell the broker what the outcome_writer decided."""
         with self._state.changed:
             # More of them are left to other workers: an accused job is started when no other one of them runs here.
             room = self._state.accused is None and not self._state.alone
-            if handling.alone and room and not self._state.draining:
+            if settlement.alone and room and not self._state.draining:
                 self._state.alone.append(self._state.current(delivery))
                 self._state.changed.notify_all()
                 return
             self._state.recovering.pop(delivery.reference, None)
             held_here = self._state.held.get(delivery.reference)
-            ready = not self._state.draining and not self._state.quiet and self._state.careful_until <= time.monotonic()
-            if handling.again and held_here is not None and ready:
+            ready = (
+                not self._state.draining and not self._state.quiet and self._state.recovery_until <= time.monotonic()
+            )
+            if settlement.again and held_here is not None and ready:
                 self._state.backlog.appendleft(held_here)
                 self._state.changed.notify_all()
                 return
         with self._state.telling:
             held = self._state.current(delivery)
-            releases = handling.tell(self._broker, self._state.options.lanes, held)
+            releases = settlement.tell(self._broker, self._state.options.lanes, held)
             self._forget([held])
-        if handling.bury is not None:
-            self._books.buried(held, handling.bury, handling.detail)
+        if settlement.fail is not None:
+            self._outcome_writer.failed(held, settlement.fail, settlement.detail)
         if releases > 0:
-            self._books.released(delivery, releases, handling.reason)
+            self._outcome_writer.released(delivery, releases, settlement.reason)
 
     def _publish(self, publications: list[Publication]) -> None:
         try:
             self._broker.publish(publications)
-        except GenerationMoved:
+        except StaleGeneration:
             raise
         except BrokerError as error:
             # Their rows are committed: the reconciler publishes them when the broker answers again.

@@ -8,7 +8,7 @@ Layout of a slot (little endian, 128 bytes)::
     4  u32  running      1 while that job runs
     8  f64  started      CLOCK_MONOTONIC seconds
     16 u32  backend      pid of its PostgreSQL backend, 0 when it has none
-    20 u32  attempts     attempts + 1 that its row had when it was opened, 0 when it is not opened
+    20 u32  attempts     attempts + 1 that its row had when it was acquired, 0 when it is not acquired
     24 u32  limit        the child starts no job at or past this index           written by the supervisor
     28 u32  batch        number of the batch
     32 u8   length       of the reference that runs
@@ -46,7 +46,7 @@ class Reading(NamedTuple):
     running: bool
     started: float
     backend: int
-    #: The row's attempts when the running job was opened; -1 when it is not opened.
+    #: The row's attempts when the running job was acquired; -1 when it is not acquired.
     attempts_seen: int
     limit: int
     batch: int
@@ -71,7 +71,7 @@ class Slots:
         return cls(descriptor, count), descriptor
 
     @classmethod
-    def left_behind(cls, path: Path) -> list[Reading]:
+    def dead_workers(cls, path: Path) -> list[Reading]:
         """Return what the slots of a dead supervisor say; empty when it never made any."""
         try:
             descriptor = os.open(path, os.O_RDWR)
@@ -97,8 +97,8 @@ class Slots:
         self._write(at + 20, 0)
         self._map[at : at + 16] = _HEAD.pack(position, 1, started)
 
-    def opened(self, slot: int, attempts: int) -> None:
-        """The running job's row was opened and had that many attempts."""
+    def acquired(self, slot: int, attempts: int) -> None:
+        """The running job's row was acquired and had that many attempts."""
         self._write(slot * SLOT + 20, attempts + 1)
 
     def stop(self, slot: int) -> None:

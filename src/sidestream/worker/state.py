@@ -41,7 +41,7 @@ def holds_up_others(delivery: Delivery) -> bool:
     return is_keyed(delivery) or delivery.reference[0] in LIMITED
 
 
-class Doom(StrEnum):
+class KillReason(StrEnum):
     """Why a child was killed. The job that it ran is not charged with a crash, but for UNREADABLE."""
 
     LIMIT = "hard limit"
@@ -65,7 +65,7 @@ class ChildState:
     control: socket.socket | None = None
     #: 0 until the zygote told it.
     pid: int = 0
-    #: Opened when the pid is known; readable when the child ended.
+    #: Acquired when the pid is known; readable when the child ended.
     pidfd: int = -1
     #: Number of the batch that was sent last.
     batch: int = 0
@@ -76,9 +76,9 @@ class ChildState:
     #: Reserved for a job that runs alone, whose attempt row is being written.
     reserved: bool = False
     retiring: bool = False
-    doom: Doom | None = None
+    kill_reason: KillReason | None = None
     #: The reference for which it was killed, where it was for one job: it may have gone on to the next meanwhile.
-    doomed: bytes | None = None
+    killed_for: bytes | None = None
     #: Its process is gone and its deliveries were taken back: nothing may be sent to it any more.
     ended: bool = False
     #: Its zygote is gone: nobody will tell that it was reaped.
@@ -91,7 +91,9 @@ class ChildState:
     @property
     def idle(self) -> bool:
         """Whether a batch may be sent to it."""
-        return self.pid > 0 and not (self.deliveries or self.reserved or self.retiring or self.doom or self.ended)
+        return self.pid > 0 and not (
+            self.deliveries or self.reserved or self.retiring or self.kill_reason or self.ended
+        )
 
 
 @dataclass(eq=False, slots=True)
@@ -150,14 +152,14 @@ class WorkerState:
         #: Everything ends now.
         self.stopped = False
         #: Until this monotonic time jobs start one at a time.
-        self.careful_until = 0.0
+        self.recovery_until = 0.0
         #: Jobs whose child died while they ran, until their crash is written, at the latest until then (monotonic): the
         #: child that takes the place of theirs is for them.
         self.recovering: dict[bytes, float] = {}
         #: PostgreSQL did not take the outcome of a job: it is tried again, and no more jobs with rows are claimed.
         self.unwritten = False
         #: The last refill came back short: wait for an idle child before asking again.
-        self.dry = False
+        self.last_fetch_short = False
 
     def add_held(self, deliveries: list[Delivery]) -> None:
         """Note that we hold these."""

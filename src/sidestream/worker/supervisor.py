@@ -27,15 +27,15 @@ from sidestream.job.observer import JobFailure
 from sidestream.worker.collector import Collector
 from sidestream.worker.dispatcher import Dispatcher
 from sidestream.worker.job_log import failed_line
-from sidestream.worker.lease import LeaseKeeper
+from sidestream.worker.lease import LeaseRenewer
 from sidestream.worker.options import WorkerOptions
-from sidestream.worker.outcome_writer import Bookkeeper
+from sidestream.worker.outcome_writer import OutcomeWriter
 from sidestream.worker.pool import ProcessPool
 from sidestream.worker.run_dir import is_quiet, set_quiet
 from sidestream.worker.settler import Settler
 from sidestream.worker.slots import Slots
-from sidestream.worker.state import Doom, WorkerState
-from sidestream.worker.timeout_monitor import Watch
+from sidestream.worker.state import KillReason, WorkerState
+from sidestream.worker.timeout_monitor import TimeoutMonitor
 
 log = logging.getLogger(__name__)
 
@@ -57,23 +57,23 @@ class Supervisor:
         zygote_orders: bytes,
         connect: Callable[[], psycopg.Connection[Any]] | None,
         probe: Callable[[], object] | None = None,
-        on_moved: Callable[[], None] | None = None,
+        on_stale_generation: Callable[[], None] | None = None,
     ) -> None:
         self._options = options
         self._broker = broker
-        self._also_on_moved = on_moved
+        self._also_on_stale_generation = on_stale_generation
         self._state = WorkerState(options)
         if options.after_unclean_end:
-            self._state.careful_until = time.monotonic() + options.careful
+            self._state.recovery_until = time.monotonic() + options.recovery_period
         self._slots, self._slots_descriptor = Slots.create(options.run_folder / "slots", options.children)
         self._pool = ProcessPool(self._state, self._slots, self._slots_descriptor, zygote_command, zygote_orders)
-        self._books = Bookkeeper(self._state, connect, self.failed)
+        self._outcome_writer = OutcomeWriter(self._state, connect, self.failed)
         self._settler = Settler(
             self._state,
             broker,
-            self._books,
+            self._outcome_writer,
             send_alone=lambda delivery, child: self._dispatcher.send_alone(delivery, child),
-            on_moved=self._moved,
+            on_stale_generation=self._moved,
         )
         self._dispatcher = Dispatcher(
             self._state,
@@ -82,17 +82,17 @@ class Supervisor:
             prepare_alone=self._settler.prepare_alone,
             end_alone=self._settler.end_alone,
             hand_back=self._settler.hand_back,
-            on_moved=self._moved,
+            on_stale_generation=self._moved,
         )
-        watch = Watch(self._state, self._pool, self._slots, self._settler)
-        self._leases = LeaseKeeper(self._state, broker, self._pool, self._slots, probe=probe)
+        timeout_monitor = TimeoutMonitor(self._state, self._pool, self._slots, self._settler)
+        self._leases = LeaseRenewer(self._state, broker, self._pool, self._slots, probe=probe)
         self._collector = Collector(
             self._state,
             self._pool,
             self._slots,
             self._dispatcher,
             self._settler,
-            watch,
+            timeout_monitor,
             on_actions=self._loaded,
         )
         self._signals = 0
@@ -193,7 +193,7 @@ class Supervisor:
             if left:
                 log.warning("%s running jobs are handed back.", left, extra={"action": "drain_hand_back"})
             for child in list(self._state.children.values()):
-                self._pool.kill(child, Doom.STOPPING)
+                self._pool.kill(child, KillReason.STOPPING)
             while self._busy() and time.monotonic() < deadline + STOP_PATIENCE and self._collector_works():
                 self._state.changed.wait(0.1)
         self._join("dispatcher")
@@ -208,14 +208,14 @@ class Supervisor:
         self._leases.stop()
         self._join("leases")
         try:
-            self._broker.withdraw(self._options.supervisor, self._options.lanes)
+            self._broker.withdraw(self._options.worker, self._options.lanes)
         except BrokerError as error:
             log.info("The announcement could not be withdrawn and runs out: %s", error, extra={"action": "withdraw"})
         with self._state.lock:
             self._pool.stop(STOP_PATIENCE)
         self._collector.close()
         if not self._threads["settler"].is_alive():  # else it waits for PostgreSQL, and ends with this process
-            self._books.close()
+            self._outcome_writer.close()
 
     def action_names(self) -> list[str]:
         """Return the names of the actions that the application declares; none before it is loaded."""
@@ -231,7 +231,7 @@ class Supervisor:
     def delivery_failed(self, delivery: Delivery, attempts: int, error: str) -> None:
         """The job of a delivery that was taken over has failed."""
         with self._state.lock:
-            failure = self._books.failure_of(delivery, attempts, error)
+            failure = self._outcome_writer.failure_of(delivery, attempts, error)
         self.failed(failure)
 
     def stop_running(self, job_id: int) -> bool:
@@ -243,7 +243,7 @@ class Supervisor:
                     continue
                 for delivery in child.deliveries[child.reported :]:
                     if running.reference == delivery.reference and _row_id(delivery.reference) == job_id:
-                        self._pool.kill(child, Doom.CANCELLED, delivery.reference)
+                        self._pool.kill(child, KillReason.CANCELLED, delivery.reference)
                         return True
         return False
 
@@ -254,8 +254,8 @@ class Supervisor:
 
     def _moved(self) -> None:
         self._leases.moved()
-        if self._also_on_moved is not None:
-            self._also_on_moved()
+        if self._also_on_stale_generation is not None:
+            self._also_on_stale_generation()
 
     def _busy(self) -> int:
         return self._state.running()

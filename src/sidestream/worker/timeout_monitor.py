@@ -14,7 +14,7 @@ from sidestream.broker.protocol import Delivery
 from sidestream.job.reference import action_of
 from sidestream.worker.pool import ProcessPool
 from sidestream.worker.slots import Reading, Slots
-from sidestream.worker.state import ChildState, Doom, WorkerState
+from sidestream.worker.state import ChildState, KillReason, WorkerState
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +23,7 @@ SHOWN_AFTER = 0.5
 
 
 class Recording(Protocol):
-    """What the watch tells the settler."""
+    """What the timeout_monitor tells the settler."""
 
     def started(self, delivery: Delivery, slot: int, seconds: float) -> None:
         """This job has been running for so long."""
@@ -34,7 +34,7 @@ class Recording(Protocol):
         ...
 
 
-class Watch:
+class TimeoutMonitor:
     """Enforces hard limits and takes back what waits behind a slow job."""
 
     def __init__(
@@ -72,20 +72,20 @@ class Watch:
             self._settler.hand_back([*self._state.backlog, *self._state.alone])
             self._state.backlog.clear()
             self._state.alone.clear()
-            self._state.dry = True
+            self._state.last_fetch_short = True
 
     def _look(self, child: ChildState, reading: Reading, seconds: float) -> None:
         if reading.position >= len(child.deliveries):
             return
         delivery = child.deliveries[reading.position]
-        if seconds > self._hard_limit(delivery) and child.doom is None:
+        if seconds > self._hard_limit(delivery) and child.kill_reason is None:
             log.warning(
                 "Job in slot %s runs longer than its hard limit of %g s; its process is killed.",
                 child.slot,
                 self._hard_limit(delivery),
                 extra={"action": "hard_limit"},
             )
-            self._pool.kill(child, Doom.LIMIT, delivery.reference)
+            self._pool.kill(child, KillReason.LIMIT, delivery.reference)
         if seconds > SHOWN_AFTER and child.recorded != (child.batch, reading.position):
             child.recorded = (child.batch, reading.position)
             self._settler.started(delivery, child.slot, seconds)

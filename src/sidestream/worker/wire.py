@@ -15,7 +15,7 @@ import msgpack
 
 from sidestream.broker.protocol import Publication
 from sidestream.executors.protocol import FollowUp
-from sidestream.job.outcome import Bury, Done, Outcome, Release, Retry
+from sidestream.job.outcome import Done, Fail, Outcome, Release, Retry
 
 PACKET = 1 << 18
 """Largest packet that is read, in bytes."""
@@ -35,7 +35,7 @@ class Item(NamedTuple):
     attempts: int
     crashes: int
     #: The job runs alone, its attempt row is already written: it may be run although it is a suspect.
-    careful: bool
+    run_alone: bool
 
 
 class Batch(NamedTuple):
@@ -45,12 +45,12 @@ class Batch(NamedTuple):
     items: list[Item]
 
 
-class Finding(NamedTuple):
+class JobReport(NamedTuple):
     """How one job of a batch ended, when it was not simply done."""
 
     position: int
     outcome: Outcome
-    #: The row's attempts when it was opened; -1 when it was not opened.
+    #: The row's attempts when it was acquired; -1 when it was not acquired.
     attempts_seen: int
 
 
@@ -58,12 +58,12 @@ class Report(NamedTuple):
     """Child to supervisor: the jobs of batch ``number`` below ``upto`` ended."""
 
     number: int
-    #: Jobs with a smaller index ended: done, unless a finding says otherwise.
+    #: Jobs with a smaller index ended: done, unless a job_report says otherwise.
     upto: int
     #: Whether the child is free again; jobs from ``upto`` on were then not started.
     idle: bool
     #: Those that were not simply done.
-    findings: list[Finding]
+    job_reports: list[JobReport]
     #: action tag -> (jobs, microseconds) that ran since the last report.
     times: dict[bytes, tuple[int, int]]
     #: What the actions enqueued in their transactions.
@@ -79,7 +79,7 @@ class BadPacket(Exception):
 
 
 Part = TypeVar("Part")
-_KINDS: dict[type, int] = {Done: 0, Retry: 1, Bury: 2, Release: 3}
+_KINDS: dict[type, int] = {Done: 0, Retry: 1, Fail: 2, Release: 3}
 
 
 def pair() -> tuple[socket.socket, socket.socket]:
@@ -133,8 +133,10 @@ def send_report(end: socket.socket, report: Report) -> None:
     for follow_ups in earlier:
         # First, and with no job's end: who dies in between leaves rows that are published from the table.
         send(end, Report(report.number, 0, False, [], {}, follow_ups, False))
-    findings = [(f.position, _KINDS[type(f.outcome)], *_fields(f.outcome), f.attempts_seen) for f in report.findings]
-    flat: tuple[Any, ...] = report._replace(findings=findings, follow_ups=last)  # type: ignore[arg-type]
+    job_reports = [
+        (f.position, _KINDS[type(f.outcome)], *_fields(f.outcome), f.attempts_seen) for f in report.job_reports
+    ]
+    flat: tuple[Any, ...] = report._replace(job_reports=job_reports, follow_ups=last)  # type: ignore[arg-type]
     send(end, flat)
 
 
@@ -151,12 +153,12 @@ def receive_report(end: socket.socket) -> Report | None:
 
 
 def _report(message: Any) -> Report:
-    number, upto, idle, findings, times, follow_ups, retiring, stale = message
+    number, upto, idle, job_reports, times, follow_ups, retiring, stale = message
     return Report(
         number,
         upto,
         idle,
-        [_finding(flat) for flat in findings],
+        [_job_report(flat) for flat in job_reports],
         {action: (jobs, micros) for action, (jobs, micros) in times.items()},
         [
             (reference, queue, due, priority, attempted, edited)
@@ -181,13 +183,13 @@ def _fields(outcome: Outcome) -> tuple[object, ...]:
             return ()
         case Retry(delay, error, detail):
             return (delay, error, detail)
-        case Bury(error, detail):
+        case Fail(error, detail):
             return (error, detail)
         case Release(reason, delay, blocked_by, snoozed, unstarted, lost):
             return (reason, delay, blocked_by, snoozed, unstarted, lost)
 
 
-def _finding(flat: list[Any]) -> Finding:
+def _job_report(flat: list[Any]) -> JobReport:
     position, kind, *fields, attempts_seen = flat
-    makers: list[type[Outcome]] = [Done, Retry, Bury, Release]
-    return Finding(position, makers[kind](*fields), attempts_seen)
+    makers: list[type[Outcome]] = [Done, Retry, Fail, Release]
+    return JobReport(position, makers[kind](*fields), attempts_seen)

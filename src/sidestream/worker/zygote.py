@@ -30,7 +30,7 @@ from sidestream.executors.protocol import ActionFacts, Executor, NotYet
 from sidestream.job.observer import JobFailure, observers
 from sidestream.job.retry import RetryPolicy
 from sidestream.logs import mark_records, set_job
-from sidestream.process import die_with_parent, oom_score_adj, set_nice, set_session_nice, use_only_idle_cpu
+from sidestream.process import die_with_parent, oom_score_adj, set_nice, set_session_nice, use_idle_cpu_only
 from sidestream.worker import child, wire
 from sidestream.worker.job_log import JobLog, observed
 from sidestream.worker.slots import Slots
@@ -60,10 +60,10 @@ LOAD_PAUSE = 1.0
 class Orders(NamedTuple):
     """What a supervisor wants of its zygote."""
 
-    supervisor: str
+    worker: str
     slots: int
     nice: int
-    only_idle_cpu: bool
+    idle_cpu_only: bool
     max_jobs: int | None
     max_memory_mb: int | None
 
@@ -107,7 +107,7 @@ class Zygote:
         if facts is None:
             return
         # Once it is loaded: a worker is to be ready soon. What only uses an idle processor is as nice as can be.
-        set_session_nice(19 if self._orders.only_idle_cpu else self._orders.nice)
+        set_session_nice(19 if self._orders.idle_cpu_only else self._orders.nice)
         for some in wire.chunks(facts, wire.ACTIONS_MOST):
             wire.send(self._control, ("actions", [facts_to_wire(f) for f in some]))
         wire.send(self._control, ("ready",))
@@ -195,8 +195,8 @@ class Zygote:
         # A terminal's Ctrl-C goes to the supervisor, which decides what happens to running jobs.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         set_nice(self._orders.nice)
-        if self._orders.only_idle_cpu:
-            use_only_idle_cpu()
+        if self._orders.idle_cpu_only:
+            use_idle_cpu_only()
         self._control.close()
 
     def _failed(self, failure: JobFailure) -> None:
@@ -290,7 +290,7 @@ def kill_group(leader: int) -> None:
 
 def serve(control: socket.socket, slots_descriptor: int, orders: Orders, make: Callable[[], Executor]) -> None:
     """Run the zygote of ``orders`` over inherited descriptors, with the executor that ``make`` makes."""
-    os.environ[FAMILY] = orders.supervisor
+    os.environ[FAMILY] = orders.worker
     for signum in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signum, signal.SIG_IGN)  # the supervisor decides; its death is seen as end of file
     slots = Slots(slots_descriptor, orders.slots)

@@ -17,8 +17,8 @@ from sidestream.job.job import Job
 from sidestream.job.reference import NO_TAG8, Reference, direct_reference, row_reference
 from sidestream.job.rules import Rules
 from sidestream.job.uuids import new_uuid
-from sidestream.maintenance.lease_reclaimer import Reclaimer
-from sidestream.maintenance.store_connection import StoreLink
+from sidestream.maintenance.lease_reclaimer import LeaseReclaimer
+from sidestream.maintenance.store_connection import StoreConnection
 from sidestream.store import attempts, outcomes, queries, schema
 from sidestream.store.adapter import connect
 from tests.support.servers import RedisServer
@@ -32,7 +32,7 @@ US = "host-2-us"
 
 
 class Bench:
-    """Jobs that a dead supervisor held, and the reclaimer of another one; the test moves the clock of both."""
+    """Jobs that a dead worker held, and the reclaimer of another one; the test moves the clock of both."""
 
     def __init__(self, dsn: str, redis: RedisServer) -> None:
         self.dsn = dsn
@@ -46,8 +46,8 @@ class Bench:
         self.broker.begin_generation()
         for database in (self.database.tag, NO_TAG8):
             self.broker.configure(database, Rules())
-        self.link = StoreLink(lambda: connect(dsn, f"sidestream/{US}/keepers", autocommit=True))
-        #: What the slots of dead supervisors say; a supervisor that is not here is of another host.
+        self.link = StoreConnection(lambda: connect(dsn, f"sidestream/{US}/maintenance", autocommit=True))
+        #: What the slots of dead supervisors say; a worker that is not here is of another host.
         self.slots: dict[str, frozenset[bytes]] = {}
         self.announced: set[str] = set()
         self.reclaimer = self.another(US)
@@ -58,14 +58,14 @@ class Bench:
     def another_broker(self) -> RedisBroker:
         return RedisBroker(self.redis.url, timeout=TIMEOUT, clock_ms=lambda: int(self.clock.now().timestamp() * 1000))
 
-    def another(self, consumer: str) -> Reclaimer:
-        return Reclaimer(
+    def another(self, worker: str) -> LeaseReclaimer:
+        return LeaseReclaimer(
             self.broker,
             self.link,
             self.clock,
-            consumer=consumer,
+            worker=worker,
             lanes=self.lanes,
-            left_behind=self.slots.get,
+            dead_workers=self.slots.get,
             alive=self.announced.__contains__,
             lease=LEASE,
             grace=owners_grace(RENEW),
@@ -85,13 +85,13 @@ class Bench:
     def reference(self, row_id: int) -> bytes:
         return row_reference(self.database.tag, row_id, "act", None).pack()
 
-    def claim(self, consumer: str, most: int = 10_000) -> list[Delivery]:
-        return self.broker.claim(consumer, self.lanes, free=most)
+    def claim(self, worker: str, most: int = 10_000) -> list[Delivery]:
+        return self.broker.claim(worker, self.lanes, free=most)
 
-    def die(self, *running: bytes, known: bool = True, supervisor: str = DEAD) -> None:
-        """The supervisor that claimed is gone, and these ran in its children."""
+    def die(self, *running: bytes, known: bool = True, worker: str = DEAD) -> None:
+        """The worker that claimed is gone, and these ran in its children."""
         if known:
-            self.slots[supervisor] = frozenset(running)
+            self.slots[worker] = frozenset(running)
 
     def run_out(self, leases: float = 1.0) -> None:
         """Let time pass as it does: in small steps, in which we go on reclaiming."""
@@ -111,17 +111,17 @@ class Bench:
 
     def history(self, row_id: int) -> list[tuple[str, str]]:
         with self.connection.cursor() as cursor:
-            return [(entry.event.value, entry.supervisor) for entry in attempts.of_job(cursor, row_id)]
+            return [(entry.event.value, entry.worker) for entry in attempts.of_job(cursor, row_id)]
 
-    def start(self, row_id: int, supervisor: str = DEAD) -> None:
-        """What a supervisor writes of a job that runs for a while."""
+    def start(self, row_id: int, worker: str = DEAD) -> None:
+        """What a worker writes of a job that runs for a while."""
         with self.connection.cursor() as cursor:
-            attempts.record(cursor, row_id, supervisor, 0, "started", "since 0.5 s")
+            attempts.record(cursor, row_id, worker, 0, "started", "since 0.5 s")
 
-    def start_alone(self, row_id: int, supervisor: str = DEAD) -> None:
-        """What a careful supervisor writes before it starts a job."""
+    def start_alone(self, row_id: int, worker: str = DEAD) -> None:
+        """What a run_alone worker writes before it starts a job."""
         with self.connection.cursor() as cursor:
-            attempts.record(cursor, row_id, supervisor, 0, "started", "alone")
+            attempts.record(cursor, row_id, worker, 0, "started", "alone")
 
     def claimable(self) -> list[int]:
         return [Reference.unpack(delivery.reference).id for delivery in self.claim("next")]

@@ -80,17 +80,17 @@ def test_c7_a_job_that_kills_its_host_runs_at_most_three_times(bench: Bench) -> 
     """The first death makes a suspect, the next ones, alone, charge it; in the end it is dead and settled."""
     [row_id] = bench.insert()
     for death in range(MAX_CRASHES):
-        supervisor = f"host-{death}"
-        assert [d.reference for d in bench.claim(supervisor)] == [bench.reference(row_id)], f"before death {death}"
+        worker = f"host-{death}"
+        assert [d.reference for d in bench.claim(worker)] == [bench.reference(row_id)], f"before death {death}"
         if death:
-            bench.start_alone(row_id, supervisor)
+            bench.start_alone(row_id, worker)
         bench.run_out()
     row = bench.row(row_id)
-    assert (row.state.value, row.crashes) == ("dead", MAX_CRASHES)
+    assert (row.state.value, row.crashes) == ("failed", MAX_CRASHES)
     assert row.error is not None
     assert "died while it ran there alone" in row.error
     assert bench.claimable() == []
-    assert bench.broker.known(bench.database.tag, 0).strip(b"\0") == b"", "settled, not only dead"
+    assert bench.broker.published(bench.database.tag, 0).strip(b"\0") == b"", "settled, not only dead"
 
 
 def test_a_job_that_kills_its_host_among_others_ends_with_the_third_death_and_they_are_not_charged(
@@ -99,14 +99,14 @@ def test_a_job_that_kills_its_host_among_others_ends_with_the_third_death_and_th
     """It runs beside others all the time; what tells it from them is that it alone was accused the third time."""
     poison, unlucky, *fresh = bench.insert(5)
     for death in range(MAX_CRASHES):
-        supervisor, here = f"host-{death}", {poison, fresh[death]} | ({unlucky} if death < 2 else set())
-        bench.claim(supervisor)
+        worker, here = f"host-{death}", {poison, fresh[death]} | ({unlucky} if death < 2 else set())
+        bench.claim(worker)
         if death == 2:
-            bench.start_alone(poison, supervisor)  # both are accused, and only one of those runs at a time
-        bench.die(*map(bench.reference, here), supervisor=supervisor)
+            bench.start_alone(poison, worker)  # both are accused, and only one of those runs at a time
+        bench.die(*map(bench.reference, here), worker=worker)
         bench.run_out()
     assert charges(bench.row(poison))[1] == MAX_CRASHES
-    assert bench.row(poison).state.value == "dead"
+    assert bench.row(poison).state.value == "failed"
     assert charges(bench.row(unlucky)) == (0, 0, 2)
     assert [charges(bench.row(row_id)) for row_id in fresh] == [(0, 0, 1)] * 3
 
@@ -119,7 +119,7 @@ def test_a_row_at_its_end_is_settled(bench: Bench) -> None:
     bench.die(bench.reference(done), bench.reference(gone))
     bench.run_out()
     assert bench.claimable() == []
-    assert bench.broker.known(bench.database.tag, 0).strip(b"\0") == b""
+    assert bench.broker.published(bench.database.tag, 0).strip(b"\0") == b""
     assert charges(bench.row(done)) == (0, 0, 0)
 
 

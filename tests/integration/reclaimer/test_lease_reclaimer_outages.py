@@ -13,9 +13,9 @@ from sidestream.broker.failover import PROBE_EVERY, FailoverBroker
 from sidestream.broker.protocol import Delivery, Lease, Publication, Reclaimed
 from sidestream.errors import BrokerUnavailable, StoreUnavailable
 from sidestream.job.rules import Rules
-from sidestream.maintenance.lease_reclaimer import Reclaimer
-from sidestream.wiring.worker import LeftBehindKeeper
-from sidestream.worker.run_dir import LeftBehind, RunFolder
+from sidestream.maintenance.lease_reclaimer import LeaseReclaimer
+from sidestream.wiring.worker import DeadWorkersTask
+from sidestream.worker.run_dir import DeadWorkers, RunFolder
 from sidestream.worker.slots import Slots
 from tests.integration.reclaimer.conftest import DEAD, LEASE, RENEW, US, Bench, charges
 from tests.support.servers import PostgresServer
@@ -110,24 +110,24 @@ def test_a_silence_of_the_broker_is_nobodys_fault(bench: Bench) -> None:
 def test_who_ran_is_still_known_after_an_outage(
     bench: Bench, postgres: PostgresServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, away: str
 ) -> None:
-    """A supervisor dies while a server is away for longer than its slots are kept otherwise (D6)."""
+    """A worker dies while a server is away for longer than its slots are kept otherwise (D6)."""
     ran, *bystanders = bench.insert(20)
     bench.claim(DEAD)
     RunFolder(tmp_path, DEAD).remove(leases_left=True)
     slots, descriptor = Slots.create(tmp_path / "run" / DEAD / "slots", 2)
     slots.start(1, 0, 1.0, bench.reference(ran))
-    left = LeftBehind(tmp_path, monotonic=bench.clock.monotonic)
-    bench.reclaimer = Reclaimer(
-        bench.broker, bench.link, bench.clock, consumer=US, lanes=bench.lanes, left_behind=left.running, lease=LEASE
+    left = DeadWorkers(tmp_path, monotonic=bench.clock.monotonic)
+    bench.reclaimer = LeaseReclaimer(
+        bench.broker, bench.link, bench.clock, worker=US, lanes=bench.lanes, dead_workers=left.running, lease=LEASE
     )
-    keeper = LeftBehindKeeper(left, bench.reclaimer, 2 * LEASE + RENEW)
+    task = DeadWorkersTask(left, bench.reclaimer, 2 * LEASE + RENEW)
 
     def pass_time(seconds: int) -> None:
         for _ in range(seconds):
             bench.clock.advance(1.0)
             with contextlib.suppress(BrokerUnavailable, StoreUnavailable):
                 bench.step()
-            keeper.step()
+            task.step()
 
     def refuse(*_: Any, **__: Any) -> Reclaimed:
         raise BrokerUnavailable("away")
@@ -157,8 +157,8 @@ def test_who_ran_is_still_known_after_an_outage(
 def test_a_worker_without_a_database_gives_rows_back(bench: Bench) -> None:
     [row_id] = bench.insert()
     bench.claim(DEAD)
-    bench.reclaimer = Reclaimer(
-        bench.broker, None, bench.clock, consumer=US, lanes=bench.lanes, left_behind=bench.slots.get, lease=LEASE
+    bench.reclaimer = LeaseReclaimer(
+        bench.broker, None, bench.clock, worker=US, lanes=bench.lanes, dead_workers=bench.slots.get, lease=LEASE
     )
     bench.run_out()
     assert bench.claimable() == [row_id]
@@ -194,10 +194,10 @@ def test_what_we_took_over_is_charged_even_when_redis_is_emptied(bench: Bench, p
 
 
 def test_a_delivery_that_cannot_be_read_is_given_back(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    strange = Delivery(b"\x01 truncated", bench.lanes[0], Lease(b"entry", US, 2), 0)
-    pages = [Reclaimed("0-0", [(strange, DEAD)])]
+    quarantine = Delivery(b"\x01 truncated", bench.lanes[0], Lease(b"entry", US, 2), 0)
+    pages = [Reclaimed("0-0", [(quarantine, DEAD)])]
     monkeypatch.setattr(bench.broker, "reclaim", lambda *args, **options: pages.pop())
     released: list[Delivery] = []
     monkeypatch.setattr(bench.broker, "release", lambda lanes, delivery, **options: released.append(delivery))
     bench.reclaimer.step()
-    assert released == [strange]
+    assert released == [quarantine]

@@ -20,7 +20,7 @@ from sidestream.job.job import Job
 from sidestream.job.reference import Reference, row_reference
 from sidestream.job.rules import Rules
 from sidestream.maintenance.reconciler import GRACE, Reconciler
-from sidestream.maintenance.store_connection import StoreLink
+from sidestream.maintenance.store_connection import StoreConnection
 from sidestream.store import outcomes, schema
 from sidestream.store.adapter import connect
 from tests.support.servers import RedisServer
@@ -44,14 +44,14 @@ class Bench:
         self.lane = lane(self.database.tag, "default")
         #: What workers use; the reconciler has an object of its own.
         self.broker = RedisBroker(redis.url, timeout=TIMEOUT)
-        self.links: list[StoreLink] = []
+        self.links: list[StoreConnection] = []
         self.reconciler = self.another()
 
     def connect(self) -> psycopg.Connection[Any]:
         return connect(self.dsn, "sidestream/test/bench", autocommit=True)
 
     def another(self) -> Reconciler:
-        link = StoreLink(self.connect)
+        link = StoreConnection(self.connect)
         self.links.append(link)
         return Reconciler(RedisBroker(self.redis.url, timeout=TIMEOUT), link, self.clock, lease=LEASE, renew=RENEW)
 
@@ -60,7 +60,7 @@ class Bench:
             return [stored.id for stored in outcomes.insert(cursor, jobs or [Job("act")])]
 
     def insert_many(self, count: int, *, first: int = 1) -> None:
-        """Insert open rows with ids from ``first`` on, that were due an hour ago."""
+        """Insert pending rows with ids from ``first`` on, that were due an hour ago."""
         self.connection.execute(
             "INSERT INTO sidestream_job (id, action, queue, payload, run_at)"
             " SELECT id, 'act', 'default', '{\"v\":1,\"args\":[],\"kwargs\":{}}',"
@@ -82,7 +82,7 @@ class Bench:
         return count
 
     def build(self) -> None:
-        """Let the first generation begin and be built."""
+        """Let the first generation begin and be synced."""
         self.steps()
         self.clock.advance(GRACE * RENEW)
         self.steps()
@@ -91,7 +91,7 @@ class Bench:
 
     def bin(self, client: Any) -> bytes:
         """Return the key of the one bin that holds ready jobs, b"" when there is none."""
-        return next(iter(client.keys(f"{keys.PREFIX}bin:*")), b"")
+        return next(iter(client.keys(f"{keys.PREFIX}flow:*")), b"")
 
     def answers(self) -> bool:
         try:

@@ -28,7 +28,7 @@ def fail(bench: Bench, head: int) -> None:
     [delivery] = claim(bench)
     assert Reference.unpack(delivery.reference).id == head
     with bench.connection.cursor() as cursor:
-        assert outcomes.fail(cursor, head, 0, 3600.0, "no").ours
+        assert outcomes.fail_attempt(cursor, head, 0, 3600.0, "no").applied
     bench.broker.release([bench.lane], delivery, delay_ms=3_600_000, charge_attempt=True)
 
 
@@ -47,7 +47,7 @@ def test_a_delayed_head_whose_row_is_over_is_discarded(bench: Bench, over: str) 
     assert bench.claimed() == []
     bench.steps()
     assert bench.claimed() == [second]
-    assert bench.broker.known(bench.database.tag, 0) == bytes([sum(0x80 >> row_id for row_id in (second, third))])
+    assert bench.broker.published(bench.database.tag, 0) == bytes([sum(0x80 >> row_id for row_id in (second, third))])
 
 
 def test_one_after_the_other_when_several_are_over(bench: Bench) -> None:

@@ -17,8 +17,8 @@ from sidestream.clock import SystemClock
 from sidestream.errors import BrokerUnavailable, StoreUnavailable
 from sidestream.job.job import Job
 from sidestream.maintenance.reconciler import GRACE, Reconciler
-from sidestream.maintenance.store_connection import StoreLink
-from sidestream.maintenance.task import KeeperThread
+from sidestream.maintenance.store_connection import StoreConnection
+from sidestream.maintenance.task import MaintenanceThread
 from sidestream.store import job_row, outcomes, queries, sessions
 from tests.integration.reconciler.conftest import LEASE, RENEW, TIMEOUT, Bench, wait_until
 from tests.support.servers import PostgresServer
@@ -34,7 +34,7 @@ def test_open_rows_are_published_once_the_generation_is_built(bench: Bench) -> N
     bench.clock.advance(0.1)
     bench.steps()
     assert bench.claimed() == ids
-    assert bench.broker.generation([bench.database.tag]).built == frozenset({bench.database.tag.hex()})
+    assert bench.broker.generation([bench.database.tag]).synced == frozenset({bench.database.tag.hex()})
 
 
 def test_a_row_that_nobody_published_is_found_by_the_next_step(bench: Bench) -> None:
@@ -72,11 +72,11 @@ def test_a_rolled_back_row_is_never_published(bench: Bench) -> None:
 
 def test_ended_rows_are_not_published_and_reopened_ones_are(bench: Bench) -> None:
     ids = bench.insert(*[Job("act") for _ in range(3)])
-    bench.connection.execute("UPDATE sidestream_job SET state = 'dead' WHERE id = %s", (ids[0],))
+    bench.connection.execute("UPDATE sidestream_job SET state = 'failed' WHERE id = %s", (ids[0],))
     bench.connection.execute("UPDATE sidestream_job SET state = 'done' WHERE id = %s", (ids[1],))
     bench.build()
     assert bench.claimed() == ids[2:]
-    bench.connection.execute("UPDATE sidestream_job SET state = 'open' WHERE id = %s", (ids[0],))
+    bench.connection.execute("UPDATE sidestream_job SET state = 'pending' WHERE id = %s", (ids[0],))
     bench.steps()
     assert bench.claimed() == ids[:1]
 
@@ -128,12 +128,12 @@ def test_c1_a_job_that_ends_between_the_two_reads_stays_settled(bench: Bench, mo
 
         return reading
 
-    monkeypatch.setattr(bench.reconciler._broker, "known", then_end(bench.reconciler._broker.known))
+    monkeypatch.setattr(bench.reconciler._broker, "published", then_end(bench.reconciler._broker.published))
     monkeypatch.setattr(queries, "unpublished", then_end(queries.unpublished))
     bench.steps()
     assert not held
     assert bench.claimed() == []
-    assert bench.broker.known(bench.database.tag, 0).strip(b"\0") == b""
+    assert bench.broker.published(bench.database.tag, 0).strip(b"\0") == b""
 
 
 def test_emptied_redis_is_a_new_generation_that_is_built_anew(bench: Bench) -> None:
@@ -199,12 +199,12 @@ def test_redis_emptied_in_the_middle_of_a_rebuild_begins_again(bench: Bench) -> 
         return publish(jobs, force=force)
 
     bench.reconciler._broker.publish = publish_then_lose  # type: ignore[method-assign]
-    thread = KeeperThread([bench.reconciler])
+    thread = MaintenanceThread([bench.reconciler])
     thread.start()
     wait_until(lambda: bench.broker.generation().number and len(published) == 2, "the second generation")
     wait_until(lambda: bench.reconciler._build_at is not None, "the second wait")
     bench.clock.advance(GRACE * RENEW)
-    wait_until(lambda: bench.broker.generation([bench.database.tag]).built, "the second build")
+    wait_until(lambda: bench.broker.generation([bench.database.tag]).synced, "the second build")
     assert thread.stop()
     assert sorted(bench.claimed()) == list(range(1, 1201))
 
@@ -243,9 +243,9 @@ def test_a_restart_that_lost_the_last_second_is_mended_in_one_go(bench: Bench, m
     assert len(bench.claimed()) == 20
     with bench.redis.client() as client:
         for chunk in (0, 7):
-            client.delete(f"{keys.PREFIX}known:{bench.database.tag.hex()}:{chunk}")
+            client.delete(f"{keys.PREFIX}published:{bench.database.tag.hex()}:{chunk}")
             for row_id in range(chunk * CHUNK + 1, chunk * CHUNK + 6):
-                client.zrem(keys.held(keys.PREFIX, bench.lane), bench.publication(row_id).reference)
+                client.zrem(keys.leased(keys.PREFIX, bench.lane), bench.publication(row_id).reference)
                 client.hdel(f"{keys.PREFIX}leases", bench.publication(row_id).reference)
     bench.redis.restart()
     wait_until(bench.answers, "the end of loading")
@@ -260,13 +260,13 @@ def test_old_chunks_are_compared_in_rotation(bench: Bench, monkeypatch: pytest.M
     bench.build()
     bench.claimed()
     compared: list[int] = []
-    known = bench.reconciler._broker.known
+    known = bench.reconciler._broker.published
 
     def note(database: bytes, chunk: int) -> bytes:
         compared.append(chunk)
         return known(database, chunk)
 
-    bench.reconciler._broker.known = note  # type: ignore[method-assign]
+    bench.reconciler._broker.published = note  # type: ignore[method-assign]
     looks: list[int] = []
     look = bench.reconciler._look_for_overdue
 
@@ -294,7 +294,7 @@ def test_a_lost_reference_is_published_by_force_after_two_looks_a_lease_apart(be
     bench.clock.advance(0.1)
     bench.steps()
     assert bench.broker.locate([bench.publication(row_id) for row_id in (1, 2, 3)]) == [
-        Place.HANDED_OFF,
+        Place.LEASED,
         Place.READY,
         Place.READY,
     ]
@@ -341,7 +341,7 @@ def test_the_row_of_a_parked_job_says_why_it_waits(bench: Bench) -> None:
     assert bench.claimed() == []  # it knows another action alone
     bench.steps()
     reasons = bench.connection.execute("SELECT state, reason FROM sidestream_job").fetchall()
-    assert reasons == [("open", "parked: no worker here knows its action")] * 2
+    assert reasons == [("pending", "unrouted: no worker here knows its action")] * 2
 
 
 def test_a_reference_that_was_found_again_is_missed_anew(bench: Bench) -> None:
@@ -412,9 +412,9 @@ def test_10_000_open_jobs_are_back_within_10_s_of_flushall(bench: Bench) -> None
     """With real clocks, real intervals and the wait of one renew interval (promise 5)."""
     bench.insert_many(10_000)
     bench.build()
-    link = StoreLink(bench.connect)
+    link = StoreConnection(bench.connect)
     bench.links.append(link)
-    thread = KeeperThread(
+    thread = MaintenanceThread(
         [Reconciler(RedisBroker(bench.redis.url, timeout=TIMEOUT), link, SystemClock(), lease=LEASE, renew=RENEW)]
     )
     thread.start()
@@ -434,7 +434,7 @@ def test_a_step_over_200_000_open_rows_stays_under_100_ms(bench: Bench) -> None:
         if start == 1:
             bench.broker.begin_generation()
         bench.broker.publish([bench.publication(row_id) for row_id in range(start, start + 5000)])
-    bench.broker.mark_built(bench.database.tag)
+    bench.broker.mark_synced(bench.database.tag)
     reconciler = Reconciler(
         RedisBroker(bench.redis.url, timeout=TIMEOUT), bench.links[0], SystemClock(), lease=LEASE, renew=RENEW
     )

@@ -31,7 +31,7 @@ def ready(broker: RedisBroker, rules: Rules | None = None) -> None:
     broker.begin_generation()
     for database in (DB, NO_TAG8):
         broker.configure(database, rules or Rules())
-        broker.mark_built(database)
+        broker.mark_synced(database)
 
 
 @pytest.fixture

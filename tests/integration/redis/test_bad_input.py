@@ -18,9 +18,9 @@ from tests.integration.redis.test_functions import DELAYED, LANE, READY, SEAT, P
 from tests.support.servers import RedisServer, has_redis7
 
 
-def strange(client: redis.Redis) -> tuple[int, int]:
+def quarantine(client: redis.Redis) -> tuple[int, int]:
     """Return how many foreign things were met, and how many are kept."""
-    return int(client.hget(f"{P}meta", "strange") or 0), client.llen(f"{P}strange")
+    return int(client.hget(f"{P}meta", "quarantine") or 0), client.llen(f"{P}quarantine")
 
 
 def foreign_ready(client: redis.Redis, members: Sequence[bytes]) -> None:
@@ -28,7 +28,7 @@ def foreign_ready(client: redis.Redis, members: Sequence[bytes]) -> None:
     client.hset(f"{P}lanes", LANE, 1)
     client.hset(f"{P}meta", "lane", 1)
     client.zadd(P + READY, dict.fromkeys(members, 1))
-    client.zadd(f"{P}ring:r1", {SEAT: 5 * 2**40})
+    client.zadd(f"{P}schedule:r1", {SEAT: 5 * 2**40})
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ class TestForeignBytes:
         foreign_ready(client, self.FOREIGN)
         broker.publish([row(1)])
         assert [one.reference for one in claimed(broker)] == [row(1).reference]
-        assert strange(client) == (len(self.FOREIGN), len(self.FOREIGN))
+        assert quarantine(client) == (len(self.FOREIGN), len(self.FOREIGN))
 
     def test_in_delayed(self, broker: RedisBroker, client: redis.Redis) -> None:
         client.hset(f"{P}lanes", LANE, 1)
@@ -53,7 +53,7 @@ class TestForeignBytes:
         client.zadd(P + DELAYED, dict.fromkeys(self.FOREIGN, 1))
         broker.publish([row(1)])
         assert len(claimed(broker)) == 1
-        assert strange(client)[0] == len(self.FOREIGN)
+        assert quarantine(client)[0] == len(self.FOREIGN)
 
     def test_in_a_line_and_as_its_head(self, broker: RedisBroker, client: redis.Redis) -> None:
         broker.publish([row(1, "k"), row(2, "k")])
@@ -63,7 +63,7 @@ class TestForeignBytes:
         broker.settle([LANE], [head])
         (second,) = claimed(broker)
         assert second.reference == row(2, "k").reference
-        assert strange(client)[0] == 2
+        assert quarantine(client)[0] == 2
         (field,) = client.hkeys(f"{P}heads")
         client.hset(f"{P}heads", field, b"nonsense")
         broker.release([LANE], second)
@@ -72,39 +72,39 @@ class TestForeignBytes:
     def test_in_held_and_in_leases(self, broker: RedisBroker, client: redis.Redis, clock: Clock) -> None:
         broker.publish([row(1), row(2)])
         first, _ = claimed(broker)
-        client.zadd(f"{P}held:{LANE}", {b"hello": 1})
+        client.zadd(f"{P}leased:{LANE}", {b"hello": 1})
         client.hset(f"{P}leases", first.reference, b"nonsense")
         for _ in range(4):
             clock.ms += 5000
             broker.claim("w2", ["none"], free=1)
         found = broker.reclaim("w2", [LANE], lease_ms=15_000, grace_ms=3000, cursor="0-0")
         assert [one.reference for one, _ in found.deliveries] == [row(2).reference]
-        assert strange(client)[0] == 1
+        assert quarantine(client)[0] == 1
 
     def test_in_a_readers_list(self, broker: RedisBroker, client: redis.Redis) -> None:
-        client.rpush(f"{P}hand:w1", b"hello", b"0" * 16 + b"\x01" + bytes(36) + b"no line feed", b"")
+        client.rpush(f"{P}handoff:w1", b"hello", b"0" * 16 + b"\x01" + bytes(36) + b"no line feed", b"")
         broker.publish([row(1)])
         assert len(claimed(broker)) == 1
-        assert strange(client)[0] == 3
+        assert quarantine(client)[0] == 3
 
     def test_in_the_list_of_a_reader_that_blocks(self, broker: RedisBroker, client: redis.Redis) -> None:
         found = broker._reader.handed([b"hello", b"0" * 16 + row(1).reference + b"x\n"], "w1")
         assert found == []
-        assert strange(client)[0] == 2
+        assert quarantine(client)[0] == 2
 
     def test_a_direct_job_without_its_bytes(self, broker: RedisBroker, client: redis.Redis) -> None:
         broker.publish([direct(1, "k")])
         client.delete(f"{P}direct")
         broker.publish([direct(2, "k")])
         assert claimed(broker) == []
-        assert strange(client)[0] == 1
+        assert quarantine(client)[0] == 1
         assert len(claimed(broker)) == 1, "its key is free"
 
     def test_what_is_kept_is_bounded(self, broker: RedisBroker, client: redis.Redis) -> None:
         for start in range(0, 3000, 100):
-            foreign_ready(client, [b"strange %d" % number for number in range(start, start + 100)])
+            foreign_ready(client, [b"quarantine %d" % number for number in range(start, start + 100)])
             broker.claim("w1", [LANE], free=100)
-        assert strange(client) == (3000, 1000)
+        assert quarantine(client) == (3000, 1000)
 
     def test_a_key_of_another_type(self, broker: RedisBroker, client: redis.Redis) -> None:
         broker.claim("w1", [LANE], free=1)
@@ -124,7 +124,7 @@ class TestMemory:
             lanes = [LANE]
             with pytest.raises(BrokerFull, match="raise maxmemory"):
                 broker.publish([row(100)])
-            assert len(broker.known(DB, 0)) <= 100 // 8, "no bit says that it was published"
+            assert len(broker.published(DB, 0)) <= 100 // 8, "no bit says that it was published"
             assert broker.renew("w1", lanes, [keyed.lease]) == []
             assert broker.settle(lanes, [keyed, *plain[:5]]) == []
             assert broker.release(lanes, plain[5], delay_ms=5) == 1

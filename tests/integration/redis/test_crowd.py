@@ -67,7 +67,7 @@ class Crowd:
         self.next += 1
         published = job(self.next, key=key)
         took = self.commands(lambda: self.broker.publish([published]))
-        name = self.broker.explain(published).consumer
+        name = self.broker.explain(published).worker
         assert self.handed(name) == [self.next]
         self.again(name)
         return took
@@ -109,7 +109,7 @@ def test_no_call_takes_more_beside_many_workers_and_databases(crowd: Crowd, data
     for number in range(CROWD):
         database = DB if databases == 1 else number.to_bytes(8, "big")
         crowd.broker.configure(database, Rules())
-        crowd.broker.mark_built(database)
+        crowd.broker.mark_synced(database)
         crowd.wait(f"w{number}", lane(database, "default"))
     crowd.again(MINE)
     beside = crowd.costs()
@@ -118,8 +118,8 @@ def test_no_call_takes_more_beside_many_workers_and_databases(crowd: Crowd, data
 
 def test_the_generation_is_told_without_what_concerns_other_databases(crowd: Crowd) -> None:
     for number in range(CROWD):
-        crowd.broker.mark_built(number.to_bytes(8, "big"))
-    assert crowd.broker.generation([DB]).built == {DB.hex()}
+        crowd.broker.mark_synced(number.to_bytes(8, "big"))
+    assert crowd.broker.generation([DB]).synced == {DB.hex()}
 
 
 def test_a_job_passes_those_who_do_not_know_its_action(crowd: Crowd) -> None:
@@ -165,7 +165,7 @@ def test_a_reader_that_withdraws_is_handed_nothing(crowd: Crowd) -> None:
 
 def test_leases_run_out_although_the_clock_was_set_back(crowd: Crowd, clock: Clock) -> None:
     crowd.broker.publish([job(1)])
-    crowd.broker.claim("dead", [LANE], free=1)
+    crowd.broker.claim("failed", [LANE], free=1)
     clock.ms += 8000
     reclaim(crowd.broker)  # after a silence: its end is noted
     clock.ms -= HOUR
@@ -174,7 +174,7 @@ def test_leases_run_out_although_the_clock_was_set_back(crowd: Crowd, clock: Clo
     for _ in range(16):
         clock.ms += 1000
         found += (loser for _, loser in reclaim(crowd.broker).deliveries)
-    assert found == ["dead"]
+    assert found == ["failed"]
 
 
 def test_whoever_lives_holds_its_leases_although_the_clock_was_set_back(crowd: Crowd, clock: Clock) -> None:
@@ -188,13 +188,13 @@ def test_whoever_lives_holds_its_leases_although_the_clock_was_set_back(crowd: C
 
 
 def test_announcements_run_out_although_the_clock_was_set_back(crowd: Crowd, clock: Clock) -> None:
-    crowd.broker.announce("dead", [LANE], "{}", 15_000)
+    crowd.broker.announce("failed", [LANE], "{}", 15_000)
     reclaim(crowd.broker)
     clock.ms -= HOUR
     reclaim(crowd.broker)
-    assert crowd.broker.is_alive("dead")
+    assert crowd.broker.is_alive("failed")
     clock.ms += 15_001
-    assert not crowd.broker.is_alive("dead")
+    assert not crowd.broker.is_alive("failed")
 
 
 def test_a_rate_goes_on_although_the_clock_was_set_back(crowd: Crowd, clock: Clock) -> None:
@@ -208,7 +208,7 @@ def test_a_rate_goes_on_although_the_clock_was_set_back(crowd: Crowd, clock: Clo
 
 
 def test_who_waited_before_the_clock_was_set_back_is_handed_nothing(crowd: Crowd, clock: Clock) -> None:
-    crowd.wait("dead", LANE)
+    crowd.wait("failed", LANE)
     clock.ms -= HOUR
     crowd.broker.publish([job(1)])
     assert crowd.broker.locate([job(1)]) == [Place.READY]

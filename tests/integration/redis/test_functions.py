@@ -13,15 +13,15 @@ import redis
 from sidestream.broker.protocol import Delivery, Publication, lane
 from sidestream.broker.redis.broker import RedisBroker
 from sidestream.broker.redis.functions import SHARED, functions, library
-from sidestream.errors import GenerationMoved
+from sidestream.errors import StaleGeneration
 from sidestream.job.reference import direct_reference, row_reference
 from tests.integration.redis.conftest import DB, START, Clock, ready
 
 LANE = lane(DB, "default")
 P = "sidestream:{s0}:"
-KNOWN = f"{P}known:{DB.hex()}:0"
+KNOWN = f"{P}published:{DB.hex()}:0"
 SEAT = b"5" + bytes(8)
-READY = f"bin:r1:{SEAT.decode()}"
+READY = f"flow:r1:{SEAT.decode()}"
 """The bin of the tests' jobs: the first lane's pool, the priority of those that name none, no group."""
 DELAYED = "delayed:1:5"
 
@@ -47,7 +47,9 @@ def contents(client: redis.Redis) -> dict[str, Any]:
     found = {name.decode().removeprefix(P): readers[client.type(name)](name) for name in names}
     hidden = ("meta", "lanes", "rules")
     return {
-        name: value for name, value in found.items() if name not in hidden and not name.startswith(("ring:", "lanes:"))
+        name: value
+        for name, value in found.items()
+        if name not in hidden and not name.startswith(("schedule:", "lanes:"))
     }
 
 
@@ -80,14 +82,14 @@ def test_publish_row(broker: RedisBroker, client: redis.Redis) -> None:
     found = contents(client)
     assert found[READY] == {row(5).reference: START, row(7, "k").reference: START}
     assert found[DELAYED] == {row(6).reference: START + 9000}
-    stander = f"{START} 0 5 {LANE}".encode()
-    assert list(found["heads"].values()) == [row(7, "k").reference + stander]
+    keyed_entry = f"{START} 0 5 {LANE}".encode()
+    assert list(found["heads"].values()) == [row(7, "k").reference + keyed_entry]
     (line,) = (value for name, value in found.items() if name.startswith("key:"))
-    assert line == {row(8, "k").reference + stander: 8}
+    assert line == {row(8, "k").reference + keyed_entry: 8}
     assert found["behind"] == {LANE.encode(): b"1"}
     assert bits(client) == 4
     assert client.hgetall(f"{P}lanes") == {LANE.encode(): b"1"}
-    assert client.zrange(f"{P}ring:r1", 0, -1, withscores=True) == [(SEAT, 5 * 2.0**40)]
+    assert client.zrange(f"{P}schedule:r1", 0, -1, withscores=True) == [(SEAT, 5 * 2.0**40)]
 
 
 def test_publish_direct(broker: RedisBroker, client: redis.Redis) -> None:
@@ -102,8 +104,8 @@ def test_claim(broker: RedisBroker, client: redis.Redis) -> None:
     broker.publish([row(5), direct(1)])
     both = claimed(broker)
     found = contents(client)
-    assert set(found) == {f"known:{DB.hex()}:0", "direct", "leases", f"held:{LANE}"}
-    assert found[f"held:{LANE}"] == {row(5).reference: START, direct(1).reference: START}
+    assert set(found) == {f"published:{DB.hex()}:0", "direct", "leases", f"leased:{LANE}"}
+    assert found[f"leased:{LANE}"] == {row(5).reference: START, direct(1).reference: START}
     token = both[0].lease.entry[:16]
     assert found["leases"][row(5).reference] == token + f" 1 {START} 5 {LANE} w1".encode()
 
@@ -111,17 +113,17 @@ def test_claim(broker: RedisBroker, client: redis.Redis) -> None:
 def test_claim_announces_free_children_while_it_waits(broker: RedisBroker, client: redis.Redis, clock: Clock) -> None:
     assert broker.claim("w1", [LANE], free=3, wait_ms=40) == []
     waiting = {b"w1": START + 40}
-    assert contents(client) == {"free": {b"w1": f"3 {START + 40}\n{LANE}".encode()}, f"idle:{LANE}": waiting}
+    assert contents(client) == {"idle": {b"w1": f"3 {START + 40}\n{LANE}".encode()}, f"idle:{LANE}": waiting}
     broker.publish([row(1), row(2)])
     found = contents(client)
-    assert found["free"] == {b"w1": f"1 {START + 40}\n{LANE}".encode()}
-    assert len(found["hand:w1"]) == 2
-    assert 0 < client.pttl(f"{P}hand:w1") <= 600_000
+    assert found["idle"] == {b"w1": f"1 {START + 40}\n{LANE}".encode()}
+    assert len(found["handoff:w1"]) == 2
+    assert 0 < client.pttl(f"{P}handoff:w1") <= 600_000
     clock.ms += 41
     broker.publish([row(3)])
     assert READY in contents(client), "the announcement ran out"
     assert len(claimed(broker, free=2)) == 2
-    assert set(contents(client)) == {READY, f"known:{DB.hex()}:0", "leases", f"held:{LANE}"}
+    assert set(contents(client)) == {READY, f"published:{DB.hex()}:0", "leases", f"leased:{LANE}"}
 
 
 def test_claim_gives_back_what_it_has_no_child_for(broker: RedisBroker, client: redis.Redis) -> None:
@@ -137,7 +139,7 @@ def test_renew(broker: RedisBroker, client: redis.Redis, clock: Clock) -> None:
     first, second = claimed(broker)
     clock.ms += 500
     assert broker.renew("w1", [LANE], [first.lease]) == []
-    assert contents(client)[f"held:{LANE}"] == {first.reference: START + 500, second.reference: START}
+    assert contents(client)[f"leased:{LANE}"] == {first.reference: START + 500, second.reference: START}
 
 
 def test_settle_leaves_nothing(broker: RedisBroker, client: redis.Redis) -> None:
@@ -146,7 +148,7 @@ def test_settle_leaves_nothing(broker: RedisBroker, client: redis.Redis) -> None
     broker.release([LANE], held[0])
     held[0:1] = claimed(broker)
     assert broker.settle([LANE], held) == []
-    assert set(contents(client)) == {f"known:{DB.hex()}:0"}
+    assert set(contents(client)) == {f"published:{DB.hex()}:0"}
     assert bits(client) == 0
 
 
@@ -155,18 +157,18 @@ def test_release(broker: RedisBroker, client: redis.Redis) -> None:
     (one,) = claimed(broker)
     assert broker.release([LANE], one, delay_ms=700) == 1
     found = contents(client)
-    assert set(found) == {f"known:{DB.hex()}:0", DELAYED, "tries"}
+    assert set(found) == {f"published:{DB.hex()}:0", DELAYED, "attempts"}
     assert found[DELAYED] == {one.reference: START + 700}
-    assert found["tries"] == {one.reference: f"0 0 1 {START}".encode()}
+    assert found["attempts"] == {one.reference: f"0 0 1 {START}".encode()}
 
 
 def test_bury(broker: RedisBroker, client: redis.Redis) -> None:
     broker.publish([direct(1)])
     (one,) = claimed(broker)
-    assert broker.bury([LANE], one, "no such printer")
+    assert broker.fail([LANE], one, "no such printer")
     found = contents(client)
-    assert set(found) == {"dead"}
-    kept = msgpack.unpackb(found["dead"][UUID(int=1).bytes], raw=True)
+    assert set(found) == {"failed"}
+    kept = msgpack.unpackb(found["failed"][UUID(int=1).bytes], raw=True)
     assert (kept[b"payload"], kept[b"error"], kept[b"at"]) == (b"signed", b"no such printer", START)
 
 
@@ -174,25 +176,25 @@ def test_reclaim_forgets_dead_workers(broker: RedisBroker, client: redis.Redis, 
     broker.announce("old", [LANE], "{}", 1000)
     broker.claim("old", [LANE], free=1, wait_ms=10)
     broker.publish([row(1)])
-    assert contents(client)["hand:old"]
+    assert contents(client)["handoff:old"]
     clock.ms += 500
     broker.announce("new", [LANE], "{}", 1000)
     clock.ms += 600
     broker.reclaim("new", [LANE], lease_ms=15_000, grace_ms=3000, cursor="0-0")
     assert set(contents(client)["workers"]) == {b"new"}
-    assert "hand:old" not in contents(client), "nobody reads it any more; the lease of what is in it runs out"
+    assert "handoff:old" not in contents(client), "nobody reads it any more; the lease of what is in it runs out"
 
 
 def test_reclaim_takes_a_hand_off_whose_reader_died(broker: RedisBroker, client: redis.Redis, clock: Clock) -> None:
-    broker.claim("dead", [LANE], free=1, wait_ms=10)
+    broker.claim("failed", [LANE], free=1, wait_ms=10)
     broker.publish([direct(1)])
-    assert contents(client)["hand:dead"]
+    assert contents(client)["handoff:failed"]
     for _ in range(4):
         clock.ms += 5000
         broker.claim("alive", [LANE], free=1)
     ((one, loser),) = broker.reclaim("alive", [LANE], lease_ms=15_000, grace_ms=3000, cursor="0-0").deliveries
-    assert (one.payload, loser) == (b"signed", "dead")
-    assert broker.claim("dead", [LANE], free=1) == [], "what the dead one had is worth nothing any more"
+    assert (one.payload, loser) == (b"signed", "failed")
+    assert broker.claim("failed", [LANE], free=1) == [], "what the dead one had is worth nothing any more"
 
 
 def test_reassert(broker: RedisBroker, client: redis.Redis, redis_server: Any) -> None:
@@ -202,14 +204,14 @@ def test_reassert(broker: RedisBroker, client: redis.Redis, redis_server: Any) -
     ready(broker)
     again = broker.reassert("w1", [LANE], held)
     found = contents(client)
-    assert set(found) == {f"known:{DB.hex()}:0", "direct", "leases", f"held:{LANE}", "heads"}
+    assert set(found) == {f"published:{DB.hex()}:0", "direct", "leases", f"leased:{LANE}", "heads"}
     assert [one.reference for one in again] == [one.reference for one in held]
     assert {one.lease.entry for one in again}.isdisjoint(one.lease.entry for one in held)
 
 
 def test_locate_mends_a_line_whose_head_is_nowhere(broker: RedisBroker, client: redis.Redis) -> None:
     broker.publish([row(1, "k"), row(2, "k"), row(3, "k")])
-    client.delete(P + READY, f"{P}ring:r1")
+    client.delete(P + READY, f"{P}schedule:r1")
     assert claimed(broker) == []
     assert [place.value for place in broker.locate([row(3, "k"), row(2, "k")])] == ["behind key", "ready"]
     assert [one.reference for one in claimed(broker)] == [row(2, "k").reference]
@@ -219,7 +221,7 @@ def test_discard(broker: RedisBroker, client: redis.Redis) -> None:
     broker.publish([row(1), row(2, due=START + 9000), row(3, "k"), row(4, "k")])
     for job in (row(1), row(2), row(4, "k"), row(3, "k")):
         assert broker.discard(job)
-    assert set(contents(client)) == {f"known:{DB.hex()}:0"}
+    assert set(contents(client)) == {f"published:{DB.hex()}:0"}
     assert bits(client) == 0
 
 
@@ -233,17 +235,17 @@ def test_generation_writes_nothing(redis_server: Any, client: redis.Redis) -> No
     fresh = RedisBroker(redis_server.url, timeout=10)
     assert fresh.generation().number == 0
     assert client.dbsize() == 0
-    with pytest.raises(GenerationMoved, match="call generation"):
-        fresh.mark_built(DB)
+    with pytest.raises(StaleGeneration, match="call generation"):
+        fresh.mark_synced(DB)
     fresh.close()
 
 
 def test_built_and_known(broker: RedisBroker, client: redis.Redis) -> None:
-    broker.mark_built(DB)
-    assert DB.hex() in broker.generation([DB]).built
+    broker.mark_synced(DB)
+    assert DB.hex() in broker.generation([DB]).synced
     broker.publish([row(9)])
-    assert broker.known(DB, 0) == client.get(KNOWN) == b"\x00\x40"
-    assert broker.known(DB, 1) == b""
+    assert broker.published(DB, 0) == client.get(KNOWN) == b"\x00\x40"
+    assert broker.published(DB, 1) == b""
 
 
 def test_announce_and_withdraw(broker: RedisBroker, client: redis.Redis) -> None:

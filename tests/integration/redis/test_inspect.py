@@ -5,7 +5,7 @@ from __future__ import annotations
 import redis
 
 from sidestream.broker.redis.broker import RedisBroker
-from sidestream.broker.redis.failed import DeadLetters
+from sidestream.broker.redis.failed import FailedDirectJobs
 from sidestream.broker.redis.inspect import AnnouncedWorker, LaneDepth, RedisInspector
 from tests.integration.redis.conftest import START
 from tests.integration.redis.test_functions import LANE, READY, P, claimed, direct, row
@@ -13,7 +13,14 @@ from tests.integration.redis.test_functions import LANE, READY, P, claimed, dire
 
 def test_an_empty_shard(broker: RedisBroker) -> None:
     seen = RedisInspector(broker.connection).overview()
-    assert (seen.lanes, seen.workers, seen.undelivered, seen.direct, seen.dead, seen.strange) == ((), (), 0, 0, 0, 0)
+    assert (seen.lanes, seen.workers, seen.undelivered, seen.direct, seen.failed, seen.quarantine) == (
+        (),
+        (),
+        0,
+        0,
+        0,
+        0,
+    )
 
 
 def test_every_figure(broker: RedisBroker, client: redis.Redis) -> None:
@@ -27,8 +34,8 @@ def test_every_figure(broker: RedisBroker, client: redis.Redis) -> None:
     seen = inspector.overview()
     assert seen.lanes == (LaneDepth(LANE, ready=1, delayed=1, behind_key=2, handed_off=3),)
     assert seen.workers == (AnnouncedWorker("w1", (LANE,), '{"host": "a"}', START + 5000),)
-    assert (seen.undelivered, seen.direct, seen.dead, seen.strange) == (0, 1, 0, 1)
-    assert inspector.strange() == [b"hello"]
+    assert (seen.undelivered, seen.direct, seen.failed, seen.quarantine) == (0, 1, 0, 1)
+    assert inspector.quarantine() == [b"hello"]
 
 
 def test_what_a_reader_has_not_read(broker: RedisBroker) -> None:
@@ -42,8 +49,8 @@ def test_what_a_reader_has_not_read(broker: RedisBroker) -> None:
 def test_dead_direct_jobs_by_page(broker: RedisBroker) -> None:
     broker.publish([direct(number) for number in range(300)])
     for one in claimed(broker, 300):
-        broker.bury([LANE], one, "it is \N{GREEK SMALL LETTER ALPHA} test")
-    found = list(DeadLetters(broker))
+        broker.fail([LANE], one, "it is \N{GREEK SMALL LETTER ALPHA} test")
+    found = list(FailedDirectJobs(broker))
     assert {job.uuid.int for job in found} == set(range(300))
     assert {(job.error, job.queue, job.at_ms, job.job) for job in found} == {
         ("it is \N{GREEK SMALL LETTER ALPHA} test", "default", START, None)

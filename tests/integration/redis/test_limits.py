@@ -31,7 +31,7 @@ def limited(concurrency: int | None, version: int = 1, rate: float | None = None
 
 def parked(client: redis.Redis) -> int:
     """Return how many jobs wait in the courier's pool."""
-    return sum(client.zcard(name) for name in client.scan_iter(f"{P}bin:{POOL}:*"))
+    return sum(client.zcard(name) for name in client.scan_iter(f"{P}flow:{POOL}:*"))
 
 
 def late(broker: RedisBroker, clock: Clock) -> list[Delivery]:
@@ -52,7 +52,7 @@ def test_nothing_is_left_behind(broker: RedisBroker, client: redis.Redis) -> Non
     assert (client.smembers(SLOTS), parked(client)) == ({one.reference}, 3)
     assert client.smembers(f"{P}parked") == {POOL.encode()}
     assert all(broker.discard(job) for job in jobs[1:])
-    assert not client.exists(f"{P}parked", f"{P}wakes", f"{P}ring:{POOL}"), "its last waiter was cancelled"
+    assert not client.exists(f"{P}parked", f"{P}timers", f"{P}schedule:{POOL}"), "its last waiter was cancelled"
     broker.settle([LANE], [one])
     assert not client.exists(SLOTS)
 
@@ -72,7 +72,7 @@ def test_a_holder_whose_reference_was_lost(broker: RedisBroker, client: redis.Re
     broker.publish([courier(1), courier(2)])
     (one,) = claimed(broker)
     client.hdel(f"{P}leases", one.reference)
-    client.zrem(f"{P}held:{LANE}", one.reference)
+    client.zrem(f"{P}leased:{LANE}", one.reference)
     assert claimed(broker) == []
     broker.reclaim("w2", [LANE], lease_ms=LEASE_MS, grace_ms=RENEW_MS, cursor="0-0")
     assert [one.reference for one in claimed(broker)] == [courier(2).reference]
@@ -106,7 +106,7 @@ def test_an_unread_hand_off_gives_its_slot_back(broker: RedisBroker, client: red
     broker.announce("w1", [LANE], "{}", 5000)
     broker.claim("w1", [LANE], free=2, wait_ms=20)
     broker.publish([courier(1), courier(2)])
-    assert client.scard(SLOTS) == client.llen(f"{P}hand:w1") == 1
+    assert client.scard(SLOTS) == client.llen(f"{P}handoff:w1") == 1
     broker.withdraw("w1", [LANE])
     assert not client.exists(SLOTS)
     assert len(broker.claim("w2", [LANE], free=5)) == 1
@@ -133,16 +133,16 @@ def test_rules_are_taken_although_the_memory_is_full(broker: RedisBroker, client
 
 
 def test_whoever_knows_an_action_gets_it_at_once(broker: RedisBroker, client: redis.Redis) -> None:
-    broker.announce("knows", [LANE], "{}", 5000, frozenset({tag("new", 4)}))
+    broker.announce("expert", [LANE], "{}", 5000, frozenset({tag("new", 4)}))
     broker.announce("old", [LANE], "{}", 5000, frozenset({tag("act", 4)}))
-    broker.claim("knows", [LANE], free=1, wait_ms=20)
+    broker.claim("expert", [LANE], free=1, wait_ms=20)
     broker.claim("old", [LANE], free=1, wait_ms=20)
     broker.publish([courier(1, action="new")])
-    assert (client.llen(f"{P}hand:knows"), client.llen(f"{P}hand:old")) == (1, 0)
+    assert (client.llen(f"{P}handoff:expert"), client.llen(f"{P}handoff:old")) == (1, 0)
     broker.publish([courier(2, action="new")])
-    assert broker.locate([courier(2, action="new")]) == [Place.PARKED]
+    assert broker.locate([courier(2, action="new")]) == [Place.UNROUTED]
     assert not broker.claim("old", [LANE], free=1)
-    assert len(broker.claim("knows", [LANE], free=2)) == 2
+    assert len(broker.claim("expert", [LANE], free=2)) == 2
 
 
 def test_very_many_paused_groups_leave_in_bounded_lots(broker: RedisBroker, client: redis.Redis) -> None:
@@ -153,10 +153,10 @@ def test_very_many_paused_groups_leave_in_bounded_lots(broker: RedisBroker, clie
             for number, group in enumerate(groups, 1)
         ]
     )
-    broker.publish([Publication(row_reference(DB, 9999, "act", None, "free").pack(), LANE, priority=9)])
+    broker.publish([Publication(row_reference(DB, 9999, "act", None, "idle").pack(), LANE, priority=9)])
     broker.configure(DB, Rules(1, pauses=frozenset(Pause(group=group) for group in groups)))
     assert [len(claimed(broker)) for _ in range(4)] == [0, 0, 1, 0]
-    assert client.zcard(f"{P}ring:r1") == 0
+    assert client.zcard(f"{P}schedule:r1") == 0
     broker.configure(DB, Rules(2))
     for _ in range(200):
         claimed(broker, 0)
@@ -207,15 +207,15 @@ class Shift:
         self.most, self.version = self.random.randrange(6), self.version + 1
         self.broker.configure(DB, limited(self.most, self.version))
 
-    def _of(self, consumer: str) -> list[Delivery]:
-        return [one for one in self.running.values() if one.lease.consumer == consumer]
+    def _of(self, worker: str) -> list[Delivery]:
+        return [one for one in self.running.values() if one.lease.worker == worker]
 
     def reclaim(self) -> None:
         for _ in range(4):
             self.clock.ms += 5000
             self.broker.claim("looks on", ["none"], free=1)
-            for consumer in ("w1", "w2"):
-                assert self.broker.renew(consumer, [LANE], [one.lease for one in self._of(consumer)]) == []
+            for worker in ("w1", "w2"):
+                assert self.broker.renew(worker, [LANE], [one.lease for one in self._of(worker)]) == []
         taken = self.broker.reclaim("w2", [LANE], lease_ms=LEASE_MS, grace_ms=RENEW_MS, cursor="0-0").deliveries
         assert {one.reference for one, _ in taken} == self.left
         self.left.clear()
@@ -228,10 +228,10 @@ class Shift:
         self.broker.configure(DB, limited(self.most, self.version))
         self.broker.publish(list(self.jobs.values()))
         assert claimed(self.broker) == [], "nothing before everybody stated what he holds"
-        for consumer in ("w1", "w2"):
-            again = self.broker.reassert(consumer, [LANE], self._of(consumer))
+        for worker in ("w1", "w2"):
+            again = self.broker.reassert(worker, [LANE], self._of(worker))
             self.running.update((one.reference, one) for one in again)
-        self.broker.mark_built(DB)
+        self.broker.mark_synced(DB)
         self.left.clear()  # they died, and their leases with the server's contents: nobody runs them
 
 

@@ -23,7 +23,7 @@ def broker(redis_server: RedisServer) -> Iterator[RedisBroker]:
     broker = RedisBroker(redis_server.url, timeout=1.0)
     broker.begin_generation()
     broker.configure(DB, Rules(limits={(Scope.GLOBAL, ""): Limit(concurrency=4)}))
-    broker.mark_built(DB)
+    broker.mark_synced(DB)
     yield broker
     broker.close()
 

@@ -15,7 +15,7 @@ from tests.integration.redis.conftest import DB, Clock
 from tests.integration.redis.test_functions import LANE, P, claimed
 from tests.support.servers import RedisServer
 
-ONES = f"{P}ones:r1"
+ONES = f"{P}singletons:r1"
 
 
 def job(number: int, group: str, due: int = 0, limit: str | None = None) -> Publication:
@@ -26,7 +26,7 @@ A, B, B2, C = job(1, "a"), job(2, "b"), job(3, "b"), job(4, "c")
 
 
 def bins(client: redis.Redis) -> int:
-    return len(list(client.scan_iter(f"{P}bin:r1:*")))
+    return len(list(client.scan_iter(f"{P}flow:r1:*")))
 
 
 def numbers(broker: RedisBroker, free: int = 10) -> list[bytes]:
@@ -37,7 +37,7 @@ def numbers(broker: RedisBroker, free: int = 10) -> list[bytes]:
 def two(broker: RedisBroker, client: redis.Redis) -> RedisBroker:
     """A broker in which group a has a bin and b's job is single."""
     broker.publish([A])
-    assert (client.exists(ONES), bins(client)) == (0, 1), "the only seat has a bin: no further look is needed"
+    assert (client.exists(ONES), bins(client)) == (0, 1), "the only flow has a bin: no further look is needed"
     broker.publish([B])
     assert (client.hlen(ONES), bins(client)) == (1, 1)
     return broker
@@ -46,7 +46,7 @@ def two(broker: RedisBroker, client: redis.Redis) -> RedisBroker:
 def test_each_group_is_served_and_nothing_is_left(two: RedisBroker, client: redis.Redis) -> None:
     two.publish([C])
     assert sorted(numbers(two)) == sorted(one.reference for one in (A, B, C))
-    assert not client.exists(ONES, f"{P}ring:r1")
+    assert not client.exists(ONES, f"{P}schedule:r1")
 
 
 def test_a_second_job_of_the_group_joins_the_first(two: RedisBroker, client: redis.Redis, clock: Clock) -> None:
@@ -67,7 +67,7 @@ def test_a_lot_of_one_group_beside_a_single_one(two: RedisBroker, client: redis.
 def test_it_can_be_found_moved_and_discarded(two: RedisBroker, client: redis.Redis) -> None:
     assert two.locate([B]) == [Place.READY]
     assert two.explain(B).rank == 0
-    assert two.move(B, 2)
+    assert two.reprioritize(B, 2)
     assert two.locate([B]) == [Place.READY]
     assert client.hkeys(ONES)[0][:1] == b"2"
     assert two.discard(B)
@@ -85,7 +85,7 @@ def test_published_again_by_force_it_is_there_once(two: RedisBroker) -> None:
 def test_paused_it_keeps_its_place(two: RedisBroker, client: redis.Redis) -> None:
     two.configure(DB, Rules(1, pauses=frozenset({Pause(group="b")})))
     assert numbers(two) == [A.reference]
-    assert (client.hlen(ONES), client.zcard(f"{P}ring:r1")) == (1, 0)
+    assert (client.hlen(ONES), client.zcard(f"{P}schedule:r1")) == (1, 0)
     two.publish([B2])
     assert numbers(two) == []
     two.configure(DB, Rules(2))
@@ -123,12 +123,12 @@ def test_those_that_a_limit_keeps(broker: RedisBroker, client: redis.Redis) -> N
     done: list[bytes] = []
     for left in (3, 2, 1, 0):
         (one,) = claimed(broker)
-        single = sum(client.hlen(name) for name in client.scan_iter(f"{P}ones:l*"))
-        assert single + len(list(client.scan_iter(f"{P}bin:l*"))) == left
+        single = sum(client.hlen(name) for name in client.scan_iter(f"{P}singletons:l*"))
+        assert single + len(list(client.scan_iter(f"{P}flow:l*"))) == left
         done.append(one.reference)
         broker.settle([LANE], [one])
     assert sorted(done) == sorted(one.reference for one in jobs)
-    assert not list(client.scan_iter(f"{P}ones:*"))
+    assert not list(client.scan_iter(f"{P}singletons:*"))
 
 
 def test_the_depth_counts_it(two: RedisBroker, redis_server: RedisServer) -> None:
@@ -142,24 +142,24 @@ def test_the_depth_counts_it(two: RedisBroker, redis_server: RedisServer) -> Non
 
 @pytest.mark.parametrize("foreign", [b"hello", b"no number here", b"12 short"])
 def test_foreign_bytes_are_put_aside(two: RedisBroker, client: redis.Redis, foreign: bytes) -> None:
-    (seat,) = client.hkeys(ONES)
-    client.hset(ONES, seat, foreign)
+    (flow,) = client.hkeys(ONES)
+    client.hset(ONES, flow, foreign)
     assert numbers(two) == [A.reference]
-    assert client.llen(f"{P}strange") == 1
-    assert not client.exists(ONES, f"{P}ring:r1")
+    assert client.llen(f"{P}quarantine") == 1
+    assert not client.exists(ONES, f"{P}schedule:r1")
 
 
 def test_a_second_job_beside_foreign_bytes(two: RedisBroker, client: redis.Redis) -> None:
-    (seat,) = client.hkeys(ONES)
-    client.hset(ONES, seat, b"hello")
+    (flow,) = client.hkeys(ONES)
+    client.hset(ONES, flow, b"hello")
     two.publish([B2])
     assert sorted(numbers(two)) == sorted([A.reference, B2.reference])
-    assert client.llen(f"{P}strange") == 1
+    assert client.llen(f"{P}quarantine") == 1
 
 
 def test_a_seat_that_another_release_took_away_comes_back(two: RedisBroker, client: redis.Redis) -> None:
-    (seat,) = client.hkeys(ONES)
-    client.zrem(f"{P}ring:r1", seat)
+    (flow,) = client.hkeys(ONES)
+    client.zrem(f"{P}schedule:r1", flow)
     two.publish([B2])
     assert sorted(numbers(two)) == sorted([A.reference, B.reference, B2.reference])
 
@@ -170,8 +170,8 @@ def test_the_seat_of_a_paused_group_does_not_come_back_with_its_second_job(
     """In the ring it would take the turns of priorities that are aged: the memory broker serves others then."""
     two.configure(DB, Rules(1, pauses=frozenset({Pause(group="b")})))
     assert numbers(two) == [A.reference]
-    assert not client.exists(f"{P}ring:r1"), "it was met and is passed over"
+    assert not client.exists(f"{P}schedule:r1"), "it was met and is passed over"
     two.publish([C, B2])
-    assert client.zrange(f"{P}ring:r1", 0, -1) == [b"5" + C.reference[-16:-8]]
+    assert client.zrange(f"{P}schedule:r1", 0, -1) == [b"5" + C.reference[-16:-8]]
     two.configure(DB, Rules(2))
     assert sorted(numbers(two)) == sorted([B.reference, B2.reference, C.reference])

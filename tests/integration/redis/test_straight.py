@@ -49,10 +49,10 @@ RULES = {
     "paused action": Rules(pauses=frozenset({Pause(action="act")})),
     "limit": Rules(limits={(Scope.GLOBAL, ""): Limit(concurrency=0)}),
 }
-KNOWN = {"any action": None, "known": {ACT}, "unknown": {tag("other", 4)}}
+KNOWN = {"any action": None, "published": {ACT}, "unrouted": {tag("other", 4)}}
 CASES = [
-    *(("row", lanes, rules, "known") for lanes in LANES for rules in ("none", "weights")),
-    *(("row", "second", rules, "known") for rules in ("paused queue", "paused action", "limit")),
+    *(("row", lanes, rules, "published") for lanes in LANES for rules in ("none", "weights")),
+    *(("row", "second", rules, "published") for rules in ("paused queue", "paused action", "limit")),
     *(("direct", lanes, "weights", known) for lanes in ("alone", "second") for known in KNOWN),
 ]
 
@@ -75,13 +75,13 @@ def test_both_ways_leave_the_same(
                 broker.settle(lanes, [delivery])
         left.append(everything(client))
     assert left[:3] == left[3:]
-    if known_name != "unknown" and rules_name in ("none", "weights"):
-        assert left[0]["hand:w1"], "it is with the reader"
+    if known_name != "unrouted" and rules_name in ("none", "weights"):
+        assert left[0]["handoff:w1"], "it is with the reader"
 
 
 def wait(client: redis.Redis, reader: str, until: int, lane: str, children: int = 1) -> None:
     """Leave what a claim leaves that waits for jobs."""
-    client.hset(f"{P}free", reader, f"{children} {until}\n{lane}")
+    client.hset(f"{P}idle", reader, f"{children} {until}\n{lane}")
     client.zadd(f"{P}idle:{lane}", {reader: until})
 
 
@@ -89,7 +89,7 @@ def test_one_that_came_before_is_not_overtaken(broker: RedisBroker, client: redi
     broker.publish([row(1)])
     wait(client, "w1", START + 40, LANE)
     broker.publish([row(2)])
-    (handed,) = client.lrange(f"{P}hand:w1", 0, -1)
+    (handed,) = client.lrange(f"{P}handoff:w1", 0, -1)
     assert handed[16:].startswith(row(1).reference)
 
 
@@ -97,9 +97,9 @@ def test_a_reader_whose_time_is_over_gets_nothing(broker: RedisBroker, client: r
     wait(client, "gone", START - 1, LANE)
     wait(client, "here", START + 40, LANE)
     broker.publish([row(1)])
-    assert not client.exists(f"{P}hand:gone")
-    assert client.llen(f"{P}hand:here") == 1
-    assert client.hkeys(f"{P}free") == []
+    assert not client.exists(f"{P}handoff:gone")
+    assert client.llen(f"{P}handoff:here") == 1
+    assert client.hkeys(f"{P}idle") == []
     assert not client.exists(f"{P}idle:{LANE}")
 
 
@@ -107,5 +107,5 @@ def test_readers_of_other_lanes_are_passed_over(broker: RedisBroker, client: red
     wait(client, "a", START + 40, OTHER)
     wait(client, "b", START + 40, LANE, children=2)
     broker.publish([row(1)])
-    assert client.llen(f"{P}hand:b") == 1
-    assert client.hgetall(f"{P}free")[b"b"] == f"1 {START + 40}\n{LANE}".encode()
+    assert client.llen(f"{P}handoff:b") == 1
+    assert client.hgetall(f"{P}idle")[b"b"] == f"1 {START + 40}\n{LANE}".encode()

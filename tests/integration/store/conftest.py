@@ -44,28 +44,28 @@ def store_dsn(postgres: PostgresServer, store_name: str) -> str:
 @pytest.fixture
 def connect(driver: str, store_dsn: str) -> Iterator[Connect]:
     """Open sessions on the store; they are closed at the end."""
-    opened: list[Session] = []
+    acquired: list[Session] = []
 
     def make(**options: str) -> Session:
-        opened.append(Session(driver, store_dsn, **options))
-        return opened[-1]
+        acquired.append(Session(driver, store_dsn, **options))
+        return acquired[-1]
 
     yield make
-    for session in opened:
+    for session in acquired:
         session.close()
 
 
 @pytest.fixture
 def fresh(driver: str, database: str) -> Iterator[Connect]:
     """Open sessions on a database without our tables; they are closed at the end."""
-    opened: list[Session] = []
+    acquired: list[Session] = []
 
     def make(**options: str) -> Session:
-        opened.append(Session(driver, database, **options))
-        return opened[-1]
+        acquired.append(Session(driver, database, **options))
+        return acquired[-1]
 
     yield make
-    for session in opened:
+    for session in acquired:
         session.close()
 
 

@@ -12,7 +12,7 @@ import psycopg2
 
 from sidestream.job.job import Job
 from sidestream.store import acquire, outcomes
-from sidestream.store.outcomes import StoredJob
+from sidestream.store.outcomes import JobRow
 
 T = TypeVar("T")
 
@@ -55,22 +55,22 @@ class Session:
     def rollback(self) -> None:
         self.execute("ROLLBACK")
 
-    def insert(self, *jobs: Job) -> list[StoredJob]:
+    def insert(self, *jobs: Job) -> list[JobRow]:
         return outcomes.insert(self.cur, jobs)
 
     def one(self, **options: Any) -> int:
         """Insert one job and return its id."""
         return self.insert(Job("test.act", **options))[0].id
 
-    def open(self, job_id: int, **options: Any) -> acquire.Opening:
+    def open(self, job_id: int, **options: Any) -> acquire.AcquireResult:
         """Begin a job's transaction and try to open the job in it."""
         self.begin()
-        return acquire.open_job(self.cur, job_id, **options)
+        return acquire.acquire_job(self.cur, job_id, **options)
 
-    def hold(self, job_id: int) -> acquire.Opened:
+    def hold(self, job_id: int) -> acquire.Acquired:
         """Open a job that must open."""
         found = self.open(job_id)
-        assert isinstance(found, acquire.Opened), found
+        assert isinstance(found, acquire.Acquired), found
         return found
 
     def done(self, job_id: int) -> None:

@@ -64,10 +64,10 @@ def test_c02_a_rollback_inside_the_action_loses_it_too(a: Session) -> None:
 
 def test_c02_without_a_transaction_nothing_can_be_finished(a: Session) -> None:
     job = a.one()
-    assert isinstance(acquire.open_job(a.cur, job), acquire.Opened)  # autocommit: it is over already
+    assert isinstance(acquire.acquire_job(a.cur, job), acquire.Acquired)  # autocommit: it is over already
     with pytest.raises(LockLost):
         outcomes.finish(a.cur, job)
-    assert a.row(job)[0] == "open"
+    assert a.row(job)[0] == "pending"
 
 
 def test_c02_another_jobs_lock_does_not_finish_this_one(a: Session) -> None:
@@ -96,9 +96,9 @@ def test_c02_a_row_that_was_locked_cannot_be_finished(a: Session, b: Session) ->
 
 def test_c02_opened_again_after_a_commit_it_can_be_finished(a: Session) -> None:
     job = a.one()
-    opened = a.hold(job)
+    acquired = a.hold(job)
     a.commit()
-    assert isinstance(a.open(job, attempts_seen=opened.attempts), acquire.Opened)
+    assert isinstance(a.open(job, attempts_seen=acquired.attempts), acquire.Acquired)
     outcomes.finish(a.cur, job)
     a.commit()
     assert a.row(job)[0] == "done"
@@ -108,8 +108,8 @@ def test_c02_opened_again_it_is_not_ours_when_an_attempt_was_charged(a: Session,
     job = a.one()
     a.hold(job)
     a.commit()
-    assert outcomes.crash(b.cur, job, 0, "It crashed.", 3).ours
-    assert a.open(job, attempts_seen=0) == acquire.Moved(1)
+    assert outcomes.crash(b.cur, job, 0, "It crashed.", 3).applied
+    assert a.open(job, attempts_seen=0) == acquire.Superseded(1)
     a.rollback()
     b.hold(job)
     assert a.open(job, attempts_seen=1) == acquire.Locked()
@@ -120,8 +120,8 @@ def test_c02_opened_again_nothing_that_became_due_stands_before_it(a: Session) -
     job = a.one(key="k")
     a.hold(job)
     a.commit()
-    assert control.run_now(a.cur, head).ours
-    assert isinstance(a.open(job, attempts_seen=0), acquire.Opened)
+    assert control.run_now(a.cur, head).applied
+    assert isinstance(a.open(job, attempts_seen=0), acquire.Acquired)
     a.rollback()
     assert a.open(job) == acquire.Blocked(head)
 
@@ -145,7 +145,7 @@ def test_c03_the_wait_is_bounded(a: Session, b: Session) -> None:
     assert sqlstate(caught.value) == LOCK_NOT_AVAILABLE
     assert b.value("SHOW lock_timeout") == "3s"
     a.rollback()
-    assert acquire.state_when_unlocked(b.cur, job, timeout=0.05) is State.OPEN
+    assert acquire.state_when_unlocked(b.cur, job, timeout=0.05) is State.PENDING
     assert acquire.state_when_unlocked(b.cur, job + 1, timeout=0.05) is None
 
 
@@ -154,24 +154,24 @@ def test_c04_no_row_has_many_meanings(a: Session, b: Session) -> None:
     scheduled = a.one(run_at=LATER)
     head, behind, far_behind = (a.one(key="k") for _ in range(3))
     a.done(done)
-    assert outcomes.bury(a.cur, dead, 0, "It can never work.").dead
-    assert control.cancel(a.cur, cancelled).ours
+    assert outcomes.fail_job(a.cur, dead, 0, "It can never work.").failed
+    assert control.cancel(a.cur, cancelled).applied
     a.hold(running)
     expected = {
         running: acquire.Locked(),
         done: acquire.Terminal(State.DONE),
-        dead: acquire.Terminal(State.DEAD),
+        dead: acquire.Terminal(State.FAILED),
         cancelled: acquire.Terminal(State.CANCELLED),
         behind: acquire.Blocked(head),
         far_behind: acquire.Blocked(head),
         10_000: acquire.Missing(),
     }
     b.begin()
-    assert {job: acquire.open_job(b.cur, job) for job in expected} == expected
-    not_due = acquire.open_job(b.cur, scheduled)
+    assert {job: acquire.acquire_job(b.cur, job) for job in expected} == expected
+    not_due = acquire.acquire_job(b.cur, scheduled)
     assert isinstance(not_due, acquire.NotDue)
     assert 3000 < not_due.seconds < 3600
-    assert isinstance(acquire.open_job(b.cur, head), acquire.Opened)
+    assert isinstance(acquire.acquire_job(b.cur, head), acquire.Acquired)
 
 
 def test_c04_a_form_that_edits_the_row_counts_as_locked(a: Session, b: Session) -> None:
@@ -183,8 +183,8 @@ def test_c04_a_form_that_edits_the_row_counts_as_locked(a: Session, b: Session) 
 
 def test_c04_opened_says_all_that_the_job_needs(a: Session) -> None:
     [stored] = a.insert(Job("test.act", (1, "é"), {"n": None}, queue="q", key="k"))
-    opened = a.hold(stored.id)
-    assert opened == acquire.Opened(
+    acquired = a.hold(stored.id)
+    assert acquired == acquire.Acquired(
         stored.id, "test.act", '{"v":1,"args":[1,"é"],"kwargs":{"n":null}}', "q", "k", 0, 0, 0, 0, a.pid
     )
 
@@ -193,9 +193,9 @@ def test_c05_a_row_that_changed_after_the_snapshot_raises_40001(a: Session, b: S
     job = a.one()
     b.begin()
     b.value("SELECT count(*) FROM sidestream_job")  # the snapshot
-    assert outcomes.fail(a.cur, job, 0, 0, "It failed.").ours
+    assert outcomes.fail_attempt(a.cur, job, 0, 0, "It failed.").applied
     with pytest.raises(ERRORS) as caught:
-        acquire.open_job(b.cur, job)
+        acquire.acquire_job(b.cur, job)
     assert sqlstate(caught.value) == SERIALIZATION_FAILURE
     b.rollback()
     assert b.value("SELECT count(*) FROM pg_locks WHERE pid = pg_backend_pid() AND locktype <> 'virtualxid'") <= 1
@@ -210,25 +210,25 @@ def test_c05_whatever_the_locks_say_an_open_predecessor_blocks(a: Session, b: Se
     outcomes.finish(a.cur, first)
     assert b.open(second) == acquire.Blocked(first)  # done, not committed
     a.commit()
-    assert acquire.open_job(b.cur, second) == acquire.Blocked(first)  # committed, after b's snapshot
+    assert acquire.acquire_job(b.cur, second) == acquire.Blocked(first)  # committed, after b's snapshot
     b.rollback()
-    assert isinstance(b.open(second), acquire.Opened)
+    assert isinstance(b.open(second), acquire.Acquired)
 
 
 def test_c05_who_opens_sees_what_its_predecessor_did(a: Session, b: Session) -> None:
     first, second = a.one(key="k"), a.one(key="k")
     a.hold(first)
-    a.execute("INSERT INTO sidestream_attempt (job_id, supervisor, slot, event) VALUES (0, 'effect', 0, 'done')")
+    a.execute("INSERT INTO sidestream_attempt (job_id, worker, slot, event) VALUES (0, 'effect', 0, 'done')")
     outcomes.finish(a.cur, first)
     b.begin()
     b.value("SELECT 1")
-    early = acquire.open_job(b.cur, second)
+    early = acquire.acquire_job(b.cur, second)
     a.commit()
-    seen = b.value("SELECT count(*) FROM sidestream_attempt WHERE supervisor = 'effect'")
+    seen = b.value("SELECT count(*) FROM sidestream_attempt WHERE worker = 'effect'")
     assert (early, seen) == (acquire.Blocked(first), 0)
     b.rollback()
     b.hold(second)
-    assert b.value("SELECT count(*) FROM sidestream_attempt WHERE supervisor = 'effect'") == 1
+    assert b.value("SELECT count(*) FROM sidestream_attempt WHERE worker = 'effect'") == 1
 
 
 def test_c05_the_keys_lock_outlives_transactions_and_dies_with_its_session(a: Session, b: Session) -> None:
@@ -275,37 +275,37 @@ def test_c11_a_smaller_id_that_appears_late_goes_first_from_then_on(a: Session, 
 
 def test_c11_a_retrying_head_blocks_its_key(a: Session) -> None:
     head, behind = a.one(key="k"), a.one(key="k")
-    assert outcomes.fail(a.cur, head, 0, 3600, "It failed.").ours
+    assert outcomes.fail_attempt(a.cur, head, 0, 3600, "It failed.").applied
     assert isinstance(a.open(head), acquire.NotDue)
-    assert acquire.open_job(a.cur, behind) == acquire.Blocked(head)
+    assert acquire.acquire_job(a.cur, behind) == acquire.Blocked(head)
 
 
 def test_c11_a_job_that_is_not_due_stands_in_no_line_and_takes_its_place_when_due(a: Session) -> None:
     head, behind, other = a.one(key="k", run_at=LATER), a.one(key="k"), a.one(key="other", run_at=NOW)
-    assert isinstance(a.open(behind), acquire.Opened)
-    assert isinstance(acquire.open_job(a.cur, other), acquire.Opened)
+    assert isinstance(a.open(behind), acquire.Acquired)
+    assert isinstance(acquire.acquire_job(a.cur, other), acquire.Acquired)
     a.rollback()
-    assert control.run_now(a.cur, head).ours
+    assert control.run_now(a.cur, head).applied
     assert a.open(behind) == acquire.Blocked(head)
 
 
-@pytest.mark.parametrize("end", ["dead", "cancelled", "done"])
+@pytest.mark.parametrize("end", ["failed", "cancelled", "done"])
 def test_c11_a_head_that_ended_frees_its_key(a: Session, end: str) -> None:
     head, behind = a.one(key="k"), a.one(key="k")
-    if end == "dead":
-        assert outcomes.bury(a.cur, head, 0, "It can never work.").ours
+    if end == "failed":
+        assert outcomes.fail_job(a.cur, head, 0, "It can never work.").applied
     elif end == "cancelled":
-        assert control.cancel(a.cur, head).ours
+        assert control.cancel(a.cur, head).applied
     else:
         a.done(head)
-    assert isinstance(a.open(behind), acquire.Opened)
+    assert isinstance(a.open(behind), acquire.Acquired)
 
 
 def test_c11_who_may_be_opened_early_counts_as_due_for_those_behind_it(a: Session) -> None:
     soon = a.value("SELECT now()") + timedelta(seconds=0.8)
     head, behind = a.one(key="k", run_at=soon), a.one(key="k")
     assert a.open(behind) == acquire.Blocked(head)
-    assert isinstance(acquire.open_job(a.cur, head), acquire.Opened)
+    assert isinstance(acquire.acquire_job(a.cur, head), acquire.Acquired)
 
 
 def test_c17_a_key_share_lock_on_the_row_delays_nobody(a: Session, b: Session) -> None:

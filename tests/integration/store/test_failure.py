@@ -18,7 +18,7 @@ NOW = datetime.now(UTC)
 
 def dead(session: Session, error: str, **options: Any) -> int:
     job_id = session.one(**options)
-    assert outcomes.bury(session.cur, job_id, 0, error).dead
+    assert outcomes.fail_job(session.cur, job_id, 0, error).failed
     return job_id
 
 
@@ -30,7 +30,7 @@ def test_dead_jobs_are_grouped_by_what_their_errors_share(a: Session) -> None:
     assert first.newest_error.startswith("ValueError: order 12")
     assert (second.count, second.newest_id, second.actions) == (1, other, ("test.act",))
     assert [one.newest_id for one in bulk.error_groups(a.cur, Filter(queue="other"))] == [other]
-    assert [row.id for row in queries.page(a.cur, "dead", error_group=first.error_group)] == ids[::-1]
+    assert [row.id for row in queries.page(a.cur, "failed", error_group=first.error_group)] == ids[::-1]
 
 
 def test_every_way_to_die_has_a_group(a: Session) -> None:
@@ -38,7 +38,7 @@ def test_every_way_to_die_has_a_group(a: Session) -> None:
     outcomes.crash(a.cur, crashed, 0, "It crashed: signal 11.", 1)
     outcomes.count_releases(a.cur, spent, 5, "locked", 5)
     outcomes.snooze(a.cur, snoozed, 0, 1.0, "no stock", cap=0)
-    assert a.value("SELECT count(*) FROM sidestream_job WHERE state = 'dead' AND error_group IS NOT NULL") == 3
+    assert a.value("SELECT count(*) FROM sidestream_job WHERE state = 'failed' AND error_group IS NOT NULL") == 3
 
 
 def test_bulk_retry_takes_what_fits_in_lots_and_waits_for_nobody(a: Session, b: Session) -> None:
@@ -47,41 +47,41 @@ def test_bulk_retry_takes_what_fits_in_lots_and_waits_for_nobody(a: Session, b: 
     b.execute("BEGIN")
     b.all("SELECT 1 FROM sidestream_job WHERE id = %(id)s FOR UPDATE", {"id": ids[1]})
     only = Filter(error_group="Boom …", group="g", action="test.act", queue="default")
-    found = [job.id for job in bulk.retry_dead(a.cur, only, limit=2)]
+    found = [job.id for job in bulk.retry_failed(a.cur, only, limit=2)]
     assert found == [ids[0], ids[2]]
-    assert [job.id for job in bulk.retry_dead(a.cur, only, limit=2, after_id=found[-1])] == ids[3:]
+    assert [job.id for job in bulk.retry_failed(a.cur, only, limit=2, after_id=found[-1])] == ids[3:]
     b.rollback()
-    assert [job.id for job in bulk.retry_dead(a.cur, only)] == [ids[1]]
-    assert a.row(ids[0], "state, forgiven, error_group") == ("open", 1, None)
+    assert [job.id for job in bulk.retry_failed(a.cur, only)] == [ids[1]]
+    assert a.row(ids[0], "state, forgiven, error_group") == ("pending", 1, None)
     assert bulk.error_groups(a.cur)[0].count == 1
 
 
 def test_a_retry_handles_the_requests_to_cancel(a: Session, b: Session) -> None:
-    """Else a keeper would cancel what a person has just opened again."""
+    """Else a task would cancel what a person has just acquired again."""
     one, two, others = (a.one() for _ in range(3))
     for job_id in (one, two, others):
         a.hold(job_id)
         assert control.cancel(b.cur, job_id).locked
-        assert outcomes.bury(a.cur, job_id, 0, "Boom").dead
+        assert outcomes.fail_job(a.cur, job_id, 0, "Boom").failed
         a.commit()
     seen = {request.job_id: request for request in control.pending(b.cur)}
-    assert control.retry(a.cur, one).ours
-    assert [job.id for job in bulk.retry_dead(a.cur, Filter(), limit=1)] == [two]
+    assert control.retry(a.cur, one).applied
+    assert [job.id for job in bulk.retry_failed(a.cur, Filter(), limit=1)] == [two]
     assert [request.job_id for request in control.pending(b.cur)] == [others]
     assert [control.carry_out(b.cur, seen[job_id]) for job_id in (one, two)] == [None, None]
     written = control.carry_out(b.cur, seen[others])
     assert written is not None
-    assert written.dead
-    assert [a.row(job_id, "state") for job_id in (one, two, others)] == [("open",), ("open",), ("dead",)]
+    assert written.failed
+    assert [a.row(job_id, "state") for job_id in (one, two, others)] == [("pending",), ("pending",), ("failed",)]
 
 
 def test_bulk_discard_says_by_whom(a: Session) -> None:
     job_id = dead(a, "Boom")
-    assert [job.id for job in bulk.discard_dead(a.cur, Filter(), by="Ann")] == [job_id]
+    assert [job.id for job in bulk.discard_failed(a.cur, Filter(), by="Ann")] == [job_id]
     assert a.row(job_id, "state, reason") == ("cancelled", "discarded by Ann")
     for limit in (0, 5001):
         with pytest.raises(InvalidJob, match=f"lot of {limit} jobs"):
-            bulk.discard_dead(a.cur, Filter(), limit=limit)
+            bulk.discard_failed(a.cur, Filter(), limit=limit)
 
 
 # -- expiry ----------------------------------------------------------------------------------------------------------
@@ -106,9 +106,9 @@ def test_the_keeper_cancels_expired_jobs_that_wait_and_no_others(a: Session, b: 
               {"id": started, "past": past.replace(tzinfo=None)})  # fmt: skip
     assert [job.id for job in bulk.expire(a.cur)] == [waiting, scheduled]
     assert bulk.expire(a.cur) == []
-    assert isinstance(a.open(started), acquire.Opened), "it was started in time; a retry is no start"
+    assert isinstance(a.open(started), acquire.Acquired), "it was started in time; a retry is no start"
     a.rollback()
-    assert {row.id for row in queries.page(a.cur, "open")} == {started, running, later, never}
+    assert {row.id for row in queries.page(a.cur, "pending")} == {started, running, later, never}
 
 
 # -- snooze ----------------------------------------------------------------------------------------------------------
@@ -118,24 +118,24 @@ def test_a_snooze_costs_no_attempt_and_keeps_the_place_in_line(a: Session) -> No
     first, second = a.one(key="k"), a.one(key="k")
     outcomes.count_releases(a.cur, first, 9, "locked", 100)
     written = outcomes.snooze(a.cur, first, 0, 60.0, "no stock", 9)
-    assert written.ours
+    assert written.applied
     assert not written.terminal
     assert a.row(first, "attempts, snoozes, releases, reason") == (0, 1, 0, "no stock")
     assert isinstance(a.open(second), acquire.Blocked)
     a.rollback()
     assert isinstance(a.open(first), acquire.NotDue)
     a.rollback()
-    assert outcomes.snooze(a.cur, first, 1, 60.0, "late", 9).moved, "compare-and-set"
+    assert outcomes.snooze(a.cur, first, 1, 60.0, "late", 9).superseded, "compare-and-set"
 
 
 def test_a_snooze_has_a_cap_of_its_own(a: Session) -> None:
     job_id = a.one()
     for _ in range(2):
-        assert not outcomes.snooze(a.cur, job_id, 0, 0.0, "no stock", cap=2).dead
-    assert outcomes.snooze(a.cur, job_id, 0, 0.0, "no stock", cap=2).dead
+        assert not outcomes.snooze(a.cur, job_id, 0, 0.0, "no stock", cap=2).failed
+    assert outcomes.snooze(a.cur, job_id, 0, 0.0, "no stock", cap=2).failed
     assert a.row(job_id, "error") == ("It put itself off more than 2 times; the last reason: no stock",)
     control.retry(a.cur, job_id)
-    assert a.row(job_id, "state, snoozes") == ("open", 0)
+    assert a.row(job_id, "state, snoozes") == ("pending", 0)
 
 
 # -- priority --------------------------------------------------------------------------------------------------------
@@ -144,7 +144,7 @@ def test_a_snooze_has_a_cap_of_its_own(a: Session) -> None:
 def test_the_lowest_number_goes_first_and_may_be_changed(a: Session, b: Session) -> None:
     low, high, usual = a.one(priority=9), a.one(priority=0), a.one()
     assert [job.id for job in candidates.open_and_due(a.cur, ["default"], 9)] == [high, usual, low]
-    assert control.set_priority(a.cur, low, 0).ours
+    assert control.set_priority(a.cur, low, 0).applied
     assert [job.id for job in candidates.open_and_due(a.cur, ["default"], 9)] == [low, high, usual]
     b.hold(usual)
     assert control.set_priority(a.cur, usual, 1).locked
@@ -155,7 +155,7 @@ def test_the_lowest_number_goes_first_and_may_be_changed(a: Session, b: Session)
 def test_aged_jobs_are_told_apart(a: Session) -> None:
     old = a.one(priority=9, run_at=NOW - timedelta(hours=1))
     new = [a.one(priority=9), a.one(priority=1)]
-    found = candidates.candidates(a.cur, ["default"], 9, ageing=600.0)
+    found = candidates.candidates(a.cur, ["default"], 9, aging=600.0)
     assert {one.job.id: one.aged for one in found} == {old: True, new[0]: False, new[1]: False}
 
 

@@ -77,7 +77,7 @@ def test_a_savepoint_that_is_rolled_back_leaves_no_ghost(a: Session) -> None:
     a.execute("ROLLBACK TO SAVEPOINT s")
     a.commit()
     assert isinstance(a.open(ghost), acquire.Missing)
-    assert isinstance(acquire.open_job(a.cur, kept), acquire.Opened)
+    assert isinstance(acquire.acquire_job(a.cur, kept), acquire.Acquired)
 
 
 def test_a_savepoint_inside_the_job_does_not_lose_it(a: Session) -> None:
@@ -93,15 +93,15 @@ def test_a_savepoint_inside_the_job_does_not_lose_it(a: Session) -> None:
 
 def test_finish_forgets_what_went_wrong_before(a: Session) -> None:
     job = a.one()
-    assert outcomes.fail(a.cur, job, 0, 0, "It failed.").ours
+    assert outcomes.fail_attempt(a.cur, job, 0, 0, "It failed.").applied
     a.done(job)
     assert a.row(job, "state, attempts, error, reason, ended_at >= run_at") == ("done", 1, None, None, True)
 
 
 def test_a_failure_charges_and_delays(a: Session) -> None:
     job = a.one()
-    written = outcomes.fail(a.cur, job, 0, 90, "It failed: \x00 and \ud800.")
-    assert (written.ours, written.state, written.attempts, written.terminal) == (True, State.OPEN, 1, False)
+    written = outcomes.fail_attempt(a.cur, job, 0, 90, "It failed: \x00 and \ud800.")
+    assert (written.applied, written.state, written.attempts, written.terminal) == (True, State.PENDING, 1, False)
     found = a.open(job)
     assert isinstance(found, acquire.NotDue)
     assert 60 < found.seconds <= 90
@@ -111,19 +111,19 @@ def test_a_failure_charges_and_delays(a: Session) -> None:
 
 def test_bury_may_leave_the_attempt_uncharged(a: Session) -> None:
     first, second = a.one(), a.one()
-    assert outcomes.bury(a.cur, first, 0, "It can never work.").dead
-    assert outcomes.bury(a.cur, second, 0, "Nobody may run it.", charge_attempt=False).dead
-    assert (a.row(first)[:2], a.row(second)[:2]) == (("dead", 1), ("dead", 0))
+    assert outcomes.fail_job(a.cur, first, 0, "It can never work.").failed
+    assert outcomes.fail_job(a.cur, second, 0, "Nobody may run it.", charge_attempt=False).failed
+    assert (a.row(first)[:2], a.row(second)[:2]) == (("failed", 1), ("failed", 0))
 
 
 def test_a_job_that_is_handed_back_too_often_is_dead_with_the_reason(a: Session) -> None:
     job = a.one()
     for releases in (1, 10, 20):
         assert not outcomes.count_releases(a.cur, job, releases, "locked", 30).terminal
-    assert a.row(job, "state, releases, reason") == ("open", 20, "locked")
-    assert outcomes.count_releases(a.cur, job, 30, "conflict", 30).dead
+    assert a.row(job, "state, releases, reason") == ("pending", 20, "locked")
+    assert outcomes.count_releases(a.cur, job, 30, "conflict", 30).failed
     state, error, ended = a.row(job, "state, error, ended_at IS NOT NULL")
-    assert (state, ended) == ("dead", True)
+    assert (state, ended) == ("failed", True)
     assert error.startswith("It was handed back 30 times since 20")
     assert error.endswith("the last reason: conflict")
 
@@ -142,19 +142,19 @@ def test_a_day_of_being_handed_back_is_enough(a: Session) -> None:
     for job, releases in ((often, 10), (seldom, 1)):
         outcomes.count_releases(a.cur, job, releases, "locked", 1000)
     a.execute("UPDATE sidestream_job SET released_since = released_since - interval '23 hours'")
-    assert not outcomes.count_releases(a.cur, often, 20, "locked", 1000).dead
+    assert not outcomes.count_releases(a.cur, often, 20, "locked", 1000).failed
     a.execute("UPDATE sidestream_job SET released_since = released_since - interval '1 hour'")
-    assert outcomes.count_releases(a.cur, often, 30, "locked", 1000).dead
-    assert not outcomes.count_releases(a.cur, seldom, 2, "blocked", 1000).dead  # waiting for one's turn is no fault
+    assert outcomes.count_releases(a.cur, often, 30, "locked", 1000).failed
+    assert not outcomes.count_releases(a.cur, seldom, 2, "blocked", 1000).failed  # waiting for one's turn is no fault
 
 
 def test_a_start_that_was_charged_or_a_later_date_begins_the_count_anew(a: Session) -> None:
     charged, moved = a.one(), a.one()
     for job in (charged, moved):
         outcomes.count_releases(a.cur, job, 20, "locked", 1000)
-    assert outcomes.fail(a.cur, charged, 0, 0, "It failed.").ours
+    assert outcomes.fail_attempt(a.cur, charged, 0, 0, "It failed.").applied
     a.execute("UPDATE sidestream_job SET run_at = run_at + interval '1 day' WHERE id = %(id)s", {"id": moved})
-    assert outcomes.count_releases(a.cur, moved, 2000, "scheduled", 1000).state is State.OPEN
+    assert outcomes.count_releases(a.cur, moved, 2000, "scheduled", 1000).state is State.PENDING
     for job in (charged, moved):
         assert a.row(job, "releases, released_since") == (0, None)
 
@@ -175,22 +175,24 @@ def test_an_inbox_row_is_written_once(a: Session) -> None:
 
 def test_a_persons_retry_forgives_but_keeps_the_mark(a: Session) -> None:
     job = a.one(key="k")
-    assert outcomes.crash(a.cur, job, 0, "It crashed.", 3).ours
-    assert outcomes.bury(a.cur, job, 1, "It can never work.").ours
-    assert control.retry(a.cur, job).ours
+    assert outcomes.crash(a.cur, job, 0, "It crashed.", 3).applied
+    assert outcomes.fail_job(a.cur, job, 1, "It can never work.").applied
+    assert control.retry(a.cur, job).applied
     assert a.row(job, "state, attempts, forgiven, crashes, ended_at, error") == (
-        "open",
+        "pending",
         2,
         2,
         0,
         None,
         "It can never work.",
     )
-    opened = a.hold(job)
-    assert (opened.attempts, opened.forgiven) == (2, 2)
+    acquired = a.hold(job)
+    assert (acquired.attempts, acquired.forgiven) == (2, 2)
     a.rollback()
-    assert outcomes.fail(a.cur, job, 0, 0, "From long ago.").moved  # a reset to 0 would have let this through
-    assert control.retry(a.cur, job).moved
+    assert outcomes.fail_attempt(
+        a.cur, job, 0, 0, "From long ago."
+    ).superseded  # a reset to 0 would have let this through
+    assert control.retry(a.cur, job).superseded
     a.done(job)
     assert control.retry(a.cur, job).state is State.DONE
 
@@ -199,10 +201,10 @@ def test_a_retry_keeps_the_time_of_a_job_that_was_cancelled_before_it(a: Session
     later = datetime.now(UTC) + timedelta(days=1)
     early, begun = a.one(run_at=later), a.one(run_at=later)
     before = a.row(early, "run_at")
-    assert outcomes.fail(a.cur, begun, 0, 3600, "Boom.").ours
+    assert outcomes.fail_attempt(a.cur, begun, 0, 3600, "Boom.").applied
     for job in (early, begun):
-        assert control.cancel(a.cur, job).ours
-        assert control.retry(a.cur, job).ours
+        assert control.cancel(a.cur, job).applied
+        assert control.retry(a.cur, job).applied
     assert a.row(early, "run_at") == before
     assert a.row(begun, "run_at <= clock_timestamp() AT TIME ZONE 'UTC'") == (True,)
 
@@ -212,18 +214,18 @@ def test_a_retry_takes_back_the_wish_to_cancel(a: Session, b: Session) -> None:
     a.hold(job)
     assert control.cancel(b.cur, job).locked
     a.rollback()
-    assert outcomes.bury(b.cur, job, 0, "It can never work.").ours
-    assert control.retry(b.cur, job).ours
-    assert isinstance(a.open(job), acquire.Opened)
+    assert outcomes.fail_job(b.cur, job, 0, "It can never work.").applied
+    assert control.retry(b.cur, job).applied
+    assert isinstance(a.open(job), acquire.Acquired)
 
 
 def test_run_now_never_delays(a: Session) -> None:
     job, later = a.one(), a.one(run_at=datetime.now(UTC) + timedelta(days=1))
     before = a.row(job, "run_at")
-    assert control.run_now(a.cur, job).ours
+    assert control.run_now(a.cur, job).applied
     assert a.row(job, "run_at") == before
-    assert control.run_now(a.cur, later).ours
-    assert isinstance(a.open(later), acquire.Opened)
+    assert control.run_now(a.cur, later).applied
+    assert isinstance(a.open(later), acquire.Acquired)
 
 
 def test_attempts_tell_what_a_dead_supervisor_left_open(a: Session) -> None:
@@ -238,7 +240,7 @@ def test_attempts_tell_what_a_dead_supervisor_left_open(a: Session) -> None:
     a.done(done)
     assert attempts.open_starts(a.cur, "host-1") == {running, again}
     [first, second] = attempts.of_job(a.cur, failed)
-    assert (first.event, first.supervisor, first.slot, first.detail) == (attempts.Event.STARTED, "host-1", 0, "alone")
+    assert (first.event, first.worker, first.slot, first.detail) == (attempts.Event.STARTED, "host-1", 0, "alone")
     assert (second.event, second.detail) == ("failed", "It failed.\\x00")
     assert abs(second.at - datetime.now(UTC)) < timedelta(minutes=1)
     with pytest.raises(ValueError, match="napping"):
@@ -257,9 +259,9 @@ def test_c23_the_sessions_time_zone_changes_nothing(connect: Connect, zone: str)
     assert abs(plain.run_at - now) < minute
     assert later.due_ms == int((now + 2 * minute).timestamp() * 1000)
     a.begin()
-    assert isinstance(acquire.open_job(a.cur, plain.id), acquire.Opened)
-    assert isinstance(acquire.open_job(a.cur, soon.id), acquire.Opened)
-    not_due = acquire.open_job(a.cur, later.id)
+    assert isinstance(acquire.acquire_job(a.cur, plain.id), acquire.Acquired)
+    assert isinstance(acquire.acquire_job(a.cur, soon.id), acquire.Acquired)
+    not_due = acquire.acquire_job(a.cur, later.id)
     assert isinstance(not_due, acquire.NotDue)
     assert 100 < not_due.seconds <= 120
     assert not not_due.started
@@ -267,8 +269,8 @@ def test_c23_the_sessions_time_zone_changes_nothing(connect: Connect, zone: str)
     assert [job.id for job in candidates.open_and_due(a.cur, ["default"], 10)] == [soon.id, plain.id]
     assert [job.id for job in queries.unpublished(a.cur, 0, b"", 0, now + minute)] == [plain.id, soon.id]
     assert [job.id for job in queries.overdue(a.cur, 30)] == [soon.id]
-    assert outcomes.fail(a.cur, plain.id, 0, 60, "It failed.").ours
-    assert outcomes.bury(a.cur, soon.id, 0, "It can never work.").ours
+    assert outcomes.fail_attempt(a.cur, plain.id, 0, 60, "It failed.").applied
+    assert outcomes.fail_job(a.cur, soon.id, 0, "It can never work.").applied
     attempts.record(a.cur, plain.id, "host-1", 0, "failed")
     for job_id in (plain.id, soon.id):
         found = queries.job(a.cur, job_id)
@@ -293,7 +295,7 @@ def test_c24_a_job_is_one_insert_and_one_update_of_one_row(a: Session) -> None:
     a.commit()
     a.begin()
     [(_, inserts, updates, deletes)] = a.all(counted, {})  # what the session did before is not reported yet
-    acquire.open_job(a.cur, job.id)
+    acquire.acquire_job(a.cur, job.id)
     outcomes.finish(a.cur, job.id)
     assert a.all(counted, {}) == [("sidestream_job", inserts, updates + 1, deletes)]
     a.commit()

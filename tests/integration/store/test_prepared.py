@@ -9,7 +9,7 @@ import pytest
 from sidestream.job.job import Job
 from sidestream.job.states import State
 from sidestream.store import acquire, outcomes, prepared, schema
-from sidestream.store.acquire import Opened
+from sidestream.store.acquire import Acquired
 from sidestream.store.prepared import PlanGone, Prepared
 from tests.integration.store.sessions import Session
 
@@ -61,11 +61,11 @@ def cursor(spy: Spy) -> Prepared:
     return Prepared(spy)
 
 
-def run(session: Session, cursor: Prepared, job_id: int, along: tuple[str, ...] = ()) -> Opened:
+def run(session: Session, cursor: Prepared, job_id: int, along: tuple[str, ...] = ()) -> Acquired:
     """One job from BEGIN to COMMIT."""
     session.begin()
-    found = acquire.open_job(cursor, job_id, along=along)
-    assert isinstance(found, Opened), found
+    found = acquire.acquire_job(cursor, job_id, along=along)
+    assert isinstance(found, Acquired), found
     outcomes.finish(cursor, job_id)
     session.commit()
     assert session.row(job_id, "state") == ("done",)
@@ -88,9 +88,9 @@ def test_what_is_not_opened_says_why(session: Session, cursor: Prepared) -> None
     done, first, second = session.one(), session.one(key="k"), session.one(key="k")
     run(session, cursor, done)
     session.begin()
-    assert acquire.open_job(cursor, done) == acquire.Terminal(State.DONE)
-    assert acquire.open_job(cursor, second) == acquire.Blocked(first)
-    assert acquire.open_job(cursor, second + 1) == acquire.Missing()
+    assert acquire.acquire_job(cursor, done) == acquire.Terminal(State.DONE)
+    assert acquire.acquire_job(cursor, second) == acquire.Blocked(first)
+    assert acquire.acquire_job(cursor, second + 1) == acquire.Missing()
     session.rollback()
 
 
@@ -98,7 +98,7 @@ def test_a_rolled_back_transaction_keeps_what_it_prepared(session: Session, spy:
     """PREPARE is not undone with the transaction: preparing again under the same name would fail for ever."""
     job_id = session.one()
     session.begin()
-    assert isinstance(acquire.open_job(cursor, job_id), Opened)
+    assert isinstance(acquire.acquire_job(cursor, job_id), Acquired)
     session.rollback()
     run(session, cursor, job_id)
     assert spy.count("PREPARE") == 2
@@ -108,7 +108,7 @@ def test_a_failed_prepare_is_not_remembered(session: Session, cursor: Prepared) 
     job_id = session.one()
     session.begin()
     with pytest.raises(Exception, match="no_such_table"):
-        acquire.open_job(cursor, job_id, along=("(SELECT max(id) FROM no_such_table)",))
+        acquire.acquire_job(cursor, job_id, along=("(SELECT max(id) FROM no_such_table)",))
     session.rollback()
     session.execute("CREATE TABLE no_such_table (id integer)")
     assert run(session, cursor, job_id, ("(SELECT max(id) FROM no_such_table)",)).along == (None,)
@@ -126,7 +126,7 @@ def test_statements_that_somebody_dropped(session: Session, spy: Spy, cursor: Pr
         session.execute(how)
     session.begin()
     with pytest.raises(PlanGone):
-        acquire.open_job(cursor, job_id)
+        acquire.acquire_job(cursor, job_id)
     session.rollback()
     run(session, cursor, job_id)
     assert session.value(NAMES) == 0, "for a while nothing is prepared"
@@ -140,13 +140,13 @@ def test_an_action_that_drops_them_is_done_at_its_second_run(session: Session, c
     job_id = session.one()
     run(session, cursor, session.one())
     session.begin()
-    acquire.open_job(cursor, job_id)
+    acquire.acquire_job(cursor, job_id)
     session.execute("DEALLOCATE ALL")
     with pytest.raises(PlanGone):
         outcomes.finish(cursor, job_id)
     session.rollback()
     session.begin()
-    assert isinstance(acquire.open_job(cursor, job_id), Opened)
+    assert isinstance(acquire.acquire_job(cursor, job_id), Acquired)
     session.execute("DEALLOCATE ALL")
     outcomes.finish(cursor, job_id)
     session.commit()
@@ -160,7 +160,7 @@ def test_a_column_of_another_type(session: Session, cursor: Prepared) -> None:
     session.execute("ALTER TABLE sidestream_job ALTER COLUMN context TYPE varchar")
     session.begin()
     with pytest.raises(PlanGone, match="result type"):
-        acquire.open_job(cursor, job_id)
+        acquire.acquire_job(cursor, job_id)
     session.rollback()
     run(session, cursor, job_id)
 

@@ -1,4 +1,4 @@
-"""The read side and retention: what pages, brokers and keepers are told, and that it stays quick among many rows."""
+"""The read side and retention: what they return, and that they stay quick among many rows."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MANY = 200_000
 
 
 def fill(session: Session, count: int, columns: str = "", values: str = "") -> None:
-    """Insert ``count`` open rows without a round trip each; ``values`` may use the number ``n``."""
+    """Insert ``count`` pending rows without a round trip each; ``values`` may use the number ``n``."""
     session.execute(
         f"INSERT INTO sidestream_job (action, queue, payload{columns}) "
         f"SELECT 'test.act', 'default', '{{}}'{values} FROM generate_series(1, {count}) AS n"
@@ -70,9 +70,9 @@ def test_open_and_due_gives_the_oldest_of_the_queues_first(a: Session) -> None:
 def test_open_and_due_shows_the_head_of_a_key_alone(a: Session) -> None:
     head, behind, free = a.one(key="k"), a.one(key="k"), a.one()
     assert ids(candidates.open_and_due(a.cur, ["default"], 10)) == [head, free]
-    assert outcomes.fail(a.cur, head, 0, 60, "It failed.").ours
+    assert outcomes.fail_attempt(a.cur, head, 0, 60, "It failed.").applied
     assert ids(candidates.open_and_due(a.cur, ["default"], 10)) == [free]
-    assert outcomes.bury(a.cur, head, 1, "It can never work.").ours
+    assert outcomes.fail_job(a.cur, head, 1, "It can never work.").applied
     assert ids(candidates.open_and_due(a.cur, ["default"], 10)) == [behind, free]
 
 
@@ -95,7 +95,7 @@ def test_chunks_begin_at_multiples_of_their_size(a: Session) -> None:
     edges = [1, CHUNK - 1, CHUNK, 2 * CHUNK - 1, 7 * CHUNK + 3]
     for job in edges:
         fill(a, 1, ", id", f", {job}")
-    assert queries.open_chunks(a.cur) == [0, 1, 7]
+    assert queries.pending_chunks(a.cur) == [0, 1, 7]
     assert [ids(queries.unpublished(a.cur, chunk, b"")) for chunk in (0, 1, 2, 7)] == [
         [1, CHUNK - 1],
         [CHUNK, 2 * CHUNK - 1],
@@ -106,7 +106,7 @@ def test_chunks_begin_at_multiples_of_their_size(a: Session) -> None:
     known[-1] = 1  # the chunk's last id
     assert ids(queries.unpublished(a.cur, 1, bytes(known))) == [CHUNK]
     a.execute("UPDATE sidestream_job SET state = 'done'")
-    assert queries.open_chunks(a.cur) == []
+    assert queries.pending_chunks(a.cur) == []
 
 
 def test_what_is_due_far_ahead_stays_in_the_rows(a: Session) -> None:
@@ -148,16 +148,16 @@ def test_among_many_rows_every_step_stays_small(a: Session) -> None:
     last = 2 * MANY + 10_000
     steps: dict[str, Callable[[Counting], Any]] = {
         "open_and_due": lambda cur: candidates.open_and_due(cur, ["default"], 20),
-        "open_chunks": lambda cur: queries.open_chunks(cur),
+        "pending_chunks": lambda cur: queries.pending_chunks(cur),
         "unpublished, newest chunk": lambda cur: queries.unpublished(cur, last // CHUNK, b""),
         "unpublished, nothing due": lambda cur: queries.unpublished(cur, MANY // CHUNK + 1, b"", 0, soon),
         "overdue, many": lambda cur: queries.overdue(cur, 60),
         "overdue, none": lambda cur: queries.overdue(cur, 7200),
         "page": lambda cur: queries.page(cur),
-        "page, dead": lambda cur: queries.page(cur, "dead"),
+        "page, dead": lambda cur: queries.page(cur, "failed"),
         "prune": lambda cur: retention.prune(cur, 30, None, 1000),
-        "open, last behind a long line": lambda cur: acquire.open_job(cur, last),
-        "open, free": lambda cur: acquire.open_job(cur, last + 1),
+        "open, last behind a long line": lambda cur: acquire.acquire_job(cur, last),
+        "open, free": lambda cur: acquire.acquire_job(cur, last + 1),
     }
     touched = {}
     for name, step in steps.items():
@@ -175,9 +175,9 @@ def test_counts_say_how_a_queue_stands(a: Session) -> None:
         a.one()
     a.one(run_at=later)
     retrying, dead, cancelled, done = (a.one() for _ in range(4))
-    assert outcomes.fail(a.cur, retrying, 0, 60, "It failed.").ours
-    assert outcomes.bury(a.cur, dead, 0, "It can never work.").ours
-    assert control.cancel(a.cur, cancelled).ours
+    assert outcomes.fail_attempt(a.cur, retrying, 0, 60, "It failed.").applied
+    assert outcomes.fail_job(a.cur, dead, 0, "It can never work.").applied
+    assert control.cancel(a.cur, cancelled).applied
     a.done(done)
     a.one(queue="another")
     assert queries.counts(a.cur) == [
@@ -189,14 +189,14 @@ def test_counts_say_how_a_queue_stands(a: Session) -> None:
 def test_a_page_is_narrowed_down_and_goes_on(a: Session, b: Session) -> None:
     jobs = [a.one(queue="a" if number % 2 else "b", key="k") for number in range(6)]
     a.done(jobs[0])
-    assert outcomes.bury(a.cur, jobs[1], 0, "It can never work.").ours
+    assert outcomes.fail_job(a.cur, jobs[1], 0, "It can never work.").applied
     newest_first = jobs[::-1]
     assert ids(queries.page(a.cur)) == newest_first
     assert ids(queries.page(a.cur, limit=2)) == newest_first[:2]
     assert ids(queries.page(a.cur, before_id=newest_first[1], limit=2)) == newest_first[2:4]
-    assert ids(queries.page(a.cur, "open", "a")) == [jobs[5], jobs[3]]
-    [dead] = queries.page(a.cur, State.DEAD)
-    assert (dead.id, dead.state, dead.error, dead.attempts) == (jobs[1], State.DEAD, "It can never work.", 1)
+    assert ids(queries.page(a.cur, "pending", "a")) == [jobs[5], jobs[3]]
+    [dead] = queries.page(a.cur, State.FAILED)
+    assert (dead.id, dead.state, dead.error, dead.attempts) == (jobs[1], State.FAILED, "It can never work.", 1)
     with pytest.raises(ValueError, match="asleep"):
         queries.page(a.cur, "asleep")
     a.hold(jobs[2])
@@ -212,7 +212,7 @@ def test_a_job_is_shown_with_its_payload_and_its_attempts(a: Session) -> None:
     found = queries.job(a.cur, stored.id)
     assert found is not None
     row, payload, [event] = found
-    assert (row.id, row.key, row.state, row.uuid) == (stored.id, "k", State.OPEN, None)
+    assert (row.id, row.key, row.state, row.uuid) == (stored.id, "k", State.PENDING, None)
     assert payload == '{"v":1,"args":[1],"kwargs":{}}'
     assert (event.event, event.slot, event.detail) == ("failed", 2, "why")
     assert queries.job(a.cur, 10_000) is None
@@ -230,8 +230,8 @@ def test_prune_takes_what_ended_long_ago_with_its_attempts(a: Session, b: Sessio
     done, cancelled, dead, still_open, locked, young = (a.one() for _ in range(6))
     for job in (done, locked, young):
         a.done(job)
-    assert control.cancel(a.cur, cancelled).ours
-    assert outcomes.bury(a.cur, dead, 0, "It can never work.").ours
+    assert control.cancel(a.cur, cancelled).applied
+    assert outcomes.fail_job(a.cur, dead, 0, "It can never work.").applied
     for job in (done, cancelled, dead, still_open, locked):
         age(a, job, 31)
         attempts.record(a.cur, job, "host-1", 0, "started")

@@ -29,7 +29,7 @@ def test_what_is_set_is_read(a: Session) -> None:
     pauses = [Pause(queue="mail"), Pause(action="shop.pay"), Pause(group="db/1"), Pause(action="act", group="db/1")]
     for pause in pauses:
         rules.pause(a.cur, pause, by="Bob", note="move")
-    last = rules.set_ageing(a.cur, 60)
+    last = rules.set_aging(a.cur, 60)
     assert rules.read(a.cur) == Rules(
         last,
         60.0,
@@ -54,12 +54,12 @@ def test_set_again_replaces_and_remove_says_whether_there_was_one(a: Session) ->
     pause = Pause(group="g")
     rules.pause(a.cur, pause)
     rules.set_weight(a.cur, "group", "g", 2)
-    rules.set_ageing(a.cur, 1)
+    rules.set_aging(a.cur, 1)
     removals: list[Callable[[], bool]] = [
         lambda: rules.remove_limit(a.cur, "queue", "mail"),
         lambda: rules.resume(a.cur, pause),
         lambda: rules.remove_weight(a.cur, "group", "g"),
-        lambda: rules.remove_ageing(a.cur),
+        lambda: rules.remove_aging(a.cur),
     ]
     for remove in removals:
         before = rules.version(a.cur)
@@ -67,7 +67,7 @@ def test_set_again_replaces_and_remove_says_whether_there_was_one(a: Session) ->
         assert rules.version(a.cur) > before
         assert not remove()
     left = rules.read(a.cur)
-    assert (left.pauses, left.limits, left.group_weights, left.ageing) == (frozenset(), {}, {}, Rules().ageing)
+    assert (left.pauses, left.limits, left.group_weights, left.aging) == (frozenset(), {}, {}, Rules().aging)
 
 
 def test_the_order_of_the_versions_is_the_order_of_the_commits(a: Session, b: Session) -> None:
@@ -127,7 +127,7 @@ BAD: list[tuple[Callable[[Session], object], str]] = [
     (lambda s: rules.set_weight(s.cur, "action", "x", 1), "a queue or a group, not to 'action'"),
     (lambda s: rules.set_weight(s.cur, "queue", "q", -1), "weight -1.0 of the queue 'q' is not allowed"),
     (lambda s: rules.set_weight(s.cur, "queue", "q", 0), "to stop the queue, pause it"),
-    (lambda s: rules.set_ageing(s.cur, -1), "ageing=-1 is not allowed"),
+    (lambda s: rules.set_aging(s.cur, -1), "aging=-1 is not allowed"),
 ]
 
 

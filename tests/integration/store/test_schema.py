@@ -131,7 +131,7 @@ def _conflict(a: Session, b: Session, job: int) -> None:
     b.begin()
     b.value("SELECT count(*) FROM sidestream_job")
     a.done(job)
-    acquire.open_job(b.cur, job)
+    acquire.acquire_job(b.cur, job)
 
 
 def _deadlock(a: Session, b: Session) -> None:

@@ -17,20 +17,20 @@ def test_open_and_ended_rows_are_counted_by_queue_group_and_action(a: Session) -
     a.one(queue="mail", group="company:2")
     a.one(run_at=now + timedelta(hours=1), queue="mail")
     retrying, dead = a.one(queue="mail", group="company:1"), a.one()
-    assert outcomes.fail(a.cur, retrying, 0, 600, "It failed.").ours
-    assert outcomes.bury(a.cur, dead, 0, "It can never work.").ours
+    assert outcomes.fail_attempt(a.cur, retrying, 0, 600, "It failed.").applied
+    assert outcomes.fail_job(a.cur, dead, 0, "It can never work.").applied
 
     default, mail = statistics.statistics(a.cur, "queue")
-    assert (default.name, default.due, default.dead, default.oldest) == ("default", 0, 1, None)
-    assert (mail.name, mail.due, mail.scheduled, mail.retrying, mail.dead) == ("mail", 2, 1, 1, 0)
+    assert (default.name, default.due, default.failed, default.oldest) == ("default", 0, 1, None)
+    assert (mail.name, mail.due, mail.scheduled, mail.retrying, mail.failed) == ("mail", 2, 1, 1, 0)
     assert mail.oldest is not None
     assert 60 <= mail.oldest < 120
     by_group = {
-        one.name: (one.due, one.scheduled, one.retrying, one.dead) for one in statistics.statistics(a.cur, "group")
+        one.name: (one.due, one.scheduled, one.retrying, one.failed) for one in statistics.statistics(a.cur, "group")
     }
     assert by_group == {"": (0, 1, 0, 1), "company:1": (1, 0, 1, 0), "company:2": (1, 0, 0, 0)}
     [by_action] = statistics.statistics(a.cur, "action")
-    assert (by_action.name, by_action.due, by_action.dead) == ("test.act", 2, 1)
+    assert (by_action.name, by_action.due, by_action.failed) == ("test.act", 2, 1)
 
 
 def test_rate_and_latencies_are_of_what_was_done_lately(a: Session) -> None:
@@ -64,5 +64,5 @@ def test_running_jobs_are_those_whose_newest_attempt_row_says_started(a: Session
     attempts.record(a.cur, failed, "host/1", 3, "failed", "It failed.")
     a.done(ended)
     found = queries.running(a.cur)
-    assert [(one.id, one.supervisor, one.slot) for one in found] == [(first, "host/1", 3), (second, "host/1", 3)]
+    assert [(one.id, one.worker, one.slot) for one in found] == [(first, "host/1", 3), (second, "host/1", 3)]
     assert len(queries.running(a.cur, limit=1)) == 1

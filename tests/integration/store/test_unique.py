@@ -9,7 +9,7 @@ import pytest
 
 from sidestream.job.job import Job, Unique
 from sidestream.store import acquire, outcomes, retention
-from sidestream.store.job_row import StoredJob
+from sidestream.store.job_row import JobRow
 from tests.integration.store.conftest import Connect
 from tests.integration.store.sessions import Session
 
@@ -22,7 +22,7 @@ def unique(until: str, conflict: str) -> Unique:
     return Unique("u", until, 3600.0 if until == "window" else 0.0, conflict)  # type: ignore[arg-type]
 
 
-def put(session: Session, until: str, conflict: str, number: int, **options: Any) -> StoredJob:
+def put(session: Session, until: str, conflict: str, number: int, **options: Any) -> JobRow:
     [found] = session.insert(Job("test.act", (number,), unique=unique(until, conflict), **options))
     return found
 
@@ -34,23 +34,23 @@ def argument(session: Session, job_id: int) -> int:
 
 
 def open_ids(session: Session) -> list[int]:
-    return [found for (found,) in session.all("SELECT id FROM sidestream_job WHERE state = 'open' ORDER BY id")]
+    return [found for (found,) in session.all("SELECT id FROM sidestream_job WHERE state = 'pending' ORDER BY id")]
 
 
 def run_all(session: Session) -> list[int]:
-    """Start every open job until none is left; return the numbers of those that ran, in order."""
+    """Start every pending job until none is left; return the numbers of those that ran, in order."""
     ran = []
     while ids := open_ids(session):
         for job_id in ids:
             found = session.open(job_id)
-            if isinstance(found, acquire.Opened):
+            if isinstance(found, acquire.Acquired):
                 ran.append(argument(session, job_id))
                 outcomes.finish(session.cur, job_id)
             session.commit()
     return ran
 
 
-def check_answer(conflict: str, first: StoredJob, second: StoredJob, session: Session) -> None:
+def check_answer(conflict: str, first: JobRow, second: JobRow, session: Session) -> None:
     """What two enqueues that see each other leave of a job that waits."""
     if conflict == "newest":
         assert not second.existed
@@ -148,7 +148,7 @@ def test_overlapping_and_the_other_starts_first(a: Session, b: Session, until: s
     a.commit()
     order = (first, second) if conflict == "return" else (second, first)
     for one in order:
-        if isinstance(a.open(one.id), acquire.Opened):
+        if isinstance(a.open(one.id), acquire.Acquired):
             outcomes.finish(a.cur, one.id)
         a.commit()
     assert run_all(a) in ([], [1], [2])
@@ -174,7 +174,7 @@ def test_while_the_first_runs(a: Session, b: Session, connect: Connect, until: s
         c = connect()
         beside = c.open(second.id)
         if until == "started":
-            assert isinstance(beside, acquire.Opened), "what runs may have missed what the caller wrote"
+            assert isinstance(beside, acquire.Acquired), "what runs may have missed what the caller wrote"
         else:
             assert isinstance(beside, acquire.Blocked), "it runs after the active one"
         c.rollback()
@@ -204,7 +204,7 @@ def test_a_job_between_two_of_its_transactions_runs(a: Session, b: Session, conf
     assert acquire.lock_tag(a.cur, lock)  # a three-step job in its second step: nobody has its row
     second = put(b, "started", conflict, 2)
     assert not second.existed
-    assert isinstance(b.open(second.id), acquire.Opened)
+    assert isinstance(b.open(second.id), acquire.Acquired)
     b.rollback()
     acquire.unlock_tag(a.cur, lock)
 
@@ -219,7 +219,7 @@ def test_a_duplicate_leaves_the_row_of_a_job_between_its_transactions_alone(
     assert acquire.lock_tag(a.cur, lock)
     b.begin()
     put(b, until, conflict, 2)  # its transaction is not over
-    assert isinstance(acquire.open_job(a.cur, first.id, attempts_seen=0), acquire.Opened)
+    assert isinstance(acquire.acquire_job(a.cur, first.id, attempts_seen=0), acquire.Acquired)
     acquire.unlock_tag(a.cur, lock)
     b.rollback()
 
@@ -237,7 +237,7 @@ def test_a_duplicate_that_starts_leaves_the_row_of_a_job_between_its_transaction
     lock = acquire.job_lock(first.id)
     assert acquire.lock_tag(a.cur, lock)
     b.open(second.id)
-    assert isinstance(acquire.open_job(a.cur, first.id, attempts_seen=0), acquire.Opened)
+    assert isinstance(acquire.acquire_job(a.cur, first.id, attempts_seen=0), acquire.Acquired)
     acquire.unlock_tag(a.cur, lock)
     b.rollback()
 
@@ -248,7 +248,7 @@ def test_a_running_job_that_fails_makes_room_for_the_newer_one(a: Session, b: Se
     a.hold(first.id)
     second = put(b, "done", conflict, 2)
     a.rollback()
-    assert outcomes.fail(a.cur, first.id, 0, 0.0, "Boom").ours
+    assert outcomes.fail_attempt(a.cur, first.id, 0, 0.0, "Boom").applied
     assert run_all(b) == [2]
     assert b.row(first.id, "state, reason") == ("cancelled", f"replaced by {second.id}")
 

@@ -24,8 +24,8 @@ from tests.integration.store.conftest import Connect
 from tests.integration.store.sessions import ERRORS, Session, beside, until_busy, until_gone, until_waiting
 
 WRITES = {
-    "fail": lambda session, job, seen: outcomes.fail(session.cur, job, seen, 5, "It failed."),
-    "bury": lambda session, job, seen: outcomes.bury(session.cur, job, seen, "It can never work."),
+    "fail_attempt": lambda session, job, seen: outcomes.fail_attempt(session.cur, job, seen, 5, "It failed."),
+    "fail_job": lambda session, job, seen: outcomes.fail_job(session.cur, job, seen, "It can never work."),
     "crash": lambda session, job, seen: outcomes.crash(session.cur, job, seen, "It crashed.", MAX_CRASHES),
     "suspect": lambda session, job, seen: outcomes.suspect(session.cur, job, seen),
     "count": lambda session, job, seen: outcomes.count_releases(session.cur, job, 1, "locked", 1000),
@@ -46,27 +46,27 @@ def test_c01_a_transaction_that_commits_late_is_found_below_ids_that_were_compar
     assert [job.id for job in queries.unpublished(b.cur, 0, known)] == [late]
 
 
-@pytest.mark.parametrize("write", ["fail", "bury", "crash", "suspect"])
+@pytest.mark.parametrize("write", ["fail_attempt", "fail_job", "crash", "suspect"])
 def test_c03_nothing_reopens_or_charges_a_job_that_is_done(a: Session, b: Session, write: str) -> None:
     job = a.one()
     a.done(job)
     before = b.row(job, "*")
     written = WRITES[write](b, job, 0)
-    assert (written.ours, written.locked, written.state, written.terminal) == (False, False, State.DONE, True)
+    assert (written.applied, written.locked, written.state, written.terminal) == (False, False, State.DONE, True)
     assert b.row(job, "*") == before
 
 
-@pytest.mark.parametrize("write", ["fail", "bury", "crash", "suspect"])
+@pytest.mark.parametrize("write", ["fail_attempt", "fail_job", "crash", "suspect"])
 def test_c03_a_late_writer_of_an_older_attempt_changes_nothing(a: Session, b: Session, write: str) -> None:
     job = a.one()
-    assert outcomes.fail(a.cur, job, 0, 0, "It failed.").ours
+    assert outcomes.fail_attempt(a.cur, job, 0, 0, "It failed.").applied
     before = b.row(job, "*")
     written = WRITES[write](b, job, 0)
-    assert (written.ours, written.moved, written.attempts) == (False, True, 1)
+    assert (written.applied, written.superseded, written.attempts) == (False, True, 1)
     assert b.row(job, "*") == before
 
 
-@pytest.mark.parametrize("write", ["fail", "bury", "crash", "suspect", "count", "cancel", "run_now"])
+@pytest.mark.parametrize("write", ["fail_attempt", "fail_job", "crash", "suspect", "count", "cancel", "run_now"])
 def test_c07_no_write_waits_for_a_job_that_runs(a: Session, b: Session, write: str) -> None:
     job = a.one()
     a.hold(job)
@@ -74,23 +74,25 @@ def test_c07_no_write_waits_for_a_job_that_runs(a: Session, b: Session, write: s
     assert WRITES[write](b, job, 0).locked
     assert b.row(job, "*") == before
     a.rollback()
-    assert WRITES[write](b, job, 0).ours
+    assert WRITES[write](b, job, 0).applied
 
 
-@pytest.mark.parametrize("write", ["fail", "bury", "crash", "suspect", "count", "cancel", "retry", "run_now"])
+@pytest.mark.parametrize(
+    "write", ["fail_attempt", "fail_job", "crash", "suspect", "count", "cancel", "retry", "run_now"]
+)
 def test_c07_a_row_that_is_gone_is_missing(a: Session, write: str) -> None:
     written = WRITES[write](a, 10_000, 0)
-    assert (written.ours, written.locked, written.missing, written.terminal) == (False, False, True, True)
+    assert (written.applied, written.locked, written.missing, written.terminal) == (False, False, True, True)
 
 
 def test_c07_two_supervisors_charge_one_crash_once(a: Session, b: Session) -> None:
     job = a.one()
     a.begin()
-    assert outcomes.crash(a.cur, job, 0, "It crashed.", MAX_CRASHES).ours
+    assert outcomes.crash(a.cur, job, 0, "It crashed.", MAX_CRASHES).applied
     assert outcomes.crash(b.cur, job, 0, "It crashed.", MAX_CRASHES).locked
     a.commit()
-    assert outcomes.crash(b.cur, job, 0, "It crashed.", MAX_CRASHES).moved
-    assert b.row(job) == ("open", 1, 1)
+    assert outcomes.crash(b.cur, job, 0, "It crashed.", MAX_CRASHES).superseded
+    assert b.row(job) == ("pending", 1, 1)
 
 
 def test_c07_the_condition_is_looked_at_again_under_the_lock(a: Session, b: Session) -> None:
@@ -103,11 +105,13 @@ def test_c07_the_condition_is_looked_at_again_under_the_lock(a: Session, b: Sess
     a.execute("SELECT pg_advisory_lock(77)")
     statement = outcomes._FAIL.replace("WHERE id =", "WHERE pg_temp.meet() AND id =", 1)
     b.execute("SET lock_timeout = '20s'")
-    writing = beside(lambda: outcomes.write(b.cur, statement, {"id": job, "seen": 0, "delay": 0.0, "error": "It failed."}))
+    writing = beside(
+        lambda: outcomes.write(b.cur, statement, {"id": job, "seen": 0, "delay": 0.0, "error": "It failed."})
+    )
     until_waiting(a, b.pid)
-    assert outcomes.fail(a.cur, job, 0, 0, "It failed first.").ours
+    assert outcomes.fail_attempt(a.cur, job, 0, 0, "It failed first.").applied
     a.execute("SELECT pg_advisory_unlock(77)")
-    assert not writing.result(20).ours
+    assert not writing.result(20).applied
     assert a.row(job, "attempts, error") == (1, "It failed first.")
 
 
@@ -115,27 +119,27 @@ def test_c07_the_third_crash_is_the_end(a: Session) -> None:
     job = a.one()
     for seen in range(MAX_CRASHES - 1):
         written = outcomes.crash(a.cur, job, seen, "It crashed.", MAX_CRASHES)
-        assert (written.ours, written.dead) == (True, False)
+        assert (written.applied, written.failed) == (True, False)
     written = outcomes.crash(a.cur, job, MAX_CRASHES - 1, "It crashed again.", MAX_CRASHES)
-    assert (written.ours, written.dead, written.terminal) == (True, True, True)
-    assert a.row(job, "state, attempts, crashes, error") == ("dead", 3, 3, "It crashed again.")
+    assert (written.applied, written.failed, written.terminal) == (True, True, True)
+    assert a.row(job, "state, attempts, crashes, error") == ("failed", 3, 3, "It crashed again.")
     assert a.row(job, "ended_at IS NOT NULL") == (True,)
 
 
 def test_c07_a_suspicion_charges_nothing_until_it_is_confirmed(a: Session) -> None:
     job = a.one()
-    assert outcomes.suspect(a.cur, job, 0).ours
-    assert a.row(job, "state, attempts, crashes, suspects") == ("open", 0, 0, 1)
+    assert outcomes.suspect(a.cur, job, 0).applied
+    assert a.row(job, "state, attempts, crashes, suspects") == ("pending", 0, 0, 1)
     assert a.hold(job).suspects == 1
     a.rollback()
-    assert outcomes.crash(a.cur, job, 0, "It crashed, alone.", MAX_CRASHES).ours
+    assert outcomes.crash(a.cur, job, 0, "It crashed, alone.", MAX_CRASHES).applied
     assert a.row(job, "attempts, crashes, suspects") == (1, 2, 0)
 
 
 def test_c07_a_failure_clears_the_suspicion(a: Session) -> None:
     job = a.one()
-    assert outcomes.suspect(a.cur, job, 0).ours
-    assert outcomes.fail(a.cur, job, 0, 0, "It failed.").ours
+    assert outcomes.suspect(a.cur, job, 0).applied
+    assert outcomes.fail_attempt(a.cur, job, 0, 0, "It failed.").applied
     assert a.row(job, "attempts, crashes, suspects") == (1, 0, 0)
 
 
@@ -148,7 +152,7 @@ def test_c08_the_backend_of_a_dead_worker_holds_its_rows_no_longer(a: Session, b
     assert b.open(job) == acquire.Locked()
     b.rollback()
     assert sessions.terminate_backend(b.cur, a.pid, "sidestream/host-1/0")
-    assert isinstance(b.open(job), acquire.Opened)  # at once: it waits until the backend is gone
+    assert isinstance(b.open(job), acquire.Acquired)  # at once: it waits until the backend is gone
     assert isinstance(asleep.exception(10), ERRORS)
 
 
@@ -173,7 +177,7 @@ def test_c08_a_dead_supervisors_sessions_are_ended_and_no_others(connect: Connec
     theirs, almost, ours = connect(), connect(), b
     theirs.execute("SET application_name = 'sidestream/host_1/3'")
     almost.execute("SET application_name = 'sidestream/host_10/3'")
-    ours.execute("SET application_name = 'sidestream/host_1/keepers'")
+    ours.execute("SET application_name = 'sidestream/host_1/maintenance'")
     assert sessions.terminate_supervisor(ours.cur, "host_1") == (True, 1)
     until_gone(ours, theirs.pid)
     assert almost.value("SELECT 1") == 1
@@ -199,11 +203,11 @@ def test_c09_cancelling_a_running_job_asks_for_it_once(a: Session, b: Session) -
     assert control.cancel(b.cur, job).locked
     b.commit()
     [request] = control.pending(b.cur)
-    assert (request.job_id, request.request, request.state) == (job, "cancel", State.OPEN)
+    assert (request.job_id, request.request, request.state) == (job, "cancel", State.PENDING)
     a.rollback()  # its process was killed for it
     assert a.open(job) == acquire.Cancelling()
     a.rollback()
-    assert control.cancel(b.cur, job).ours
+    assert control.cancel(b.cur, job).applied
     assert control.handled(b.cur, request.id)
     assert not control.handled(b.cur, request.id)
     assert (control.pending(b.cur), b.row(job)[0]) == ([], "cancelled")
@@ -218,7 +222,7 @@ def test_c09_a_cancel_that_comes_too_late_changes_nothing(a: Session, b: Session
     [request] = control.pending(b.cur)
     assert request.state is State.DONE
     written = control.cancel(b.cur, job)
-    assert (written.ours, written.locked, written.state) == (False, False, State.DONE)
+    assert (written.applied, written.locked, written.state) == (False, False, State.DONE)
     assert control.handled(b.cur, request.id)
 
 
@@ -236,12 +240,12 @@ def test_c09_two_keepers_handle_a_request_without_waiting(a: Session, b: Session
 
 def test_c09_a_person_changes_an_ended_job_without_waiting(a: Session, b: Session) -> None:
     job = a.one()
-    assert outcomes.bury(a.cur, job, 0, "It can never work.").ours
+    assert outcomes.fail_job(a.cur, job, 0, "It can never work.").applied
     a.begin()
     a.execute("SELECT FROM sidestream_job WHERE id = %(id)s FOR UPDATE", {"id": job})
     assert control.retry(b.cur, job).locked
     a.rollback()
-    assert control.retry(b.cur, job).ours
+    assert control.retry(b.cur, job).applied
 
 
 def test_c22_candidates_are_read_without_a_lock(a: Session, b: Session) -> None:

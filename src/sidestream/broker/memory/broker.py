@@ -21,7 +21,7 @@ from sidestream.broker.protocol import (
     Publication,
     Reclaimed,
 )
-from sidestream.errors import BrokerUnavailable, GenerationMoved
+from sidestream.errors import BrokerUnavailable, StaleGeneration
 from sidestream.job.reference import Reference
 from sidestream.job.rules import Rules
 
@@ -56,8 +56,8 @@ class MemoryBroker:
         self._check_open()
         contents = self._server.life.contents
         self._number = contents.number
-        built = frozenset(database.hex() for database in databases) & contents.built
-        return Generation(self._number, "memory", built)
+        synced = frozenset(database.hex() for database in databases) & contents.synced
+        return Generation(self._number, "memory", synced)
 
     def begin_generation(self, databases: Sequence[bytes] = ()) -> Generation:
         """See :meth:`Broker.begin_generation`."""
@@ -67,10 +67,10 @@ class MemoryBroker:
             contents.number = contents.number or max(1, time.time_ns())
         return self.generation(databases)
 
-    def mark_built(self, database: bytes) -> None:
-        """See :meth:`Broker.mark_built`."""
+    def mark_synced(self, database: bytes) -> None:
+        """See :meth:`Broker.mark_synced`."""
         with self._locked() as life:
-            life.contents.built.add(database.hex())
+            life.contents.synced.add(database.hex())
             life.parking.look_at_all(database.hex())
 
     def configure(self, database: bytes, rules: Rules) -> bool:
@@ -79,19 +79,19 @@ class MemoryBroker:
             return life.parking.configure(database.hex(), rules)
 
     def announce(
-        self, consumer: str, lanes: Sequence[str], info: str, ttl_ms: int, actions: frozenset[bytes] | None = None
+        self, worker: str, lanes: Sequence[str], info: str, ttl_ms: int, actions: frozenset[bytes] | None = None
     ) -> None:
         """See :meth:`Broker.announce`; who is alive is nobody's question in one process."""
         with self._locked() as life:
             if actions is None:
-                life.contents.knows.pop(consumer, None)
+                life.contents.knows.pop(worker, None)
             else:
-                life.contents.knows[consumer] = actions
+                life.contents.knows[worker] = actions
 
-    def withdraw(self, consumer: str, lanes: Sequence[str]) -> None:
+    def withdraw(self, worker: str, lanes: Sequence[str]) -> None:
         """See :meth:`Broker.withdraw`."""
         with self._locked() as life:
-            life.contents.knows.pop(consumer, None)
+            life.contents.knows.pop(worker, None)
 
     def publish(self, jobs: Sequence[Publication], *, force: bool = False) -> int:
         """See :meth:`Broker.publish`."""
@@ -99,7 +99,7 @@ class MemoryBroker:
             return sum(self._publish(life, job, force) for job in jobs)
 
     def claim(
-        self, consumer: str, lanes: Sequence[str], *, free: int, prefetch: int = 0, wait_ms: int = 0
+        self, worker: str, lanes: Sequence[str], *, free: int, prefetch: int = 0, wait_ms: int = 0
     ) -> list[Delivery]:
         """See :meth:`Broker.claim`."""
         deadline = time.monotonic() + wait_ms / 1000
@@ -107,20 +107,20 @@ class MemoryBroker:
             while True:
                 life = self._check()
                 life.contents.beat(self._half_lease)
-                found = self._take(life, consumer, lanes, free, prefetch)
+                found = self._take(life, worker, lanes, free, prefetch)
                 rest = deadline - time.monotonic()
                 if found or rest <= 0 or not free:
                     return found
                 self._server.changed.wait(min(rest, self._until_due(life, lanes)))
 
-    def renew(self, consumer: str, lanes: Sequence[str], leases: Sequence[Lease]) -> list[Lease]:
+    def renew(self, worker: str, lanes: Sequence[str], leases: Sequence[Lease]) -> list[Lease]:
         """See :meth:`Broker.renew`."""
         with self._locked() as life:
             life.contents.beat(self._half_lease)
             held = {job.lease: job for lane in lanes for job in _holding(life, lane)}
             lost = []
             for lease in leases:
-                if lease.consumer == consumer and (job := held.get(lease)):
+                if lease.worker == worker and (job := held.get(lease)):
                     job.renewed_ms = self._now()
                 else:
                     lost.append(lease)
@@ -173,22 +173,22 @@ class MemoryBroker:
                 life.contents.place_at(job, until)
                 life.lines.leave(job)
             else:
-                life.lines.stand_back(job, until)
+                life.lines.requeue_keyed(job, until)
             return job.releases
 
-    def bury(self, lanes: Sequence[str], delivery: Delivery, error: str) -> bool:
-        """See :meth:`Broker.bury`."""
+    def fail(self, lanes: Sequence[str], delivery: Delivery, error: str) -> bool:
+        """See :meth:`Broker.fail`."""
         with self._locked() as life:
             job = _held_as(life, delivery)
             if job is None:
                 return False
             if job.payload is not None:
-                life.contents.dead[job.reference] = (job, error)
+                life.contents.failed[job.reference] = (job, error)
             _let_go(life, job)
             _forget(life, job)
             return True
 
-    def reclaim(self, consumer: str, lanes: Sequence[str], *, lease_ms: int, grace_ms: int, cursor: str) -> Reclaimed:
+    def reclaim(self, worker: str, lanes: Sequence[str], *, lease_ms: int, grace_ms: int, cursor: str) -> Reclaimed:
         """See :meth:`Broker.reclaim`."""
         with self._locked() as life:
             life.contents.beat(self._half_lease)
@@ -199,19 +199,19 @@ class MemoryBroker:
             late.sort(key=lambda job: job.renewed_ms)
             taken = []
             for job in late[:LOT]:
-                loser = job.lease.consumer if job.lease else ""
-                taken.append((_grant(life, job, consumer), loser))
+                loser = job.lease.worker if job.lease else ""
+                taken.append((_grant(life, job, worker), loser))
             return Reclaimed(f"{int(cursor.partition('-')[0]) + 1}-0" if len(late) > LOT else "0-0", taken)
 
-    def reassert(self, consumer: str, lanes: Sequence[str], deliveries: Sequence[Delivery]) -> list[Delivery]:
+    def reassert(self, worker: str, lanes: Sequence[str], deliveries: Sequence[Delivery]) -> list[Delivery]:
         """See :meth:`Broker.reassert`."""
         with self._locked() as life:
-            return [ours for one in deliveries if (ours := self._reassert(life, consumer, one))]
+            return [ours for one in deliveries if (ours := self._reassert(life, worker, one))]
 
-    def known(self, database: bytes, chunk: int) -> bytes:
+    def published(self, database: bytes, chunk: int) -> bytes:
         """See :meth:`Broker.known`."""
         with self._locked() as life:
-            return life.contents.known(database, chunk)
+            return life.contents.published(database, chunk)
 
     def locate(self, jobs: Sequence[Publication]) -> list[Place]:
         """See :meth:`Broker.locate`."""
@@ -230,8 +230,8 @@ class MemoryBroker:
             found = life.contents.jobs.get(job.reference)
             if found is None:
                 return Explanation(Place.NOWHERE)
-            if found.place is Place.HANDED_OFF:
-                return Explanation(found.place, consumer=found.lease.consumer if found.lease else "")
+            if found.place is Place.LEASED:
+                return Explanation(found.place, worker=found.lease.worker if found.lease else "")
             if found.place is Place.BEHIND_KEY:
                 head = life.lines.head(found)
                 return Explanation(found.place, holders=(head.reference,) if head else ())
@@ -240,20 +240,20 @@ class MemoryBroker:
                 return Explanation(found.place, until_ms=int(until or 0))
             return life.parking.explain(found)
 
-    def move(self, job: Publication, priority: int) -> bool:
+    def reprioritize(self, job: Publication, priority: int) -> bool:
         """See :meth:`Broker.move`."""
         with self._locked() as life:
             found = life.contents.jobs.get(job.reference)
-            if found is None or found.place is Place.HANDED_OFF:
+            if found is None or found.place is Place.LEASED:
                 return False
-            life.contents.move(found, priority)
+            life.contents.reprioritize(found, priority)
             return True
 
     def discard(self, job: Publication) -> bool:
         """See :meth:`Broker.discard`."""
         with self._locked() as life:
             found = life.contents.jobs.get(job.reference)
-            if found is None or found.place is Place.HANDED_OFF:
+            if found is None or found.place is Place.LEASED:
                 return False
             life.contents.unplace(found)
             _forget(life, found)
@@ -273,7 +273,7 @@ class MemoryBroker:
         self._check_open()
         life = self._server.life
         if not self._number or life.contents.number != self._number:
-            raise GenerationMoved("The memory broker has another generation, or none; call begin_generation().")
+            raise StaleGeneration("The memory broker has another generation, or none; call begin_generation().")
         return life
 
     @contextmanager
@@ -284,7 +284,7 @@ class MemoryBroker:
 
     def _publish(self, life: Life, job: Publication, force: bool) -> bool:
         named, jobs = Reference.unpack(job.reference), life.contents.jobs
-        if named.direct and (job.reference in jobs or job.reference in life.contents.dead):
+        if named.direct and (job.reference in jobs or job.reference in life.contents.failed):
             return False
         releases = 0
         if not named.direct and life.contents.mark(named, known=True):
@@ -292,7 +292,7 @@ class MemoryBroker:
             if found is None:
                 if not force and not job.edited and not job.withdrawn:
                     return False
-            elif not (job.edited or job.withdrawn) or found.place is Place.HANDED_OFF:
+            elif not (job.edited or job.withdrawn) or found.place is Place.LEASED:
                 return False
             else:
                 releases = found.releases if job.edited else 0
@@ -312,15 +312,15 @@ class MemoryBroker:
             life.lines.stand(one, job.due_ms)
         return True
 
-    def _take(self, life: Life, consumer: str, lanes: Sequence[str], free: int, prefetch: int) -> list[Delivery]:
-        known = life.contents.knows.get(consumer)
+    def _take(self, life: Life, worker: str, lanes: Sequence[str], free: int, prefetch: int) -> list[Delivery]:
+        known = life.contents.knows.get(worker)
         life.parking.work_off()
         for lane in lanes:
             for job in life.serving.promote(lane):
                 job.due_ms = 0
                 life.lines.stand(job, 0)
         life.parking.wake_known(lanes, known)
-        return [_grant(life, job, consumer) for job in life.serving.pick(lanes, free, prefetch, known)]
+        return [_grant(life, job, worker) for job in life.serving.pick(lanes, free, prefetch, known)]
 
     def _until_due(self, life: Life, lanes: Sequence[str]) -> float:
         """Return the seconds after which a claim may find something although nobody called."""
@@ -330,12 +330,12 @@ class MemoryBroker:
         times += [life.serving.opens_ms] if life.serving.opens_ms else []
         return max(0.001, (min(times) - self._now()) / 1000) if times else threading.TIMEOUT_MAX
 
-    def _reassert(self, life: Life, consumer: str, held: Delivery) -> Delivery | None:
+    def _reassert(self, life: Life, worker: str, held: Delivery) -> Delivery | None:
         found = life.contents.jobs.get(held.reference)
         named = Reference.unpack(held.reference)
         if found and found.lease == held.lease:
             return held  # nothing was lost
-        if found and (named.direct or found.place is Place.HANDED_OFF):
+        if found and (named.direct or found.place is Place.LEASED):
             return None  # a direct job that was sent again is no longer ours, nor is what somebody claimed
         if found:
             life.contents.unplace(found)
@@ -346,16 +346,16 @@ class MemoryBroker:
         life.contents.jobs[held.reference] = job
         life.contents.mark(named, known=True)
         life.parking.hold(job)
-        delivery = _grant(life, job, consumer)
+        delivery = _grant(life, job, worker)
         life.lines.run_as_head(job)
         return delivery
 
 
-def _grant(life: Life, job: Job, consumer: str) -> Delivery:
+def _grant(life: Life, job: Job, worker: str) -> Delivery:
     life.contents.tokens += 1
     job.deliveries += 1
-    job.lease = Lease(b"%d" % life.contents.tokens, consumer, job.deliveries)
-    job.place, job.renewed_ms = Place.HANDED_OFF, life.contents.now()
+    job.lease = Lease(b"%d" % life.contents.tokens, worker, job.deliveries)
+    job.place, job.renewed_ms = Place.LEASED, life.contents.now()
     life.contents.held[job.lane].add(job.reference)
     counts = (job.attempts, job.crashes, job.releases)
     return Delivery(job.reference, job.lane, job.lease, job.ready_ms, job.payload, *counts, job.priority)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from sidestream.broker.limits import Gates, Limiter
-from sidestream.broker.memory.pools import Pool, Seat, SortedSet, seat_of
+from sidestream.broker.memory.pools import Pool, Seat, SortedSet, flow_of
 from sidestream.broker.protocol import CHUNK, Lease, Place
 from sidestream.job.names import tag
 from sidestream.job.reference import NO_TAG8, Reference, group_tag
@@ -53,9 +53,9 @@ class Job:
         return self.ready_ms if self.named.direct else self.named.id
 
     @property
-    def seat(self) -> Seat:
+    def flow(self) -> Seat:
         """Its bin, in whatever pool it waits."""
-        return seat_of(self.priority, self.named.group)
+        return flow_of(self.priority, self.named.group)
 
     @property
     def database(self) -> str:
@@ -83,7 +83,7 @@ class Governing:
     def __init__(self, rules: Rules, limiter: Limiter) -> None:
         """Index ``rules``; ``limiter`` lives on when they change."""
         self.rules, self.limiter, self.gates = rules, limiter, Gates(rules)
-        self.ageing_ms = rules.ageing * 1000
+        self.ageing_ms = rules.aging * 1000
         self.queues = {pause.queue for pause in rules.pauses if pause.queue}
         self.actions = {tag(one.action, 4) for one in rules.pauses if one.action and one.group is None}
         self.groups = {group_tag(one.group) for one in rules.pauses if one.group and one.action is None}
@@ -101,9 +101,9 @@ class Contents:
         self.now = now
         self.number = 0
         self.tokens = first_token
-        self.built: set[str] = set()
+        self.synced: set[str] = set()
         self.jobs: dict[bytes, Job] = {}
-        self.dead: dict[bytes, tuple[Job, str]] = {}
+        self.failed: dict[bytes, tuple[Job, str]] = {}
         self.ready: defaultdict[str, Pool] = defaultdict(Pool)
         self.delayed: defaultdict[tuple[str, int], SortedSet] = defaultdict(SortedSet)
         self.parked: dict[str, Parked] = {}
@@ -111,7 +111,7 @@ class Contents:
         self.wakes = SortedSet()
         self.held: defaultdict[str, set[bytes]] = defaultdict(set)
         self.rules: dict[str, Governing] = {}
-        #: By consumer: tags of the actions that it knows; those that are not named know any.
+        #: By worker: tags of the actions that it knows; those that are not named know any.
         self.knows: dict[str, frozenset[bytes]] = {}
         self.last_ms = self.gap_ms = 0
         self._known: dict[tuple[bytes, int], bytearray] = {}
@@ -123,7 +123,7 @@ class Contents:
             self.delayed[job.lane, job.priority].add(job.reference, until_ms)
         else:
             job.place, job.pool = Place.READY, self.ready[job.lane]
-            job.pool.put(job.seat, job.reference, job.ready_ms)
+            job.pool.put(job.flow, job.reference, job.ready_ms)
 
     def park(self, job: Job, name: str, place: Place, scope: str) -> Parked:
         """Let a job wait in the pool ``name``, and return that."""
@@ -131,7 +131,7 @@ class Contents:
         if pool is None:
             pool = self.parked[name] = Parked(name, place, job.database, scope, job)
         job.place, job.pool = place, pool
-        pool.put(job.seat, job.reference, job.ready_ms)
+        pool.put(job.flow, job.reference, job.ready_ms)
         return pool
 
     def unplace(self, job: Job) -> None:
@@ -139,21 +139,21 @@ class Contents:
         if job.place is Place.DELAYED:
             self.delayed[job.lane, job.priority].remove(job.reference)
         elif job.pool is not None:
-            job.pool.remove(job.seat, job.reference)
+            job.pool.remove(job.flow, job.reference)
             if isinstance(job.pool, Parked) and not job.pool:
                 self.forget_pool(job.pool)
         job.place, job.pool = Place.NOWHERE, None
 
-    def move(self, job: Job, priority: int) -> None:
+    def reprioritize(self, job: Job, priority: int) -> None:
         """Give a waiting job another priority where it is; it keeps its time."""
         if job.place is Place.DELAYED:
             until = self.delayed[job.lane, job.priority].score(job.reference) or 0
             self.delayed[job.lane, job.priority].remove(job.reference)
             self.delayed[job.lane, priority].add(job.reference, until)
         elif job.pool is not None:
-            job.pool.remove(job.seat, job.reference)
+            job.pool.remove(job.flow, job.reference)
             job.priority = priority
-            job.pool.put(job.seat, job.reference, job.ready_ms)
+            job.pool.put(job.flow, job.reference, job.ready_ms)
         job.priority = priority
 
     def forget_pool(self, pool: Parked) -> None:
@@ -178,7 +178,7 @@ class Contents:
         bits[byte] = bits[byte] | mask if known else bits[byte] & ~mask
         return before
 
-    def known(self, database: bytes, chunk: int) -> bytes:
+    def published(self, database: bytes, chunk: int) -> bytes:
         """Return the known bits of a chunk."""
         return bytes(self._known.get((database, chunk), b""))
 

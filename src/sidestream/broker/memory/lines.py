@@ -27,14 +27,14 @@ class Lines:
         head = self.head(job)
         if job.key is None or head is None or head is job:
             self._become_head(job, until_ms)
-        elif _turn(job) < _turn(head) and head.place is not Place.HANDED_OFF:
+        elif _turn(job) < _turn(head) and head.place is not Place.LEASED:
             self._contents.unplace(head)
             self._join(head)
             self._become_head(job, until_ms)
         else:
             self._join(job)
 
-    def stand_back(self, job: Job, until_ms: int) -> None:
+    def requeue_keyed(self, job: Job, until_ms: int) -> None:
         """Take a job back from its worker: it stays head unless a smaller id stands in line by now."""
         first = self._first(job.key) if job.key else None
         if job.key and first and _turn(first) < _turn(job) and self.head(job) is job:
@@ -46,7 +46,7 @@ class Lines:
     def run_as_head(self, job: Job) -> None:
         """Make a job that runs the head: whoever took its place goes back, unless that one runs too."""
         head = self.head(job)
-        if job.key is None or (head and head is not job and head.place is Place.HANDED_OFF):
+        if job.key is None or (head and head is not job and head.place is Place.LEASED):
             return
         if head and head is not job:
             self._contents.unplace(head)

@@ -45,8 +45,8 @@ class Parking:
         new.limiter.recount((job.reference, new.gates.of(job.queue, job.reference)) for job in running)
         for lane, pool in contents.ready.items():
             if old and lane[:16] == database:
-                for seat in [one for one in pool.bins if one[1:] in old.groups - new.groups]:
-                    pool.take_seat(seat)
+                for flow in [one for one in pool.bins if one[1:] in old.groups - new.groups]:
+                    pool.schedule_flow(flow)
         self.look_at_all(database)
         return True
 
@@ -54,14 +54,14 @@ class Parking:
         """Work off what is due, then let the next claims look at every parked pool of a database."""
         self.work_off()
         for pool in self._contents.parked.values():
-            if pool.database == database and pool.place is not Place.PARKED:
+            if pool.database == database and pool.place is not Place.UNROUTED:
                 self._contents.wakes.add(pool.name.encode(), self._contents.now())
 
     def reason(self, job: Job, known: frozenset[bytes] | None) -> Reason | None:
         """Return why a job of a served lane may not be handed to whoever knows these actions; None when it may."""
         rules, action = self._contents.rules[job.database], job.named.action
         if known is not None and action not in known:
-            return Reason("", Place.PARKED, f"u{job.lane}:{action.hex()}")
+            return Reason("", Place.UNROUTED, f"u{job.lane}:{action.hex()}")
         if action in rules.actions:
             return Reason("action", Place.PAUSED, f"p{job.database}:a{action.hex()}")
         if (action, job.named.group) in rules.pairs:
@@ -108,7 +108,7 @@ class Parking:
         """Wake, in these lanes, jobs whose action is among the known ones."""
         for pool in list(self._contents.parked.values()):
             job = pool.sample
-            if pool.place is Place.PARKED and job.lane in lanes and (known is None or job.named.action in known):
+            if pool.place is Place.UNROUTED and job.lane in lanes and (known is None or job.named.action in known):
                 self._wake(pool, LOT)
 
     def work_off(self) -> None:
@@ -138,7 +138,7 @@ class Parking:
             holders = self.holders(job, job.pool.scope) if job.place is Place.LIMITED else ()
             return Explanation(job.place, job.pool.scope, holders, until if job.place is Place.LIMITED else 0)
         assert job.pool is not None
-        rules, rank = self._contents.rules.get(job.database), job.pool.bins[job.seat].rank(job.reference)
+        rules, rank = self._contents.rules.get(job.database), job.pool.bins[job.flow].rank(job.reference)
         if rules and job.queue in rules.queues:
             return Explanation(Place.PAUSED, "queue", rank=rank)
         if rules and job.named.group in rules.groups:
@@ -152,7 +152,7 @@ class Parking:
         return Explanation(Place.READY, rank=rank)
 
     def _closed(self, rules: Governing, database: str, gates: tuple[Gate, ...]) -> Gate | None:
-        if database not in self._contents.built:
+        if database not in self._contents.synced:
             # Supervisors are still stating what they hold.
             for gate in gates:
                 if gate.limit.concurrency is not None:
@@ -160,7 +160,7 @@ class Parking:
         return rules.limiter.closed(gates, self._contents.now())
 
     def _full(self, rules: Governing, database: str, gate: Gate) -> bool:
-        unstated = gate.limit.concurrency is not None and database not in self._contents.built
+        unstated = gate.limit.concurrency is not None and database not in self._contents.synced
         return unstated or rules.limiter.room(gate) == 0
 
     def _paused(self, pool: Parked) -> bool:
@@ -203,14 +203,14 @@ class Parking:
     def _wake(self, pool: Parked, count: int) -> int:
         """Let up to ``count`` go on in their lanes, in the pool's own fair order; return how many did."""
         woken = 0
-        while woken < count and (seat := pool.next_seat()):
-            first = pool.bins[seat].first()
-            assert first is not None, "a seat in the ring has a bin with a job"
+        while woken < count and (flow := pool.next_flow()):
+            first = pool.bins[flow].first()
+            assert first is not None, "a flow in the ring has a bin with a job"
             job = self._contents.jobs[first[1]]
             self._contents.unplace(job)
             self._contents.place_at(job, 0)
-            if seat in pool.ring:
-                pool.charge(seat, 1, 1)
+            if flow in pool.ring:
+                pool.charge(flow, 1, 1)
             woken += 1
         return woken
 

@@ -6,13 +6,13 @@ from bisect import bisect_left, insort
 from collections import defaultdict
 
 LEVEL = 2**40
-"""A seat's score is priority x LEVEL + its group's virtual time."""
+"""A flow's score is priority x LEVEL + its group's virtual time."""
 Seat = bytes
 """A priority as a digit, then the 8 bytes of a group."""
 
 
-def seat_of(priority: int, group: bytes) -> Seat:
-    """Return the seat of a group in a priority."""
+def flow_of(priority: int, group: bytes) -> Seat:
+    """Return the flow of a group in a priority."""
     return b"%d" % priority + group
 
 
@@ -79,7 +79,7 @@ class SortedSet:
 
 
 class Pool:
-    """A ring of seats, one for each bin that is served; a bin holds the jobs of a group in a priority."""
+    """A ring of flows, one for each bin that is served; a bin holds the jobs of a group in a priority."""
 
     def __init__(self) -> None:
         """Begin empty."""
@@ -87,33 +87,33 @@ class Pool:
         self.bins: defaultdict[Seat, SortedSet] = defaultdict(SortedSet)
         self._aged: tuple[bool, int] = (False, 0)  # whether the last turn was an aged one's, the last aged priority
 
-    def take_seat(self, seat: Seat) -> None:
+    def schedule_flow(self, flow: Seat) -> None:
         """Let a bin be served as the next of its priority; nothing when it is served already."""
-        if seat in self.ring:
+        if flow in self.ring:
             return
-        floor = (seat[0] - 48) * LEVEL
+        floor = (flow[0] - 48) * LEVEL
         first = self.ring.first(floor)
-        self.ring.add(seat, first[0] if first and first[0] < floor + LEVEL else floor)
+        self.ring.add(flow, first[0] if first and first[0] < floor + LEVEL else floor)
 
-    def put(self, seat: Seat, member: bytes, ready_ms: float) -> None:
-        """Put a job into its bin; a bin that was empty takes its seat."""
-        self.bins[seat].add(member, ready_ms)
-        if len(self.bins[seat]) == 1:
-            self.take_seat(seat)
+    def put(self, flow: Seat, member: bytes, ready_ms: float) -> None:
+        """Put a job into its bin; a bin that was empty takes its flow."""
+        self.bins[flow].add(member, ready_ms)
+        if len(self.bins[flow]) == 1:
+            self.schedule_flow(flow)
 
-    def remove(self, seat: Seat, member: bytes) -> None:
-        """Take a job out; an empty bin leaves its seat."""
-        self.bins[seat].remove(member)
-        if not self.bins[seat]:
-            del self.bins[seat]
-            self.ring.remove(seat)
+    def remove(self, flow: Seat, member: bytes) -> None:
+        """Take a job out; an empty bin leaves its flow."""
+        self.bins[flow].remove(member)
+        if not self.bins[flow]:
+            del self.bins[flow]
+            self.ring.remove(flow)
 
-    def charge(self, seat: Seat, count: int, weight: float) -> None:
+    def charge(self, flow: Seat, count: int, weight: float) -> None:
         """Move a group's virtual time on by what ``count`` jobs cost it."""
-        self.ring.add(seat, (self.ring.score(seat) or 0) + round(count / weight, 6))
+        self.ring.add(flow, (self.ring.score(flow) or 0) + round(count / weight, 6))
 
-    def next_seat(self, aged_before: float | None = None) -> Seat | None:
-        """Return the seat that is served next, None when there is none.
+    def next_flow(self, aged_before: float | None = None) -> Seat | None:
+        """Return the flow that is served next, None when there is none.
 
         The lowest priority number goes first; every second turn is that of a lower priority whose next job was ready
         before ``aged_before``, those priorities in turn.
@@ -121,7 +121,7 @@ class Pool:
         first, last = self.ring.first(), self.ring.last()
         if first is None or last is None or aged_before is None or first[1][0] == last[1][0]:
             return first[1] if first else None
-        aged = {seat[0]: seat for seat in self._lower(first[1][0] - 48) if self._ready(seat) < aged_before}
+        aged = {flow[0]: flow for flow in self._lower(first[1][0] - 48) if self._ready(flow) < aged_before}
         if not aged:
             return first[1]
         taken, level = self._aged
@@ -139,11 +139,11 @@ class Pool:
             priority = one[1][0] - 48
         return found
 
-    def _ready(self, seat: Seat) -> float:
-        first = self.bins[seat].first()
-        assert first is not None, "a seat in the ring has a bin with a job"
+    def _ready(self, flow: Seat) -> float:
+        first = self.bins[flow].first()
+        assert first is not None, "a flow in the ring has a bin with a job"
         return first[0]
 
     def __bool__(self) -> bool:
-        """Return whether a seat is served."""
+        """Return whether a flow is served."""
         return len(self.ring) > 0

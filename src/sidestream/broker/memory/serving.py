@@ -1,4 +1,4 @@
-"""Who is next: lanes in turn by weight, in each the seats of its pool, from each the oldest job (decision 0006)."""
+"""Who is next: lanes in turn by weight, in each the flows of its pool, from each the oldest job (decision 0006)."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ class Serving:
                 min(open_lanes, key=lambda one: max(self._turns[one], self._now)) if open_lanes[1:] else open_lanes[0]
             )
             pool = self._contents.ready[lane]
-            seat = self._seat_in(lane, pool)
-            if seat is None:
+            flow = self._seat_in(lane, pool)
+            if flow is None:
                 open_lanes.remove(lane)
                 continue
-            first = pool.bins[seat].first()
-            assert first is not None, "a seat in the ring has a bin with a job"
+            first = pool.bins[flow].first()
+            assert first is not None, "a flow in the ring has a bin with a job"
             job = self._contents.jobs[first[1]]
             self._contents.unplace(job)
             if len(picked) >= free and job.key:
@@ -49,7 +49,7 @@ class Serving:
                 break
             if reason is None:
                 self._parking.admit(job)
-                self._charge(lane, pool, seat, several=len(open_lanes) > 1)
+                self._charge(lane, pool, flow, several=len(open_lanes) > 1)
                 picked.append(job)
             elif reason.pool:
                 self._parking.park(job, reason)
@@ -67,16 +67,16 @@ class Serving:
         return rules is not None and lane[17:] not in rules.queues
 
     def _seat_in(self, lane: str, pool: Pool) -> Seat | None:
-        """Return the seat that a lane serves next; a paused group's seat leaves the ring when met."""
+        """Return the flow that a lane serves next; a paused group's flow leaves the ring when met."""
         rules = self._contents.rules[lane[:16]]
-        while (seat := pool.next_seat(self._contents.now() - rules.ageing_ms)) and seat[1:] in rules.groups:
-            pool.ring.remove(seat)
-        return seat
+        while (flow := pool.next_flow(self._contents.now() - rules.ageing_ms)) and flow[1:] in rules.groups:
+            pool.ring.remove(flow)
+        return flow
 
-    def _charge(self, lane: str, pool: Pool, seat: Seat, *, several: bool) -> None:
+    def _charge(self, lane: str, pool: Pool, flow: Seat, *, several: bool) -> None:
         rules = self._contents.rules[lane[:16]]
-        if seat in pool.ring:
-            pool.charge(seat, 1, rules.group_weights.get(seat[1:], 1))
+        if flow in pool.ring:
+            pool.charge(flow, 1, rules.group_weights.get(flow[1:], 1))
         if several:
             self._now = max(self._turns[lane], self._now)
             self._turns[lane] = round(self._now + 1 / rules.rules.queue_weights.get(lane[17:], 1), 6)

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import psycopg
 
 from sidestream.broker.postgres.place import place_of
-from sidestream.broker.postgres.selection import Choice
+from sidestream.broker.postgres.selection import Selector
 from sidestream.broker.protocol import (
     FALLBACK_PREFIX,
     Capability,
@@ -45,7 +45,7 @@ from sidestream.store import control, rules, schema
 from sidestream.store.adapter import translate
 from sidestream.store.candidates import candidates
 from sidestream.store.diagnosis import facts
-from sidestream.store.job_row import StoredJob
+from sidestream.store.job_row import JobRow
 
 POLL = 0.2
 """Seconds between two looks while a claim waits; a publication in this process ends the pause at once."""
@@ -70,7 +70,7 @@ class _PutOff:
 
 @dataclass(frozen=True, slots=True)
 class _Held:
-    job: StoredJob
+    job: JobRow
     lease: Lease
 
 
@@ -91,9 +91,9 @@ class PostgresBroker:
         #: What this process holds from another broker, and what of it the limits counted last.
         self._others: Callable[[], Sequence[Delivery]] = tuple
         self._counted: list[tuple[str, bytes]] = []
-        self._choice = Choice()
+        self._selector = Selector()
         self._rules_at = float("-inf")
-        #: By consumer: tags of the actions that it knows; None: all.
+        #: By worker: tags of the actions that it knows; None: all.
         self._known: dict[str, frozenset[bytes] | None] = {}
         self._entries = 0
         self._closed = False
@@ -115,8 +115,8 @@ class PostgresBroker:
         """See :meth:`Broker.begin_generation`."""
         return self.generation(databases)
 
-    def mark_built(self, database: bytes) -> None:
-        """See :meth:`Broker.mark_built`; always true."""
+    def mark_synced(self, database: bytes) -> None:
+        """See :meth:`Broker.mark_synced`; always true."""
         self._check()
 
     def configure(self, database: bytes, rules: Rules) -> bool:
@@ -128,19 +128,19 @@ class PostgresBroker:
             return self._follow(rules)
 
     def announce(
-        self, consumer: str, lanes: Sequence[str], info: str, ttl_ms: int, actions: frozenset[bytes] | None = None
+        self, worker: str, lanes: Sequence[str], info: str, ttl_ms: int, actions: frozenset[bytes] | None = None
     ) -> None:
         """See :meth:`Broker.announce`; nobody asks who serves a row, only what this process may be handed."""
         self._check()
         with self._changed:
-            self._known[consumer] = actions
+            self._known[worker] = actions
             self._changed.notify_all()
 
-    def withdraw(self, consumer: str, lanes: Sequence[str]) -> None:
+    def withdraw(self, worker: str, lanes: Sequence[str]) -> None:
         """See :meth:`Broker.withdraw`."""
         self._check()
         with self._changed:
-            self._known.pop(consumer, None)
+            self._known.pop(worker, None)
 
     def publish(self, jobs: Sequence[Publication], *, force: bool = False) -> int:
         """See :meth:`Broker.publish`; the rows stand there already; waiting claims of this process look again."""
@@ -152,7 +152,7 @@ class PostgresBroker:
         return 0
 
     def claim(
-        self, consumer: str, lanes: Sequence[str], *, free: int, prefetch: int = 0, wait_ms: int = 0
+        self, worker: str, lanes: Sequence[str], *, free: int, prefetch: int = 0, wait_ms: int = 0
     ) -> list[Delivery]:
         """See :meth:`Broker.claim`; another process may be handed the same row, and finds it locked."""
         deadline = time.monotonic() + wait_ms / 1000
@@ -160,19 +160,19 @@ class PostgresBroker:
         queues = {lane.partition(":")[2]: lane for lane in lanes if lane.partition(":")[0] == ours}
         while True:
             self._check()
-            found = self._take(consumer, queues, free, prefetch) if queues else []
+            found = self._take(worker, queues, free, prefetch) if queues else []
             rest = deadline - time.monotonic()
             if found or rest <= 0 or not free:
                 return found
             with self._changed:
                 self._changed.wait(min(rest, POLL))
 
-    def renew(self, consumer: str, lanes: Sequence[str], leases: Sequence[Lease]) -> list[Lease]:
+    def renew(self, worker: str, lanes: Sequence[str], leases: Sequence[Lease]) -> list[Lease]:
         """See :meth:`Broker.renew`; a row's lock needs no renewal."""
         self._check()
         with self._changed:
             held = {one.lease for one in self._held.values()}
-            return [lease for lease in leases if lease.consumer != consumer or lease not in held]
+            return [lease for lease in leases if lease.worker != worker or lease not in held]
 
     def settle(self, lanes: Sequence[str], deliveries: Sequence[Delivery]) -> list[Lease]:
         """See :meth:`Broker.settle`."""
@@ -218,25 +218,25 @@ class PostgresBroker:
             self._changed.notify_all()
             return releases
 
-    def bury(self, lanes: Sequence[str], delivery: Delivery, error: str) -> bool:
-        """See :meth:`Broker.bury`; a row is buried by the store, so this is only for direct jobs."""
-        raise CapabilityMissing("PostgreSQL carries no direct jobs, so none can be buried here.")
+    def fail(self, lanes: Sequence[str], delivery: Delivery, error: str) -> bool:
+        """See :meth:`Broker.fail`; a row is failed by the store, so this is only for direct jobs."""
+        raise CapabilityMissing("PostgreSQL carries no direct jobs, so none can be failed here.")
 
-    def reclaim(self, consumer: str, lanes: Sequence[str], *, lease_ms: int, grace_ms: int, cursor: str) -> Reclaimed:
+    def reclaim(self, worker: str, lanes: Sequence[str], *, lease_ms: int, grace_ms: int, cursor: str) -> Reclaimed:
         """See :meth:`Broker.reclaim`; a lock ends with its session, and then the row is claimable by itself."""
         self._check()
         return Reclaimed("0-0", [])
 
-    def reassert(self, consumer: str, lanes: Sequence[str], deliveries: Sequence[Delivery]) -> list[Delivery]:
+    def reassert(self, worker: str, lanes: Sequence[str], deliveries: Sequence[Delivery]) -> list[Delivery]:
         """See :meth:`Broker.reassert`."""
         self._check()
         with self._changed:
             held = self._held
             return [one for one in deliveries if one.reference in held and held[one.reference].lease == one.lease]
 
-    def known(self, database: bytes, chunk: int) -> bytes:
+    def published(self, database: bytes, chunk: int) -> bytes:
         """See :meth:`Broker.known`; there is nothing to compare the rows with."""
-        raise CapabilityMissing("PostgreSQL keeps no known bits: the rows themselves are what waits.")
+        raise CapabilityMissing("PostgreSQL keeps no published bits: the rows themselves are what waits.")
 
     def locate(self, jobs: Sequence[Publication]) -> list[Place]:
         """See :meth:`Broker.locate`."""
@@ -255,18 +255,18 @@ class PostgresBroker:
         with self._changed:
             held = self._held.get(job.reference)
             if held is not None:
-                return Explanation(Place.HANDED_OFF, consumer=held.lease.consumer)
+                return Explanation(Place.LEASED, worker=held.lease.worker)
             put_off = self._put_off.get(row_id)
             away = 0.0 if put_off is None else max(0.0, put_off.until - time.monotonic())
-            return place_of(found, job.reference, self._choice, list(self._known.values()), self._database, away)
+            return place_of(found, job.reference, self._selector, list(self._known.values()), self._database, away)
 
-    def move(self, job: Publication, priority: int) -> bool:
+    def reprioritize(self, job: Publication, priority: int) -> bool:
         """See :meth:`Broker.move`: the row's priority is the one that counts here."""
         self._check()
         row_id = Reference.unpack(job.reference).id
         if job.reference in self._held:
             return False
-        return self._query("changing a priority", lambda cursor: control.set_priority(cursor, row_id, priority)).ours
+        return self._query("changing a priority", lambda cursor: control.set_priority(cursor, row_id, priority)).applied
 
     def discard(self, job: Publication) -> bool:
         """See :meth:`Broker.discard`; a row that ended is no candidate any more."""
@@ -285,7 +285,7 @@ class PostgresBroker:
         if self._closed:
             raise BrokerUnavailable("The PostgreSQL broker was closed; make a new one.")
 
-    def _take(self, consumer: str, lanes: dict[str, str], free: int, prefetch: int) -> list[Delivery]:
+    def _take(self, worker: str, lanes: dict[str, str], free: int, prefetch: int) -> list[Delivery]:
         """Choose and hold up to so many; ask again while a limit let fewer through than there were."""
         found: list[Delivery] = []
         for _ in range(TRIES):
@@ -297,44 +297,42 @@ class PostgresBroker:
             with self._changed:
                 self._forget()
                 self._count(others)
-                queues = self._choice.open_queues(lanes)
-                passed_over = self._choice.passed_over(self._known.get(consumer))
-                ageing = self._choice.rules.ageing
+                queues = self._selector.open_queues(lanes)
+                passed_over = self._selector.passed_over(self._known.get(worker))
+                aging = self._selector.rules.aging
                 now = time.monotonic()
                 away = [one.job.id for one in self._held.values()]
                 away += (row_id for row_id, put_off in self._put_off.items() if put_off.until > now)
                 away += (Reference.unpack(reference).id for _, reference in self._counted)
             if not queues:
                 break
-            ask = partial(
-                candidates, queues=queues, limit=wanted, excluded=away, passed_over=passed_over, ageing=ageing
-            )
-            seen = self._query("looking for open jobs", ask)
+            ask = partial(candidates, queues=queues, limit=wanted, excluded=away, passed_over=passed_over, aging=aging)
+            seen = self._query("looking for pending jobs", ask)
             with self._changed:
-                refused = self._grant(consumer, lanes, self._choice.in_turn(seen, wanted), found, free)
+                refused = self._grant(worker, lanes, self._selector.in_turn(seen, wanted), found, free)
             if not refused:
                 break
         return found
 
     def _grant(
-        self, consumer: str, lanes: dict[str, str], jobs: Sequence[StoredJob], found: list[Delivery], free: int
+        self, worker: str, lanes: dict[str, str], jobs: Sequence[JobRow], found: list[Delivery], free: int
     ) -> bool:
         """Hold ``jobs``; return whether any was refused for a reason that the next look knows."""
         refused = False
-        known = self._known.get(consumer)
+        known = self._known.get(worker)
         for job in jobs:
             reference = job.reference(self._database)
             action = action_of(reference)
-            self._choice.met(job, action)
+            self._selector.met(job, action)
             if reference in self._held:
                 continue  # another thread of this process was quicker
             if len(found) >= free and (job.key is not None or job.limit is not None):
                 return False
-            if (known is not None and action not in known) or not self._choice.take(job, reference):
+            if (known is not None and action not in known) or not self._selector.take(job, reference):
                 refused = True
                 continue
             self._entries += 1
-            lease = Lease(b"%s%d" % (FALLBACK_PREFIX, self._entries), consumer, 1)
+            lease = Lease(b"%s%d" % (FALLBACK_PREFIX, self._entries), worker, 1)
             self._held[reference] = _Held(job, lease)
             put_off = self._put_off.get(job.id)
             releases = put_off.releases if put_off else 0
@@ -353,14 +351,14 @@ class PostgresBroker:
         if held is None or held.lease != delivery.lease:
             return None
         del self._held[delivery.reference]
-        self._choice.give_back(delivery.reference)
+        self._selector.give_back(delivery.reference)
         return held.job.id
 
     def _read_rules(self) -> None:
         now = time.monotonic()
         if now - self._rules_at < RULES_EVERY:
             return
-        known = self._choice.rules.version
+        known = self._selector.rules.version
         found = self._query("reading the rules", lambda cursor: _newer(cursor, known))
         self._rules_at = now
         if found is not None:
@@ -373,28 +371,28 @@ class PostgresBroker:
         counted = [(one.lane.removeprefix(prefix), one.reference) for one in others if one.lane.startswith(prefix)]
         if counted != self._counted:
             self._counted = counted
-            self._choice.recount(self._running())
+            self._selector.recount(self._running())
 
     def _running(self) -> list[tuple[str, bytes]]:
         return [(one.job.queue, reference) for reference, one in self._held.items()] + self._counted
 
     def _follow(self, found: Rules) -> bool:
-        if found.version < self._choice.rules.version:
+        if found.version < self._selector.rules.version:
             return False
-        self._choice.follow(found, self._running())
+        self._selector.follow(found, self._running())
         self._changed.notify_all()
         return True
 
     def _query(self, doing: str, ask: Callable[[Any], T]) -> T:
         with self._querying:
             try:
-                with self._opened().cursor() as cursor:
+                with self._acquired().cursor() as cursor:
                     return ask(cursor)
             except (psycopg.Error, OSError, StoreError) as error:
                 self._disconnect()
                 raise _refused(translate(error, doing)) from error
 
-    def _opened(self) -> psycopg.Connection[Any]:
+    def _acquired(self) -> psycopg.Connection[Any]:
         if self._connection is None:
             connection = self._connect()
             try:

@@ -1,50 +1,50 @@
-"""Where a row's job waits, as one supervisor sees it without Redis."""
+"""Where a row's job waits, as one worker sees it without Redis."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
 
-from sidestream.broker.postgres.selection import Choice
+from sidestream.broker.postgres.selection import Selector
 from sidestream.broker.protocol import Explanation, Place
 from sidestream.job.reference import action_of
 from sidestream.job.rules import Pause
 from sidestream.job.states import State
-from sidestream.store.diagnosis import Facts
+from sidestream.store.diagnosis import JobDiagnosis
 from sidestream.store.schema import Database
 
 
 def place_of(
-    found: Facts | None,
+    found: JobDiagnosis | None,
     reference: bytes,
-    choice: Choice,
+    selector: Selector,
     known: Sequence[frozenset[bytes] | None],
     database: Database,
     put_off: float,
 ) -> Explanation:
     """Say where it waits: the first that applies of its time, a pause, its action, its key, a limit.
 
-    ``known``: the actions of each consumer of this process. ``put_off``: seconds for which it is left out here.
+    ``known``: the actions of each worker of this process. ``put_off``: seconds for which it is left out here.
     """
-    if found is None or found.state is not State.OPEN or found.job.reference(database) != reference:
+    if found is None or found.state is not State.PENDING or found.job.reference(database) != reference:
         return Explanation(Place.NOWHERE)
     job = found.job
     if found.early:
         return Explanation(Place.DELAYED, until_ms=job.due_ms)
     if put_off:
         return Explanation(Place.DELAYED, until_ms=int((time.time() + put_off) * 1000))
-    scope = paused_by(choice.rules.pauses, job.queue, job.action, job.group)
+    scope = paused_by(selector.rules.pauses, job.queue, job.action, job.group)
     if scope:
         return Explanation(Place.PAUSED, scope)
     action = action_of(reference)
     if known and all(one is not None and action not in one for one in known):
-        return Explanation(Place.PARKED)
+        return Explanation(Place.UNROUTED)
     if found.before is not None:
         return Explanation(Place.BEHIND_KEY, holders=(found.before.reference(database),))
-    gate = choice.closed_gate(job, reference)
+    gate = selector.closed_gate(job, reference)
     if gate is not None:
-        holders = tuple(choice.holders(gate)[:10])
-        return Explanation(Place.LIMITED, gate.counted[0].value, holders, choice.opens_ms(gate))
+        holders = tuple(selector.holders(gate)[:10])
+        return Explanation(Place.LIMITED, gate.counted[0].value, holders, selector.opens_ms(gate))
     return Explanation(Place.READY)
 
 

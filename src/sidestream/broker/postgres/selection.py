@@ -1,6 +1,6 @@
-"""Which of the candidates in PostgreSQL go next, by the rules, as far as one supervisor can tell (design D13).
+"""Which of the candidates in PostgreSQL go next, by the rules, as far as one worker can tell (design D13).
 
-Priorities, ageing, weights of queues and pauses are those of the rules. Limits hold among the jobs of this process
+Priorities, aging, weights of queues and pauses are those of the rules. Limits hold among the jobs of this process
 alone: while Redis is away nobody counts for all. Not locked: its broker does that.
 """
 
@@ -15,10 +15,10 @@ from sidestream.job.names import limit_rule, tag
 from sidestream.job.reference import limit_tag
 from sidestream.job.rules import DEFAULT_WEIGHT, Limit, Rules, Scope
 from sidestream.store.candidates import Candidate, PassedOver
-from sidestream.store.job_row import StoredJob
+from sidestream.store.job_row import JobRow
 
 
-class Choice:
+class Selector:
     """The rules in force, the turns of queues and priorities, and who holds which slots."""
 
     def __init__(self) -> None:
@@ -71,16 +71,16 @@ class Choice:
             limit_rules={name for (scope, name), limit in limits.items() if scope is Scope.KEY and _nobody(limit)},
         )
 
-    def in_turn(self, found: Sequence[Candidate], limit: int) -> list[StoredJob]:
+    def in_turn(self, found: Sequence[Candidate], limit: int) -> list[JobRow]:
         """Return the candidates in the order in which they go: queues by weight, aged jobs every second turn."""
-        lines: dict[str, tuple[list[StoredJob], list[StoredJob]]] = defaultdict(lambda: ([], []))
+        lines: dict[str, tuple[list[JobRow], list[JobRow]]] = defaultdict(lambda: ([], []))
         for one in reversed(found):
             lines[one.job.queue][one.aged].append(one.job)
         weights = self.rules.queue_weights
         begin = min((self._times[queue] for queue in lines if queue in self._times), default=0.0)
         times = {queue: max(self._times.get(queue, begin), begin) for queue in lines}
         self._times = times
-        chosen: list[StoredJob] = []
+        chosen: list[JobRow] = []
         while lines and len(chosen) < limit:
             queue = min(lines, key=lambda one: (times[one], one))
             usual, aged = lines[queue]
@@ -95,11 +95,11 @@ class Choice:
                 del lines[queue]
         return chosen
 
-    def met(self, job: StoredJob, action: bytes) -> None:
+    def met(self, job: JobRow, action: bytes) -> None:
         """Remember what an action's tag stands for."""
         self._actions.setdefault(action, job.action)
 
-    def take(self, job: StoredJob, reference: bytes) -> bool:
+    def take(self, job: JobRow, reference: bytes) -> bool:
         """Take what its limits ask for; False when one of them lets nobody through now."""
         gates = self._gates.of(job.queue, reference)
         if not gates:
@@ -116,7 +116,7 @@ class Choice:
         """It runs no more."""
         self._limiter.give_back(reference)
 
-    def closed_gate(self, job: StoredJob, reference: bytes) -> Gate | None:
+    def closed_gate(self, job: JobRow, reference: bytes) -> Gate | None:
         """Return the limit that keeps the job waiting now."""
         return self._limiter.closed(self._gates.of(job.queue, reference), _now_ms())
 

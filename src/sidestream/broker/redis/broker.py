@@ -1,6 +1,6 @@
 """The Redis broker: each method is the keys' prefix and one function of ``lua/``.
 
-A job's way: publish -> claim (ready -> stream, read) -> renew ... -> settle, or release / bury. When a worker dies:
+A job's way: publish -> claim (ready -> stream, read) -> renew ... -> settle, or release / fail. When a worker dies:
 reclaim. When Redis was emptied: begin_generation, reassert, publish.
 """
 
@@ -26,7 +26,7 @@ from sidestream.broker.redis.connection import FunctionMissing, NotReady, RedisC
 from sidestream.broker.redis.entries import TOKEN_SIZE, EntryReader
 from sidestream.broker.redis.functions import Functions
 from sidestream.broker.redis.probe import information, probe
-from sidestream.errors import BrokerUnavailable, GenerationMoved
+from sidestream.errors import BrokerUnavailable, StaleGeneration
 from sidestream.job.rules import Rules
 
 CHUNK = 500
@@ -40,10 +40,10 @@ _PLACES = (
     Place.READY,
     Place.DELAYED,
     Place.BEHIND_KEY,
-    Place.HANDED_OFF,
+    Place.LEASED,
     Place.LIMITED,
     Place.PAUSED,
-    Place.PARKED,
+    Place.UNROUTED,
 )
 Item = TypeVar("Item")
 
@@ -79,7 +79,7 @@ class RedisBroker:
         self._functions = Functions(self.connection, prefix, clock_ms)
         self._half_lease = lease_ms // 2
         self._reader = EntryReader(self._functions)
-        #: By consumer: the last token that it received in this generation, and when (monotonic) it sent the first claim
+        #: By worker: the last token that it received in this generation, and when (monotonic) it sent the first claim
         #: whose reply was lost since.
         self._received: dict[str, bytes] = {}
         self._lost_at: dict[str, float] = {}
@@ -91,51 +91,51 @@ class RedisBroker:
 
     def generation(self, databases: Sequence[bytes] = ()) -> Generation:
         """See :meth:`Broker.generation`."""
-        number, built = self._functions.look([database.hex() for database in databases])
+        number, synced = self._functions.look([database.hex() for database in databases])
         told = information(self.connection, "server", "replication")
         if self._functions.generation != str(number):
             self._received.clear()  # tokens begin again
             self._lost_at.clear()
         self._functions.generation = str(number)
-        return Generation(number, f"{told.get('run_id', '')}/{told.get('master_replid', '')}", built)
+        return Generation(number, f"{told.get('run_id', '')}/{told.get('master_replid', '')}", synced)
 
     def begin_generation(self, databases: Sequence[bytes] = ()) -> Generation:
         """See :meth:`Broker.begin_generation`."""
         self._functions.begin()
         return self.generation(databases)
 
-    def mark_built(self, database: bytes) -> None:
-        """See :meth:`Broker.mark_built`."""
-        self._functions.built(database.hex())
+    def mark_synced(self, database: bytes) -> None:
+        """See :meth:`Broker.mark_synced`."""
+        self._functions.synced(database.hex())
 
     def configure(self, database: bytes, rules: Rules) -> bool:
         """See :meth:`Broker.configure`."""
         return self._functions.configure(database.hex(), rules)
 
     def announce(
-        self, consumer: str, lanes: Sequence[str], info: str, ttl_ms: int, actions: frozenset[bytes] | None = None
+        self, worker: str, lanes: Sequence[str], info: str, ttl_ms: int, actions: frozenset[bytes] | None = None
     ) -> None:
         """See :meth:`Broker.announce`."""
-        self._functions.announce(consumer, info, ttl_ms, lanes, actions)
+        self._functions.announce(worker, info, ttl_ms, lanes, actions)
 
-    def withdraw(self, consumer: str, lanes: Sequence[str]) -> None:
+    def withdraw(self, worker: str, lanes: Sequence[str]) -> None:
         """See :meth:`Broker.withdraw`."""
-        self._functions.withdraw(consumer)
+        self._functions.withdraw(worker)
 
-    def is_alive(self, consumer: str) -> bool:
-        """Return whether a consumer's announcement holds, by the server's clock."""
-        return self._functions.alive(consumer)
+    def is_alive(self, worker: str) -> bool:
+        """Return whether a worker's announcement holds, by the server's clock."""
+        return self._functions.alive(worker)
 
-    def take_turn(self, task: str, consumer: str, seconds: float) -> bool:
-        """Return whether ``consumer`` is to do ``task``: it did so last, or nobody has for the time they were given.
+    def take_turn(self, task: str, worker: str, seconds: float) -> bool:
+        """Return whether ``worker`` is to do ``task``: it did so last, or nobody has for the time they were given.
 
         It is then nobody else's for ``seconds``. Nothing but effort may rest on it: two may do a task at once.
         """
-        return self._functions.take_turn(task, consumer, round(seconds * 1000))
+        return self._functions.take_turn(task, worker, round(seconds * 1000))
 
-    def give_turn_back(self, task: str, consumer: str) -> None:
-        """Let somebody else do ``task`` at once; without effect when it is not this consumer's."""
-        self._functions.take_turn(task, consumer, 0)
+    def give_turn_back(self, task: str, worker: str) -> None:
+        """Let somebody else do ``task`` at once; without effect when it is not this worker's."""
+        self._functions.take_turn(task, worker, 0)
 
     def publish(self, jobs: Sequence[Publication], *, force: bool = False) -> int:
         """See :meth:`Broker.publish`; a large number goes in chunks, so an error may leave the first ones published."""
@@ -149,52 +149,52 @@ class RedisBroker:
         """See :meth:`AtOnce.publish_at_once`."""
         try:
             self._functions.publish_at_once(jobs, seconds)
-        except (NotReady, FunctionMissing, GenerationMoved):
+        except (NotReady, FunctionMissing, StaleGeneration):
             return False
         return True
 
     def claim(
-        self, consumer: str, lanes: Sequence[str], *, free: int, prefetch: int = 0, wait_ms: int = 0
+        self, worker: str, lanes: Sequence[str], *, free: int, prefetch: int = 0, wait_ms: int = 0
     ) -> list[Delivery]:
         """See :meth:`Broker.claim`; the wait is a blocked read, so a job that arrives is received at once."""
         if not lanes:
             return []
         sent = time.monotonic()
         try:
-            found = self._claim(consumer, lanes, free, prefetch, wait_ms)
+            found = self._claim(worker, lanes, free, prefetch, wait_ms)
         except BrokerUnavailable:
-            self._lost_at.setdefault(consumer, sent)  # it may have been carried out all the same
+            self._lost_at.setdefault(worker, sent)  # it may have been carried out all the same
             raise
         if found:
-            self._received[consumer] = found[-1].lease.entry[:TOKEN_SIZE]
+            self._received[worker] = found[-1].lease.entry[:TOKEN_SIZE]
         return found
 
-    def _claim(self, consumer: str, lanes: Sequence[str], free: int, prefetch: int, wait_ms: int) -> list[Delivery]:
+    def _claim(self, worker: str, lanes: Sequence[str], free: int, prefetch: int, wait_ms: int) -> list[Delivery]:
         deadline = time.monotonic() + wait_ms / 1000
         while True:
-            lost_at = self._lost_at.get(consumer)
+            lost_at = self._lost_at.get(worker)
             block_ms, words = self._functions.claim(
                 self._half_lease,
-                consumer,
+                worker,
                 free,
                 prefetch,
                 wait_ms,
                 lanes,
-                received=b"" if lost_at is None else self._received.get(consumer, FIRST_TOKEN),
+                received=b"" if lost_at is None else self._received.get(worker, FIRST_TOKEN),
                 lost_ms=0 if lost_at is None else round((time.monotonic() - lost_at) * 1000) + ROUNDING_MS,
             )
-            self._lost_at.pop(consumer, None)
+            self._lost_at.pop(worker, None)
             if words or not block_ms:
-                return self._reader.deliveries(words, consumer)
-            deliveries = self._wait(consumer, free, block_ms)
+                return self._reader.deliveries(words, worker)
+            deliveries = self._wait(worker, free, block_ms)
             wait_ms = int((deadline - time.monotonic()) * 1000)
             if deliveries or wait_ms <= 0:
                 return deliveries
 
-    def renew(self, consumer: str, lanes: Sequence[str], leases: Sequence[Lease]) -> list[Lease]:
+    def renew(self, worker: str, lanes: Sequence[str], leases: Sequence[Lease]) -> list[Lease]:
         """See :meth:`Broker.renew`."""
-        lost = [lease for lease in leases if lease.consumer != consumer]
-        for chunk in _chunks([lease for lease in leases if lease.consumer == consumer]):
+        lost = [lease for lease in leases if lease.worker != worker]
+        for chunk in _chunks([lease for lease in leases if lease.worker == worker]):
             lost += (chunk[at - 1] for at in self._functions.renew(self._half_lease, chunk))
         return lost
 
@@ -238,37 +238,37 @@ class RedisBroker:
             unstarted=unstarted,
         )
 
-    def bury(self, lanes: Sequence[str], delivery: Delivery, error: str) -> bool:
-        """See :meth:`Broker.bury`."""
-        return self._functions.bury(delivery, error)
+    def fail(self, lanes: Sequence[str], delivery: Delivery, error: str) -> bool:
+        """See :meth:`Broker.fail`."""
+        return self._functions.fail(delivery, error)
 
-    def reopen(self, uuids: Sequence[bytes]) -> int:
-        """Open dead direct jobs again; see :class:`~sidestream.broker.redis.failed.DeadLetters`."""
-        return self._functions.reopen(uuids)
+    def retry_failed(self, uuids: Sequence[bytes]) -> int:
+        """Open failed direct jobs again; see :class:`~sidestream.broker.redis.failed.FailedDirectJobs`."""
+        return self._functions.retry_failed(uuids)
 
-    def scrap(self, uuids: Sequence[bytes]) -> int:
-        """Forget dead direct jobs."""
-        return self._functions.scrap(uuids)
+    def delete_failed(self, uuids: Sequence[bytes]) -> int:
+        """Forget failed direct jobs."""
+        return self._functions.delete_failed(uuids)
 
-    def reclaim(self, consumer: str, lanes: Sequence[str], *, lease_ms: int, grace_ms: int, cursor: str) -> Reclaimed:
+    def reclaim(self, worker: str, lanes: Sequence[str], *, lease_ms: int, grace_ms: int, cursor: str) -> Reclaimed:
         """See :meth:`Broker.reclaim`; late leases are found by their age, so the cursor only counts the calls."""
-        more, found = self._functions.reclaim(consumer, lease_ms, grace_ms, lanes)
+        more, found = self._functions.reclaim(worker, lease_ms, grace_ms, lanes)
         taken: list[tuple[Delivery, str]] = []
         for *words, count, loser in found:
-            taken += ((delivery, loser.decode()) for delivery in self._reader.deliveries(words, consumer, count))
+            taken += ((delivery, loser.decode()) for delivery in self._reader.deliveries(words, worker, count))
         return Reclaimed(f"{int(cursor.partition('-')[0]) + 1}-0" if more else "0-0", taken)
 
-    def reassert(self, consumer: str, lanes: Sequence[str], deliveries: Sequence[Delivery]) -> list[Delivery]:
+    def reassert(self, worker: str, lanes: Sequence[str], deliveries: Sequence[Delivery]) -> list[Delivery]:
         """See :meth:`Broker.reassert`."""
         ours: list[Delivery] = []
         for chunk in _chunks(deliveries):
-            for position, entry in self._functions.reassert(consumer, chunk):
-                ours.append(chunk[position - 1]._replace(lease=Lease(entry, consumer, 1)))
+            for position, entry in self._functions.reassert(worker, chunk):
+                ours.append(chunk[position - 1]._replace(lease=Lease(entry, worker, 1)))
         return ours
 
-    def known(self, database: bytes, chunk: int) -> bytes:
+    def published(self, database: bytes, chunk: int) -> bytes:
         """See :meth:`Broker.known`."""
-        return self._functions.known(database, chunk)
+        return self._functions.published(database, chunk)
 
     def locate(self, jobs: Sequence[Publication]) -> list[Place]:
         """See :meth:`Broker.locate`."""
@@ -280,12 +280,12 @@ class RedisBroker:
 
     def explain(self, job: Publication) -> Explanation:
         """See :meth:`Broker.explain`."""
-        place, scope, until, rank, consumer, holders = self._functions.explain(job)
-        return Explanation(_PLACES[place], scope.decode(), tuple(holders), until, consumer.decode(), rank)
+        place, scope, until, rank, worker, holders = self._functions.explain(job)
+        return Explanation(_PLACES[place], scope.decode(), tuple(holders), until, worker.decode(), rank)
 
-    def move(self, job: Publication, priority: int) -> bool:
+    def reprioritize(self, job: Publication, priority: int) -> bool:
         """See :meth:`Broker.move`."""
-        return self._functions.move(job, priority)
+        return self._functions.reprioritize(job, priority)
 
     def discard(self, job: Publication) -> bool:
         """See :meth:`Broker.discard`."""
@@ -295,12 +295,12 @@ class RedisBroker:
         """See :meth:`Broker.close`."""
         self.connection.close()
 
-    def _wait(self, consumer: str, free: int, block_ms: int) -> list[Delivery]:
+    def _wait(self, worker: str, free: int, block_ms: int) -> list[Delivery]:
         seconds = block_ms / 1000
         reply = self.connection.run(
-            "BLMPOP", seconds, 1, keys.hand(self.prefix, consumer), "LEFT", "COUNT", free, wait=seconds
+            "BLMPOP", seconds, 1, keys.handoff(self.prefix, worker), "LEFT", "COUNT", free, wait=seconds
         )
-        return self._reader.handed(reply[1], consumer) if reply else []
+        return self._reader.handed(reply[1], worker) if reply else []
 
 
 def _chunks(items: Sequence[Item]) -> Iterator[Sequence[Item]]:

@@ -111,7 +111,7 @@ class RedisConnection:
         """Open the connection of :meth:`run_at_once` unless it is open; raises as :meth:`run` does."""
         if self._ready is not None and self._ready.is_connected:
             return
-        # Not of the pool, which counts what it made: one of our own that is opened again has to count once.
+        # Not of the pool, which counts what it made: one of our own that is acquired again has to count once.
         connection = self._ready or self._pool.connection_class(**self._pool.connection_kwargs)
         try:
             connection.connect()
@@ -120,7 +120,7 @@ class RedisConnection:
         self._ready = connection
 
     def run_at_once(self, *command: Any, seconds: float) -> Any:
-        """Send one command over the connection that :meth:`get_ready` opened; for one thread at a time.
+        """Send one command over the connection that :meth:`get_ready` acquired; for one thread at a time.
 
         No name is resolved and nothing is connected, so it takes at most ``seconds``, if the command is of a few KiB.
 
@@ -135,7 +135,7 @@ class RedisConnection:
             connection.send_command(*command)  # type: ignore[no-untyped-call]  # redis-py does not annotate it
             return connection.read_response(disable_decoding=True, timeout=seconds)
         except ConnectionFailed as error:
-            raise NotReady from error  # closed by the server or on the way: it is opened anew elsewhere
+            raise NotReady from error  # closed by the server or on the way: it is acquired anew elsewhere
         except (RedisError, OSError) as error:
             raise self._explain(error) from error
         except BaseException:

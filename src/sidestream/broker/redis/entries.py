@@ -20,7 +20,7 @@ class EntryReader:
         self._functions = functions
         self._lanes: dict[bytes, str] = {}
 
-    def deliveries(self, words: Sequence[bytes], consumer: str, count: int = 1) -> list[Delivery]:
+    def deliveries(self, words: Sequence[bytes], worker: str, count: int = 1) -> list[Delivery]:
         """Return one delivery, handed out ``count`` times, for each entry, meta, payload (or b"") in ``words``."""
         found: list[Delivery] = []
         names = self._lanes
@@ -30,7 +30,7 @@ class EntryReader:
             lane = names.get(name)
             if lane is None:
                 lane = names[name] = name.decode()
-            lease = Lease(entry, consumer, count)
+            lease = Lease(entry, worker, count)
             if tries:
                 attempts, crashes, releases = map(int, tries)
                 found.append(
@@ -42,10 +42,10 @@ class EntryReader:
                 found.append(Delivery(entry[16:], lane, lease, int(ready), payload or None, 0, 0, 0, int(priority)))
         return found
 
-    def handed(self, elements: Sequence[bytes], consumer: str) -> list[Delivery]:
+    def handed(self, elements: Sequence[bytes], worker: str) -> list[Delivery]:
         """Return the deliveries in elements of a reader's list (entry, meta, line feed, payload)."""
         words: list[bytes] = []
-        strange: list[bytes] = []
+        quarantine: list[bytes] = []
         for element in elements:
             size = SIZES.get(element[TOKEN_SIZE]) if len(element) > TOKEN_SIZE else None
             end = TOKEN_SIZE + (size or 0)
@@ -53,7 +53,7 @@ class EntryReader:
             if size and line_feed and meta.split(b" ", 1)[0].isdigit():
                 words += (element[:end], meta, payload)
             else:
-                strange.append(element)
-        if strange:
-            self._functions.strange(strange)
-        return self.deliveries(words, consumer)
+                quarantine.append(element)
+        if quarantine:
+            self._functions.quarantine(quarantine)
+        return self.deliveries(words, worker)

@@ -1,10 +1,10 @@
 """A typed Python face for every function in ``lua/``, and the one table that turns their codes into errors.
 
-All of ``lua/`` is one Redis function library, loaded once into a server: its helpers in ``lua/shared/`` are built then,
-not at every call (`EVALSHA` would build some 45 of them each time: docs/decisions/0005). Its name carries the digest of
-its source, so two releases of Sidestream on one Redis have two libraries and call their own. Every function gets the
-prefix as KEYS[1], the caller's generation number as ARGV[1] and a test's clock (or nothing) as ARGV[2]; its head states
-the rest. Its answer begins with a code.
+All of ``lua/`` is one Redis function library, loaded once into a server: its helpers in ``lua/shared/`` are built
+then, not at every call (`EVALSHA` would build some 45 of them each time: docs/decisions/0005). Its name carries the
+digest of its source, so two releases of Sidestream on one Redis have two libraries and call their own. Every function
+gets the prefix as KEYS[1], the caller's generation number as ARGV[1] and a test's clock (or nothing) as ARGV[2]; its
+header states the rest. Its answer begins with a code.
 
 See https://redis.io/docs/latest/develop/programmability/functions-intro/ and https://redis.io/docs/latest/commands/fcall/.
 """
@@ -21,12 +21,12 @@ from typing import Any, NamedTuple
 from sidestream.broker.protocol import Delivery, Lease, Publication
 from sidestream.broker.redis.connection import CommandForbidden, FunctionMissing, RedisConnection
 from sidestream.broker.redis.rules_wire import pack_rules
-from sidestream.errors import BrokerError, BrokerUnsuitable, FormatUnknown, GenerationMoved
+from sidestream.errors import BrokerError, BrokerUnsuitable, FormatUnknown, StaleGeneration
 from sidestream.job.rules import Rules
 
 CODES: dict[int, tuple[type[BrokerError], str]] = {
     1: (
-        GenerationMoved,
+        StaleGeneration,
         "Redis was emptied, replaced or not begun since this process last looked; call generation() and publish again.",
     ),
 }
@@ -37,14 +37,14 @@ SHARED = (
     "core",
     "beat",
     "reference",
-    "known",
-    "tries",
+    "published_bits",
+    "attempts",
     "rules",
     "pool",
     "places",
     "limits",
     "parked",
-    "line",
+    "keyed",
     "lease",
     "pick",
     "hand_off",
@@ -105,23 +105,23 @@ class Functions:
         return int(self._call("begin")[0])
 
     def look(self, databases: Sequence[str] = ()) -> tuple[int, frozenset[str]]:
-        """Return the generation's number, and which of the databases (16 hex digits each) are built in it.
+        """Return the generation's number, and which of the databases (16 hex digits each) are synced in it.
 
         Raises:
             FormatUnknown: Another release wrote it, in a format that this one does not know.
         """
-        number, found, known, *built = self._call("generation", *databases)
+        number, found, known, *synced = self._call("generation", *databases)
         if int(number) and found != known:
             raise FormatUnknown(
                 f"Redis holds contents of format {found.decode() or 'none'}, and this release of Sidestream knows "
                 f"format {known.decode()}. Nothing is read or written here until all processes are of one release and "
                 "Redis was emptied (FLUSHALL); jobs that have a row are then published again."
             )
-        return int(number), frozenset(name for name, is_built in zip(databases, built, strict=True) if is_built)
+        return int(number), frozenset(name for name, is_synced in zip(databases, synced, strict=True) if is_synced)
 
-    def built(self, database: str) -> None:
-        """Mark the database (16 hex digits) as built."""
-        self._call("built", database)
+    def synced(self, database: str) -> None:
+        """Mark the database (16 hex digits) as synced."""
+        self._call("mark_synced", database)
 
     def configure(self, database: str, rules: Rules) -> bool:
         """Give the database (16 hex digits) its rules; False when newer ones, or these, govern it."""
@@ -130,24 +130,24 @@ class Functions:
         return bool(self._call("configure", database, rules.version, digest, packed)[0])
 
     def announce(
-        self, consumer: str, info: str, ttl_ms: int, lanes: Sequence[str], actions: frozenset[bytes] | None
+        self, worker: str, info: str, ttl_ms: int, lanes: Sequence[str], actions: frozenset[bytes] | None
     ) -> None:
-        """Announce a consumer, its lanes and the actions that it knows (None: any)."""
+        """Announce a worker, its lanes and the actions that it knows (None: any)."""
         tags = sorted(actions or ())
         digest = "" if actions is None else sha1(b"".join(tags), usedforsecurity=False).hexdigest()
-        self._call("announce", consumer, info, ttl_ms, digest, len(tags), *tags, *lanes)
+        self._call("announce", worker, info, ttl_ms, digest, len(tags), *tags, *lanes)
 
-    def withdraw(self, consumer: str) -> None:
+    def withdraw(self, worker: str) -> None:
         """Take an announcement back."""
-        self._call("withdraw", consumer)
+        self._call("withdraw", worker)
 
-    def alive(self, consumer: str) -> bool:
-        """Return whether the consumer is announced."""
-        return bool(self._call("alive", consumer)[0])
+    def alive(self, worker: str) -> bool:
+        """Return whether the worker is announced."""
+        return bool(self._call("alive", worker)[0])
 
-    def take_turn(self, task: str, consumer: str, hold_ms: int) -> bool:
-        """Return whether the task is the consumer's for so long; 0 gives it back."""
-        return bool(self._call("take_turn", task, consumer, hold_ms)[0])
+    def take_turn(self, task: str, worker: str, hold_ms: int) -> bool:
+        """Return whether the task is the worker's for so long; 0 gives it back."""
+        return bool(self._call("take_turn", task, worker, hold_ms)[0])
 
     def publish(self, jobs: Sequence[Publication], force: bool) -> int:
         """Publish at most a few hundred jobs; return how many were new."""
@@ -165,7 +165,7 @@ class Functions:
     def claim(
         self,
         half_lease: int,
-        consumer: str,
+        worker: str,
         free: int,
         prefetch: int,
         wait_ms: int,
@@ -177,9 +177,9 @@ class Functions:
         """Return how many ms to block for a first job (0: not at all), and entry, meta, payload for each delivery.
 
         ``received``: the last token that came, when the reply to a claim was lost that was sent ``lost_ms`` ago; what
-        the consumer was granted since goes back first.
+        the worker was granted since goes back first.
         """
-        block, words = self._call("claim", half_lease, consumer, free, prefetch, wait_ms, received, lost_ms, *lanes)
+        block, words = self._call("claim", half_lease, worker, free, prefetch, wait_ms, received, lost_ms, *lanes)
         return block, words
 
     def renew(self, half_lease: int, leases: Sequence[Lease]) -> list[int]:
@@ -217,35 +217,35 @@ class Functions:
         )
         return int(reply[0])
 
-    def bury(self, delivery: Delivery, error: str) -> bool:
+    def fail(self, delivery: Delivery, error: str) -> bool:
         """Return False when the lease was lost."""
-        return bool(self._call("bury", delivery.lease.entry, delivery.lane, error)[0])
+        return bool(self._call("fail", delivery.lease.entry, delivery.lane, error)[0])
 
-    def reopen(self, uuids: Sequence[bytes]) -> int:
-        """Open dead direct jobs again; return how many are."""
-        return int(self._call("reopen", *uuids)[0])
+    def retry_failed(self, uuids: Sequence[bytes]) -> int:
+        """Open failed direct jobs again; return how many are."""
+        return int(self._call("retry_failed", *uuids)[0])
 
-    def scrap(self, uuids: Sequence[bytes]) -> int:
-        """Forget dead direct jobs; return how many there were."""
-        return int(self._call("scrap", *uuids)[0])
+    def delete_failed(self, uuids: Sequence[bytes]) -> int:
+        """Forget failed direct jobs; return how many there were."""
+        return int(self._call("delete_failed", *uuids)[0])
 
     def reclaim(
-        self, consumer: str, lease_ms: int, grace_ms: int, lanes: Sequence[str]
+        self, worker: str, lease_ms: int, grace_ms: int, lanes: Sequence[str]
     ) -> tuple[bool, list[tuple[bytes, bytes, bytes, int, bytes]]]:
         """Return whether there may be more, and (entry, meta, payload, deliveries, who lost it) for each one taken."""
-        more, *found = self._call("reclaim", consumer, lease_ms, grace_ms, *lanes)
+        more, *found = self._call("reclaim", worker, lease_ms, grace_ms, *lanes)
         return bool(more), found
 
-    def reassert(self, consumer: str, deliveries: Sequence[Delivery]) -> list[tuple[int, bytes]]:
-        """Return (position from 1, entry) for each delivery that is the consumer's again."""
-        words: list[Any] = [consumer]
+    def reassert(self, worker: str, deliveries: Sequence[Delivery]) -> list[tuple[int, bytes]]:
+        """Return (position from 1, entry) for each delivery that is the worker's again."""
+        words: list[Any] = [worker]
         for reference, lane, _, ready_ms, payload, attempts, crashes, releases, priority in deliveries:
             words += (reference, lane, priority, ready_ms, payload or b"", attempts, crashes, releases)
         return [(position, entry) for position, entry in self._call("reassert", *words)]
 
-    def known(self, database: bytes, chunk: int) -> bytes:
+    def published(self, database: bytes, chunk: int) -> bytes:
         """Return the bitmap of one chunk."""
-        bitmap: bytes = self._call("known", database, chunk)[0]
+        bitmap: bytes = self._call("published", database, chunk)[0]
         return bitmap
 
     def locate(self, jobs: Sequence[Publication]) -> list[int]:
@@ -256,21 +256,21 @@ class Functions:
         return self._call("locate", *words)
 
     def explain(self, job: Publication) -> tuple[int, bytes, int, int, bytes, list[bytes]]:
-        """Return place number, scope, until (ms), rank, consumer and holders (``lua/explain.lua``)."""
-        place, scope, until, rank, consumer, *holders = self._call("explain", job.reference, job.lane, job.priority)
-        return place, scope, until, rank, consumer, holders
+        """Return place number, scope, until (ms), rank, worker and holders (``lua/explain.lua``)."""
+        place, scope, until, rank, worker, *holders = self._call("explain", job.reference, job.lane, job.priority)
+        return place, scope, until, rank, worker, holders
 
-    def move(self, job: Publication, priority: int) -> bool:
+    def reprioritize(self, job: Publication, priority: int) -> bool:
         """Return whether the waiting job has the new priority."""
-        return bool(self._call("move", job.reference, job.lane, job.priority, priority)[0])
+        return bool(self._call("reprioritize", job.reference, job.lane, job.priority, priority)[0])
 
     def discard(self, job: Publication) -> bool:
         """Return whether the waiting job was removed."""
         return bool(self._call("discard", job.reference, job.lane, job.priority)[0])
 
-    def strange(self, found: Sequence[bytes]) -> None:
+    def quarantine(self, found: Sequence[bytes]) -> None:
         """Put foreign bytes aside."""
-        self._call("strange", *found)
+        self._call("quarantine", *found)
 
     def _call(self, name: str, *words: Any) -> list[Any]:
         command = self._command(name, *words)

@@ -31,9 +31,9 @@ class LaneDepth(NamedTuple):
 
 
 class AnnouncedWorker(NamedTuple):
-    """A consumer that said it is alive."""
+    """A worker that said it is alive."""
 
-    consumer: str
+    worker: str
     lanes: tuple[str, ...]
     #: JSON, as it announced it.
     info: str
@@ -51,10 +51,10 @@ class Overview:
     undelivered: int
     #: Direct jobs that are not over.
     direct: int
-    #: Direct jobs that ended as dead.
-    dead: int
+    #: Direct jobs that failed.
+    failed: int
     #: Foreign or truncated entries met in our keys so far.
-    strange: int
+    quarantine: int
 
 
 class RedisInspector:
@@ -77,40 +77,40 @@ class RedisInspector:
                 for name, number in sorted(lanes.items())
             ),
             workers=workers,
-            undelivered=sum(run("LLEN", keys.hand(prefix, worker.consumer)) for worker in workers),
+            undelivered=sum(run("LLEN", keys.handoff(prefix, worker.worker)) for worker in workers),
             direct=run("HLEN", keys.direct(prefix)),
-            dead=run("HLEN", keys.dead(prefix)),
-            strange=int(run("HGET", keys.meta(prefix), "strange") or 0),
+            failed=run("HLEN", keys.failed(prefix)),
+            quarantine=int(run("HGET", keys.meta(prefix), "quarantine") or 0),
         )
 
     def workers(self) -> tuple[AnnouncedWorker, ...]:
         """Return the announced workers, by name; one whose announcement ran out stays for a while, with its time."""
         told = _pairs(self._connection.run("HGETALL", keys.info(self._prefix)))
         found = []
-        for consumer, until in _pairs(
+        for worker, until in _pairs(
             self._connection.run("ZRANGE", keys.workers(self._prefix), 0, -1, "WITHSCORES")
         ).items():
-            lanes, _, info = told.get(consumer, b"\n").decode(errors="replace").partition("\n")
-            name = consumer.decode(errors="replace")
+            lanes, _, info = told.get(worker, b"\n").decode(errors="replace").partition("\n")
+            name = worker.decode(errors="replace")
             found.append(AnnouncedWorker(name, tuple(lanes.split()), info, int(float(until))))
         return tuple(sorted(found))
 
-    def strange(self, count: int = 100) -> list[bytes]:
+    def quarantine(self, count: int = 100) -> list[bytes]:
         """Return the last ``count`` foreign entries that were put aside."""
-        found: list[bytes] = self._connection.run("LRANGE", keys.strange(self._prefix), 0, count - 1)
+        found: list[bytes] = self._connection.run("LRANGE", keys.quarantine(self._prefix), 0, count - 1)
         return found
 
     def _depth(self, lane: str, number: str, behind: int) -> LaneDepth:
         run, prefix = self._connection.run, self._prefix
         pool = f"r{number}"
-        seats = run("ZRANGE", keys.ring(prefix, pool), 0, MOST_SEATS - 1)
-        single = run("HMGET", keys.ones(prefix, pool), *seats) if seats else []
+        flows = run("ZRANGE", keys.schedule(prefix, pool), 0, MOST_SEATS - 1)
+        single = run("HMGET", keys.singletons(prefix, pool), *flows) if flows else []
         ready = sum(
-            1 if only is not None else run("ZCARD", keys.bin_(prefix, pool, seat))
-            for seat, only in zip(seats, single, strict=True)
+            1 if only is not None else run("ZCARD", keys.flow(prefix, pool, flow))
+            for flow, only in zip(flows, single, strict=True)
         )
         delayed = sum(run("ZCARD", keys.delayed(prefix, number, priority)) for priority in range(LOWEST_PRIORITY + 1))
-        return LaneDepth(lane, ready, delayed, behind, run("ZCARD", keys.held(prefix, lane)))
+        return LaneDepth(lane, ready, delayed, behind, run("ZCARD", keys.leased(prefix, lane)))
 
 
 def _pairs(flat: list[bytes]) -> dict[bytes, bytes]:

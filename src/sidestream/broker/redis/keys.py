@@ -10,7 +10,7 @@ PREFIX = "sidestream:{s0}:"
 
 
 def meta(prefix: str) -> str:
-    """HASH: gen, format, last, gap, strange, built:<database>."""
+    """HASH: gen, format, last, gap, quarantine, synced:<database>."""
     return f"{prefix}meta"
 
 
@@ -24,19 +24,19 @@ def lanes_of(prefix: str, database: str) -> str:
     return f"{prefix}lanes:{database}"
 
 
-def ring(prefix: str, pool: str) -> str:
-    """ZSET seat (priority, group tag) -> priority x 2^40 + the group's virtual time: bins of a pool that are served."""
-    return f"{prefix}ring:{pool}"
+def schedule(prefix: str, pool: str) -> str:
+    """ZSET flow (priority, group tag) -> priority x 2^40 + the group's virtual time: bins of a pool that are served."""
+    return f"{prefix}schedule:{pool}"
 
 
-def bin_(prefix: str, pool: str, seat: bytes) -> bytes:
+def flow(prefix: str, pool: str, flow: bytes) -> bytes:
     """ZSET member -> first-ready time in ms; the pool of ready jobs of lane number 3 is ``r3``."""
-    return f"{prefix}bin:{pool}:".encode() + seat
+    return f"{prefix}flow:{pool}:".encode() + flow
 
 
-def ones(prefix: str, pool: str) -> str:
-    """HASH seat -> first-ready time in ms and the member: seats with one job beside others (``shared/pool.lua``)."""
-    return f"{prefix}ones:{pool}"
+def singletons(prefix: str, pool: str) -> str:
+    """HASH flow -> first-ready time in ms and the member: flows with one job beside others (``shared/pool.lua``)."""
+    return f"{prefix}singletons:{pool}"
 
 
 def delayed(prefix: str, lane_number: str, priority: int) -> str:
@@ -59,24 +59,24 @@ def buckets(prefix: str) -> str:
     return f"{prefix}buckets"
 
 
-def full(prefix: str) -> str:
+def refills(prefix: str) -> str:
     """ZSET database:limit -> ms at which its bucket is full again and is forgotten."""
-    return f"{prefix}full"
+    return f"{prefix}refills"
 
 
-def wakes(prefix: str) -> str:
+def timers(prefix: str) -> str:
     """ZSET parked pool or task -> ms at which it is looked at."""
-    return f"{prefix}wakes"
+    return f"{prefix}timers"
 
 
-def turns(prefix: str) -> str:
+def lane_clock(prefix: str) -> str:
     """HASH lane -> its virtual time, and whose turn it is between aged and urgent jobs of a pool."""
-    return f"{prefix}turns"
+    return f"{prefix}lane_clock"
 
 
-def knows(prefix: str) -> str:
-    """HASH consumer -> digest of the actions that it knows; ``knows:<digest>`` is the SET of their tags."""
-    return f"{prefix}knows"
+def worker_actions(prefix: str) -> str:
+    """HASH worker -> digest of the actions that it knows; ``knows:<digest>`` is the SET of their tags."""
+    return f"{prefix}worker_actions"
 
 
 def parked(prefix: str) -> str:
@@ -84,9 +84,9 @@ def parked(prefix: str) -> str:
     return f"{prefix}parked"
 
 
-def unknown(prefix: str) -> str:
+def unrouted(prefix: str) -> str:
     """SET of the pools of jobs whose action nobody knew who met them."""
-    return f"{prefix}unknown"
+    return f"{prefix}unrouted"
 
 
 def behind(prefix: str) -> str:
@@ -94,33 +94,33 @@ def behind(prefix: str) -> str:
     return f"{prefix}behind"
 
 
-def held(prefix: str, lane: str) -> str:
+def leased(prefix: str, lane: str) -> str:
     """ZSET reference -> ms of its last claim or renewal: the jobs of a lane that are handed off."""
-    return f"{prefix}held:{lane}"
+    return f"{prefix}leased:{lane}"
 
 
-def hand(prefix: str, consumer: str) -> str:
+def handoff(prefix: str, worker: str) -> str:
     """LIST of what was handed to a reader that blocks, until it is read."""
-    return f"{prefix}hand:{consumer}"
+    return f"{prefix}handoff:{worker}"
 
 
 def idle(prefix: str, lane: str) -> str:
-    """ZSET consumer -> until_ms: the readers of a lane that wait for jobs."""
+    """ZSET worker -> until_ms: the readers of a lane that wait for jobs."""
     return f"{prefix}idle:{lane}"
 
 
 def workers(prefix: str) -> str:
-    """ZSET consumer -> until_ms: who announced to be alive."""
+    """ZSET worker -> until_ms: who announced to be alive."""
     return f"{prefix}workers"
 
 
 def info(prefix: str) -> str:
-    """HASH consumer -> what it announced: its lanes, and a line for people."""
+    """HASH worker -> what it announced: its lanes, and a line for people."""
     return f"{prefix}info"
 
 
 def tasks(prefix: str) -> str:
-    """HASH task -> until_ms and the consumer that does it for all."""
+    """HASH task -> until_ms and the worker that does it for all."""
     return f"{prefix}tasks"
 
 
@@ -129,11 +129,11 @@ def direct(prefix: str) -> str:
     return f"{prefix}direct"
 
 
-def dead(prefix: str) -> str:
-    """HASH uuid (16 bytes) -> MessagePack of a buried direct job."""
-    return f"{prefix}dead"
+def failed(prefix: str) -> str:
+    """HASH uuid (16 bytes) -> MessagePack of a failed direct job."""
+    return f"{prefix}failed"
 
 
-def strange(prefix: str) -> str:
+def quarantine(prefix: str) -> str:
     """LIST of the last 1000 foreign or truncated entries that were found in our keys."""
-    return f"{prefix}strange"
+    return f"{prefix}quarantine"

@@ -16,7 +16,7 @@ def pack_rules(rules: Rules) -> bytes:
     """Return MessagePack of everything but the version; the same rules give the same bytes."""
     paused = sorted(rules.pauses, key=lambda pause: (pause.queue or "", pause.action or "", pause.group or ""))
     told: dict[str, Any] = {
-        "ageing": round(rules.ageing * 1000),
+        "aging": round(rules.aging * 1000),
         "paused_queues": [pause.queue for pause in paused if pause.queue is not None],
         "paused_actions": [tag(p.action, 4) for p in paused if p.action is not None and p.group is None],
         "paused_groups": [group_tag(p.group) for p in paused if p.group is not None and p.action is None],

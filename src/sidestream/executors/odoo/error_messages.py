@@ -14,7 +14,7 @@ import psycopg2
 from sidestream.executors.protocol import set_message
 
 
-def put_into_words(error: BaseException, redirect: type[BaseException], env: Callable[[], Any]) -> None:
+def humanize_error(error: BaseException, redirect: type[BaseException], env: Callable[[], Any]) -> None:
     """Give ``error`` a message for people, where it needs one.
 
     Args:

@@ -37,11 +37,11 @@ from sidestream.errors import ActionError, SettingsError, StoreUnavailable, Wire
 from sidestream.executors.acquire import check_still_ours, commit_end, locks_of, open_again, verdict_of
 from sidestream.executors.application_fault import application_error, is_raised_in
 from sidestream.executors.odoo import modules, prefetch
-from sidestream.executors.odoo.error_messages import put_into_words
+from sidestream.executors.odoo.error_messages import humanize_error
 from sidestream.executors.odoo.model_action import ModelAction, collect
 from sidestream.executors.odoo.session import OdooSession
 from sidestream.executors.partial_commit import Parts
-from sidestream.executors.protocol import ActionFacts, NotNow, NotYet, Opened, SessionLost, Verdict
+from sidestream.executors.protocol import Acquired, ActionFacts, NotNow, NotYet, SessionLost, Verdict
 from sidestream.executors.session import VERIFY_TIMEOUT, Session
 from sidestream.job.codec import decode_payload
 from sidestream.job.names import tag
@@ -50,6 +50,7 @@ from sidestream.job.outcome import Release, ReleaseReason
 from sidestream.job.reference import Reference
 from sidestream.process import share_memory
 from sidestream.store import acquire, outcomes, sessions
+from sidestream.store.acquire import AcquireResult
 from sidestream.store.adapter import UNDEFINED_TABLE, server_options, sqlstate
 
 log = logging.getLogger(__name__)
@@ -76,12 +77,12 @@ def _states_left_alone() -> Iterator[None]:
 
 
 class Body:
-    """What one opened job carries through run and commit."""
+    """What one acquired job carries through run and commit."""
 
     __slots__ = ("action", "along", "args", "kwargs", "locks", "name", "parts", "row")
 
     def __init__(
-        self, name: str, action: ModelAction, row: acquire.Opened, along: prefetch.Along, locks: list[bytes]
+        self, name: str, action: ModelAction, row: acquire.Acquired, along: prefetch.Prefetched, locks: list[bytes]
     ) -> None:
         self.name = name
         self.action = action
@@ -197,7 +198,7 @@ class OdooOrm:
             raise NotYet(hindrance)
 
     def begin(self, slot: int) -> None:
-        """Name this child's sessions; they are opened by the first job that needs them."""
+        """Name this child's sessions; they are acquired by the first job that needs them."""
         name = self._name = self._application_name(slot)
         self._connect_as(name)
         # The registry keeps what it connected with in the zygote, under the zygote's name.
@@ -215,34 +216,34 @@ class OdooOrm:
 
     # -- each job ------------------------------------------------------------------------------------------------
 
-    def open(self, reference: bytes, payload: bytes | None, *, attempts: int, careful: bool) -> Opened | Verdict:
+    def acquire(self, reference: bytes, payload: bytes | None, *, attempts: int, run_alone: bool) -> Acquired | Verdict:
         """Lock and read the job."""
         try:
             ref = Reference.unpack(reference)
         except WireError as error:
-            return Release(f"{ReleaseReason.PARKED}: {error}")
+            return Release(f"{ReleaseReason.UNROUTED}: {error}")
         known = self._actions.get(ref.action)
         if known is None or ref.direct:
-            return Release(f"{ReleaseReason.PARKED}: no worker here knows its action")
+            return Release(f"{ReleaseReason.UNROUTED}: no worker here knows its action")
         name, action = known
         if ref.database != self._tag:
-            return Release(f"{ReleaseReason.PARKED}: it belongs to another database")
+            return Release(f"{ReleaseReason.UNROUTED}: it belongs to another database")
         locks = locks_of(ref, between_transactions=action.three_step or action.commits == "relock")
         if not self._locks.try_locks(locks):
             return Release(ReleaseReason.LOCKED)
         try:
-            found = self._open_row(ref.id, name)
+            found = self._acquire_row(ref.id, name)
             commit_end(found, self._odoo.commit)
-            verdict = verdict_of(found, ref, careful=careful)
+            verdict = verdict_of(found, ref, run_alone=run_alone)
             if verdict is None:
-                assert isinstance(found, acquire.Opened)
+                assert isinstance(found, acquire.Acquired)
                 along = prefetch.read(found.along)
                 verdict = self._fresh(along)
                 if verdict is None:
-                    crash_point("child.opened")
-                    return self._opened(Body(name, action, found, along, locks))
+                    crash_point("child.acquired")
+                    return self._acquired(Body(name, action, found, along, locks))
         except WireError as error:
-            verdict = Release(f"{ReleaseReason.PARKED}: {error}")
+            verdict = Release(f"{ReleaseReason.UNROUTED}: {error}")
         except BaseException:
             self.reset()
             self._locks.unlock_all(locks)
@@ -251,23 +252,23 @@ class OdooOrm:
         self._locks.unlock_all(locks)
         return verdict
 
-    def _opened(self, body: Body) -> Opened:
+    def _acquired(self, body: Body) -> Acquired:
         action, row = body.action, body.row
-        opened = Opened(body.name, row.attempts, action.soft_limit, action.retry, body, queue=row.queue)
-        opened.forgiven = row.forgiven
-        part = (lambda: self._part(opened)) if action.commits == "relock" else None
-        self._odoo.guard.begin(body.name, opened.follow_ups, row.requested_by or row.user_id, part)
-        return opened
+        acquired = Acquired(body.name, row.attempts, action.soft_limit, action.retry, body, queue=row.queue)
+        acquired.forgiven = row.forgiven
+        part = (lambda: self._part(acquired)) if action.commits == "relock" else None
+        self._odoo.guard.begin(body.name, acquired.follow_ups, row.requested_by or row.user_id, part)
+        return acquired
 
-    def run(self, opened: Opened) -> None:
+    def run(self, acquired: Acquired) -> None:
         """Call the method, or the three steps of it."""
-        with self._worded(opened.body):
-            self._odoo.guarded(lambda: self._call(opened))
+        with self._worded(acquired.body):
+            self._odoo.guarded(lambda: self._call(acquired))
         crash_point("child.ran")
 
-    def commit(self, opened: Opened) -> None:
+    def commit(self, acquired: Acquired) -> None:
         """Write "done" and commit; then run the hooks and tell other processes what changed."""
-        body: Body = opened.body
+        body: Body = acquired.body
         session = self._odoo
         with self._worded(body):
             body.parts.check()
@@ -280,7 +281,7 @@ class OdooOrm:
         session.guard.end()
         self._committed(body)
 
-    def verify(self, opened: Opened) -> bool:
+    def verify(self, acquired: Acquired) -> bool:
         """Find out whether the commit that got no reply happened."""
         session, lost = self._locks, self._odoo.backend
         self._odoo.drop()
@@ -288,7 +289,7 @@ class OdooOrm:
         def read() -> bool:
             cursor = session.cursor
             sessions.terminate_backend(cursor, lost, self._name)
-            return acquire.state_when_unlocked(cursor, opened.body.row.id, timeout=VERIFY_TIMEOUT) != "open"
+            return acquire.state_when_unlocked(cursor, acquired.body.row.id, timeout=VERIFY_TIMEOUT) != "pending"
 
         return session.guarded(read)
 
@@ -297,9 +298,9 @@ class OdooOrm:
         self._odoo.guard.end()
         self._odoo.rollback()
 
-    def release_locks(self, opened: Opened) -> None:
+    def release_locks(self, acquired: Acquired) -> None:
         """Free the job's key."""
-        self._locks.unlock_all(opened.body.locks)
+        self._locks.unlock_all(acquired.body.locks)
 
     @property
     def hears_failures(self) -> bool:
@@ -338,7 +339,7 @@ class OdooOrm:
         try:
             yield
         except Exception as error:
-            put_into_words(error, odoo.exceptions.RedirectWarning, lambda: self._env_for_words(body))
+            humanize_error(error, odoo.exceptions.RedirectWarning, lambda: self._env_for_words(body))
             raise
 
     def _env_for_words(self, body: Body) -> Any:
@@ -356,19 +357,19 @@ class OdooOrm:
                 self._locks.told,
             )
 
-    def _open_row(self, row_id: int, name: str) -> acquire.Opening:
+    def _acquire_row(self, row_id: int, name: str) -> AcquireResult:
         session = self._odoo
         try:
-            return session.guarded(lambda: acquire.open_job(session.store, row_id, along=self._along[name]))
+            return session.guarded(lambda: acquire.acquire_job(session.store, row_id, along=self._along[name]))
         except Exception as error:
             if sqlstate(error) != UNDEFINED_TABLE:
                 raise
         # The table of its records is gone. If that is more than this worker missing a change, Odoo will tell the job.
         session.rollback()
         self._along[name] = prefetch.expressions(tuple(self._registry.cache_sequences), None)
-        return session.guarded(lambda: acquire.open_job(session.store, row_id, along=self._along[name]))
+        return session.guarded(lambda: acquire.acquire_job(session.store, row_id, along=self._along[name]))
 
-    def _fresh(self, along: prefetch.Along) -> Release | None:
+    def _fresh(self, along: prefetch.Prefetched) -> Release | None:
         """Look at what other processes did since: a new registry, other caches, modules on the way."""
         if along.modules_change:
             return Release(f"{ReleaseReason.PAUSED}: modules are being installed, upgraded or removed", UPGRADE_DELAY)
@@ -382,8 +383,8 @@ class OdooOrm:
 
     # -- running -------------------------------------------------------------------------------------------------
 
-    def _call(self, opened: Opened) -> None:
-        body: Body = opened.body
+    def _call(self, acquired: Acquired) -> None:
+        body: Body = acquired.body
         row = body.row
         jobs = odoo.api.Environment(self._odoo.cr, odoo.SUPERUSER_ID, {})[f"{ADDON}.job"]
         result = jobs._sidestream_call(
@@ -423,15 +424,15 @@ class OdooOrm:
             return
         raise ActionError(f"The three-step action {body.name!r} yielded twice; expected one call: make two jobs of it.")
 
-    def _part(self, opened: Opened) -> None:
+    def _part(self, acquired: Acquired) -> None:
         """A commit that was declared: what was done so far, then lock and check again."""
         session = self._odoo
-        with opened.body.parts.turn():
+        with acquired.body.parts.turn():
             session.guarded(session.cr.flush)
-            self._check_locks(opened.body)
+            self._check_locks(acquired.body)
             session.commit()
-            self._committed(opened.body)
-            self._open_again(opened.body)
+            self._committed(acquired.body)
+            self._open_again(acquired.body)
 
     def _end_transaction(self) -> None:
         """End a transaction that wrote nothing, and with it its snapshot; the cursor stays."""
@@ -445,12 +446,12 @@ class OdooOrm:
         along = prefetch.expressions(tuple(self._registry.cache_sequences), None)
         found = open_again(
             lambda: session.guarded(
-                lambda: acquire.open_job(session.store, row.id, attempts_seen=row.attempts, along=along)
+                lambda: acquire.acquire_job(session.store, row.id, attempts_seen=row.attempts, along=along)
             ),
             self._end_transaction,
         )
         check_still_ours(row, found)
-        assert isinstance(found, acquire.Opened)
+        assert isinstance(found, acquire.Acquired)
         verdict = self._fresh(prefetch.read(found.along))
         if verdict is not None:
             raise NotNow(verdict)

@@ -23,7 +23,7 @@ _GONE = """(SELECT coalesce(array_agg(e.id) FILTER (WHERE NOT EXISTS (
                                 ',')::bigint[]) e (id) HAVING count(*) > 0)"""
 
 
-class Along(NamedTuple):
+class Prefetched(NamedTuple):
     """What was read."""
 
     #: Modules are being installed, upgraded or removed.
@@ -48,7 +48,7 @@ def expressions(caches: Sequence[str], table: str | None) -> tuple[str, ...]:
     )
 
 
-def read(values: Sequence[Any]) -> Along:
+def read(values: Sequence[Any]) -> Prefetched:
     """Return what the values of :func:`expressions` say."""
     modules_change, user_active, gone, registry, *caches = values
-    return Along(modules_change, user_active, gone, registry, caches)
+    return Prefetched(modules_change, user_active, gone, registry, caches)

@@ -24,7 +24,7 @@ from sidestream.errors import BadSignature, WireError
 from sidestream.executors.acquire import check_still_ours, commit_end, locks_of, open_again, verdict_of
 from sidestream.executors.declared_function import call
 from sidestream.executors.partial_commit import Parts
-from sidestream.executors.protocol import ActionFacts, Opened, Verdict
+from sidestream.executors.protocol import Acquired, ActionFacts, Verdict
 from sidestream.executors.python.actions import Action, Actions, load_actions
 from sidestream.executors.python.context import Context
 from sidestream.executors.session import Session
@@ -34,15 +34,16 @@ from sidestream.job.job import Job
 from sidestream.job.names import tag
 from sidestream.job.observer import JobFailure
 from sidestream.job.options import JobOptions
-from sidestream.job.outcome import Bury, Done, Release, ReleaseReason
+from sidestream.job.outcome import Done, Fail, Release, ReleaseReason
 from sidestream.job.reference import Reference
 from sidestream.store import acquire, outcomes
+from sidestream.store.acquire import AcquireResult
 
 log = logging.getLogger(__name__)
 
 
 class Body:
-    """What one opened job carries through run and commit."""
+    """What one acquired job carries through run and commit."""
 
     __slots__ = ("action", "context", "job", "locks", "parts", "transaction")
 
@@ -89,33 +90,33 @@ class PythonCall:
         return [ActionFacts(a.name, tag(a.name, 4), a.hard_limit, a.retry, a.queue) for a in self._actions]
 
     def begin(self, slot: int) -> None:
-        """Name this child's session; it is opened by the first job that needs it."""
+        """Name this child's session; it is acquired by the first job that needs it."""
         if self._dsn is not None:
             self._session = Session(self._dsn, self._application_name(slot), lambda pid: self.on_backend(pid))
 
-    def open(self, reference: bytes, payload: bytes | None, *, attempts: int, careful: bool) -> Opened | Verdict:
+    def acquire(self, reference: bytes, payload: bytes | None, *, attempts: int, run_alone: bool) -> Acquired | Verdict:
         """Lock and read the job."""
         try:
             ref = Reference.unpack(reference)
         except WireError as error:
-            return Release(f"{ReleaseReason.PARKED}: {error}")
+            return Release(f"{ReleaseReason.UNROUTED}: {error}")
         action = self._actions.by_tag(ref.action)
         if action is None:
-            return Release(f"{ReleaseReason.PARKED}: no worker here knows its action")
+            return Release(f"{ReleaseReason.UNROUTED}: no worker here knows its action")
         if ref.direct:
             return self._open_direct(ref, action, payload, attempts)
-        return self._open_row(ref, action, careful)
+        return self._acquire_row(ref, action, run_alone)
 
-    def run(self, opened: Opened) -> None:
+    def run(self, acquired: Acquired) -> None:
         """Call the action, or the three steps of it."""
-        body: Body = opened.body
+        body: Body = acquired.body
         guarded = self._session.guarded if self._session is not None and body.transaction else _plainly
-        guarded(lambda: self._call(opened, body))
+        guarded(lambda: self._call(acquired, body))
         crash_point("child.ran")
 
-    def commit(self, opened: Opened) -> None:
+    def commit(self, acquired: Acquired) -> None:
         """Write "done" and commit."""
-        body: Body = opened.body
+        body: Body = acquired.body
         session = self._session
         if session is None or not body.transaction:
             return
@@ -130,12 +131,12 @@ class PythonCall:
         session.commit()
         crash_point("child.committed")
 
-    def verify(self, opened: Opened) -> bool:
+    def verify(self, acquired: Acquired) -> bool:
         """Find out whether the commit that got no reply happened."""
-        body: Body = opened.body
+        body: Body = acquired.body
         assert self._session is not None  # only a session's commit is ever uncertain
         if body.job.id is not None:
-            return self._session.state_after_lost_commit(body.job.id) != "open"
+            return self._session.state_after_lost_commit(body.job.id) != "pending"
         return self._session.done_after_lost_commit(body.job.uuid)
 
     def reset(self) -> None:
@@ -143,9 +144,9 @@ class PythonCall:
         if self._session is not None:
             self._session.rollback()
 
-    def release_locks(self, opened: Opened) -> None:
+    def release_locks(self, acquired: Acquired) -> None:
         """Free the job's key, and whatever else it left in its session."""
-        self._unlock(opened.body.locks)
+        self._unlock(acquired.body.locks)
         if self._session is not None:
             self._session.leave_nothing()
 
@@ -167,20 +168,20 @@ class PythonCall:
         if self._session is not None:
             self._session.close()
 
-    def _open_direct(self, ref: Reference, action: Action, payload: bytes | None, attempts: int) -> Opened | Verdict:
+    def _open_direct(self, ref: Reference, action: Action, payload: bytes | None, attempts: int) -> Acquired | Verdict:
         uuid = ref.uuid
         assert uuid is not None  # that is what a direct reference is
         if payload is None or self._signer is None:
             missing = "its signed bytes are gone from Redis" if payload is None else "this worker has no signing keys"
-            return Bury(f"The direct job {uuid} cannot run: {missing}.")
+            return Fail(f"The direct job {uuid} cannot run: {missing}.")
         try:
             job = self._signer.open(payload, uuid).job
         except BadSignature as error:
-            return Bury(str(error))
+            return Fail(str(error))
         except WireError as error:
-            return Release(f"{ReleaseReason.PARKED}: {error}")
+            return Release(f"{ReleaseReason.UNROUTED}: {error}")
         if job.action != action.name:
-            return Bury(f"The direct job {uuid} cannot run: its reference and its signed bytes do not belong together.")
+            return Fail(f"The direct job {uuid} cannot run: its reference and its signed bytes do not belong together.")
         if job.expires_at is not None and not attempts and job.expires_at <= datetime.now(UTC):
             log.info("Direct job %s has expired and is not run.", uuid, extra={"action": "direct_expired"})
             return Done()
@@ -190,53 +191,53 @@ class PythonCall:
             if session.guarded(lambda: acquire.inbox_has(session.cursor, uuid)):
                 session.rollback()
                 return Done()
-        return self._opened(action, job, attempts, [], transaction=session is not None)
+        return self._acquired(action, job, attempts, [], transaction=session is not None)
 
-    def _open_row(self, ref: Reference, action: Action, careful: bool) -> Opened | Verdict:
+    def _acquire_row(self, ref: Reference, action: Action, run_alone: bool) -> Acquired | Verdict:
         session = self._session
         if session is None:
-            return Release(f"{ReleaseReason.PARKED}: this worker has no database")
+            return Release(f"{ReleaseReason.UNROUTED}: this worker has no database")
         if ref.database != session.database.tag:
-            return Release(f"{ReleaseReason.PARKED}: it belongs to another database")
+            return Release(f"{ReleaseReason.UNROUTED}: it belongs to another database")
         locks = locks_of(ref, between_transactions=action.steps is not None or action.commits == "relock")
         if not session.try_locks(locks):
             return Release(ReleaseReason.LOCKED)
         try:
-            found = self._open_statement(ref.id)
+            found = self._acquire_statement(ref.id)
             commit_end(found, session.commit)
         except BaseException:
             self.reset()
             self._unlock(locks)
             raise
-        verdict = verdict_of(found, ref, careful=careful)
+        verdict = verdict_of(found, ref, run_alone=run_alone)
         if verdict is not None:
             session.rollback()
             self._unlock(locks)
             return verdict
-        assert isinstance(found, acquire.Opened)
-        crash_point("child.opened")
+        assert isinstance(found, acquire.Acquired)
+        crash_point("child.acquired")
         try:
             args, kwargs = decode_payload(found.payload)
         except WireError as error:
             session.rollback()
             self._unlock(locks)
-            return Release(f"{ReleaseReason.PARKED}: {error}")
+            return Release(f"{ReleaseReason.UNROUTED}: {error}")
         job = Job(
             found.action, tuple(args), kwargs, found.queue, found.key, None, ref.id, None, found.attempts, found.crashes
         )
-        opened = self._opened(action, job, found.attempts, locks, transaction=True)
-        opened.forgiven = found.forgiven
-        return opened
+        acquired = self._acquired(action, job, found.attempts, locks, transaction=True)
+        acquired.forgiven = found.forgiven
+        return acquired
 
-    def _open_statement(self, row_id: int, *, attempts_seen: int | None = None) -> acquire.Opening:
+    def _acquire_statement(self, row_id: int, *, attempts_seen: int | None = None) -> AcquireResult:
         session = self._session
         assert session is not None
         session.begin()
-        return session.guarded(lambda: acquire.open_job(session.cursor, row_id, attempts_seen=attempts_seen))
+        return session.guarded(lambda: acquire.acquire_job(session.cursor, row_id, attempts_seen=attempts_seen))
 
-    def _opened(self, action: Action, job: Job, attempts: int, locks: list[bytes], *, transaction: bool) -> Opened:
+    def _acquired(self, action: Action, job: Job, attempts: int, locks: list[bytes], *, transaction: bool) -> Acquired:
         body = Body(action, job, locks, transaction=transaction)
-        opened = Opened(action.name, attempts, action.soft_limit, action.retry, body, queue=job.queue)
+        acquired = Acquired(action.name, attempts, action.soft_limit, action.retry, body, queue=job.queue)
         session = self._session if transaction else None
         if session is not None:
             session.connection.action = action.name
@@ -247,12 +248,12 @@ class PythonCall:
             attempt=attempts + 1,
             origin="direct" if session is None or job.id is None else str(session.database.origin_of(job.id)),
             connection=session.connection if session is not None else None,
-            enqueue=(lambda *a, **k: self._enqueue(opened, *a, **k)) if session is not None else None,
-            commit=(lambda: self._relock(opened)) if action.commits == "relock" and job.id is not None else None,
+            enqueue=(lambda *a, **k: self._enqueue(acquired, *a, **k)) if session is not None else None,
+            commit=(lambda: self._relock(acquired)) if action.commits == "relock" and job.id is not None else None,
         )
-        return opened
+        return acquired
 
-    def _call(self, opened: Opened, body: Body) -> None:
+    def _call(self, acquired: Acquired, body: Body) -> None:
         args, kwargs = body.job.args, body.job.kwargs
         steps = body.action.steps
         if steps is None:
@@ -268,8 +269,8 @@ class PythonCall:
             self._open_again(body)
         steps.write(body.context, request, answer)
 
-    def _relock(self, opened: Opened) -> None:
-        body: Body = opened.body
+    def _relock(self, acquired: Acquired) -> None:
+        body: Body = acquired.body
         session = self._session
         assert session is not None
         with body.parts.turn():
@@ -283,12 +284,12 @@ class PythonCall:
             session.begin()
             return
         row_id, seen = body.job.id, body.job.attempts
-        found = open_again(lambda: self._open_statement(row_id, attempts_seen=seen), session.rollback)
+        found = open_again(lambda: self._acquire_statement(row_id, attempts_seen=seen), session.rollback)
         check_still_ours(body.job, found)
 
     def _enqueue(
         self,
-        opened: Opened,
+        acquired: Acquired,
         action: str,
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
@@ -303,11 +304,11 @@ class PythonCall:
         job = build_job(action, args, kwargs, now=datetime.now(UTC), defaults=defaults, **options)
         [stored] = session.guarded(lambda: outcomes.insert(session.cursor, [job]))
         for one in stored.replaced:  # placed anew as ready: whoever claims it finds it over, and its key is free
-            opened.follow_ups.append((one.reference(session.database), one.queue, 0, one.priority, False, True))
+            acquired.follow_ups.append((one.reference(session.database), one.queue, 0, one.priority, False, True))
         due_ms = to_ms(job.run_at) if job.run_at is not None else 0
         if stored.taken_over or not stored.existed:
             marks = (stored.attempted, stored.taken_over)
-            opened.follow_ups.append((stored.reference(session.database), stored.queue, due_ms, job.priority, *marks))
+            acquired.follow_ups.append((stored.reference(session.database), stored.queue, due_ms, job.priority, *marks))
         return stored.id
 
     def _unlock(self, locks: Sequence[bytes]) -> None:

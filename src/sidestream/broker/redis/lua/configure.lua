@@ -1,11 +1,12 @@
 -- Let rules govern a database. Slots are counted anew from the leases; what may go on is looked at by the claims that follow.
--- KEYS[1] prefix; built: meta lanes lanes:<db> ring:<pool> bin:<pool>:<seat> ones:<pool> delayed:<lane number>:<priority> heads
---         behind key:<db>:<tag> leases held:<lane> tries direct rules slots:<db>:<limit> buckets full wakes turns
---         parked unknown knows knows:<digest> free idle:<lane> hand:<consumer> strange
+-- KEYS[1] prefix; built: meta lanes lanes:<db> schedule:<pool> flow:<pool>:<flow> singletons:<pool> delayed:<lane
+--         number>:<priority> heads behind key:<db>:<tag> leases leased:<lane> attempts direct rules
+--         slots:<db>:<limit> buckets refills timers turns parked unrouted worker_actions worker_actions:<digest>
+--         free idle:<lane> handoff:<worker> quarantine
 -- ARGV    generation, now, database (16 hex digits), version, digest of the bytes, rules (MessagePack)
--- Returns {code, 1, or 0 when newer ones govern it, or these do}
+-- Returns {code, 1, or 0 when newer singletons govern it, or these do}
 -- Flags   allow-oom
-if moved() then return {MOVED} end
+if stale_generation() then return {STALE_GENERATION} end
 local database, field = ARGV[3], 'rules:' .. ARGV[3]
 local stored = call('HGET', META, field)
 if stored and tonumber(string.match(stored, '^%d+')) >= tonumber(ARGV[4]) then return {OK, 0} end
@@ -37,11 +38,11 @@ for i = 1, #leases, 2 do
 end
 if before then
   for group in pairs(before.groups) do
-    if not rules.groups[group] then call('ZADD', WAKES, NOW_TEXT, 'g' .. database .. ':' .. group) end
+    if not rules.groups[group] then call('ZADD', TIMERS, NOW_TEXT, 'g' .. database .. ':' .. group) end
   end
 end
 call('HDEL', META, 'sweep:' .. database)
-call('ZADD', WAKES, NOW_TEXT, 's' .. database)
+call('ZADD', TIMERS, NOW_TEXT, 's' .. database)
 all_made_ready(database)
 serve_waiting()
 return {OK, 1}

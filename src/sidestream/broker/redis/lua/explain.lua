@@ -1,16 +1,17 @@
 -- Say where one reference is and what it waits for.
--- KEYS[1] prefix; built: meta lanes lanes:<db> ring:<pool> bin:<pool>:<seat> ones:<pool> delayed:<lane number>:<priority> heads
---         behind key:<db>:<tag> leases held:<lane> tries direct rules slots:<db>:<limit> buckets full wakes turns
---         parked unknown knows knows:<digest> free idle:<lane> hand:<consumer> strange
+-- KEYS[1] prefix; built: meta lanes lanes:<db> schedule:<pool> flow:<pool>:<flow> singletons:<pool> delayed:<lane
+--         number>:<priority> heads behind key:<db>:<tag> leases leased:<lane> attempts direct rules
+--         slots:<db>:<limit> buckets refills timers turns parked unrouted worker_actions worker_actions:<digest>
+--         free idle:<lane> handoff:<worker> quarantine
 -- ARGV    generation, now, reference, lane, priority
--- Returns {code, place (places.lua), scope, until ms, rank, consumer, reference of each holder (at most ten)...}
+-- Returns {code, place (places.lua), scope, until ms, rank, worker, reference of each holder (at most ten)...}
 -- Flags   allow-oom
-if moved() then return {MOVED} end
+if stale_generation() then return {STALE_GENERATION} end
 local reference, lane, hint = ARGV[3], ARGV[4], ARGV[5]
 local found = find(reference, lane, hint)
 local _, priority, pool = look_for(reference, lane, hint)
 local answer = {OK, found, '', 0, 0, ''}
-if found == HANDED_OFF then
+if found == LEASED then
   answer[6] = string.match(call('HGET', LEASES, reference), '^%d+ %d+ %d+ %d %S+ (.*)$') or ''
 elseif found == BEHIND_KEY then
   local head = read_head(reference)
@@ -19,7 +20,7 @@ elseif found == DELAYED then
   answer[4] = tonumber(call('ZSCORE', delayed_key(lane, priority), reference))
 elseif found == READY then
   local rules, queue = rules_of(lane), queue_of(lane)
-  answer[5] = call('ZRANK', bin_key(pool, seat_of(reference, priority)), reference) or 0 -- the only one: no bin
+  answer[5] = call('ZRANK', flow_key(pool, flow_of(reference, priority)), reference) or 0 -- the only one: no jobs
   if rules and rules.queues[queue] then
     answer[2], answer[3] = PAUSED, 'queue'
   elseif rules and rules.groups[group_of(reference)] then
@@ -43,7 +44,7 @@ elseif found == PAUSED then
 elseif found == LIMITED then
   local name = sub(pool, 19)
   answer[3] = sub(name, 1, 1) == 'a' and 'action' or 'key'
-  answer[4] = tonumber(call('ZSCORE', WAKES, pool) or 0)
+  answer[4] = tonumber(call('ZSCORE', TIMERS, pool) or 0)
   local holders = call('SRANDMEMBER', slots_key(database_of(lane), name), 10)
   for _, holder in ipairs(holders) do answer[#answer + 1] = holder end
 end

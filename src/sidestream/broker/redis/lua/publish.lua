@@ -1,19 +1,19 @@
 -- Make jobs claimable. Idempotent: a row whose known bit is set, or a direct job whose bytes are held, is skipped.
 -- Refused as a whole when Redis is out of memory (no allow-oom flag above).
--- KEYS[1] prefix; built: meta dead known:<db>:<chunk> lanes lanes:<db> ring:<pool> bin:<pool>:<seat> ones:<pool>
---         delayed:<lane number>:<priority> heads behind key:<db>:<tag> leases held:<lane> tries direct rules
---         slots:<db>:<limit> buckets full wakes turns parked unknown knows knows:<digest> free idle:<lane> hand:<consumer>
---         strange
+-- KEYS[1] prefix; built: meta failed published:<db>:<chunk> lanes lanes:<db> schedule:<pool> flow:<pool>:<flow>
+--         singletons:<pool> delayed:<lane number>:<priority> heads behind key:<db>:<tag> leases leased:<lane>
+--         attempts direct rules slots:<db>:<limit> buckets refills timers lane_clock parked unrouted worker_actions
+--         worker_actions:<digest> free idle:<lane> handoff:<worker> quarantine
 -- ARGV    generation, now, force (1: publish known rows too, unless they are found in some place), then for each lane:
 --         lane, how many jobs, and for each of them: reference, priority, due ms (0: now; with a leading + it was attempted
 --         and keeps its place in its key's line while it waits; with a leading * before that it was edited and is placed
 --         anew; with a leading - its row is over and it is discarded where it waits), payload ('' for a row)
 -- Returns {code, how many were new}
 -- Flags   none
-if moved() then return {MOVED} end
+if stale_generation() then return {STALE_GENERATION} end
 
 local alone, straight = #ARGV == 9, nil -- one job, which may not have to wait anywhere
-local force, count, buried = ARGV[3] == '1', 0, call('EXISTS', DEAD) == 1
+local force, count, failed = ARGV[3] == '1', 0, call('EXISTS', FAILED) == 1
 local bits, held, TAKEN, GONE = {}, {}, 2, 3 -- taken, gone: published, discarded in this call already
 local freed = false
 
@@ -30,10 +30,10 @@ while ARGV[at] do
 end
 if uuids[1] then
   local bytes = call('HMGET', DIRECT, unpack(uuids))
-  local dead = buried and call('HMGET', DEAD, unpack(uuids))
+  local dead = failed and call('HMGET', FAILED, unpack(uuids))
   for i, uuid in ipairs(uuids) do held[uuid] = bytes[i] or (dead and dead[i]) end
 end
-if rows[1] then bits = write_known(rows, 1) end
+if rows[1] then bits = write_published(rows, 1) end
 
 -- `ready`: the first-ready time of one that is placed anew; it keeps its counts.
 local function is_new(reference, lane, priority, payload, edited, ready)
@@ -48,33 +48,33 @@ local function is_new(reference, lane, priority, payload, edited, ready)
   local before = bits[reference]
   bits[reference] = TAKEN
   if before == GONE then
-    write_known({reference}, 1)
+    write_published({reference}, 1)
     before = 0
   end
   if edited and before ~= 0 then
-    if handed_off(reference) then return false end -- its worker looks at the row
-    local attempts, crashes, releases = read_tries(reference)
+    if is_leased(reference) then return false end -- its worker looks at the row
+    local attempts, crashes, releases = read_attempts(reference)
     take_out(reference, lane, priority)
-    if attempts + crashes + releases > 0 then write_tries(reference, attempts, crashes, releases, ready) end
+    if attempts + crashes + releases > 0 then write_attempts(reference, attempts, crashes, releases, ready) end
     return true
   end
   return before == 0 or (before == 1 and force and find(reference, lane, priority) == NOWHERE)
 end
 local function withdraw(reference, lane, priority)
-  if handed_off(reference) then return end -- its worker looks at the row
+  if is_leased(reference) then return end -- its worker looks at the row
   if take_out(reference, lane, priority) and keyed(reference) then freed = true end
-  write_known({reference}, 0)
+  write_published({reference}, 0)
   bits[reference] = GONE
 end
 at = 4
 while ARGV[at] do
-  local lane, last, bins, later = ARGV[at], at + 1 + 4 * ARGV[at + 1], {}, {}
-  local seat, bin = nil, nil
+  local lane, last, flow_jobs, later = ARGV[at], at + 1 + 4 * ARGV[at + 1], {}, {}
+  local flow, jobs = nil, nil
   local function fill()
-    for its, words in pairs(bins) do put(ready_pool(lane), its, words) end
-    if next(bins) then made_ready(lane) end
+    for its, words in pairs(flow_jobs) do put(ready_pool(lane), its, words) end
+    if next(flow_jobs) then made_ready(lane) end
     for priority, words in pairs(later) do call('ZADD', delayed_key(lane, priority), unpack(words)) end
-    bins, later, seat = {}, {}, nil
+    flow_jobs, later, flow = {}, {}, nil
   end
   for i = at + 2, last, 4 do
     local reference, priority, due = ARGV[i], ARGV[i + 1], ARGV[i + 2]
@@ -96,17 +96,17 @@ while ARGV[at] do
         words[#words + 1] = digits(due)
         words[#words + 1] = reference
       elseif keyed(reference) then
-        if seat then fill() end -- it may move the head of its key: one after the other
-        stand(stander(reference, lane, priority, ready, due))
+        if flow then fill() end -- it may move the head of its key: one after the other
+        enqueue_keyed(keyed_entry(reference, lane, priority, ready, due))
       else
         local its = priority .. sub(reference, -16, -9)
-        if its ~= seat then
-          seat, bin = its, bins[its] or {}
-          bins[its] = bin
+        if its ~= flow then
+          flow, jobs = its, flow_jobs[its] or {}
+          flow_jobs[its] = jobs
         end
-        local n = #bin
+        local n = #jobs
         if alone and due == 0 then straight = {reference, lane, priority} end
-        bin[n + 1], bin[n + 2] = due > 0 and digits(ready) or NOW_TEXT, reference
+        jobs[n + 1], jobs[n + 2] = due > 0 and digits(ready) or NOW_TEXT, reference
       end
     end
   end

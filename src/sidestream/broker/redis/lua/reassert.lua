@@ -1,17 +1,17 @@
--- In a new generation: a consumer states what it holds. A job that somebody else holds by now is not given back.
--- KEYS[1] prefix; built: meta known:<db>:<chunk> lanes lanes:<db> ring:<pool> bin:<pool>:<seat> ones:<pool>
---         delayed:<lane number>:<priority> heads behind key:<db>:<tag> leases held:<lane> tries direct rules
---         slots:<db>:<limit> buckets full wakes turns parked unknown knows knows:<digest> free idle:<lane> hand:<consumer>
---         strange
--- ARGV    generation, now, consumer, then for each job: reference, lane, priority, ready ms, payload ('' for a row),
+-- In a new generation: a worker states what it holds. A job that somebody else holds by now is not given back.
+-- KEYS[1] prefix; built: meta published:<db>:<chunk> lanes lanes:<db> schedule:<pool> flow:<pool>:<flow>
+--         singletons:<pool> delayed:<lane number>:<priority> heads behind key:<db>:<tag> leases leased:<lane>
+--         attempts direct rules slots:<db>:<limit> buckets refills timers lane_clock parked unrouted worker_actions
+--         worker_actions:<digest> free idle:<lane> handoff:<worker> quarantine
+-- ARGV    generation, now, worker, then for each job: reference, lane, priority, ready ms, payload ('' for a row),
 --         attempts, crashes, releases
 -- Returns {code, {position (from 1), entry}...}
 -- Flags   allow-oom
-if moved() then return {MOVED} end
+if stale_generation() then return {STALE_GENERATION} end
 
 -- Out of every waiting place; false when it is handed off already.
 local function withdraw(reference, lane, priority)
-  if handed_off(reference) then return false end
+  if is_leased(reference) then return false end
   unplace(reference, lane, priority)
   local one = keyed(reference) and find_in_line(reference)
   if one then
@@ -25,7 +25,7 @@ local stated = {} -- in this call: leased at its end
 local function run_as_head(one)
   local head = read_head(one.reference)
   if head and head.reference ~= one.reference then
-    if stated[head.reference] or handed_off(head.reference) then return end
+    if stated[head.reference] or is_leased(head.reference) then return end
     unplace(head.reference, head.lane, head.priority)
     join_line(head)
   end
@@ -45,17 +45,19 @@ for i = 4, #ARGV, 8 do
     rows[#rows + 1] = reference
   end
   if ours then
-    if attempts + crashes + releases > 0 then write_tries(reference, attempts, crashes, releases, tonumber(ready)) end
-    if keyed(reference) then run_as_head(stander(reference, lane, level, tonumber(ready), 0)) end
+    if attempts + crashes + releases > 0 then
+      write_attempts(reference, attempts, crashes, releases, tonumber(ready))
+    end
+    if keyed(reference) then run_as_head(keyed_entry(reference, lane, level, tonumber(ready), 0)) end
     lane_number(lane)
     hold_slots(reference, lane)
     stated[reference] = true
     local n = #references + 1
     references[n], readies[n], lanes[n], levels[n], positions[n] = reference, ready, lane, level, (i - 4) / 8 + 1
-    counts[n] = 2 -- its consumer knows of it, whatever reply to a claim was lost
+    counts[n] = 2 -- its worker knows of it, whatever reply to a claim was lost
   end
 end
-if rows[1] then write_known(rows, 1) end
+if rows[1] then write_published(rows, 1) end
 local flat, answer = grant(ARGV[3], references, readies, lanes, levels, counts), {OK}
 for i, position in ipairs(positions) do answer[i + 1] = {position, flat[3 * i - 2]} end
 hand_off()

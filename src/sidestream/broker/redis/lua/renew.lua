@@ -1,9 +1,9 @@
 -- Restart the lease time of deliveries that are still the caller's.
--- KEYS[1] prefix; built: meta leases held:<lane>
+-- KEYS[1] prefix; built: meta leases leased:<lane>
 -- ARGV    generation, now, half lease ms, then the entry of each lease
 -- Returns {code, position of each lost lease (from 1)...}
 -- Flags   allow-oom
-if beat_or_moved(tonumber(ARGV[3])) then return {MOVED} end
+if beat_or_stale(tonumber(ARGV[3])) then return {STALE_GENERATION} end
 
 local references, answer, held = {}, {OK}, {}
 for i = 4, #ARGV do references[i - 3] = reference_of(ARGV[i]) end
@@ -17,5 +17,5 @@ for i, lease in ipairs(call('HMGET', LEASES, unpack(references))) do
     answer[#answer + 1] = i
   end
 end
-for lane, words in pairs(held) do call('ZADD', held_key(lane), unpack(words)) end
+for lane, words in pairs(held) do call('ZADD', leased_key(lane), unpack(words)) end
 return answer

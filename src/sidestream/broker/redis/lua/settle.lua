@@ -1,12 +1,12 @@
 -- Final: forget jobs, clear their known bits, free their keys. Works when Redis is out of memory.
--- KEYS[1] prefix; built: meta known:<db>:<chunk> lanes lanes:<db> ring:<pool> bin:<pool>:<seat> ones:<pool>
---         delayed:<lane number>:<priority> heads behind key:<db>:<tag> leases held:<lane> tries direct rules
---         slots:<db>:<limit> buckets full wakes turns parked unknown knows knows:<digest> free idle:<lane> hand:<consumer>
---         strange
+-- KEYS[1] prefix; built: meta published:<db>:<chunk> lanes lanes:<db> schedule:<pool> flow:<pool>:<flow>
+--         singletons:<pool> delayed:<lane number>:<priority> heads behind key:<db>:<tag> leases leased:<lane>
+--         attempts direct rules slots:<db>:<limit> buckets refills timers lane_clock parked unrouted worker_actions
+--         worker_actions:<digest> free idle:<lane> handoff:<worker> quarantine
 -- ARGV    generation, now, then for each lane: lane, how many jobs, the entry of each
 -- Returns {code, position of each lost lease among all entries (from 1)...}
 -- Flags   allow-oom
-if moved() then return {MOVED} end
+if stale_generation() then return {STALE_GENERATION} end
 
 local at, nth, answer, ended = 3, 0, {OK}, {}
 while ARGV[at] do
@@ -18,7 +18,7 @@ while ARGV[at] do
   end
   if ours[1] then
     call('HDEL', LEASES, unpack(ours))
-    call('ZREM', held_key(lane), unpack(ours))
+    call('ZREM', leased_key(lane), unpack(ours))
     local rules = rules_of(lane)
     if rules and rules.limited then
       for _, reference in ipairs(ours) do

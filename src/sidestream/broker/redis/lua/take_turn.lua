@@ -1,13 +1,13 @@
--- Let one consumer do what every one of them could: whoever did it last goes on, another one when that one falls silent.
--- tasks: task -> "<until_ms> <consumer>".
+-- Let one worker do what every one of them could: whoever did it last goes on, another one when that one falls silent.
+-- tasks: task -> "<until_ms> <worker>".
 -- KEYS[1] prefix; built: meta tasks
--- ARGV    generation, now, task, consumer, ms for which nobody else has a turn (0: give it back)
--- Returns {code, 1 when it is the consumer's turn, else 0}
+-- ARGV    generation, now, task, worker, ms for which nobody else has a turn (0: give it back)
+-- Returns {code, 1 when it is the worker's turn, else 0}
 -- Flags   allow-oom
-if moved() then return {MOVED} end
-local task, consumer, hold = ARGV[3], ARGV[4], tonumber(ARGV[5])
+if stale_generation() then return {STALE_GENERATION} end
+local task, worker, hold = ARGV[3], ARGV[4], tonumber(ARGV[5])
 local till, holder = string.match(call('HGET', TASKS, task) or '', '^(%d+) (.+)$')
-if holder and holder ~= consumer then
+if holder and holder ~= worker then
   -- One that seems to last for longer was taken before this server's clock was set back.
   local left = tonumber(till) - NOW
   if hold == 0 or (left > 0 and left <= math.max(60000, 2 * hold)) then return {OK, 0} end
@@ -16,5 +16,5 @@ if hold == 0 then
   call('HDEL', TASKS, task)
   return {OK, 0}
 end
-call('HSET', TASKS, task, digits(NOW + hold) .. ' ' .. consumer)
+call('HSET', TASKS, task, digits(NOW + hold) .. ' ' .. worker)
 return {OK, 1}

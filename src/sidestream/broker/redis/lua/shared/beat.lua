@@ -1,6 +1,6 @@
 -- The gap rule: claim, renew and reclaim leave their time in meta. When all of them were silent for more than half a
--- lease, no owner could renew, so the end of that gap is kept and reclaim waits for it. Answers moved() as well.
-local beat_or_moved
+-- lease, no owner could renew, so the end of that gap is kept and reclaim waits for it. Answers stale_generation() as well.
+local beat_or_stale
 do
 local TICK = 1000 -- ms that this server's clock may go back without notice: a step of its time service
 
@@ -8,13 +8,13 @@ local TICK = 1000 -- ms that this server's clock may go back without notice: a s
 local function clock_went_back(by)
   call('HDEL', META, 'gap')
   for _, lane in ipairs(call('HKEYS', LANES)) do
-    local late = call('ZRANGE', held_key(lane), '(' .. NOW_TEXT, '+inf', 'BYSCORE')
-    for _, reference in ipairs(late) do call('ZADD', held_key(lane), NOW_TEXT, reference) end
+    local late = call('ZRANGE', leased_key(lane), '(' .. NOW_TEXT, '+inf', 'BYSCORE')
+    for _, reference in ipairs(late) do call('ZADD', leased_key(lane), NOW_TEXT, reference) end
   end
   for _, worker in ipairs(call('ZRANGE', WORKERS, 0, -1)) do call('ZINCRBY', WORKERS, digits(-by), worker) end
-  call('ZUNIONSTORE', WAKES, 1, WAKES, 'WEIGHTS', 0) -- looked at now, and again when it is due by this clock
+  call('ZUNIONSTORE', TIMERS, 1, TIMERS, 'WEIGHTS', 0) -- looked at now, and again when it is due by this clock
 end
-function beat_or_moved(half_lease)
+function beat_or_stale(half_lease)
   local found = call('HMGET', META, 'gen', 'last')
   if not found[1] or found[1] ~= ARGV[1] then return true end
   if found[2] and found[2] - NOW > TICK then clock_went_back(found[2] - NOW) end

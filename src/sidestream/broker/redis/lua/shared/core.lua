@@ -1,10 +1,10 @@
 -- Names, time and the generation check that every function begins with. Called first by each, because a library is
 -- loaded once and its functions run many times: what is local to the library is set anew for each call.
 -- KEYS[1] the prefix; ARGV[1] the caller's generation number, ARGV[2] a test's clock in Unix ms, or '' for this server's own.
-local OK, MOVED = 0, 1
+local OK, STALE_GENERATION = 0, 1
 local KEYS, ARGV, call, sub, byte, NOW, NOW_TEXT
-local P, META, LANES, DIRECT, TRIES, DEAD, HEADS, BEHIND, LEASES, FREE, WORKERS, INFO, TASKS, STRANGE
-local RULES, BUCKETS, WAKES, TURNS, KNOWS, PARKED, UNKNOWN, FULL
+local P, META, LANES, DIRECT, ATTEMPTS, FAILED, HEADS, BEHIND, LEASES, IDLE, WORKERS, INFO, TASKS, QUARANTINE
+local RULES, BUCKETS, TIMERS, LANE_CLOCK, WORKER_ACTIONS, PARKED, UNROUTED_POOLS, REFILLS
 
 -- Lua prints large numbers with an exponent; Redis and Python want digits.
 local function digits(number) return string.format('%d', number) end
@@ -22,12 +22,13 @@ local function begin_call(keys, argv)
   KEYS, ARGV, call, sub, byte = keys, argv, redis.call, string.sub, string.byte -- while it is loaded none of them exists
   if P ~= KEYS[1] then
     P = KEYS[1]
-    META, LANES, DIRECT, TRIES, DEAD = P .. 'meta', P .. 'lanes', P .. 'direct', P .. 'tries', P .. 'dead'
+    META, LANES, DIRECT, ATTEMPTS, FAILED = P .. 'meta', P .. 'lanes', P .. 'direct', P .. 'attempts', P .. 'failed'
     HEADS, BEHIND, LEASES = P .. 'heads', P .. 'behind', P .. 'leases'
-    FREE, WORKERS, INFO, TASKS = P .. 'free', P .. 'workers', P .. 'info', P .. 'tasks'
-    STRANGE = P .. 'strange'
-    RULES, BUCKETS, WAKES, TURNS = P .. 'rules', P .. 'buckets', P .. 'wakes', P .. 'turns'
-    KNOWS, PARKED, UNKNOWN, FULL = P .. 'knows', P .. 'parked', P .. 'unknown', P .. 'full'
+    IDLE, WORKERS, INFO, TASKS = P .. 'idle', P .. 'workers', P .. 'info', P .. 'tasks'
+    QUARANTINE = P .. 'quarantine'
+    RULES, BUCKETS, TIMERS, LANE_CLOCK = P .. 'rules', P .. 'buckets', P .. 'timers', P .. 'lane_clock'
+    WORKER_ACTIONS, PARKED = P .. 'worker_actions', P .. 'parked'
+    UNROUTED_POOLS, REFILLS = P .. 'unrouted', P .. 'refills'
   end
   NOW = tonumber(ARGV[2])
   if not NOW then
@@ -54,9 +55,9 @@ local function lane_number(lane)
 end
 
 local function delayed_key(lane, priority) return P .. 'delayed:' .. lane_number(lane) .. ':' .. priority end
-local function held_key(lane) return P .. 'held:' .. lane end
+local function leased_key(lane) return P .. 'leased:' .. lane end
 local function idle_key(lane) return P .. 'idle:' .. lane end
-local function hand_key(consumer) return P .. 'hand:' .. consumer end
+local function handoff_key(worker) return P .. 'handoff:' .. worker end
 
 -- Something in a lane may be handed out that could not be before.
 local function made_ready(lane)
@@ -72,7 +73,7 @@ end
 -- What the keys below mean. A release that changes that gives it the next number, so that no other one takes the contents
 -- for its own: every call compares it, as it compares the generation.
 local FORMAT = '1'
-local function moved()
+local function stale_generation()
   local found = call('HMGET', META, 'gen', 'format')
   return not found[1] or found[1] ~= ARGV[1] or found[2] ~= FORMAT
 end

@@ -1,6 +1,6 @@
 -- Where a reference is, as a number that the Python side turns into a Place (places.lua).
 local function find_waiting(reference, lane, hint)
-  if handed_off(reference) then return HANDED_OFF end
+  if is_leased(reference) then return LEASED end
   return (look_for(reference, lane, hint))
 end
 local function find(reference, lane, hint)
@@ -9,6 +9,6 @@ local function find(reference, lane, hint)
   -- A line whose head is nowhere would wait for ever: its first stands up, which may be this one.
   local head = read_head(reference)
   if head and find_waiting(head.reference, head.lane, head.priority) ~= NOWHERE then return BEHIND_KEY end
-  seat_next(reference)
+  promote_next(reference)
   return find_in_line(reference) and BEHIND_KEY or find_waiting(reference, lane, hint)
 end

@@ -6,9 +6,9 @@ local function forget(references)
     if sub(reference, -8) ~= NO_KEY then passing[#passing + 1] = reference end
     if is_direct(reference) then uuids[#uuids + 1] = sub(reference, 10, 25) else rows[#rows + 1] = reference end
   end
-  if call('EXISTS', TRIES) == 1 then call('HDEL', TRIES, unpack(references)) end
+  if call('EXISTS', ATTEMPTS) == 1 then call('HDEL', ATTEMPTS, unpack(references)) end
   if uuids[1] then call('HDEL', DIRECT, unpack(uuids)) end
-  if rows[1] then write_known(rows, 0) end
+  if rows[1] then write_published(rows, 0) end
   for _, reference in ipairs(passing) do free_key(reference) end
   return passing[1] ~= nil
 end

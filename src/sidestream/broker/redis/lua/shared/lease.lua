@@ -1,4 +1,4 @@
--- leases: reference -> "<token> <deliveries> <ready_ms> <priority> <lane> <consumer>"; held:<lane>: reference -> ms of its last
+-- leases: reference -> "<token> <deliveries> <ready_ms> <priority> <lane> <worker>"; leased:<lane>: reference -> ms of its last
 -- claim or renewal. A token (16 digits) is never given out twice, so reference and token together are the proof of who
 -- holds what; whoever takes a delivery over gives it a new one. An entry, as the outside knows it: token .. reference.
 local function new_token()
@@ -13,13 +13,13 @@ local function priority_of(lease) return string.match(lease, '^%d+ %d+ %d+ (%d) 
 -- The lease ends; what becomes of the job is the caller's to say. Answers whether a limit may let others in now.
 local function drop(reference, lane)
   call('HDEL', LEASES, reference)
-  call('ZREM', held_key(lane), reference)
+  call('ZREM', leased_key(lane), reference)
   return free_slots(reference, lane)
 end
 
--- Give references (with ready times, lanes, priorities, delivery counts or nil for the first) to a consumer.
+-- Give references (with ready times, lanes, priorities, delivery counts or nil for the first) to a worker.
 -- Answers flat: entry, meta "<ready_ms> <priority> <lane>[ <attempts> <crashes> <releases>]", payload or '' for each.
-local function grant(consumer, references, readies, lanes, levels, counts)
+local function grant(worker, references, readies, lanes, levels, counts)
   local flat, leases, held, uuids, nth = {}, {}, {}, {}, {}
   if not references[1] then return flat end
   local token, n, m = new_token(), 0, 0
@@ -31,14 +31,14 @@ local function grant(consumer, references, readies, lanes, levels, counts)
     end
   end
   local payloads = uuids[1] and call('HMGET', DIRECT, unpack(uuids))
-  local tries = call('EXISTS', TRIES) == 1 and call('HMGET', TRIES, unpack(references))
-  local first, by, mine_at, of = token .. ' 1 ', ' ' .. consumer, 0, nil
+  local tries = call('EXISTS', ATTEMPTS) == 1 and call('HMGET', ATTEMPTS, unpack(references))
+  local first, by, mine_at, of = token .. ' 1 ', ' ' .. worker, 0, nil
   local mine -- luacheck: ignore 331 (it is in held)
   for i = 1, #references do
     local reference, lane = references[i], lanes[i]
     local payload = nth[i] and payloads[nth[i]]
     if nth[i] and not payload then
-      put_aside(reference) -- its bytes are gone: nobody could run it
+      quarantine(reference) -- its bytes are gone: nobody could run it
       drop(reference, lane)
       if keyed(reference) then free_key(reference) end
     else
@@ -58,6 +58,6 @@ local function grant(consumer, references, readies, lanes, levels, counts)
     end
   end
   if leases[1] then call('HSET', LEASES, unpack(leases)) end
-  for lane, words in pairs(held) do call('ZADD', held_key(lane), unpack(words)) end
+  for lane, words in pairs(held) do call('ZADD', leased_key(lane), unpack(words)) end
   return flat
 end

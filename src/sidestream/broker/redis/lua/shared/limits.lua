@@ -41,7 +41,7 @@ end
 -- How many more may run at once: 0 when it is full, and until supervisors have stated what they hold; nil: no such limit.
 local function room_of(database, name, numbers)
   if numbers[1] < 0 then return nil end
-  if not is_built(database) then return 0 end
+  if not is_synced(database) then return 0 end
   return math.max(0, numbers[1] - call('SCARD', slots_key(database, name)))
 end
 
@@ -74,7 +74,7 @@ local function admit(reference, lane, rules)
       local bucket = database .. ':' .. list[i]
       local rate, burst = numbers[2], numbers[3]
       call('HSET', BUCKETS, bucket, string.format('%.6f %d %.17g %d', tokens[i] - 1, NOW, rate, burst))
-      call('ZADD', FULL, string.format('%.0f', math.ceil(NOW + (burst - tokens[i] + 1) * 1000 / rate) + 1), bucket)
+      call('ZADD', REFILLS, string.format('%.0f', math.ceil(NOW + (burst - tokens[i] + 1) * 1000 / rate) + 1), bucket)
     end
   end
   return nil

@@ -1,20 +1,20 @@
 -- Parked jobs: pools of those that a limit (l<database>:<limit>), a pause (p<database>:a<action> or x<action and group>) or an
 -- unknown action (u<lane number>:<action>) keeps. A member: reference, priority, lane. parked: the pools of the first two
 -- kinds that are not empty; unknown: those of the third. wakes: what to look at later -> ms.
-local park, free_slots, sweep, work_off, mend_slots, wake_known
+local park, free_slots, sweep, work_off, mend_slots, wake_routed
 do -- the rest is known in this file alone
 function park(pool, reference, lane, priority, ready)
-  put(pool, seat_of(reference, priority), {ready, parked_member(reference, lane, priority)})
-  call('SADD', byte(pool) == 117 and UNKNOWN or PARKED, pool) -- u
+  put(pool, flow_of(reference, priority), {ready, parked_member(reference, lane, priority)})
+  call('SADD', byte(pool) == 117 and UNROUTED_POOLS or PARKED, pool) -- u
 end
 
 -- Take up to `count` out of a pool, in its own fair order, into their lanes; answers how many.
 local function wake(pool, count)
   local woken = 0
   while woken < count do
-    local seat = next_seat(pool)
-    if not seat then break end
-    local found, empty = pop(pool, seat, 1)
+    local flow = next_flow(pool)
+    if not flow then break end
+    local found, empty = pop(pool, flow, 1)
     local member, ready = found[1], found[2]
     if member then
       local size = SIZES[byte(member, 1)]
@@ -22,11 +22,11 @@ local function wake(pool, count)
       if valid(reference) then
         place(reference, sub(member, size + 2), sub(member, size + 1, size + 1), tonumber(ready), 0)
       else
-        put_aside(member)
+        quarantine(member)
       end
       woken = woken + 1
     end
-    if not empty then charge(pool, seat, 1, 1) end
+    if not empty then charge(pool, flow, 1, 1) end
   end
   if is_empty(pool) then forget_pool(pool) end
   return woken
@@ -46,7 +46,7 @@ local function wake_limit(pool, most)
   end
   if not numbers then -- no limit any more: the rest follows in the next call
     local woken = wake(pool, most)
-    if not is_empty(pool) then call('ZADD', WAKES, NOW_TEXT, pool) end
+    if not is_empty(pool) then call('ZADD', TIMERS, NOW_TEXT, pool) end
     return woken
   end
   local slots, tokens, at = room_of(database, name, numbers), tokens_of(database, name, numbers)
@@ -60,7 +60,7 @@ local function wake_limit(pool, most)
   elseif not full then
     opens = at
   end
-  if opens then call('ZADD', WAKES, digits(opens), pool) else call('ZREM', WAKES, pool) end
+  if opens then call('ZADD', TIMERS, digits(opens), pool) else call('ZREM', TIMERS, pool) end
   return woken
 end
 
@@ -88,13 +88,13 @@ function free_slots(reference, lane)
   return freed
 end
 
--- A group goes on: its bins take their seats again.
+-- A group goes on: its flow_jobs take their flows again.
 local function resume_group(database, group)
   for _, lane in ipairs(call('SMEMBERS', P .. 'lanes:' .. database)) do
     for priority = 0, 9 do
-      local pool, seat = ready_pool(lane), priority .. group
-      if first_of(pool, seat) then
-        take_seat(pool, seat)
+      local pool, flow = ready_pool(lane), priority .. group
+      if first_of(pool, flow) then
+        schedule_flow(pool, flow)
         made_ready(lane)
       end
     end
@@ -105,11 +105,11 @@ function sweep(task)
   local field = 'sweep:' .. sub(task, 2)
   local found = call('SSCAN', PARKED, call('HGET', META, field) or '0', 'COUNT', 200)
   for _, pool in ipairs(found[2]) do
-    if sub(pool, 2, 17) == sub(task, 2) then call('ZADD', WAKES, 'LT', NOW_TEXT, pool) end
+    if sub(pool, 2, 17) == sub(task, 2) then call('ZADD', TIMERS, 'LT', NOW_TEXT, pool) end
   end
   if found[1] == '0' then
     call('HDEL', META, field)
-    call('ZREM', WAKES, task)
+    call('ZREM', TIMERS, task)
   else
     call('HSET', META, field, found[1])
   end
@@ -117,21 +117,21 @@ end
 -- Do what is due in wakes, at most 100 jobs; answers how many were woken.
 function work_off()
   local woken = 0
-  for _, task in ipairs(call('ZRANGE', WAKES, '-inf', NOW_TEXT, 'BYSCORE', 'LIMIT', 0, 20)) do
+  for _, task in ipairs(call('ZRANGE', TIMERS, '-inf', NOW_TEXT, 'BYSCORE', 'LIMIT', 0, 20)) do
     local kind, room = sub(task, 1, 1), 100 - woken
     if kind == 's' then
       sweep(task)
     elseif kind == 'g' then
       resume_group(sub(task, 2, 17), sub(task, 19))
-      call('ZREM', WAKES, task)
+      call('ZREM', TIMERS, task)
     elseif room > 0 and kind == 'l' then
       woken = woken + wake_limit(task, room)
-      if is_empty(task) then call('ZREM', WAKES, task) end
+      if is_empty(task) then call('ZREM', TIMERS, task) end
     elseif room > 0 and kind == 'p' then
       local rules, what = rules_of(sub(task, 2, 17)), unhex(sub(task, 20))
       local set = rules and (sub(task, 19, 19) == 'a' and rules.actions or rules.pairs)
       if not set or set[what] then
-        call('ZREM', WAKES, task) -- paused, maybe again
+        call('ZREM', TIMERS, task) -- paused, maybe again
       else
         woken = woken + wake(task, room)
       end
@@ -168,18 +168,18 @@ function mend_slots(lanes)
   local mended = false
   for _, pool in ipairs(found[2]) do
     if byte(pool) == 108 and mend(sub(pool, 2, 17), sub(pool, 19), 20) then -- l
-      call('ZADD', WAKES, NOW_TEXT, pool)
+      call('ZADD', TIMERS, NOW_TEXT, pool)
       mended = true
     end
   end
   if mended then work_off() end
 end
--- Jobs whose action nobody knew who met them go on in these lanes when this consumer knows it. Answers how many.
-function wake_known(consumer, lanes)
-  if call('EXISTS', UNKNOWN) == 0 then return 0 end
-  local mine, known, woken = {}, known_to(consumer), 0
+-- Jobs whose action nobody knew who met them go on in these lanes when this worker knows it. Answers how many.
+function wake_routed(worker, lanes)
+  if call('EXISTS', UNROUTED_POOLS) == 0 then return 0 end
+  local mine, known, woken = {}, actions_of(worker), 0
   for _, lane in ipairs(lanes) do mine[lane_number(lane)] = true end
-  for _, pool in ipairs(call('SMEMBERS', UNKNOWN)) do
+  for _, pool in ipairs(call('SMEMBERS', UNROUTED_POOLS)) do
     local number, action = string.match(pool, '^u(%d+):(%x+)$')
     if mine[number] and (not known or known[unhex(action)]) then woken = woken + wake(pool, 100) end
   end

@@ -1,9 +1,9 @@
 -- Take up to `free` references out of these lanes, and `prefetch` more that have neither key nor limit (up to the first that
--- has one): lanes in turn by weight, the seats of a lane as pool.lua serves them. What may not run is parked, at most 100 a call.
+-- has one): lanes in turn by weight, the flows of a lane as pool.lua serves them. What may not run is parked, at most 100 a call.
 -- Answers references, their ready times (text), lanes, priorities (text).
 local opens_at -- of the last pick: the ms at which a full limit lets a lane in again, or nil
-local met_unknown -- whether the last pick parked a job whose action its consumer does not know
-local MOST_PAUSED = 1000 -- most seats of paused groups that leave their rings in a call
+local met_unknown -- whether the last pick parked a job whose action its worker does not know
+local MOST_PAUSED = 1000 -- most flows of paused groups that leave their rings in a call
 
 local function opens(at)
   if at and (not opens_at or at < opens_at) then opens_at = at end
@@ -21,11 +21,11 @@ local function served(lanes)
   return open
 end
 
-local function read_turns(open)
+local function read_lane_clock(open)
   local names = {' now'}
   open.marks = {}
   for i, one in ipairs(open) do names[i + 1] = one.lane end
-  local times = call('HMGET', TURNS, unpack(names))
+  local times = call('HMGET', LANE_CLOCK, unpack(names))
   open.now = tonumber(times[1] or 0)
   for i, one in ipairs(open) do one.time = tonumber(times[i + 1] or 0) end
 end
@@ -46,21 +46,21 @@ local function took(open, one, count)
   open.marks[' now'] = string.format('%.6f', open.now)
 end
 
-local function write_turns(open)
+local function write_lane_clock(open)
   local words = {}
   for name, mark in pairs(open.marks or {}) do
     words[#words + 1] = name
     words[#words + 1] = mark
   end
-  if words[1] then call('HSET', TURNS, unpack(words)) end
+  if words[1] then call('HSET', LANE_CLOCK, unpack(words)) end
 end
 
--- The seat that a lane serves next; paused groups' seats leave the ring when met, the rest of very many in the next call.
-local function seat_in(one)
+-- The flow that a lane serves next; paused groups' flows leave the schedule when met, the rest of very many in the next call.
+local function flow_in(one)
   while true do
-    local seat = next_seat(one.pool, one.rules.ageing)
-    if not seat or not one.rules.grouped or not one.rules.groups[sub(seat, 2)] then return seat end
-    call('ZREM', ring_key(one.pool), seat)
+    local flow = next_flow(one.pool, one.rules.aging)
+    if not flow or not one.rules.grouped or not one.rules.groups[sub(flow, 2)] then return flow end
+    call('ZREM', schedule_key(one.pool), flow)
     one.left = (one.left or 0) + 1
     if one.left >= MOST_PAUSED then
       opens(NOW + 1)
@@ -69,19 +69,19 @@ local function seat_in(one)
   end
 end
 
-local function pick(lanes, free, prefetch, consumer)
+local function pick(lanes, free, prefetch, worker)
   local want, count, parked = free + prefetch, 0, 0
   local picked, readies, homes, levels = {}, {}, {}, {}
-  local open, known = served(lanes), known_to(consumer)
+  local open, known = served(lanes), actions_of(worker)
   -- How many are taken at once beyond the free children: what a keyed one among them sends back is no more than was taken.
   local ahead = 16
   opens_at, met_unknown = nil, false
-  if open[2] then read_turns(open) end
+  if open[2] then read_lane_clock(open) end
 
   -- What becomes of one member: true: it is taken; 'stop': nothing more is taken; 'shut': its lane is full; nil: it is gone.
   local function look(one, reference, ready, priority)
     if not valid(reference) then
-      put_aside(reference)
+      quarantine(reference)
       return nil
     end
     if count >= free and sub(reference, -8) ~= NO_KEY then return 'stop' end
@@ -105,7 +105,7 @@ local function pick(lanes, free, prefetch, consumer)
           return 'shut'
         elseif name then
           pool = 'l' .. one.database .. ':' .. name
-          if at then call('ZADD', WAKES, 'LT', digits(at), pool) end
+          if at then call('ZADD', TIMERS, 'LT', digits(at), pool) end
         end
       end
     end
@@ -122,20 +122,20 @@ local function pick(lanes, free, prefetch, consumer)
   while count < want and parked < 100 and open[1] do
     local which = turn_of(open)
     local one = open[which]
-    local seat = seat_in(one)
-    if not seat then
+    local flow = flow_in(one)
+    if not flow then
       table.remove(open, which)
     else
-      local priority, run = sub(seat, 1, 1), 1
-      local alone = not open[2] and not one.rules.picky and call('ZCARD', ring_key(one.pool)) == 1
+      local priority, run = sub(flow, 1, 1), 1
+      local alone = not open[2] and not one.rules.picky and call('ZCARD', schedule_key(one.pool)) == 1
       if alone then run = count < free and free - count or math.min(want - count, ahead) end
       if alone and count >= free then
         -- A line of keyed jobs is not taken out to be put back: its first one ends it.
-        local head = first_of(one.pool, seat)
+        local head = first_of(one.pool, flow)
         if head and valid(head) and keyed(head) then break end
         ahead = 2 * ahead
       end
-      local found, empty = pop(one.pool, seat, run)
+      local found, empty = pop(one.pool, flow, run)
       local taken, verdict = 0, nil
       for i = 1, #found, 2 do
         verdict = look(one, found[i], found[i + 1], priority)
@@ -147,14 +147,14 @@ local function pick(lanes, free, prefetch, consumer)
             back[#back + 1] = found[at + 1]
             back[#back + 1] = found[at]
           end
-          put(one.pool, seat, back)
+          put(one.pool, flow, back)
           empty = false
           break
         end
       end
       if taken > 0 then
         if not alone and not empty then
-          charge(one.pool, seat, taken, one.rules.group_weights[sub(seat, 2)] or 1)
+          charge(one.pool, flow, taken, one.rules.group_weights[sub(flow, 2)] or 1)
         end
         if open[2] then took(open, one, taken) end
       end
@@ -162,7 +162,7 @@ local function pick(lanes, free, prefetch, consumer)
       if verdict == 'shut' then table.remove(open, which) end
     end
   end
-  write_turns(open)
+  write_lane_clock(open)
   if parked >= 100 then opens(NOW + 1) end
   return picked, readies, homes, levels
 end

@@ -1,7 +1,7 @@
 -- What is due in a lane leaves delayed for its pool (a key's head) or takes its place in its key's line, lower priority numbers
 -- first; at most 100.
 local function promote(lane)
-  local keys, gone, bins = {}, 0, {}
+  local keys, gone, flow_jobs = {}, 0, {}
   for priority = 0, 9 do keys[priority + 1] = delayed_key(lane, priority) end
   if call('EXISTS', unpack(keys)) == 0 then return 0 end
   local tried
@@ -14,32 +14,32 @@ local function promote(lane)
       if not valid(due[i]) or not keyed(due[i]) then leaving[#leaving + 1] = due[i] end
     end
     if leaving[1] then call('ZREM', keys[priority + 1], unpack(leaving)) end
-    if due[1] and tried == nil then tried = call('EXISTS', TRIES) == 1 end
+    if due[1] and tried == nil then tried = call('EXISTS', ATTEMPTS) == 1 end
     gone = gone + #due / 2
     for i = 1, #due, 2 do
       local reference, ready = due[i], tonumber(due[i + 1])
       if not valid(reference) then
-        put_aside(reference)
+        quarantine(reference)
       else
         if tried then
-          local _, _, _, first = read_tries(reference)
+          local _, _, _, first = read_attempts(reference)
           ready = first or ready
         end
         if not keyed(reference) then
-          local seat = seat_of(reference, level)
-          local words = bins[seat] or {}
-          bins[seat] = words
+          local flow = flow_of(reference, level)
+          local words = flow_jobs[flow] or {}
+          flow_jobs[flow] = words
           words[#words + 1] = digits(ready)
           words[#words + 1] = reference
         elseif call('ZREM', keys[priority + 1], reference) == 1 then
           -- One that is not there any more was put into its line by a smaller id that came due with it.
-          stand(stander(reference, lane, level, ready, 0))
+          enqueue_keyed(keyed_entry(reference, lane, level, ready, 0))
         end
       end
     end
   end
-  for seat, words in pairs(bins) do put(ready_pool(lane), seat, words) end
-  if next(bins) then made_ready(lane) end
+  for flow, words in pairs(flow_jobs) do put(ready_pool(lane), flow, words) end
+  if next(flow_jobs) then made_ready(lane) end
   return gone
 end
 -- The ms at which something in a lane is due, or nil.

@@ -30,8 +30,8 @@ local function unhex(text)
 end
 
 -- Foreign or truncated bytes found where a reference should be are put aside, bounded, and counted.
-local function put_aside(bytes)
-  call('LPUSH', STRANGE, bytes)
-  call('LTRIM', STRANGE, 0, 999)
-  call('HINCRBY', META, 'strange', 1)
+local function quarantine(bytes)
+  call('LPUSH', QUARANTINE, bytes)
+  call('LTRIM', QUARANTINE, 0, 999)
+  call('HINCRBY', META, 'quarantine', 1)
 end

@@ -1,7 +1,7 @@
 -- What is paused, limited and weighted. rules: database (16 hex digits) -> MessagePack (broker/redis/rules_wire.py); its
 -- version stands in meta as rules:<database>. Parsed once a version; the version carries a digest of the bytes, so that what
 -- this server parsed in an earlier life cannot stand for other rules.
-local database_of, queue_of, rules_of, is_built, known_to
+local database_of, queue_of, rules_of, is_synced, actions_of
 do -- the rest is known in this file alone
 local parsed = {}
 local function set_of(names)
@@ -12,7 +12,7 @@ end
 local function parse(text)
   local told = cmsgpack.unpack(text)
   local rules = {
-    ageing = told.ageing,
+    aging = told.aging,
     queues = set_of(told.paused_queues), actions = set_of(told.paused_actions), groups = set_of(told.paused_groups),
     pairs = set_of(told.paused_pairs), queue_weights = told.queue_weights, group_weights = told.group_weights,
     everything = told.limits.everything, by_queue = told.limits.queues, by_action = told.limits.actions,
@@ -47,20 +47,20 @@ function rules_of(lane)
   return seen
 end
 -- Whether supervisors have stated what they hold: before that nothing that a concurrency limit concerns is granted.
-function is_built(database)
-  local field = 'built:' .. database
+function is_synced(database)
+  local field = 'synced:' .. database
   if rules_seen[field] == nil then rules_seen[field] = call('HEXISTS', META, field) == 1 end
   return rules_seen[field]
 end
 
--- Which actions a consumer knows, or nil for any. knows: consumer -> digest; knows:<digest>: set of action tags.
+-- Which actions a worker knows, or nil for any. worker_actions: worker -> digest; worker_actions:<digest>: set of action tags.
 local known_sets = {}
-function known_to(consumer)
-  local digest = call('HGET', KNOWS, consumer)
+function actions_of(worker)
+  local digest = call('HGET', WORKER_ACTIONS, worker)
   if not digest then return nil end
   local known = known_sets[digest]
   if not known then
-    known = set_of(call('SMEMBERS', P .. 'knows:' .. digest))
+    known = set_of(call('SMEMBERS', P .. 'worker_actions:' .. digest))
     -- Empty: it may have run out, and is told again by the next announcement.
     if next(known) then known_sets[digest] = known end
   end

@@ -1,8 +1,8 @@
 -- Order by key. heads: key field -> the one job of the key that may run; key:<database>:<kind><tag>: a sorted set of
 -- those behind it, by row id (direct jobs: by first-ready time). Both hold "<reference><ready_ms> <due_ms> <priority> <lane>".
 -- behind: lane -> how many of its jobs stand in such lines.
-local key_field, line_key, rank, stander, read_head, join_line, leave_line, seat_next, stand, stand_back,
-  free_key, find_in_line
+local key_field, line_key, rank, keyed_entry, read_head, join_line, leave_line, promote_next, enqueue_keyed,
+  requeue_keyed, free_key, find_in_line
 do -- the rest is known in this file alone
 function key_field(reference)
   return (is_direct(reference) and 'd' or 'r') .. sub(reference, 2, 9) .. sub(reference, -8)
@@ -17,11 +17,11 @@ local function stands_before(one, other)
   return a < b or (a == b and one.reference < other.reference)
 end
 
-function stander(reference, lane, priority, ready, due)
+function keyed_entry(reference, lane, priority, ready, due)
   return {reference = reference, lane = lane, priority = priority, ready = ready, due = due,
           bytes = reference .. digits(ready) .. ' ' .. digits(due) .. ' ' .. priority .. ' ' .. lane}
 end
-local function read_stander(bytes)
+local function read_keyed_entry(bytes)
   local size = SIZES[byte(bytes, 1)] or 0
   local reference = sub(bytes, 1, size)
   local ready, due, priority, lane = string.match(sub(bytes, size + 1), '^(%d+) (%d+) (%d) (.+)$')
@@ -31,7 +31,7 @@ local function read_stander(bytes)
 end
 function read_head(reference)
   local bytes = call('HGET', HEADS, key_field(reference))
-  return bytes and read_stander(bytes)
+  return bytes and read_keyed_entry(bytes)
 end
 
 function join_line(one)
@@ -52,14 +52,14 @@ local function first_in_line(reference)
   while true do
     local bytes = call('ZRANGE', line, 0, 0)[1]
     if not bytes then return nil end
-    local one = read_stander(bytes)
+    local one = read_keyed_entry(bytes)
     if one then return one end
     call('ZREM', line, bytes)
-    put_aside(bytes)
+    quarantine(bytes)
   end
 end
 -- The key has no head any more: the first of its line stands up.
-function seat_next(reference)
+function promote_next(reference)
   local one = first_in_line(reference)
   if not one then
     call('HDEL', HEADS, key_field(reference))
@@ -72,11 +72,11 @@ end
 
 -- A keyed job takes its place by id. A smaller id than the head's becomes head itself, unless the head is handed off.
 -- hold: it waits until then although its row says due (the reason lies elsewhere, so a replaced head forgets it).
-function stand(one, hold)
+function enqueue_keyed(one, hold)
   local head = read_head(one.reference)
   if not head or head.reference == one.reference then
     become_head(one, hold)
-  elseif stands_before(one, head) and not handed_off(head.reference) then
+  elseif stands_before(one, head) and not is_leased(head.reference) then
     unplace(head.reference, head.lane, head.priority)
     join_line(head)
     become_head(one, hold)
@@ -85,13 +85,13 @@ function stand(one, hold)
   end
 end
 -- A keyed job comes back from its worker: it stays head unless a smaller id has come meanwhile.
-function stand_back(one, hold)
+function requeue_keyed(one, hold)
   local head, first = read_head(one.reference), first_in_line(one.reference)
   if head and head.reference ~= one.reference then
-    stand(one, hold)
+    enqueue_keyed(one, hold)
   elseif first and stands_before(first, one) then
     join_line(one)
-    seat_next(one.reference)
+    promote_next(one.reference)
   else
     become_head(one, hold)
   end
@@ -99,7 +99,7 @@ end
 -- A keyed job ended: if it was the head, the next one stands up.
 function free_key(reference)
   local head = call('HGET', HEADS, key_field(reference))
-  if head and sub(head, 1, #reference) == reference then seat_next(reference) end
+  if head and sub(head, 1, #reference) == reference then promote_next(reference) end
 end
 -- Where a job stands in its line, or nil. A direct job is ranked by a time that only its place tells: it is looked for among
 -- the first 10,000, for a person who asks.
@@ -108,7 +108,7 @@ function find_in_line(reference)
     for at = 0, 9000, 1000 do
       local lot = call('ZRANGE', line_key(reference), at, at + 999)
       for _, bytes in ipairs(lot) do
-        if sub(bytes, 1, #reference) == reference then return read_stander(bytes) end
+        if sub(bytes, 1, #reference) == reference then return read_keyed_entry(bytes) end
       end
       if #lot < 1000 then return nil end
     end
@@ -116,7 +116,7 @@ function find_in_line(reference)
   end
   local id = row_id(reference)
   for _, bytes in ipairs(call('ZRANGEBYSCORE', line_key(reference), id, id)) do
-    if sub(bytes, 1, #reference) == reference then return read_stander(bytes) end
+    if sub(bytes, 1, #reference) == reference then return read_keyed_entry(bytes) end
   end
   return nil
 end

@@ -1,8 +1,10 @@
--- One bit a row says that Redis was given its reference: known:<database>:<id / 32768>, bit id % 32768.
-local function known_key(database, chunk) return P .. 'known:' .. hex(database) .. ':' .. string.format('%d', chunk) end
+-- One bit a row says that Redis was given its reference: published:<database>:<id / 32768>, bit id % 32768.
+local function published_key(database, chunk)
+  return P .. 'published:' .. hex(database) .. ':' .. string.format('%d', chunk)
+end
 
 -- Write bit 0 or 1 for every row among the references; answer a table: reference -> its bit before.
-local function write_known(references, bit)
+local function write_published(references, bit)
   local chunks, before, chunk, database, number = {}, {}, nil, nil, nil
   for _, reference in ipairs(references) do
     if not is_direct(reference) then
@@ -10,7 +12,7 @@ local function write_known(references, bit)
       local its_number = math.floor(id / 32768)
       if its_number ~= number or its_database ~= database then
         database, number = its_database, its_number
-        local name = known_key(database, number)
+        local name = published_key(database, number)
         chunk = chunks[name] or {arguments = {}, references = {}}
         chunks[name] = chunk
       end
