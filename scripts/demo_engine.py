@@ -62,7 +62,7 @@ class Shop:
             SIDESTREAM_DATA_DIR=str(folder / "data"),
             SIDESTREAM_APP="demo_actions:actions",
             SIDESTREAM_LEASE="3",
-            SIDESTREAM_RENEW="1",
+            SIDESTREAM_RENEW_INTERVAL="1",
             SIDESTREAM_RECOVERY_PERIOD="2",
             DEMO_STARTS=str(self.starts_file),
         )

@@ -5,6 +5,10 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from pydantic import ByteSize
+from pydantic.fields import FieldInfo
+
+from sidestream.job.durations import format_duration
 from sidestream.settings import Settings
 
 PAGE = Path(__file__).parents[1] / "docs" / "reference" / "settings.md"
@@ -18,18 +22,36 @@ def page() -> str:
         "Made by `scripts/settings_reference.py`. A keyword given in code wins over the environment, it over the",
         "file, the file over the default. The file is the one that `SIDESTREAM_CONFIG` or `--config` names, else",
         "`sidestream.toml` in the current folder (TOML, the names below in lower case); with `odoo_config` it is the",
-        "section `[sidestream]` of that file. A `SIDESTREAM_` variable that is no setting is an error, but for those",
-        "that Kubernetes sets for a service whose name begins with `sidestream`.",
+        "section `[sidestream]` of that file. An unknown `SIDESTREAM_` variable is an error, except those that",
+        "Kubernetes sets for a service whose name begins with `sidestream`.",
+        "",
+        "A duration is a text such as `15s`, `200ms`, `2m`, `12h` or `30d`, or a number of seconds. A size is a text",
+        "such as `512MB`, `1GB` or `1GiB`, or a number of bytes.",
         "",
         "| Variable | Meaning | Default |",
         "|---|---|---|",
     ]
     for name, field in Settings.model_fields.items():
-        default: object = "made for the user" if field.default_factory else field.default
-        empty: dict[object, str] = {None: "none", (): "none", ("default",): "default"}
-        shown = empty.get(default, default)
-        lines.append(f"| `SIDESTREAM_{name.upper()}` | {field.description} | {shown} |")
+        lines.append(f"| `SIDESTREAM_{name.upper()}` | {field.description} | {_default(field)} |")
     return "\n".join(lines) + "\n"
+
+
+def _default(field: FieldInfo) -> str:
+    if field.default_factory:
+        return "in the user's home"
+    match field.default:
+        case None | ():
+            return "none"
+        case ("default",):
+            return "default"
+        case bool() as yes:
+            return str(yes).lower()
+        case ByteSize() as size:
+            return size.human_readable(separator="").replace(".0", "")
+        case float() as seconds:
+            return format_duration(seconds)
+        case default:
+            return str(default)
 
 
 def main() -> int:

@@ -1,4 +1,4 @@
-"""Log lines: text for people, or one JSON object a line whose ``action`` says what happened."""
+"""Format log lines: text for people, or one JSON object per line whose ``action`` names the event."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ _job: tuple[object, object] = (None, None)
 
 
 class JsonLines(logging.Formatter):
-    """Each record as one line of JSON: ``at`` (UTC), ``level``, ``logger``, ``message`` and the record's extras.
+    """Format a record as one line of JSON with ``at`` (UTC), ``level``, ``logger``, ``message`` and its extras.
 
-    Without what looks like a secret.
+    Values that look like secrets are redacted.
     """
 
     def format(self, record: logging.LogRecord) -> str:
@@ -44,9 +44,9 @@ class JsonLines(logging.Formatter):
 
 
 class TextLines(logging.Formatter):
-    """Each record as a line of text, which names the job where the job's own code wrote it.
+    """Format a record as a line of text that names the job whose code wrote it.
 
-    Without what looks like a secret, and what a terminal would obey.
+    Values that look like secrets are redacted, and control characters are removed.
     """
 
     _second: tuple[int, str] = (0, "")
@@ -54,7 +54,7 @@ class TextLines(logging.Formatter):
     def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: N802
         """Return local time with milliseconds, as :class:`logging.Formatter` does."""
         second = int(record.created)
-        if self._second[0] != second:  # kept: a worker may write thousands of lines a second
+        if self._second[0] != second:  # cached: a worker may write thousands of lines per second
             self._second = (second, time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(second)))
         return f"{self._second[1]},{int(record.msecs):03d}"
 
@@ -70,7 +70,7 @@ class TextLines(logging.Formatter):
 def set_up_logging(level: str, style: Literal["text", "json"], *, quiet_jobs: bool = False) -> None:
     """Send log lines of ``level`` (debug, info, warning, error) and above to stderr.
 
-    ``quiet_jobs``: but none that tells how a job, or an attempt at one, ended.
+    ``quiet_jobs`` drops the lines about the end of a job or an attempt.
     """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines() if style == "json" else TextLines("%(asctime)s %(levelname)-7s %(message)s"))
@@ -82,10 +82,10 @@ def set_up_logging(level: str, style: Literal["text", "json"], *, quiet_jobs: bo
 
 
 class JobFilter(logging.Filter):
-    """Gives each record the attributes ``job_id`` and ``job_action`` of the job that runs; None while none does."""
+    """Add ``job_id`` and ``job_action`` of the running job to each record; None while no job runs."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Let every record pass, with the attributes that it has not got already."""
+        """Let every record pass, and keep attributes that it already has."""
         for name, value in zip(("job_id", "job_action"), _job, strict=True):
             if not hasattr(record, name):
                 setattr(record, name, value)
@@ -93,19 +93,19 @@ class JobFilter(logging.Filter):
 
 
 def mark_records() -> None:
-    """Let every handler of the root logger know which job runs, ours and those that the application has set up."""
+    """Add the running job to the records of every handler of the root logger, including the application's."""
     for handler in logging.getLogger().handlers:
         handler.addFilter(JobFilter())
 
 
 def set_job(job_id: int | str | None, action: str | None) -> None:
-    """Note which job runs in this process from now on, if any: a child runs one at a time, whatever its threads do."""
+    """Set the job that this process runs, for all its threads; a child runs one job at a time."""
     global _job
     _job = (job_id, action)
 
 
 def shown_url(url: str) -> str:
-    """Return ``url`` without what may be secret: user, password and parameters."""
+    """Return ``url`` without user, password and parameters, which may be secret."""
     parts = urlsplit(url)
     host = parts.netloc.rpartition("@")[2]
     return f"{parts.scheme}://{host}{parts.path}"

@@ -35,7 +35,7 @@ class Rig:
             "SIDESTREAM_DATA_DIR": str(folder / "data"),
             "SIDESTREAM_SIGNING_KEYS": f"k1:{'s' * 32}",
             "SIDESTREAM_LEASE": "2",
-            "SIDESTREAM_RENEW": "0.5",
+            "SIDESTREAM_RENEW_INTERVAL": "0.5",
             "SIDESTREAM_RECOVERY_PERIOD": "0",
         }
         self.folder = folder

@@ -87,7 +87,7 @@ def test_a_running_job_is_listed_as_running(rig: Rig) -> None:
 def test_the_first_worker_of_a_fresh_redis_begins_at_once(rig: Rig, redis_server: RedisServer) -> None:
     job_id = rig.enqueue("note")
     redis_server.flushall()
-    rig.start(SIDESTREAM_RENEW="3", SIDESTREAM_LEASE="15")
+    rig.start(SIDESTREAM_RENEW_INTERVAL="3", SIDESTREAM_LEASE="15")
     serves = time.monotonic()
     rig.ends(job_id)
     assert time.monotonic() - serves < 2.5

@@ -120,7 +120,7 @@ class World:
             "SIDESTREAM_APP": "tests.chaos.app:actions",
             "SIDESTREAM_CHILDREN": str(self._children),
             "SIDESTREAM_LEASE": str(LEASE),
-            "SIDESTREAM_RENEW": str(RENEW),
+            "SIDESTREAM_RENEW_INTERVAL": str(RENEW),
             "SIDESTREAM_RECOVERY_PERIOD": "0.7",
             "SIDESTREAM_SIGNING_KEYS": SIGNING_KEY,
             "SIDESTREAM_CRASH_SOCKET": str(self.harness.path),

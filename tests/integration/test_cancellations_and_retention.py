@@ -17,6 +17,8 @@ from sidestream.store import attempts, control, outcomes, schema
 from sidestream.store.adapter import connect
 from tests.support.servers import PostgresServer
 
+DAY = 86_400
+
 
 class Bench:
     """A database with our tables, and the connection that maintenance share."""
@@ -152,7 +154,7 @@ def test_old_jobs_are_removed_in_lots_with_their_history(bench: Bench, monkeypat
         " state = CASE WHEN id = ANY(%s) THEN 'failed' ELSE 'done' END WHERE id = ANY(%s)",
         (ids[:2], ids[:12]),
     )
-    janitor = RetentionTask(bench.link, done_retention=30, failed_retention=None)
+    janitor = RetentionTask(bench.link, done_retention=30 * DAY, failed_retention=None)
     steps = 1
     while janitor.step():
         steps += 1
@@ -161,7 +163,7 @@ def test_old_jobs_are_removed_in_lots_with_their_history(bench: Bench, monkeypat
     assert left == [*ids[:2], *ids[12:]]
     history = [row[0] for row in bench.connection.execute("SELECT job_id FROM sidestream_attempt ORDER BY job_id")]
     assert history == left
-    assert not RetentionTask(bench.link, done_retention=30, failed_retention=35).step()
+    assert not RetentionTask(bench.link, done_retention=30 * DAY, failed_retention=35 * DAY).step()
     assert [bench.state(row_id) for row_id in ids[:2]] == [None, None]
 
 

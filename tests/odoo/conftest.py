@@ -71,7 +71,7 @@ def shop() -> Iterator[Shop]:
         base=("base", "web"),
         demo_data=False,
         addon_paths=[CHAOS],
-        settings={"lease": 3, "renew": 1, "recovery_period": 1},
+        settings={"lease": 3, "renew_interval": 1, "recovery_period": 1},
     )
     with world:
         yield Shop(world)

@@ -29,7 +29,7 @@ from tests.support.server_process import free_port
 
 HERE = Path(__file__).parent
 TARGETS = ("child",) * 7 + ("zygote", "supervisor", "all")
-SETTINGS = {"lease": 2, "renew": 0.5, "recovery_period": 0.5, "children": 2, "nice": 0}
+SETTINGS = {"lease": 2, "renew_interval": 0.5, "recovery_period": 0.5, "children": 2, "nice": 0}
 PATIENCE = 120.0
 LOTS = 10
 """Transactions in which the jobs are enqueued."""

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.timeout(300)
 @pytest.fixture(scope="module")
 def shop() -> Iterator[Shop]:
     """As the others', with one child: what one job leaves the next one meets."""
-    settings = {"lease": 3, "renew": 1, "recovery_period": 1, "children": 1}
+    settings = {"lease": 3, "renew_interval": 1, "recovery_period": 1, "children": 1}
     world = OdooWorld(
         ("sidestream", "sidestream_chaos"),
         base=("base", "web"),

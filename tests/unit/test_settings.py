@@ -10,6 +10,7 @@ import pytest
 
 from sidestream import settings
 from sidestream.errors import SettingsError
+from sidestream.job.durations import format_duration, parse_duration
 from sidestream.process import Account
 from sidestream.settings import CONFIG_VARIABLE, Settings
 
@@ -28,7 +29,7 @@ def test_keyword_before_environment_before_file_before_default(tmp_path: Path, m
     monkeypatch.setenv("SIDESTREAM_CHILDREN", "4")
     monkeypatch.setenv("SIDESTREAM_NICE", "4")
     settings = Settings(children=5)
-    assert (settings.children, settings.nice, settings.lease, settings.renew) == (5, 4, 33.0, 3.0)
+    assert (settings.children, settings.nice, settings.lease, settings.renew_interval) == (5, 4, 33.0, 3.0)
 
 
 def test_the_file_that_the_variable_names_is_the_one_that_is_read(
@@ -83,7 +84,19 @@ def test_the_data_folder_follows_the_user(tmp_path: Path, monkeypatch: pytest.Mo
         ({"children": 0}, "The setting children=0 is wrong (Child processes of a worker): input should be greater"),
         ({"children": "x"}, "children='x' is wrong"),
         ({"lease": float("nan")}, "lease=nan is wrong"),
-        ({"renew": 6}, "renew=6 is too rare for lease=15"),
+        (
+            {"lease": "15x"},
+            "The setting lease='15x' is wrong (Time after which the jobs of a silent worker are taken over)",
+        ),
+        ({"lease": "15 parsecs"}, "expected a duration such as 15s, 200ms, 2m, 12h or 30d, or a number of seconds"),
+        ({"lease": "2h"}, "input should be less than or equal to 3600"),
+        ({"lease": True}, "lease=True is wrong"),
+        ({"child_max_memory": "1 elephant"}, "child_max_memory='1 elephant' is wrong"),
+        ({"child_max_memory": "1MB"}, "input should be greater than or equal to 16777216"),
+        ({"renew_interval": 6}, "renew_interval=6s is too long for lease=15s"),
+        ({"renew": 3}, "There is no setting 'renew'; settings are: app, "),
+        ({"prefetch_ms": 3}, "There is no setting 'prefetch_ms'; settings are: app, "),
+        ({"child_max_memory_mb": 512}, "There is no setting 'child_max_memory_mb'; settings are: app, "),
         ({"queues": "a,-b"}, "the queue name '-b' is not allowed"),
         ({"queues": "a,a"}, "each queue may be named once"),
         ({"queues": ()}, "queues=() is wrong"),
@@ -105,8 +118,51 @@ def test_a_wrong_value_gets_one_sentence(given: dict[str, Any], said: str) -> No
 
 def test_a_misspelt_variable_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SIDESTREAM_CHILDRENS", "4")
-    with pytest.raises(SettingsError, match="SIDESTREAM_CHILDRENS is no setting"):
+    with pytest.raises(
+        SettingsError, match=r"SIDESTREAM_CHILDRENS is not a setting.*expected one of: app, batch, child"
+    ):
         Settings()
+
+
+DURATIONS = [
+    ("lease", "15s", 15.0),
+    ("renew_interval", "200ms", 0.2),
+    ("hard_limit", "2m", 120.0),
+    ("hard_limit", "1.5 h", 5400.0),
+    ("done_retention", "30d", 2_592_000.0),
+    ("failed_retention", "1d", 86_400.0),
+    ("prefetch", "0", 0.0),
+    ("batch", "0.01", 0.01),
+    ("drain_timeout", "1e1", 10.0),
+]
+
+
+@pytest.mark.parametrize(("name", "text", "seconds"), DURATIONS)
+def test_a_duration_is_a_text_with_a_unit_or_a_number_of_seconds(
+    name: str, text: str, seconds: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert getattr(Settings(**{name: text}), name) == getattr(Settings(**{name: seconds}), name) == seconds
+    (tmp_path / "sidestream.toml").write_text(f'{name} = "{text}"\n')
+    assert getattr(Settings(), name) == seconds
+    (tmp_path / "sidestream.toml").unlink()
+    monkeypatch.setenv(f"SIDESTREAM_{name.upper()}", text)
+    assert getattr(Settings(), name) == seconds
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("1GB", 10**9), ("512MB", 512 * 10**6), ("1GiB", 1 << 30), ("67108864", 1 << 26)]
+)
+def test_a_size_is_a_text_with_a_unit_or_a_number_of_bytes(
+    text: str, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert Settings(child_max_memory=size).child_max_memory == size
+    monkeypatch.setenv("SIDESTREAM_CHILD_MAX_MEMORY", text)
+    assert Settings().child_max_memory == size
+
+
+@pytest.mark.parametrize("seconds", [0, 0.01, 0.2, 1, 1.5, 15, 60, 90, 1800, 5400, 86_400, 2_592_000])
+def test_a_written_duration_reads_as_the_same_seconds(seconds: float) -> None:
+    assert parse_duration(format_duration(seconds)) == seconds
 
 
 @pytest.mark.parametrize(
@@ -135,7 +191,7 @@ def test_what_kubernetes_sets_for_a_service_of_our_name_is_no_setting(
     monkeypatch.setenv(f"SIDESTREAM_{name}", "tcp://10.0.0.1:6379")
     Settings()
     monkeypatch.setenv("SIDESTREAM_PORTS", "6379")
-    with pytest.raises(SettingsError, match="SIDESTREAM_PORTS is no setting"):
+    with pytest.raises(SettingsError, match="SIDESTREAM_PORTS is not a setting"):
         Settings()
 
 

@@ -44,13 +44,14 @@ TWICE_DELAY_MS = 1000
 """How long a job that we already hold under the other broker's lease stays away from us."""
 
 
-def owners_grace(renew: float) -> float:
-    """Return the seconds in which every living worker that renews each ``renew`` seconds finds its broker back.
+def owners_grace(renew_interval: float) -> float:
+    """Return the seconds in which every living worker finds its broker back.
 
-    It pauses for ``renew`` at most, looks each :data:`PROBE_EVERY` and renews at once; the same again is for the call.
+    It pauses for ``renew_interval`` at most, looks each :data:`PROBE_EVERY` and renews at once; the same again is for
+    the call.
     Until then, a lease that ran out while nobody could renew is nobody's proof of a death.
     """
-    return 2 * (renew + PROBE_EVERY)
+    return 2 * (renew_interval + PROBE_EVERY)
 
 
 class Outage(NamedTuple):

@@ -71,7 +71,7 @@ class Reconciler:
         *,
         every: float = 1.0,
         lease: float = 15.0,
-        renew: float = 3.0,
+        renew_interval: float = 3.0,
         direct: bool = False,
         alone: Callable[[Cursor], bool] = _never_alone,
     ) -> None:
@@ -87,7 +87,7 @@ class Reconciler:
         self._link = link
         self._clock = clock
         self._lease = lease
-        self._renew = renew
+        self._renew_interval = renew_interval
         self._direct = direct
         self._alone = alone
         self._number = 0
@@ -156,7 +156,9 @@ class Reconciler:
         if not synced:
             # Supervisors state what they hold in the meantime, so that a running job is not handed out as well. Of
             # those that are there while we look at a first generation only others can hold something.
-            self._build_at = self._clock.monotonic() + (0.0 if first and self._has_no_others() else GRACE * self._renew)
+            self._build_at = self._clock.monotonic() + (
+                0.0 if first and self._has_no_others() else GRACE * self._renew_interval
+            )
         self._building = False
         # Built by others or before our time: what happened to the server since then nobody told us.
         self._everything = synced

@@ -20,15 +20,15 @@ class RetentionTask:
     every = 60.0
 
     def __init__(self, link: StoreConnection, *, done_retention: float, failed_retention: float | None) -> None:
-        """Keep done and cancelled jobs for ``done_retention``, dead ones for ``failed_retention`` (None: for ever)."""
+        """Set for how many seconds ended jobs are kept; ``failed_retention`` None means forever."""
         self._link = link
-        self._keep_done_days = done_retention
-        self._keep_dead_days = failed_retention
+        self._done_retention = done_retention
+        self._failed_retention = failed_retention
 
     def step(self) -> bool:
         """Remove one lot; return whether it was a full one."""
         with self._link.transaction("removing old jobs") as cursor:
-            removed = retention.prune(cursor, self._keep_done_days, self._keep_dead_days, PRUNE_LOT)
+            removed = retention.prune(cursor, self._done_retention, self._failed_retention, PRUNE_LOT)
         if removed:
             log.info("Removed %s jobs that were kept long enough.", removed, extra={"action": "jobs_pruned"})
         return removed >= PRUNE_LOT

@@ -1,6 +1,6 @@
-"""Odoo's configuration file, as far as we read it: where its PostgreSQL is, and a section of ours.
+"""Read Odoo's configuration file: the address of PostgreSQL, and the section ``[sidestream]``.
 
-No import of odoo: the supervisor and the command line read it too. See
+This module does not import odoo, because the supervisor and the command line read the file too. See
 https://www.odoo.com/documentation/19.0/developer/reference/cli.html#configuration-file
 """
 
@@ -14,18 +14,18 @@ from typing import Any
 from sidestream.errors import SettingsError
 
 SECTION = "sidestream"
-"""Section of that file in which settings of ours may stand, each by its name."""
+"""Section of that file that may hold our settings, each by its name."""
 _NONE = ("", "False", "None")
 
 
 def settings_section(path: Path) -> dict[str, Any]:
-    """Return what stands in the file's section ``[sidestream]``; raise :class:`SettingsError` when it is unreadable."""
+    """Return the section ``[sidestream]``; raise :class:`SettingsError` when the file is unreadable."""
     parser = _parse(path)
     return dict(parser[SECTION]) if parser.has_section(SECTION) else {}
 
 
 def database_parameters(path: Path, database: str) -> dict[str, str]:
-    """Return libpq's parameters for ``database`` where the file says that PostgreSQL is."""
+    """Return libpq's parameters for ``database`` on the server that the file names."""
     parser = _parse(path)
     options = parser["options"] if parser.has_section("options") else {}
     found = {"dbname": database}

@@ -1,8 +1,9 @@
-"""Every setting, once: its name, default, meaning and check.
+"""Declare every setting once: its name, default, meaning and check.
 
-Where a value comes from, first found wins: keyword, environment (``SIDESTREAM_LEASE=10``), settings file (TOML, the one
-that ``SIDESTREAM_CONFIG`` names, else ``sidestream.toml`` in the current folder if there is one; with
-``odoo_config``, the section ``[sidestream]`` of that file instead), default.
+The first source that has a value wins: keyword, environment (``SIDESTREAM_LEASE=10s``), settings file, default. The
+file is the TOML file that ``SIDESTREAM_CONFIG`` names, else ``sidestream.toml`` in the current folder; with
+``odoo_config`` it is the section ``[sidestream]`` of that file. A duration or a size may be a text or a number; code
+sees seconds and bytes.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import BeforeValidator, ByteSize, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     NoDecode,
@@ -22,6 +23,7 @@ from pydantic_settings import (
 )
 
 from sidestream.errors import InvalidName, SettingsError
+from sidestream.job.durations import format_duration, parse_duration
 from sidestream.job.names import check_queue
 from sidestream.process import account
 from sidestream.settings.odoo_config import settings_section
@@ -33,13 +35,20 @@ _KUBERNETES = re.compile(r"_SERVICE_(HOST|PORT(_\w+)?)$|_PORT(_\d+_(TCP|UDP|SCTP
 """What Kubernetes sets in every pod for a service whose name begins with "sidestream".
 https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables"""
 _NOT_SETTINGS = frozenset(f"{PREFIX}{name}" for name in ("CONFIG", "CRASH_AT", "CRASH_SOCKET", "FAMILY"))
-"""Variables with our prefix that are no settings: the file's name, the crash points', the mark of a worker's family."""
+"""Variables with our prefix that are not settings: settings file, crash points, mark of a worker's processes."""
+
+
+Duration = Annotated[float, BeforeValidator(parse_duration)]
+"""Seconds, given as a number or as a text such as 15s or 30d."""
+DAY = 86400.0
+MIB = 1 << 20
 
 
 def default_data_dir(user: str | None) -> Path:
-    """Return the data folder of ``user``, whom root becomes, or our own: so both find the same embedded server.
+    """Return the data folder of ``user``, whom root becomes, or of the current user.
 
-    ``/var/lib/sidestream`` for root who stays root, whose home is for nobody else, and for users without a home.
+    Both accounts then find the same embedded server. The folder is ``/var/lib/sidestream`` for root that stays root,
+    because nobody else may enter root's home, and for users without a home.
     """
     if os.geteuid() != 0:
         return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "sidestream"
@@ -48,7 +57,7 @@ def default_data_dir(user: str | None) -> Path:
 
 
 class Settings(BaseSettings):
-    """The settings of one process, checked at birth and unchangeable.
+    """Hold the settings of one process, checked when created and immutable.
 
     Raises:
         SettingsError: A value is wrong, two contradict each other, or a name is unknown.
@@ -69,7 +78,7 @@ class Settings(BaseSettings):
         Path | None,
         Field(description="Odoo's configuration file; the worker then runs the actions of an Odoo database."),
     ] = None
-    odoo_database: Annotated[str | None, Field(min_length=1, description="Name of that database.")] = None
+    odoo_database: Annotated[str | None, Field(min_length=1, description="Name of the Odoo database.")] = None
     instance: Annotated[
         str | None,
         Field(
@@ -89,42 +98,48 @@ class Settings(BaseSettings):
         Field(repr=False, description="Keys of direct jobs as id:secret,id2:secret2; the first signs, all verify."),
     ] = ()
     lease: Annotated[
-        float, Field(ge=1, le=3600, description="Seconds after which a silent worker's jobs are taken over.")
+        Duration, Field(ge=1, le=3600, description="Time after which the jobs of a silent worker are taken over.")
     ] = 15.0
-    renew: Annotated[float, Field(gt=0, description="Seconds between two renewals of leases; at most lease / 3.")] = 3.0
-    redis_timeout: Annotated[float, Field(gt=0, le=60, description="Seconds that Redis has for an answer.")] = 1.0
+    renew_interval: Annotated[
+        Duration, Field(gt=0, description="Time between two renewals of the leases; at most lease / 3.")
+    ] = 3.0
+    redis_timeout: Annotated[
+        Duration, Field(gt=0, le=60, description="Time that a worker or a client waits for an answer of Redis.")
+    ] = 1.0
     publish_timeout: Annotated[
-        float, Field(ge=0, le=10, description="Seconds that a caller waits at most for a publish after its commit.")
+        Duration, Field(ge=0, le=10, description="Longest time that a caller waits for the publish after its commit.")
     ] = 0.2
     drain_timeout: Annotated[
-        float, Field(ge=0, description="Seconds that a stopping worker waits for its running jobs.")
+        Duration, Field(ge=0, description="Time that a stopping worker waits for its running jobs.")
     ] = 30.0
-    hard_limit: Annotated[float, Field(gt=0, description="Seconds after which a running job is killed.")] = 1800.0
+    hard_limit: Annotated[Duration, Field(gt=0, description="Time after which a running job is killed.")] = 1800.0
     nice: Annotated[int, Field(ge=-20, le=19, description="Niceness of the children.")] = 10
     idle_cpu_only: Annotated[
         bool,
-        Field(
-            description="Children, and the programs that they start, run only while nothing else wants the processor."
-        ),
+        Field(description="Run the children, and the programs that they start, only when the processor is idle."),
     ] = False
     child_max_jobs: Annotated[int, Field(ge=1, description="Jobs after which a child is replaced.")] = 10_000
-    child_max_memory_mb: Annotated[int, Field(ge=16, description="MiB after which a child is replaced.")] = 1024
+    child_max_memory: Annotated[
+        ByteSize, Field(ge=16 * MIB, description="Peak memory after which a child is replaced.")
+    ] = ByteSize(1024 * MIB)
     reconcile_interval: Annotated[
-        float, Field(gt=0, le=60, description="Seconds between two comparisons of Redis with the newest rows.")
+        Duration, Field(gt=0, le=60, description="Time between two comparisons of Redis with the newest rows.")
     ] = 1.0
-    done_retention: Annotated[float, Field(ge=0, description="Days for which done and cancelled jobs are kept.")] = 30.0
+    done_retention: Annotated[Duration, Field(ge=0, description="Time for which done and cancelled jobs are kept.")] = (
+        30 * DAY
+    )
     failed_retention: Annotated[
-        float | None, Field(ge=0, description="Days for which failed jobs are kept; none keeps them for ever.")
+        Duration | None, Field(ge=0, description="Time for which failed jobs are kept; none keeps them forever.")
     ] = None
-    prefetch_ms: Annotated[
-        int, Field(ge=0, le=10_000, description="Milliseconds of measured work held for each child in advance.")
-    ] = 100
-    batch_ms: Annotated[
-        int, Field(ge=0, le=1000, description="Milliseconds of measured work sent to a child in one message.")
-    ] = 10
+    prefetch: Annotated[
+        Duration, Field(ge=0, le=10, description="Measured work that is held in advance for each child.")
+    ] = 0.1
+    batch: Annotated[
+        Duration, Field(ge=0, le=1, description="Measured work that is sent to a child in one message.")
+    ] = 0.01
     recovery_period: Annotated[
-        float,
-        Field(ge=0, le=3600, description="Seconds after an unclean end in which a worker starts one job at a time."),
+        Duration,
+        Field(ge=0, le=3600, description="Time after an unclean end in which a worker starts one job at a time."),
     ] = 60.0
     user: Annotated[str | None, Field(description="User that root becomes; none stays root.")] = "nobody"
     data_dir: Annotated[
@@ -134,14 +149,12 @@ class Settings(BaseSettings):
             description="Folder of the embedded Redis, keys and locks.",
         ),
     ]
-    log_level: Annotated[Literal["debug", "info", "warning", "error"], Field(description="Least level logged.")] = (
-        "info"
-    )
-    log_format: Annotated[Literal["text", "json"], Field(description="How a log line is written.")] = "text"
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"], Field(description="Lowest level that is logged.")
+    ] = "info"
+    log_format: Annotated[Literal["text", "json"], Field(description="Format of a log line.")] = "text"
 
-    quiet_jobs: Annotated[bool, Field(description="Log no line that tells how a job, or an attempt at one, ended.")] = (
-        False
-    )
+    quiet_jobs: Annotated[bool, Field(description="Log no line for the end of a job or an attempt.")] = False
 
     def __init__(self, **given: Any) -> None:
         _refuse_unknown_variables()
@@ -159,7 +172,7 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Keyword, environment, file: in this order, and nothing else."""
+        """Read keywords, then the environment, then the file, and nothing else."""
         del dotenv_settings, file_secret_settings
         return init_settings, env_settings, _FileSource(settings_cls)
 
@@ -168,7 +181,7 @@ class Settings(BaseSettings):
     )
     @classmethod
     def _none(cls, value: object) -> object:
-        return None if value == "none" else value  # the environment has no other way to say so
+        return None if value == "none" else value  # an environment variable cannot be None
 
     @field_validator("queues", mode="before")
     @classmethod
@@ -222,10 +235,11 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:
-        if self.renew * 3 > self.lease:
+        if self.renew_interval * 3 > self.lease:
             raise ValueError(
-                f"renew={self.renew:g} is too rare for lease={self.lease:g}: expected at most a third of it, "
-                "so that two lost renewals cost no job; lower renew or raise lease"
+                f"renew_interval={format_duration(self.renew_interval)} is too long for "
+                f"lease={format_duration(self.lease)}: expected at most a third of it, so that two lost renewals cost "
+                "no job; lower renew_interval or raise lease"
             )
         if self.odoo_database is not None and self.odoo_config is None:
             raise ValueError("odoo_database is given without odoo_config; give the path of Odoo's configuration file")
@@ -235,10 +249,10 @@ class Settings(BaseSettings):
 
 
 class _FileSource(PydanticBaseSettingsSource):
-    """The settings file, if there is one; beside Odoo its configuration file."""
+    """Read the settings file, or the section of Odoo's configuration file."""
 
     def get_field_value(self, field: Any, field_name: str) -> tuple[Any, str, bool]:
-        """Unused: :meth:`__call__` gives all values at once."""
+        """Do nothing: :meth:`__call__` returns all values at once."""
         raise NotImplementedError
 
     def __call__(self) -> dict[str, Any]:
@@ -264,15 +278,19 @@ class _FileSource(PydanticBaseSettingsSource):
 
 
 def _refuse_unknown_variables() -> None:
-    """A misspelt variable would be silently without effect."""
+    """Refuse an unknown variable, which would otherwise have no effect and no message."""
     known = {f"{PREFIX}{name.upper()}" for name in Settings.model_fields} | _NOT_SETTINGS
     for name in os.environ:
         if name.startswith(PREFIX) and name not in known and not _KUBERNETES.search(name):
-            raise SettingsError(f"The environment variable {name} is no setting; correct or unset it.")
+            listed = ", ".join(sorted(Settings.model_fields))
+            raise SettingsError(
+                f"The environment variable {name} is not a setting; correct or unset it. After {PREFIX} expected one "
+                f"of: {listed}."
+            )
 
 
 def _sentence(error: ValidationError) -> str:
-    """Return the first thing that is wrong as one sentence, without any value that may be secret."""
+    """Return the first fault as one sentence, without any value that may be secret."""
     first = error.errors(include_url=False, include_context=False)[0]
     where = str(first["loc"][0]) if first["loc"] else ""
     said = first["msg"].removeprefix("Value error, ")

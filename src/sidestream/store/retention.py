@@ -10,14 +10,14 @@ from sidestream.store.cursor import Cursor
 # Rows end after they were made, and ids are given roughly in the order of making: so the old ones lie below an id that
 # is found by halving, and no index on the time of ending has to be written for every job.
 _NEXT = "SELECT id, created_at < {cutoff} FROM sidestream_job WHERE id >= %(id)s::bigint ORDER BY id LIMIT 1"
-_CUTOFF = f"({UTC_NOW} - %(days)s::float8 * interval '1 day')"
+_CUTOFF = f"({UTC_NOW} - %(age)s::float8 * interval '1 second')"
 _PRUNE = f"""
     WITH old AS MATERIALIZED (
         SELECT id FROM sidestream_job
         WHERE id < %(below)s::bigint AND CASE state
-            WHEN 'done' THEN ended_at < {UTC_NOW} - %(done)s::float8 * interval '1 day'
-            WHEN 'cancelled' THEN ended_at < {UTC_NOW} - %(done)s::float8 * interval '1 day'
-            WHEN 'failed' THEN ended_at < {UTC_NOW} - %(failed)s::float8 * interval '1 day'
+            WHEN 'done' THEN ended_at < {UTC_NOW} - %(done)s::float8 * interval '1 second'
+            WHEN 'cancelled' THEN ended_at < {UTC_NOW} - %(done)s::float8 * interval '1 second'
+            WHEN 'failed' THEN ended_at < {UTC_NOW} - %(failed)s::float8 * interval '1 second'
             ELSE false END
         AND (unique_until IS DISTINCT FROM 'window'
              OR created_at < {UTC_NOW} - unique_seconds * interval '1 second')
@@ -29,27 +29,27 @@ _PRUNE = f"""
     SELECT count(*) FROM pruned"""
 
 
-def prune(cur: Cursor, done_days: float, failed_days: float | None, limit: int) -> int:
+def prune(cur: Cursor, done_retention: float, failed_retention: float | None, limit: int) -> int:
     """Delete up to ``limit`` rows, with their attempts, and return how many; call again while it returns ``limit``.
 
-    Done and cancelled ones go ``done_days`` days after their end, dead ones after ``failed_days`` (None keeps them for
-    ever). Open ones stay, and those whose unique's window is not over. Rows that somebody has locked are skipped, so
-    nobody waits.
+    Done and cancelled jobs go ``done_retention`` seconds after their end, failed ones after ``failed_retention``
+    (None keeps them forever). Pending jobs stay, and so do those whose unique window is not over. Locked rows are
+    skipped, so that no session waits.
     """
-    days = done_days if failed_days is None else min(done_days, failed_days)
-    below = _first_younger(cur, days)
-    cur.execute(_PRUNE, {"below": below, "done": done_days, "failed": failed_days, "limit": limit})
+    age = done_retention if failed_retention is None else min(done_retention, failed_retention)
+    below = _first_younger(cur, age)
+    cur.execute(_PRUNE, {"below": below, "done": done_retention, "failed": failed_retention, "limit": limit})
     return int(cur.fetchone()[0])
 
 
-def _first_younger(cur: Cursor, days: float) -> int:
-    """Return an id such that rows made more than ``days`` days ago lie below it, but for overlapping transactions."""
+def _first_younger(cur: Cursor, age: float) -> int:
+    """Return an id such that rows made more than ``age`` seconds ago lie below it, but for overlapping transactions."""
     cur.execute("SELECT coalesce(min(id), 0), coalesce(max(id), -1) + 1 FROM sidestream_job")
     low, high = cur.fetchone()
     statement = _NEXT.format(cutoff=_CUTOFF)
     while low < high:
         middle = (low + high) // 2
-        cur.execute(statement, {"id": middle, "days": days})
+        cur.execute(statement, {"id": middle, "age": age})
         row = cur.fetchone()
         if row is not None and row[1]:
             low = row[0] + 1

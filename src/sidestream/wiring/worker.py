@@ -143,7 +143,9 @@ class Worker:
             tags.append(NO_TAG8)  # direct jobs
         self._lanes = tuple(lane(tag, queue) for tag in tags for queue in settings.queues)
         self._primary = self._redis()
-        self._broker = FailoverBroker(self._primary, self._fallback(), SystemClock(), longest_pause=settings.renew)
+        self._broker = FailoverBroker(
+            self._primary, self._fallback(), SystemClock(), longest_pause=settings.renew_interval
+        )
         self._tended = self._redis_broker()
         self._link = (
             None
@@ -354,11 +356,11 @@ class Worker:
             run_folder=self._folder.path,
             children=settings.children,
             lease=settings.lease,
-            renew=settings.renew,
+            renew_interval=settings.renew_interval,
             hard_limit=settings.hard_limit,
             drain_timeout=settings.drain_timeout,
-            prefetch=settings.prefetch_ms / 1000,
-            batch=settings.batch_ms / 1000,
+            prefetch=settings.prefetch,
+            batch=settings.batch,
             recovery_period=settings.recovery_period,
             after_unclean_end=unclean,
         )
@@ -371,7 +373,7 @@ class Worker:
             settings.nice,
             settings.idle_cpu_only,
             settings.child_max_jobs,
-            settings.child_max_memory_mb,
+            int(settings.child_max_memory),
         )
         application = (
             settings.app,
@@ -413,7 +415,7 @@ def make_keepers(
 
     What every worker of a database could do is done by one of them: the claims to that are appended to ``turns``.
     """
-    clock, grace, direct = SystemClock(), owners_grace(settings.renew), settings.odoo_config is None
+    clock, grace, direct = SystemClock(), owners_grace(settings.renew_interval), settings.odoo_config is None
     served = " ".join(sorted(lanes))
 
     def turn(task: str, seconds: float) -> Turn:
@@ -451,7 +453,7 @@ def make_keepers(
             clock,
             every=settings.reconcile_interval,
             lease=settings.lease,
-            renew=settings.renew,
+            renew_interval=settings.renew_interval,
             direct=direct,
             alone=lambda cursor: not sessions.has_others(cursor, worker),
         ),

@@ -37,8 +37,8 @@ class ChildLimits:
 
     #: Jobs; None means never.
     max_jobs: int | None
-    #: Peak resident memory in MiB; None means never.
-    max_memory_mb: int | None
+    #: Peak resident memory in bytes; None means never.
+    max_memory: int | None
 
 
 class Child:
@@ -127,10 +127,10 @@ class Child:
         limits = self._limits
         if limits.max_jobs is not None and self._jobs >= limits.max_jobs:
             self._retiring = True
-        if limits.max_memory_mb is not None and self._jobs % MEMORY_EVERY == 0:
+        if limits.max_memory is not None and self._jobs % MEMORY_EVERY == 0:
             # ru_maxrss is KiB on Linux: https://man7.org/linux/man-pages/man2/getrusage.2.html
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-            self._retiring = self._retiring or peak > limits.max_memory_mb
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+            self._retiring = self._retiring or peak > limits.max_memory
 
     def _report(self, number: int, upto: int, *, idle: bool) -> None:
         stale = self._executor.stale

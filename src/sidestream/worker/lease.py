@@ -57,7 +57,7 @@ class LeaseRenewer:
         self._ended: dict[bytes, float] = {}
 
     def run(self) -> None:
-        """Renew every ``options.renew`` seconds until stopped."""
+        """Renew every ``options.renew_interval`` seconds until stopped."""
         due = 0.0
         while not self._stopped:
             if self._probe is not None:
@@ -65,7 +65,7 @@ class LeaseRenewer:
             if due <= 0 or self._moved or self._hurry:
                 self._hurry = False
                 self._renew()
-                due = self._state.options.renew
+                due = self._state.options.renew_interval
             with self._wake:
                 if not self._moved and not self._hurry and not self._stopped:
                     self._wake.wait(min(due, PROBE_EVERY))

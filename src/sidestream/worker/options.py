@@ -25,7 +25,7 @@ class WorkerOptions:
     #: A delivery that is not renewed for this long may be reclaimed.
     lease: float = 15.0
     #: Seconds between two renewals.
-    renew: float = 3.0
+    renew_interval: float = 3.0
     #: Kill a job that runs longer, unless its action declares its own.
     hard_limit: float = 1800.0
     #: How long a drain waits for running jobs.

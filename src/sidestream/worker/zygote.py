@@ -65,7 +65,7 @@ class Orders(NamedTuple):
     nice: int
     idle_cpu_only: bool
     max_jobs: int | None
-    max_memory_mb: int | None
+    max_memory: int | None
 
 
 def facts_to_wire(facts: ActionFacts) -> tuple[object, ...]:
@@ -182,7 +182,7 @@ class Zygote:
     def _be_child(self, zygote: int, end: socket.socket, slot: int) -> None:
         self._begin(zygote)
         oom_score_adj(OOM_SCORE)
-        limits = child.ChildLimits(self._orders.max_jobs, self._orders.max_memory_mb)
+        limits = child.ChildLimits(self._orders.max_jobs, self._orders.max_memory)
         child.serve(end, self._executor, self._slots, slot, limits)
 
     def _begin(self, zygote: int) -> None:

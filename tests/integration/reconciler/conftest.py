@@ -53,7 +53,9 @@ class Bench:
     def another(self) -> Reconciler:
         link = StoreConnection(self.connect)
         self.links.append(link)
-        return Reconciler(RedisBroker(self.redis.url, timeout=TIMEOUT), link, self.clock, lease=LEASE, renew=RENEW)
+        return Reconciler(
+            RedisBroker(self.redis.url, timeout=TIMEOUT), link, self.clock, lease=LEASE, renew_interval=RENEW
+        )
 
     def insert(self, *jobs: Job) -> list[int]:
         with self.connection.cursor() as cursor:

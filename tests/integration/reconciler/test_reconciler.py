@@ -155,7 +155,7 @@ def starting(bench: Bench, worker: str) -> Reconciler:
         link,
         bench.clock,
         lease=LEASE,
-        renew=RENEW,
+        renew_interval=RENEW,
         alone=lambda cursor: not sessions.has_others(cursor, worker),
     )
 
@@ -415,7 +415,11 @@ def test_10_000_open_jobs_are_back_within_10_s_of_flushall(bench: Bench) -> None
     link = StoreConnection(bench.connect)
     bench.links.append(link)
     thread = MaintenanceThread(
-        [Reconciler(RedisBroker(bench.redis.url, timeout=TIMEOUT), link, SystemClock(), lease=LEASE, renew=RENEW)]
+        [
+            Reconciler(
+                RedisBroker(bench.redis.url, timeout=TIMEOUT), link, SystemClock(), lease=LEASE, renew_interval=RENEW
+            )
+        ]
     )
     thread.start()
     with bench.redis.client() as client:
@@ -436,7 +440,7 @@ def test_a_step_over_200_000_open_rows_stays_under_100_ms(bench: Bench) -> None:
         bench.broker.publish([bench.publication(row_id) for row_id in range(start, start + 5000)])
     bench.broker.mark_synced(bench.database.tag)
     reconciler = Reconciler(
-        RedisBroker(bench.redis.url, timeout=TIMEOUT), bench.links[0], SystemClock(), lease=LEASE, renew=RENEW
+        RedisBroker(bench.redis.url, timeout=TIMEOUT), bench.links[0], SystemClock(), lease=LEASE, renew_interval=RENEW
     )
     while reconciler.step():
         pass

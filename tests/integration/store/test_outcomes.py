@@ -18,6 +18,7 @@ from sidestream.store import acquire, attempts, candidates, control, outcomes, q
 from tests.integration.store.conftest import Connect
 from tests.integration.store.sessions import Session
 
+DAY = 86_400
 ZONES = ["Asia/Kolkata", "Pacific/Kiritimati", "America/Adak"]
 """UTC+5:30, UTC+14 and UTC-10."""
 
@@ -350,6 +351,6 @@ def test_a_job_is_found_by_its_records_until_it_is_pruned(a: Session) -> None:
         "UPDATE sidestream_job SET state = 'done', created_at = created_at - interval '9 days', "
         "ended_at = created_at - interval '8 days'"
     )
-    assert retention.prune(a.cur, 1, None, 100) == 2
+    assert retention.prune(a.cur, 1 * DAY, None, 100) == 2
     assert everything(a, "SELECT * FROM sidestream_job_record") == []
     assert other.id == stored.id + 1

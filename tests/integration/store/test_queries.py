@@ -15,6 +15,7 @@ from sidestream.store import acquire, attempts, candidates, control, outcomes, q
 from tests.integration.store.sessions import Session
 
 MANY = 200_000
+DAY = 86_400
 
 
 def fill(session: Session, count: int, columns: str = "", values: str = "") -> None:
@@ -155,7 +156,7 @@ def test_among_many_rows_every_step_stays_small(a: Session) -> None:
         "overdue, none": lambda cur: queries.overdue(cur, 7200),
         "page": lambda cur: queries.page(cur),
         "page, dead": lambda cur: queries.page(cur, "failed"),
-        "prune": lambda cur: retention.prune(cur, 30, None, 1000),
+        "prune": lambda cur: retention.prune(cur, 30 * DAY, None, 1000),
         "open, last behind a long line": lambda cur: acquire.acquire_job(cur, last),
         "open, free": lambda cur: acquire.acquire_job(cur, last + 1),
     }
@@ -238,7 +239,7 @@ def test_prune_takes_what_ended_long_ago_with_its_attempts(a: Session, b: Sessio
     a.execute("INSERT INTO sidestream_control (job_id, request) VALUES (%(id)s, 'cancel')", {"id": cancelled})
     b.begin()
     b.execute("SELECT FROM sidestream_job WHERE id = %(id)s FOR KEY SHARE", {"id": locked})
-    assert retention.prune(a.cur, 30, None, 100) == 2
+    assert retention.prune(a.cur, 30 * DAY, None, 100) == 2
     b.rollback()
     left = "SELECT id FROM sidestream_job ORDER BY id"
     assert [job for (job,) in a.all(left)] == [dead, still_open, locked, young]
@@ -248,15 +249,15 @@ def test_prune_takes_what_ended_long_ago_with_its_attempts(a: Session, b: Sessio
         locked,
     ]
     assert a.value("SELECT count(*) FROM sidestream_control") == 0
-    assert retention.prune(a.cur, 90, 30, 100) == 1
-    assert retention.prune(a.cur, 30, None, 100) == 1
+    assert retention.prune(a.cur, 90 * DAY, 30 * DAY, 100) == 1
+    assert retention.prune(a.cur, 30 * DAY, None, 100) == 1
     assert [job for (job,) in a.all(left)] == [still_open, young]
 
 
 def test_prune_is_bounded(a: Session) -> None:
     fill(a, 25, ", state, ended_at, created_at", ", 'done', '2020-01-01', '2020-01-01'")
-    assert [retention.prune(a.cur, 30, None, 10) for _ in range(4)] == [10, 10, 5, 0]
+    assert [retention.prune(a.cur, 30 * DAY, None, 10) for _ in range(4)] == [10, 10, 5, 0]
 
 
 def test_prune_of_an_empty_table_is_nothing(a: Session) -> None:
-    assert retention.prune(a.cur, 30, 30, 10) == 0
+    assert retention.prune(a.cur, 30 * DAY, 30 * DAY, 10) == 0

@@ -13,6 +13,7 @@ from sidestream.store.job_row import JobRow
 from tests.integration.store.conftest import Connect
 from tests.integration.store.sessions import Session
 
+DAY = 86_400
 STRATEGIES = ["return", "replace", "newest"]
 UNTILS = ["started", "done", "window"]
 EVERY = [(until, conflict) for until in UNTILS for conflict in STRATEGIES]
@@ -288,10 +289,10 @@ def test_a_row_is_kept_as_long_as_its_window(a: Session) -> None:
         a.done(job_id)
     a.execute("UPDATE sidestream_job SET ended_at = ended_at - interval '30 minutes', created_at = created_at - "
               "interval '30 minutes'")  # fmt: skip
-    assert retention.prune(a.cur, 0.001, None, 100) == 1
+    assert retention.prune(a.cur, 0.001 * DAY, None, 100) == 1
     assert put(a, "window", "return", 2).id == kept.id
     a.execute("UPDATE sidestream_job SET created_at = created_at - interval '31 minutes'")
-    assert retention.prune(a.cur, 0.001, None, 100) == 1
+    assert retention.prune(a.cur, 0.001 * DAY, None, 100) == 1
 
 
 # -- old snapshots: Odoo's requests ----------------------------------------------------------------------------------
