@@ -95,7 +95,7 @@ class Lane:
         """Return the microseconds that claiming and settling ``count`` jobs took; then publish as many."""
         started = time.perf_counter()
         found = self.broker.claim(CONSUMER, LANES, free=count)
-        lost = self.broker.settle(LANES, found)
+        lost = self.broker.settle(found)
         took = time.perf_counter() - started
         if len(found) != count or lost:
             raise AssertionError(f"Asked for {count} jobs: {len(found)} came, {len(lost)} leases were lost.")

@@ -98,7 +98,7 @@ class _Busy:
     def cost(self, count: int) -> float:
         started = time.perf_counter()
         found = self.broker.claim(CONSUMER, LANES, free=count)
-        lost = self.broker.settle(LANES, found)
+        lost = self.broker.settle(found)
         took = time.perf_counter() - started
         if len(found) != count or lost:
             raise AssertionError(f"Asked for {count} jobs: {len(found)} came, {len(lost)} leases were lost.")
@@ -114,7 +114,7 @@ def _paused_groups(rounds: int) -> list[Row]:
         _publish(many.broker, len(paused), lambda number: _job(number, group=paused[number - 1]))
         for _ in range(GROUPS // 100):  # the paused ones leave in bounded lots, each when it is met
             met = many.broker.claim(CONSUMER, LANES, free=1)
-            many.broker.settle(LANES, met)
+            many.broker.settle(met)
             many.fill(len(met))
         rows = []
         for count, times in ((1, SINGLES), (BATCH, BATCHES)):

@@ -83,7 +83,7 @@ class Crowd:
         who = self.broker.explain(job).worker
         found = self.broker.claim(who, self.lanes[who], free=1)
         assert [one.reference for one in found] == [job.reference]
-        self.broker.settle(self.mine, found)
+        self.broker.settle(found)
         self.wait(who)
         return took
 
@@ -95,7 +95,7 @@ class Crowd:
         found: list[Delivery] = []
         took = _timed(lambda: found.extend(self.broker.claim("worker-0", self.mine, free=1)))
         assert [one.reference for one in found] == [job.reference]
-        self.broker.settle(self.mine, found)
+        self.broker.settle(found)
         self.wait("worker-0")
         return took
 
@@ -107,7 +107,7 @@ class Crowd:
             "claim": self.claim,
             "claim of nothing": lambda: _timed(lambda: self.wait("worker-0")),
             "reclaim": lambda: _timed(
-                lambda: self.broker.reclaim("worker-0", self.mine, lease_ms=15_000, grace_ms=7000, cursor="0-0")
+                lambda: self.broker.reclaim("worker-0", self.mine, lease_ms=15_000, grace_ms=7000)
             ),
             "generation": lambda: _timed(lambda: self.broker.generation(self._databases[:1])),
         }

@@ -274,7 +274,7 @@ def test_a_job_is_cancelled_opened_again_and_hastened(ready: Run, database: str,
     broker.generation()
     broker.configure(tag, Rules())
     [delivery] = broker.claim("test", [lane(tag, "default")], free=5)
-    broker.settle([lane(tag, "default")], [delivery])
+    broker.settle([delivery])
 
     answer(ready("enqueue", "a", "--delay", "3600", "--json"))
     assert broker.claim("test", [lane(tag, "default")], free=5) == []

@@ -136,9 +136,9 @@ def direct_jobs(redis_server: RedisServer) -> Iterator[tuple[Jobs, RedisBroker]]
 
 def bury_all(broker: RedisBroker, error: str) -> None:
     for one in broker.claim("w1", DIRECT_LANES, free=100):
-        broker.release(DIRECT_LANES, one, charge_attempt=True)
+        broker.release(one, charge_attempt=True)
     for one in broker.claim("w1", DIRECT_LANES, free=100):
-        assert broker.fail(DIRECT_LANES, one, error)
+        assert broker.fail(one, error)
 
 
 def test_dead_direct_jobs_are_listed_retried_and_discarded(ready: Run, direct_jobs: Direct) -> None:
@@ -149,7 +149,7 @@ def test_dead_direct_jobs_are_listed_retried_and_discarded(ready: Run, direct_jo
     behind = jobs.enqueue_direct("mail.send", [4], key="k")
     bury_all(broker, "ValueError: order 17 has no address")
     for one in broker.claim("w1", DIRECT_LANES, free=1):
-        assert broker.settle(DIRECT_LANES, [one]) == [], f"{behind} was freed by the death of {first}"
+        assert broker.settle([one]) == [], f"{behind} was freed by the death of {first}"
     execute(str(os.environ["SIDESTREAM_DATABASE_URL"]), DEAD)
     rows, direct = answer(ready("failed", "--json"))["errors"]
     assert (rows["count"], rows["direct"]) == (600, False)

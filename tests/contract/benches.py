@@ -17,7 +17,7 @@ from sidestream.broker.protocol import Broker, Delivery, Publication
 from sidestream.broker.redis.broker import RedisBroker
 from sidestream.job.reference import Reference
 from sidestream.store import adapter, schema
-from tests.support.broker_contract import LEASE_MS, NAMES, lanes_of
+from tests.support.broker_contract import LEASE_MS, NAMES
 from tests.support.servers import RedisServer
 
 _numbers = count()
@@ -65,7 +65,7 @@ class MemoryBench:
         self.broker.publish(jobs)
 
     def end(self, deliveries: Sequence[Delivery]) -> None:
-        assert self.broker.settle(lanes_of(self), deliveries) == []
+        assert self.broker.settle(deliveries) == []
 
     def somebody_waits(self) -> bool:
         return True
@@ -171,7 +171,7 @@ class PostgresBench(MemoryBench):
         with self.connection.cursor() as cursor:
             ids = [Reference.unpack(delivery.reference).id for delivery in deliveries]
             cursor.execute("UPDATE sidestream_job SET state = 'done' WHERE id = ANY (%s)", [ids])
-        assert self.broker.settle(lanes_of(self), deliveries) == []
+        assert self.broker.settle(deliveries) == []
 
     def close(self) -> None:
         for broker in self.brokers:

@@ -65,4 +65,4 @@ def test_what_it_does_not_do(own: PostgresBench) -> None:
     own.put([row(own, 1)])
     (one,) = claim(own)
     with pytest.raises(CapabilityMissing, match="failed"):
-        own.broker.fail([], one, "no")
+        own.broker.fail(one, "no")

@@ -138,7 +138,7 @@ def test_explain_and_move(own: PostgresBench) -> None:
     assert claim(own, 1) == [4]
     assert not own.broker.reprioritize(low, 9), "it is handed off"
     [held] = deliveries(own, 1)
-    own.broker.release([], held, delay_ms=60_000)
+    own.broker.release(held, delay_ms=60_000)
     found = own.broker.explain(head)
     assert found.place is Place.DELAYED
     assert found.until_ms > own.now()

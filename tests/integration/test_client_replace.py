@@ -72,7 +72,7 @@ def test_one_that_a_duplicate_puts_off_between_claim_and_start_lets_the_next_of_
     assert (verdict.reason, verdict.unstarted) == (ReleaseReason.NOT_DUE, True)
     state = WorkerState(WorkerOptions("worker", tuple(lanes), tag(dsn).hex(), tmp_path, children=1))
     outcome_writer = OutcomeWriter(state, lambda: psycopg.connect(dsn, autocommit=True))
-    outcome_writer.found(delivery, JobReport(0, verdict, -1)).tell(broker, lanes, delivery)
+    outcome_writer.found(delivery, JobReport(0, verdict, -1)).tell(broker, delivery)
     assert claimed(broker, dsn) == [second]
 
 
@@ -87,7 +87,7 @@ def failing(broker: Broker, dsn: str) -> Delivery:
 
 def give_back(broker: Broker, delivery: Delivery) -> None:
     """Tell the broker of the failure."""
-    assert broker.release([delivery.lane], delivery, delay_ms=3_600_000, charge_attempt=True) == 0
+    assert broker.release(delivery, delay_ms=3_600_000, charge_attempt=True) == 0
 
 
 def test_the_newest_does_not_wait_for_the_retry_of_the_one_that_it_replaced(

@@ -85,7 +85,7 @@ class Bench:
                     if done.rowcount:
                         self.ended.append((row_id, from_fallback(delivery)))
                     try:
-                        self.broker.settle(self.lanes, [delivery])
+                        self.broker.settle([delivery])
                     except BrokerUnavailable:
                         continue
                 self.stopping.wait(0.001)

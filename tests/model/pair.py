@@ -122,7 +122,7 @@ class Pair:
             many = min(len(self.held[0]), self.random.choice((1, 1, 2, 4)))
             picks = [self._pick() for _ in range(many)]
             ones = [list({pick[side].reference: pick[side] for pick in picks}.values()) for side in (0, 1)]
-            lost = [len(b.broker.settle(LANES, some)) for b, some in zip(self.benches, ones, strict=True)]
+            lost = [len(b.broker.settle(some)) for b, some in zip(self.benches, ones, strict=True)]
             self.same(f"settle {[shown(one) for one in ones[0]]}", lost)
 
     def release(self) -> None:
@@ -136,7 +136,7 @@ class Pair:
                 "count": random.random() < 0.7,
                 "unstarted": random.random() < 0.3,
             }
-            counts = [b.broker.release(LANES, one, **options) for b, one in zip(self.benches, ones, strict=True)]
+            counts = [b.broker.release(one, **options) for b, one in zip(self.benches, ones, strict=True)]
             self.same(f"release {shown(ones[0])} {options}", counts)
 
     def fail(self) -> None:
@@ -144,7 +144,7 @@ class Pair:
             ones = self._pick()
             self.same(
                 f"fail {shown(ones[0])}",
-                [b.broker.fail(LANES, one, "no") for b, one in zip(self.benches, ones, strict=True)],
+                [b.broker.fail(one, "no") for b, one in zip(self.benches, ones, strict=True)],
             )
 
     def _a_row(self) -> Publication | None:
@@ -171,10 +171,7 @@ class Pair:
 
     def reclaim(self) -> None:
         worker = self.random.choice(list(CONSUMERS))
-        found = [
-            bench.broker.reclaim(worker, LANES, lease_ms=LEASE_MS, grace_ms=RENEW_MS, cursor="0-0")
-            for bench in self.benches
-        ]
+        found = [bench.broker.reclaim(worker, LANES, lease_ms=LEASE_MS, grace_ms=RENEW_MS) for bench in self.benches]
         for some, held in zip(found, self.held, strict=True):
             taken = sorted((one for one, _ in some.deliveries), key=lambda one: one.reference)
             held[:] = [one for one in held if one.reference not in {new.reference for new in taken}] + taken
@@ -198,7 +195,7 @@ class Pair:
             mine = [
                 list({one.reference: one for one in held if one.lease.worker == worker}.values()) for held in self.held
             ]
-            ours = [b.broker.reassert(worker, LANES, some) for b, some in zip(self.benches, mine, strict=True)]
+            ours = [b.broker.reassert(worker, some) for b, some in zip(self.benches, mine, strict=True)]
             for held, some in zip(self.held, ours, strict=True):
                 held[:] = [one for one in held if one.lease.worker != worker] + some
             self.same(f"reassert by {worker}", [[shown(one) for one in some] for some in ours])

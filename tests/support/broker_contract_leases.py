@@ -13,9 +13,9 @@ from sidestream.job.rules import Rules
 from tests.support.broker_contract import LEASE_MS, RENEW_MS, Bench, claim, direct, ids, lanes_of, row
 
 
-def reclaim(bench: Bench, worker: str = "w2", cursor: str = "0-0") -> Reclaimed:
+def reclaim(bench: Bench, worker: str = "w2") -> Reclaimed:
     """Reclaim as another worker."""
-    return bench.broker.reclaim(worker, lanes_of(bench), lease_ms=LEASE_MS, grace_ms=RENEW_MS, cursor=cursor)
+    return bench.broker.reclaim(worker, lanes_of(bench), lease_ms=LEASE_MS, grace_ms=RENEW_MS)
 
 
 def keep_alive(bench: Bench, ms: int) -> None:
@@ -32,8 +32,8 @@ class LeaseCases:
     def test_settling_twice(self, bench: Bench) -> None:
         bench.put([row(bench, 1), row(bench, 2)])
         first, second = claim(bench)
-        assert bench.broker.settle(lanes_of(bench), [first]) == []
-        assert bench.broker.settle(lanes_of(bench), [first, second]) == [first.lease]
+        assert bench.broker.settle([first]) == []
+        assert bench.broker.settle([first, second]) == [first.lease]
         assert claim(bench) == []
 
     def test_a_late_delivery_is_taken_over_and_its_old_lease_is_worth_nothing(self, bench: Bench) -> None:
@@ -43,24 +43,23 @@ class LeaseCases:
         assert reclaim(bench).deliveries == []
         keep_alive(bench, 1100)
         found = reclaim(bench)
-        assert found.cursor == "0-0"
+        assert not found.more
         ((new, loser),) = found.deliveries
         assert (new.reference, loser) == (old.reference, "w1")
         assert (new.lease.worker, new.lease.deliveries) == ("w2", 2)
-        lanes = lanes_of(bench)
-        assert bench.broker.renew("w1", lanes, [old.lease]) == [old.lease]
-        assert bench.broker.settle(lanes, [old]) == [old.lease]
-        assert bench.broker.release(lanes, old) == -1
-        assert bench.broker.fail(lanes, old, "no") is False
-        assert bench.broker.renew("w2", lanes, [new.lease]) == []
-        assert bench.broker.settle(lanes, [new]) == []
+        assert bench.broker.renew("w1", [old.lease]) == [old.lease]
+        assert bench.broker.settle([old]) == [old.lease]
+        assert bench.broker.release(old) == -1
+        assert bench.broker.fail(old, "no") is False
+        assert bench.broker.renew("w2", [new.lease]) == []
+        assert bench.broker.settle([new]) == []
 
     def test_a_renewed_lease_is_not_taken(self, bench: Bench) -> None:
         bench.put([row(bench, number) for number in range(1, 31)])
         held = claim(bench, 30)
         for _ in range(4):
             bench.advance(LEASE_MS // 3)
-            assert bench.broker.renew("w1", lanes_of(bench), [one.lease for one in held[:20]]) == []
+            assert bench.broker.renew("w1", [one.lease for one in held[:20]]) == []
         assert sorted(ids([one for one, _ in reclaim(bench).deliveries])) == list(range(21, 31))
 
     def test_a_lease_runs_out_although_the_clock_was_set_back(self, bench: Bench) -> None:
@@ -77,7 +76,7 @@ class LeaseCases:
     def test_a_consumer_renews_only_its_own(self, bench: Bench) -> None:
         bench.put([row(bench, 1)])
         (held,) = claim(bench)
-        assert bench.broker.renew("w2", lanes_of(bench), [held.lease]) == [held.lease]
+        assert bench.broker.renew("w2", [held.lease]) == [held.lease]
 
     def test_a_round_of_reclaims_reaches_every_late_delivery(self, bench: Bench) -> None:
         bench.put([row(bench, number) for number in range(1, 1351)])
@@ -85,18 +84,15 @@ class LeaseCases:
         late = claim(bench, 250, worker="late")
         for _ in range(4):
             bench.advance(LEASE_MS // 3)
-            bench.broker.renew("alive", lanes_of(bench), [one.lease for one in alive])
+            bench.broker.renew("alive", [one.lease for one in alive])
         found: list[Delivery] = []
-        cursor = "0-0"
         calls = 0
         while calls < 20:
             calls += 1
-            page = reclaim(bench, cursor=cursor)
+            page = reclaim(bench)
             assert len(page.deliveries) <= 100
             found += (one for one, _ in page.deliveries)
-            assert page.cursor != cursor or not page.deliveries
-            cursor = page.cursor
-            if cursor == "0-0":
+            if not page.more:
                 break
         assert sorted(ids(found)) == sorted(ids(late))
         assert calls <= 4
@@ -106,7 +102,7 @@ class LeaseCases:
         kept, lost = claim(bench)
         bench.advance(4 * LEASE_MS)  # everything stood still: nobody could renew
         assert reclaim(bench).deliveries == []
-        assert bench.broker.renew("w1", lanes_of(bench), [kept.lease]) == []
+        assert bench.broker.renew("w1", [kept.lease]) == []
         bench.advance(RENEW_MS - 100)
         assert reclaim(bench).deliveries == []
         bench.advance(200)
@@ -123,22 +119,21 @@ class LeaseCases:
         before = claim(bench)
         keep_alive(bench, LEASE_MS + 100)
         for one, _ in reclaim(bench).deliveries:
-            assert bench.broker.release(lanes_of(bench), one, count=False) == 0
+            assert bench.broker.release(one, count=False) == 0
         again = claim(bench)
         assert ids(again) == [1, 3]
         assert again[0].ready_ms == before[0].ready_ms
 
     def test_releases_are_counted_until_a_charge(self, bench: Bench) -> None:
         bench.put([row(bench, 1)])
-        lanes = lanes_of(bench)
         counts = []
         for count in (True, True, False, True):
             (one,) = claim(bench)
-            counts.append(bench.broker.release(lanes, one, count=count))
+            counts.append(bench.broker.release(one, count=count))
         assert counts == [1, 2, 2, 3]
         (one,) = claim(bench)
         assert one.releases == 3
-        assert bench.broker.release(lanes, one, charge_attempt=True) == 0
+        assert bench.broker.release(one, charge_attempt=True) == 0
         (one,) = claim(bench)
         assert (one.releases, one.attempts) == (0, 0), "a row's attempts are counted in the row"
 
@@ -147,13 +142,13 @@ class LeaseCases:
         for delay in (50, 100, 200, 400):
             (one,) = claim(bench)
             released = bench.now()
-            bench.broker.release(lanes_of(bench), one, delay_ms=None)
+            bench.broker.release(one, delay_ms=None)
             bench.advance(delay - 30)
             early = claim(bench)
             if early:
                 # Where the clock is the real one, a slow machine may have let the delay pass.
                 assert bench.now() >= released + delay, f"claimable again before its {delay} ms were over"
-                bench.broker.release(lanes_of(bench), early[0], delay_ms=0, count=False)
+                bench.broker.release(early[0], delay_ms=0, count=False)
             bench.advance(40)
         assert ids(claim(bench)) == [1]
 
@@ -185,13 +180,13 @@ class ContentsCases:
 
     def test_announcing_and_withdrawing(self, bench: Bench) -> None:
         bench.broker.announce("w1", lanes_of(bench), '{"host": "here"}', 15_000)
-        bench.broker.withdraw("w1", lanes_of(bench))
+        bench.broker.withdraw("w1")
 
     def test_what_a_withdrawn_reader_did_not_read_is_not_lost(self, bench: Bench) -> None:
         bench.broker.announce("w1", lanes_of(bench), "{}", 15_000)
         assert claim(bench, 2, wait_ms=30) == []
         bench.put([row(bench, 1, "k"), row(bench, 2)])
-        bench.broker.withdraw("w1", lanes_of(bench))
+        bench.broker.withdraw("w1")
         assert ids(claim(bench, worker="w2")) == [1, 2]
 
     def test_known_bits(self, bench: Bench) -> None:
@@ -211,7 +206,7 @@ class ContentsCases:
         assert known() == numbers
         bench.end(held[1:])
         assert known() == [1]
-        broker.release(lanes_of(bench), held[0], delay_ms=5000)
+        broker.release(held[0], delay_ms=5000)
         assert known() == [1]
 
     def test_an_emptied_broker_says_that_it_moved(self, bench: Bench) -> None:
@@ -220,18 +215,17 @@ class ContentsCases:
         (held,) = claim(bench)
         before = bench.broker.generation()
         self.empty(bench)
-        lanes = lanes_of(bench)
         for call in (
             lambda: claim(bench),
-            lambda: bench.broker.renew("w1", lanes, [held.lease]),
-            lambda: bench.broker.settle(lanes, [held]),
-            lambda: bench.broker.release(lanes, held),
+            lambda: bench.broker.renew("w1", [held.lease]),
+            lambda: bench.broker.settle([held]),
+            lambda: bench.broker.release(held),
             lambda: bench.broker.publish([row(bench, 1)]),
             lambda: reclaim(bench),
             lambda: bench.broker.locate([row(bench, 1)]),
             lambda: bench.broker.discard(row(bench, 1)),
-            lambda: bench.broker.reassert("w1", lanes, [held]),
-            lambda: bench.broker.withdraw("w1", lanes),
+            lambda: bench.broker.reassert("w1", [held]),
+            lambda: bench.broker.withdraw("w1"),
         ):
             with pytest.raises(StaleGeneration):
                 call()
@@ -256,13 +250,13 @@ class ContentsCases:
         assert second.publish([row(bench, 4)]) == 1
         (foreign,) = second.claim("w2", lanes_of(bench), free=1)
         assert second.publish([row(bench, 3), row(bench, 7, "k")]) == 2
-        ours = bench.broker.reassert("w1", lanes_of(bench), held)
+        ours = bench.broker.reassert("w1", held)
         assert [one.reference for one in ours] == [one.reference for one in held if one.reference != foreign.reference]
         assert ours[-1].payload == b"signed bytes"
         assert claim(bench) == [], "3 is not handed out again, 7 waits behind 1"
         assert bench.broker.publish([row(bench, 1, "k")]) == 0, "its bit is set"
-        assert bench.broker.renew("w1", lanes_of(bench), [one.lease for one in ours]) == []
-        assert bench.broker.settle(lanes_of(bench), held) == [one.lease for one in held], "leases of another life"
+        assert bench.broker.renew("w1", [one.lease for one in ours]) == []
+        assert bench.broker.settle(held) == [one.lease for one in held], "leases of another life"
         bench.end(ours)
         assert ids(claim(bench)) == [7]
 
@@ -287,7 +281,7 @@ class DirectCases:
         assert (one.reference, one.payload) == (job.reference, b"signed bytes")
         assert (one.attempts, one.crashes) == (0, 0)
         assert bench.broker.publish([job]) == 0
-        bench.broker.settle(lanes_of(bench), [one])
+        bench.broker.settle([one])
         assert claim(bench) == []
 
     def test_the_bytes_come_along_to_a_waiting_reader(self, bench: Bench) -> None:
@@ -299,13 +293,13 @@ class DirectCases:
 
     def test_attempts_and_crashes_are_counted(self, bench: Bench) -> None:
         bench.broker.publish([direct(bench)])
-        lanes, seen = lanes_of(bench), []
+        seen = []
         for crash in (False, True, True):
             (one,) = claim(bench)
-            bench.broker.release(lanes, one)
+            bench.broker.release(one)
             (one,) = claim(bench)
             seen.append((one.attempts, one.crashes, one.releases))
-            bench.broker.release(lanes, one, delay_ms=500, charge_attempt=True, charge_crash=crash)
+            bench.broker.release(one, delay_ms=500, charge_attempt=True, charge_crash=crash)
             assert claim(bench) == []
             bench.advance(600)
         (one,) = claim(bench)
@@ -321,7 +315,7 @@ class DirectCases:
         bench.advance(5)
         bench.broker.publish([behind])
         (one,) = claim(bench)
-        assert bench.broker.fail(lanes_of(bench), one, "it broke") is True
+        assert bench.broker.fail(one, "it broke") is True
         assert bench.broker.publish([job]) == 0
         assert [one.reference for one in claim(bench)] == [behind.reference]
 

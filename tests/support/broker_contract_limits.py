@@ -85,14 +85,14 @@ class ConcurrencyCases:
         if how == "settle":
             bench.end([held])
         elif how == "release":
-            bench.broker.release(lanes_of(bench), held, delay_ms=60_000)
+            bench.broker.release(held, delay_ms=60_000)
         elif how == "fail":
-            assert bench.broker.fail(lanes_of(bench), held, "no")
+            assert bench.broker.fail(held, "no")
         else:
             keep_alive(bench, LEASE_MS + 100)
             ((taken, _),) = reclaim(bench).deliveries
             assert claim(bench) == [], "whoever took it over holds its slot"
-            bench.broker.release(lanes_of(bench), taken, delay_ms=60_000)
+            bench.broker.release(taken, delay_ms=60_000)
         assert ids(claim(bench)) == [2]
 
     def test_a_slot_of_every_limit_or_of_none(self, bench: Bench) -> None:
@@ -314,7 +314,7 @@ class LimitLossCases:
         bench.broker.configure(bench.database, rules)
         put(bench, 4)
         assert claim(bench) == [], "supervisors are still stating what they hold"
-        ours = bench.broker.reassert("w1", lanes_of(bench), held)
+        ours = bench.broker.reassert("w1", held)
         bench.broker.mark_synced(bench.database)
         assert claim(bench) == []
         bench.end([ours[0]])
@@ -328,7 +328,7 @@ class LimitLossCases:
         held = claim(bench)
         bench.wipe()  # type: ignore[attr-defined]  # only benches that can
         bench.broker.begin_generation()
-        ours = bench.broker.reassert("w1", lanes_of(bench), held)
+        ours = bench.broker.reassert("w1", held)
         put(bench, 2)
         bench.broker.configure(bench.database, rules)
         bench.broker.mark_synced(bench.database)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 from sidestream.broker.protocol import Capability
-from tests.support.broker_contract import Bench, claim, govern, ids, lanes_of, row, serve
+from tests.support.broker_contract import Bench, claim, govern, ids, row, serve
 
 
 class PriorityCases:
@@ -66,10 +66,10 @@ class PriorityCases:
         bench.put([row(bench, 1, priority=7), row(bench, 2, priority=8)])
         (one,) = claim(bench, 1)
         assert one.priority == 7
-        bench.broker.release(lanes_of(bench), one)
+        bench.broker.release(one)
         (one,) = claim(bench, 1)
         assert (ids([one]), one.priority) == ([1], 7)
-        bench.broker.release(lanes_of(bench), one, delay_ms=300)
+        bench.broker.release(one, delay_ms=300)
         bench.advance(400)
         (one, _) = claim(bench)
         assert (ids([one]), one.priority) == ([1], 7)

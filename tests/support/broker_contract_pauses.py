@@ -91,7 +91,7 @@ class PauseCases:
         bench.put([row(bench, 1)])
         (held,) = claim(bench)
         govern(bench, **pause(queue="default"))
-        assert bench.broker.release(lanes_of(bench), held) == 1
+        assert bench.broker.release(held) == 1
         assert claim(bench) == []
         govern(bench)
         assert ids(claim(bench)) == [1]
@@ -100,7 +100,7 @@ class PauseCases:
         bench.put([row(bench, 1)])
         held = claim(bench)
         govern(bench, **pause(action="act"))
-        assert bench.broker.renew("w1", lanes_of(bench), [one.lease for one in held]) == []
+        assert bench.broker.renew("w1", [one.lease for one in held]) == []
         bench.end(held)
 
     def test_a_paused_head_blocks_its_key_alone(self, bench: Bench) -> None:
@@ -207,6 +207,6 @@ class UnknownCases:
         assert bench.broker.reprioritize(other, 0)
         assert bench.broker.discard(job)
         assert bench.broker.locate([job, other]) == [Place.NOWHERE, Place.UNROUTED]
-        bench.broker.withdraw("old", lanes_of(bench))
+        bench.broker.withdraw("old")
         ((found),) = claim(bench, worker="old")
         assert (ids([found]), found.priority) == ([2], 0)

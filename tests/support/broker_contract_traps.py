@@ -34,7 +34,7 @@ class TrapCases:
         (late,) = claim(bench, 1, worker="failed")
         for _ in range(4):
             bench.advance(LEASE_MS // 3)
-            bench.broker.renew("alive", lanes_of(bench), [one.lease for one in fresh])
+            bench.broker.renew("alive", [one.lease for one in fresh])
         assert [one.reference for one, _ in reclaim(bench).deliveries] == [late.reference]
 
     def test_trap_equal_idle_time(self, bench: Bench) -> None:
@@ -52,10 +52,10 @@ class TrapCases:
         (old,) = claim(bench)
         keep_alive(bench, LEASE_MS + 100)
         ((new, _),) = reclaim(bench).deliveries
-        assert bench.broker.renew("w1", lanes_of(bench), [old.lease]) == [old.lease]
-        assert bench.broker.renew("w1", lanes_of(bench), [old.lease._replace(worker="w2")]) != []
-        assert bench.broker.renew("w2", lanes_of(bench), [new.lease]) == []
-        assert bench.broker.settle(lanes_of(bench), [new]) == []
+        assert bench.broker.renew("w1", [old.lease]) == [old.lease]
+        assert bench.broker.renew("w1", [old.lease._replace(worker="w2")]) != []
+        assert bench.broker.renew("w2", [new.lease]) == []
+        assert bench.broker.settle([new]) == []
 
     def test_trap_min_idle_against_long_jobs(self, bench: Bench) -> None:
         """A job that is longer than the lease runs on for as long as it is renewed."""
@@ -63,7 +63,7 @@ class TrapCases:
         (one,) = claim(bench)
         for _ in range(5 * LEASE_MS // RENEW_MS):
             bench.advance(RENEW_MS)
-            assert bench.broker.renew("w1", lanes_of(bench), [one.lease]) == []
+            assert bench.broker.renew("w1", [one.lease]) == []
             assert reclaim(bench).deliveries == []
 
     def test_trap_delivery_counter_counts_renewals(self, bench: Bench) -> None:
@@ -72,11 +72,11 @@ class TrapCases:
         (one,) = claim(bench)
         for _ in range(10):
             bench.advance(RENEW_MS)
-            bench.broker.renew("w1", lanes_of(bench), [one.lease])
+            bench.broker.renew("w1", [one.lease])
         keep_alive(bench, LEASE_MS + 100)
         ((taken, _),) = reclaim(bench).deliveries
         assert taken.lease.deliveries == 2
-        bench.broker.release(lanes_of(bench), taken, count=False)
+        bench.broker.release(taken, count=False)
         (again,) = claim(bench)
         assert again.lease.deliveries == 1
 
@@ -95,7 +95,7 @@ class TrapCases:
         bench.broker.announce("w1", lanes_of(bench), "{}", 15_000)
         bench.put([row(bench, 1), row(bench, 2)])
         first, second = claim(bench)
-        bench.broker.withdraw("w1", lanes_of(bench))
+        bench.broker.withdraw("w1")
         bench.end([first])
         keep_alive(bench, LEASE_MS + 100)
         assert ids([one for one, _ in reclaim(bench).deliveries]) == ids([second])
@@ -114,4 +114,4 @@ class TrapCases:
         bench.put([row(bench, 1)])
         (one,) = claim(bench)
         assert claim(bench) == []
-        assert bench.broker.renew("w1", lanes_of(bench), [one.lease]) == []
+        assert bench.broker.renew("w1", [one.lease]) == []

@@ -29,7 +29,7 @@ class WaitingCases:
             bench.put([row(bench, 7)])
         assert ids(got) == [7]
         assert time.monotonic() - began < 5.0
-        assert second.settle(lanes_of(bench), got) == []
+        assert second.settle(got) == []
 
     def test_the_next_of_a_key_wakes_the_reader(self, bench: Bench) -> None:
         bench.put([row(bench, 1, "k"), row(bench, 2, "k")])

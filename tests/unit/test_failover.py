@@ -53,21 +53,21 @@ class Scripted:
     def count_others(self, held: Callable[[], Sequence[Delivery]]) -> None:
         self.others = held
 
-    def settle(self, lanes: Sequence[str], deliveries: Sequence[Delivery]) -> list[Lease]:
+    def settle(self, deliveries: Sequence[Delivery]) -> list[Lease]:
         self._called("settle")
         self.settled.extend(deliveries)
         return []
 
-    def renew(self, worker: str, lanes: Sequence[str], leases: Sequence[Lease]) -> list[Lease]:
+    def renew(self, worker: str, leases: Sequence[Lease]) -> list[Lease]:
         self._called("renew")
         return [lease for lease in leases if lease in self.lost]
 
-    def release(self, lanes: Sequence[str], delivery: Delivery, **options: Any) -> int:
+    def release(self, delivery: Delivery, **options: Any) -> int:
         self._called("release")
         self.released.append(delivery)
         return 0
 
-    def reassert(self, worker: str, lanes: Sequence[str], deliveries: Sequence[Delivery]) -> list[Delivery]:
+    def reassert(self, worker: str, deliveries: Sequence[Delivery]) -> list[Delivery]:
         self._called("reassert")
         taken = [d for d in deliveries if d.reference not in self.refused]
         return [d._replace(lease=d.lease._replace(entry=d.lease.entry + b"'")) for d in taken]
@@ -101,7 +101,7 @@ class Pair:
         self.primary.down = None
         self.clock.advance(LONGEST)
         assert self.broker.probe()
-        return self.broker.reassert("me", LANES, held)
+        return self.broker.reassert("me", held)
 
 
 @pytest.fixture
@@ -112,7 +112,7 @@ def pair() -> Pair:
 def test_a_healthy_primary_is_used_alone(pair: Pair) -> None:
     pair.primary.ready = [b"a"]
     [delivery] = pair.claim()
-    assert pair.broker.settle(LANES, [delivery]) == []
+    assert pair.broker.settle([delivery]) == []
     assert pair.broker.probe()
     assert pair.primary.calls == ["claim", "settle"]
     assert pair.fallback.calls == []
@@ -159,18 +159,18 @@ def test_everything_for_an_absent_primary_is_refused_without_asking_it(pair: Pai
     pair.lose()
     asked = len(pair.primary.calls)
     for call in (
-        lambda: pair.broker.settle(LANES, [delivery]),
-        lambda: pair.broker.renew("me", LANES, [delivery.lease]),
-        lambda: pair.broker.release(LANES, delivery),
-        lambda: pair.broker.fail(LANES, delivery, "x"),
+        lambda: pair.broker.settle([delivery]),
+        lambda: pair.broker.renew("me", [delivery.lease]),
+        lambda: pair.broker.release(delivery),
+        lambda: pair.broker.fail(delivery, "x"),
         lambda: pair.broker.publish([]),
         lambda: pair.broker.generation(),
         lambda: pair.broker.begin_generation(),
         lambda: pair.broker.mark_synced(bytes(8)),
         lambda: pair.broker.announce("me", LANES, "{}", 1),
-        lambda: pair.broker.withdraw("me", LANES),
-        lambda: pair.broker.reclaim("me", LANES, lease_ms=1, grace_ms=1, cursor="0-0"),
-        lambda: pair.broker.reassert("me", LANES, []),
+        lambda: pair.broker.withdraw("me"),
+        lambda: pair.broker.reclaim("me", LANES, lease_ms=1, grace_ms=1),
+        lambda: pair.broker.reassert("me", []),
         lambda: pair.broker.published(bytes(8), 0),
         lambda: pair.broker.locate([]),
     ):
@@ -185,8 +185,8 @@ def test_an_unavailable_primary_is_noticed_by_any_call(pair: Pair, call: str) ->
     [delivery] = pair.claim()
     pair.primary.down = BrokerUnavailable("gone")
     calls = {
-        "settle": lambda: pair.broker.settle(LANES, [delivery]),
-        "renew": lambda: pair.broker.renew("me", LANES, [delivery.lease]),
+        "settle": lambda: pair.broker.settle([delivery]),
+        "renew": lambda: pair.broker.renew("me", [delivery.lease]),
         "publish": lambda: pair.broker.publish([]),
     }
     with pytest.raises(BrokerUnavailable):
@@ -208,16 +208,16 @@ def test_the_fallbacks_deliveries_end_with_the_fallback_whoever_is_in_use(pair: 
     pair.primary.down = BrokerUnavailable("gone")
     first, second = pair.claim()
     with pytest.raises(BrokerUnavailable):
-        pair.broker.settle(LANES, [from_primary, first])
+        pair.broker.settle([from_primary, first])
     assert pair.fallback.settled == [first]
     with pytest.raises(BrokerUnavailable):
-        pair.broker.renew("me", LANES, [from_primary.lease, second.lease])
+        pair.broker.renew("me", [from_primary.lease, second.lease])
     assert pair.fallback.calls[-1] == "renew"
     pair.bring_back()
-    assert pair.broker.release(LANES, second) == 0
+    assert pair.broker.release(second) == 0
     assert pair.fallback.released == [second]
     # The settler repeats the whole batch: the part that is settled already is settled again without harm.
-    assert pair.broker.settle(LANES, [from_primary, first]) == []
+    assert pair.broker.settle([from_primary, first]) == []
     assert pair.primary.settled == [from_primary]
 
 
@@ -288,7 +288,7 @@ def test_no_job_is_held_under_both_leases(pair: Pair, first: str) -> None:
     # Once the first lease ended, the job may come from the other side.
     if first == "primary":
         pair.bring_back()
-    pair.broker.settle(LANES, [held])
+    pair.broker.settle([held])
     if first == "primary":
         pair.lose()
     giver.ready = [b"a"]
@@ -300,11 +300,7 @@ def test_a_job_whose_end_the_absent_primary_cannot_be_told_comes_from_the_fallba
     pair.primary.ready = [b"a"]
     [ended] = pair.claim()
     pair.lose()
-    tell = (
-        (lambda: pair.broker.release(LANES, ended))
-        if end == "release"
-        else (lambda: pair.broker.fail(LANES, ended, ""))
-    )
+    tell = (lambda: pair.broker.release(ended)) if end == "release" else (lambda: pair.broker.fail(ended, ""))
     with pytest.raises(BrokerUnavailable):
         tell()
     pair.fallback.ready = [b"a"]
@@ -313,11 +309,11 @@ def test_a_job_whose_end_the_absent_primary_cannot_be_told_comes_from_the_fallba
     # The primary is back, and gives it out as well: this side still runs it.
     pair.bring_back()
     tell()
-    pair.broker.reassert("me", LANES, [])
+    pair.broker.reassert("me", [])
     pair.primary.ready = [b"a"]
     assert pair.claim() == []
     assert [one.lease.entry for one in pair.primary.released][-1] == b"a"
-    pair.broker.settle(LANES, [again])
+    pair.broker.settle([again])
     assert pair.fallback.settled == [again]
 
 
@@ -326,7 +322,7 @@ def test_an_end_under_a_lease_that_was_lost_frees_no_other_lease(pair: Pair) -> 
     [held] = pair.claim()
     pair.lose()
     with pytest.raises(BrokerUnavailable):
-        pair.broker.release(LANES, held._replace(lease=held.lease._replace(entry=b"older")))
+        pair.broker.release(held._replace(lease=held.lease._replace(entry=b"older")))
     pair.fallback.ready = [b"a"]
     assert pair.claim() == []
 
@@ -335,7 +331,7 @@ def test_a_lost_lease_is_forgotten(pair: Pair) -> None:
     pair.primary.ready = [b"a"]
     [held] = pair.claim()
     pair.primary.lost = [held.lease]
-    assert pair.broker.renew("me", LANES, [held.lease]) == [held.lease]
+    assert pair.broker.renew("me", [held.lease]) == [held.lease]
     pair.lose()
     pair.fallback.ready = [b"a"]
     assert [d.reference for d in pair.claim()] == [b"a"]
@@ -354,7 +350,7 @@ def test_a_primary_that_is_back_gives_nothing_before_it_was_told_what_the_fallba
     pair.primary.ready = [b"c"]
     with pytest.raises(StaleGeneration):
         pair.claim()
-    again = pair.broker.reassert("me", LANES, [ours, theirs])
+    again = pair.broker.reassert("me", [ours, theirs])
     assert sorted(d.lease.entry for d in again) == [b"a'", b"pg:b'"]
     assert pair.fallback.settled == [theirs], "the primary holds it now"
     assert [d.reference for d in pair.claim()] == [b"c"]
@@ -370,11 +366,11 @@ def test_what_the_primary_refuses_stays_with_the_fallback_and_is_stated_again(pa
     pair.primary.refused = {b"a"}
     assert pair.bring_back(theirs) == [theirs]
     assert pair.claim() == []
-    assert pair.broker.renew("me", LANES, [theirs.lease]) == []
+    assert pair.broker.renew("me", [theirs.lease]) == []
     with pytest.raises(StaleGeneration):
         pair.claim()
     pair.primary.refused = set()
-    [moved] = pair.broker.reassert("me", LANES, [theirs])
+    [moved] = pair.broker.reassert("me", [theirs])
     assert moved.lease.entry == b"pg:a'"
     assert pair.claim() == []
 
@@ -384,15 +380,15 @@ def test_a_job_taken_again_before_its_end_was_told_is_stated_after_that_end(pair
     [ended] = pair.claim()
     pair.lose()
     with pytest.raises(BrokerUnavailable):
-        pair.broker.settle(LANES, [ended])
+        pair.broker.settle([ended])
     assert pair.fallback.others() == [], "it holds no slot any more"
     pair.fallback.ready = [b"a"]
     [again] = pair.claim()
     assert pair.bring_back(again) == [again], "the primary would take the end for that of the new lease"
-    pair.broker.settle(LANES, [ended])
+    pair.broker.settle([ended])
     with pytest.raises(StaleGeneration):
         pair.claim()
-    assert [d.lease.entry for d in pair.broker.reassert("me", LANES, [again])] == [b"pg:a'"]
+    assert [d.lease.entry for d in pair.broker.reassert("me", [again])] == [b"pg:a'"]
 
 
 def test_a_late_answer_of_the_last_outage_does_not_start_another(pair: Pair) -> None:

@@ -40,14 +40,14 @@ class Redis:
         self.released: list[Delivery] = []
         self.settled: list[Delivery] = []
 
-    def settle(self, lanes: Sequence[str], deliveries: Sequence[Delivery]) -> list[Lease]:
+    def settle(self, deliveries: Sequence[Delivery]) -> list[Lease]:
         self.asked += 1
         if self.away and not all(map(from_fallback, deliveries)):
             raise BrokerUnavailable("away")
         self.settled += deliveries
         return []
 
-    def release(self, lanes: Sequence[str], delivery: Delivery, **options: Any) -> int:
+    def release(self, delivery: Delivery, **options: Any) -> int:
         self.asked += 1
         if self.away and not from_fallback(delivery):
             raise BrokerUnavailable("away")

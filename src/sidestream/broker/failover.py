@@ -186,9 +186,9 @@ class FailoverBroker:
             self._fallback.announce(worker, lanes, info, ttl_ms, actions)
         self._ask(lambda: self._primary.announce(worker, lanes, info, ttl_ms, actions))
 
-    def withdraw(self, worker: str, lanes: Sequence[str]) -> None:
+    def withdraw(self, worker: str) -> None:
         """From the primary."""
-        self._ask(lambda: self._primary.withdraw(worker, lanes))
+        self._ask(lambda: self._primary.withdraw(worker))
 
     def publish(self, jobs: Sequence[Publication], *, force: bool = False) -> int:
         """To the primary only: the fallback reads the rows themselves."""
@@ -213,23 +213,23 @@ class FailoverBroker:
                 if self._fallback is None:
                     raise
             else:
-                return self._take_in(lanes, found, self._from_primary, self._from_fallback)
+                return self._take_in(found, self._from_primary, self._from_fallback)
         if self._fallback is None:
             raise self._absent()
         found = self._fallback.claim(worker, lanes, free=free, prefetch=prefetch, wait_ms=wait_ms)
         self._unstated = self._unstated or bool(found)
-        return self._take_in(lanes, found, self._from_fallback, self._from_primary)
+        return self._take_in(found, self._from_fallback, self._from_primary)
 
-    def renew(self, worker: str, lanes: Sequence[str], leases: Sequence[Lease]) -> list[Lease]:
+    def renew(self, worker: str, leases: Sequence[Lease]) -> list[Lease]:
         """With the giver of each; the fallback's are renewed even when the primary then raises."""
         theirs = [lease for lease in leases if lease.entry.startswith(FALLBACK_PREFIX)]
         ours = leases if not theirs else [lease for lease in leases if not lease.entry.startswith(FALLBACK_PREFIX)]
         lost: list[Lease] = []
         if theirs and self._fallback is not None:
-            lost += self._fallback.renew(worker, lanes, theirs)
+            lost += self._fallback.renew(worker, theirs)
             self._unstated = True  # the primary refused to take them over; by now it may
         if ours:
-            lost += self._ask(lambda: self._primary.renew(worker, lanes, ours))
+            lost += self._ask(lambda: self._primary.renew(worker, ours))
         if lost:
             gone = set(lost)
             with self._lock:
@@ -238,17 +238,17 @@ class FailoverBroker:
                         del held[reference]
         return lost
 
-    def settle(self, lanes: Sequence[str], deliveries: Sequence[Delivery]) -> list[Lease]:
+    def settle(self, deliveries: Sequence[Delivery]) -> list[Lease]:
         """With the giver of each; the fallback's are settled even when the primary then raises."""
         theirs = [delivery for delivery in deliveries if from_fallback(delivery)]
         ours = deliveries if not theirs else [delivery for delivery in deliveries if not from_fallback(delivery)]
         lost: list[Lease] = []
         if theirs and self._fallback is not None:
-            lost += self._fallback.settle(lanes, theirs)
+            lost += self._fallback.settle(theirs)
             self._ended(theirs)
         if ours:
             try:
-                lost += self._ask(lambda: self._primary.settle(lanes, ours))
+                lost += self._ask(lambda: self._primary.settle(ours))
             except (BrokerUnavailable, BrokerFull, BrokerUnsuitable):
                 self._ended_untold(ours)
                 raise
@@ -257,7 +257,6 @@ class FailoverBroker:
 
     def release(
         self,
-        lanes: Sequence[str],
         delivery: Delivery,
         *,
         delay_ms: int | None = 0,
@@ -271,7 +270,6 @@ class FailoverBroker:
         return self._end(
             delivery,
             lambda broker: broker.release(
-                lanes,
                 delivery,
                 delay_ms=delay_ms,
                 blocked_by=blocked_by,
@@ -282,17 +280,15 @@ class FailoverBroker:
             ),
         )
 
-    def fail(self, lanes: Sequence[str], delivery: Delivery, error: str) -> bool:
+    def fail(self, delivery: Delivery, error: str) -> bool:
         """With the giver."""
-        return self._end(delivery, lambda broker: broker.fail(lanes, delivery, error))
+        return self._end(delivery, lambda broker: broker.fail(delivery, error))
 
-    def reclaim(self, worker: str, lanes: Sequence[str], *, lease_ms: int, grace_ms: int, cursor: str) -> Reclaimed:
+    def reclaim(self, worker: str, lanes: Sequence[str], *, lease_ms: int, grace_ms: int) -> Reclaimed:
         """From the primary: leases of the fallback are row locks, which end with their session."""
-        return self._ask(
-            lambda: self._primary.reclaim(worker, lanes, lease_ms=lease_ms, grace_ms=grace_ms, cursor=cursor)
-        )
+        return self._ask(lambda: self._primary.reclaim(worker, lanes, lease_ms=lease_ms, grace_ms=grace_ms))
 
-    def reassert(self, worker: str, lanes: Sequence[str], deliveries: Sequence[Delivery]) -> list[Delivery]:
+    def reassert(self, worker: str, deliveries: Sequence[Delivery]) -> list[Delivery]:
         """State all to the primary: what the fallback gave is the primary's from then on, unless it refuses it.
 
         A job that ended under a lease of the primary, and was taken from the fallback since, is stated once the primary
@@ -303,13 +299,13 @@ class FailoverBroker:
         theirs = [delivery for delivery in deliveries if from_fallback(delivery)]
         ours = [d for d in deliveries if not from_fallback(d) or d.reference not in untold]
         self._unstated = False
-        again = self._ask(lambda: self._primary.reassert(worker, lanes, ours))
+        again = self._ask(lambda: self._primary.reassert(worker, ours))
         taken = {delivery.reference for delivery in again}
         with self._lock:
             self._from_primary.update((delivery.reference, delivery) for delivery in again)
         moved = [delivery for delivery in theirs if delivery.reference in taken]
         if moved and self._fallback is not None:
-            self._fallback.settle(lanes, moved)
+            self._fallback.settle(moved)
             self._ended(moved)
         return again + [delivery for delivery in theirs if delivery.reference not in taken]
 
@@ -378,7 +374,7 @@ class FailoverBroker:
         return BrokerUnavailable(f"The broker is away since {outage.since:%H:%M:%S} UTC: {outage.reason}")
 
     def _take_in(
-        self, lanes: Sequence[str], found: list[Delivery], held: dict[bytes, Delivery], others: dict[bytes, Delivery]
+        self, found: list[Delivery], held: dict[bytes, Delivery], others: dict[bytes, Delivery]
     ) -> list[Delivery]:
         """Note what we hold; give back what we hold already under the other broker's lease."""
         twice: list[Delivery] = []
@@ -388,12 +384,12 @@ class FailoverBroker:
                 found = [delivery for delivery in found if delivery.reference not in others] if twice else found
             held.update((delivery.reference, delivery) for delivery in found)
         for delivery in twice:
-            self._give_back(lanes, delivery)
+            self._give_back(delivery)
         return found
 
-    def _give_back(self, lanes: Sequence[str], delivery: Delivery) -> None:
+    def _give_back(self, delivery: Delivery) -> None:
         try:
-            self._giver(delivery, lambda broker: broker.release(lanes, delivery, delay_ms=TWICE_DELAY_MS, count=False))
+            self._giver(delivery, lambda broker: broker.release(delivery, delay_ms=TWICE_DELAY_MS, count=False))
         except BrokerError as error:
             # Nobody works on it under this lease, so letting the lease run out is as good.
             log.info("A job held twice keeps its lease until it runs out: %s", error, extra={"action": "twice_kept"})

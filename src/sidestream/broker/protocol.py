@@ -113,12 +113,12 @@ class Generation(NamedTuple):
 
 
 class Reclaimed(NamedTuple):
-    """What a reclaim took over, and where to go on."""
+    """The deliveries that a reclaim took over."""
 
-    #: Pass it to the next call; "0-0" when the round is complete.
-    cursor: str
-    #: Deliveries now held by the reclaimer, each with the worker that lost it.
+    #: Deliveries that the reclaimer now holds, each with the worker that lost it.
     deliveries: Sequence[tuple[Delivery, str]]
+    #: Whether another call may find more.
+    more: bool
 
 
 class Place(StrEnum):
@@ -194,7 +194,7 @@ class Broker(Protocol):
         """
         ...
 
-    def withdraw(self, worker: str, lanes: Sequence[str]) -> None:
+    def withdraw(self, worker: str) -> None:
         """Take the announcement back (at a clean stop, after everything held was released)."""
         ...
 
@@ -222,17 +222,16 @@ class Broker(Protocol):
         """
         ...
 
-    def renew(self, worker: str, lanes: Sequence[str], leases: Sequence[Lease]) -> list[Lease]:
+    def renew(self, worker: str, leases: Sequence[Lease]) -> list[Lease]:
         """Restart the lease time of each; return those that are no longer ours (``lost``)."""
         ...
 
-    def settle(self, lanes: Sequence[str], deliveries: Sequence[Delivery]) -> list[Lease]:
+    def settle(self, deliveries: Sequence[Delivery]) -> list[Lease]:
         """Final: forget these jobs, free their keys, clear their known bits; return the leases that were lost."""
         ...
 
     def release(
         self,
-        lanes: Sequence[str],
         delivery: Delivery,
         *,
         delay_ms: int | None = 0,
@@ -253,11 +252,11 @@ class Broker(Protocol):
         """
         ...
 
-    def fail(self, lanes: Sequence[str], delivery: Delivery, error: str) -> bool:
+    def fail(self, delivery: Delivery, error: str) -> bool:
         """End a direct job as dead, its bytes and ``error`` kept; return False when the lease was lost."""
         ...
 
-    def reclaim(self, worker: str, lanes: Sequence[str], *, lease_ms: int, grace_ms: int, cursor: str) -> Reclaimed:
+    def reclaim(self, worker: str, lanes: Sequence[str], *, lease_ms: int, grace_ms: int) -> Reclaimed:
         """Take over up to 100 deliveries of these lanes whose lease ran out; the caller decides on each, then releases.
 
         Does nothing for ``grace_ms`` after a gap in all calls of more than half of ``lease_ms``: their owners could
@@ -265,7 +264,7 @@ class Broker(Protocol):
         """
         ...
 
-    def reassert(self, worker: str, lanes: Sequence[str], deliveries: Sequence[Delivery]) -> list[Delivery]:
+    def reassert(self, worker: str, deliveries: Sequence[Delivery]) -> list[Delivery]:
         """In a new generation: state what ``worker`` holds; return the deliveries under their new leases."""
         ...
 

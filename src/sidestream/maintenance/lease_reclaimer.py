@@ -30,8 +30,6 @@ from sidestream.store import deaths, sessions
 
 log = logging.getLogger(__name__)
 
-START = "0-0"
-"""The cursor before the first page and behind the last one."""
 MOST_PAGES = 10
 """Most pages (of up to 100 deliveries) that one step takes over."""
 
@@ -122,7 +120,6 @@ class LeaseReclaimer:
         self._grace = grace
         self._on_failed = on_failed
         self._on_direct_failed = on_direct_failed
-        self._cursor = START
         self._taken: list[Taken] = []
         #: Monotonic time since when every step has got its answers and left nothing undecided; None: not now.
         self.clear_since: float | None = None
@@ -163,7 +160,6 @@ class LeaseReclaimer:
             self._lanes,
             lease_ms=int(self._lease * 1000),
             grace_ms=round(self._grace * 1000),
-            cursor=self._cursor,
         )
         if found.deliveries:
             crash_point("reclaim.claimed")
@@ -176,15 +172,12 @@ class LeaseReclaimer:
             )
         now = self._clock.monotonic()
         self._taken += [Taken(delivery, _read(delivery), owner, now) for delivery, owner in found.deliveries]
-        # Nothing on this page and no way forward: after a gap the broker gives the owners time first.
-        stuck = found.cursor == self._cursor and not found.deliveries
-        self._cursor = found.cursor
-        return not stuck and found.cursor != START
+        return found.more
 
     def _keep(self) -> None:
         """Renew what we still hold, so that nobody takes it over from us."""
         if self._taken:
-            lost = set(self._broker.renew(self._worker, self._lanes, [one.delivery.lease for one in self._taken]))
+            lost = set(self._broker.renew(self._worker, [one.delivery.lease for one in self._taken]))
             # What is not decided is decided all the same: whoever has it now knows nothing of its first owner.
             self._taken = [one for one in self._taken if one.verdict is None or one.delivery.lease not in lost]
 
@@ -249,14 +242,14 @@ class LeaseReclaimer:
         """Tell the broker the verdict; a lease that was lost meanwhile is somebody else's to end."""
         match one.verdict:
             case Verdict.SETTLE:
-                self._broker.settle(self._lanes, [one.delivery])
+                self._broker.settle([one.delivery])
             case Verdict.BURY:
                 error = f"It killed its worker {MAX_CRASHES} times."
-                self._broker.fail(self._lanes, one.delivery, error)
+                self._broker.fail(one.delivery, error)
                 self._on_direct_failed(one.delivery, one.delivery.attempts + 1, error)
             case _:
                 crashed = one.verdict is Verdict.CHARGE_CRASH
-                self._broker.release(self._lanes, one.delivery, delay_ms=0, charge_crash=crashed, count=False)
+                self._broker.release(one.delivery, delay_ms=0, charge_crash=crashed, count=False)
                 crash_point("reclaim.released")
 
 

@@ -104,7 +104,7 @@ class LeaseRenewer:
             with self._state.lock:
                 leases = [delivery.lease for delivery in self._kept()]
             crash_point("renew.before")
-            lost = self._broker.renew(options.worker, options.lanes, leases) if leases else []
+            lost = self._broker.renew(options.worker, leases) if leases else []
             crash_point("renew.renewed")
             self._away = False
         except StaleGeneration:
@@ -155,7 +155,7 @@ class LeaseRenewer:
                 self._broker.begin_generation()
             with state.lock:
                 held = self._kept()
-            renewed = self._broker.reassert(options.worker, options.lanes, held) if held else []
+            renewed = self._broker.reassert(options.worker, held) if held else []
             with state.lock:
                 for delivery in renewed:
                     if delivery.reference in state.held:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sidestream.broker.protocol import Broker, Delivery
@@ -36,19 +35,18 @@ class Settlement:
     #: Run it here at once, before everything else, instead of giving it back; while draining the other fields count.
     again: bool = False
 
-    def tell(self, broker: Broker, lanes: Sequence[str], delivery: Delivery) -> int:
+    def tell(self, broker: Broker, delivery: Delivery) -> int:
         """Tell ``broker``; return how often the delivery was released when that counts, else 0. Raises BrokerError."""
         if self.settle:
             crash_point("settle.before_broker")
-            broker.settle(lanes, [delivery])
+            broker.settle([delivery])
             crash_point("settle.settled")
             return 0
         if self.fail is not None:
-            broker.fail(lanes, delivery, self.fail)
+            broker.fail(delivery, self.fail)
             return 0
         crash_point("release.before")
         releases = broker.release(
-            lanes,
             delivery,
             delay_ms=self.delay_ms,
             blocked_by=self.blocked_by,

@@ -285,7 +285,7 @@ class Settler:
             try:
                 with self._state.telling:
                     batch = [self._state.current(delivery) for delivery in done[:SETTLE_MOST]]
-                    self._broker.settle(self._state.options.lanes, batch)
+                    self._broker.settle(batch)
                     self._forget(batch)
             except StaleGeneration:
                 self._on_stale_generation()
@@ -319,7 +319,7 @@ class Settler:
                 return
         with self._state.telling:
             held = self._state.current(delivery)
-            releases = settlement.tell(self._broker, self._state.options.lanes, held)
+            releases = settlement.tell(self._broker, held)
             self._forget([held])
         if settlement.fail is not None:
             self._outcome_writer.failed(held, settlement.fail, settlement.detail)

@@ -208,7 +208,7 @@ class Supervisor:
         self._leases.stop()
         self._join("leases")
         try:
-            self._broker.withdraw(self._options.worker, self._options.lanes)
+            self._broker.withdraw(self._options.worker)
         except BrokerError as error:
             log.info("The announcement could not be withdrawn and runs out: %s", error, extra={"action": "withdraw"})
         with self._state.lock:

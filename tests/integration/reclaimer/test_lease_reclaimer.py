@@ -18,7 +18,7 @@ def test_nothing_is_taken_before_its_lease_ran_out(bench: Bench) -> None:
     held = bench.claim(DEAD)
     for _ in range(40):
         bench.clock.advance(RENEW)
-        assert bench.broker.renew(DEAD, bench.lanes, [delivery.lease for delivery in held]) == []
+        assert bench.broker.renew(DEAD, [delivery.lease for delivery in held]) == []
         bench.step()
     assert bench.claimable() == []
 

@@ -99,7 +99,7 @@ def test_a_silence_of_the_broker_is_nobodys_fault(bench: Bench) -> None:
     for _ in range(round((RENEW + PROBE_EVERY) / 0.1)):  # the longest pause of its probe, and its own rhythm
         bench.clock.advance(0.1)
         bench.step()
-    assert owner.renew("host-3-alive", bench.lanes, [delivery.lease]) == []
+    assert owner.renew("host-3-alive", [delivery.lease]) == []
     bench.clock.advance(RENEW)
     bench.step()
     assert bench.claimable() == []
@@ -189,15 +189,15 @@ def test_what_we_took_over_is_charged_even_when_redis_is_emptied(bench: Bench, p
     bench.clock.advance(1.0)
     bench.step()
     lease = Lease(b"unknown", "next", 1)
-    assert bench.broker.renew("next", bench.lanes, [lease]) == [lease], "it knows the new generation by itself"
+    assert bench.broker.renew("next", [lease]) == [lease], "it knows the new generation by itself"
     other.close()
 
 
 def test_a_delivery_that_cannot_be_read_is_given_back(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     quarantine = Delivery(b"\x01 truncated", bench.lanes[0], Lease(b"entry", US, 2), 0)
-    pages = [Reclaimed("0-0", [(quarantine, DEAD)])]
+    pages = [Reclaimed([(quarantine, DEAD)], more=False)]
     monkeypatch.setattr(bench.broker, "reclaim", lambda *args, **options: pages.pop())
     released: list[Delivery] = []
-    monkeypatch.setattr(bench.broker, "release", lambda lanes, delivery, **options: released.append(delivery))
+    monkeypatch.setattr(bench.broker, "release", lambda delivery, **options: released.append(delivery))
     bench.reclaimer.step()
     assert released == [quarantine]

@@ -29,7 +29,7 @@ def fail(bench: Bench, head: int) -> None:
     assert Reference.unpack(delivery.reference).id == head
     with bench.connection.cursor() as cursor:
         assert outcomes.fail_attempt(cursor, head, 0, 3600.0, "no").applied
-    bench.broker.release([bench.lane], delivery, delay_ms=3_600_000, charge_attempt=True)
+    bench.broker.release(delivery, delay_ms=3_600_000, charge_attempt=True)
 
 
 def claim(bench: Bench) -> list[Delivery]:
@@ -62,7 +62,7 @@ def test_one_after_the_other_when_several_are_over(bench: Bench) -> None:
     for row_id in [*over[1:], last]:
         [delivery] = claim(bench)
         assert Reference.unpack(delivery.reference).id == row_id
-        bench.broker.settle([bench.lane], [delivery])
+        bench.broker.settle([delivery])
 
 
 def test_a_paused_head_whose_row_is_over_is_discarded(bench: Bench) -> None:
@@ -94,7 +94,7 @@ def test_a_head_that_is_handed_off_is_its_workers(bench: Bench) -> None:
     bench.connection.execute("UPDATE sidestream_job SET state = 'cancelled' WHERE id = %s", (first,))
     bench.steps()
     assert claim(bench) == []
-    assert bench.broker.settle([bench.lane], [delivery]) == []
+    assert bench.broker.settle([delivery]) == []
     assert bench.claimed() == [second]
 
 
@@ -103,7 +103,7 @@ def test_few_heads_are_looked_at_in_a_step(bench: Bench, monkeypatch: pytest.Mon
     bench.build()
     heads, behind = zip(*[put(bench, "act", "act", key=f"k{number}") for number in range(5)], strict=True)
     for delivery in claim(bench):
-        bench.broker.release([bench.lane], delivery, delay_ms=3_600_000, charge_attempt=True)
+        bench.broker.release(delivery, delay_ms=3_600_000, charge_attempt=True)
     bench.connection.execute("UPDATE sidestream_job SET state = 'cancelled' WHERE id = ANY (%s)", (list(heads),))
     for some in (behind[:3], behind[3:]):
         bench.reconciler.step()

@@ -123,7 +123,7 @@ def test_c1_a_job_that_ends_between_the_two_reads_stays_settled(bench: Bench, mo
             answer = read(*args)
             if held:
                 bench.connection.execute("UPDATE sidestream_job SET state = 'done' WHERE id = %s", (row_id,))
-                bench.broker.settle([bench.lane], [held.pop()])
+                bench.broker.settle([held.pop()])
             return answer
 
         return reading
@@ -307,7 +307,7 @@ def test_a_job_in_a_release_delay_stays_where_it_is_with_its_counts(
     bench.build()
     for count in (1, 2, 3):
         (held,) = bench.broker.claim("worker", [bench.lane], free=1)
-        assert bench.broker.release([bench.lane], held, delay_ms=30_000 if count == 3 else 0) == count
+        assert bench.broker.release(held, delay_ms=30_000 if count == 3 else 0) == count
     delayed = bench.broker.explain(bench.publication(1))
     assert delayed.place is Place.DELAYED
     for _ in range(3):
@@ -324,12 +324,12 @@ def test_a_delay_that_no_release_explains_ends_and_the_counts_stay(
     bench.insert_many(1)
     bench.build()
     (held,) = bench.broker.claim("worker", [bench.lane], free=1)
-    assert bench.broker.release([bench.lane], held, delay_ms=3_600_000) == 1
+    assert bench.broker.release(held, delay_ms=3_600_000) == 1
     bench.steps()
     bench.clock.advance(LEASE)
     bench.steps()
     (held,) = bench.broker.claim("worker", [bench.lane], free=1)
-    assert bench.broker.release([bench.lane], held) == 2
+    assert bench.broker.release(held) == 2
     assert "force" not in caplog.text
 
 

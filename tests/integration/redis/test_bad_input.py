@@ -60,13 +60,13 @@ class TestForeignBytes:
         (line,) = client.scan_iter(f"{P}key:*")
         client.zadd(line, {b"hello": 0, b"\x01" + bytes(36) + b"not a place": 1})
         (head,) = claimed(broker)
-        broker.settle([LANE], [head])
+        broker.settle([head])
         (second,) = claimed(broker)
         assert second.reference == row(2, "k").reference
         assert quarantine(client)[0] == 2
         (field,) = client.hkeys(f"{P}heads")
         client.hset(f"{P}heads", field, b"nonsense")
-        broker.release([LANE], second)
+        broker.release(second)
         assert len(claimed(broker)) == 1
 
     def test_in_held_and_in_leases(self, broker: RedisBroker, client: redis.Redis, clock: Clock) -> None:
@@ -77,7 +77,7 @@ class TestForeignBytes:
         for _ in range(4):
             clock.ms += 5000
             broker.claim("w2", ["none"], free=1)
-        found = broker.reclaim("w2", [LANE], lease_ms=15_000, grace_ms=3000, cursor="0-0")
+        found = broker.reclaim("w2", [LANE], lease_ms=15_000, grace_ms=3000)
         assert [one.reference for one, _ in found.deliveries] == [row(2).reference]
         assert quarantine(client)[0] == 1
 
@@ -125,13 +125,13 @@ class TestMemory:
             with pytest.raises(BrokerFull, match="raise maxmemory"):
                 broker.publish([row(100)])
             assert len(broker.published(DB, 0)) <= 100 // 8, "no bit says that it was published"
-            assert broker.renew("w1", lanes, [keyed.lease]) == []
-            assert broker.settle(lanes, [keyed, *plain[:5]]) == []
-            assert broker.release(lanes, plain[5], delay_ms=5) == 1
+            assert broker.renew("w1", [keyed.lease]) == []
+            assert broker.settle([keyed, *plain[:5]]) == []
+            assert broker.release(plain[5], delay_ms=5) == 1
             more = broker.claim("w1", lanes, free=5)
             assert len(more) == 5
             broker.announce("w1", lanes, "{}", 1000)
-            assert broker.reclaim("w2", lanes, lease_ms=15_000, grace_ms=3000, cursor="0-0").deliveries == []
+            assert broker.reclaim("w2", lanes, lease_ms=15_000, grace_ms=3000).deliveries == []
             assert broker.discard(row(40))
             client.config_set("maxmemory", 0)
         assert broker.publish([row(100)]) == 1

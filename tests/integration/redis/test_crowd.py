@@ -49,7 +49,7 @@ class Crowd:
     def handed(self, name: str) -> list[int]:
         """Return the ids of the jobs that were handed to a worker, and let it end them."""
         found = self.broker.claim(name, self.lanes[name], free=9)
-        self.broker.settle(self.lanes[name], found)
+        self.broker.settle(found)
         return [Reference.unpack(one.reference).id for one in found]
 
     def commands(self, call: Callable[[], object]) -> int:
@@ -98,7 +98,7 @@ def crowd(broker: RedisBroker, client: redis.Redis, clock: Clock) -> Crowd:
 
 
 def reclaim(broker: RedisBroker, lanes: Sequence[str] = (LANE,)) -> Reclaimed:
-    return broker.reclaim(MINE, lanes, lease_ms=15_000, grace_ms=7000, cursor="0-0")
+    return broker.reclaim(MINE, lanes, lease_ms=15_000, grace_ms=7000)
 
 
 @pytest.mark.parametrize("databases", [1, CROWD])
@@ -143,7 +143,7 @@ def test_a_slot_of_a_limit_on_everything_goes_to_a_reader_of_another_queue(crowd
     (running,) = crowd.broker.claim(MINE, [LANE], free=1)
     crowd.wait("w", OTHER)
     crowd.broker.publish([job(2, OTHER)])
-    crowd.broker.settle([LANE], [running])
+    crowd.broker.settle([running])
     assert crowd.handed("w") == [2]
 
 
@@ -157,7 +157,7 @@ def test_a_queue_that_goes_on_hands_its_jobs_to_those_who_wait(crowd: Crowd) -> 
 
 def test_a_reader_that_withdraws_is_handed_nothing(crowd: Crowd) -> None:
     crowd.wait("w", LANE)
-    crowd.broker.withdraw("w", [LANE])
+    crowd.broker.withdraw("w")
     crowd.broker.publish([job(1)])
     assert crowd.broker.locate([job(1)]) == [Place.READY]
     assert not list(crowd.client.scan_iter(f"{P}idle:*"))
@@ -183,7 +183,7 @@ def test_whoever_lives_holds_its_leases_although_the_clock_was_set_back(crowd: C
     clock.ms -= HOUR
     for _ in range(10):
         clock.ms += 3000
-        assert crowd.broker.renew("living", [LANE], [held.lease]) == []
+        assert crowd.broker.renew("living", [held.lease]) == []
         assert not reclaim(crowd.broker).deliveries
 
 

@@ -138,16 +138,16 @@ def test_renew(broker: RedisBroker, client: redis.Redis, clock: Clock) -> None:
     broker.publish([row(1), row(2)])
     first, second = claimed(broker)
     clock.ms += 500
-    assert broker.renew("w1", [LANE], [first.lease]) == []
+    assert broker.renew("w1", [first.lease]) == []
     assert contents(client)[f"leased:{LANE}"] == {first.reference: START + 500, second.reference: START}
 
 
 def test_settle_leaves_nothing(broker: RedisBroker, client: redis.Redis) -> None:
     broker.publish([row(1), row(2, "k"), direct(3), direct(4, "k")])
     held = claimed(broker)
-    broker.release([LANE], held[0])
+    broker.release(held[0])
     held[0:1] = claimed(broker)
-    assert broker.settle([LANE], held) == []
+    assert broker.settle(held) == []
     assert set(contents(client)) == {f"published:{DB.hex()}:0"}
     assert bits(client) == 0
 
@@ -155,7 +155,7 @@ def test_settle_leaves_nothing(broker: RedisBroker, client: redis.Redis) -> None
 def test_release(broker: RedisBroker, client: redis.Redis) -> None:
     broker.publish([row(1)])
     (one,) = claimed(broker)
-    assert broker.release([LANE], one, delay_ms=700) == 1
+    assert broker.release(one, delay_ms=700) == 1
     found = contents(client)
     assert set(found) == {f"published:{DB.hex()}:0", DELAYED, "attempts"}
     assert found[DELAYED] == {one.reference: START + 700}
@@ -165,7 +165,7 @@ def test_release(broker: RedisBroker, client: redis.Redis) -> None:
 def test_bury(broker: RedisBroker, client: redis.Redis) -> None:
     broker.publish([direct(1)])
     (one,) = claimed(broker)
-    assert broker.fail([LANE], one, "no such printer")
+    assert broker.fail(one, "no such printer")
     found = contents(client)
     assert set(found) == {"failed"}
     kept = msgpack.unpackb(found["failed"][UUID(int=1).bytes], raw=True)
@@ -180,7 +180,7 @@ def test_reclaim_forgets_dead_workers(broker: RedisBroker, client: redis.Redis, 
     clock.ms += 500
     broker.announce("new", [LANE], "{}", 1000)
     clock.ms += 600
-    broker.reclaim("new", [LANE], lease_ms=15_000, grace_ms=3000, cursor="0-0")
+    broker.reclaim("new", [LANE], lease_ms=15_000, grace_ms=3000)
     assert set(contents(client)["workers"]) == {b"new"}
     assert "handoff:old" not in contents(client), "nobody reads it any more; the lease of what is in it runs out"
 
@@ -192,7 +192,7 @@ def test_reclaim_takes_a_hand_off_whose_reader_died(broker: RedisBroker, client:
     for _ in range(4):
         clock.ms += 5000
         broker.claim("alive", [LANE], free=1)
-    ((one, loser),) = broker.reclaim("alive", [LANE], lease_ms=15_000, grace_ms=3000, cursor="0-0").deliveries
+    ((one, loser),) = broker.reclaim("alive", [LANE], lease_ms=15_000, grace_ms=3000).deliveries
     assert (one.payload, loser) == (b"signed", "failed")
     assert broker.claim("failed", [LANE], free=1) == [], "what the dead one had is worth nothing any more"
 
@@ -202,7 +202,7 @@ def test_reassert(broker: RedisBroker, client: redis.Redis, redis_server: Any) -
     held = claimed(broker)
     redis_server.flushall()
     ready(broker)
-    again = broker.reassert("w1", [LANE], held)
+    again = broker.reassert("w1", held)
     found = contents(client)
     assert set(found) == {f"published:{DB.hex()}:0", "direct", "leases", f"leased:{LANE}", "heads"}
     assert [one.reference for one in again] == [one.reference for one in held]
@@ -251,7 +251,7 @@ def test_built_and_known(broker: RedisBroker, client: redis.Redis) -> None:
 def test_announce_and_withdraw(broker: RedisBroker, client: redis.Redis) -> None:
     broker.announce("w1", [LANE, "other"], '{"a": 1}', 2000)
     assert contents(client) == {"workers": {b"w1": START + 2000}, "info": {b"w1": f'{LANE} other\n{{"a": 1}}'.encode()}}
-    broker.withdraw("w1", [LANE])
+    broker.withdraw("w1")
     assert contents(client) == {}
 
 

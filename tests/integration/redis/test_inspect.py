@@ -49,7 +49,7 @@ def test_what_a_reader_has_not_read(broker: RedisBroker) -> None:
 def test_dead_direct_jobs_by_page(broker: RedisBroker) -> None:
     broker.publish([direct(number) for number in range(300)])
     for one in claimed(broker, 300):
-        broker.fail([LANE], one, "it is \N{GREEK SMALL LETTER ALPHA} test")
+        broker.fail(one, "it is \N{GREEK SMALL LETTER ALPHA} test")
     found = list(FailedDirectJobs(broker))
     assert {job.uuid.int for job in found} == set(range(300))
     assert {(job.error, job.queue, job.at_ms, job.job) for job in found} == {

@@ -39,9 +39,7 @@ def late(broker: RedisBroker, clock: Clock) -> list[Delivery]:
     for _ in range(4):
         clock.ms += 5000
         broker.claim("looks on", ["none"], free=1)
-    return [
-        one for one, _ in broker.reclaim("w2", [LANE], lease_ms=LEASE_MS, grace_ms=RENEW_MS, cursor="0-0").deliveries
-    ]
+    return [one for one, _ in broker.reclaim("w2", [LANE], lease_ms=LEASE_MS, grace_ms=RENEW_MS).deliveries]
 
 
 def test_nothing_is_left_behind(broker: RedisBroker, client: redis.Redis) -> None:
@@ -53,7 +51,7 @@ def test_nothing_is_left_behind(broker: RedisBroker, client: redis.Redis) -> Non
     assert client.smembers(f"{P}parked") == {POOL.encode()}
     assert all(broker.discard(job) for job in jobs[1:])
     assert not client.exists(f"{P}parked", f"{P}timers", f"{P}schedule:{POOL}"), "its last waiter was cancelled"
-    broker.settle([LANE], [one])
+    broker.settle([one])
     assert not client.exists(SLOTS)
 
 
@@ -62,7 +60,7 @@ def test_a_freed_slot_wakes_one(broker: RedisBroker, client: redis.Redis) -> Non
     broker.publish([courier(number) for number in range(1, 101)])
     held = claimed(broker, 50)
     assert (len(held), parked(client)) == (20, 80)
-    broker.settle([LANE], held)
+    broker.settle(held)
     assert parked(client) == 60, "as many as were freed, not as many as fit for each of them"
     assert len(claimed(broker, 50)) == 20
 
@@ -74,7 +72,7 @@ def test_a_holder_whose_reference_was_lost(broker: RedisBroker, client: redis.Re
     client.hdel(f"{P}leases", one.reference)
     client.zrem(f"{P}leased:{LANE}", one.reference)
     assert claimed(broker) == []
-    broker.reclaim("w2", [LANE], lease_ms=LEASE_MS, grace_ms=RENEW_MS, cursor="0-0")
+    broker.reclaim("w2", [LANE], lease_ms=LEASE_MS, grace_ms=RENEW_MS)
     assert [one.reference for one in claimed(broker)] == [courier(2).reference]
 
 
@@ -85,7 +83,7 @@ def test_a_lost_holder_of_everything_or_of_the_queue(broker: RedisBroker, client
     (one,) = claimed(broker)
     client.hdel(f"{P}leases", one.reference)
     assert claimed(broker) == []
-    broker.reclaim("w2", [LANE], lease_ms=LEASE_MS, grace_ms=RENEW_MS, cursor="0-0")
+    broker.reclaim("w2", [LANE], lease_ms=LEASE_MS, grace_ms=RENEW_MS)
     assert len(claimed(broker)) == 1
 
 
@@ -97,7 +95,7 @@ def test_an_answer_that_never_came(broker: RedisBroker, client: redis.Redis, clo
     (again,) = late(broker, clock)
     assert client.smembers(SLOTS) == {again.reference}, "a take-over keeps it"
     assert claimed(broker) == []
-    broker.release([LANE], again)
+    broker.release(again)
     assert [one.reference for one in claimed(broker)] == [courier(1).reference]
 
 
@@ -107,7 +105,7 @@ def test_an_unread_hand_off_gives_its_slot_back(broker: RedisBroker, client: red
     broker.claim("w1", [LANE], free=2, wait_ms=20)
     broker.publish([courier(1), courier(2)])
     assert client.scard(SLOTS) == client.llen(f"{P}handoff:w1") == 1
-    broker.withdraw("w1", [LANE])
+    broker.withdraw("w1")
     assert not client.exists(SLOTS)
     assert len(broker.claim("w2", [LANE], free=5)) == 1
 
@@ -194,10 +192,10 @@ class Shift:
             return
         one = self.running.pop(self.random.choice(list(self.running)))
         if self.random.random() < 0.5:
-            assert self.broker.settle([LANE], [one]) == []
+            assert self.broker.settle([one]) == []
             del self.jobs[one.reference]
         else:
-            assert self.broker.release([LANE], one, delay_ms=self.random.choice((0, 50))) >= 0
+            assert self.broker.release(one, delay_ms=self.random.choice((0, 50))) >= 0
 
     def kill(self) -> None:
         if self.running:
@@ -215,12 +213,12 @@ class Shift:
             self.clock.ms += 5000
             self.broker.claim("looks on", ["none"], free=1)
             for worker in ("w1", "w2"):
-                assert self.broker.renew(worker, [LANE], [one.lease for one in self._of(worker)]) == []
-        taken = self.broker.reclaim("w2", [LANE], lease_ms=LEASE_MS, grace_ms=RENEW_MS, cursor="0-0").deliveries
+                assert self.broker.renew(worker, [one.lease for one in self._of(worker)]) == []
+        taken = self.broker.reclaim("w2", [LANE], lease_ms=LEASE_MS, grace_ms=RENEW_MS).deliveries
         assert {one.reference for one, _ in taken} == self.left
         self.left.clear()
         for one, _ in taken:
-            self.broker.release([LANE], one)
+            self.broker.release(one)
 
     def empty(self) -> None:
         self.server.flushall()
@@ -229,7 +227,7 @@ class Shift:
         self.broker.publish(list(self.jobs.values()))
         assert claimed(self.broker) == [], "nothing before everybody stated what he holds"
         for worker in ("w1", "w2"):
-            again = self.broker.reassert(worker, [LANE], self._of(worker))
+            again = self.broker.reassert(worker, self._of(worker))
             self.running.update((one.reference, one) for one in again)
         self.broker.mark_synced(DB)
         self.left.clear()  # they died, and their leases with the server's contents: nobody runs them

@@ -49,8 +49,8 @@ def test_what_a_lost_reply_granted_comes_with_the_next_claim(broker: RedisBroker
     redis_server.thaw()
     found = broker.claim(WORKER, [LANE], free=4)
     assert _references(found) == lost
-    assert broker.renew(WORKER, [LANE], [one.lease for one in held + found]) == []
-    assert broker.settle([LANE], held + found) == []
+    assert broker.renew(WORKER, [one.lease for one in held + found]) == []
+    assert broker.settle(held + found) == []
 
 
 def test_what_was_stated_anew_is_not_taken_back(broker: RedisBroker, redis_server: RedisServer) -> None:
@@ -59,10 +59,10 @@ def test_what_was_stated_anew_is_not_taken_back(broker: RedisBroker, redis_serve
     redis_server.flushall()
     broker.begin_generation()
     broker.configure(DB, Rules())
-    held = broker.reassert(WORKER, [LANE], held)
+    held = broker.reassert(WORKER, held)
     redis_server.freeze()
     with pytest.raises(BrokerUnavailable):
         broker.claim(WORKER, [LANE], free=2)
     redis_server.thaw()
     assert broker.claim(WORKER, [LANE], free=2) == []
-    assert broker.renew(WORKER, [LANE], [one.lease for one in held]) == []
+    assert broker.renew(WORKER, [one.lease for one in held]) == []

@@ -104,7 +104,7 @@ def test_paused_and_resumed_alone(two: RedisBroker) -> None:
 def test_handed_back_it_is_there_once(two: RedisBroker) -> None:
     two.publish([C])
     for one in claimed(two):
-        two.release([LANE], one, delay_ms=0)
+        two.release(one, delay_ms=0)
     assert len(numbers(two)) == 3
 
 
@@ -126,7 +126,7 @@ def test_those_that_a_limit_keeps(broker: RedisBroker, client: redis.Redis) -> N
         single = sum(client.hlen(name) for name in client.scan_iter(f"{P}singletons:l*"))
         assert single + len(list(client.scan_iter(f"{P}flow:l*"))) == left
         done.append(one.reference)
-        broker.settle([LANE], [one])
+        broker.settle([one])
     assert sorted(done) == sorted(one.reference for one in jobs)
     assert not list(client.scan_iter(f"{P}singletons:*"))
 

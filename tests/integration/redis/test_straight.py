@@ -72,7 +72,7 @@ def test_both_ways_leave_the_same(
             assert broker.publish([(row if kind == "row" else direct)(number)._replace(due_ms=due)]) == 1
             left.append(everything(client))
             for delivery in broker.claim("w1", lanes, free=2):
-                broker.settle(lanes, [delivery])
+                broker.settle([delivery])
         left.append(everything(client))
     assert left[:3] == left[3:]
     if known_name != "unrouted" and rules_name in ("none", "weights"):

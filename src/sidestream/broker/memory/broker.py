@@ -1,6 +1,5 @@
 """The broker itself: each method of the contract, under one lock."""
 
-# the contract's signatures, also where an argument makes no difference
 from __future__ import annotations
 
 import threading
@@ -88,7 +87,7 @@ class MemoryBroker:
             else:
                 life.contents.knows[worker] = actions
 
-    def withdraw(self, worker: str, lanes: Sequence[str]) -> None:
+    def withdraw(self, worker: str) -> None:
         """See :meth:`Broker.withdraw`."""
         with self._locked() as life:
             life.contents.knows.pop(worker, None)
@@ -113,11 +112,11 @@ class MemoryBroker:
                     return found
                 self._server.changed.wait(min(rest, self._until_due(life, lanes)))
 
-    def renew(self, worker: str, lanes: Sequence[str], leases: Sequence[Lease]) -> list[Lease]:
+    def renew(self, worker: str, leases: Sequence[Lease]) -> list[Lease]:
         """See :meth:`Broker.renew`."""
         with self._locked() as life:
             life.contents.beat(self._half_lease)
-            held = {job.lease: job for lane in lanes for job in _holding(life, lane)}
+            held = {job.lease: job for lane in life.contents.held for job in _holding(life, lane)}
             lost = []
             for lease in leases:
                 if lease.worker == worker and (job := held.get(lease)):
@@ -126,7 +125,7 @@ class MemoryBroker:
                     lost.append(lease)
             return lost
 
-    def settle(self, lanes: Sequence[str], deliveries: Sequence[Delivery]) -> list[Lease]:
+    def settle(self, deliveries: Sequence[Delivery]) -> list[Lease]:
         """See :meth:`Broker.settle`."""
         with self._locked() as life:
             ended, lost = [], []
@@ -142,7 +141,6 @@ class MemoryBroker:
 
     def release(
         self,
-        lanes: Sequence[str],
         delivery: Delivery,
         *,
         delay_ms: int | None = 0,
@@ -176,7 +174,7 @@ class MemoryBroker:
                 life.lines.requeue_keyed(job, until)
             return job.releases
 
-    def fail(self, lanes: Sequence[str], delivery: Delivery, error: str) -> bool:
+    def fail(self, delivery: Delivery, error: str) -> bool:
         """See :meth:`Broker.fail`."""
         with self._locked() as life:
             job = _held_as(life, delivery)
@@ -188,22 +186,22 @@ class MemoryBroker:
             _forget(life, job)
             return True
 
-    def reclaim(self, worker: str, lanes: Sequence[str], *, lease_ms: int, grace_ms: int, cursor: str) -> Reclaimed:
+    def reclaim(self, worker: str, lanes: Sequence[str], *, lease_ms: int, grace_ms: int) -> Reclaimed:
         """See :meth:`Broker.reclaim`."""
         with self._locked() as life:
             life.contents.beat(self._half_lease)
             now, gap = self._now(), life.contents.gap_ms
             if gap and now - gap < grace_ms:
-                return Reclaimed("0-0", [])
+                return Reclaimed([], more=False)
             late = [job for lane in lanes for job in _holding(life, lane) if now - job.renewed_ms >= lease_ms]
             late.sort(key=lambda job: job.renewed_ms)
             taken = []
             for job in late[:LOT]:
                 loser = job.lease.worker if job.lease else ""
                 taken.append((_grant(life, job, worker), loser))
-            return Reclaimed(f"{int(cursor.partition('-')[0]) + 1}-0" if len(late) > LOT else "0-0", taken)
+            return Reclaimed(taken, more=len(late) > LOT)
 
-    def reassert(self, worker: str, lanes: Sequence[str], deliveries: Sequence[Delivery]) -> list[Delivery]:
+    def reassert(self, worker: str, deliveries: Sequence[Delivery]) -> list[Delivery]:
         """See :meth:`Broker.reassert`."""
         with self._locked() as life:
             return [ours for one in deliveries if (ours := self._reassert(life, worker, one))]

@@ -6,7 +6,6 @@ process holds or has put off is left out of its own claims, in memory only. Rule
 hold within this process (:mod:`~sidestream.broker.postgres.selection`), and count what it holds from Redis as well.
 """
 
-# the contract's signatures, also where an argument makes no difference
 from __future__ import annotations
 
 import threading
@@ -136,7 +135,7 @@ class PostgresBroker:
             self._known[worker] = actions
             self._changed.notify_all()
 
-    def withdraw(self, worker: str, lanes: Sequence[str]) -> None:
+    def withdraw(self, worker: str) -> None:
         """See :meth:`Broker.withdraw`."""
         self._check()
         with self._changed:
@@ -167,14 +166,14 @@ class PostgresBroker:
             with self._changed:
                 self._changed.wait(min(rest, POLL))
 
-    def renew(self, worker: str, lanes: Sequence[str], leases: Sequence[Lease]) -> list[Lease]:
+    def renew(self, worker: str, leases: Sequence[Lease]) -> list[Lease]:
         """See :meth:`Broker.renew`; a row's lock needs no renewal."""
         self._check()
         with self._changed:
             held = {one.lease for one in self._held.values()}
             return [lease for lease in leases if lease.worker != worker or lease not in held]
 
-    def settle(self, lanes: Sequence[str], deliveries: Sequence[Delivery]) -> list[Lease]:
+    def settle(self, deliveries: Sequence[Delivery]) -> list[Lease]:
         """See :meth:`Broker.settle`."""
         self._check()
         with self._changed:
@@ -190,7 +189,6 @@ class PostgresBroker:
 
     def release(
         self,
-        lanes: Sequence[str],
         delivery: Delivery,
         *,
         delay_ms: int | None = 0,
@@ -218,16 +216,16 @@ class PostgresBroker:
             self._changed.notify_all()
             return releases
 
-    def fail(self, lanes: Sequence[str], delivery: Delivery, error: str) -> bool:
+    def fail(self, delivery: Delivery, error: str) -> bool:
         """See :meth:`Broker.fail`; a row is failed by the store, so this is only for direct jobs."""
         raise CapabilityMissing("PostgreSQL carries no direct jobs, so none can be failed here.")
 
-    def reclaim(self, worker: str, lanes: Sequence[str], *, lease_ms: int, grace_ms: int, cursor: str) -> Reclaimed:
+    def reclaim(self, worker: str, lanes: Sequence[str], *, lease_ms: int, grace_ms: int) -> Reclaimed:
         """See :meth:`Broker.reclaim`; a lock ends with its session, and then the row is claimable by itself."""
         self._check()
-        return Reclaimed("0-0", [])
+        return Reclaimed([], more=False)
 
-    def reassert(self, worker: str, lanes: Sequence[str], deliveries: Sequence[Delivery]) -> list[Delivery]:
+    def reassert(self, worker: str, deliveries: Sequence[Delivery]) -> list[Delivery]:
         """See :meth:`Broker.reassert`."""
         self._check()
         with self._changed:

@@ -4,7 +4,6 @@ A job's way: publish -> claim (ready -> stream, read) -> renew ... -> settle, or
 reclaim. When Redis was emptied: begin_generation, reassert, publish.
 """
 
-# the contract's signatures, also where an argument makes no difference
 from __future__ import annotations
 
 import time
@@ -118,7 +117,7 @@ class RedisBroker:
         """See :meth:`Broker.announce`."""
         self._functions.announce(worker, info, ttl_ms, lanes, actions)
 
-    def withdraw(self, worker: str, lanes: Sequence[str]) -> None:
+    def withdraw(self, worker: str) -> None:
         """See :meth:`Broker.withdraw`."""
         self._functions.withdraw(worker)
 
@@ -191,14 +190,14 @@ class RedisBroker:
             if deliveries or wait_ms <= 0:
                 return deliveries
 
-    def renew(self, worker: str, lanes: Sequence[str], leases: Sequence[Lease]) -> list[Lease]:
+    def renew(self, worker: str, leases: Sequence[Lease]) -> list[Lease]:
         """See :meth:`Broker.renew`."""
         lost = [lease for lease in leases if lease.worker != worker]
         for chunk in _chunks([lease for lease in leases if lease.worker == worker]):
             lost += (chunk[at - 1] for at in self._functions.renew(self._half_lease, chunk))
         return lost
 
-    def settle(self, lanes: Sequence[str], deliveries: Sequence[Delivery]) -> list[Lease]:
+    def settle(self, deliveries: Sequence[Delivery]) -> list[Lease]:
         """See :meth:`Broker.settle`."""
         lost: list[Lease] = []
         for chunk in _chunks(deliveries):
@@ -217,7 +216,6 @@ class RedisBroker:
 
     def release(
         self,
-        lanes: Sequence[str],
         delivery: Delivery,
         *,
         delay_ms: int | None = 0,
@@ -238,7 +236,7 @@ class RedisBroker:
             unstarted=unstarted,
         )
 
-    def fail(self, lanes: Sequence[str], delivery: Delivery, error: str) -> bool:
+    def fail(self, delivery: Delivery, error: str) -> bool:
         """See :meth:`Broker.fail`."""
         return self._functions.fail(delivery, error)
 
@@ -250,15 +248,15 @@ class RedisBroker:
         """Forget failed direct jobs."""
         return self._functions.delete_failed(uuids)
 
-    def reclaim(self, worker: str, lanes: Sequence[str], *, lease_ms: int, grace_ms: int, cursor: str) -> Reclaimed:
-        """See :meth:`Broker.reclaim`; late leases are found by their age, so the cursor only counts the calls."""
+    def reclaim(self, worker: str, lanes: Sequence[str], *, lease_ms: int, grace_ms: int) -> Reclaimed:
+        """See :meth:`Broker.reclaim`."""
         more, found = self._functions.reclaim(worker, lease_ms, grace_ms, lanes)
         taken: list[tuple[Delivery, str]] = []
         for *words, count, loser in found:
             taken += ((delivery, loser.decode()) for delivery in self._reader.deliveries(words, worker, count))
-        return Reclaimed(f"{int(cursor.partition('-')[0]) + 1}-0" if more else "0-0", taken)
+        return Reclaimed(taken, more)
 
-    def reassert(self, worker: str, lanes: Sequence[str], deliveries: Sequence[Delivery]) -> list[Delivery]:
+    def reassert(self, worker: str, deliveries: Sequence[Delivery]) -> list[Delivery]:
         """See :meth:`Broker.reassert`."""
         ours: list[Delivery] = []
         for chunk in _chunks(deliveries):
