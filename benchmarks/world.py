@@ -53,7 +53,7 @@ class Reading:
         return Reading(
             self.redis - before.redis,
             self.postgres - before.postgres,
-            self.worker - before.worker,
+            self.supervisor - before.supervisor,
             self.children - before.children,
             self.trips - before.trips,
         )
@@ -173,11 +173,11 @@ class World:
         calls: dict[str, Any] = self.client.info("commandstats")
         trips = sum(int(calls.get(f"cmdstat_{name}", {"calls": 0})["calls"]) for name in ROUND_TRIPS)
         # Through the zygote, which reaps children that are replaced.
-        below = [process.pid for process in worker.worker.children()] if worker is not None else loops
+        below = [process.pid for process in worker.supervisor.children()] if worker is not None else loops
         return Reading(
             redis=info["used_cpu_sys"] + info["used_cpu_user"],
             postgres=family_cpu(self.postgres.pid) if self.postgres is not None else 0.0,
-            worker=own_cpu(worker.worker) if worker is not None else 0.0,
+            supervisor=own_cpu(worker.supervisor) if worker is not None else 0.0,
             children=sum(family_cpu(pid) for pid in below),
             trips=trips,
         )

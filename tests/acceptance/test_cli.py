@@ -93,7 +93,7 @@ def test_the_version_is_told(run: Run) -> None:
         (["--odoo-config", os.devnull, "--odoo-database", "x", "enqueue", "a"], "not enqueued from here"),
         (["enqueue", "a", "--queue", "a b"], "queue name 'a b' is not allowed"),
         (["enqueue", "a", "--arg", json.dumps("x" * 66_000)], "larger than 64 KiB|more than 65536"),
-        (["jobs", "--state", "closed"], "is not a state; expected open, done, dead, cancelled"),
+        (["jobs", "--state", "closed"], "is not a state; expected pending, done, failed, cancelled"),
         (["jobs", "--limit", "0"], "expected 1 to 1000"),
         (["jobs", "--queue", "a b"], "queue name 'a b' is not allowed"),
         (["job", "5", "--cancel", "--retry"], "--cancel and --retry are both given"),
@@ -138,8 +138,8 @@ def test_a_database_without_tables_is_code_3(run: Run) -> None:
         refused(run(*words), 3, "sidestream init-db")
 
 
-def test_tables_of_another_release_are_code_3(ready: Run, database: str) -> None:
-    execute(database, "UPDATE sidestream_meta SET version = 99")
+def test_tables_of_a_release_that_this_one_cannot_use_are_code_3(ready: Run, database: str) -> None:
+    execute(database, "UPDATE sidestream_meta SET version = 99, usable_from = 99")
     refused(ready("enqueue", "a"), 3, "version 99")
     refused(ready("init-db"), 3, "version 99")
 
@@ -261,17 +261,20 @@ def test_what_users_wrote_is_shown_as_it_is(ready: Run, database: str) -> None:
     assert "second line" in ready("job", "1").stdout
 
 
-def test_a_job_is_cancelled_opened_again_and_hastened(ready: Run, database: str, redis_server: RedisServer) -> None:
+def test_a_job_is_cancelled_retried_and_run_now(ready: Run, database: str, redis_server: RedisServer) -> None:
     answer(ready("enqueue", "a", "--delay", "3600", "--json"))
     assert ready("job", "1", "--cancel").stdout == "Job 1 is cancelled.\n"
     assert answer(ready("job", "1", "--json"))["state"] == "cancelled"
-    refused(ready("job", "1", "--cancel"), 1, "Job 1 is cancelled; only a job that is open can be changed so")
+    refused(ready("job", "1", "--cancel"), 1, "Job 1 is cancelled; only a job that is pending can be changed so")
     assert answer(ready("job", "1", "--retry", "--json")) == {"id": 1, "done": True, "answer": "pending"}
     refused(ready("job", "1", "--retry"), 1, "only a job that is failed or cancelled")
     with psycopg.connect(database) as connection:
         tag = schema.identify(connection.cursor()).tag
     broker = build_broker(Settings(redis_url=redis_server.url))
     broker.generation()
+    broker.configure(tag, Rules())
+    assert broker.claim("test", [lane(tag, "default")], free=5) == [], "it is scheduled, as it was before"
+    assert ready("job", "1", "--run-now").stdout == "Job 1 is due now.\n"
     broker.configure(tag, Rules())
     [delivery] = broker.claim("test", [lane(tag, "default")], free=5)
     broker.settle([delivery])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import time
 from pathlib import Path
@@ -36,6 +37,24 @@ def test_a_worker_that_is_started_before_postgresql_waits_for_it(rig: Rig, postg
     rig.look = _connect(rig)
     assert rig.ends(job_id).state == "done"
     assert (_lines(rig, "waits for PostgreSQL"), _lines(rig, "PostgreSQL can be used again")) == (1, 1)
+
+
+def test_a_worker_that_waits_for_postgresql_says_so_in_one_line_and_ends_at_sigterm(rig: Rig) -> None:
+    worker = subprocess.Popen(
+        [COMMAND, "worker"],
+        cwd=ROOT,
+        env={**rig.variables, "SIDESTREAM_DATABASE_URL": "postgresql://127.0.0.1:1/none"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with worker:
+        assert worker.stderr is not None
+        first = worker.stderr.readline()
+        worker.terminate()
+        rest = worker.stderr.read()
+    assert "This worker waits for PostgreSQL: PostgreSQL does not answer (connecting):" in first
+    assert rest == ""
+    assert worker.returncode == -signal.SIGTERM
 
 
 def test_an_outcome_that_cannot_be_written_is_told_once(rig: Rig, postgres: PostgresServer) -> None:

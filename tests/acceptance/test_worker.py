@@ -55,12 +55,13 @@ def test_children_that_only_use_an_idle_processor(rig: Rig) -> None:
         assert group.read_text().split()[-1] == "19"
 
 
-def test_a_failing_job_is_retried_and_then_dead_with_its_error(shared: Rig) -> None:
+def test_a_failing_job_is_retried_and_then_failed_with_its_error(shared: Rig) -> None:
     job = shared.enqueue("fail")
     row = shared.ends(job)
     assert (row.state, row.attempts, row.error) == ("failed", 2, "ValueError: no stock")
     assert shared.effects(job) == []
-    assert shared.events(job) == ["failed", "failed"]
+    # A failed attempt that took longer than usual has a row of its start, too.
+    assert [event for event in shared.events(job) if event != "started"] == ["failed", "failed"]
 
 
 def test_the_soft_limit_is_an_error_of_the_job(shared: Rig) -> None:
@@ -89,7 +90,7 @@ def test_an_action_that_commits_by_itself_is_refused(shared: Rig, action: str, s
     shared.until(lambda: (shared.job(job).error or "").find(says) >= 0 or says in (shared.job(job).reason or ""))
     assert shared.effects(job) == []
     with shared.look.cursor() as cursor:
-        shared.until(lambda: control.cancel(cursor, job).ours)
+        shared.until(lambda: control.cancel(cursor, job).applied)
 
 
 def test_relock_commits_part_by_part(shared: Rig) -> None:
@@ -254,7 +255,8 @@ def test_a_job_from_redis_that_fails_while_redis_is_away_is_retried_meanwhile(
     assert rig.effects() == ["second attempt", "behind"]
     assert rig.job(failing).attempts == 1
     other = rig.enqueue("fail")
-    assert (rig.ends(other).state, rig.events(other)) == ("failed", ["failed", "failed"])
+    assert rig.ends(other).state == "failed"
+    assert [event for event in rig.events(other) if event != "started"] == ["failed", "failed"]
     redis_server.start()
     rig.until(lambda: b"The broker is back" in rig.log.read_bytes())
     assert rig.ends(rig.enqueue("note", "last")).state == "done"
@@ -266,7 +268,6 @@ def test_a_job_from_redis_that_fails_while_redis_is_away_is_retried_meanwhile(
     [
         ({"SIDESTREAM_APP": "tests.acceptance.nothing:actions"}, 2, "cannot be imported"),
         ({"SIDESTREAM_APP": "no-colon"}, 2, "module:attribute"),
-        ({"SIDESTREAM_DATABASE_URL": "postgresql://127.0.0.1:1/none"}, 3, "PostgreSQL"),
         ({"SIDESTREAM_CHILDREN": "0"}, 2, "children"),
         ({"SIDESTREAM_QUEUES": "odd queue!"}, 2, "queue"),
         ({"SIDESTREAM_NONSENSE": "1"}, 2, "SIDESTREAM_NONSENSE"),

@@ -203,7 +203,7 @@ class SidestreamJob(models.Model):
         done, running = [], 0
         for job in self:
             written = request(self.env.cr._obj, job.id)
-            if written.ours:
+            if written.applied:
                 done.append(job.id)
             elif written.locked:
                 running += 1

@@ -103,7 +103,7 @@ class Bench:
         while self.reclaimer.step():
             pass
 
-    def row(self, row_id: int) -> queries.SeenJob:
+    def row(self, row_id: int) -> queries.Row:
         with self.connection.cursor() as cursor:
             found = queries.job(cursor, row_id)
         assert found is not None
@@ -139,5 +139,5 @@ def bench(database: str, redis_server: RedisServer) -> Iterator[Bench]:
     made.close()
 
 
-def charges(row: queries.SeenJob) -> tuple[int, int, int]:
+def charges(row: queries.Row) -> tuple[int, int, int]:
     return row.attempts, row.crashes, row.suspects
