@@ -193,8 +193,8 @@ def _enqueue(records, method, action, args, kwargs, options):
     if _is_inline(env) or off:
         _call_inline(records, method, action, args, kwargs, options.get("split"))
         return jobs
-    synced = list(_build(records, method, action, args, kwargs, options))
-    inserted = _insert(env.cr, synced)
+    jobs_to_insert = list(_build(records, method, action, args, kwargs, options))
+    inserted = _insert(env.cr, jobs_to_insert)
     _publish_after_commit(env.cr, inserted.publications)
     return jobs.browse(dict.fromkeys(inserted.ids))  # duplicates within this call are one job
 
@@ -206,10 +206,10 @@ def _is_inline(env):
     return given is INLINE
 
 
-def _insert(cr, synced):
+def _insert(cr, to_insert):
     """Insert jobs; what Odoo itself answers (a cursor that only reads, a conflict) comes out as it was raised."""
     try:
-        return jobs_of(cr.dbname).insert(cr.connection, synced)
+        return jobs_of(cr.dbname).insert(cr.connection, to_insert)
     except SidestreamError as error:
         if isinstance(error.__cause__, ODOOS_OWN):
             raise error.__cause__ from None

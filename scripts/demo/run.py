@@ -52,13 +52,13 @@ def confirm_each(shop: Shop, orders: list[int]) -> list[float]:
 def idle_screen(shop: Shop) -> list[Sample]:
     """Arm 1: the stock screen alone."""
     screen = shop.stock_screen()
-    wanted = "the stock screen was acquired often enough"
+    wanted = "the stock screen was opened often enough"
     wait_until(wanted, lambda: len(screen.samples) >= IDLE_SAMPLES or screen.error is not None)
     return screen.stop()
 
 
 def confirm_only(shop: Shop) -> list[float]:
-    """Arm 1: quotations are confirmed as Odoo has it, while the stock screen is acquired."""
+    """Arm 1: quotations are confirmed as Odoo has it, while the stock screen is opened."""
     orders = shop.quotations(ORDERS)
     screen = shop.stock_screen()
     took = confirm_each(shop, orders)
@@ -67,7 +67,7 @@ def confirm_only(shop: Shop) -> list[float]:
 
 
 def inline(shop: Shop) -> tuple[list[float], list[Sample]]:
-    """Arm 2: everything in the user's own request; more orders until the screen was acquired often enough meanwhile."""
+    """Arm 2: everything in the user's own request; more orders until the screen was opened often enough meanwhile."""
     shop.mode("inline")
     orders = shop.quotations(ORDERS)
     screen = shop.stock_screen()
@@ -110,7 +110,7 @@ def background(shop: Shop) -> tuple[list[float], list[Sample], list[int], float]
     while sum(sample.busy for sample in screen.samples) < SAMPLES and screen.error is None:
         shop.check_worker()
         if time.monotonic() > deadline:
-            sys.exit(f"Jobs did not run often enough within {PATIENCE:g} s while the stock screen was acquired.")
+            sys.exit(f"Jobs did not run often enough within {PATIENCE:g} s while the stock screen was opened.")
         if shop.open_jobs() < 4:
             if len(spare) < 2:
                 console.print("   more quotations are made, which the stock screen feels ...")
@@ -141,7 +141,7 @@ def table(figures: dict[str, float], proof: Proof, samples: dict[str, int]) -> T
         f"{figures['stock_p95_inline_ms']:.0f} ms",
         f"{figures['stock_p95_background_ms']:.0f} ms",
     )
-    shown.add_row("times the screen was acquired", *(str(samples[name]) for name in ("idle", "inline", "background")))
+    shown.add_row("times the screen was opened", *(str(samples[name]) for name in ("idle", "inline", "background")))
     shown.add_row("jobs done", "", "", str(int(figures["jobs_done"])))
     shown.add_row("a killed child's job ran again after", "", "", f"{figures['killed_rerun_s']:.2f} s")
     shown.add_row("lost / done twice", "", "", f"{int(figures['lost'])} / {int(figures['doubled'])}")

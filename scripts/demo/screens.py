@@ -87,7 +87,7 @@ class StockScreen(threading.Thread):
         return self.samples
 
     def _open(self) -> None:
-        """Ask what the web client asks when Inventory > Products > Stock is acquired."""
+        """Ask what the web client asks when Inventory > Products > Stock is opened."""
         self._session.call("product.product", "get_views", views=[[False, "list"], [False, "search"]], options={})
         self._session.call(
             "product.product",

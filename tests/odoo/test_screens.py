@@ -42,11 +42,11 @@ SEND, PRINT = "sale.order._send_to_shipping_connector", "sale.order._invoice_and
 class Desk(BaseHTTPRequestHandler):
     """The courier: takes every parcel, when it is open."""
 
-    acquired = threading.Event()
-    acquired.set()
+    opened = threading.Event()
+    opened.set()
 
     def do_POST(self) -> None:
-        self.acquired.wait(PATIENCE)
+        self.opened.wait(PATIENCE)
         self.rfile.read(int(self.headers["Content-Length"]))
         body = json.dumps({"reference": f"SHIP-{self.headers['Idempotency-Key'][-6:]}"}).encode()
         self.send_response(200)
@@ -211,9 +211,9 @@ class Screen:
 def browser(office: Office) -> Iterator[Screen]:
     if not Path(DRIVER).exists():
         pytest.skip("There is no Chromium here; run: make odoo")
-    acquired = Screen(office.server.url)
-    yield acquired
-    acquired.close()
+    screen = Screen(office.server.url)
+    yield screen
+    screen.close()
 
 
 @pytest.fixture
@@ -383,7 +383,7 @@ def test_a_busy_moment(office: Office, screen: Screen) -> None:
     office.ship_to(office.courier)
     office.admin.call("sale.order", "action_confirm", [orders[1]])
     office.until(lambda: office.states(before).count("done") == 3)
-    Desk.acquired.clear()
+    Desk.opened.clear()
     try:
         for order in orders[2:]:
             office.admin.call("sale.order", "action_confirm", [order])
@@ -399,6 +399,6 @@ def test_a_busy_moment(office: Office, screen: Screen) -> None:
         office.until(told, lambda: rows(screen))
         screen.picture("jobs-list")
     finally:
-        Desk.acquired.set()
+        Desk.opened.set()
     office.until(lambda: sorted(office.states(before)) == ["failed"] + ["done"] * 7)
     assert screen.errors() == []

@@ -266,16 +266,16 @@ class TestButtons(JobCase):
         asked = []
         self.patch(sidestream_job_told, "running_jobs", lambda cr, ids: asked.append(cr) or set(ids))
         self.patch(type(self.env.cr), "readonly", True)
-        with patch.object(self.registry, "cursor") as acquired:
+        with patch.object(self.registry, "cursor") as opened:
             self.assertEqual(job.status, "Running")
-            self.assertFalse(acquired.called, "it only reads, but at the server itself")
+            self.assertFalse(opened.called, "it only reads, but at the server itself")
             self.env.invalidate_all()
             self.patch(sidestream_job_told, "_on_replica", lambda cr: cr.readonly)
-            primary = acquired.return_value.__enter__.return_value
+            primary = opened.return_value.__enter__.return_value
             primary.fetchall.return_value = [(job.id, "crashed", None)]
             self.assertEqual(job.status, "Running")
         self.assertEqual(asked, [self.env.cr._obj, primary._obj])
-        self.assertTrue(acquired.return_value.__exit__.called, "and closed")
+        self.assertTrue(opened.return_value.__exit__.called, "and closed")
 
     def test_why_it_waits(self):
         """The engine's sentence, over a connection of its own: it does not see what this test did."""
