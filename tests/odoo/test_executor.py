@@ -322,8 +322,13 @@ class Producer:
 
 
 def test_a_worker_says_which_database_it_cannot_load(shop: Shop) -> None:
-    assert "does not exist" in _worker_says(shop.world, "nowhere")
-    said = _worker_says(shop.world, "postgres")
+    with _start_worker(shop.world, "nowhere") as waiting:  # somebody may create it yet
+        assert waiting.stderr is not None
+        assert 'database "nowhere" does not exist' in waiting.stderr.readline()
+        waiting.terminate()
+    with _start_worker(shop.world, "postgres") as refused:
+        said = refused.communicate(timeout=60)[1]
+    assert refused.returncode != 0
     assert "The addon 'sidestream' is not installed in the database 'postgres'" in said
 
 
@@ -365,10 +370,6 @@ def test_a_worker_without_the_addon_says_what_to_install() -> None:
         assert said.rstrip().endswith("-i sidestream")
 
 
-def _worker_says(world: OdooWorld, database: str) -> str:
+def _start_worker(world: OdooWorld, database: str) -> subprocess.Popen[str]:
     command = [odoo_command()[0], "-m", "sidestream", "--odoo-config", str(world.config), "--odoo-database", database]
-    done = subprocess.run(
-        [*command, "worker"], capture_output=True, text=True, check=False, env=world.environment(), timeout=60
-    )
-    assert done.returncode != 0
-    return done.stderr
+    return subprocess.Popen([*command, "worker"], stderr=subprocess.PIPE, text=True, env=world.environment())
