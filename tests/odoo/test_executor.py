@@ -326,9 +326,7 @@ def test_a_worker_says_which_database_it_cannot_load(shop: Shop) -> None:
         assert waiting.stderr is not None
         assert 'database "nowhere" does not exist' in waiting.stderr.readline()
         waiting.terminate()
-    with _start_worker(shop.world, "postgres") as refused:
-        said = refused.communicate(timeout=60)[1]
-    assert refused.returncode != 0
+    said = _worker_says(shop.world, "postgres")
     assert "The addon 'sidestream' is not installed in the database 'postgres'" in said
 
 
@@ -373,3 +371,10 @@ def test_a_worker_without_the_addon_says_what_to_install() -> None:
 def _start_worker(world: OdooWorld, database: str) -> subprocess.Popen[str]:
     command = [odoo_command()[0], "-m", "sidestream", "--odoo-config", str(world.config), "--odoo-database", database]
     return subprocess.Popen([*command, "worker"], stderr=subprocess.PIPE, text=True, env=world.environment())
+
+
+def _worker_says(world: OdooWorld, database: str) -> str:
+    with _start_worker(world, database) as refused:
+        said = refused.communicate(timeout=60)[1]
+    assert refused.returncode != 0
+    return said
