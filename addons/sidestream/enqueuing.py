@@ -424,10 +424,7 @@ def _publish_after_commit(cr, publications):
         return
     guard = getattr(cr, "sidestream", None)
     if guard is not None and guard.follow_ups is not None:  # inside a job: its worker publishes, after its commit
-        guard.follow_ups += [
-            (one.reference, one.lane.partition(":")[2], one.due_ms, one.priority, one.attempted, one.edited)
-            for one in publications
-        ]
+        guard.follow_ups += publications
         return
     waiting = cr.postcommit.data.setdefault("sidestream.publications", [])
     if not waiting:

@@ -29,10 +29,10 @@ from sidestream.job.job import Job
 from sidestream.job.options import JobOptions
 from sidestream.job.reference import NO_TAG8, direct_reference
 from sidestream.job.uuids import new_uuid
+from sidestream.relay.publications import publications_of
 from sidestream.relay.relay import Relay
 from sidestream.store import outcomes, schema
 from sidestream.store.adapter import translate
-from sidestream.store.job_row import JobRow
 
 _IN_ERROR = 3
 """``transaction_status`` of psycopg 3 and psycopg2 after a failed statement: such a commit is silently a rollback."""
@@ -152,20 +152,7 @@ class Client:
         crash_point("enqueue.inserted")
         if database.copied:  # the jobs wait for the person who adopts this database
             return Inserted([row.id for row in stored], [])
-        publications = [_withdrawal(one, database) for row in stored for one in row.replaced]
-        publications += [
-            Publication(
-                row.reference(database),
-                lane(database.tag, row.queue),
-                0 if job.run_at is None else to_ms(job.run_at),
-                attempted=row.attempted,
-                priority=row.priority,
-                edited=row.taken_over,
-            )
-            for row, job in zip(stored, jobs, strict=True)
-            if row.taken_over or not row.existed
-        ]
-        return Inserted([row.id for row in stored], publications)
+        return Inserted([row.id for row in stored], publications_of(stored, jobs, database))
 
     def hand_over(self, publications: Sequence[Publication]) -> bool:
         """Publish committed rows; False means that it happens later. Never raises (see :class:`Relay`)."""
@@ -325,17 +312,6 @@ class Transaction:
         _commit(self._connection)
         crash_point("enqueue.committed")
         self.published = self._client.hand_over(self._publications)
-
-
-def _withdrawal(row: JobRow, database: schema.Database) -> Publication:
-    """Return what the broker is told about a row that was replaced.
-
-    Who knows nothing of ``withdrawn`` (what an action enqueues goes through its worker) makes it ready at once: it is
-    claimed, found over and settled.
-    """
-    return Publication(
-        row.reference(database), lane(database.tag, row.queue), priority=row.priority, edited=True, withdrawn=True
-    )
 
 
 @contextmanager

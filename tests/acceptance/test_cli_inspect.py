@@ -12,6 +12,7 @@ import pytest
 from sidestream import Jobs
 from sidestream.broker.protocol import lane
 from sidestream.broker.redis.broker import RedisBroker
+from sidestream.job.outcome import Release
 from sidestream.job.reference import NO_TAG8, Reference
 from sidestream.job.rules import Rules
 from sidestream.settings import Settings
@@ -136,7 +137,7 @@ def direct_jobs(redis_server: RedisServer) -> Iterator[tuple[Jobs, RedisBroker]]
 
 def bury_all(broker: RedisBroker, error: str) -> None:
     for one in broker.claim("w1", DIRECT_LANES, free=100):
-        broker.release(one, charge_attempt=True)
+        broker.release(one, Release(charge_attempt=True))
     for one in broker.claim("w1", DIRECT_LANES, free=100):
         assert broker.fail(one, error)
 

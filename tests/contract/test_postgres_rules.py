@@ -12,6 +12,7 @@ from sidestream.broker.postgres import broker
 from sidestream.broker.protocol import Delivery, Explanation, Place, Publication, lane
 from sidestream.job.job import Job
 from sidestream.job.names import tag
+from sidestream.job.outcome import Release
 from sidestream.job.reference import Reference
 from sidestream.job.rules import Limit, Pause, Rules, Scope
 from sidestream.store import outcomes, rules
@@ -138,7 +139,7 @@ def test_explain_and_move(own: PostgresBench) -> None:
     assert claim(own, 1) == [4]
     assert not own.broker.reprioritize(low, 9), "it is handed off"
     [held] = deliveries(own, 1)
-    own.broker.release(held, delay_ms=60_000)
+    own.broker.release(held, Release(delay_ms=60_000))
     found = own.broker.explain(head)
     assert found.place is Place.DELAYED
     assert found.until_ms > own.now()

@@ -87,7 +87,7 @@ def failing(broker: Broker, dsn: str) -> Delivery:
 
 def give_back(broker: Broker, delivery: Delivery) -> None:
     """Tell the broker of the failure."""
-    assert broker.release(delivery, delay_ms=3_600_000, charge_attempt=True) == 0
+    assert broker.release(delivery, Release(delay_ms=3_600_000, charge_attempt=True)) == 0
 
 
 def test_the_newest_does_not_wait_for_the_retry_of_the_one_that_it_replaced(

@@ -33,11 +33,11 @@ def test_a_pause_of_the_application_costs_nothing_however_long_it_lasts(database
     with _outcome_writer(database, tmp_path) as (look, outcome_writer, reference):
         for releases in (0, 1, MAX_RELEASES, 10 * MAX_RELEASES):
             delivery = Delivery(reference, "lane", Lease(b"1", "me", 1), 0, None, releases=releases)
-            settlement = outcome_writer.found(delivery, JobReport(0, Release(PAUSED, 2.0), -1))
-            assert settlement == Settlement(delay_ms=2000)
+            settlement = outcome_writer.found(delivery, JobReport(0, Release(PAUSED, 2000), -1))
+            assert settlement == Settlement(release=Release(PAUSED, 2000, count=False))
         outcome_writer.started(delivery, 0, 0.0)
-        alone = outcome_writer.found(delivery, JobReport(0, Release(PAUSED, 2.0), -1))
-        assert alone == Settlement(delay_ms=30_000), "its lone starts are written, so they are fewer"
+        alone = outcome_writer.found(delivery, JobReport(0, Release(PAUSED, 2000), -1))
+        assert alone.release.delay_ms == 30_000, "its lone starts are written, so they are fewer"
         row = look.execute("SELECT state, reason, releases, attempts FROM sidestream_job").fetchone()
     assert row == ("pending", PAUSED, 0, 0)
 
@@ -132,11 +132,11 @@ def test_a_direct_job_that_says_paused_when_it_puts_itself_off_is_counted(tmp_pa
     outcome_writer = OutcomeWriter(WorkerState(WorkerOptions("me", ("lane",), "00", tmp_path, children=1)), None)
     reference = direct_reference(UUID(int=1), "test.act", None).pack()
     for word in (ReleaseReason.PAUSED, ReleaseReason.UNROUTED):
-        snooze = Release(f"{word} by the customer", 60.0, snoozed=True)
+        snooze = Release(f"{word} by the customer", 60_000, snoozed=True)
         settlement = outcome_writer.found(
             Delivery(reference, "lane", Lease(b"1", "me", 1), 0), JobReport(0, snooze, -1)
         )
-        assert settlement == Settlement(delay_ms=60_000, count=True, reason=snooze.reason)
+        assert settlement == Settlement(release=snooze)
 
 
 def test_a_job_whose_child_died_of_sigterm_is_released_and_charged_with_nothing(lone: Lone) -> None:
@@ -144,6 +144,6 @@ def test_a_job_whose_child_died_of_sigterm_is_released_and_charged_with_nothing(
     settlement = lone.outcome_writer.crashed(
         lone.delivery, reading, 0, KillReason.TERMINATED, "its process was killed by SIGTERM"
     )
-    assert settlement == Settlement(delay_ms=None, count=True, reason="its process was killed: SIGTERM")
+    assert settlement == Settlement(release=Release("its process was killed: SIGTERM", None))
     assert lone.events() == ["started", "released"]
     assert lone.look.execute("SELECT attempts, crashes FROM sidestream_job").fetchone() == (0, 0)

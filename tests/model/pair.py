@@ -8,6 +8,7 @@ from pathlib import Path
 from random import Random
 
 from sidestream.broker.protocol import Delivery, Explanation, Publication
+from sidestream.job.outcome import Release
 from sidestream.job.reference import Reference
 from sidestream.job.rules import Rules
 from tests.contract.benches import MemoryBench, RedisBench
@@ -136,7 +137,7 @@ class Pair:
                 "count": random.random() < 0.7,
                 "unstarted": random.random() < 0.3,
             }
-            counts = [b.broker.release(one, **options) for b, one in zip(self.benches, ones, strict=True)]
+            counts = [b.broker.release(one, Release(**options)) for b, one in zip(self.benches, ones, strict=True)]
             self.same(f"release {shown(ones[0])} {options}", counts)
 
     def fail(self) -> None:

@@ -21,6 +21,7 @@ from uuid import UUID, uuid4
 from sidestream.broker.protocol import Broker, Delivery, Place, Publication, lane
 from sidestream.job.job import DEFAULT_PRIORITY
 from sidestream.job.names import tag
+from sidestream.job.outcome import Release
 from sidestream.job.reference import Reference, direct_reference, group_tag, limit_tag, row_reference
 from sidestream.job.rules import Rules
 
@@ -216,7 +217,7 @@ class OrderCases:
         bench.advance(10)
         bench.put([row(bench, 2)])
         (first,) = claim(bench, 1)
-        assert bench.broker.release(first) == 1
+        assert bench.broker.release(first, Release()) == 1
         again = claim(bench, 2)
         assert ids(again) == [1, 2]
         assert (again[0].ready_ms, again[0].releases) == (first.ready_ms, 1)
@@ -224,7 +225,7 @@ class OrderCases:
     def test_a_delayed_release_keeps_its_place_too(self, bench: Bench) -> None:
         bench.put([row(bench, 1)])
         (first,) = claim(bench, 1)
-        bench.broker.release(first, delay_ms=2500)
+        bench.broker.release(first, Release(delay_ms=2500))
         bench.advance(10)
         bench.put([row(bench, 2)])
         assert ids(claim(bench, 0, 9)) == [2]
@@ -271,13 +272,13 @@ class KeyCases:
         (head,) = claim(bench)
         bench.put([row(bench, 4, "k")])
         assert claim(bench) == []
-        bench.broker.release(head, count=False)
+        bench.broker.release(head, Release(count=False))
         assert ids(claim(bench)) == [4]
 
     def test_a_retrying_head_blocks_its_key(self, bench: Bench) -> None:
         bench.put([row(bench, 1, "k"), row(bench, 2, "k"), row(bench, 3)])
         head, _ = claim(bench)
-        assert bench.broker.release(head, delay_ms=1500, charge_attempt=True) == 0
+        assert bench.broker.release(head, Release(delay_ms=1500, charge_attempt=True)) == 0
         bench.advance(500)
         assert claim(bench) == []
         bench.advance(1500)
@@ -286,7 +287,7 @@ class KeyCases:
     def test_a_retrying_head_gives_way_to_a_smaller_id_and_is_due_later_all_the_same(self, bench: Bench) -> None:
         bench.put([row(bench, 2, "k")])
         (head,) = claim(bench)
-        bench.broker.release(head, delay_ms=2000, charge_attempt=True)
+        bench.broker.release(head, Release(delay_ms=2000, charge_attempt=True))
         bench.put([row(bench, 1, "k")])
         (smaller,) = claim(bench)
         assert ids([smaller]) == [1]
@@ -328,7 +329,7 @@ class KeyCases:
         bench.put([row(bench, 5, "k")])
         (head,) = claim(bench)
         bench.put([row(bench, 4, "k"), row(bench, 6, "k")])
-        bench.broker.release(head, delay_ms=None, blocked_by=4)
+        bench.broker.release(head, Release(delay_ms=None, blocked_by=4))
         for expected in (4, 5, 6):
             (head,) = claim(bench)
             assert ids([head]) == [expected]
@@ -337,7 +338,7 @@ class KeyCases:
     def test_blocked_by_a_job_unknown_here_waits_and_gives_way_when_it_comes(self, bench: Bench) -> None:
         bench.put([row(bench, 5, "k"), row(bench, 6, "k")])
         (head,) = claim(bench)
-        bench.broker.release(head, delay_ms=60_000, blocked_by=4)
+        bench.broker.release(head, Release(delay_ms=60_000, blocked_by=4))
         assert claim(bench) == []
         bench.put([row(bench, 4, "k")])
         (blocker,) = claim(bench)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from sidestream.broker.protocol import Place
+from sidestream.job.outcome import Release
 from tests.support.broker_contract import Bench, claim, ids, lanes_of, row, running
 from tests.support.broker_contract_waiting import wait_until_blocked
 
@@ -25,12 +26,12 @@ class EditedCases:
     def test_its_releases_stay_counted(self, bench: Bench) -> None:
         bench.put([row(bench, 1)])
         (one,) = claim(bench)
-        assert bench.broker.release(one, delay_ms=3_600_000) == 1
+        assert bench.broker.release(one, Release(delay_ms=3_600_000)) == 1
         assert bench.broker.delayed_until([row(bench, 1)]) == [bench.broker.explain(row(bench, 1)).until_ms]
         assert bench.broker.publish([row(bench, 1)._replace(edited=True)]) == 1
         assert bench.broker.delayed_until([row(bench, 1)]) == [0]
         (one,) = claim(bench)
-        assert bench.broker.release(one) == 2
+        assert bench.broker.release(one, Release()) == 2
 
     def test_a_later_time_counts_at_once(self, bench: Bench) -> None:
         bench.put([row(bench, 1)])
@@ -72,7 +73,7 @@ class EditedCases:
         (first,) = claim(bench)
         later = row(bench, 1, "k", due=bench.now() + 5_000)._replace(edited=True)
         assert bench.broker.publish([later]) == 0, "its worker looks at the row"
-        assert bench.broker.release(first, delay_ms=5_000, unstarted=True) == 1
+        assert bench.broker.release(first, Release(delay_ms=5_000, unstarted=True)) == 1
         assert bench.broker.locate([later]) == [Place.DELAYED]
         (second,) = claim(bench)
         assert ids([second]) == [2]
@@ -89,7 +90,7 @@ class EditedCases:
         second, got = bench.second(), []
         with running(lambda: got.extend(second.claim("w2", lanes_of(bench), free=1, wait_ms=10_000))):
             wait_until_blocked(bench)
-            bench.broker.release(first, delay_ms=60_000, unstarted=True)
+            bench.broker.release(first, Release(delay_ms=60_000, unstarted=True))
         assert ids(got) == [2]
 
     def test_one_in_line_takes_its_place_by_id_again(self, bench: Bench) -> None:

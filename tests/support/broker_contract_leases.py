@@ -9,6 +9,7 @@ import pytest
 
 from sidestream.broker.protocol import CHUNK, Delivery, Place, Reclaimed
 from sidestream.errors import BrokerUnavailable, StaleGeneration
+from sidestream.job.outcome import Release
 from sidestream.job.rules import Rules
 from tests.support.broker_contract import LEASE_MS, RENEW_MS, Bench, claim, direct, ids, lanes_of, row
 
@@ -49,7 +50,7 @@ class LeaseCases:
         assert (new.lease.worker, new.lease.deliveries) == ("w2", 2)
         assert bench.broker.renew("w1", [old.lease]) == [old.lease]
         assert bench.broker.settle([old]) == [old.lease]
-        assert bench.broker.release(old) == -1
+        assert bench.broker.release(old, Release()) == -1
         assert bench.broker.fail(old, "no") is False
         assert bench.broker.renew("w2", [new.lease]) == []
         assert bench.broker.settle([new]) == []
@@ -119,7 +120,7 @@ class LeaseCases:
         before = claim(bench)
         keep_alive(bench, LEASE_MS + 100)
         for one, _ in reclaim(bench).deliveries:
-            assert bench.broker.release(one, count=False) == 0
+            assert bench.broker.release(one, Release(count=False)) == 0
         again = claim(bench)
         assert ids(again) == [1, 3]
         assert again[0].ready_ms == before[0].ready_ms
@@ -129,11 +130,11 @@ class LeaseCases:
         counts = []
         for count in (True, True, False, True):
             (one,) = claim(bench)
-            counts.append(bench.broker.release(one, count=count))
+            counts.append(bench.broker.release(one, Release(count=count)))
         assert counts == [1, 2, 2, 3]
         (one,) = claim(bench)
         assert one.releases == 3
-        assert bench.broker.release(one, charge_attempt=True) == 0
+        assert bench.broker.release(one, Release(charge_attempt=True)) == 0
         (one,) = claim(bench)
         assert (one.releases, one.attempts) == (0, 0), "a row's attempts are counted in the row"
 
@@ -142,13 +143,13 @@ class LeaseCases:
         for delay in (50, 100, 200, 400):
             (one,) = claim(bench)
             released = bench.now()
-            bench.broker.release(one, delay_ms=None)
+            bench.broker.release(one, Release(delay_ms=None))
             bench.advance(delay - 30)
             early = claim(bench)
             if early:
                 # Where the clock is the real one, a slow machine may have let the delay pass.
                 assert bench.now() >= released + delay, f"claimable again before its {delay} ms were over"
-                bench.broker.release(early[0], delay_ms=0, count=False)
+                bench.broker.release(early[0], Release(delay_ms=0, count=False))
             bench.advance(40)
         assert ids(claim(bench)) == [1]
 
@@ -206,7 +207,7 @@ class ContentsCases:
         assert known() == numbers
         bench.end(held[1:])
         assert known() == [1]
-        broker.release(held[0], delay_ms=5000)
+        broker.release(held[0], Release(delay_ms=5000))
         assert known() == [1]
 
     def test_an_emptied_broker_says_that_it_moved(self, bench: Bench) -> None:
@@ -219,7 +220,7 @@ class ContentsCases:
             lambda: claim(bench),
             lambda: bench.broker.renew("w1", [held.lease]),
             lambda: bench.broker.settle([held]),
-            lambda: bench.broker.release(held),
+            lambda: bench.broker.release(held, Release()),
             lambda: bench.broker.publish([row(bench, 1)]),
             lambda: reclaim(bench),
             lambda: bench.broker.locate([row(bench, 1)]),
@@ -296,10 +297,10 @@ class DirectCases:
         seen = []
         for crash in (False, True, True):
             (one,) = claim(bench)
-            bench.broker.release(one)
+            bench.broker.release(one, Release())
             (one,) = claim(bench)
             seen.append((one.attempts, one.crashes, one.releases))
-            bench.broker.release(one, delay_ms=500, charge_attempt=True, charge_crash=crash)
+            bench.broker.release(one, Release(delay_ms=500, charge_attempt=True, charge_crash=crash))
             assert claim(bench) == []
             bench.advance(600)
         (one,) = claim(bench)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import pytest
 
 from sidestream.broker.protocol import Capability, Delivery, Place, lane
+from sidestream.job.outcome import Release
 from sidestream.job.reference import Reference
 from sidestream.job.rules import Limit, Pause, Scope
 from tests.support.broker_contract import LEASE_MS, Bench, claim, govern, ids, lanes_of, row
@@ -85,14 +86,14 @@ class ConcurrencyCases:
         if how == "settle":
             bench.end([held])
         elif how == "release":
-            bench.broker.release(held, delay_ms=60_000)
+            bench.broker.release(held, Release(delay_ms=60_000))
         elif how == "fail":
             assert bench.broker.fail(held, "no")
         else:
             keep_alive(bench, LEASE_MS + 100)
             ((taken, _),) = reclaim(bench).deliveries
             assert claim(bench) == [], "whoever took it over holds its slot"
-            bench.broker.release(taken, delay_ms=60_000)
+            bench.broker.release(taken, Release(delay_ms=60_000))
         assert ids(claim(bench)) == [2]
 
     def test_a_slot_of_every_limit_or_of_none(self, bench: Bench) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 from sidestream.broker.protocol import Capability
+from sidestream.job.outcome import Release
 from tests.support.broker_contract import Bench, claim, govern, ids, row, serve
 
 
@@ -66,10 +67,10 @@ class PriorityCases:
         bench.put([row(bench, 1, priority=7), row(bench, 2, priority=8)])
         (one,) = claim(bench, 1)
         assert one.priority == 7
-        bench.broker.release(one)
+        bench.broker.release(one, Release())
         (one,) = claim(bench, 1)
         assert (ids([one]), one.priority) == ([1], 7)
-        bench.broker.release(one, delay_ms=300)
+        bench.broker.release(one, Release(delay_ms=300))
         bench.advance(400)
         (one, _) = claim(bench)
         assert (ids([one]), one.priority) == ([1], 7)

@@ -6,6 +6,7 @@ from typing import Any
 
 from sidestream.broker.protocol import Capability, Place, lane
 from sidestream.job.names import tag
+from sidestream.job.outcome import Release
 from sidestream.job.rules import Pause, Rules
 from tests.support.broker_contract import Bench, claim, govern, ids, lanes_of, row, serve
 
@@ -91,7 +92,7 @@ class PauseCases:
         bench.put([row(bench, 1)])
         (held,) = claim(bench)
         govern(bench, **pause(queue="default"))
-        assert bench.broker.release(held) == 1
+        assert bench.broker.release(held, Release()) == 1
         assert claim(bench) == []
         govern(bench)
         assert ids(claim(bench)) == [1]

@@ -9,6 +9,7 @@ blocks on one list of its own; *idempotent adding* is a matter of the known bits
 from __future__ import annotations
 
 from sidestream.broker.protocol import Capability, Delivery, lane
+from sidestream.job.outcome import Release
 from tests.support.broker_contract import LEASE_MS, RENEW_MS, Bench, claim, ids, lanes_of, row
 from tests.support.broker_contract_leases import keep_alive, reclaim
 
@@ -76,7 +77,7 @@ class TrapCases:
         keep_alive(bench, LEASE_MS + 100)
         ((taken, _),) = reclaim(bench).deliveries
         assert taken.lease.deliveries == 2
-        bench.broker.release(taken, count=False)
+        bench.broker.release(taken, Release(count=False))
         (again,) = claim(bench)
         assert again.lease.deliveries == 1
 

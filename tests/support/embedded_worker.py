@@ -80,14 +80,14 @@ class EmbeddedWorker:
             return outcome
         job_report = wire.JobReport(0, outcome, seen[-1].attempts if seen else -1)
         settlement = self._outcome_writer.found(delivery, job_report)
-        if settlement.alone:
+        if settlement.run_alone:
             self._outcome_writer.started(delivery, 0, 0.0)
             return self.run_one(delivery, run_alone=True)
         releases = settlement.tell(self._broker, delivery)
         if settlement.fail is not None:
             self._outcome_writer.failed(delivery, settlement.fail, settlement.detail)
         if releases > 0:
-            self._outcome_writer.released(delivery, releases, settlement.reason)
+            self._outcome_writer.released(delivery, releases, settlement.release.reason)
         return outcome
 
     def close(self) -> None:
@@ -97,4 +97,4 @@ class EmbeddedWorker:
 
     def _publish(self, acquired: Acquired | None) -> None:
         if acquired is not None and acquired.follow_ups:
-            self._broker.publish(wire.publications(acquired.follow_ups, self._options.database))
+            self._broker.publish(acquired.follow_ups)

@@ -13,6 +13,7 @@ from sidestream.broker.failover import FailoverBroker
 from sidestream.broker.protocol import Broker, Capability, Delivery, Lease
 from sidestream.clock import ManualClock
 from sidestream.errors import BrokerError, BrokerFull, BrokerUnavailable, BrokerUnsuitable, StaleGeneration
+from sidestream.job.outcome import Release
 
 LANES = ("00" * 8 + ":default",)
 LONGEST = 5.0
@@ -62,7 +63,7 @@ class Scripted:
         self._called("renew")
         return [lease for lease in leases if lease in self.lost]
 
-    def release(self, delivery: Delivery, **options: Any) -> int:
+    def release(self, delivery: Delivery, release: Release) -> int:
         self._called("release")
         self.released.append(delivery)
         return 0
@@ -161,7 +162,7 @@ def test_everything_for_an_absent_primary_is_refused_without_asking_it(pair: Pai
     for call in (
         lambda: pair.broker.settle([delivery]),
         lambda: pair.broker.renew("me", [delivery.lease]),
-        lambda: pair.broker.release(delivery),
+        lambda: pair.broker.release(delivery, Release()),
         lambda: pair.broker.fail(delivery, "x"),
         lambda: pair.broker.publish([]),
         lambda: pair.broker.generation(),
@@ -214,7 +215,7 @@ def test_the_fallbacks_deliveries_end_with_the_fallback_whoever_is_in_use(pair: 
         pair.broker.renew("me", [from_primary.lease, second.lease])
     assert pair.fallback.calls[-1] == "renew"
     pair.bring_back()
-    assert pair.broker.release(second) == 0
+    assert pair.broker.release(second, Release()) == 0
     assert pair.fallback.released == [second]
     # The settler repeats the whole batch: the part that is settled already is settled again without harm.
     assert pair.broker.settle([from_primary, first]) == []
@@ -300,7 +301,9 @@ def test_a_job_whose_end_the_absent_primary_cannot_be_told_comes_from_the_fallba
     pair.primary.ready = [b"a"]
     [ended] = pair.claim()
     pair.lose()
-    tell = (lambda: pair.broker.release(ended)) if end == "release" else (lambda: pair.broker.fail(ended, ""))
+    tell = (
+        (lambda: pair.broker.release(ended, Release())) if end == "release" else (lambda: pair.broker.fail(ended, ""))
+    )
     with pytest.raises(BrokerUnavailable):
         tell()
     pair.fallback.ready = [b"a"]
@@ -322,7 +325,7 @@ def test_an_end_under_a_lease_that_was_lost_frees_no_other_lease(pair: Pair) -> 
     [held] = pair.claim()
     pair.lose()
     with pytest.raises(BrokerUnavailable):
-        pair.broker.release(held._replace(lease=held.lease._replace(entry=b"older")))
+        pair.broker.release(held._replace(lease=held.lease._replace(entry=b"older")), Release())
     pair.fallback.ready = [b"a"]
     assert pair.claim() == []
 

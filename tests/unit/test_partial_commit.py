@@ -18,7 +18,7 @@ def test_parts_that_go_well_leave_nothing_behind() -> None:
     parts.check()
 
 
-@pytest.mark.parametrize("failure", [LockLost("gone"), NotNow(Release("paused", 1.0)), Conflict("met")])
+@pytest.mark.parametrize("failure", [LockLost("gone"), NotNow(Release("paused", 1000)), Conflict("met")])
 def test_after_a_part_that_failed_no_other_begins_and_nothing_is_finished(failure: BaseException) -> None:
     parts = Parts()
     with pytest.raises(type(failure)), parts.turn():

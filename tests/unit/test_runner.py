@@ -99,7 +99,7 @@ def test_the_last_attempt_buries() -> None:
 @pytest.mark.parametrize("step", ["acquire", "run", "commit"])
 def test_conflicts_are_tried_three_times_and_then_handed_back(step: str) -> None:
     executor = ScriptedExecutor(**{step: raising(Conflict("40001"))})
-    assert run(executor) == Release("conflict")
+    assert run(executor) == Release("conflict", None)
     assert executor.calls.count("acquire") == CONFLICT_TRIES
     assert executor.calls.count("reset") == CONFLICT_TRIES
 

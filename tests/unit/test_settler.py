@@ -13,7 +13,7 @@ import pytest
 
 from sidestream.broker.protocol import FALLBACK_PREFIX, Delivery, Lease, from_fallback
 from sidestream.errors import BrokerUnavailable, StoreUnavailable
-from sidestream.job.outcome import Retry
+from sidestream.job.outcome import Release, Retry
 from sidestream.job.reference import row_reference
 from sidestream.worker import wire
 from sidestream.worker.options import WorkerOptions
@@ -47,7 +47,7 @@ class Redis:
         self.settled += deliveries
         return []
 
-    def release(self, delivery: Delivery, **options: Any) -> int:
+    def release(self, delivery: Delivery, release: Release) -> int:
         self.asked += 1
         if self.away and not from_fallback(delivery):
             raise BrokerUnavailable("away")
@@ -70,7 +70,9 @@ class Books:
         if delivery.reference in self.away:
             raise StoreUnavailable("away")
         self.decided.append(delivery)
-        return Settlement(alone=True) if delivery.reference in self.suspects else Settlement(charge_attempt=True)
+        if delivery.reference in self.suspects:
+            return Settlement(run_alone=True)
+        return Settlement(release=Release(charge_attempt=True, count=False))
 
     def handed_back(self, delivery: Delivery) -> Settlement:
         return Settlement()

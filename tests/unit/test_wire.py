@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgpack
 import pytest
 
+from sidestream.broker.protocol import Publication
 from sidestream.job.outcome import Fail, Release, Retry
 from sidestream.worker import wire
 
@@ -27,11 +28,11 @@ def test_a_report_arrives_with_every_kind_of_outcome() -> None:
             wire.JobReport(0, Retry(1.5, "ValueError: no", "Traceback"), 2),
             wire.JobReport(1, Fail("gone", ""), 0),
             wire.JobReport(2, Release("blocked", None, 17), -1),
-            wire.JobReport(3, Release("closed", 60.0, snoozed=True), 0),
-            wire.JobReport(4, Release("scheduled", 60.0, unstarted=True), 0),
+            wire.JobReport(3, Release("closed", 60_000, snoozed=True), 0),
+            wire.JobReport(4, Release("scheduled", 60_000, unstarted=True), 0),
         ],
         {b"abcd": (4, 1234)},
-        [(b"\x01next", "default", 0, 5, False, True)],
+        [Publication(b"\x01next", "00:default", 0, edited=True, withdrawn=True)],
         False,
     )
     with ours, theirs:
@@ -58,7 +59,10 @@ def test_the_largest_batch_fits_one_packet() -> None:
 
 def test_a_report_with_many_follow_up_jobs_comes_in_messages_that_fit() -> None:
     ours, theirs = wire.pair()
-    jobs = [(number.to_bytes(8, "big") * 8, "q" * 63, 1 << 60, 9, True, True) for number in range(1_201)]
+    jobs = [
+        Publication(number.to_bytes(8, "big") * 8, "0" * 16 + ":" + "q" * 63, 1 << 60, None, True, 9, True, True)
+        for number in range(1_201)
+    ]
     job_report = wire.JobReport(4, Retry(1.5, "no stock", "Traceback"), 2)
     with ours, theirs:
         wire.send_report(ours, wire.Report(7, 5, True, [job_report], {b"abcd": (1, 2)}, jobs, True, True))
@@ -80,7 +84,7 @@ def test_a_report_with_many_follow_up_jobs_comes_in_messages_that_fit() -> None:
         (b"\xc1", "not msgpack"),
         (b"\xda\xff", "not msgpack"),
         (msgpack.packb(["ready"]), "no report"),
-        (msgpack.packb((1, 1, True, [(0, 9, "x", 0)], {}, [], False, False)), "no report"),
+        (msgpack.packb((1, 1, True, [(0, ("Other", {}), 0)], {}, [], False, False)), "no report"),
         (msgpack.packb((1, 1, True, [], [], [], False, False)), "no report"),
     ],
 )

@@ -7,9 +7,10 @@ import time
 from collections.abc import Callable, Sequence
 
 from sidestream.admin.diagnosis import why
-from sidestream.broker.protocol import Broker, Explanation, Place, Publication, lane
+from sidestream.broker.protocol import Broker, Explanation, Place, lane
 from sidestream.broker.redis.inspect import RedisInspector
 from sidestream.errors import BrokerError
+from sidestream.relay.publications import publication_of
 from sidestream.relay.queue import CHUNK_SIZE
 from sidestream.settings import Settings
 from sidestream.store import diagnosis, job_row, rules, schema
@@ -40,7 +41,7 @@ def reprioritize(settings: Settings, job_id: int) -> bool:
     """Let a waiting job have the priority that its row has now, and return whether Redis could be told."""
     with store_cursor(settings) as cursor:
         database, found = schema.identify(cursor), job_row.find_all(cursor, [job_id])
-    publications = [_publication(database, row) for row in found]
+    publications = [publication_of(row, database) for row in found]
     return _tell(settings, lambda broker: [broker.reprioritize(one, one.priority) for one in publications])
 
 
@@ -55,7 +56,7 @@ def why_waiting(settings: Settings, job_id: int) -> str | None:
         broker = build_broker(settings)
         try:
             begun = broker.generation().number  # a Redis that no worker has met yet has none, and answers
-            explanation = broker.explain(_publication(database, facts.job)) if begun else Explanation(Place.NOWHERE)
+            explanation = broker.explain(publication_of(facts.job, database)) if begun else Explanation(Place.NOWHERE)
             found = RedisInspector(broker.connection).workers()
         finally:
             broker.close()
@@ -95,7 +96,7 @@ def announced_workers(settings: Settings) -> Sequence[tuple[str, tuple[str, ...]
 
 
 def _sync(settings: Settings, database: schema.Database, jobs: Sequence[JobRow], *, waiting: bool) -> bool:
-    publications = [_publication(database, row) for row in jobs]
+    publications = [publication_of(row, database) for row in jobs]
 
     def tell(broker: Broker) -> None:
         for publication in publications:
@@ -119,13 +120,3 @@ def _tell(settings: Settings, tell: Callable[[Broker], object]) -> bool:
     except BrokerError:
         return False
     return True
-
-
-def _publication(database: schema.Database, row: JobRow) -> Publication:
-    return Publication(
-        row.reference(database),
-        lane(database.tag, row.queue),
-        row.due_ms,
-        attempted=row.attempted,
-        priority=row.priority,
-    )

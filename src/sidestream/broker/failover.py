@@ -29,6 +29,7 @@ from sidestream.broker.protocol import (
 )
 from sidestream.clock import Clock
 from sidestream.errors import BrokerError, BrokerFull, BrokerUnavailable, BrokerUnsuitable, StaleGeneration
+from sidestream.job.outcome import Release
 from sidestream.job.reference import NO_TAG8
 from sidestream.job.rules import Rules
 
@@ -255,30 +256,9 @@ class FailoverBroker:
             self._ended(ours)
         return lost
 
-    def release(
-        self,
-        delivery: Delivery,
-        *,
-        delay_ms: int | None = 0,
-        blocked_by: int | None = None,
-        charge_attempt: bool = False,
-        charge_crash: bool = False,
-        count: bool = True,
-        unstarted: bool = False,
-    ) -> int:
+    def release(self, delivery: Delivery, release: Release) -> int:
         """With the giver."""
-        return self._end(
-            delivery,
-            lambda broker: broker.release(
-                delivery,
-                delay_ms=delay_ms,
-                blocked_by=blocked_by,
-                charge_attempt=charge_attempt,
-                charge_crash=charge_crash,
-                count=count,
-                unstarted=unstarted,
-            ),
-        )
+        return self._end(delivery, lambda broker: broker.release(delivery, release))
 
     def fail(self, delivery: Delivery, error: str) -> bool:
         """With the giver."""
@@ -389,7 +369,9 @@ class FailoverBroker:
 
     def _give_back(self, delivery: Delivery) -> None:
         try:
-            self._giver(delivery, lambda broker: broker.release(delivery, delay_ms=TWICE_DELAY_MS, count=False))
+            self._giver(
+                delivery, lambda broker: broker.release(delivery, Release(delay_ms=TWICE_DELAY_MS, count=False))
+            )
         except BrokerError as error:
             # Nobody works on it under this lease, so letting the lease run out is as good.
             log.info("A job held twice keeps its lease until it runs out: %s", error, extra={"action": "twice_kept"})

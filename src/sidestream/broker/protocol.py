@@ -15,6 +15,7 @@ from enum import StrEnum
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from sidestream.job.job import DEFAULT_PRIORITY
+from sidestream.job.outcome import Release
 from sidestream.job.rules import Rules
 
 CHUNK = 32_768
@@ -230,25 +231,11 @@ class Broker(Protocol):
         """Final: forget these jobs, free their keys, clear their known bits; return the leases that were lost."""
         ...
 
-    def release(
-        self,
-        delivery: Delivery,
-        *,
-        delay_ms: int | None = 0,
-        blocked_by: int | None = None,
-        charge_attempt: bool = False,
-        charge_crash: bool = False,
-        count: bool = True,
-        unstarted: bool = False,
-    ) -> int:
-        """Hand one back; return how often it was released since it was last started, or -1 when the lease was lost.
+    def release(self, delivery: Delivery, release: Release) -> int:
+        """Return a delivery to its lane as ``release`` says.
 
-        ``delay_ms`` 0 puts it back at its old place, a number delays it, None lets the delay grow with the releases
-        (50 ms doubling to 30 s). ``blocked_by``: the smallest pending id of its key; the job goes back behind the key.
-        The ``charge_*`` marks count for direct jobs (rows are charged by the store) and restart the release count; a
-        retry is a release with ``charge_attempt`` and a delay, and keeps the head of its key. ``count=False`` does not
-        count the release (a worker that stops, a prefetched job that comes back). ``unstarted``: it is not due before
-        ``delay_ms`` and was never started, so until then it stands in no line, and its key goes to the next.
+        Returns:
+            How many releases were counted since the job last started; -1 when the lease was lost.
         """
         ...
 

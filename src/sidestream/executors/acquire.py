@@ -51,15 +51,15 @@ def verdict_of(found: acquire.AcquireResult, ref: Reference, *, run_alone: bool)
                     extra={"action": "reference_stale"},
                 )
                 return Done()
-            return Release(ReleaseReason.SUSPECT, 0.0) if is_accused(found.suspects) and not run_alone else None
+            return Release(ReleaseReason.SUSPECT) if is_accused(found.suspects) and not run_alone else None
         case acquire.Terminal() | acquire.Missing() | acquire.Cancelled():
             return Done()
         case acquire.NotDue():
-            return Release(ReleaseReason.NOT_DUE, found.seconds, unstarted=not found.started)
+            return Release(ReleaseReason.NOT_DUE, int(found.seconds * 1000), unstarted=not found.started)
         case acquire.Blocked():
             return Release(ReleaseReason.BLOCKED, None, found.by)
         case _:
-            return Release(ReleaseReason.LOCKED)
+            return Release(ReleaseReason.LOCKED, None)
 
 
 def commit_end(found: acquire.AcquireResult, commit: Callable[[], None]) -> None:

@@ -14,17 +14,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from sidestream.broker.protocol import Publication
 from sidestream.errors import StoreUnavailable
 from sidestream.job.job import DEFAULT_QUEUE
 from sidestream.job.observer import JobFailure
 from sidestream.job.outcome import Done, Fail, Release
 from sidestream.job.retry import RetryPolicy
-
-FollowUp = tuple[bytes, str, int, int, bool, bool]
-"""A job that an action enqueued in its transaction: reference, queue, due_ms, priority, attempted, edited.
-
-The last two as in :class:`~sidestream.broker.protocol.Publication`.
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +53,7 @@ class Acquired:
     #: The backlog that it waited in.
     queue: str = DEFAULT_QUEUE
     #: The jobs that the action enqueued in its transaction.
-    follow_ups: list[FollowUp] = field(default_factory=list)
+    follow_ups: list[Publication] = field(default_factory=list)
 
 
 Verdict = Done | Fail | Release

@@ -34,18 +34,26 @@ class Fail:
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """Handed back: no attempt is charged."""
+    """The job goes back to its lane. The same value travels from the child to the broker."""
 
     #: Why, one of :class:`ReleaseReason`'s values or a sentence.
-    reason: str
-    #: Seconds until the job may be claimed again; None lets the delay grow with the number of releases.
-    delay: float | None = None
-    #: The smallest pending id with the same key that stands before this job, when that is the reason.
+    reason: str = ""
+    #: Milliseconds until it may be claimed again: 0 puts it back at its old place; None lets the delay grow with the
+    #: number of releases (50 ms, doubling to 30 s).
+    delay_ms: int | None = 0
+    #: The smallest pending id with the same key, which comes before this job: it goes back behind its key.
     blocked_by: int | None = None
-    #: The action put itself off (:class:`~sidestream.errors.Snooze`): counted apart from other releases.
-    snoozed: bool = False
-    #: It is not due and was never started, so it stands in no line until then.
+    #: Count this release.
+    count: bool = True
+    #: Count a failed attempt (the broker does for direct jobs, the row for others) and restart the release count.
+    #: With a delay it is a retry, which keeps the head of its key.
+    charge_attempt: bool = False
+    #: The same for an attempt that crashed its process.
+    charge_crash: bool = False
+    #: It is not due and never started: until then it holds no place behind its key.
     unstarted: bool = False
+    #: The action snoozed (:class:`~sidestream.errors.Snooze`): counted apart from other releases.
+    snoozed: bool = False
     #: Its PostgreSQL session ended after the job was acquired: the SQLSTATE that was given as the reason, or "".
     lost: str | None = None
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 
-from sidestream.broker.protocol import Broker, Publication, lane
+from sidestream.broker.protocol import Broker
 from sidestream.maintenance.store_connection import StoreConnection
+from sidestream.relay.publications import publication_of
 from sidestream.store import bulk
 
 log = logging.getLogger(__name__)
@@ -35,5 +36,5 @@ class ExpiryTask:
         database = self._link.database()
         for job in ended:
             # What is lost here is settled when it is claimed: its row is over.
-            self._broker.discard(Publication(job.reference(database), lane(database.tag, job.queue)))
+            self._broker.discard(publication_of(job, database))
         return len(ended) == LOT

@@ -24,6 +24,7 @@ from sidestream.crashpoints import crash_point
 from sidestream.errors import StaleGeneration, StoreError, WireError
 from sidestream.job.job import MAX_CRASHES
 from sidestream.job.observer import JobFailure
+from sidestream.job.outcome import Release
 from sidestream.job.reference import Reference
 from sidestream.maintenance.store_connection import Cursor, StoreConnection
 from sidestream.store import deaths, sessions
@@ -249,7 +250,7 @@ class LeaseReclaimer:
                 self._on_direct_failed(one.delivery, one.delivery.attempts + 1, error)
             case _:
                 crashed = one.verdict is Verdict.CHARGE_CRASH
-                self._broker.release(one.delivery, delay_ms=0, charge_crash=crashed, count=False)
+                self._broker.release(one.delivery, Release(delay_ms=0, charge_crash=crashed, count=False))
                 crash_point("reclaim.released")
 
 

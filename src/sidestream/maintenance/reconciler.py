@@ -20,12 +20,13 @@ from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from datetime import timedelta
 
-from sidestream.broker.protocol import Broker, Generation, Place, Publication, lane
+from sidestream.broker.protocol import Broker, Generation, Place, Publication
 from sidestream.clock import Clock
 from sidestream.crashpoints import crash_point
 from sidestream.job.outcome import ReleaseReason
 from sidestream.job.reference import NO_TAG8, Reference
 from sidestream.maintenance.store_connection import Cursor, StoreConnection
+from sidestream.relay.publications import publication_of
 from sidestream.store import diagnosis, queries
 from sidestream.store.bulk import note_reason
 from sidestream.store.job_row import JobRow
@@ -323,13 +324,4 @@ class Reconciler:
 
     def _publications(self, rows: Sequence[JobRow]) -> list[Publication]:
         database = self._link.database()
-        return [
-            Publication(
-                row.reference(database),
-                lane(database.tag, row.queue),
-                int(row.run_at.timestamp() * 1000),
-                attempted=row.attempted,
-                priority=row.priority,
-            )
-            for row in rows
-        ]
+        return [publication_of(row, database) for row in rows]

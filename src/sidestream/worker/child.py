@@ -13,8 +13,9 @@ import socket
 import time
 from dataclasses import dataclass
 
+from sidestream.broker.protocol import Publication
 from sidestream.crashpoints import crash_point
-from sidestream.executors.protocol import Acquired, Executor, FollowUp
+from sidestream.executors.protocol import Acquired, Executor
 from sidestream.job.outcome import Done
 from sidestream.job.reference import action_of
 from sidestream.logs import mark_records
@@ -58,7 +59,7 @@ class Child:
         self._attempts_seen = -1
         self._job_reports: list[wire.JobReport] = []
         self._times: dict[bytes, tuple[int, int]] = {}
-        self._follow_ups: list[FollowUp] = []
+        self._follow_ups: list[Publication] = []
         executor.on_backend = lambda pid: slots.backend(slot, pid)
         executor.on_guard = lambda pid: slots.guard(slot, pid)
 

@@ -13,9 +13,9 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, Protocol
 
-from sidestream.broker.protocol import Delivery
+from sidestream.broker.protocol import Delivery, Publication
 from sidestream.crashpoints import crash_point
-from sidestream.executors.protocol import ActionFacts, FollowUp
+from sidestream.executors.protocol import ActionFacts
 from sidestream.worker import wire
 from sidestream.worker.dispatcher import Dispatcher
 from sidestream.worker.pool import ProcessPool
@@ -56,7 +56,7 @@ class Settling(Protocol):
         """Whether these ended is not known: their rows tell."""
         ...
 
-    def follow_ups(self, jobs: Sequence[FollowUp]) -> None:
+    def follow_ups(self, jobs: Sequence[Publication]) -> None:
         """Publish these: the transaction that wrote their rows is committed."""
         ...
 

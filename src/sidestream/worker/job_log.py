@@ -67,8 +67,8 @@ class JobLog:
                 attempt_line(logging.WARNING, run, "failed attempt", seconds, f"; again in {delay:.3g} s", error)
             case Fail():
                 attempt_line(logging.WARNING, run, "failed attempt", seconds, "; not tried again", error)
-            case Release(reason, delay, snoozed=True):
-                attempt_line(logging.INFO, run, "snoozed", seconds, f" for {delay or 0:g} s: {reason}")
+            case Release(reason, delay_ms, snoozed=True):
+                attempt_line(logging.INFO, run, "snoozed", seconds, f" for {(delay_ms or 0) / 1000:g} s: {reason}")
             case Release(reason):
                 attempt_line(logging.INFO, run, "released", seconds, f": {reason}")
 

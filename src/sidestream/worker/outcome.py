@@ -20,15 +20,15 @@ DETAIL_LIMIT = 16_000
 def outcome_of(error: BaseException, acquired: Acquired) -> Outcome:
     """Return how the attempt that raised ``error`` ends."""
     if isinstance(error, SessionLost):
-        return Release(f"{ReleaseReason.LOST}: {error}", lost=error.code)
+        return Release(f"{ReleaseReason.LOST}: {error}", None, lost=error.code)
     if isinstance(error, StoreError | LockLost):
-        return Release(f"{ReleaseReason.LOST}: {error}"[:ERROR_LIMIT])
+        return Release(f"{ReleaseReason.LOST}: {error}"[:ERROR_LIMIT], None)
     if isinstance(error, NotNow):
         return error.release
     if isinstance(error, GiveUp):
         return Fail(redact_text(" ".join(str(error).split()))[:ERROR_LIMIT], detail_of(error))
     if isinstance(error, Snooze):
-        return Release(redact_text(error.reason)[:ERROR_LIMIT], error.delay, snoozed=True)
+        return Release(redact_text(error.reason)[:ERROR_LIMIT], int(error.delay * 1000), snoozed=True)
     policy = acquired.retry.for_error(error)
     return policy.decide(
         acquired.attempts - acquired.forgiven + 1,

@@ -119,7 +119,7 @@ class OutcomeWriter:
             case KillReason.TERMINATED:
                 # Counted as a release, with growing delays: a job that does this to itself has an end.
                 alone = self._end_alone(reference, _killed(kill_reason))
-                return self._release(delivery, reference, Release(_killed(kill_reason)), alone=alone)
+                return self._release(delivery, reference, Release(_killed(kill_reason), None), alone=alone)
             case None:
                 return self._crash(delivery, reference, reading, slot, f"It crashed: {how}.")
             case _:
@@ -162,11 +162,11 @@ class OutcomeWriter:
 
     def _snooze(self, delivery: Delivery, reference: Reference, outcome: Release, seen: int) -> Settlement:
         """The action put itself off: no attempt, a count of its own, and it keeps the head of its key."""
-        delay, cap = outcome.delay or 0.0, self._policy(reference).max_snoozes
+        delay, cap = (outcome.delay_ms or 0) / 1000, self._policy(reference).max_snoozes
         if reference.direct:  # its only counter is that of its releases
             if delivery.releases >= cap:
                 return Settlement(fail=f"It put itself off more than {cap} times; the last reason: {outcome.reason}")
-            return Settlement(delay_ms=int(delay * 1000), count=True, reason=outcome.reason)
+            return Settlement(release=outcome)
 
         def write(cursor: Any) -> outcomes.CasResult:
             written = outcomes.snooze(cursor, reference.id, seen, delay, outcome.reason, cap)
@@ -223,26 +223,21 @@ class OutcomeWriter:
 
     def _release(self, delivery: Delivery, reference: Reference, outcome: Release, *, alone: bool) -> Settlement:
         if outcome.reason == ReleaseReason.SUSPECT:
-            return Settlement(delay_ms=int(ALONE_AGAIN * 1000), alone=True)
+            return Settlement(release=replace(outcome, delay_ms=int(ALONE_AGAIN * 1000), count=False), run_alone=True)
         if outcome.reason.startswith(ReleaseReason.UNROUTED):
             # It is for another release or another database: waiting for a worker of that is no fault, however long.
             self._tell_parked(reference, outcome.reason)
-            return Settlement(delay_ms=int(PARKED_AGAIN * 1000))
+            return Settlement(release=replace(outcome, delay_ms=int(PARKED_AGAIN * 1000), count=False))
         if outcome.reason.startswith(ReleaseReason.PAUSED):
             # A person does that, maybe for a night: the row tells it once, and nothing is counted.
             if not reference.direct and self._connect is not None:
                 self._run(lambda cursor: bulk.note_reason(cursor, [reference.id], outcome.reason))
             # Each lone start and its end are written: not every two seconds for a night.
-            return Settlement(delay_ms=int((PARKED_AGAIN if alone else outcome.delay or 0) * 1000))
+            delay_ms = int(PARKED_AGAIN * 1000) if alone else outcome.delay_ms
+            return Settlement(release=replace(outcome, delay_ms=delay_ms, count=False))
         if reference.direct and delivery.releases + 1 >= MAX_RELEASES:
             return Settlement(fail=f"It was handed back {MAX_RELEASES} times: {outcome.reason}.")
-        return Settlement(
-            delay_ms=None if outcome.delay is None else int(outcome.delay * 1000),
-            blocked_by=outcome.blocked_by,
-            count=True,
-            unstarted=outcome.unstarted,
-            reason=outcome.reason,
-        )
+        return Settlement(release=outcome)
 
     def _tell_parked(self, reference: Reference, reason: str) -> None:
         told = (reference.action, reason)
@@ -258,7 +253,7 @@ class OutcomeWriter:
                 self._log_attempt(self.failure_of(delivery, seen + 1, outcome.error), event)
             if isinstance(outcome, Fail):
                 return Settlement(fail=outcome.error, detail=outcome.detail)
-            return Settlement(delay_ms=delay_ms, charge_attempt=True)
+            return Settlement(release=Release(delay_ms=delay_ms, count=False, charge_attempt=True))
 
         def write(cursor: Any) -> outcomes.CasResult:
             if isinstance(outcome, Retry):
@@ -291,7 +286,8 @@ class OutcomeWriter:
             return self._charge_direct(delivery, error)
         if reading.attempts_seen < 0:
             why = "its process ended before its row was acquired"
-            return replace(self._uncharged(reference, why), count=True, reason=why)
+            self._end_alone(reference, why)
+            return Settlement(release=Release(why))
 
         def write(cursor: Any) -> outcomes.CasResult:
             most = self._policy(reference).max_attempts
@@ -303,12 +299,14 @@ class OutcomeWriter:
         written = self._charge(reference, write)
         self._told(delivery, written, error, ended="crashed")
         settlement = self._settlement(written, 0)
-        return replace(settlement, again=True) if settlement.charge_attempt else settlement
+        return replace(settlement, run_again=True) if settlement.release.charge_attempt else settlement
 
     def _charge_direct(self, delivery: Delivery, error: str) -> Settlement:
         """A direct job has no row; its crashes are counted by the broker."""
         self._log_attempt(self.failure_of(delivery, delivery.attempts + 1, error), "crashed")
-        return Settlement(fail=error) if delivery.crashes + 1 >= MAX_CRASHES else Settlement(charge_crash=True)
+        if delivery.crashes + 1 >= MAX_CRASHES:
+            return Settlement(fail=error)
+        return Settlement(release=Release(count=False, charge_crash=True))
 
     def _charge(self, reference: Reference, write: Callable[[Any], outcomes.CasResult]) -> outcomes.CasResult:
         """Write what ends an attempt, with its attempt row, which ends a lone start too."""
@@ -353,7 +351,7 @@ class OutcomeWriter:
         if written.terminal or written.missing:
             return Settlement(settle=True)
         if written.applied:
-            return Settlement(delay_ms=delay_ms, charge_attempt=True)
+            return Settlement(release=Release(delay_ms=delay_ms, count=False, charge_attempt=True))
         return Settlement()  # somebody else wrote an attempt meanwhile: the row decides when it is acquired next
 
     def _end_alone(self, reference: Reference, reason: str) -> bool:

@@ -88,7 +88,7 @@ class Runner:
                 if attempt < CONFLICT_TRIES:
                     # Jitter: two jobs that met once should not meet again in step.
                     self._pause(random.uniform(0, CONFLICT_WAIT))
-        return Release(ReleaseReason.CONFLICT), None
+        return Release(ReleaseReason.CONFLICT, None), None
 
     def _once(
         self,
@@ -106,7 +106,7 @@ class Runner:
             executor.reset()
             # Nothing is written into a copy, not even how often its jobs were handed back.
             why = ReleaseReason.UNROUTED if isinstance(error, ForeignDatabase) else ReleaseReason.LOST
-            return Release(f"{why}: {error}"), None
+            return Release(f"{why}: {error}", None), None
         except Conflict:
             executor.reset()
             raise
@@ -146,7 +146,7 @@ class Runner:
                 return Done()
         except (StoreError, Conflict) as unknown:
             # Still unknown: the row will tell whoever opens it next.
-            return Release(f"{ReleaseReason.LOST}: {unknown}", lost=error.code)
+            return Release(f"{ReleaseReason.LOST}: {unknown}", None, lost=error.code)
         finally:
             self._executor.reset()
-        return Release(f"{ReleaseReason.LOST}: {error}", lost=error.code)
+        return Release(f"{ReleaseReason.LOST}: {error}", None, lost=error.code)

@@ -18,7 +18,6 @@ from itertools import chain, compress
 from sidestream.broker.protocol import Broker, Delivery, Publication, from_fallback
 from sidestream.crashpoints import crash_point
 from sidestream.errors import BrokerError, StaleGeneration, StoreError, StoreUnavailable
-from sidestream.executors.protocol import FollowUp
 from sidestream.worker import wire
 from sidestream.worker.inbox import Inbox
 from sidestream.worker.outcome_writer import OutcomeWriter, RowBusy
@@ -162,10 +161,9 @@ class Settler:
 
         self._inbox.put(Task("the end of a lone start", decide, lone.delivery), urgent=True)
 
-    def follow_ups(self, jobs: Sequence[FollowUp]) -> None:
+    def follow_ups(self, jobs: Sequence[Publication]) -> None:
         """Publish what a committed job enqueued."""
-        publications = wire.publications(jobs, self._state.options.database)
-        self._inbox.put(Task("follow-up jobs", lambda: self._publish(publications)), urgent=True)
+        self._inbox.put(Task("follow-up jobs", lambda: self._publish(jobs)), urgent=True)
 
     def stop(self) -> None:
         """Write what is in line, as far as the servers answer, then end."""
@@ -304,7 +302,7 @@ class Settler:
         with self._state.changed:
             # More of them are left to other workers: an accused job is started when no other one of them runs here.
             room = self._state.accused is None and not self._state.alone
-            if settlement.alone and room and not self._state.draining:
+            if settlement.run_alone and room and not self._state.draining:
                 self._state.alone.append(self._state.current(delivery))
                 self._state.changed.notify_all()
                 return
@@ -313,7 +311,7 @@ class Settler:
             ready = (
                 not self._state.draining and not self._state.quiet and self._state.recovery_until <= time.monotonic()
             )
-            if settlement.again and held_here is not None and ready:
+            if settlement.run_again and held_here is not None and ready:
                 self._state.backlog.appendleft(held_here)
                 self._state.changed.notify_all()
                 return
@@ -324,9 +322,9 @@ class Settler:
         if settlement.fail is not None:
             self._outcome_writer.failed(held, settlement.fail, settlement.detail)
         if releases > 0:
-            self._outcome_writer.released(delivery, releases, settlement.reason)
+            self._outcome_writer.released(delivery, releases, settlement.release.reason)
 
-    def _publish(self, publications: list[Publication]) -> None:
+    def _publish(self, publications: Sequence[Publication]) -> None:
         try:
             self._broker.publish(publications)
         except StaleGeneration:

@@ -9,18 +9,18 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any, NamedTuple, TypeVar
 
 import msgpack
 
 from sidestream.broker.protocol import Publication
-from sidestream.executors.protocol import FollowUp
 from sidestream.job.outcome import Done, Fail, Outcome, Release, Retry
 
 PACKET = 1 << 18
 """Largest packet that is read, in bytes."""
 FOLLOW_UPS_MOST = 500
-"""Most follow-up jobs in one message (at most 200 bytes each); they are published with one call of the broker."""
+"""Most follow-up jobs in one message (at most 250 bytes each); they are published with one call of the broker."""
 ACTIONS_MOST = 200
 """Most actions in one message of the zygote (at most 1 KiB each)."""
 BATCH_BYTES = 96 * 1024
@@ -67,7 +67,7 @@ class Report(NamedTuple):
     #: action tag -> (jobs, microseconds) that ran since the last report.
     times: dict[bytes, tuple[int, int]]
     #: What the actions enqueued in their transactions.
-    follow_ups: Sequence[FollowUp]
+    follow_ups: Sequence[Publication]
     #: The child wants to be replaced (age or memory).
     retiring: bool
     #: The application changed since its zygote loaded it: a new zygote is needed.
@@ -79,7 +79,7 @@ class BadPacket(Exception):
 
 
 Part = TypeVar("Part")
-_KINDS: dict[type, int] = {Done: 0, Retry: 1, Fail: 2, Release: 3}
+_OUTCOMES: dict[str, type[Outcome]] = {kind.__name__: kind for kind in (Done, Retry, Fail, Release)}
 
 
 def pair() -> tuple[socket.socket, socket.socket]:
@@ -133,11 +133,8 @@ def send_report(end: socket.socket, report: Report) -> None:
     for follow_ups in earlier:
         # First, and with no job's end: who dies in between leaves rows that are published from the table.
         send(end, Report(report.number, 0, False, [], {}, follow_ups, False))
-    job_reports = [
-        (f.position, _KINDS[type(f.outcome)], *_fields(f.outcome), f.attempts_seen) for f in report.job_reports
-    ]
-    flat: tuple[Any, ...] = report._replace(job_reports=job_reports, follow_ups=last)  # type: ignore[arg-type]
-    send(end, flat)
+    packed = [one._replace(outcome=_pack(one.outcome)) for one in report.job_reports]  # type: ignore[arg-type]
+    send(end, report._replace(job_reports=packed, follow_ups=last))
 
 
 def receive_report(end: socket.socket) -> Report | None:
@@ -158,38 +155,18 @@ def _report(message: Any) -> Report:
         number,
         upto,
         idle,
-        [_job_report(flat) for flat in job_reports],
+        [JobReport(position, _unpack(*outcome), seen) for position, outcome, seen in job_reports],
         {action: (jobs, micros) for action, (jobs, micros) in times.items()},
-        [
-            (reference, queue, due, priority, attempted, edited)
-            for reference, queue, due, priority, attempted, edited in follow_ups
-        ],
+        [Publication(*one) for one in follow_ups],
         retiring,
         stale,
     )
 
 
-def publications(follow_ups: Sequence[FollowUp], database: str) -> list[Publication]:
-    """Return what to publish for the jobs that actions enqueued; ``database`` is 16 hex digits."""
-    return [
-        Publication(reference, f"{database}:{queue}", due_ms, attempted=attempted, priority=priority, edited=edited)
-        for reference, queue, due_ms, priority, attempted, edited in follow_ups
-    ]
+def _pack(outcome: Outcome) -> tuple[str, dict[str, object]]:
+    """Return the kind of an outcome and its fields by their names."""
+    return type(outcome).__name__, {one.name: getattr(outcome, one.name) for one in fields(outcome)}
 
 
-def _fields(outcome: Outcome) -> tuple[object, ...]:
-    match outcome:
-        case Done():
-            return ()
-        case Retry(delay, error, detail):
-            return (delay, error, detail)
-        case Fail(error, detail):
-            return (error, detail)
-        case Release(reason, delay, blocked_by, snoozed, unstarted, lost):
-            return (reason, delay, blocked_by, snoozed, unstarted, lost)
-
-
-def _job_report(flat: list[Any]) -> JobReport:
-    position, kind, *fields, attempts_seen = flat
-    makers: list[type[Outcome]] = [Done, Retry, Fail, Release]
-    return JobReport(position, makers[kind](*fields), attempts_seen)
+def _unpack(kind: str, named: dict[str, Any]) -> Outcome:
+    return _OUTCOMES[kind](**named)

@@ -9,6 +9,7 @@ import pytest
 
 from sidestream.broker.protocol import Delivery
 from sidestream.job.job import Job
+from sidestream.job.outcome import Release
 from sidestream.job.reference import Reference
 from sidestream.job.rules import Pause, Rules
 from sidestream.store import outcomes
@@ -29,7 +30,7 @@ def fail(bench: Bench, head: int) -> None:
     assert Reference.unpack(delivery.reference).id == head
     with bench.connection.cursor() as cursor:
         assert outcomes.fail_attempt(cursor, head, 0, 3600.0, "no").applied
-    bench.broker.release(delivery, delay_ms=3_600_000, charge_attempt=True)
+    bench.broker.release(delivery, Release(delay_ms=3_600_000, charge_attempt=True))
 
 
 def claim(bench: Bench) -> list[Delivery]:
@@ -103,7 +104,7 @@ def test_few_heads_are_looked_at_in_a_step(bench: Bench, monkeypatch: pytest.Mon
     bench.build()
     heads, behind = zip(*[put(bench, "act", "act", key=f"k{number}") for number in range(5)], strict=True)
     for delivery in claim(bench):
-        bench.broker.release(delivery, delay_ms=3_600_000, charge_attempt=True)
+        bench.broker.release(delivery, Release(delay_ms=3_600_000, charge_attempt=True))
     bench.connection.execute("UPDATE sidestream_job SET state = 'cancelled' WHERE id = ANY (%s)", (list(heads),))
     for some in (behind[:3], behind[3:]):
         bench.reconciler.step()

@@ -16,6 +16,7 @@ from sidestream.broker.redis.broker import RedisBroker
 from sidestream.clock import SystemClock
 from sidestream.errors import BrokerUnavailable, StoreUnavailable
 from sidestream.job.job import Job
+from sidestream.job.outcome import Release
 from sidestream.maintenance.reconciler import GRACE, Reconciler
 from sidestream.maintenance.store_connection import StoreConnection
 from sidestream.maintenance.task import MaintenanceThread
@@ -307,7 +308,7 @@ def test_a_job_in_a_release_delay_stays_where_it_is_with_its_counts(
     bench.build()
     for count in (1, 2, 3):
         (held,) = bench.broker.claim("worker", [bench.lane], free=1)
-        assert bench.broker.release(held, delay_ms=30_000 if count == 3 else 0) == count
+        assert bench.broker.release(held, Release(delay_ms=30_000 if count == 3 else 0)) == count
     delayed = bench.broker.explain(bench.publication(1))
     assert delayed.place is Place.DELAYED
     for _ in range(3):
@@ -324,12 +325,12 @@ def test_a_delay_that_no_release_explains_ends_and_the_counts_stay(
     bench.insert_many(1)
     bench.build()
     (held,) = bench.broker.claim("worker", [bench.lane], free=1)
-    assert bench.broker.release(held, delay_ms=3_600_000) == 1
+    assert bench.broker.release(held, Release(delay_ms=3_600_000)) == 1
     bench.steps()
     bench.clock.advance(LEASE)
     bench.steps()
     (held,) = bench.broker.claim("worker", [bench.lane], free=1)
-    assert bench.broker.release(held) == 2
+    assert bench.broker.release(held, Release()) == 2
     assert "force" not in caplog.text
 
 

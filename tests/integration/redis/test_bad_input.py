@@ -13,6 +13,7 @@ import redis
 from sidestream.broker.redis.broker import RedisBroker
 from sidestream.broker.redis.connection import RedisConnection, shown
 from sidestream.errors import BrokerFull, BrokerUnavailable, BrokerUnsuitable, SettingsError
+from sidestream.job.outcome import Release
 from tests.integration.redis.conftest import DB, Clock, ready
 from tests.integration.redis.test_functions import DELAYED, LANE, READY, SEAT, P, claimed, direct, row
 from tests.support.servers import RedisServer, has_redis7
@@ -66,7 +67,7 @@ class TestForeignBytes:
         assert quarantine(client)[0] == 2
         (field,) = client.hkeys(f"{P}heads")
         client.hset(f"{P}heads", field, b"nonsense")
-        broker.release(second)
+        broker.release(second, Release())
         assert len(claimed(broker)) == 1
 
     def test_in_held_and_in_leases(self, broker: RedisBroker, client: redis.Redis, clock: Clock) -> None:
@@ -127,7 +128,7 @@ class TestMemory:
             assert len(broker.published(DB, 0)) <= 100 // 8, "no bit says that it was published"
             assert broker.renew("w1", [keyed.lease]) == []
             assert broker.settle([keyed, *plain[:5]]) == []
-            assert broker.release(plain[5], delay_ms=5) == 1
+            assert broker.release(plain[5], Release(delay_ms=5)) == 1
             more = broker.claim("w1", lanes, free=5)
             assert len(more) == 5
             broker.announce("w1", lanes, "{}", 1000)

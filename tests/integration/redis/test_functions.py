@@ -14,6 +14,7 @@ from sidestream.broker.protocol import Delivery, Publication, lane
 from sidestream.broker.redis.broker import RedisBroker
 from sidestream.broker.redis.functions import SHARED, functions, library
 from sidestream.errors import StaleGeneration
+from sidestream.job.outcome import Release
 from sidestream.job.reference import direct_reference, row_reference
 from tests.integration.redis.conftest import DB, START, Clock, ready
 
@@ -145,7 +146,7 @@ def test_renew(broker: RedisBroker, client: redis.Redis, clock: Clock) -> None:
 def test_settle_leaves_nothing(broker: RedisBroker, client: redis.Redis) -> None:
     broker.publish([row(1), row(2, "k"), direct(3), direct(4, "k")])
     held = claimed(broker)
-    broker.release(held[0])
+    broker.release(held[0], Release())
     held[0:1] = claimed(broker)
     assert broker.settle(held) == []
     assert set(contents(client)) == {f"published:{DB.hex()}:0"}
@@ -155,7 +156,7 @@ def test_settle_leaves_nothing(broker: RedisBroker, client: redis.Redis) -> None
 def test_release(broker: RedisBroker, client: redis.Redis) -> None:
     broker.publish([row(1)])
     (one,) = claimed(broker)
-    assert broker.release(one, delay_ms=700) == 1
+    assert broker.release(one, Release(delay_ms=700)) == 1
     found = contents(client)
     assert set(found) == {f"published:{DB.hex()}:0", DELAYED, "attempts"}
     assert found[DELAYED] == {one.reference: START + 700}

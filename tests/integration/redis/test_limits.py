@@ -10,6 +10,7 @@ import redis
 from sidestream.broker.protocol import Delivery, Place, Publication
 from sidestream.broker.redis.broker import RedisBroker
 from sidestream.job.names import tag
+from sidestream.job.outcome import Release
 from sidestream.job.reference import limit_tag, row_reference
 from sidestream.job.rules import Limit, Pause, Rules, Scope
 from tests.integration.redis.conftest import DB, Clock, ready
@@ -95,7 +96,7 @@ def test_an_answer_that_never_came(broker: RedisBroker, client: redis.Redis, clo
     (again,) = late(broker, clock)
     assert client.smembers(SLOTS) == {again.reference}, "a take-over keeps it"
     assert claimed(broker) == []
-    broker.release(again)
+    broker.release(again, Release())
     assert [one.reference for one in claimed(broker)] == [courier(1).reference]
 
 
@@ -195,7 +196,7 @@ class Shift:
             assert self.broker.settle([one]) == []
             del self.jobs[one.reference]
         else:
-            assert self.broker.release(one, delay_ms=self.random.choice((0, 50))) >= 0
+            assert self.broker.release(one, Release(delay_ms=self.random.choice((0, 50)))) >= 0
 
     def kill(self) -> None:
         if self.running:
@@ -218,7 +219,7 @@ class Shift:
         assert {one.reference for one, _ in taken} == self.left
         self.left.clear()
         for one, _ in taken:
-            self.broker.release(one)
+            self.broker.release(one, Release())
 
     def empty(self) -> None:
         self.server.flushall()

@@ -9,6 +9,7 @@ from sidestream.broker.protocol import Place, Publication
 from sidestream.broker.redis.broker import RedisBroker
 from sidestream.broker.redis.connection import RedisConnection
 from sidestream.broker.redis.inspect import RedisInspector
+from sidestream.job.outcome import Release
 from sidestream.job.reference import row_reference
 from sidestream.job.rules import Limit, Pause, Rules, Scope
 from tests.integration.redis.conftest import DB, Clock
@@ -104,7 +105,7 @@ def test_paused_and_resumed_alone(two: RedisBroker) -> None:
 def test_handed_back_it_is_there_once(two: RedisBroker) -> None:
     two.publish([C])
     for one in claimed(two):
-        two.release(one, delay_ms=0)
+        two.release(one, Release(delay_ms=0))
     assert len(numbers(two)) == 3
 
 

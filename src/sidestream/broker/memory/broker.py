@@ -21,6 +21,7 @@ from sidestream.broker.protocol import (
     Reclaimed,
 )
 from sidestream.errors import BrokerUnavailable, StaleGeneration
+from sidestream.job.outcome import Release
 from sidestream.job.reference import Reference
 from sidestream.job.rules import Rules
 
@@ -139,35 +140,26 @@ class MemoryBroker:
                 _forget(life, job)
             return lost
 
-    def release(
-        self,
-        delivery: Delivery,
-        *,
-        delay_ms: int | None = 0,
-        blocked_by: int | None = None,
-        charge_attempt: bool = False,
-        charge_crash: bool = False,
-        count: bool = True,
-        unstarted: bool = False,
-    ) -> int:
+    def release(self, delivery: Delivery, release: Release) -> int:
         """See :meth:`Broker.release`."""
         with self._locked() as life:
             job = _held_as(life, delivery)
             if job is None:
                 return -1
-            if charge_attempt or charge_crash:
+            if release.charge_attempt or release.charge_crash:
                 job.releases = 0
                 if job.payload is not None:
                     job.attempts += 1
-                    job.crashes += charge_crash
+                    job.crashes += release.charge_crash
             else:
-                job.releases += count
-            if delay_ms is None or (blocked_by is not None and not delay_ms):
+                job.releases += release.count
+            delay_ms, blocked = release.delay_ms, release.blocked_by is not None
+            if delay_ms is None or (blocked and not delay_ms):
                 delay_ms = min(30_000, 50 * 2 ** min(max(job.releases - 1, 0), 10))
             until = self._now() + delay_ms if delay_ms else 0
-            job.due_ms = 0 if blocked_by is not None else until
+            job.due_ms = 0 if blocked else until
             _let_go(life, job)
-            if unstarted and until:
+            if release.unstarted and until:
                 life.contents.place_at(job, until)
                 life.lines.leave(job)
             else:

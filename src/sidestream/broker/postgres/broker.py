@@ -38,6 +38,7 @@ from sidestream.errors import (
     StoreError,
     StoreUnavailable,
 )
+from sidestream.job.outcome import Release
 from sidestream.job.reference import Reference, action_of
 from sidestream.job.rules import Rules
 from sidestream.store import control, rules, schema
@@ -187,17 +188,7 @@ class PostgresBroker:
             self._changed.notify_all()
             return lost
 
-    def release(
-        self,
-        delivery: Delivery,
-        *,
-        delay_ms: int | None = 0,
-        blocked_by: int | None = None,
-        charge_attempt: bool = False,
-        charge_crash: bool = False,
-        count: bool = True,
-        unstarted: bool = False,
-    ) -> int:
+    def release(self, delivery: Delivery, release: Release) -> int:
         """See :meth:`Broker.release`; who stands in line is the query's to say."""
         self._check()
         with self._changed:
@@ -206,12 +197,11 @@ class PostgresBroker:
                 return -1
             before = self._put_off.get(row_id)
             releases = before.releases if before else 0
-            releases = 0 if charge_attempt or charge_crash else releases + count
-            if delay_ms is None or blocked_by is not None:
+            releases = 0 if release.charge_attempt or release.charge_crash else releases + release.count
+            delay_ms, blocked = release.delay_ms, release.blocked_by is not None
+            if delay_ms is None or blocked:
                 # Blocked rows are left out by the query itself, so a long delay would only outlast the blocker.
-                delay_ms = (
-                    min(30_000, 50 * 2 ** min(max(releases - 1, 0), 10)) if blocked_by is None else BLOCKED_PAUSE_MS
-                )
+                delay_ms = min(30_000, 50 * 2 ** min(max(releases - 1, 0), 10)) if not blocked else BLOCKED_PAUSE_MS
             self._put_off[row_id] = _PutOff(time.monotonic() + delay_ms / 1000, releases)
             self._changed.notify_all()
             return releases

@@ -26,6 +26,7 @@ from sidestream.broker.redis.entries import TOKEN_SIZE, EntryReader
 from sidestream.broker.redis.functions import Functions
 from sidestream.broker.redis.probe import information, probe
 from sidestream.errors import BrokerUnavailable, StaleGeneration
+from sidestream.job.outcome import Release
 from sidestream.job.rules import Rules
 
 CHUNK = 500
@@ -214,27 +215,9 @@ class RedisBroker:
                 lost += (delivery.lease for delivery in chunk if delivery.lease.entry in gone)
         return lost
 
-    def release(
-        self,
-        delivery: Delivery,
-        *,
-        delay_ms: int | None = 0,
-        blocked_by: int | None = None,
-        charge_attempt: bool = False,
-        charge_crash: bool = False,
-        count: bool = True,
-        unstarted: bool = False,
-    ) -> int:
+    def release(self, delivery: Delivery, release: Release) -> int:
         """See :meth:`Broker.release`."""
-        return self._functions.release(
-            delivery,
-            delay_ms,
-            blocked=blocked_by is not None,
-            attempt=charge_attempt,
-            crash=charge_crash,
-            count=count,
-            unstarted=unstarted,
-        )
+        return self._functions.release(delivery, release)
 
     def fail(self, delivery: Delivery, error: str) -> bool:
         """See :meth:`Broker.fail`."""

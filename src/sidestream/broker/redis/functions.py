@@ -22,6 +22,7 @@ from sidestream.broker.protocol import Delivery, Lease, Publication
 from sidestream.broker.redis.connection import CommandForbidden, FunctionMissing, RedisConnection
 from sidestream.broker.redis.rules_wire import pack_rules
 from sidestream.errors import BrokerError, BrokerUnsuitable, FormatUnknown, StaleGeneration
+from sidestream.job.outcome import Release
 from sidestream.job.rules import Rules
 
 CODES: dict[int, tuple[type[BrokerError], str]] = {
@@ -191,29 +192,19 @@ class Functions:
         sections = (word for lane, entries in by_lane.items() for word in (lane, len(entries), *entries))
         return self._call("settle", *sections)
 
-    def release(
-        self,
-        delivery: Delivery,
-        delay_ms: int | None,
-        *,
-        blocked: bool,
-        attempt: bool,
-        crash: bool,
-        count: bool,
-        unstarted: bool,
-    ) -> int:
+    def release(self, delivery: Delivery, release: Release) -> int:
         """Return the releases counted so far, or -1 when the lease was lost."""
         reply = self._call(
             "release",
             delivery.lease.entry,
             delivery.lane,
             delivery.ready_ms,
-            "" if delay_ms is None else delay_ms,
-            int(blocked),
-            int(attempt),
-            int(crash),
-            int(count),
-            int(unstarted),
+            "" if release.delay_ms is None else release.delay_ms,
+            "" if release.blocked_by is None else release.blocked_by,
+            int(release.charge_attempt),
+            int(release.charge_crash),
+            int(release.count),
+            int(release.unstarted),
         )
         return int(reply[0])
 

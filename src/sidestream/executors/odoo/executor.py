@@ -57,8 +57,8 @@ log = logging.getLogger(__name__)
 
 ADDON = "sidestream"
 JOB_MODEL = "sidestream.job"
-UPGRADE_DELAY = 2.0
-"""Seconds after which a job is looked at again while modules are being installed, upgraded or removed."""
+UPGRADE_DELAY_MS = 2000
+"""Milliseconds after which a job is looked at again while modules are being installed, upgraded or removed."""
 
 
 ZYGOTE = "sidestream/zygote"
@@ -230,7 +230,7 @@ class OdooOrm:
             return Release(f"{ReleaseReason.UNROUTED}: it belongs to another database")
         locks = locks_of(ref, between_transactions=action.three_step or action.commits == "relock")
         if not self._locks.try_locks(locks):
-            return Release(ReleaseReason.LOCKED)
+            return Release(ReleaseReason.LOCKED, None)
         try:
             found = self._acquire_row(ref.id, name)
             commit_end(found, self._odoo.commit)
@@ -372,11 +372,13 @@ class OdooOrm:
     def _fresh(self, along: prefetch.Prefetched) -> Release | None:
         """Look at what other processes did since: a new registry, other caches, modules on the way."""
         if along.modules_change:
-            return Release(f"{ReleaseReason.PAUSED}: modules are being installed, upgraded or removed", UPGRADE_DELAY)
+            return Release(
+                f"{ReleaseReason.PAUSED}: modules are being installed, upgraded or removed", UPGRADE_DELAY_MS
+            )
         registry = self._registry
         if along.registry != registry.registry_sequence:
             self.stale = True
-            return Release(ReleaseReason.STOPPING, 0.0)
+            return Release(ReleaseReason.STOPPING)
         if along.caches != list(registry.cache_sequences.values()):
             registry.check_signaling(self._odoo.cr)
         return None

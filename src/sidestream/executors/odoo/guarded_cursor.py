@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
+from sidestream.broker.protocol import Publication
 from sidestream.errors import CommitRefused
-from sidestream.executors.protocol import FollowUp
 from sidestream.executors.session_state import leaves_state
 
 
@@ -22,7 +22,7 @@ class Guard:
         #: Name of the action that runs, or None between jobs.
         self.action: str | None = None
         #: The jobs that it enqueued: a child has no connection to Redis.
-        self.follow_ups: list[FollowUp] | None = None
+        self.follow_ups: list[Publication] | None = None
         #: Who asked for the running job: he asks for those that it enqueues, whoever it runs as.
         self.requested_by: int | None = None
         #: Something was left in the session that a rollback or commit does not take away: no other job may meet it.
@@ -32,7 +32,7 @@ class Guard:
         self._ours = False
 
     def begin(
-        self, action: str, follow_ups: list[FollowUp], requested_by: int | None, part: Callable[[], None] | None
+        self, action: str, follow_ups: list[Publication], requested_by: int | None, part: Callable[[], None] | None
     ) -> None:
         """A job begins; ``part`` commits a part of it, if it declared that."""
         self.action, self.follow_ups, self.requested_by, self._part = action, follow_ups, requested_by, part

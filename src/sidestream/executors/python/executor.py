@@ -29,13 +29,14 @@ from sidestream.executors.python.actions import Action, Actions, load_actions
 from sidestream.executors.python.context import Context
 from sidestream.executors.session import Session
 from sidestream.job.building import build_job, check_arguments
-from sidestream.job.codec import Signer, decode_payload, to_ms
+from sidestream.job.codec import Signer, decode_payload
 from sidestream.job.job import Job
 from sidestream.job.names import tag
 from sidestream.job.observer import JobFailure
 from sidestream.job.options import JobOptions
 from sidestream.job.outcome import Done, Fail, Release, ReleaseReason
 from sidestream.job.reference import Reference
+from sidestream.relay.publications import publications_of
 from sidestream.store import acquire, outcomes
 from sidestream.store.acquire import AcquireResult
 
@@ -201,7 +202,7 @@ class PythonCall:
             return Release(f"{ReleaseReason.UNROUTED}: it belongs to another database")
         locks = locks_of(ref, between_transactions=action.steps is not None or action.commits == "relock")
         if not session.try_locks(locks):
-            return Release(ReleaseReason.LOCKED)
+            return Release(ReleaseReason.LOCKED, None)
         try:
             found = self._acquire_statement(ref.id)
             commit_end(found, session.commit)
@@ -303,12 +304,7 @@ class PythonCall:
         defaults = declared.job_options(args, kwargs, given)
         job = build_job(action, args, kwargs, now=datetime.now(UTC), defaults=defaults, **options)
         [stored] = session.guarded(lambda: outcomes.insert(session.cursor, [job]))
-        for one in stored.replaced:  # placed anew as ready: whoever claims it finds it over, and its key is free
-            acquired.follow_ups.append((one.reference(session.database), one.queue, 0, one.priority, False, True))
-        due_ms = to_ms(job.run_at) if job.run_at is not None else 0
-        if stored.taken_over or not stored.existed:
-            marks = (stored.attempted, stored.taken_over)
-            acquired.follow_ups.append((stored.reference(session.database), stored.queue, due_ms, job.priority, *marks))
+        acquired.follow_ups += publications_of([stored], [job], session.database)
         return stored.id
 
     def _unlock(self, locks: Sequence[bytes]) -> None:
