@@ -41,30 +41,30 @@ CREATE TABLE sidestream_job (
     requested_by    integer                 -- who asked for it, where that is not the user that it runs as
 );
 
--- Every partial index below makes the one "done" UPDATE leave it; that UPDATE writes to the primary key alone.
--- Which rows are open, by id: the reconciler's chunks.
+-- "Done" takes the row out of every index with a condition. It writes to the primary key and to sidestream_job_action.
+-- Pending rows by id: the reconciler's chunks.
 CREATE INDEX sidestream_job_pending ON sidestream_job (id) WHERE state = 'pending';
--- Which are due, by queue: the worker without Redis, counts, pages.
+-- Due rows by queue: workers without Redis, counts, pages.
 CREATE INDEX sidestream_job_due ON sidestream_job (queue, priority, run_at, id) WHERE state = 'pending';
--- Who stands before a job: the opening statement.
+-- Earlier jobs with the same key: acquire.
 CREATE INDEX sidestream_job_key ON sidestream_job (key, id) WHERE state = 'pending' AND key IS NOT NULL;
--- What a person looks through.
+-- Lists of failed and cancelled jobs.
 CREATE INDEX sidestream_job_ended ON sidestream_job (state, id) WHERE state IN ('failed', 'cancelled');
--- What a person searches for among all jobs, also those that are done. An action: few values, so its entries are shared. A
--- user and a time: kept for blocks of rows, so a job hardly ever writes there. What failed: few.
+-- Searches among all jobs, including done ones. Actions have few values, so their entries are shared (179 B of WAL a job).
+-- BRIN keeps users and times for blocks of rows, so a job hardly ever writes to it. Few jobs have failed attempts.
 CREATE INDEX sidestream_job_action ON sidestream_job (action);
 CREATE INDEX sidestream_job_search ON sidestream_job
     USING brin (user_id int4_bloom_ops, created_at) WITH (pages_per_range = 32, autosummarize = on);
 CREATE INDEX sidestream_job_requested_by ON sidestream_job (requested_by, id) WHERE requested_by IS NOT NULL;
 CREATE INDEX sidestream_job_troubled ON sidestream_job (id) WHERE attempts > 0;
--- Its pending duplicates. Only jobs that have a unique are in it.
+-- Pending duplicates. It contains only jobs with a unique key.
 CREATE INDEX sidestream_job_unique ON sidestream_job (unique_key, id) WHERE state = 'pending' AND unique_key IS NOT NULL;
--- Those that count after their end, too: in their window, or because they replaced an earlier one.
+-- Jobs that count as duplicates after their end: within their window, or because they replaced an earlier job.
 CREATE INDEX sidestream_job_unique_kept ON sidestream_job (unique_key, id)
     WHERE unique_until = 'window' OR unique_conflict <> 'return';
--- Which expire, first the next one. Only jobs that can expire are in it.
+-- The next job to expire. It contains only jobs that can expire.
 CREATE INDEX sidestream_job_expires ON sidestream_job (expires_at) WHERE state = 'pending' AND expires_at IS NOT NULL;
--- Whether a direct job's effect is here already.
+-- The inbox of direct jobs: whether a job's effect is already committed.
 CREATE UNIQUE INDEX sidestream_job_uuid ON sidestream_job (uuid) WHERE uuid IS NOT NULL;
 
 -- Insert-only: what happened to a job beyond "it was done". No foreign key: it would write a lock into the job's row.
