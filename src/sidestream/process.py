@@ -74,16 +74,24 @@ def reaches(who: Account, path: Path) -> bool:
     Mode bits only (https://man7.org/linux/man-pages/man7/path_resolution.7.html); access control lists are not read.
     """
     path = path.resolve()
-    if who.uid == 0:
-        return path.exists()
     try:
-        if not all(_permits(who, folder.stat(), stat.S_IXOTH) for folder in path.parents):
-            return False
         status = path.stat()
     except OSError:
         return False  # not even we can look at it, or it is not there
+    if who.uid == 0:
+        return True
     enter = stat.S_IXOTH if status.st_mode & 0o111 else 0
-    return _permits(who, status, stat.S_IROTH | enter)
+    return enters(who, path) and _permits(who, status, stat.S_IROTH | enter)
+
+
+def enters(who: Account, path: Path) -> bool:
+    """Return whether ``who`` may enter every folder above ``path``, by their mode bits."""
+    if who.uid == 0:
+        return True
+    try:
+        return all(_permits(who, folder.stat(), stat.S_IXOTH) for folder in path.resolve().parents)
+    except OSError:
+        return False  # not even we can look at it, or it is not there
 
 
 def _permits(who: Account, status: os.stat_result, wanted: int) -> bool:

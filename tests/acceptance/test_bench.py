@@ -252,7 +252,7 @@ def begun(environment: dict[str, str], folder: Path, client: redis.Redis) -> sub
             [SIDESTREAM, "bench", "--jobs", "2000"], env=environment, cwd=folder, stdout=said, stderr=said
         )
     until = time.monotonic() + 60
-    while not client.hlen(f"{shard.PREFIX}workers"):
+    while not client.zcard(f"{shard.PREFIX}workers"):
         assert running.poll() is None, (folder / "said").read_text()
         assert time.monotonic() < until, "no worker announced itself"
         time.sleep(0.02)

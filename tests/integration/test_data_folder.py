@@ -20,7 +20,7 @@ from sidestream.broker.redis import embedded
 from sidestream.errors import SettingsError, SidestreamError
 from sidestream.process import account
 from sidestream.wiring.client import build_broker
-from sidestream.wiring.data_folder import server_url, signing_keys
+from sidestream.wiring.data_folder import owner_of, server_url, signing_keys
 
 COMMAND = Path(sys.executable).with_name("sidestream")
 pytestmark = pytest.mark.skipif(
@@ -192,6 +192,14 @@ def run_worker(base: Path, **variables: str) -> str:
 
 def uids(folder: Path) -> set[int]:
     return {path.lstat().st_uid for path in (folder, *folder.rglob("*"))}
+
+
+def test_a_folder_below_one_that_the_user_may_enter_but_not_list_is_used(base: Path) -> None:
+    (base / "home").mkdir()
+    (base / "home").chmod(0o711)
+    owner = owner_of(Settings(data_dir=base / "home" / "data", user="nobody"))
+    assert owner is not None
+    assert owner.name == "nobody"
 
 
 def test_workers_of_nobody_then_of_root_then_of_nobody_again_share_the_folder(base: Path) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from sidestream.broker.redis import embedded
 from sidestream.errors import SettingsError
-from sidestream.process import Account, account, account_of, acting_as, hand_over, open_folder, reaches
+from sidestream.process import Account, account, account_of, acting_as, enters, hand_over, open_folder
 from sidestream.settings import Settings
 
 KEY_FILE = "signing.key"
@@ -61,7 +61,7 @@ def owner_of(settings: Settings, *, worker: bool = False) -> Account | None:
                 )
             takes = False
         acting = wanted if takes else owner
-        if not reaches(acting, path.parent):
+        if not enters(acting, path):
             raise SettingsError(
                 f"The data folder {path} cannot be used by the user {acting.name!r}, who cannot enter it; set data_dir "
                 "to a folder that this user can reach, or name another user."
