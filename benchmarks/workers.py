@@ -29,7 +29,7 @@ from sidestream.job.rules import Rules
 from sidestream.maintenance.store_connection import StoreConnection
 from sidestream.maintenance.task import MaintenanceThread
 from sidestream.store import adapter, outcomes, schema
-from sidestream.wiring.worker import make_keepers
+from sidestream.wiring.worker import make_maintenance_tasks
 from sidestream.worker.run_dir import DeadWorkers
 
 BAR = Bar("ratio", "<=", 1.5)
@@ -167,7 +167,7 @@ def _maintenance(world: World, database: schema.Database, name: str) -> Iterator
     settings = world.settings()
     connect = partial(adapter.connect, world.dsn, f"sidestream/{name}/maintenance", autocommit=True)
     broker, link = RedisBroker(world.redis.url, timeout=10), StoreConnection(connect)
-    maintenance = make_keepers(
+    maintenance = make_maintenance_tasks(
         settings,
         worker=name,
         lanes=(lane(database.tag, "default"), lane(NO_TAG8, "default")),

@@ -26,7 +26,7 @@ from sidestream.errors import SettingsError, SidestreamError
 
 T = TypeVar("T")
 
-AUTOGROUP_PATIENCE = 2.0
+AUTOGROUP_TIMEOUT = 2.0
 """Seconds for which a session's niceness is tried while others change theirs."""
 _PR_SET_PDEATHSIG = 1
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -352,7 +352,7 @@ def set_session_nice(value: int) -> None:
     children would take from a web server in another session as if they were not.
     https://man7.org/linux/man-pages/man7/sched.7.html (The autogroup feature)
     """
-    deadline = time.monotonic() + AUTOGROUP_PATIENCE
+    deadline = time.monotonic() + AUTOGROUP_TIMEOUT
     while True:
         try:
             Path("/proc/self/autogroup").write_text(str(value))
@@ -376,7 +376,7 @@ def use_idle_cpu_only() -> None:
     os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
 
 
-def check_only_idle_cpu() -> None:
+def check_idle_cpu_only() -> None:
     """Raise :class:`~sidestream.errors.SettingsError` when our children could not :func:`use_idle_cpu_only`."""
     pid = os.fork()  # tried by another process: an unprivileged one may not come back from it
     if pid == 0:
@@ -397,7 +397,7 @@ def check_nice(value: int) -> None:
         set_nice(current)
 
 
-def oom_score_adj(value: int) -> None:
+def set_oom_score_adj(value: int) -> None:
     """Make the OOM killer prefer (up to 1000) or spare (down to -1000) this process.
 
     Raising one's own value needs no rights, lowering it does.

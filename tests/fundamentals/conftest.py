@@ -12,7 +12,7 @@ from sidestream import Actions
 from sidestream.broker.memory import MemoryBroker
 from sidestream.broker.protocol import lane
 from sidestream.client import Client
-from sidestream.executors.python.executor import PythonCall
+from sidestream.executors.python.executor import PythonExecutor
 from sidestream.job.codec import Signer
 from sidestream.job.outcome import Outcome
 from sidestream.job.reference import NO_TAG8
@@ -53,7 +53,7 @@ class Shop:
         """Run every job that can run now; return how each ended."""
         worker = EmbeddedWorker(
             self._broker,
-            PythonCall(
+            PythonExecutor(
                 self.actions, dsn=self._dsn, signer=self._signer, application_name=lambda slot: f"lesson/{slot}"
             ),
             self._options,

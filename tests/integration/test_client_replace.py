@@ -10,7 +10,7 @@ import psycopg
 from sidestream import Actions, Jobs
 from sidestream.broker.protocol import Broker, Delivery, Place, Publication, lane
 from sidestream.executors.acquire import verdict_of
-from sidestream.executors.python.executor import PythonCall
+from sidestream.executors.python.executor import PythonExecutor
 from sidestream.job.outcome import Release, ReleaseReason
 from sidestream.job.reference import Reference
 from sidestream.store import acquire, outcomes
@@ -128,7 +128,7 @@ def test_what_an_action_replaces_is_out_of_the_way_too(
     give_back(broker, failing(broker, dsn))
     with jobs.transaction(connection) as tx:
         tx.enqueue("plan")
-    call = PythonCall(actions, dsn=dsn, signer=None, application_name=lambda slot: f"test/{slot}")
+    call = PythonExecutor(actions, dsn=dsn, signer=None, application_name=lambda slot: f"test/{slot}")
     options = WorkerOptions("worker", (lane(tag(dsn), "default"),), tag(dsn).hex(), tmp_path)
     worker = EmbeddedWorker(broker, call, options, lambda: psycopg.connect(dsn, autocommit=True))
     worker.run_until_idle()

@@ -207,11 +207,11 @@ def test_it_dies_with_its_parent(orphaned_first: bool) -> None:
 
 def test_niceness_and_oom_score() -> None:
     code = (
-        "process.set_nice(11); process.oom_score_adj(500)\n"
+        "process.set_nice(11); process.set_oom_score_adj(500)\n"
         "print(os.nice(0), Path('/proc/self/oom_score_adj').read_text().strip())"
     )
     assert python(code) == "11 500"
-    refused = python("try: process.oom_score_adj(5000)\nexcept SettingsError as error: print(error)")
+    refused = python("try: process.set_oom_score_adj(5000)\nexcept SettingsError as error: print(error)")
     assert refused.startswith("oom_score_adj=5000 was refused")
 
 
@@ -226,11 +226,11 @@ def test_only_idle_cpu_goes_on_to_what_is_started() -> None:
 
 
 def test_only_idle_cpu_can_be_tried_without_getting_it() -> None:
-    assert python("process.check_only_idle_cpu(); print(os.sched_getscheduler(0) == os.SCHED_OTHER)") == "True"
+    assert python("process.check_idle_cpu_only(); print(os.sched_getscheduler(0) == os.SCHED_OTHER)") == "True"
     refused = python(
         "def refuse(): raise PermissionError\n"
         "process.use_idle_cpu_only = refuse\n"
-        "try: process.check_only_idle_cpu()\nexcept SettingsError as error: print(error)"
+        "try: process.check_idle_cpu_only()\nexcept SettingsError as error: print(error)"
     )
     assert refused.startswith("idle_cpu_only=true was refused by this system")
 
@@ -256,7 +256,7 @@ def test_the_niceness_of_a_session_waits_for_its_turn() -> None:
         "process.Path = Busy\n"
         "process.set_session_nice(7)\n"
         "print(Busy.left, Busy.written)\n"
-        "process.AUTOGROUP_PATIENCE, Busy.left = 0.05, 1000\n"
+        "process.AUTOGROUP_TIMEOUT, Busy.left = 0.05, 1000\n"
         "process.set_session_nice(8)\n"
         "print(Busy.written)"
     )

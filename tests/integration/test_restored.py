@@ -14,7 +14,7 @@ from sidestream.broker.protocol import Broker, lane
 from sidestream.clock import SystemClock
 from sidestream.errors import ForeignDatabase
 from sidestream.executors.odoo.session import OdooSession
-from sidestream.executors.python.executor import PythonCall
+from sidestream.executors.python.executor import PythonExecutor
 from sidestream.job.outcome import Done, Outcome, Release
 from sidestream.job.reference import row_reference
 from sidestream.maintenance.reconciler import Reconciler
@@ -37,7 +37,7 @@ class Application:
     def __init__(self, dsn: str) -> None:
         self.ran: list[str] = []
         self.somebody = psycopg.connect(dsn, autocommit=True)
-        self.call = PythonCall(Actions(), dsn=dsn, signer=None, application_name=lambda slot: f"test/{slot}")
+        self.call = PythonExecutor(Actions(), dsn=dsn, signer=None, application_name=lambda slot: f"test/{slot}")
         actions = self.call._actions
         for name in ("ship", "bill"):
             actions.action(name)(self._noting(name))

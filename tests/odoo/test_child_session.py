@@ -48,7 +48,7 @@ def test_a_reference_to_what_had_the_number_before_a_restore_calls_nothing(shop:
         connection.execute("UPDATE sidestream_job SET run_at = now() AT TIME ZONE 'UTC' WHERE id = %s", [job])
         broker.publish([stale], force=True)
         deadline = time.monotonic() + 60
-        while f"had the number of job {job} (chaos.probe.add) is dropped" not in shop.world.worker_log():
+        while f"had the id of job {job} (chaos.probe.add)" not in shop.world.worker_log():
             assert time.monotonic() < deadline, shop.world.worker_log()[-2000:]
             time.sleep(0.05)
         broker.discard(own)  # it waits in Redis for the hour that was asked for first

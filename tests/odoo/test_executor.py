@@ -42,7 +42,7 @@ def test_an_action_runs_and_is_done_once(shop: Shop) -> None:
         ("swallows_and_enqueues", "went on after an error of PostgreSQL"),
         ("asks_outside", "asked the database in its second step"),
         ("yields_rubbish", "expected a function"),
-        ("is_made_to_yield", "returned a generator, of which nothing ran; expected a method without yield"),
+        ("is_made_to_yield", "returned a generator, so none of its code ran; expected a method without yield"),
         ("is_made_to_return", "returned True; expected a method that yields its call"),
         ("gives_up", "This parcel has no address; correct the order, then Retry."),
         ("breaks_a_rule", "The operation cannot be completed: A probe counts to a thousand at most."),

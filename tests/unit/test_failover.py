@@ -11,9 +11,9 @@ import pytest
 
 from sidestream.broker.failover import FailoverBroker
 from sidestream.broker.protocol import Broker, Capability, Delivery, Lease
-from sidestream.clock import ManualClock
 from sidestream.errors import BrokerError, BrokerFull, BrokerUnavailable, BrokerUnsuitable, StaleGeneration
 from sidestream.job.outcome import Release
+from tests.support.clock import ManualClock
 
 LANES = ("00" * 8 + ":default",)
 LONGEST = 5.0

@@ -6,7 +6,7 @@ import contextlib
 
 import pytest
 
-from sidestream.executors.protocol import Acquired, NotNow, set_message
+from sidestream.executors.protocol import Acquired, ApplicationChanged, set_message
 from sidestream.job.outcome import Release, Retry
 from sidestream.job.retry import RetryPolicy
 from sidestream.worker.outcome import detail_of, outcome_of
@@ -28,9 +28,9 @@ def test_an_executor_s_words_stand_in_for_the_exception_s_own() -> None:
 
 def test_what_is_not_now_is_handed_back_as_it_says() -> None:
     release = Release("paused: modules change", 2000)
-    assert outcome_of(NotNow(release), OPENED) is release
+    assert outcome_of(ApplicationChanged(release), OPENED) is release
 
 
 def test_an_action_s_own_except_does_not_catch_what_hands_it_back() -> None:
-    with pytest.raises(NotNow), contextlib.suppress(Exception):
-        raise NotNow(Release("paused: modules change", 2000))
+    with pytest.raises(ApplicationChanged), contextlib.suppress(Exception):
+        raise ApplicationChanged(Release("paused: modules change", 2000))

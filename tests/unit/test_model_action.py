@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from sidestream.errors import ActionError, CommitRefused, InvalidName, SettingsError
-from sidestream.executors.odoo.guarded_cursor import Guard, guard_class
+from sidestream.executors.odoo.guarded_cursor import Guard, guarded_class
 from sidestream.executors.odoo.model_action import ModelAction, collect, declared
 
 
@@ -52,10 +52,10 @@ def test_an_action_that_cannot_be_served_leaves_the_others_alone(
     models = {"x" * 300: Extended, "sale.order": Extended, "sale.line": Extended, "res.partner": Extended}
     assert set(collect(models)) == {"res.partner.print"}
     assert [record.getMessage().partition(":")[0] for record in caplog.records] == [
-        "An action is not served",
-        "Actions are not served",
+        "This worker does not serve an action",
+        "This worker does not serve actions that have the same tag",
     ]
-    assert "sale.line.print and sale.order.print have the same tag" in caplog.records[1].getMessage()
+    assert "the same tag: sale.line.print and sale.order.print; rename one of them." in caplog.records[1].getMessage()
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_a_method_answers_with_steps_if_and_only_if_its_action_has_three() -> No
     assert ModelAction().steps_of("a.b", True) is None
     with pytest.raises(ActionError, match=r"three-step action 'a\.b' returned None; expected a method that yields"):
         ModelAction(three_step=True).steps_of("a.b", None)
-    with pytest.raises(ActionError, match=r"action 'a\.b' returned a generator, of which nothing ran; expected"):
+    with pytest.raises(ActionError, match=r"action 'a\.b' returned a generator, so none of its code ran; expected"):
         ModelAction().steps_of("a.b", steps)
 
 
@@ -107,7 +107,7 @@ class Cursor:
 @pytest.fixture
 def guarded() -> Any:
     cursor: Any = Cursor()
-    cursor.__class__ = guard_class(Cursor)
+    cursor.__class__ = guarded_class(Cursor)
     cursor.sidestream = Guard()
     return cursor
 

@@ -5,26 +5,26 @@ from __future__ import annotations
 import pytest
 
 from sidestream.errors import LockLost
-from sidestream.executors.partial_commit import Parts
-from sidestream.executors.protocol import Conflict, NotNow
+from sidestream.executors.partial_commit import PartialCommits
+from sidestream.executors.protocol import ApplicationChanged, Conflict
 from sidestream.job.outcome import Release
 
 
 def test_parts_that_go_well_leave_nothing_behind() -> None:
-    parts = Parts()
+    parts = PartialCommits()
     for _ in range(3):
-        with parts.turn():
+        with parts.boundary():
             pass
     parts.check()
 
 
-@pytest.mark.parametrize("failure", [LockLost("gone"), NotNow(Release("paused", 1000)), Conflict("met")])
+@pytest.mark.parametrize("failure", [LockLost("gone"), ApplicationChanged(Release("paused", 1000)), Conflict("met")])
 def test_after_a_part_that_failed_no_other_begins_and_nothing_is_finished(failure: BaseException) -> None:
-    parts = Parts()
-    with pytest.raises(type(failure)), parts.turn():
+    parts = PartialCommits()
+    with pytest.raises(type(failure)), parts.boundary():
         raise failure
     began = False
-    with pytest.raises(type(failure)) as again, parts.turn():
+    with pytest.raises(type(failure)) as again, parts.boundary():
         began = True
     assert again.value is failure
     assert not began

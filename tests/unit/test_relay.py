@@ -266,7 +266,7 @@ def test_closing_while_the_broker_is_away_is_prompt(broker: ScriptedBroker) -> N
 
 def test_a_forked_child_has_a_relay_of_its_own(relay: Relay, broker: ScriptedBroker) -> None:
     assert relay.hand_over([row(1)])
-    with relay._shared.changed:  # as if another thread held it at the moment of the fork
+    with relay._state.changed:  # as if another thread held it at the moment of the fork
         child = os.fork()
         if not child:
             code = 1

@@ -65,7 +65,7 @@ def test_a_direct_job_that_was_never_sent_was_not_enqueued(relay: Relay, broker:
 
     first = threading.Thread(target=call, args=(UUID(int=1), 30.0))
     first.start()
-    eventually(lambda: relay._shared.thread is not None and not relay._shared.direct, "the first is being sent")
+    eventually(lambda: relay._state.thread is not None and not relay._state.direct, "the first is being sent")
     call(UUID(int=2), 0.1)
     [error] = errors
     assert "was not enqueued" in str(error)
@@ -104,10 +104,10 @@ def test_direct_jobs_in_line_are_told_when_the_broker_fails(relay: Relay, broker
 
     first = threading.Thread(target=call, args=(1,))
     first.start()
-    eventually(lambda: relay._shared.thread is not None and not relay._shared.direct, "the first is being sent")
+    eventually(lambda: relay._state.thread is not None and not relay._state.direct, "the first is being sent")
     second = threading.Thread(target=call, args=(2,))
     second.start()
-    eventually(lambda: relay._shared.direct, "the second stands in line")
+    eventually(lambda: relay._state.direct, "the second stands in line")
     broker.error = BrokerUnavailable("Reset.")
     broker.hang.set()
     first.join()

@@ -23,7 +23,7 @@ class ScriptedExecutor:
         self.calls: list[str] = []
         self.acquired = Acquired("act", 0, None, RetryPolicy(max_attempts=2, first_delay=8, jitter=0), None)
         self.on_backend: Callable[[int], None] = lambda pid: None
-        self.on_guard: Callable[[int], None] = lambda pid: None
+        self.on_lock_backend: Callable[[int], None] = lambda pid: None
 
     def _step(self, name: str, default: Any = None) -> Any:
         self.calls.append(name)

@@ -147,7 +147,7 @@ class TestTrap(JobCase):
         for context in ({}, {"sidestream_inline": INLINE}):
             order = self.order.with_context(**context)
             for method, said in (
-                ("finish", "order.finish' returned a generator, of which nothing ran; expected"),
+                ("finish", "order.finish' returned a generator, so none of its code ran; expected"),
                 ("call_and_finish", "order.call_and_finish' returned True; expected .* yields its call"),
             ):
                 with (

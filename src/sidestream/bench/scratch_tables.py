@@ -22,7 +22,7 @@ _FOUND = "SELECT obj_description(oid, 'pg_namespace') FROM pg_namespace WHERE ns
 _MAY = """SELECT has_database_privilege(current_database(), 'CREATE'), pg_is_in_recovery(),
                  current_database(), current_user"""
 _DROP = f"DROP SCHEMA IF EXISTS {SCHEMA} CASCADE"
-_PATIENTLY = "SET lock_timeout = '5s'"
+_LOCK_TIMEOUT = "SET lock_timeout = '5s'"
 _OURS = f"CREATE TABLE {SCHEMA}.business (number integer NOT NULL)"
 _WRITE = "INSERT INTO business (number) VALUES (%(number)s)"
 _DESCRIBE = """SELECT current_setting('server_version'), current_setting('fsync'),
@@ -59,7 +59,7 @@ def make(cur: Cursor) -> None:
             f"The role {role!r} may not make a schema in the database {database!r}, and the bench writes to no other; "
             f"run: GRANT CREATE ON DATABASE {database} TO {role}"
         )
-    cur.execute(_PATIENTLY)
+    cur.execute(_LOCK_TIMEOUT)
     cur.execute(_DROP)
     cur.execute(f"CREATE SCHEMA {SCHEMA}")
     cur.execute(f"COMMENT ON SCHEMA {SCHEMA} IS '{MARK}'")

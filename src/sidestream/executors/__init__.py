@@ -1,1 +1,1 @@
-"""Carry a job out: each executor owns the transaction in which an action's effect and its "done" are committed."""
+"""Run jobs. Each executor owns the transaction that commits the effect of an action together with "done"."""

@@ -1,4 +1,4 @@
-"""What both executors make of a row's opening: which locks it needs, what its answer means."""
+"""Acquire a row: the locks that it needs, and the meaning of the store's answer, for both executors."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from sidestream.store.locks import job_lock
 
 log = logging.getLogger(__name__)
 
-ROW_PATIENCE = 5.0
-"""Seconds for which a job between two of its transactions waits for its row."""
-ROW_PAUSE = 0.05
-"""Seconds between two looks at it."""
+ROW_TIMEOUT = 5.0
+"""Seconds that a job waits for its row between two of its transactions."""
+ROW_POLL = 0.05
+"""Seconds between two attempts to lock that row."""
 
 
-def locks_of(ref: Reference, *, between_transactions: bool) -> list[bytes]:
-    """Return the session-level locks (8 bytes each) that a row's job holds beyond its transaction.
+def session_locks(ref: Reference, *, between_transactions: bool) -> list[bytes]:
+    """Return the session-level locks (8 bytes each) that a job holds beyond its transaction.
 
-    ``between_transactions``: a three-step or relock job, which is nobody else's while it has no transaction.
+    ``between_transactions``: True for a three-step or relock job, which no other worker may run between transactions.
     """
     locks = [ref.key] if ref.key != NO_TAG8 else []
     if between_transactions:
@@ -34,18 +34,17 @@ def locks_of(ref: Reference, *, between_transactions: bool) -> list[bytes]:
 
 
 def verdict_of(found: acquire.AcquireResult, ref: Reference, *, run_alone: bool) -> Verdict | None:
-    """Return why the job is not run now, or None when it is; one whose host died repeatedly only when ``run_alone``.
+    """Return why the job cannot run now, or None if it can; a suspect runs only when ``run_alone``.
 
-    A database that was restored in place gives old numbers to new jobs. A reference of before is not the row's own:
-    it names another method, or locked another key. It is settled, and the reconciler publishes the row's own.
+    A database that was restored in place gives old ids to new jobs. A reference from before the restore names another
+    action or key than the row does. It is settled, and the reconciler publishes the row's own reference.
     """
     match found:
         case acquire.Acquired():
             own = row_reference(ref.database, found.id, found.action, found.key, found.group, found.limit)
             if own != ref:
                 log.warning(
-                    "A reference to another job that had the number of job %s (%s) is dropped; was the database "
-                    "restored?",
+                    "Dropped a reference to another job that had the id of job %s (%s); was the database restored?",
                     found.id,
                     found.action,
                     extra={"action": "reference_stale"},
@@ -62,25 +61,28 @@ def verdict_of(found: acquire.AcquireResult, ref: Reference, *, run_alone: bool)
             return Release(ReleaseReason.LOCKED, None)
 
 
-def commit_end(found: acquire.AcquireResult, commit: Callable[[], None]) -> None:
-    """Commit when the opening itself ended the job (expired, or a duplicate); a lost reply means: look again."""
+def commit_cancellation(found: acquire.AcquireResult, commit: Callable[[], None]) -> None:
+    """Commit when the statement that acquires the job cancelled it (expired, or a duplicate).
+
+    Raises :class:`~sidestream.errors.StoreUnavailable` when the reply is lost, so that the job is acquired again.
+    """
     if isinstance(found, acquire.Cancelled):
         try:
             commit()
         except Uncertain as error:
-            raise StoreUnavailable(f"PostgreSQL did not say whether a job was cancelled: {error}") from error
+            raise StoreUnavailable(f"PostgreSQL did not confirm that a job was cancelled: {error}") from error
 
 
-def open_again(attempt: Callable[[], acquire.AcquireResult], rollback: Callable[[], None]) -> acquire.AcquireResult:
-    """Call ``attempt`` while somebody else holds the job's row, for at most ``ROW_PATIENCE`` seconds.
+def acquire_again(attempt: Callable[[], acquire.AcquireResult], rollback: Callable[[], None]) -> acquire.AcquireResult:
+    """Call ``attempt`` until the job's row is no longer locked, for at most ``ROW_TIMEOUT`` seconds.
 
-    The external call was made, or a part was committed: giving up at once would repeat it for the sake of an edit.
+    The job has made its external call or committed a part, and failing because of a short edit would repeat it.
 
     Args:
-        attempt: Opens the job again in a transaction of its own; may raise Conflict.
-        rollback: Ends the transaction of an attempt in vain.
+        attempt: Acquires the job again in a new transaction; may raise Conflict.
+        rollback: Ends the transaction of an unsuccessful attempt.
     """
-    deadline = time.monotonic() + ROW_PATIENCE
+    deadline = time.monotonic() + ROW_TIMEOUT
     while True:
         try:
             found = attempt()
@@ -91,13 +93,13 @@ def open_again(attempt: Callable[[], acquire.AcquireResult], rollback: Callable[
             if not isinstance(found, acquire.Locked) or time.monotonic() >= deadline:
                 return found
         rollback()
-        time.sleep(ROW_PAUSE)
+        time.sleep(ROW_POLL)
 
 
-def check_still_ours(job: acquire.Acquired | Job, found: acquire.AcquireResult) -> None:
-    """Raise :class:`~sidestream.errors.LockLost` when a job was not acquired again between its transactions."""
+def check_still_held(job: acquire.Acquired | Job, found: acquire.AcquireResult) -> None:
+    """Raise :class:`~sidestream.errors.LockLost` unless the job was acquired again between its transactions."""
     if not isinstance(found, acquire.Acquired) or (found.action, found.key) != (job.action, job.key):
         raise LockLost(
-            f"Job {job.id} is no longer ours between two of its transactions ({type(found).__name__}); "
-            "what follows was not run."
+            f"Job {job.id} was lost between two of its transactions ({type(found).__name__}); the rest of it did not "
+            "run."
         )

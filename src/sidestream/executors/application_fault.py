@@ -1,4 +1,4 @@
-"""What a user is told when his own code cannot be loaded: his traceback, and whose fault it is."""
+"""Report that the user's own code cannot be loaded, with the user's traceback."""
 
 from __future__ import annotations
 
@@ -8,33 +8,33 @@ from types import TracebackType
 from sidestream.errors import ApplicationError
 
 _PACKAGE = __name__.partition(".")[0]
-_ON_THE_WAY = ("importlib", "_frozen_importlib")
+_IMPORT_MACHINERY = ("importlib", "_frozen_importlib")
 
 
 def application_error(what: str, error: BaseException) -> ApplicationError:
-    """Return what to raise, from ``error``, when loading ``what`` (a noun phrase) raised it.
+    """Return the error to raise from ``error``, which loading ``what`` (a noun phrase) raised.
 
-    The traceback of ``error`` begins with the user's code from here on: how we came there is no help to him.
+    Cuts the traceback of ``error`` so that it begins with the user's code.
     """
     first = error.__traceback__
     while first is not None and first.tb_next is not None and _is_ours(first):
         first = first.tb_next
     error.__traceback__ = first
-    said = " ".join(traceback.format_exception_only(error)[-1].split())
+    message = " ".join(traceback.format_exception_only(error)[-1].split())
     return ApplicationError(
-        f"{what} cannot be loaded, which is a fault in its own code and not in Sidestream: {said}{_where(error)}"
+        f"{what} cannot be loaded, which is a fault in its own code and not in Sidestream: {message}{_where(error)}"
     )
 
 
 def is_raised_in(package: str, error: BaseException) -> bool:
-    """Whether the code of ``package`` raised the error, or cannot be read."""
+    """Return whether the code of ``package`` raised the error, or has a syntax error."""
     frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
     names = (str(frame.f_globals.get("__name__", "")) for frame in frames)
     return isinstance(error, SyntaxError) or any(name.startswith(f"{package}.") for name in names)
 
 
 def _where(error: BaseException) -> str:
-    """Return where the user's code raised ``error``, or where it cannot be read."""
+    """Return the place in the user's code that raised ``error``, or that has a syntax error."""
     if isinstance(error, SyntaxError) and error.filename:
         return f" ({error.filename}, line {error.lineno})."
     found = ""
@@ -47,6 +47,6 @@ def _where(error: BaseException) -> str:
 
 
 def _is_ours(place: TracebackType) -> bool:
-    """Whether a frame is Sidestream's, or of the import on the way from there."""
+    """Return whether a frame belongs to Sidestream or to Python's import machinery."""
     name = str(place.tb_frame.f_globals.get("__name__", ""))
-    return name.partition(".")[0] in (_PACKAGE, *_ON_THE_WAY)
+    return name.partition(".")[0] in (_PACKAGE, *_IMPORT_MACHINERY)

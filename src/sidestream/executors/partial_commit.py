@@ -1,4 +1,4 @@
-"""An action that commits in parts: what holds after a part that failed."""
+"""Commit an action in parts, and stop after a part that failed."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 
-class Parts:
-    """The transactions of one job. After one that could not be ended, or begun, nothing more of it is committed.
+class PartialCommits:
+    """The transactions of one job. After a failed commit, nothing more of the job is committed.
 
-    The exception comes out of the action's own ``commit()``, and the action may make of it what it likes: without this
-    it would go on to write what is not its own any more.
+    The exception is raised by the action's own ``commit()``, and the action may catch it. Without this class it would
+    continue to write a job that it no longer holds.
     """
 
     def __init__(self) -> None:
         self._failure: BaseException | None = None
 
     @contextmanager
-    def turn(self) -> Iterator[None]:
-        """End one transaction and begin the next; raise what an earlier turn raised."""
+    def boundary(self) -> Iterator[None]:
+        """End one transaction and begin the next inside the block; first raise an earlier failure."""
         self.check()
         try:
             yield
@@ -27,6 +27,6 @@ class Parts:
             raise
 
     def check(self) -> None:
-        """Raise what a turn raised."""
+        """Raise the failure of an earlier boundary, if there was one."""
         if self._failure is not None:
             raise self._failure

@@ -1,11 +1,11 @@
-"""What an executor is: it loads the application once, and owns the transaction in which a job's effect is committed.
+"""The executor protocol: load the application once, and own the transaction that commits the effect of a job.
 
 The zygote calls :meth:`Executor.load` and forks; each child calls :meth:`Executor.begin`, then for each job::
 
-    acquired = executor.acquire(reference, payload)      # a Verdict says why it cannot run now
-    executor.run(acquired)                            # the action
-    executor.commit(acquired)                         # effect and "done" in one commit
-    executor.reset()                                # after anything that went wrong: roll back, forget
+    acquired = executor.acquire(reference, payload)  # a Verdict says why it cannot run now
+    executor.run(acquired)                           # the action
+    executor.commit(acquired)                        # effect and "done" in one commit
+    executor.reset()                                 # after any error: roll back and discard the job
 """
 
 from __future__ import annotations
@@ -24,52 +24,52 @@ from sidestream.job.retry import RetryPolicy
 
 @dataclass(frozen=True, slots=True)
 class ActionFacts:
-    """What a supervisor, which never imports job code, has to know of an action."""
+    """What the supervisor, which never imports application code, knows about an action."""
 
     name: str
     tag: bytes
     hard_limit: float | None
     retry: RetryPolicy
-    #: The backlog of its jobs that name none.
+    #: The queue of its jobs that name none.
     queue: str = DEFAULT_QUEUE
 
 
 @dataclass(slots=True)
 class Acquired:
-    """A job that is ours to run: its row is locked, its arguments are read."""
+    """A job that this child holds: its row is locked and its arguments are read."""
 
     #: The action's name.
     action: str
-    #: Starts that failed or crashed before this one: the mark that every write about it compares.
+    #: Failed attempts and crashes so far; every write about the job compares it.
     attempts: int
     #: Seconds until the soft limit; None means never.
     soft_limit: float | None
-    #: What happens after a failure.
+    #: The policy for failed attempts.
     retry: RetryPolicy
-    #: The executor's own: function, arguments, context.
+    #: Private to the executor: function, arguments, context.
     body: Any
-    #: How many of them a person's retry wrote off; the retry policy counts the others.
+    #: Attempts that a manual retry forgave; the retry policy counts the others.
     forgiven: int = 0
-    #: The backlog that it waited in.
+    #: The queue that it came from.
     queue: str = DEFAULT_QUEUE
     #: The jobs that the action enqueued in its transaction.
     follow_ups: list[Publication] = field(default_factory=list)
 
 
 Verdict = Done | Fail | Release
-"""Why a job is not run now: it is over (Done: settle it), it can never run (Fail), or not yet (Release)."""
+"""Why a job does not run now: it has ended (Done: settle it), it can never run (Fail), or it must wait (Release)."""
 
 
 class Conflict(Exception):
-    """Raised by an executor out of open, run or commit: PostgreSQL asks for another try (40001, 40P01, 55P03)."""
+    """Raised by acquire, run and commit: PostgreSQL asks for a retry (40001, 40P01, 55P03)."""
 
 
-class NotYet(Exception):
-    """Raised by load: the application cannot be loaded now, and will be once others have finished. Ask again soon."""
+class ApplicationNotReady(Exception):
+    """Raised by load: the application cannot be loaded until somebody else has finished; call load again soon."""
 
 
 class Uncertain(Exception):
-    """Raised out of commit: whether it was committed is unknown; :meth:`Executor.verify` finds out."""
+    """Raised by commit: the outcome of the commit is unknown; :meth:`Executor.verify` determines it."""
 
     def __init__(self, message: str, code: str = "") -> None:
         super().__init__(message)
@@ -78,19 +78,19 @@ class Uncertain(Exception):
 
 
 class SessionLost(StoreUnavailable):
-    """Raised out of run or commit: the PostgreSQL session of an acquired job ended. The job may be the cause."""
+    """Raised by run and commit: the PostgreSQL session of an acquired job ended. The job may be the cause."""
 
     def __init__(self, message: str, code: str = "") -> None:
         super().__init__(message)
-        #: The SQLSTATE that PostgreSQL gave as the reason; "" when the connection ended without a word.
+        #: The SQLSTATE that PostgreSQL gave as the reason; "" when it gave none.
         self.code = code
 
 
-class NotNow(BaseException):
-    """Raised out of run: the application changed under the job, which is handed back and begins again later.
+class ApplicationChanged(BaseException):
+    """Raised by run: the application has changed, so the job is released and starts again later.
 
-    No :class:`Exception`, because it comes out of an action's own ``commit()``: what an action makes of errors is not
-    meant for it.
+    Not an :class:`Exception`, because the action's own ``commit()`` raises it, and ``except Exception`` in an action
+    must not catch it.
     """
 
     def __init__(self, release: Release) -> None:
@@ -102,72 +102,72 @@ _MESSAGE = "sidestream_message"
 
 
 def set_message(error: BaseException, message: str) -> None:
-    """Let people read ``message`` in place of what an exception says of itself."""
+    """Set the message that people read instead of the exception's own text."""
     setattr(error, _MESSAGE, message)
 
 
 def message_of(error: BaseException) -> str:
-    """Return what people read of an exception, in one line."""
+    """Return the message of an exception for people, in one line."""
     return " ".join(str(getattr(error, _MESSAGE, error)).split())
 
 
 class Executor(Protocol):
-    """Carries jobs out. One instance a child, used by one thread."""
+    """Runs jobs. Each child has one instance and uses it in one thread."""
 
-    #: The application changed since :meth:`load`: this process, and the zygote it came from, are of no more use.
+    #: The application has changed since :meth:`load`; this process and its zygote must be replaced.
     stale: bool
     #: Called with the pid of the PostgreSQL backend whenever the executor connects, and 0 when it disconnects.
     on_backend: Callable[[int], None]
-    #: The same for a second backend that holds the job's keys, where the executor has one.
-    on_guard: Callable[[int], None]
+    #: The same for the second backend that holds the job's locks, if the executor has one.
+    on_lock_backend: Callable[[int], None]
 
     def load(self) -> Sequence[ActionFacts]:
-        """Load the application, in the zygote.
+        """Load the application in the zygote.
 
-        Raises :class:`~sidestream.errors.SettingsError` if it cannot, and :class:`NotYet` while it cannot; then it is
-        called again.
+        Raises :class:`~sidestream.errors.SettingsError` if it cannot be loaded, and :class:`ApplicationNotReady` if it
+        cannot be loaded yet; the zygote then calls this again.
         """
         ...
 
     def begin(self, slot: int) -> None:
-        """Prepare to run jobs in this process, the child in ``slot``; nothing that a fork shares is open before."""
+        """Prepare to run jobs in this process, the child in ``slot``. Nothing may be connected before the fork."""
         ...
 
     def acquire(self, reference: bytes, payload: bytes | None, *, attempts: int, run_alone: bool) -> Acquired | Verdict:
-        """Lock the row and read it (or read the direct payload).
+        """Lock the row and read it (or read the payload of a direct job).
 
-        ``attempts`` counts for direct jobs. A job whose host died repeatedly is released unless ``run_alone``.
+        ``attempts`` is used for direct jobs. A suspect (its host died repeatedly) is released unless ``run_alone``.
         Raises :class:`Conflict` and :class:`~sidestream.errors.StoreUnavailable`.
         """
         ...
 
     def run(self, acquired: Acquired) -> None:
-        """Call the action; its exceptions come out as they are. Raises :class:`NotNow`."""
+        """Call the action and let its exceptions propagate. Raises :class:`ApplicationChanged`."""
         ...
 
     def commit(self, acquired: Acquired) -> None:
-        """Write "done" and commit; raise :class:`Conflict` or :class:`Uncertain`, or what a hook raised."""
+        """Write "done" and commit. Raises :class:`Conflict` or :class:`Uncertain`, or the error of a hook."""
         ...
 
     def verify(self, acquired: Acquired) -> bool:
-        """After :class:`Uncertain`: end the old session, read the row with a waiting lock; True when it is terminal."""
+        """After :class:`Uncertain`, end the old session and return whether the row, once unlocked, is terminal."""
         ...
 
     def reset(self) -> None:
-        """Roll back and forget everything of the job; reconnect when the connection is broken. Raises nothing."""
+        """Roll back and discard the job; reconnect when the connection is broken. Never raises."""
         ...
 
     def release_locks(self, acquired: Acquired) -> None:
-        """Free what the job held beyond its transaction (its key); called after every end of it."""
+        """Free the locks that the job held beyond its transaction; called after every attempt."""
         ...
 
     @property
-    def hears_failures(self) -> bool:
-        """Whether :meth:`job_failed` would tell anybody."""
+    def has_failure_hooks(self) -> bool:
+        """Whether the application has hooks for :meth:`job_failed`."""
         ...
 
     def job_failed(self, failure: JobFailure) -> None:
-        """Tell the application that a job ended as failed: in a process that runs no jobs, after the row says so."""
+        """Call the application's failure hooks, in a process that runs no jobs, once the row is failed."""
         ...
 
     def close(self) -> None:

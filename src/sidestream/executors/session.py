@@ -1,15 +1,21 @@
-"""The one PostgreSQL session of a child: who may begin, commit and lock, and what a broken one means."""
+"""The PostgreSQL session of a child: its guarded connection, its transactions and its locks.
+
+A child keeps its connection from job to job. A job whose statements change the session itself (see
+:func:`leaves_state`) costs the child that connection, so that the next job does not see the change.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Self, TypeVar
 
 import psycopg
 from psycopg.pq import TransactionStatus
+from psycopg.rows import Row
 
+from sidestream.errors import CommitRefused
 from sidestream.executors.protocol import Conflict, SessionLost, Uncertain
-from sidestream.executors.python.context import GuardedConnection
 from sidestream.store import acquire, schema, sessions
 from sidestream.store.adapter import CONFLICTS, SESSION_ENDS, connect, sqlstate, translate
 
@@ -20,9 +26,133 @@ BEGIN = "BEGIN ISOLATION LEVEL REPEATABLE READ"
 VERIFY_TIMEOUT = 5.0
 """Longest wait, in seconds, for the lock of a job whose commit got no reply."""
 
+_ORM_PREFIXES = ('SELECT "', 'UPDATE "', 'INSERT INTO "', 'DELETE FROM "')
+_LONG = 500
+"""Length from which a statement that begins like the ORM's is not searched: nobody writes such a statement by hand."""
+_PLAIN = frozenset({"SELECT", "UPDATE", "INSERT", "DELETE", "SAVEPO", "RELEAS", "ROLLBA"})
+"""First six letters of the statements that change the session only through a function that they call."""
+_COMMENT = re.compile(r"--[^\n]*|/\*.*?\*/", re.DOTALL)
+_CHANGES_SESSION = re.compile(
+    r"""
+    SET\s+(?!LOCAL\b|TRANSACTION\b|CONSTRAINTS\b)
+    | (?:LISTEN|LOAD|DISCARD)\b
+    | PREPARE\s+(?!TRANSACTION\b)
+    | DECLARE\b.*\bWITH\s+HOLD\b
+    | CREATE\s+(?:OR\s+REPLACE\s+)?(?:(?:LOCAL|GLOBAL)\s+)?TEMP(?:ORARY)?\b(?!.*\bON\s+COMMIT\s+DROP\b)
+    | CREATE\b.*\bPG_TEMP\b
+    """,
+    re.IGNORECASE | re.DOTALL | re.VERBOSE,
+)
+_SESSION_LOCK = re.compile(r"\bPG_(?:TRY_)?ADVISORY_LOCK(?:_SHARED)?\b", re.IGNORECASE)
+_SET_CONFIG = re.compile(r"\bSET_CONFIG\s*\(", re.IGNORECASE)
+_SET_CONFIG_LOCALLY = re.compile(r"\bSET_CONFIG\s*\([^()]*,\s*TRUE\s*\)", re.IGNORECASE)
+
+
+def leaves_state(query: Any, cursor: Any = None) -> bool:
+    """Return whether ``query`` may change its session beyond the end of the transaction.
+
+    When in doubt the answer is True, which costs one new connection. Functions and DO blocks on the server, and
+    statements that bypass the cursor's ``execute``, are not seen. ``cursor`` renders a query composed with ``sql``.
+    """
+    text = query if query.__class__ is str else _text(query, cursor)
+    if ";" not in text:
+        if text.startswith(_ORM_PREFIXES):
+            if len(text) > _LONG:
+                return False
+        elif text.lstrip()[:6].upper() not in _PLAIN:
+            return _search(text)
+        if not ("advisory_lock" in text or "set_config" in text or "ADVISORY_LOCK" in text or "SET_CONFIG" in text):
+            return False
+    return _search(text)
+
+
+def _search(text: str) -> bool:
+    """Search each statement; a semicolon inside a literal only makes its rest a statement of its own."""
+    if any(_CHANGES_SESSION.match(statement.strip()) for statement in _COMMENT.sub(" ", text).split(";")):
+        return True
+    if _SESSION_LOCK.search(text):
+        return True
+    return len(_SET_CONFIG.findall(text)) > len(_SET_CONFIG_LOCALLY.findall(text))
+
+
+def _text(query: Any, cursor: Any) -> str:
+    code = getattr(query, "code", None)  # Odoo's SQL
+    if isinstance(code, str):
+        return code
+    if isinstance(query, bytes):
+        return query.decode("latin-1")
+    if hasattr(query, "as_string"):
+        query = query.as_string(getattr(cursor, "_obj", cursor))  # psycopg2's cursor below Odoo's, or psycopg's own
+    return str(query)
+
+
+class TrackingCursor(psycopg.Cursor[Row]):
+    """A cursor for actions that notes statements which change the session."""
+
+    def execute(self, query: Any, *args: Any, **kwargs: Any) -> Self:
+        """Execute ``query``."""
+        self._track(query)
+        return super().execute(query, *args, **kwargs)
+
+    def executemany(self, query: Any, *args: Any, **kwargs: Any) -> None:
+        """Execute ``query`` for each set of parameters."""
+        self._track(query)
+        super().executemany(query, *args, **kwargs)
+
+    def stream(self, query: Any, *args: Any, **kwargs: Any) -> Iterator[Row]:
+        """Execute ``query`` and yield its rows one by one."""
+        self._track(query)
+        return super().stream(query, *args, **kwargs)
+
+    def _track(self, query: Any) -> None:
+        connection = self.connection
+        if isinstance(connection, GuardedConnection) and not connection.dirty:
+            connection.dirty = leaves_state(query, self)
+
+
+class GuardedConnection(psycopg.Connection[tuple[Any, ...]]):
+    """A connection on which only the executor ends the transaction.
+
+    It is in autocommit mode and the executor sends BEGIN and COMMIT itself, so that psycopg never opens a transaction
+    on its own. Savepoints (``with connection.transaction():``) work as usual.
+    """
+
+    #: Name of the action that runs, or None between jobs.
+    action: str | None = None
+    #: The session was changed beyond the end of the transaction, so no other job may use it.
+    dirty = False
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """See psycopg."""
+        super().__init__(*args, **kwargs)
+        self.cursor_factory = TrackingCursor
+        self._initial = self._configuration()
+
+    @property
+    def changed(self) -> bool:
+        """Whether the job changed the session, or the configuration of this object."""
+        return self.dirty or self._configuration() != self._initial
+
+    def _configuration(self) -> tuple[object, ...]:
+        return self.row_factory, self.cursor_factory, self.server_cursor_factory, self.prepare_threshold
+
+    def commit(self) -> None:
+        """Refuse: raise :class:`~sidestream.errors.CommitRefused`."""
+        raise self._refusal("commit")
+
+    def rollback(self) -> None:
+        """Refuse: raise :class:`~sidestream.errors.CommitRefused`."""
+        raise self._refusal("roll back")
+
+    def _refusal(self, verb: str) -> CommitRefused:
+        return CommitRefused(
+            f"The action {self.action!r} tried to {verb} the transaction of its job, which must contain both its "
+            'effect and "done". Remove the call, or declare the action with commits="relock" and call context.commit().'
+        )
+
 
 class Session:
-    """A lazily acquired connection on which transactions are begun and ended by hand."""
+    """A connection that is opened at first use and on which transactions are begun and ended explicitly."""
 
     def __init__(self, dsn: str, application_name: str, on_backend: Callable[[int], None]) -> None:
         self._dsn = dsn
@@ -32,8 +162,8 @@ class Session:
         self._cursor: psycopg.Cursor[tuple[Any, ...]] | None = None
         self._database: schema.Database | None = None
         self._backend = 0
-        #: The SQLSTATE with which the server announced the end of the last session in a notice; "" when it did not.
-        self.told = ""
+        #: The SQLSTATE of the notice with which the server announced the end of the last session; "" without one.
+        self.end_code = ""
 
     @property
     def connection(self) -> GuardedConnection:
@@ -41,14 +171,14 @@ class Session:
         if self._connection is None:
             connection = connect(self._dsn, self._application_name, autocommit=True, connection_class=GuardedConnection)
             self._connection, self._cursor = connection, psycopg.Cursor(connection)
-            self.told = ""
-            connection.add_notice_handler(self._hear)
+            self.end_code = ""
+            connection.add_notice_handler(self._on_notice)
             self._backend = connection.info.backend_pid
             self._on_backend(self._backend)
             try:
                 self._database = self.guarded(lambda: schema.identify(self.cursor))
             except BaseException:
-                self.close()  # else the next use would take it for one that was identified
+                self.close()  # otherwise the next use would take the database for identified
                 raise
         return self._connection
 
@@ -62,7 +192,7 @@ class Session:
 
     @property
     def database(self) -> schema.Database:
-        """Which database this is: asked of each new connection, which may find another one in its place."""
+        """The database behind the connection; a new connection may find another one in its place."""
         self.connection  # noqa: B018  # opens it
         assert self._database is not None
         return self._database
@@ -73,7 +203,7 @@ class Session:
         return self._connection is not None and (self._connection.closed or self._connection.broken)
 
     def guarded(self, statement: Callable[[], T]) -> T:
-        """Run a statement; turn conflicts and lost connections into :class:`Conflict` and :class:`StoreUnavailable`."""
+        """Run a statement; turn conflicts and lost connections into :class:`Conflict` and :class:`SessionLost`."""
         try:
             return statement()
         except psycopg.Error as error:
@@ -84,13 +214,13 @@ class Session:
         if sqlstate(error) in CONFLICTS:
             return Conflict(str(error).strip())
         if self.broken:
-            return SessionLost(str(translate(error, "running a job")), sqlstate(error) or self.told)
+            return SessionLost(str(translate(error, "running a job")), sqlstate(error) or self.end_code)
         return error
 
-    def _hear(self, notice: psycopg.errors.Diagnostic) -> None:
-        """Note why the server is about to end this session: it says so in a warning, not in an error."""
+    def _on_notice(self, notice: psycopg.errors.Diagnostic) -> None:
+        """Note why the server is about to end this session, which it announces in a warning and not in an error."""
         if notice.sqlstate in SESSION_ENDS:
-            self.told = notice.sqlstate
+            self.end_code = notice.sqlstate
 
     def begin(self) -> None:
         """Begin a transaction."""
@@ -103,11 +233,11 @@ class Session:
             self.cursor.execute("COMMIT")
         except psycopg.Error as error:
             if self.broken:
-                raise Uncertain(str(error).strip(), sqlstate(error) or self.told) from error
+                raise Uncertain(str(error).strip(), sqlstate(error) or self.end_code) from error
             raise self.explain(error) from error
 
     def rollback(self) -> None:
-        """Roll back if a transaction is open; drop the connection when even that fails."""
+        """Roll back an open transaction; drop the connection when that fails."""
         connection = self._connection
         if connection is None:
             return
@@ -117,11 +247,11 @@ class Session:
             try:
                 self.cursor.execute("ROLLBACK")
             except psycopg.Error:
-                # The session is of no use any more; the next job opens another one.
+                # The session is unusable; the next job opens another one.
                 self.close()
 
     def alive(self) -> bool:
-        """Whether the session, and with it what it locked, is still there; asks the server."""
+        """Ask the server whether the session, and with it its locks, still exists."""
         if self._connection is None:
             return False
         try:
@@ -137,7 +267,7 @@ class Session:
         return self.guarded(lambda: acquire.lock_tag(self.cursor, lock))
 
     def try_locks(self, locks: Sequence[bytes]) -> bool:
-        """Take all of them, or none: False when another session has one."""
+        """Take all of ``locks`` or none; return False when another session has one of them."""
         for position, lock in enumerate(locks):
             if not self.try_lock(lock):
                 self.unlock_all(locks[:position])
@@ -145,12 +275,12 @@ class Session:
         return True
 
     def unlock_all(self, locks: Sequence[bytes]) -> None:
-        """Free each of them."""
+        """Free each of ``locks``."""
         for lock in locks:
             self.unlock(lock)
 
     def unlock(self, lock: bytes) -> None:
-        """Free a lock of :meth:`try_lock`; a lost session freed it by itself."""
+        """Free a lock of :meth:`try_lock`; a lost session has freed it already."""
         if self._connection is None or self.broken:
             return
         try:
@@ -160,30 +290,27 @@ class Session:
 
     def state_after_lost_commit(self, row_id: int) -> str | None:
         """End the session whose commit got no reply, then read the row's state with a waiting lock."""
-        lost = self._backend
-        self.close()
-        cursor = self.connection.cursor()
-
-        def read() -> str | None:
-            sessions.terminate_backend(cursor, lost, self._application_name)
-            return acquire.state_when_unlocked(cursor, row_id, timeout=VERIFY_TIMEOUT)
-
-        return self.guarded(read)
+        return self._after_lost_commit(
+            lambda cursor: acquire.state_when_unlocked(cursor, row_id, timeout=VERIFY_TIMEOUT)
+        )
 
     def done_after_lost_commit(self, uuid: Any) -> bool:
-        """As :meth:`state_after_lost_commit` for a direct job: whether its inbox row is there."""
+        """Do the same as :meth:`state_after_lost_commit` for a direct job: return whether its inbox row exists."""
+        return self._after_lost_commit(lambda cursor: acquire.inbox_has(cursor, uuid))
+
+    def _after_lost_commit(self, read: Callable[[psycopg.Cursor[tuple[Any, ...]]], T]) -> T:
         lost = self._backend
         self.close()
         cursor = self.connection.cursor()
 
-        def read() -> bool:
+        def terminate_and_read() -> T:
             sessions.terminate_backend(cursor, lost, self._application_name)
-            return acquire.inbox_has(cursor, uuid)
+            return read(cursor)
 
-        return self.guarded(read)
+        return self.guarded(terminate_and_read)
 
-    def leave_nothing(self) -> None:
-        """After a job, give up a connection that it changed: the next one in this child knows nothing of it."""
+    def close_if_changed(self) -> None:
+        """After a job, close a connection whose session it changed, so that the next job has a new one."""
         if self._connection is not None and self._connection.changed:
             self.close()
 

@@ -1,6 +1,6 @@
-"""Three-step actions: read in one transaction, call outside any, write and "done" in another.
+"""Three-step actions: read in one transaction, call outside any, write and commit "done" in another.
 
-The form for slow API calls: no row is locked and no snapshot is held open while a courier thinks.
+Use them for slow API calls: no row is locked and no snapshot is held while the remote service works.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class ThreeSteps:
-    """The parts of a three-step action, called in this order."""
+    """The functions of a three-step action, called in this order."""
 
-    #: ``read(context, *args, **kwargs)`` in a first transaction; returns what the call needs. It may not write.
+    #: ``read(context, *args, **kwargs)`` in a first transaction; returns the data for the call. It may not write.
     read: Callable[..., Any]
-    #: ``call(context, request)`` outside any transaction; send ``context.idempotency_key(...)`` along.
+    #: ``call(context, request)`` outside any transaction; send ``context.idempotency_key(...)`` with it.
     call: Callable[..., Any]
-    #: ``write(context, request, answer)`` in the transaction that ends with "done".
+    #: ``write(context, request, answer)`` in the transaction that commits "done".
     write: Callable[..., None]

@@ -86,12 +86,12 @@ _FOLDABLE = f"""(j.unique_key IS NOT NULL AND (
         EXISTS (SELECT FROM sidestream_job other WHERE {_REPLACES})
         OR EXISTS (SELECT FROM sidestream_job other WHERE {_PENDING_BEFORE})
         OR EXISTS (SELECT FROM sidestream_job other WHERE {_IN_WINDOW_BEFORE})))"""
-_ALONG = "/* along */"
+_PREFETCH = "/* prefetch */"
 _OPENED = f"""
     -- "sidestream.job" lasts as long as this transaction: rows.finish asks for it. MATERIALIZED, because it must not be
     -- set for a row that turns out to be locked.
     SELECT set_config('sidestream.job', id::text, true), pg_backend_pid(), id, action, payload, queue, key, attempts,
-           forgiven, crashes, suspects, user_id, context, priority, group_name, limit_key, requested_by{_ALONG}
+           forgiven, crashes, suspects, user_id, context, priority, group_name, limit_key, requested_by{_PREFETCH}
     FROM mine"""
 _NOT_CANCELLED = """NOT EXISTS (
     SELECT FROM sidestream_control c WHERE c.job_id = j.id AND c.handled_at IS NULL AND c.request = 'cancel')"""
@@ -158,8 +158,8 @@ class Acquired:
     limit: str | None = None
     #: Who asked for it, where that is not the user that it runs as.
     requested_by: int | None = None
-    #: The values of ``along``.
-    along: tuple[Any, ...] = ()
+    #: The values of ``prefetch``.
+    prefetched: tuple[Any, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,17 +225,17 @@ def acquire_job(
     id: int,  # noqa: A002
     *,
     attempts_seen: int | None = None,
-    along: tuple[str, ...] = (),
+    prefetch: tuple[str, ...] = (),
 ) -> AcquireResult:
     """Lock the job's row and read it, or say why not (a second, plain read).
 
-    ``along``: SQL expressions (of the caller's own constants) that are read in the same statement, as
-    :attr:`Acquired.along`; the job's row is called ``mine`` in them.
+    ``prefetch``: SQL expressions (of the caller's own constants) that are read in the same statement, as
+    :attr:`Acquired.prefetched`; the job's row is called ``mine`` in them.
 
     ``attempts_seen``: give it in the second and later transactions of a three-step or ``relock`` job, which holds a
     session lock; the job is then acquired in the state it was in, whatever became due before it meanwhile.
     """
-    statement = _opening(attempts_seen is not None, along)
+    statement = _opening(attempts_seen is not None, prefetch)
     parameters = {"id": id, "seen": attempts_seen, "unfolded": False}
     cur.execute(statement, parameters)
     row = cur.fetchone()
@@ -251,7 +251,7 @@ def acquire_job(
 
 def _acquired(row: Sequence[Any]) -> Acquired:
     _, pid, found, action, payload, queue, key, attempts, forgiven, crashes, suspects, user, context, *rest = row
-    priority, group, limit, requested_by, *along = rest
+    priority, group, limit, requested_by, *prefetched = rest
     return Acquired(
         found,
         action,
@@ -269,7 +269,7 @@ def _acquired(row: Sequence[Any]) -> Acquired:
         group,
         limit,
         requested_by,
-        tuple(along),
+        tuple(prefetched),
     )
 
 
@@ -324,8 +324,8 @@ def _end(cur: Cursor, row_id: int, reason: str) -> AcquireResult:
 
 
 @cache  # the text is the name under which a connection prepares it, so it should be made once
-def _opening(again: bool, along: tuple[str, ...]) -> str:
-    return (_OPEN_AGAIN if again else _OPEN).replace(_ALONG, "".join(f", {one}" for one in along))
+def _opening(again: bool, prefetch: tuple[str, ...]) -> str:
+    return (_OPEN_AGAIN if again else _OPEN).replace(_PREFETCH, "".join(f", {one}" for one in prefetch))
 
 
 def state_when_unlocked(cur: Cursor, id: int, *, timeout: float) -> State | None:  # noqa: A002

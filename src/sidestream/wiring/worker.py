@@ -66,7 +66,7 @@ BANNER_ACTIONS = 20
 """Most actions that the first log line names."""
 SHORTEST_PAUSE, LONGEST_PAUSE = 0.25, 10.0
 """Seconds between two looks at whether PostgreSQL answers, at the beginning and at most."""
-EMBEDDED_EVERY = 1.0
+EMBEDDED_INTERVAL = 1.0
 """Seconds between two looks at whether the embedded server lives."""
 
 
@@ -74,7 +74,7 @@ class EmbeddedServerTask:
     """Starts the embedded server again when it died."""
 
     name = "embedded server"
-    every = EMBEDDED_EVERY
+    every = EMBEDDED_INTERVAL
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -122,7 +122,7 @@ class Worker:
         self._keys = signing_keys(settings)
         process.check_nice(settings.nice)
         if settings.idle_cpu_only:
-            process.check_only_idle_cpu()
+            process.check_idle_cpu_only()
         self._tenant = embedded.join(settings.data_dir) if settings.redis_url is None else None
         self._link: StoreConnection | None = None
         try:
@@ -169,7 +169,7 @@ class Worker:
             on_stale_generation=self._on_stale_generation,
         )
         self._maintenance = MaintenanceThread(
-            make_keepers(
+            make_maintenance_tasks(
                 settings,
                 worker=self._name,
                 lanes=self._lanes,
@@ -395,7 +395,7 @@ class Worker:
             self._maintenance.poke(name)
 
 
-def make_keepers(
+def make_maintenance_tasks(
     settings: Settings,
     *,
     worker: str,

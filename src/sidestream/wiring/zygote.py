@@ -12,7 +12,7 @@ import msgpack
 
 from sidestream.errors import SettingsError
 from sidestream.executors.protocol import Executor
-from sidestream.executors.python.executor import PythonCall
+from sidestream.executors.python.executor import PythonExecutor
 from sidestream.job.codec import Signer
 from sidestream.logs import set_up_logging
 from sidestream.worker import zygote
@@ -33,16 +33,16 @@ def run_zygote() -> None:
     if odoo_config is not None:
         make = partial(_odoo_executor, Path(odoo_config), odoo_database, database_tag, dsn, name)
     else:
-        make = partial(PythonCall, app, dsn=dsn, signer=Signer([(k, s) for k, s in keys]), application_name=name)
+        make = partial(PythonExecutor, app, dsn=dsn, signer=Signer([(k, s) for k, s in keys]), application_name=name)
     zygote.serve(control, int(sys.argv[2]), orders, make)
 
 
 def _odoo_executor(config: Path, database: str, tag: bytes, dsn: str, name: Callable[[int], str]) -> Executor:
     """Import Odoo, which only its own Python can, and return its executor."""
     try:
-        from sidestream.executors.odoo.executor import OdooOrm
+        from sidestream.executors.odoo.executor import OdooExecutor
     except ImportError as error:
         raise SettingsError(
             f"Odoo cannot be imported ({error}); run the worker with the Python that runs Odoo."
         ) from error
-    return OdooOrm(config, database, database_tag=tag, dsn=dsn, application_name=name)
+    return OdooExecutor(config, database, database_tag=tag, dsn=dsn, application_name=name)

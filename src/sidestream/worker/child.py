@@ -61,7 +61,7 @@ class Child:
         self._times: dict[bytes, tuple[int, int]] = {}
         self._follow_ups: list[Publication] = []
         executor.on_backend = lambda pid: slots.backend(slot, pid)
-        executor.on_guard = lambda pid: slots.guard(slot, pid)
+        executor.on_lock_backend = lambda pid: slots.guard(slot, pid)
 
     def run(self) -> None:
         """Serve batches until the supervisor closes the socket."""

@@ -6,7 +6,7 @@ import traceback
 from datetime import UTC, datetime
 
 from sidestream.errors import GiveUp, LockLost, Snooze, SoftLimitExceeded, StoreError
-from sidestream.executors.protocol import Acquired, NotNow, SessionLost, message_of
+from sidestream.executors.protocol import Acquired, ApplicationChanged, SessionLost, message_of
 from sidestream.job.outcome import Fail, Outcome, Release, ReleaseReason
 from sidestream.job.retry_after import retry_after
 from sidestream.redaction import redact_text
@@ -23,7 +23,7 @@ def outcome_of(error: BaseException, acquired: Acquired) -> Outcome:
         return Release(f"{ReleaseReason.LOST}: {error}", None, lost=error.code)
     if isinstance(error, StoreError | LockLost):
         return Release(f"{ReleaseReason.LOST}: {error}"[:ERROR_LIMIT], None)
-    if isinstance(error, NotNow):
+    if isinstance(error, ApplicationChanged):
         return error.release
     if isinstance(error, GiveUp):
         return Fail(redact_text(" ".join(str(error).split()))[:ERROR_LIMIT], detail_of(error))

@@ -26,11 +26,11 @@ import msgpack
 
 from sidestream.crashpoints import crash_point
 from sidestream.errors import ApplicationError, SidestreamError
-from sidestream.executors.protocol import ActionFacts, Executor, NotYet
+from sidestream.executors.protocol import ActionFacts, ApplicationNotReady, Executor
 from sidestream.job.observer import JobFailure, observers
 from sidestream.job.retry import RetryPolicy
 from sidestream.logs import mark_records, set_job
-from sidestream.process import die_with_parent, oom_score_adj, set_nice, set_session_nice, use_idle_cpu_only
+from sidestream.process import die_with_parent, set_nice, set_oom_score_adj, set_session_nice, use_idle_cpu_only
 from sidestream.worker import child, wire
 from sidestream.worker.job_log import JobLog, observed
 from sidestream.worker.slots import Slots
@@ -132,7 +132,7 @@ class Zygote:
         while True:
             try:
                 return self._executor.load()
-            except NotYet as error:
+            except ApplicationNotReady as error:
                 if str(error) != told:
                     told = str(error)
                     log.warning("%s", told, extra={"action": "load_waits"})
@@ -181,7 +181,7 @@ class Zygote:
 
     def _be_child(self, zygote: int, end: socket.socket, slot: int) -> None:
         self._begin(zygote)
-        oom_score_adj(OOM_SCORE)
+        set_oom_score_adj(OOM_SCORE)
         limits = child.ChildLimits(self._orders.max_jobs, self._orders.max_memory)
         child.serve(end, self._executor, self._slots, slot, limits)
 
@@ -201,7 +201,7 @@ class Zygote:
 
     def _failed(self, failure: JobFailure) -> None:
         """Tell the application of it, in a process that may take its time, or die of it."""
-        if not observers and not self._executor.hears_failures:
+        if not observers and not self._executor.has_failure_hooks:
             return
         if len(self._failures) >= MOST_FAILURES:
             log.warning("Failure hooks are not told of job %s: %s wait.", failure.id, MOST_FAILURES, extra=HOOK_SKIPPED)

@@ -12,7 +12,6 @@ import pytest
 from sidestream.broker.failover import owners_grace
 from sidestream.broker.protocol import Delivery, Publication, lane
 from sidestream.broker.redis.broker import RedisBroker
-from sidestream.clock import ManualClock
 from sidestream.job.job import Job
 from sidestream.job.reference import NO_TAG8, Reference, direct_reference, row_reference
 from sidestream.job.rules import Rules
@@ -21,6 +20,7 @@ from sidestream.maintenance.lease_reclaimer import LeaseReclaimer
 from sidestream.maintenance.store_connection import StoreConnection
 from sidestream.store import attempts, outcomes, queries, schema
 from sidestream.store.adapter import connect
+from tests.support.clock import ManualClock
 from tests.support.servers import RedisServer
 
 LEASE = 15.0

@@ -14,7 +14,6 @@ import pytest
 from sidestream.broker.protocol import Publication, lane
 from sidestream.broker.redis import keys
 from sidestream.broker.redis.broker import RedisBroker
-from sidestream.clock import ManualClock
 from sidestream.errors import BrokerUnavailable
 from sidestream.job.job import Job
 from sidestream.job.reference import Reference, row_reference
@@ -23,6 +22,7 @@ from sidestream.maintenance.reconciler import GRACE, Reconciler
 from sidestream.maintenance.store_connection import StoreConnection
 from sidestream.store import outcomes, schema
 from sidestream.store.adapter import connect
+from tests.support.clock import ManualClock
 from tests.support.servers import RedisServer
 
 LEASE = 15.0

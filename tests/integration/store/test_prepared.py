@@ -61,10 +61,10 @@ def cursor(spy: Spy) -> Prepared:
     return Prepared(spy)
 
 
-def run(session: Session, cursor: Prepared, job_id: int, along: tuple[str, ...] = ()) -> Acquired:
+def run(session: Session, cursor: Prepared, job_id: int, prefetch: tuple[str, ...] = ()) -> Acquired:
     """One job from BEGIN to COMMIT."""
     session.begin()
-    found = acquire.acquire_job(cursor, job_id, along=along)
+    found = acquire.acquire_job(cursor, job_id, prefetch=prefetch)
     assert isinstance(found, Acquired), found
     outcomes.finish(cursor, job_id)
     session.commit()
@@ -78,9 +78,9 @@ def test_a_statement_is_prepared_once(session: Session, spy: Spy, cursor: Prepar
     assert (spy.count("PREPARE"), spy.count("EXECUTE"), len(spy.texts)) == (2, 24, 26)
 
 
-def test_another_thing_read_along_is_another_statement(session: Session, spy: Spy, cursor: Prepared) -> None:
-    assert run(session, cursor, session.one(), ("mine.id * 2",)).along[0] % 2 == 0
-    assert run(session, cursor, session.one(), ("'%%'::text", "mine.queue")).along == ("%", "default")
+def test_another_prefetched_expression_is_another_statement(session: Session, spy: Spy, cursor: Prepared) -> None:
+    assert run(session, cursor, session.one(), ("mine.id * 2",)).prefetched[0] % 2 == 0
+    assert run(session, cursor, session.one(), ("'%%'::text", "mine.queue")).prefetched == ("%", "default")
     assert spy.count("PREPARE") == 3
 
 
@@ -108,10 +108,10 @@ def test_a_failed_prepare_is_not_remembered(session: Session, cursor: Prepared) 
     job_id = session.one()
     session.begin()
     with pytest.raises(Exception, match="no_such_table"):
-        acquire.acquire_job(cursor, job_id, along=("(SELECT max(id) FROM no_such_table)",))
+        acquire.acquire_job(cursor, job_id, prefetch=("(SELECT max(id) FROM no_such_table)",))
     session.rollback()
     session.execute("CREATE TABLE no_such_table (id integer)")
-    assert run(session, cursor, job_id, ("(SELECT max(id) FROM no_such_table)",)).along == (None,)
+    assert run(session, cursor, job_id, ("(SELECT max(id) FROM no_such_table)",)).prefetched == (None,)
 
 
 @pytest.mark.parametrize("how", ["DEALLOCATE ALL", "DISCARD ALL", "reset"])

@@ -1,6 +1,6 @@
-"""Odoo's cursor inside a job: only the executor ends its transaction (design D5).
+"""Guard Odoo's cursor inside a job, where only the executor may end the transaction.
 
-Made of whatever cursor class Odoo has, so that nothing here imports odoo.
+The guarded class derives from the class of the given cursor, so that this module does not import odoo.
 """
 
 from __future__ import annotations
@@ -12,20 +12,20 @@ from typing import Any
 
 from sidestream.broker.protocol import Publication
 from sidestream.errors import CommitRefused
-from sidestream.executors.session_state import leaves_state
+from sidestream.executors.session import leaves_state
 
 
 class Guard:
-    """What the running job may do with the cursor; everything is allowed between jobs."""
+    """The permissions of the running job on the cursor; between jobs, everything is allowed."""
 
     def __init__(self) -> None:
         #: Name of the action that runs, or None between jobs.
         self.action: str | None = None
-        #: The jobs that it enqueued: a child has no connection to Redis.
+        #: The jobs that it enqueued; the worker publishes them, because a child has no connection to Redis.
         self.follow_ups: list[Publication] | None = None
-        #: Who asked for the running job: he asks for those that it enqueues, whoever it runs as.
+        #: The user who requested the running job, and thereby the jobs that it enqueues.
         self.requested_by: int | None = None
-        #: Something was left in the session that a rollback or commit does not take away: no other job may meet it.
+        #: The session was changed beyond the end of the transaction, so no other job may use it.
         self.dirty = False
         self._part: Callable[[], None] | None = None
         self._outside = False
@@ -34,17 +34,17 @@ class Guard:
     def begin(
         self, action: str, follow_ups: list[Publication], requested_by: int | None, part: Callable[[], None] | None
     ) -> None:
-        """A job begins; ``part`` commits a part of it, if it declared that."""
+        """Begin a job; ``part`` commits a part of it, if its action declares commits."""
         self.action, self.follow_ups, self.requested_by, self._part = action, follow_ups, requested_by, part
 
     def end(self) -> None:
-        """The job ended."""
+        """End the job."""
         self.action = self.follow_ups = self.requested_by = self._part = None
         self._outside = False
 
     @contextmanager
     def outside(self) -> Iterator[None]:
-        """The middle step of a three-step action: no transaction, so nothing to ask the database."""
+        """Refuse statements during the middle step of a three-step action, which has no transaction."""
         self._outside = True
         try:
             yield
@@ -52,7 +52,7 @@ class Guard:
             self._outside = False
 
     def commit(self, cr: Any, commit: Callable[[Any], None]) -> None:
-        """An action, or Odoo inside it, asks for a commit."""
+        """Handle a commit that an action, or Odoo inside it, requests."""
         if self.action is None:
             commit(cr)
         elif self._part is not None and not self._ours:
@@ -66,7 +66,7 @@ class Guard:
 
     @contextmanager
     def between(self) -> Iterator[None]:
-        """Between two transactions of a job: what is done now with the cursor is not the action's."""
+        """Lift the guard between two transactions of a job, while the executor uses the cursor."""
         action, self.action = self.action, None
         try:
             yield
@@ -74,12 +74,12 @@ class Guard:
             self.action = action
 
     def rollback(self, cr: Any) -> None:
-        """Roll back for the executor."""
+        """Roll back on behalf of the executor."""
         with self.between():
             cr.rollback()
 
     def check(self, verb: str) -> None:
-        """Raise :class:`~sidestream.errors.CommitRefused` when a job runs."""
+        """Raise :class:`~sidestream.errors.CommitRefused` while a job runs."""
         if self.action is not None:
             raise self._refusal(verb)
 
@@ -87,28 +87,28 @@ class Guard:
         """Raise :class:`~sidestream.errors.CommitRefused` between the transactions of a three-step action."""
         if self._outside:
             raise CommitRefused(
-                f"The action {self.action!r} asked the database in its second step, which runs outside any "
-                "transaction; read what the call needs in the first step."
+                f"The action {self.action!r} used the database in its second step, which runs outside any transaction; "
+                "read the data for the call in the first step."
             )
 
     def _refusal(self, verb: str) -> CommitRefused:
         return CommitRefused(
-            f"The action {self.action!r} tried to {verb} its job's transaction, in which effect and 'done' belong "
-            'together. Remove the call, or declare the action with commits="relock".'
+            f"The action {self.action!r} tried to {verb} the transaction of its job, which must contain both its "
+            'effect and "done". Remove the call, or declare the action with commits="relock".'
         )
 
 
 @cache
-def guard_class(cursor_class: type) -> type:
-    """Return ``cursor_class`` with the guard before commit, rollback, close and execute."""
+def guarded_class(cursor_class: type) -> type:
+    """Return a subclass of ``cursor_class`` that asks the guard before execute, commit, rollback and close."""
 
-    class GuardedCursor(cursor_class):  # type: ignore[misc]  # whatever Odoo's is
-        """Odoo's cursor, guarded."""
+    class GuardedCursor(cursor_class):  # type: ignore[misc]  # its class is Odoo's
+        """Odoo's cursor with a guard."""
 
         sidestream: Guard
 
         def execute(self, query: Any, *args: Any, **kwargs: Any) -> Any:
-            """Execute, unless there is no transaction."""
+            """Execute ``query``; refuse outside a transaction."""
             guard = self.sidestream
             guard.check_execute()
             if not guard.dirty and leaves_state(query, self):
@@ -116,7 +116,7 @@ def guard_class(cursor_class: type) -> type:
             return super().execute(query, *args, **kwargs)
 
         def commit(self) -> None:
-            """Refuse inside a job that did not declare it."""
+            """Refuse inside a job whose action does not declare commits."""
             self.sidestream.commit(self, super().commit.__func__)
 
         def rollback(self) -> None:

@@ -1,6 +1,6 @@
-"""What ``@action`` says about a method of an Odoo model, and how a registry's declared methods are found.
+"""The options of ``@action`` on a method of an Odoo model, and the search for declared methods in a registry.
 
-Nothing here imports odoo: the addon makes these values, the ORM executor collects them.
+The addon creates these values and the Odoo executor collects them. This module does not import odoo.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 from sidestream.errors import ActionError, InvalidName, SettingsError
-from sidestream.executors.declared_function import check_limits
+from sidestream.executors.declaration import check_limits
 from sidestream.job import uniqueness
 from sidestream.job.job import DEFAULT_PRIORITY, DEFAULT_QUEUE, Unique
 from sidestream.job.moments import seconds_of
@@ -23,7 +23,7 @@ from sidestream.job.template import fields_of
 log = logging.getLogger(__name__)
 
 MARK = "_sidestream_action"
-"""Attribute of a function by which its declaration is found; an override needs no decorator of its own."""
+"""Attribute of a function that holds its declaration; an override needs no decorator of its own."""
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
@@ -31,24 +31,24 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 class ModelAction:
     """A declared method of a model and how it may run."""
 
-    #: Backlog that its jobs wait in unless the call says otherwise.
+    #: Queue of its jobs, unless the call names another one.
     queue: str = DEFAULT_QUEUE
     #: Ordering key of its jobs: text with fields of the record in braces ("carrier:{carrier_id}"), or a function of the
     #: recordset; None: no order.
     key: str | Callable[[Any], str | None] | None = None
-    #: What its jobs count against, likewise: ``rule`` or ``rule:value`` ("courier:{carrier_id}").
+    #: Limit key of its jobs, in the same form: ``rule`` or ``rule:value`` ("courier:{carrier_id}").
     limit: str | Callable[[Any], str | None] | None = None
-    #: The tenant among whom the queue is shared fairly, likewise; None: the company that the job is enqueued in.
+    #: Fairness group of its jobs (the tenant), in the same form; None: the company in which the job is enqueued.
     group: str | Callable[[Any], str | None] | None = None
-    #: What makes a second job a duplicate, likewise, or a :class:`~sidestream.job.job.Unique` whose key is such a text.
+    #: Key that makes a second job a duplicate, in the same form, or a :class:`~sidestream.job.job.Unique` with one.
     unique: Unique | str | Callable[[Any], Unique | str | None] | None = None
     #: 0 (first) to 9 within the queue.
     priority: int = DEFAULT_PRIORITY
-    #: Seconds after it was due at which a job that has not started ends as cancelled; None means never.
+    #: Seconds after its due time at which a job that has not started is cancelled; None means never.
     expires_in: float | None = None
-    #: "user": the one who enqueued it, never as superuser; "superuser"; or the xml id of a user for services.
+    #: "user": the user who enqueued it, without superuser rights; "superuser"; or the xml id of a service user.
     run_as: str = "user"
-    #: What happens after a failure: a policy, or one for each class of exceptions.
+    #: The policy for failed attempts, or one for each class of exceptions.
     retry: RetryPolicy = field(default_factory=RetryPolicy)
     #: Seconds until :class:`~sidestream.errors.SoftLimitExceeded` is raised inside the job; None means never.
     soft_limit: float | None = None
@@ -56,9 +56,9 @@ class ModelAction:
     hard_limit: float | None = None
     #: "forbid": commit and rollback are refused. "relock": ``self.env.cr.commit()`` commits, locks and checks again.
     commits: Literal["forbid", "relock"] = "forbid"
-    #: The method is a generator: what it yields is called outside any transaction, with an idempotency key.
+    #: The method is a generator; the function that it yields is called with an idempotency key outside any transaction.
     three_step: bool = False
-    #: What a person reads: text, or Odoo's lazy translation; None: made of the method's name.
+    #: Name for people: text, or Odoo's lazy translation; None: derived from the method's name.
     label: Any = None
 
     def __post_init__(self) -> None:
@@ -87,7 +87,7 @@ class ModelAction:
 
     @classmethod
     def of(cls, **options: Any) -> ModelAction:
-        """Return the declaration; ``unique="text"`` may be completed by the options that complete it in a call."""
+        """Return the declaration; ``unique="text"`` accepts the same further options as in a call."""
         return cls(**uniqueness.declared_unique("@action", options))
 
     def declare(self, function: Function) -> Function:
@@ -96,16 +96,16 @@ class ModelAction:
         return function
 
     def steps_of(self, name: str, answer: object) -> Generator[Any, Any, Any] | None:
-        """Return the three steps that the method answered with; None when it did everything already.
+        """Return the three steps that the method returned; None when the action has only one.
 
-        Nobody looked at an override where it was written. Raises :class:`~sidestream.errors.ActionError` when it is
-        async, or yields and the action declares no three steps, because then nothing runs; and the other way round.
+        Overrides are not checked at declaration. Raises :class:`~sidestream.errors.ActionError` when the override is
+        async, or when it yields although the action does not declare three steps, or the reverse.
         """
         if inspect.iscoroutine(answer) or inspect.isasyncgen(answer):
             if inspect.iscoroutine(answer):
-                answer.close()  # else Python warns that nobody awaited it
+                answer.close()  # otherwise Python warns that it was never awaited
             raise ActionError(
-                f"The action {name!r} returned a {type(answer).__name__}, of which nothing ran; expected a method "
+                f"The action {name!r} returned a {type(answer).__name__}, so none of its code ran; expected a method "
                 "that is not async: write the override without async."
             )
         steps = answer if inspect.isgenerator(answer) else None
@@ -117,13 +117,13 @@ class ModelAction:
                 "the override yield one, or return super()'s."
             )
         raise ActionError(
-            f"The action {name!r} returned a generator, of which nothing ran; expected a method without yield: take "
+            f"The action {name!r} returned a generator, so none of its code ran; expected a method without yield: take "
             "it out of the override, or declare the override with @action(three_step=True)."
         )
 
 
 def declared(model: type, method: str) -> ModelAction | None:
-    """Return what is declared of a model class's method: by itself, or by what it overrides."""
+    """Return the declaration of a model class's method, or of the method that it overrides."""
     for base in model.__mro__:
         found = getattr(base.__dict__.get(method), MARK, None)
         if isinstance(found, ModelAction):
@@ -132,10 +132,9 @@ def declared(model: type, method: str) -> ModelAction | None:
 
 
 def collect(registry: Mapping[str, type]) -> dict[str, ModelAction]:
-    """Return every declared method of a registry's models as ``model.method``.
+    """Return every declared method of a registry's models by its name ``model.method``.
 
-    An action that cannot be served is left out, and the log says why: its name is not allowed, or shares its tag with
-    another one, which is left out too. The others do not suffer for it.
+    Leaves out, and logs, an action with an invalid name, and actions whose names have the same tag.
     """
     found: dict[str, ModelAction] = {}
     by_tag: dict[bytes, list[str]] = {}
@@ -144,16 +143,16 @@ def collect(registry: Mapping[str, type]) -> dict[str, ModelAction]:
             try:
                 name = check_action(f"{model}.{method}")
             except InvalidName as error:
-                log.error("An action is not served: %s", error, extra={"action": "action_refused"})
+                log.error("This worker does not serve an action: %s", error, extra={"action": "action_refused"})
                 continue
             action = declared(cls, method)
             assert action is not None
             by_tag.setdefault(tag(name, 4), []).append(name)
             found[name] = action
     for names in by_tag.values():
-        if len(names) > 1:  # whoever reads a reference could not tell which one is meant
+        if len(names) > 1:  # a reference could mean each of them
             log.error(
-                "Actions are not served: %s have the same tag; rename one of them.",
+                "This worker does not serve actions that have the same tag: %s; rename one of them.",
                 " and ".join(sorted(names)),
                 extra={"action": "action_refused"},
             )

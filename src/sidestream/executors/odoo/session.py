@@ -1,7 +1,7 @@
-"""The child's one cursor of Odoo, kept from job to job: who ends its transaction, and what its errors mean.
+"""The Odoo cursor of a child: its transactions and the meaning of its errors.
 
-It is made by Odoo's registry, so that Odoo's pool, settings and hooks are what they are everywhere; nothing here
-imports odoo.
+The child keeps the cursor from job to job. Odoo's registry creates it, so that Odoo's pool, settings and hooks apply.
+This module does not import odoo.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import psycopg2
 from psycopg2.extensions import STATUS_READY as READY
 
 from sidestream.errors import ActionError, ForeignDatabase
-from sidestream.executors.odoo.guarded_cursor import Guard, guard_class
+from sidestream.executors.odoo.guarded_cursor import Guard, guarded_class
 from sidestream.executors.protocol import Conflict, SessionLost, Uncertain
 from sidestream.store import schema
 from sidestream.store.adapter import ADMIN_SHUTDOWN, CONFLICTS, CRASH_SHUTDOWN, sqlstate, translate
@@ -22,29 +22,29 @@ from sidestream.store.prepared import PlanGone, Prepared
 
 log = logging.getLogger(__name__)
 
-BROKEN = "25P02"
-"""A statement after an error in the same transaction."""
+IN_FAILED_TRANSACTION = "25P02"
+"""SQLSTATE of a statement after an error in the same transaction."""
 _WARNINGS = {"crash of another server process": CRASH_SHUTDOWN, "immediate shutdown command": ADMIN_SHUTDOWN}
 T = TypeVar("T")
 
 
 class OdooSession:
-    """A lazily made cursor on which only the executor commits."""
+    """A cursor that is created at first use and on which only the executor commits."""
 
     def __init__(
         self, registry: Any, database_tag: bytes, on_backend: Callable[[int], None], conflict: type[Exception]
     ) -> None:
-        """Prepare; nothing is connected.
+        """Prepare without connecting.
 
         Args:
-            registry: Odoo's, of the database.
-            database_tag: The worker's database: no other that is found behind its address is worked on.
-            on_backend: Told the pid of the PostgreSQL backend, and 0 when it is given up.
-            conflict: Odoo's own exception for "try again".
+            registry: Odoo's registry of the database.
+            database_tag: Tag of the worker's database; another database at the same address is refused.
+            on_backend: Called with the pid of the PostgreSQL backend, and with 0 when the connection is closed.
+            conflict: Odoo's own exception for "retry the transaction".
         """
         self.registry = registry
         self.guard = Guard()
-        #: Pid of the backend that was used last.
+        #: Pid of the last PostgreSQL backend.
         self.backend = 0
         self._tag = database_tag
         self._on_backend = on_backend
@@ -54,7 +54,7 @@ class OdooSession:
 
     @property
     def cr(self) -> Any:
-        """Odoo's cursor, made when first asked for or when the last one broke."""
+        """Odoo's cursor, created at first use and again after it was closed."""
         if self._cr is not None and self._cr.closed:
             self.drop()
         if self._cr is None:
@@ -65,7 +65,7 @@ class OdooSession:
                 cr._cnx.close()
                 cr._closed = True
                 raise
-            cr.__class__ = guard_class(cr.__class__)
+            cr.__class__ = guarded_class(cr.__class__)
             cr.sidestream = self.guard
             self._cr = cr
             self._store = Prepared(cr._obj)
@@ -74,24 +74,24 @@ class OdooSession:
         return self._cr
 
     def _identify(self, cr: Any) -> None:
-        """Refuse a database that was put in the place of the worker's while it ran."""
+        """Refuse a database that has replaced the worker's own."""
         found = self.guarded(lambda: schema.identify(cr._obj))
         if found.tag != self._tag:
             raise ForeignDatabase(
                 f"The database behind the worker's address was {self._tag.hex()} and is now {found.tag.hex()} (the "
                 "first half of its uuid); restart the worker."
             )
-        cr._cnx.rollback()  # a job sees what is committed when it begins
+        cr._cnx.rollback()  # the job needs a snapshot from when it begins
 
     @property
     def store(self) -> Prepared:
-        """psycopg2's cursor below it, for our own statements: what fails there is no error in Odoo's log."""
+        """The psycopg2 cursor below Odoo's, for our own statements: Odoo does not log their errors."""
         self.cr  # noqa: B018  # opens it
         assert self._store is not None
         return self._store
 
     def guarded(self, statement: Callable[[], T]) -> T:
-        """Run something; turn conflicts and lost connections into :class:`Conflict` and :class:`StoreUnavailable`."""
+        """Run a statement; turn conflicts and lost connections into :class:`Conflict` and :class:`SessionLost`."""
         try:
             return statement()
         except (self._conflict, PlanGone) as error:
@@ -100,7 +100,7 @@ class OdooSession:
             raise self._explain(error) from error
 
     def commit(self) -> None:
-        """Commit what was flushed, without a hook; raise :class:`Conflict`, or :class:`Uncertain` without a reply."""
+        """Commit what was flushed, without hooks; raise :class:`Conflict`, or :class:`Uncertain` without a reply."""
         cnx = self._cr._cnx
         try:
             cnx.commit()
@@ -110,11 +110,11 @@ class OdooSession:
             raise self._explain(error) from error
 
     def committed(self) -> None:
-        """After a commit: forget what was cached, run the hooks, tell other processes what changed.
+        """After a commit, clear the cache, run the hooks and signal changes to other processes.
 
-        What a hook reads or writes with this cursor begins a transaction. It ends here, as it does where Odoo closes
-        the cursor of a request; the next job would otherwise open in its snapshot, and commit what it wrote. Others
-        are told also when a hook raises: what they have in their caches is no longer so.
+        A hook that uses this cursor begins a transaction. It is rolled back here, as Odoo does when it closes the
+        cursor of a request; otherwise the next job would run in its snapshot and commit its writes. Changes are
+        signalled even when a hook raises, because other processes hold outdated caches.
         """
         cr = self._cr
         cr.clear()
@@ -130,31 +130,31 @@ class OdooSession:
                     self.guard.rollback(cr)
             finally:
                 self.registry.signal_changes()
-                self._leave_nothing()
+                self._close_if_changed()
 
     def rollback(self) -> None:
-        """Roll back; give the cursor up when that fails. Raises nothing."""
+        """Roll back, or drop the cursor when that fails. Never raises."""
         if self._cr is not None:
             try:
                 self.guard.rollback(self._cr)
-            except Exception as error:  # noqa: BLE001  # a hook, or the connection: this cursor is of no more use
-                log.info("A cursor is given up: %s", error, extra={"action": "cursor_dropped"})
+            except Exception as error:  # noqa: BLE001  # a hook or the connection failed: the cursor is unusable
+                log.info("Dropped a database cursor: %s", error, extra={"action": "cursor_dropped"})
                 self.drop()
         self.registry.reset_changes()
-        self._leave_nothing()
+        self._close_if_changed()
 
-    def _leave_nothing(self) -> None:
-        """After a job, give up a connection whose session it changed: the next one in this child knows nothing of it.
+    def _close_if_changed(self) -> None:
+        """After a job, drop a connection whose session it changed, so that the next job in this child has a new one.
 
-        Odoo's pool resets a connection each time that it is borrowed. Here a new one is cheaper: a reset would be a
-        round trip for every job, and would take our prepared statements too. A job that commits in parts, or that
-        calls somebody in between, keeps what it set until it ends.
+        Odoo's pool resets a connection whenever it is borrowed. Here a new connection is cheaper: a reset would cost
+        every job a round trip, and would discard our prepared statements. A job that commits in parts, or that has
+        three steps, keeps its session until it ends.
         """
         if self.guard.dirty and self.guard.action is None:
             self.drop()
 
     def drop(self) -> None:
-        """Close the connection; the next use makes another one."""
+        """Close the connection; the next use opens another one."""
         self.guard.dirty = False
         cr, self._cr, self._store = self._cr, None, None
         if cr is None:
@@ -167,10 +167,10 @@ class OdooSession:
     def _explain(self, error: Exception) -> Exception:
         if sqlstate(error) in CONFLICTS:
             return Conflict(str(error).strip())
-        if sqlstate(error) == BROKEN:
+        if sqlstate(error) == IN_FAILED_TRANSACTION:
             return ActionError(
-                "The action went on after an error of PostgreSQL, so nothing that it wrote can be committed; put what "
-                "may fail inside: with self.env.cr.savepoint()."
+                "The action continued after a PostgreSQL error, so its transaction cannot be committed; put statements "
+                "that may fail inside: with self.env.cr.savepoint()."
             )
         if self._cr is None or self._cr._cnx.closed:
             return SessionLost(str(translate(error, "running a job")), self._reason(error))
@@ -179,7 +179,7 @@ class OdooSession:
     def _reason(self, error: Exception) -> str:
         """Return the SQLSTATE with which the session ended; psycopg2 keeps only the text of the server's warnings.
 
-        In another language than English the reason stays unknown, and the job is suspected like any other.
+        If the server does not speak English, the reason stays unknown and the job becomes a suspect.
         """
         code = sqlstate(error)
         if code is not None or self._cr is None:

@@ -1,4 +1,4 @@
-"""Actions: the declared functions that may run in the background. Nothing else ever runs."""
+"""Declare the functions that may run as jobs. No other function ever does."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from typing import Any, Literal, TypeVar
 
 from sidestream.errors import DuplicateAction, SettingsError, UnknownAction
 from sidestream.executors.application_fault import application_error
-from sidestream.executors.declared_function import check_function, check_limits, check_options
-from sidestream.executors.python.declared_options import Arguments, Text, check_fields
+from sidestream.executors.declaration import Arguments, Text, check_fields, check_function, check_limits, check_options
 from sidestream.executors.three_step import ThreeSteps
 from sidestream.job.job import DEFAULT_PRIORITY, DEFAULT_QUEUE, Unique
 from sidestream.job.moments import seconds_of
@@ -32,7 +31,7 @@ class Action:
     name: str
     #: Called as ``function(context, *args, **kwargs)``.
     function: Callable[..., Any]
-    #: What happens after a failure: a policy, or one for each class of exceptions.
+    #: The policy for failed attempts, or one for each class of exceptions.
     retry: RetryPolicy = field(default_factory=RetryPolicy)
     #: Seconds until :class:`~sidestream.errors.SoftLimitExceeded` is raised inside the job; None means never.
     soft_limit: float | None = None
@@ -40,7 +39,7 @@ class Action:
     hard_limit: float | None = None
     #: "forbid": commit and rollback are refused. "relock": ``context.commit()`` commits, locks and checks again.
     commits: Literal["forbid", "relock"] = "forbid"
-    #: Backlog that its jobs wait in unless the call says otherwise.
+    #: Queue of its jobs, unless the call names another one.
     queue: str = DEFAULT_QUEUE
     #: Whether the action needs the database; a direct job of an action that does not runs without one.
     database: bool = True
@@ -50,13 +49,13 @@ class Action:
     priority: int = DEFAULT_PRIORITY
     #: Ordering key of its jobs: a text with arguments in braces ("order:{order_id}"), or a function of the arguments.
     key: Text = None
-    #: What its jobs count against, likewise: ``rule`` or ``rule:value`` ("courier:{carrier_id}").
+    #: Limit key of its jobs, in the same form: ``rule`` or ``rule:value`` ("courier:{carrier_id}").
     limit: Text = None
-    #: The tenant, likewise.
+    #: Fairness group of its jobs (the tenant), in the same form.
     group: Text = None
-    #: What makes a second job a duplicate, likewise, or a :class:`~sidestream.job.job.Unique` whose key is such a text.
+    #: Key that makes a second job a duplicate, in the same form, or a :class:`~sidestream.job.job.Unique` with one.
     unique: Unique | Text = None
-    #: Seconds after it was due at which a job that has not started ends as cancelled; None means never.
+    #: Seconds after its due time at which a job that has not started is cancelled; None means never.
     expires_in: float | None = None
 
     def __post_init__(self) -> None:
@@ -91,14 +90,14 @@ class Action:
 
     @property
     def called(self) -> Callable[..., Any]:
-        """The function whose arguments are the job's."""
+        """The function that receives the job's arguments."""
         return self.function if self.steps is None else self.steps.read
 
     def job_options(self, args: Sequence[Any], kwargs: Mapping[str, Any], given: Collection[str]) -> JobOptions:
-        """Return the options that a job with these arguments has unless its call says otherwise.
+        """Return the options of a job with these arguments, without the options in ``given``, which its call sets.
 
-        Those in ``given`` are left out: nothing is asked of the arguments for their sake. Raises
-        :class:`~sidestream.errors.InvalidJob` when the arguments do not fit the function, or one does not serve.
+        Raises :class:`~sidestream.errors.InvalidJob` when the arguments do not match the function, or when a template
+        cannot be rendered.
         """
         found: JobOptions = {"queue": self.queue, "priority": self.priority, "expires_in": self.expires_in}
         arguments = Arguments(self.name, self.called, args, kwargs)
@@ -114,40 +113,40 @@ class Action:
 
 
 OPTIONS = tuple(one.name for one in fields(Action) if one.name not in ("name", "function", "steps"))
-"""What a declaration may say of its action."""
+"""The options of a declaration."""
 
 
 class Actions:
-    """A set of declared actions. Make one in a module of yours and name it to the worker as ``module:attribute``."""
+    """A set of declared actions. Create one in your module and pass it to the worker as ``module:attribute``."""
 
     def __init__(self) -> None:
         self._by_name: dict[str, Action] = {}
         self._by_tag: dict[bytes, Action] = {}
-        #: What :meth:`on_failure` declared.
+        #: The functions that :meth:`on_failure` declared.
         self.failure_hooks: list[Callable[[JobFailure], object]] = []
 
     def on_failure(self, hook: FailureHook) -> FailureHook:
-        """Declare the decorated function as one that is called with each job that ends as failed.
+        """Declare the decorated function as a failure hook, which is called with each failed job.
 
-        It is called in a process of its own, once the job's row says so, at most once for a job: not when the worker is
-        killed in between. It has some seconds in all (:data:`~sidestream.worker.zygote.HOOK_SECONDS`), and what it
-        raises is logged.
+        It runs in a separate process after the job's row is failed, at most once per job: a worker that is killed in
+        between does not call it. All hooks together have :data:`~sidestream.worker.zygote.HOOK_SECONDS`; their errors
+        are logged.
         """
         self.failure_hooks.append(hook)
         return hook
 
     def action(self, name: str, **options: Any) -> Callable[[Function], Function]:
-        """Declare the decorated function as the action ``name``; ``options`` are :class:`Action`'s fields.
+        """Declare the decorated function as the action ``name``; ``options`` are the fields of :class:`Action`.
 
-        ``unique="text"`` may be completed by ``unique_until``, ``unique_for`` and ``on_conflict`` as in a call.
+        ``unique="text"`` accepts ``unique_until``, ``unique_for`` and ``on_conflict`` as in a call.
 
         Raises :class:`~sidestream.errors.DuplicateAction` when the name, or its 4-byte tag, is taken, and
-        :class:`~sidestream.errors.SettingsError` for an unknown or wrong option, and a function that cannot run.
+        :class:`~sidestream.errors.SettingsError` for an invalid option or function.
         """
         if not isinstance(name, str):
             raise SettingsError(
-                f'@actions.action is given {name!r:.80} instead of a name; write @actions.action("invoice.print"): '
-                "jobs keep the name, so it must not change with the function's."
+                f'@actions.action received {name!r:.80} instead of a name; write @actions.action("invoice.print"). '
+                "Jobs store this name, so it must stay the same when you rename the function."
             )
         check_options(name, options, OPTIONS)
 
@@ -182,12 +181,12 @@ class Actions:
         self._by_tag[tag(action.name, 4)] = action
 
     def get(self, name: str) -> Action:
-        """Return the action ``name``; raise :class:`~sidestream.errors.UnknownAction` when nobody declared it."""
+        """Return the action ``name``; raise :class:`~sidestream.errors.UnknownAction` when it is not declared."""
         try:
             return self._by_name[name]
         except KeyError:
             known = ", ".join(sorted(self._by_name)) or "none"
-            raise UnknownAction(f"No action {name!r} is declared; declared are: {known}.") from None
+            raise UnknownAction(f"The action {name!r} is not declared; expected one of: {known}.") from None
 
     def by_tag(self, action_tag: bytes) -> Action | None:
         """Return the action whose 4-byte tag a reference carries, or None."""
@@ -204,10 +203,10 @@ class Actions:
 
 
 def load_actions(path: str) -> Actions:
-    """Import ``module:attribute`` and return the :class:`Actions` there.
+    """Import ``module:attribute`` and return that :class:`Actions` object.
 
-    Raises :class:`~sidestream.errors.SettingsError` when there is nothing like that, and
-    :class:`~sidestream.errors.ApplicationError` when the module's own code raises something.
+    Raises :class:`~sidestream.errors.SettingsError` when it does not exist, and
+    :class:`~sidestream.errors.ApplicationError` when the module's own code raises an error.
     """
     module_name, _, attribute = path.partition(":")
     if not module_name or not attribute:
@@ -218,7 +217,7 @@ def load_actions(path: str) -> Actions:
         module = importlib.import_module(module_name)
     except KeyboardInterrupt:
         raise
-    except BaseException as error:  # whatever a module raises, SystemExit among it
+    except BaseException as error:  # including SystemExit
         if isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(f"{error.name}."):
             raise SettingsError(f"The application {path!r} cannot be imported: {error}.") from error
         raise application_error(f"The application {path!r}", error) from error

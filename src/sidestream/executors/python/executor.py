@@ -1,14 +1,14 @@
-"""The plain Python executor: actions are functions, their effects go to the PostgreSQL that holds the rows.
+"""Run plain Python functions, whose effects go to the PostgreSQL database that holds the rows.
 
-A row's job runs so:
+A row's job runs in these steps:
 
-1. its key (or, for relock and three-step actions, its id) is locked for the session, in a statement of its own;
-2. BEGIN at REPEATABLE READ, and the one statement that opens the job;
-3. the action;
-4. "done" with the effect in one COMMIT;
-5. the session lock is freed.
+1. lock its key (for relock and three-step actions, also its id) for the session, in a separate statement;
+2. BEGIN at REPEATABLE READ, and acquire the row with one statement;
+3. call the action;
+4. COMMIT the effect together with "done";
+5. free the session lock.
 
-The session lock lives on the same connection as the transaction, so neither can die without the other
+The session lock and the transaction share one connection, so neither is lost without the other
 (docs/decisions/0004-key-lock-on-the-same-session.md).
 """
 
@@ -21,9 +21,9 @@ from typing import Any
 
 from sidestream.crashpoints import crash_point
 from sidestream.errors import BadSignature, WireError
-from sidestream.executors.acquire import check_still_ours, commit_end, locks_of, open_again, verdict_of
-from sidestream.executors.declared_function import call
-from sidestream.executors.partial_commit import Parts
+from sidestream.executors.acquire import acquire_again, check_still_held, commit_cancellation, session_locks, verdict_of
+from sidestream.executors.declaration import call
+from sidestream.executors.partial_commit import PartialCommits
 from sidestream.executors.protocol import Acquired, ActionFacts, Verdict
 from sidestream.executors.python.actions import Action, Actions, load_actions
 from sidestream.executors.python.context import Context
@@ -44,39 +44,39 @@ log = logging.getLogger(__name__)
 
 
 class Body:
-    """What one acquired job carries through run and commit."""
+    """The state of an acquired job from acquire to commit."""
 
     __slots__ = ("action", "context", "job", "locks", "parts", "transaction")
 
     def __init__(self, action: Action, job: Job, locks: list[bytes], *, transaction: bool) -> None:
         self.action = action
         self.job = job
-        #: Session-level locks to free when the job ended.
+        #: Session-level locks to free after the attempt.
         self.locks = locks
-        self.parts = Parts()
-        #: Whether there is a database transaction around the action.
+        self.parts = PartialCommits()
+        #: Whether the action runs in a database transaction.
         self.transaction = transaction
         self.context: Context
 
 
-class PythonCall:
-    """Runs declared Python functions. See :class:`~sidestream.executors.protocol.Executor` for each method."""
+class PythonExecutor:
+    """Runs declared Python functions. :class:`~sidestream.executors.protocol.Executor` documents each method."""
 
     stale = False
 
     def __init__(
         self, app: str | Actions, *, dsn: str | None, signer: Signer | None, application_name: Callable[[int], str]
     ) -> None:
-        """Prepare; nothing is connected before a job needs it.
+        """Prepare without connecting; the first job that needs a connection opens it.
 
         Args:
             app: ``module:attribute`` of the :class:`Actions`, or the object itself.
-            dsn: Where the rows are; None for direct jobs without a database.
-            signer: Verifies direct jobs; None refuses them.
-            application_name: What the session of the child in a slot is called.
+            dsn: The database that holds the rows; None for direct jobs without a database.
+            signer: Verifies direct jobs; without it they fail.
+            application_name: Returns the name of the PostgreSQL session of the child in a slot.
         """
         self.on_backend: Callable[[int], None] = lambda pid: None
-        self.on_guard: Callable[[int], None] = lambda pid: None  # never called: keys are on the one session
+        self.on_lock_backend: Callable[[int], None] = lambda pid: None  # never called: there is only one session
         self._app = app
         self._actions = app if isinstance(app, Actions) else Actions()
         self._signer = signer
@@ -91,25 +91,25 @@ class PythonCall:
         return [ActionFacts(a.name, tag(a.name, 4), a.hard_limit, a.retry, a.queue) for a in self._actions]
 
     def begin(self, slot: int) -> None:
-        """Name this child's session; it is acquired by the first job that needs it."""
+        """Create this child's session; the first job that needs it opens it."""
         if self._dsn is not None:
             self._session = Session(self._dsn, self._application_name(slot), lambda pid: self.on_backend(pid))
 
     def acquire(self, reference: bytes, payload: bytes | None, *, attempts: int, run_alone: bool) -> Acquired | Verdict:
-        """Lock and read the job."""
+        """Lock the job and read it."""
         try:
             ref = Reference.unpack(reference)
         except WireError as error:
             return Release(f"{ReleaseReason.UNROUTED}: {error}")
         action = self._actions.by_tag(ref.action)
         if action is None:
-            return Release(f"{ReleaseReason.UNROUTED}: no worker here knows its action")
+            return Release(f"{ReleaseReason.UNROUTED}: this worker does not know its action")
         if ref.direct:
-            return self._open_direct(ref, action, payload, attempts)
+            return self._acquire_direct(ref, action, payload, attempts)
         return self._acquire_row(ref, action, run_alone)
 
     def run(self, acquired: Acquired) -> None:
-        """Call the action, or the three steps of it."""
+        """Call the action, or its three steps."""
         body: Body = acquired.body
         guarded = self._session.guarded if self._session is not None and body.transaction else _plainly
         guarded(lambda: self._call(acquired, body))
@@ -126,16 +126,16 @@ class PythonCall:
             row_id = body.job.id
             session.guarded(lambda: outcomes.finish(session.cursor, row_id))
         elif not session.guarded(lambda: outcomes.insert_done(session.cursor, body.job)):
-            session.rollback()  # another delivery of this direct job committed its effect meanwhile
+            session.rollback()  # another delivery of this direct job has committed its effect
             return
         crash_point("child.written")
         session.commit()
         crash_point("child.committed")
 
     def verify(self, acquired: Acquired) -> bool:
-        """Find out whether the commit that got no reply happened."""
+        """Determine whether the commit that got no reply succeeded."""
         body: Body = acquired.body
-        assert self._session is not None  # only a session's commit is ever uncertain
+        assert self._session is not None  # only the commit of a session is uncertain
         if body.job.id is not None:
             return self._session.state_after_lost_commit(body.job.id) != "pending"
         return self._session.done_after_lost_commit(body.job.uuid)
@@ -146,18 +146,18 @@ class PythonCall:
             self._session.rollback()
 
     def release_locks(self, acquired: Acquired) -> None:
-        """Free the job's key, and whatever else it left in its session."""
+        """Free the job's locks, and close a session that it changed."""
         self._unlock(acquired.body.locks)
         if self._session is not None:
-            self._session.leave_nothing()
+            self._session.close_if_changed()
 
     @property
-    def hears_failures(self) -> bool:
+    def has_failure_hooks(self) -> bool:
         """Whether the application declared a failure hook."""
         return bool(self._actions.failure_hooks)
 
     def job_failed(self, failure: JobFailure) -> None:
-        """Call the application's hooks."""
+        """Call the application's failure hooks."""
         for hook in self._actions.failure_hooks:
             try:
                 hook(failure)
@@ -169,11 +169,13 @@ class PythonCall:
         if self._session is not None:
             self._session.close()
 
-    def _open_direct(self, ref: Reference, action: Action, payload: bytes | None, attempts: int) -> Acquired | Verdict:
+    def _acquire_direct(
+        self, ref: Reference, action: Action, payload: bytes | None, attempts: int
+    ) -> Acquired | Verdict:
         uuid = ref.uuid
-        assert uuid is not None  # that is what a direct reference is
+        assert uuid is not None  # every direct reference has one
         if payload is None or self._signer is None:
-            missing = "its signed bytes are gone from Redis" if payload is None else "this worker has no signing keys"
+            missing = "its signed payload is missing in Redis" if payload is None else "this worker has no signing keys"
             return Fail(f"The direct job {uuid} cannot run: {missing}.")
         try:
             job = self._signer.open(payload, uuid).job
@@ -182,9 +184,9 @@ class PythonCall:
         except WireError as error:
             return Release(f"{ReleaseReason.UNROUTED}: {error}")
         if job.action != action.name:
-            return Fail(f"The direct job {uuid} cannot run: its reference and its signed bytes do not belong together.")
+            return Fail(f"The direct job {uuid} cannot run: its reference does not match its signed payload.")
         if job.expires_at is not None and not attempts and job.expires_at <= datetime.now(UTC):
-            log.info("Direct job %s has expired and is not run.", uuid, extra={"action": "direct_expired"})
+            log.info("Direct job %s has expired and does not run.", uuid, extra={"action": "direct_expired"})
             return Done()
         session = self._session if action.database else None
         if session is not None:
@@ -200,12 +202,12 @@ class PythonCall:
             return Release(f"{ReleaseReason.UNROUTED}: this worker has no database")
         if ref.database != session.database.tag:
             return Release(f"{ReleaseReason.UNROUTED}: it belongs to another database")
-        locks = locks_of(ref, between_transactions=action.steps is not None or action.commits == "relock")
+        locks = session_locks(ref, between_transactions=action.steps is not None or action.commits == "relock")
         if not session.try_locks(locks):
             return Release(ReleaseReason.LOCKED, None)
         try:
             found = self._acquire_statement(ref.id)
-            commit_end(found, session.commit)
+            commit_cancellation(found, session.commit)
         except BaseException:
             self.reset()
             self._unlock(locks)
@@ -262,31 +264,31 @@ class PythonCall:
             return
         request = call(body.action.name, steps.read, body.context, *args, **kwargs)
         if body.transaction and self._session is not None:
-            # The first step may not write: ending its transaction frees the row and the snapshot while the call runs.
+            # The first step may not write. Ending its transaction frees the row and the snapshot during the call.
             self._session.rollback()
         with body.context.outside():
             answer = steps.call(body.context, request)
         if body.transaction:
-            self._open_again(body)
+            self._acquire_again(body)
         steps.write(body.context, request, answer)
 
     def _relock(self, acquired: Acquired) -> None:
         body: Body = acquired.body
         session = self._session
         assert session is not None
-        with body.parts.turn():
+        with body.parts.boundary():
             session.commit()
-            self._open_again(body)
+            self._acquire_again(body)
 
-    def _open_again(self, body: Body) -> None:
+    def _acquire_again(self, body: Body) -> None:
         session = self._session
         assert session is not None
         if body.job.id is None:
             session.begin()
             return
         row_id, seen = body.job.id, body.job.attempts
-        found = open_again(lambda: self._acquire_statement(row_id, attempts_seen=seen), session.rollback)
-        check_still_ours(body.job, found)
+        found = acquire_again(lambda: self._acquire_statement(row_id, attempts_seen=seen), session.rollback)
+        check_still_held(body.job, found)
 
     def _enqueue(
         self,

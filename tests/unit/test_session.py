@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from sidestream.executors.odoo.guarded_cursor import Guard, guard_class
-from sidestream.executors.session_state import leaves_state
+from sidestream.executors.odoo.guarded_cursor import Guard, guarded_class
+from sidestream.executors.session import leaves_state
 
 
 class Sql:
@@ -106,7 +106,7 @@ class Cursor:
 
 def test_a_guarded_cursor_notes_it_and_passes_everything_on() -> None:
     cursor: Any = Cursor()
-    cursor.__class__ = guard_class(Cursor)
+    cursor.__class__ = guarded_class(Cursor)
     cursor.sidestream = Guard()
     assert cursor.execute("SELECT %s", [1], log_exceptions=False) == ("SELECT %s", [1], False)
     assert cursor.execute(query="SELECT 1") == ("SELECT 1", None, True)

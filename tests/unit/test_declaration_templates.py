@@ -81,7 +81,7 @@ def test_short_forms_work_in_a_declaration() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"key": "order:{order}"}, "names 'order', which is no argument of it; its arguments are order_id"),
+        ({"key": "order:{order}"}, "names 'order', which is not an argument of it; its arguments are order_id"),
         ({"limit": "courier:{carrier}"}, "limit .* names 'carrier'"),
         ({"unique": Unique("x:{nothing}")}, "unique .* names 'nothing'"),
         ({"key": "order:{order_id"}, "cannot be read"),
@@ -101,8 +101,8 @@ def test_odd_declarations_are_refused_when_declared(options: dict[str, Any], mes
 @pytest.mark.parametrize(
     ("args", "kwargs", "message"),
     [
-        ((), {}, "do not fit its function: missing a required argument: 'order_id'"),
-        (([5],), {}, "needs a text or a number for 'order_id', and this call gives a list"),
+        ((), {}, "do not match its function: missing a required argument: 'order_id'"),
+        (([5],), {}, "needs a text or a number for 'order_id', but this call passes a list"),
     ],
 )
 def test_arguments_that_give_no_text_are_refused(args: tuple[Any, ...], kwargs: dict[str, Any], message: str) -> None:
@@ -111,5 +111,5 @@ def test_arguments_that_give_no_text_are_refused(args: tuple[Any, ...], kwargs: 
 
 
 def test_a_missing_name_is_told() -> None:
-    with pytest.raises(InvalidJob, match="names 'order', which this call does not give; it gives item"):
+    with pytest.raises(InvalidJob, match="names 'order', which this call does not pass; it passes item"):
         job_of(Action("any", anything, key="order:{order}"), item=5)

@@ -11,7 +11,7 @@ import pytest
 from sidestream.broker.memory import MemoryBroker
 from sidestream.client import Client
 from sidestream.errors import GiveUp, InvalidJob, SettingsError
-from sidestream.executors.declared_function import call
+from sidestream.executors.declaration import call
 from sidestream.executors.odoo.model_action import ModelAction
 from sidestream.executors.python.actions import Actions
 from sidestream.executors.python.context import Context
@@ -119,7 +119,7 @@ def test_the_bare_decorator_is_refused() -> None:
     [
         ({"retries": 3}, r"no option 'retries' .* write retry=RetryPolicy\(max_attempts=...\)"),
         ({"timeout": 3}, "no option 'timeout' .* write soft_limit"),
-        ({"colour": "red"}, "no option 'colour' .* they are retry, soft_limit, hard_limit, commits, queue"),
+        ({"colour": "red"}, "no option 'colour' .* expected retry, soft_limit, hard_limit, commits, queue"),
         ({"function": plain}, "no option 'function'"),
     ],
 )
@@ -151,7 +151,7 @@ def test_limits_that_cannot_be_meant_are_refused(
 @pytest.mark.parametrize(
     ("args", "kwargs", "said"),
     [
-        ([], {}, r"do not fit its function: missing a required argument: 'order_id'; it is plain\(context"),
+        ([], {}, r"do not match its function: missing a required argument: 'order_id'; expected plain\(context"),
         ([1, 2], {}, "too many positional arguments"),
         ([1], {"expres": True}, "unexpected keyword argument 'expres'"),
         ([1], {"context": 1}, "multiple values for argument 'context'"),
@@ -171,7 +171,7 @@ def test_arguments_that_do_not_fit_are_refused_when_the_job_is_enqueued(args: An
 
 
 def test_arguments_that_do_not_fit_end_the_job_at_once() -> None:
-    with pytest.raises(GiveUp, match=r"do not fit the function of action 'ship'.*required positional argument"):
+    with pytest.raises(GiveUp, match=r"do not match the function of action 'ship'.*required positional argument"):
         call("ship", plain, None)
 
     def faulty(context: Any) -> None:
@@ -184,5 +184,5 @@ def test_arguments_that_do_not_fit_end_the_job_at_once() -> None:
 
 @pytest.mark.parametrize("function", [later, later_in_pieces, in_pieces])
 def test_an_answer_that_shows_that_nothing_ran_ends_the_job_at_once(function: Callable[..., Any]) -> None:
-    with pytest.raises(GiveUp, match="of which nothing ran"):
+    with pytest.raises(GiveUp, match="so none of its code ran"):
         call("ship", lambda context: function(context), None)
