@@ -49,7 +49,7 @@ class Producer:
         makers: dict[str, Callable[[], None]] = {
             "plain": lambda: self._several({}),
             "keyed": self._keyed,
-            "fail_attempt": lambda: self._several({"fail": True}),
+            "fail": lambda: self._several({"fail": True}),
             "crash": lambda: self._several({"crash": True}, most=1),
             "release": lambda: self._several({"release": True}, most=2),
             "follow": lambda: self._several({"follow": 2}, most=1),

@@ -27,7 +27,7 @@ from tests.chaos.points import PRODUCER, TARGETS, plan
 from tests.chaos.programs import ROOT, Launcher
 from tests.chaos.world import World
 
-COLUMNS = ("point", "kills", "leased", "pending", "promised", "direct", "lost", "doubled", "ghosts", "reordered",
+COLUMNS = ("point", "kills", "leased", "open", "promised", "direct", "lost", "doubled", "ghosts", "reordered",
            "direct lost", "repeats", "failed", "seconds")  # fmt: skip
 SLOW_FIRST = ("reclaim.", "relay.", "enqueue.", "reconcile.", "zygote.", "renew.")
 
@@ -205,7 +205,7 @@ def _plain(result: Result) -> dict[str, Any]:
 def _cells(result: dict[str, Any]) -> list[str]:
     verdict = result["verdict"]
     return [
-        result["point"], str(sum(result["kills"].values())), str(result["leased"]), str(result["pending"]),
+        result["point"], str(sum(result["kills"].values())), str(result["leased"]), str(result["open"]),
         str(verdict["promised"]), str(verdict["direct"]),
         *(str(len(verdict[name])) for name in ("lost", "doubled", "ghosts", "reordered", "direct_lost")),
         str(verdict["direct_repeats"]), str(verdict["failed"]), f"{result['seconds']:.0f}",

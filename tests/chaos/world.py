@@ -240,7 +240,7 @@ class World:
     def dead_direct(self) -> set[str]:
         """Return the uuids (hex) of the direct jobs that the broker keeps as dead."""
         found: set[str] = set()
-        for key in self.valkey.scan_iter(match="*:dead"):
+        for key in self.valkey.scan_iter(match="*:failed"):
             found.update(uuid.hex() for uuid in self.valkey.hkeys(key))
         return found
 
@@ -257,18 +257,18 @@ class World:
         for row in rows:
             reference = row_reference(database.tag, row["id"], row["action"], row["key"]).pack()
             head = self.valkey.hget("sidestream:{s0}:heads", reference[:9] + reference[-8:])
-            known = self.valkey.getbit(f"sidestream:{{s0}}:known:{database.tag.hex()}:{row['id'] // 32768}", row["id"])
+            published = self.valkey.getbit(f"sidestream:{{s0}}:published:{database.tag.hex()}:{row['id'] // 32768}", row["id"])
             said = {
                 **{name: value for name, value in row.items() if value is not None},
                 "lease": self.valkey.hget("sidestream:{s0}:leases", reference),
-                "tries": self.valkey.hget("sidestream:{s0}:attempts", reference),
-                "known": known,
+                "attempts": self.valkey.hget("sidestream:{s0}:attempts", reference),
+                "published": published,
                 "head": head and int.from_bytes(head[9:17], "big"),
                 "in": [key for key in self.valkey.scan_iter(_type="zset") if self.valkey.zscore(key, reference)],
             }
             found.append(" ".join(f"{name}={value}" for name, value in said.items()))
-        hashes = ("meta", "workers", "free")
-        return found + [f"{name}: {self.valkey.hgetall('sidestream:{s0}:' + name)}" for name in hashes]
+        found += [f"{name}: {self.valkey.hgetall('sidestream:{s0}:' + name)}" for name in ("meta", "info", "idle")]
+        return [*found, f"workers: {self.valkey.zrange('sidestream:{s0}:workers', 0, -1, withscores=True)}"]
 
     def last_words(self, program: Program, size: int = 3000) -> str:
         """Return the end of a program's log."""
