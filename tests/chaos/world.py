@@ -257,7 +257,9 @@ class World:
         for row in rows:
             reference = row_reference(database.tag, row["id"], row["action"], row["key"]).pack()
             head = self.valkey.hget("sidestream:{s0}:heads", reference[:9] + reference[-8:])
-            published = self.valkey.getbit(f"sidestream:{{s0}}:published:{database.tag.hex()}:{row['id'] // 32768}", row["id"])
+            published = self.valkey.getbit(
+                f"sidestream:{{s0}}:published:{database.tag.hex()}:{row['id'] // 32768}", row["id"]
+            )
             said = {
                 **{name: value for name, value in row.items() if value is not None},
                 "lease": self.valkey.hget("sidestream:{s0}:leases", reference),
