@@ -17,7 +17,7 @@ import sidestream.broker.redis
 from sidestream.broker.redis.functions import library
 
 ROOT = Path(__file__).resolve().parents[1]
-MOST_LOCALS = 170
+MOST_LOCALS = 160
 """Local variables that the chunk may have at once. Lua itself refuses more than 200, on the server, for every user."""
 _LUA_MOST_LOCALS = 200
 

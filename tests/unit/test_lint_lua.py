@@ -31,4 +31,4 @@ def test_a_chunk_with_too_many_locals_is_refused_before_a_server_does_so(lint: d
     assert lint["check_locals"](chunk) == []
     chunk.source = f"local {', '.join(f'more_{number}' for number in range(60))}\n{chunk.source}"
     (complaint,) = lint["check_locals"](chunk)
-    assert "more than 170 local variables at once" in complaint
+    assert "more than 160 local variables at once" in complaint

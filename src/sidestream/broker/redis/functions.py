@@ -36,7 +36,7 @@ CODES: dict[int, tuple[type[BrokerError], str]] = {
 
 SHARED = (
     "core",
-    "beat",
+    "heartbeat",
     "reference",
     "published_bits",
     "attempts",
@@ -48,10 +48,10 @@ SHARED = (
     "keyed",
     "lease",
     "pick",
-    "hand_off",
+    "handoff",
     "promote",
     "find",
-    "take_out",
+    "remove_waiting",
     "forget",
 )
 """What ``lua/shared/`` holds, each after what it calls."""
@@ -307,16 +307,24 @@ def _answer_of(reply: list[Any]) -> list[Any]:
 
 
 def _published(jobs: Sequence[Publication], force: bool) -> Iterator[Any]:
-    """Give the words of ``publish`` behind its clock."""
+    """Return the arguments of ``publish`` after its clock."""
     by_lane: dict[str, list[Any]] = {}
     for reference, lane, due_ms, payload, attempted, priority, edited, withdrawn in jobs:
         words = by_lane.get(lane)
         if words is None:
             words = by_lane[lane] = []
-        marks = "-" if withdrawn else f"{'*' if edited else ''}{'+' if attempted else ''}"
-        words += (reference, priority, f"{marks}{due_ms}" if marks else due_ms, payload or b"")
+        words += (reference, priority, due_ms, _mode(attempted, edited, withdrawn), payload or b"")
     yield int(force)
     for lane, words in by_lane.items():
         yield lane
-        yield len(words) // 4
+        yield len(words) // 5
         yield from words
+
+
+def _mode(attempted: bool, edited: bool, withdrawn: bool) -> str:
+    """Return the mode of a publication, as ``lua/publish.lua`` lists them."""
+    if withdrawn:
+        return "withdrawn"
+    if edited:
+        return "edited_attempted" if attempted else "edited"
+    return "attempted" if attempted else "new"

@@ -1,16 +1,13 @@
--- Let rules govern a database. Slots are counted anew from the leases; what may go on is looked at by the claims that follow.
--- KEYS[1] prefix; built: meta lanes lanes:<db> schedule:<pool> flow:<pool>:<flow> singletons:<pool> delayed:<lane
---         number>:<priority> heads behind key:<db>:<tag> leases leased:<lane> attempts direct rules
---         slots:<db>:<limit> buckets refills timers turns parked unrouted worker_actions worker_actions:<digest>
---         free idle:<lane> handoff:<worker> quarantine
+-- Put rules in force for a database. Recounts the slots from the leases; the claims that follow unpark what may go on.
+-- KEYS[1] prefix; builds meta JOBS
 -- ARGV    generation, now, database (16 hex digits), version, digest of the bytes, rules (MessagePack)
--- Returns {code, 1, or 0 when newer singletons govern it, or these do}
+-- Returns {code, 1, or 0 when newer rules, or these, are in force already}
 -- Flags   allow-oom
 if stale_generation() then return {STALE_GENERATION} end
 local database, field = ARGV[3], 'rules:' .. ARGV[3]
 local stored = call('HGET', META, field)
 if stored and tonumber(string.match(stored, '^%d+')) >= tonumber(ARGV[4]) then return {OK, 0} end
--- The sets of the limits that were, before they are forgotten.
+-- The rules until now: the sets of their limits are counted anew.
 local before = rules_of(database)
 call('HSET', META, field, ARGV[4] .. '-' .. ARGV[5])
 call('HSET', RULES, database, ARGV[6])
@@ -38,11 +35,11 @@ for i = 1, #leases, 2 do
 end
 if before then
   for group in pairs(before.groups) do
-    if not rules.groups[group] then call('ZADD', TIMERS, NOW_TEXT, 'g' .. database .. ':' .. group) end
+    if not rules.groups[group] then call('ZADD', TIMERS, NOW_TEXT, TASK.RESUME_GROUP .. database .. ':' .. group) end
   end
 end
 call('HDEL', META, 'sweep:' .. database)
-call('ZADD', TIMERS, NOW_TEXT, 's' .. database)
+call('ZADD', TIMERS, NOW_TEXT, TASK.SWEEP .. database)
 all_made_ready(database)
-serve_waiting()
+serve_idle()
 return {OK, 1}

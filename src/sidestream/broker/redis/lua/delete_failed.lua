@@ -1,5 +1,5 @@
--- Forget failed direct jobs: their bytes and their errors. Works when Redis is out of memory.
--- KEYS[1] prefix; built: meta failed
+-- Delete failed direct jobs: their bytes and their errors. Works when Redis is out of memory.
+-- KEYS[1] prefix; builds meta failed
 -- ARGV    generation, now, uuid (16 bytes) of each
 -- Returns {code, how many there were}
 -- Flags   allow-oom

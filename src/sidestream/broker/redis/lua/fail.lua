@@ -1,8 +1,5 @@
--- End a direct job as dead: its bytes and its error are kept. (A row is only forgotten: its row says that it is dead.)
--- KEYS[1] prefix; built: meta failed published:<db>:<chunk> lanes lanes:<db> schedule:<pool> flow:<pool>:<flow>
---         singletons:<pool> delayed:<lane number>:<priority> heads behind key:<db>:<tag> leases leased:<lane>
---         attempts direct rules slots:<db>:<limit> buckets refills timers lane_clock parked unrouted worker_actions
---         worker_actions:<digest> free idle:<lane> handoff:<worker> quarantine
+-- End a direct job as failed and keep its bytes and its error. (Of a row, only the reference is removed: the row says it.)
+-- KEYS[1] prefix; builds meta failed published:<db>:<chunk> JOBS
 -- ARGV    generation, now, entry, lane, error
 -- Returns {code, 1, or 0 when the lease was lost}
 -- Flags   allow-oom
@@ -20,6 +17,6 @@ if is_direct(reference) then
     priority = priority_of(lease), payload = call('HGET', DIRECT, uuid) or '',
   }))
 end
-local freed = drop(reference, lane)
+local freed = end_lease(reference, lane)
 if forget({reference}) or freed then hand_off() end
 return {OK, 1}

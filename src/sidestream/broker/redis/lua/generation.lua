@@ -1,7 +1,7 @@
--- Which life of the contents this is, and of which of these databases all pending rows were published in it.
--- KEYS[1] prefix; built: meta
+-- Return the number of the generation, and which of these databases have all pending rows published in it.
+-- KEYS[1] prefix; builds meta
 -- ARGV    none used, now, then databases (16 hex digits each)
--- Returns {code, generation number ('0': none was begun), its format ('': none is named), the format that is known here,
+-- Returns {code, generation number ('0': none was begun), its format ('': it names none), the format that this release knows,
 --         1 or 0 for each database}
 -- Flags   no-writes
 local answer = {OK, call('HGET', META, 'gen') or '0', call('HGET', META, 'format') or '', FORMAT}

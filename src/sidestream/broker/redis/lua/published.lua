@@ -1,5 +1,5 @@
--- The known bits of one chunk of row ids.
--- KEYS[1] prefix; built: meta published:<db>:<chunk>
+-- Return the published bits of one chunk of row ids.
+-- KEYS[1] prefix; builds meta published:<db>:<chunk>
 -- ARGV    generation, now, database (8 bytes), chunk
 -- Returns {code, bitmap}
 -- Flags   no-writes

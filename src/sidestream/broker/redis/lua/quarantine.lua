@@ -1,5 +1,5 @@
--- Bytes in a reader's list that Sidestream did not write: counted, a copy kept.
--- KEYS[1] prefix; built: meta quarantine
+-- Keep and count bytes in a worker's list that Sidestream did not write.
+-- KEYS[1] prefix; builds meta quarantine
 -- ARGV    generation, now, then what was found
 -- Returns {code}
 -- Flags   allow-oom

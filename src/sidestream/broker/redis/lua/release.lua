@@ -1,11 +1,8 @@
--- Hand one job back, to its old place, or after a delay, or behind its key.
--- KEYS[1] prefix; built: meta lanes lanes:<db> schedule:<pool> flow:<pool>:<flow> singletons:<pool> delayed:<lane
---         number>:<priority> heads behind key:<db>:<tag> leases leased:<lane> attempts direct rules
---         slots:<db>:<limit> buckets refills timers turns parked unrouted worker_actions worker_actions:<digest>
---         free idle:<lane> handoff:<worker> quarantine
+-- Return one job to its old place, or delay it, or place it behind its key.
+-- KEYS[1] prefix; builds meta JOBS
 -- ARGV    generation, now, entry, lane, ready ms,
 --         then the fields of job/outcome.py's Release: delay_ms ('' grows with the releases),
---         blocked_by (the pending job of its key that stands before it, or ''),
+--         blocked_by (the pending job of its key that comes first, or ''),
 --         charge_attempt, charge_crash, count, unstarted (1 or 0)
 -- Returns {code, releases since it was last started, or -1 when the lease was lost}
 -- Flags   allow-oom
@@ -18,7 +15,7 @@ local reference = reference_of(entry)
 local lease = call('HGET', LEASES, reference)
 if not holds(lease, entry) then return {OK, -1} end
 local priority = priority_of(lease)
-drop(reference, lane)
+end_lease(reference, lane)
 
 local attempts, crashes, releases = read_attempts(reference)
 if charge_attempt or charge_crash then
@@ -44,9 +41,9 @@ if not keyed(reference) then
   place(reference, lane, priority, ready, delay_ms == 0 and 0 or NOW + delay_ms)
 elseif unstarted and delay_ms > 0 then
   place(reference, lane, priority, ready, NOW + delay_ms)
-  free_key(reference)
+  pass_key_on(reference)
 else
-  -- Blocked: its row is due, so as soon as the job before it is known here it gives up the head and the delay.
+  -- A blocked job is due by its row: as soon as the job before it arrives, it is replaced as head and loses the delay.
   local due = (blocked or delay_ms == 0) and 0 or NOW + delay_ms
   requeue_keyed(keyed_entry(reference, lane, priority, ready, due), NOW + delay_ms)
 end

@@ -1,9 +1,9 @@
--- Restart the lease time of deliveries that are still the caller's.
--- KEYS[1] prefix; built: meta leases leased:<lane>
+-- Renew the leases that the caller still holds.
+-- KEYS[1] prefix; builds meta leases leased:<lane>
 -- ARGV    generation, now, half lease ms, then the entry of each lease
 -- Returns {code, position of each lost lease (from 1)...}
 -- Flags   allow-oom
-if beat_or_stale(tonumber(ARGV[3])) then return {STALE_GENERATION} end
+if heartbeat_or_stale(tonumber(ARGV[3])) then return {STALE_GENERATION} end
 
 local references, answer, held = {}, {OK}, {}
 for i = 4, #ARGV do references[i - 3] = reference_of(ARGV[i]) end

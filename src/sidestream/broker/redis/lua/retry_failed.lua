@@ -1,10 +1,8 @@
--- Open failed direct jobs again, ready now, their failures forgiven. One whose bytes are held again is only forgotten as dead.
--- KEYS[1] prefix; built: meta failed lanes lanes:<db> schedule:<pool> flow:<pool>:<flow> singletons:<pool>
---         delayed:<lane number>:<priority> heads behind key:<db>:<tag> leases leased:<lane> attempts direct rules
---         slots:<db>:<limit> buckets refills timers lane_clock parked unrouted worker_actions
---         worker_actions:<digest> free idle:<lane> handoff:<worker> quarantine
+-- Make failed direct jobs pending and ready, with their counts reset. If the bytes of a job are held again, it is only
+-- removed from the failed jobs.
+-- KEYS[1] prefix; builds meta failed JOBS
 -- ARGV    generation, now, uuid (16 bytes) of each
--- Returns {code, how many are open again}
+-- Returns {code, how many are pending again}
 -- Flags   none
 if stale_generation() then return {STALE_GENERATION} end
 local count = 0

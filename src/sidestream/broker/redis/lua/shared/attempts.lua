@@ -1,4 +1,4 @@
--- tries: reference -> "attempts crashes releases ready_ms", only for jobs that were handed back or charged.
+-- attempts: reference -> "attempts crashes releases ready_ms", only for jobs that were released or charged.
 local function read_attempts(reference)
   local text = call('HGET', ATTEMPTS, reference)
   if not text then return 0, 0, 0, nil end

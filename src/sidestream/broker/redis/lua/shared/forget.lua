@@ -1,4 +1,5 @@
--- Jobs ended: their marks and bytes go, and their keys pass on. Answers whether a key did.
+-- Jobs ended: remove their attempts, their bytes and their published bits, and pass their keys on. Returns whether a job
+-- had a key.
 local function forget(references)
   local uuids, rows, passing = {}, {}, {}
   for i = 1, #references do
@@ -9,6 +10,6 @@ local function forget(references)
   if call('EXISTS', ATTEMPTS) == 1 then call('HDEL', ATTEMPTS, unpack(references)) end
   if uuids[1] then call('HDEL', DIRECT, unpack(uuids)) end
   if rows[1] then write_published(rows, 0) end
-  for _, reference in ipairs(passing) do free_key(reference) end
+  for _, reference in ipairs(passing) do pass_key_on(reference) end
   return passing[1] ~= nil
 end

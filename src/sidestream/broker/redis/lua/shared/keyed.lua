@@ -1,20 +1,18 @@
--- Order by key. heads: key field -> the one job of the key that may run; key:<database>:<kind><tag>: a sorted set of
--- those behind it, by row id (direct jobs: by first-ready time). Both hold "<reference><ready_ms> <due_ms> <priority> <lane>".
--- behind: lane -> how many of its jobs stand in such lines.
-local key_field, line_key, rank, keyed_entry, read_head, join_line, leave_line, promote_next, enqueue_keyed,
-  requeue_keyed, free_key, find_in_line
-do -- the rest is known in this file alone
-function key_field(reference)
-  return (is_direct(reference) and 'd' or 'r') .. sub(reference, 2, 9) .. sub(reference, -8)
-end
-function line_key(reference)
-  return P .. 'key:' .. hex(sub(reference, 2, 9)) .. ':' .. (is_direct(reference) and 'd' or 'r')
-    .. hex(sub(reference, -8))
+-- Order by key. heads: key field -> the only job of the key that may run. key:<db>:<kind><tag>: the jobs behind the head,
+-- by row id (direct jobs: by first-ready time). Both hold keyed entries: "<reference><ready_ms> <due_ms> <priority>
+-- <lane>". behind: lane -> how many of its jobs are behind a head. Rows and direct jobs have separate heads.
+local key_field, behind_key, rank, keyed_entry, read_head, enqueue_behind, remove_behind, promote_head, enqueue_keyed,
+  requeue_keyed, pass_key_on, find_behind
+do
+local function kind_letter(reference) return is_direct(reference) and 'd' or 'r' end
+function key_field(reference) return kind_letter(reference) .. sub(reference, 2, 9) .. sub(reference, -8) end
+function behind_key(reference)
+  return P .. 'key:' .. hex(sub(reference, 2, 9)) .. ':' .. kind_letter(reference) .. hex(sub(reference, -8))
 end
 function rank(reference, ready) return is_direct(reference) and ready or row_id(reference) end
-local function stands_before(one, other)
-  local a, b = rank(one.reference, one.ready), rank(other.reference, other.ready)
-  return a < b or (a == b and one.reference < other.reference)
+local function precedes(job, other)
+  local a, b = rank(job.reference, job.ready), rank(other.reference, other.ready)
+  return a < b or (a == b and job.reference < other.reference)
 end
 
 function keyed_entry(reference, lane, priority, ready, due)
@@ -34,79 +32,81 @@ function read_head(reference)
   return bytes and read_keyed_entry(bytes)
 end
 
-function join_line(one)
-  if call('ZADD', line_key(one.reference), rank(one.reference, one.ready), one.bytes) == 1 then
-    call('HINCRBY', BEHIND, one.lane, 1)
+function enqueue_behind(job)
+  if call('ZADD', behind_key(job.reference), rank(job.reference, job.ready), job.bytes) == 1 then
+    call('HINCRBY', BEHIND, job.lane, 1)
   end
 end
-function leave_line(one)
-  if call('HINCRBY', BEHIND, one.lane, -1) <= 0 then call('HDEL', BEHIND, one.lane) end
+function remove_behind(job)
+  local removed = call('ZREM', behind_key(job.reference), job.bytes)
+  if removed == 1 and call('HINCRBY', BEHIND, job.lane, -1) <= 0 then call('HDEL', BEHIND, job.lane) end
+  return removed
 end
-local function become_head(one, hold)
-  call('HSET', HEADS, key_field(one.reference), one.bytes)
-  place(one.reference, one.lane, one.priority, one.ready, hold or one.due)
+local function become_head(job, hold)
+  call('HSET', HEADS, key_field(job.reference), job.bytes)
+  place(job.reference, job.lane, job.priority, job.ready, hold or job.due)
 end
--- The first of the line, foreign members put aside.
-local function first_in_line(reference)
-  local line = line_key(reference)
+-- The first job behind the head. Foreign members go to quarantine.
+local function first_behind(reference)
+  local behind = behind_key(reference)
   while true do
-    local bytes = call('ZRANGE', line, 0, 0)[1]
+    local bytes = call('ZRANGE', behind, 0, 0)[1]
     if not bytes then return nil end
-    local one = read_keyed_entry(bytes)
-    if one then return one end
-    call('ZREM', line, bytes)
+    local job = read_keyed_entry(bytes)
+    if job then return job end
+    call('ZREM', behind, bytes)
     quarantine(bytes)
   end
 end
--- The key has no head any more: the first of its line stands up.
-function promote_next(reference)
-  local one = first_in_line(reference)
-  if not one then
+-- The key has no head: the first job behind it becomes the head.
+function promote_head(reference)
+  local job = first_behind(reference)
+  if not job then
     call('HDEL', HEADS, key_field(reference))
     return
   end
-  call('ZREM', line_key(reference), one.bytes)
-  leave_line(one)
-  become_head(one)
+  remove_behind(job)
+  become_head(job)
 end
 
--- A keyed job takes its place by id. A smaller id than the head's becomes head itself, unless the head is handed off.
--- hold: it waits until then although its row says due (the reason lies elsewhere, so a replaced head forgets it).
-function enqueue_keyed(one, hold)
-  local head = read_head(one.reference)
-  if not head or head.reference == one.reference then
-    become_head(one, hold)
-  elseif stands_before(one, head) and not is_leased(head.reference) then
+-- Place a keyed job by its id. A job with a smaller id than the head replaces it, unless the head is leased.
+-- hold: delay the job until this ms although its row is due. It is not part of the keyed entry, so a head that is replaced
+-- loses it.
+function enqueue_keyed(job, hold)
+  local head = read_head(job.reference)
+  if not head or head.reference == job.reference then
+    become_head(job, hold)
+  elseif precedes(job, head) and not is_leased(head.reference) then
     unplace(head.reference, head.lane, head.priority)
-    join_line(head)
-    become_head(one, hold)
+    enqueue_behind(head)
+    become_head(job, hold)
   else
-    join_line(one)
+    enqueue_behind(job)
   end
 end
--- A keyed job comes back from its worker: it stays head unless a smaller id has come meanwhile.
-function requeue_keyed(one, hold)
-  local head, first = read_head(one.reference), first_in_line(one.reference)
-  if head and head.reference ~= one.reference then
-    enqueue_keyed(one, hold)
-  elseif first and stands_before(first, one) then
-    join_line(one)
-    promote_next(one.reference)
+-- Place a keyed job that its worker released: it stays the head unless a job with a smaller id has come meanwhile.
+function requeue_keyed(job, hold)
+  local head, first = read_head(job.reference), first_behind(job.reference)
+  if head and head.reference ~= job.reference then
+    enqueue_keyed(job, hold)
+  elseif first and precedes(first, job) then
+    enqueue_behind(job)
+    promote_head(job.reference)
   else
-    become_head(one, hold)
+    become_head(job, hold)
   end
 end
--- A keyed job ended: if it was the head, the next one stands up.
-function free_key(reference)
+-- A keyed job ended: if it was the head, the next job becomes the head.
+function pass_key_on(reference)
   local head = call('HGET', HEADS, key_field(reference))
-  if head and sub(head, 1, #reference) == reference then promote_next(reference) end
+  if head and sub(head, 1, #reference) == reference then promote_head(reference) end
 end
--- Where a job stands in its line, or nil. A direct job is ranked by a time that only its place tells: it is looked for among
--- the first 10,000, for a person who asks.
-function find_in_line(reference)
+-- The keyed entry of a job that is behind a head, or nil. Only the entry itself tells the rank of a direct job, so the
+-- first 10,000 entries are searched; only requests by people need this.
+function find_behind(reference)
   if is_direct(reference) then
     for at = 0, 9000, 1000 do
-      local lot = call('ZRANGE', line_key(reference), at, at + 999)
+      local lot = call('ZRANGE', behind_key(reference), at, at + 999)
       for _, bytes in ipairs(lot) do
         if sub(bytes, 1, #reference) == reference then return read_keyed_entry(bytes) end
       end
@@ -115,7 +115,7 @@ function find_in_line(reference)
     return nil
   end
   local id = row_id(reference)
-  for _, bytes in ipairs(call('ZRANGEBYSCORE', line_key(reference), id, id)) do
+  for _, bytes in ipairs(call('ZRANGEBYSCORE', behind_key(reference), id, id)) do
     if sub(bytes, 1, #reference) == reference then return read_keyed_entry(bytes) end
   end
   return nil

@@ -1,10 +1,10 @@
--- What is due in a lane leaves delayed for its pool (a key's head) or takes its place in its key's line, lower priority numbers
--- first; at most 100.
+-- Move up to 100 due jobs of a lane out of delayed, the most urgent priority first: to the ready pool, or behind the head
+-- of their key. Returns how many were moved.
 local function promote(lane)
   local keys, gone, flow_jobs = {}, 0, {}
   for priority = 0, 9 do keys[priority + 1] = delayed_key(lane, priority) end
   if call('EXISTS', unpack(keys)) == 0 then return 0 end
-  local tried
+  local have_attempts
   for priority = 0, 9 do
     local room = 100 - gone
     local due = room > 0
@@ -14,14 +14,14 @@ local function promote(lane)
       if not valid(due[i]) or not keyed(due[i]) then leaving[#leaving + 1] = due[i] end
     end
     if leaving[1] then call('ZREM', keys[priority + 1], unpack(leaving)) end
-    if due[1] and tried == nil then tried = call('EXISTS', ATTEMPTS) == 1 end
+    if due[1] and have_attempts == nil then have_attempts = call('EXISTS', ATTEMPTS) == 1 end
     gone = gone + #due / 2
     for i = 1, #due, 2 do
       local reference, ready = due[i], tonumber(due[i + 1])
       if not valid(reference) then
         quarantine(reference)
       else
-        if tried then
+        if have_attempts then
           local _, _, _, first = read_attempts(reference)
           ready = first or ready
         end
@@ -32,7 +32,7 @@ local function promote(lane)
           words[#words + 1] = digits(ready)
           words[#words + 1] = reference
         elseif call('ZREM', keys[priority + 1], reference) == 1 then
-          -- One that is not there any more was put into its line by a smaller id that came due with it.
+          -- If it is gone, a job with a smaller id that came due with it has already put it behind its key.
           enqueue_keyed(keyed_entry(reference, lane, level, ready, 0))
         end
       end
@@ -42,7 +42,7 @@ local function promote(lane)
   if next(flow_jobs) then made_ready(lane) end
   return gone
 end
--- The ms at which something in a lane is due, or nil.
+-- The ms at which the first delayed job of a lane is due, or nil.
 local function next_due(lane)
   local keys, first = {}, nil
   for priority = 0, 9 do keys[priority + 1] = delayed_key(lane, priority) end

@@ -1,9 +1,9 @@
--- One bit a row says that Redis was given its reference: published:<database>:<id / 32768>, bit id % 32768.
+-- One bit per row says whether its reference is in Redis: published:<db>:<id / 32768>, bit id % 32768.
 local function published_key(database, chunk)
   return P .. 'published:' .. hex(database) .. ':' .. string.format('%d', chunk)
 end
 
--- Write bit 0 or 1 for every row among the references; answer a table: reference -> its bit before.
+-- Write `bit` (0 or 1) for every row among the references. Returns reference -> its bit before.
 local function write_published(references, bit)
   local chunks, before, chunk, database, number = {}, {}, nil, nil, nil
   for _, reference in ipairs(references) do

@@ -1,8 +1,8 @@
--- What is paused, limited and weighted. rules: database (16 hex digits) -> MessagePack (broker/redis/rules_wire.py); its
--- version stands in meta as rules:<database>. Parsed once a version; the version carries a digest of the bytes, so that what
--- this server parsed in an earlier life cannot stand for other rules.
+-- Pauses, limits and weights. rules: database (16 hex digits) -> MessagePack (broker/redis/rules_wire.py); meta holds
+-- their version as rules:<database>. Each version is parsed once. The version contains a digest of the bytes, so rules
+-- that were parsed before Redis was emptied cannot be mistaken for others.
 local database_of, queue_of, rules_of, is_synced, actions_of
-do -- the rest is known in this file alone
+do
 local parsed = {}
 local function set_of(names)
   local set = {}
@@ -10,19 +10,20 @@ local function set_of(names)
   return set
 end
 local function parse(text)
-  local told = cmsgpack.unpack(text)
+  local fields = cmsgpack.unpack(text)
   local rules = {
-    aging = told.aging,
-    queues = set_of(told.paused_queues), actions = set_of(told.paused_actions), groups = set_of(told.paused_groups),
-    pairs = set_of(told.paused_pairs), queue_weights = told.queue_weights, group_weights = told.group_weights,
-    everything = told.limits.everything, by_queue = told.limits.queues, by_action = told.limits.actions,
-    by_key = told.limits.keys,
+    aging = fields.aging,
+    queues = set_of(fields.paused_queues), actions = set_of(fields.paused_actions),
+    groups = set_of(fields.paused_groups), pairs = set_of(fields.paused_pairs),
+    queue_weights = fields.queue_weights, group_weights = fields.group_weights,
+    everything = fields.limits.everything, by_queue = fields.limits.queues, by_action = fields.limits.actions,
+    by_key = fields.limits.keys,
   }
   rules.grouped = next(rules.groups) ~= nil
   rules.limited = rules.everything ~= nil or next(rules.by_queue) ~= nil or next(rules.by_action) ~= nil
     or next(rules.by_key) ~= nil
-  -- Whether each job has to be looked at before it is handed out.
-  rules.picky = rules.limited or next(rules.actions) ~= nil or next(rules.pairs) ~= nil
+  -- Whether each job must be checked before it is handed out.
+  rules.per_job = rules.limited or next(rules.actions) ~= nil or next(rules.pairs) ~= nil
   return rules
 end
 function database_of(lane) return sub(lane, 1, 16) end
@@ -46,14 +47,15 @@ function rules_of(lane)
   rules_seen[database] = seen
   return seen
 end
--- Whether supervisors have stated what they hold: before that nothing that a concurrency limit concerns is granted.
+-- Whether the workers have reasserted the jobs that they hold. Until then, concurrency limits admit no job.
 function is_synced(database)
   local field = 'synced:' .. database
   if rules_seen[field] == nil then rules_seen[field] = call('HEXISTS', META, field) == 1 end
   return rules_seen[field]
 end
 
--- Which actions a worker knows, or nil for any. worker_actions: worker -> digest; worker_actions:<digest>: set of action tags.
+-- The set of actions that a worker knows, or nil for any. worker_actions: worker -> digest of them;
+-- worker_actions:<digest>: SET of their tags.
 local known_sets = {}
 function actions_of(worker)
   local digest = call('HGET', WORKER_ACTIONS, worker)
@@ -61,7 +63,7 @@ function actions_of(worker)
   local known = known_sets[digest]
   if not known then
     known = set_of(call('SMEMBERS', P .. 'worker_actions:' .. digest))
-    -- Empty: it may have run out, and is told again by the next announcement.
+    -- An empty set may have expired; the next announcement writes it again.
     if next(known) then known_sets[digest] = known end
   end
   return known
