@@ -1,6 +1,6 @@
-"""Sidestream: background jobs for Odoo on Redis. These are the public names; everything else may change.
+"""Background jobs for Odoo on Redis. The names in ``__all__`` are public; everything else may change.
 
-They are imported when first used, so that importing the package costs nothing.
+Each name is imported at first use, so that importing the package is cheap.
 """
 
 from importlib import import_module

@@ -1,12 +1,13 @@
-"""Put jobs in: inside a PostgreSQL transaction, or straight into the broker.
+"""Enqueue jobs in a PostgreSQL transaction, or directly in the broker.
 
-Three ways, by what a job may rest on:
+There are three ways:
 
 - ``with jobs.transaction(connection) as tx: tx.enqueue(...)``: the job exists if and only if the block's transaction
-  commits, and is published right after the commit. The normal way.
-- ``jobs.enqueue(..., connection=connection)``: the same row in a transaction that the caller commits. Nobody tells us
-  of that commit, so the reconciler publishes the job, up to a few seconds later.
-- ``jobs.enqueue_direct(...)``: no database. As durable as Redis; repeating a call with the same id is harmless.
+  commits, and is published right after the commit. This is the normal way.
+- ``jobs.enqueue(..., connection=connection)``: the same row in a transaction that the caller commits. Sidestream does
+  not see that commit, so the reconciler publishes the job up to a few seconds later.
+- ``jobs.enqueue_direct(...)``: without a database. The job is as durable as Redis, and repeating a call with the same
+  id is harmless.
 """
 
 from __future__ import annotations
@@ -39,20 +40,20 @@ _IN_ERROR = 3
 
 
 class Declared(Protocol):
-    """What the client looks at in a declared action."""
+    """The part of a declared action that the client uses."""
 
     @property
     def name(self) -> str:
-        """Its name."""
+        """Return its name."""
         ...
 
     @property
     def function(self) -> Callable[..., Any]:
-        """What was decorated."""
+        """Return the decorated function."""
         ...
 
     def job_options(self, args: Sequence[Any], kwargs: Mapping[str, Any], given: Collection[str]) -> JobOptions:
-        """Return what a job with these arguments has unless its call says otherwise, without those in ``given``."""
+        """Return the options of a job with these arguments, without the options in ``given``, which its call sets."""
         ...
 
 
@@ -75,14 +76,14 @@ class Inserted(NamedTuple):
 
     #: The rows' ids, in the order of the jobs.
     ids: list[int]
-    #: What :meth:`Client.hand_over` publishes after the commit.
+    #: The publications to pass to :meth:`Client.hand_over` after the commit.
     publications: list[Publication]
 
 
 class Client:
-    """Enqueues jobs; :class:`sidestream.Jobs` is this with the parts that the settings name.
+    """Enqueues jobs; :class:`sidestream.Jobs` builds one from the settings.
 
-    One per process, safe to share between threads and over a fork.
+    Use one per process. It may be shared between threads and by forked children.
     """
 
     def __init__(
@@ -94,10 +95,10 @@ class Client:
         direct_timeout: float = 1.0,
         clock: Clock | None = None,
     ) -> None:
-        """Publish through ``relay``; sign direct jobs with ``signer()``, which is called at the first one.
+        """Publish through ``relay``, and sign direct jobs with ``signer()``, which is called for the first one.
 
-        With ``actions`` given, only declared ones are accepted. ``direct_timeout``: seconds that
-        :meth:`enqueue_direct` waits for the broker unless told otherwise.
+        With ``actions``, only declared actions are accepted. ``direct_timeout``: seconds that :meth:`enqueue_direct`
+        waits for the broker by default.
         """
         self._relay = relay
         self._make_signer = signer
@@ -105,7 +106,7 @@ class Client:
         self._actions = actions
         self._direct_timeout = direct_timeout
         self._clock = clock or SystemClock()
-        # By connection, because one of them stays with one database for its whole life.
+        # By connection, because a connection stays with one database.
         self._databases: weakref.WeakKeyDictionary[Any, schema.Database] = weakref.WeakKeyDictionary()
 
     # -- in the caller's transaction -----------------------------------------------------------------------------
@@ -113,8 +114,8 @@ class Client:
     def transaction(self, connection: Any) -> Transaction:
         """Return a block that commits ``connection`` and then publishes the jobs enqueued in it.
 
-        An exception rolls the connection back and no job exists. ``connection`` is a psycopg 3 (or psycopg2)
-        connection, not in autocommit mode; whatever it had open before the block is committed along.
+        An exception rolls the connection back, and no job exists. ``connection`` is a psycopg 3 or psycopg2 connection
+        that is not in autocommit mode; a transaction that was open before the block is committed with it.
         """
         _refuse_unsuitable(connection)
         return Transaction(self, connection)
@@ -128,7 +129,7 @@ class Client:
         connection: Any,
         **options: Unpack[JobOptions],
     ) -> int:
-        """Insert a job in the transaction that ``connection`` has open, and return its id.
+        """Insert a job in the open transaction of ``connection`` and return its id.
 
         The caller commits; the reconciler then publishes the job. See :meth:`Transaction.enqueue` for the options.
         """
@@ -136,7 +137,7 @@ class Client:
         return self.insert(connection, [job]).ids[0]
 
     def insert(self, connection: Any, jobs: Sequence[Job]) -> Inserted:
-        """Insert ``jobs`` with one statement; for bridges that commit themselves and then call :meth:`hand_over`."""
+        """Insert ``jobs`` with one statement; for callers that commit and then call :meth:`hand_over`."""
         for job in jobs:
             check_job(job)
         if not jobs:
@@ -146,16 +147,16 @@ class Client:
             database = self._databases.get(connection)
             if database is None:
                 database = schema.identify(cursor, allow_copy=True)
-                if not database.copied:  # a copy is adopted some day, while this process goes on
+                if not database.copied:  # somebody may adopt a copy while this process runs
                     self._databases[connection] = database
             stored = outcomes.insert(cursor, jobs)
         crash_point("enqueue.inserted")
-        if database.copied:  # the jobs wait for the person who adopts this database
+        if database.copied:  # the jobs wait until somebody adopts this database
             return Inserted([row.id for row in stored], [])
         return Inserted([row.id for row in stored], publications_of(stored, jobs, database))
 
     def hand_over(self, publications: Sequence[Publication]) -> bool:
-        """Publish committed rows; False means that it happens later. Never raises (see :class:`Relay`)."""
+        """Publish committed rows; False means later. Never raises (see :class:`Relay`)."""
         return self._relay.hand_over(publications)
 
     # -- without a database --------------------------------------------------------------------------------------
@@ -166,21 +167,21 @@ class Client:
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
         *,
-        id: UUID | None = None,  # noqa: A002  # what people call it
+        id: UUID | None = None,  # noqa: A002  # the natural name
         timeout: float | None = None,
         **options: Unpack[JobOptions],
     ) -> UUID:
-        """Put a job straight into the broker and return its uuid.
+        """Enqueue a job directly in the broker and return its uuid.
 
-        ``id``: the same one makes a repeated call harmless while the job exists; left out, a new one is made.
-        ``timeout``: seconds to wait for the broker. Raises :class:`~sidestream.errors.BrokerError`'s children, whose
-        message says whether the job may have been enqueued and names the id to repeat it with.
+        ``id``: repeating a call with the same id is harmless while the job exists; by default a new id is created.
+        ``timeout``: seconds to wait for the broker. Raises subclasses of :class:`~sidestream.errors.BrokerError`; the
+        message says whether the job may have been enqueued, and with which id to repeat the call.
         """
         job = self.job(action, args, kwargs, **options)
         if job.unique is not None:
             raise InvalidJob(
-                f"unique={job.unique.key!r:.60} for the direct job of action {job.action!r:.80}: only a row can tell "
-                "duplicates; enqueue it in a transaction, or give the same id=... to calls that mean the same job."
+                f"unique={job.unique.key!r:.60} for the direct job of action {job.action!r:.80}: only rows can detect "
+                "duplicates; enqueue it in a transaction, or pass the same id=... to calls for the same job."
             )
         if id is not None and not isinstance(id, UUID):
             raise InvalidJob(f"id={id!r:.60} is a {type(id).__name__}; expected a uuid.UUID.")
@@ -212,7 +213,7 @@ class Client:
         kwargs: Mapping[str, Any] | None = None,
         **options: Unpack[JobOptions],
     ) -> Job:
-        """Return the checked job value, for :meth:`Transaction.enqueue_many`; nothing is enqueued."""
+        """Return a checked job for :meth:`Transaction.enqueue_many`, without enqueueing it."""
         name, declared = self._resolve(action)
         defaults: JobOptions | None = None
         if declared is not None:
@@ -222,11 +223,11 @@ class Client:
         return build_job(name, args, kwargs, now=self._clock.now(), defaults=defaults, **options)
 
     def forget_databases(self) -> None:
-        """Ask each connection again which database it leads to: the tables were removed, or installed anew."""
+        """Identify the database of each connection again, because the tables were removed or reinstalled."""
         self._databases.clear()
 
     def close(self, timeout: float = 1.0) -> None:
-        """Publish what is still kept, at most ``timeout`` seconds long, and stop the relay's thread."""
+        """Publish kept rows for at most ``timeout`` seconds, and stop the relay's thread."""
         self._relay.close(timeout)
 
     def __enter__(self) -> Self:
@@ -256,14 +257,14 @@ class Client:
 
 
 class Transaction:
-    """The block of :meth:`Client.transaction`; usable until the block ends."""
+    """The block of :meth:`Client.transaction`, usable until the block ends."""
 
     def __init__(self, client: Client, connection: Any) -> None:
         self._client = client
         self._connection = connection
         self._publications: list[Publication] = []
         self._entered = False
-        #: Whether the jobs were published when the block ended; False: the relay or the reconciler does it later.
+        #: Whether the jobs were published at the end of the block; otherwise the relay or the reconciler does so later.
         self.published = False
 
     def enqueue(
@@ -276,24 +277,23 @@ class Transaction:
         """Insert a job now, in this transaction, and return its id.
 
         ``args`` and ``kwargs`` are JSON values for the action, ``options`` those of
-        :class:`~sidestream.job.options.JobOptions`; what the call leaves open, the declared action answers. With
-        ``unique``, the id may be that of a job that is there already. Raises
-        :class:`~sidestream.errors.InvalidJob`'s children, among them :class:`~sidestream.errors.UnsupportedOption` for
-        any other option, and :class:`~sidestream.errors.StoreError`'s.
+        :class:`~sidestream.job.options.JobOptions`; the declared action supplies the others. With ``unique``, the id
+        may be that of an existing job. Raises subclasses of :class:`~sidestream.errors.InvalidJob` (for an unknown
+        option :class:`~sidestream.errors.UnsupportedOption`) and of :class:`~sidestream.errors.StoreError`.
         """
         job = self._client.job(action, args, kwargs, **options)
         return self._insert([job])[0]
 
     def enqueue_many(self, jobs: Iterable[Job]) -> list[int]:
-        """Insert any number of jobs (made with :meth:`Client.job`) with one statement; return their ids in order."""
+        """Insert the ``jobs``, made with :meth:`Client.job`, with one statement, and return their ids in order."""
         return self._insert(list(jobs))
 
     def _insert(self, jobs: list[Job]) -> list[int]:
         if not self._entered:
             raise StoreError("The transaction block has ended or was not entered; enqueue inside 'with'.")
         inserted = self._client.insert(self._connection, jobs)
-        # Ids of a savepoint that is rolled back stay in here: a reference without a row is settled when met, one that
-        # was withdrawn in vain is published by the reconciler.
+        # Publications of a savepoint that is rolled back stay here: a worker settles a reference without a row, and
+        # the reconciler publishes a row that was withdrawn wrongly.
         self._publications += inserted.publications
         return inserted.ids
 
@@ -326,16 +326,16 @@ def _cursor(connection: Any) -> Iterator[Any]:
 
 
 def _refuse_unsuitable(connection: Any) -> None:
-    """Raise :class:`~sidestream.errors.SettingsError` for a connection that a job cannot share a transaction on."""
+    """Raise :class:`~sidestream.errors.SettingsError` unless jobs can be inserted in the connection's transaction."""
     commit = getattr(connection, "commit", None)
     if commit is None or not hasattr(connection, "autocommit") or inspect.iscoroutinefunction(commit):
         raise SettingsError(
             f"A {type(connection).__module__}.{type(connection).__qualname__} cannot be used here; expected a "
-            "connection of psycopg 3 or psycopg2 that is not asynchronous."
+            "synchronous connection of psycopg 3 or psycopg2."
         )
     if connection.autocommit:
         raise SettingsError(
-            "The connection is in autocommit mode, so a job could not share a transaction with its cause; "
+            "The connection is in autocommit mode, so a job could not share a transaction with your changes; "
             "set connection.autocommit = False."
         )
 
@@ -344,8 +344,8 @@ def _commit(connection: Any) -> None:
     if int(connection.info.transaction_status) == _IN_ERROR:
         _roll_back(connection)
         raise StoreError(
-            "A statement of this transaction failed and its error was caught, so PostgreSQL rolls everything back: "
-            "no job was enqueued. Let the error out of the block, or put the statement into a savepoint."
+            "A statement of this transaction failed and its error was caught, so PostgreSQL rolled everything back and "
+            "no job was enqueued. Let the error leave the block, or put the statement into a savepoint."
         )
     try:
         connection.commit()
@@ -362,4 +362,4 @@ def _roll_back(connection: Any, because: BaseException | None = None) -> None:
         translated = translate(error, "roll back the transaction of a job")
         if because is None:
             raise translated from error
-        because.add_note(str(translated))  # what went wrong first is what the caller has to see
+        because.add_note(str(translated))  # the caller has to see the first error

@@ -1,10 +1,9 @@
-"""Named points at which a test stops this process.
+"""Named points at which tests stop this process.
 
-Nothing happens unless ``SIDESTREAM_CRASH_AT`` was set when the process started: :func:`crash_point` then costs one
-truth test. With ``SIDESTREAM_CRASH_AT=name:nth`` the nth passage of that point, and every nth one after it in the same
-process, tells the harness (a datagram ``name pid`` to the unix socket in ``SIDESTREAM_CRASH_SOCKET``) and stops the
-whole process with SIGSTOP. The harness kills whom it wants and wakes the rest with SIGCONT. Without a socket the
-process kills itself with SIGKILL at the nth passage.
+Unless ``SIDESTREAM_CRASH_AT`` is set when the process starts, :func:`crash_point` does nothing. With
+``SIDESTREAM_CRASH_AT=name:nth``, every nth passage of that point sends the datagram ``name pid`` to the unix socket in
+``SIDESTREAM_CRASH_SOCKET`` and stops the process with SIGSTOP. The test harness then kills processes and resumes the
+others with SIGCONT. Without a socket, the process kills itself with SIGKILL at the nth passage.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ POINTS: tuple[str, ...] = (
     "child.committed",
     "child.reported",
 )
-"""Every named point, in the order in which a job meets them."""
+"""Every named point, in the order in which a job passes them."""
 
 _name, _, _nth = os.environ.get("SIDESTREAM_CRASH_AT", "").partition(":")
 _every = int(_nth or 1) if _name else 0
@@ -51,7 +50,7 @@ _passages = 0
 
 
 def crash_point(name: str) -> None:
-    """Stop here if the harness asked for it; ``name`` is one of :data:`POINTS`."""
+    """Stop here if the harness requests it; ``name`` is one of :data:`POINTS`."""
     if _every and name == _name:
         _stop()
 
@@ -69,5 +68,5 @@ def _stop() -> None:
         try:
             harness.sendto(f"{_name} {os.getpid()}".encode(), path)
         except OSError:
-            return  # the harness is gone: nobody would ever wake us
+            return  # the harness has ended, so nothing would resume this process
     os.kill(os.getpid(), signal.SIGSTOP)

@@ -10,31 +10,31 @@
     │   ├── InvalidName         a queue, action or key name with characters that are not allowed
     │   ├── UnknownAction       nobody declared that action
     │   ├── DuplicateAction     two functions declared the same action
-    │   └── UnsupportedOption   an option that this release does not have
-    ├── WireError               bytes from Redis that we did not write, or cannot read
+    │   └── UnsupportedOption   an option that does not exist
+    ├── WireError               bytes in Redis that Sidestream did not write, or cannot read
     │   ├── BadReference        truncated or foreign reference
     │   ├── BadSignature        a direct job whose signature does not verify
-    │   └── UnknownVersion      written by a release that we do not know
+    │   └── UnknownVersion      written by an unknown release
     ├── BrokerError
     │   ├── BrokerUnavailable   no answer: refused, timed out, unresolvable, frozen
     │   ├── BrokerUnsuitable    it answers, but must not be used: version, eviction policy, read-only, rights
-    │   │   └── FormatUnknown   Redis holds what a release wrote whose format this one does not know
+    │   │   └── FormatUnknown   the contents of Redis have a format that this release does not know
     │   ├── BrokerFull          it answers, but has no memory left for writes
-    │   ├── StaleGeneration     Redis was emptied or replaced since the caller last looked
-    │   └── CapabilityMissing   this broker does not do that (for example direct jobs over PostgreSQL)
-    ├── BenchRefused            measuring here and now would disturb others, or cannot be done
+    │   ├── StaleGeneration     Redis was emptied or replaced since the caller read its generation
+    │   └── CapabilityMissing   this broker does not support that (for example direct jobs in PostgreSQL)
+    ├── BenchRefused            the benchmark would disturb real jobs, or cannot run
     ├── StoreError
     │   ├── StoreUnavailable    PostgreSQL does not answer or dropped the connection
-    │   ├── ForeignDatabase     a copy that nobody adopted, or not the worker's: nothing of it runs
-    │   └── SchemaMismatch      our tables are missing or of another release
+    │   ├── ForeignDatabase     a copy that nobody has adopted, or not the worker's database; its jobs do not run
+    │   └── SchemaMismatch      the tables of Sidestream are missing or belong to another release
     └── ActionError             raised inside a running job
-        ├── GiveUp              another attempt cannot help: the job fails
-        ├── Snooze              not now: the job comes back later, and no attempt is charged
+        ├── GiveUp              another attempt would not help: the job fails
+        ├── Snooze              the job is due again later, and no attempt is charged
         ├── SoftLimitExceeded   the job's soft time limit passed
         ├── CommitRefused       an action committed or rolled back without declaring it
-        └── LockLost            a re-lock after a commit found the job no longer ours
+        └── LockLost            after a commit, another worker has taken the job over
 
-The first line of a docstring below is the message when none is given.
+The first line of each docstring is the default message.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from __future__ import annotations
 from datetime import timedelta
 
 LONGEST_SNOOZE = 100 * 366 * 86_400.0
-"""Seconds for which a job may put itself off; a moment beyond it is a mistake."""
+"""Longest delay of a snooze, in seconds; a longer one is a mistake."""
 
 
 class SidestreamError(Exception):
@@ -57,7 +57,7 @@ class SettingsError(SidestreamError):
 
 
 class ApplicationError(SettingsError):
-    """The user's own code cannot be loaded; the cause is what it raised."""
+    """The user's own code cannot be loaded; the cause is the error that it raised."""
 
 
 class InvalidJob(SidestreamError, ValueError):
@@ -117,7 +117,7 @@ class BrokerUnsuitable(BrokerError):
 
 
 class FormatUnknown(BrokerUnsuitable):
-    """Redis holds the contents of a release whose format this one does not know."""
+    """The contents of Redis have a format that this release does not know."""
 
 
 class BrokerFull(BrokerError):
@@ -125,7 +125,7 @@ class BrokerFull(BrokerError):
 
 
 class StaleGeneration(BrokerError):
-    """The broker was emptied or replaced; look at its generation again."""
+    """The broker was emptied or replaced; read its generation again."""
 
 
 class CapabilityMissing(BrokerError):
@@ -133,7 +133,7 @@ class CapabilityMissing(BrokerError):
 
 
 class BenchRefused(SidestreamError):
-    """Measuring here and now would disturb others, or cannot be done."""
+    """The benchmark would disturb real jobs, or cannot run."""
 
 
 class StoreError(SidestreamError):
@@ -149,7 +149,7 @@ class SchemaMismatch(StoreError):
 
 
 class ForeignDatabase(StoreError):
-    """The database is a copy of another one that nobody adopted, or not the worker's own; its jobs are not run."""
+    """The database is a copy that nobody has adopted, or not the worker's own; its jobs do not run."""
 
 
 class ActionError(SidestreamError):
@@ -157,24 +157,24 @@ class ActionError(SidestreamError):
 
 
 class GiveUp(ActionError):
-    """The job cannot succeed; it is not tried again."""
+    """The job cannot succeed; it is not retried."""
 
 
 class Snooze(ActionError):
-    """The action is put off; it comes back later without an attempt being charged.
+    """The job is postponed, and no attempt is charged.
 
-    ``raise Snooze(300, "the courier is closed until eight")``: what this start wrote is rolled back, and the job is due
-    again in ``delay`` seconds (0 or more, or a timedelta). A job may do so 100 times, or as often as its
-    ``RetryPolicy(max_snoozes=...)`` says; then it is dead with the reason.
+    ``raise Snooze(300, "the courier is closed until eight")`` rolls this attempt back and makes the job due again in
+    ``delay`` seconds (0 or more, or a timedelta). A job may snooze 100 times, or ``RetryPolicy(max_snoozes=...)``; then
+    it fails with the reason.
     """
 
     def __init__(self, delay: float | timedelta, reason: str = "snoozed") -> None:
         seconds: object = delay.total_seconds() if isinstance(delay, timedelta) else delay
         if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds < LONGEST_SNOOZE:
             raise InvalidJob(f"Snooze({delay!r:.60}): expected seconds, 0 or more and less than {LONGEST_SNOOZE:.0f}.")
-        #: Seconds until it is due again.
+        #: Seconds until the job is due again.
         self.delay = float(seconds)
-        #: Why, for people: one line.
+        #: The reason for people, in one line.
         self.reason = " ".join(str(reason).split()) or "snoozed"
         super().__init__(self.reason)
 
@@ -188,4 +188,4 @@ class CommitRefused(ActionError):
 
 
 class LockLost(ActionError):
-    """The job is no longer ours after a commit; it was not continued."""
+    """Another worker has taken the job over after a commit; the job was not continued."""

@@ -1,4 +1,4 @@
-"""What a Linux process does to itself: user, parent's death, niceness, shared memory, rank before the OOM killer."""
+"""Control a Linux process: user, parent-death signal, niceness, shared memory, OOM score."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ from sidestream.errors import SettingsError, SidestreamError
 T = TypeVar("T")
 
 AUTOGROUP_TIMEOUT = 2.0
-"""Seconds for which a session's niceness is tried while others change theirs."""
+"""Seconds to retry setting a session's niceness while other processes set theirs."""
 _PR_SET_PDEATHSIG = 1
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _MOST_LINKS = 40
-_libc = ctypes.CDLL(None, use_errno=True)  # loaded here: nothing may be loaded between fork and exec
+_libc = ctypes.CDLL(None, use_errno=True)  # loaded here, because nothing may be loaded between fork and exec
 
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """A user of this machine, as the password database names it."""
+    """A user of this machine, from the password database."""
 
     #: Login name.
     name: str
@@ -51,7 +51,7 @@ class Account:
 
 
 def account_of(uid: int) -> Account:
-    """Return the user with the number ``uid``, under its number as name when the password database has none."""
+    """Return the user with the id ``uid``; its name is the id if the password database does not have it."""
     try:
         return account(pwd.getpwuid(uid).pw_name)
     except KeyError:
@@ -63,21 +63,21 @@ def account(name: str) -> Account:
     try:
         entry = pwd.getpwnam(name)
     except KeyError:
-        raise SettingsError(f"This machine has no user {name!r}; name an existing unprivileged user instead.") from None
+        raise SettingsError(f"This machine has no user {name!r}; choose an existing unprivileged user.") from None
     groups = tuple(os.getgrouplist(name, entry.pw_gid))
     return Account(name, entry.pw_uid, entry.pw_gid, groups, Path(entry.pw_dir))
 
 
 def reaches(who: Account, path: Path) -> bool:
-    """Return whether ``who`` may enter every folder above ``path`` and read it (and execute it, where anybody may).
+    """Return whether ``who`` may enter every folder above ``path`` and read it (and execute it, if anybody may).
 
-    Mode bits only (https://man7.org/linux/man-pages/man7/path_resolution.7.html); access control lists are not read.
+    Checks mode bits (https://man7.org/linux/man-pages/man7/path_resolution.7.html), not access control lists.
     """
     path = path.resolve()
     try:
         status = path.stat()
     except OSError:
-        return False  # not even we can look at it, or it is not there
+        return False  # it does not exist, or even this process may not read it
     if who.uid == 0:
         return True
     enter = stat.S_IXOTH if status.st_mode & 0o111 else 0
@@ -91,7 +91,7 @@ def enters(who: Account, path: Path) -> bool:
     try:
         return all(_permits(who, folder.stat(), stat.S_IXOTH) for folder in path.resolve().parents)
     except OSError:
-        return False  # not even we can look at it, or it is not there
+        return False  # it does not exist, or even this process may not read it
 
 
 def _permits(who: Account, status: os.stat_result, wanted: int) -> bool:
@@ -100,13 +100,13 @@ def _permits(who: Account, status: os.stat_result, wanted: int) -> bool:
 
 
 def acting_as(who: Account | None, act: Callable[[], T]) -> T:
-    """Return what ``act`` returns, called by a child process that has become ``who`` if that is not our user.
+    """Call ``act`` as the user ``who``, in a child process unless that is the current user, and return its result.
 
-    So root does nothing itself in a folder of a user, who may have put links there to anywhere. None calls it here.
+    This way root itself does not work in a user's folder, which may contain links to any place.
 
     Args:
-        who: The user to become; only root can become another one.
-        act: Returns what JSON can express; it may raise :class:`~sidestream.errors.SidestreamError` or ``OSError``.
+        who: The user to become, or None for the current one; only root can become another user.
+        act: Returns a JSON value; it may raise :class:`~sidestream.errors.SidestreamError` or ``OSError``.
     """
     if who is None or who.uid == os.geteuid():
         return act()
@@ -125,9 +125,9 @@ def acting_as(who: Account | None, act: Callable[[], T]) -> T:
 
 
 def _act_and_end(who: Account, act: Callable[[], object], end: socket.socket) -> NoReturn:
-    """Be the child of :func:`acting_as`."""
+    """Run the child of :func:`acting_as`."""
     try:
-        signal.set_wakeup_fd(-1)  # the parent's loop hears nothing of ours
+        signal.set_wakeup_fd(-1)  # this child's signals must not wake the parent's loop
         become(who)
         try:
             answer = {"value": act()}
@@ -136,15 +136,15 @@ def _act_and_end(who: Account, act: Callable[[], object], end: socket.socket) ->
         except OSError as error:
             named = None if error.filename is None else os.fspath(error.filename)
             answer = {"errno": error.errno, "message": error.strerror, "file": named}
-        except Exception as error:  # noqa: BLE001  # told to the parent, which raises it
+        except Exception as error:  # noqa: BLE001  # the parent raises it
             answer = {"error": "SidestreamError", "message": f"{type(error).__name__}: {error}"}
         end.send(json.dumps(answer).encode())
     finally:
-        os._exit(0)  # never back into the parent's code
+        os._exit(0)  # never return into the parent's code
 
 
 def _answer_of(pid: int, end: socket.socket) -> dict[str, Any]:
-    """Wait for the answer of the child ``pid``, or for its death without one."""
+    """Wait for the answer of the child ``pid``; raise if it ends without one."""
     died = os.pidfd_open(pid)
     try:
         wait = select.poll()
@@ -163,13 +163,13 @@ def _answer_of(pid: int, end: socket.socket) -> dict[str, Any]:
 
 
 def open_folder(path: Path, owner: Account) -> int:
-    """Return a descriptor of the folder ``path``, as root, which follows no link that another user could have made.
+    """Open the folder ``path`` as root, and return a descriptor; do not follow links that other users can make.
 
-    What is missing is made: below a folder of root's by root, the last one for ``owner``; below a folder of a user by
-    that user.
+    Creates missing folders: root creates them below its own folders (the last one for ``owner``), and a user below
+    that user's folders.
 
     Raises:
-        OSError: It cannot be acquired or made, or a link of a user leads there.
+        OSError: It cannot be opened or created, or its path contains a link of another user.
     """
     rest = deque(Path(os.path.normpath(path)).parts[1:])
     links = 0
@@ -185,7 +185,7 @@ def open_folder(path: Path, owner: Account) -> int:
             if stat.S_ISLNK(found.st_mode):
                 links += 1
                 if found.st_uid != 0 or os.fstat(folder).st_uid != 0 or links > _MOST_LINKS:
-                    raise OSError(errno.ELOOP, "a link of another user leads there", str(path))
+                    raise OSError(errno.ELOOP, "its path contains a link of another user", str(path))
                 target = Path(os.readlink(name, dir_fd=folder))
                 rest.extendleft(reversed(target.parts[1:] if target.is_absolute() else target.parts))
                 below = os.open("/", _FOLDER) if target.is_absolute() else os.dup(folder)
@@ -202,7 +202,7 @@ def open_folder(path: Path, owner: Account) -> int:
 
 
 def _make_below(folder: int, name: str, owner: Account | None, path: Path) -> None:
-    """Make the folder ``name``: private and for ``owner`` if that is given."""
+    """Create the folder ``name``; with ``owner``, private to that user."""
     holder = os.fstat(folder).st_uid
     mode = 0o755 if owner is None else 0o700
 
@@ -219,15 +219,15 @@ def _make_below(folder: int, name: str, owner: Account | None, path: Path) -> No
 
 
 def hand_over(folder: int, owner: Account, names: Callable[[str], bool] = lambda name: True) -> None:
-    """Give the open folder and all that is below it to ``owner``, as root, following no link.
+    """Transfer the open folder and everything below it to ``owner``, as root, without following links.
 
-    From the top down: whoever had it before cannot change any more what is looked at next. Left alone are links,
-    sockets, and files that have another name, which may be anybody's.
+    Works from the top down, so that the previous owner cannot change what comes next. Skips links, sockets and files
+    with several names, which may belong to anybody.
 
     Args:
         folder: Descriptor of the folder.
-        owner: Who gets it.
-        names: Which names directly below it are ours to give.
+        owner: The new owner.
+        names: Tells which names directly below it to transfer.
     """
     os.fchown(folder, owner.uid, owner.gid)
     for name in filter(names, os.listdir(folder)):
@@ -235,7 +235,7 @@ def hand_over(folder: int, owner: Account, names: Callable[[str], bool] = lambda
             handle = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
         except OSError as error:
             if error.errno in (errno.ELOOP, errno.ENXIO, errno.ENOENT):
-                continue  # a link, a socket, or gone meanwhile
+                continue  # a link, a socket, or removed in the meantime
             raise
         try:
             found = os.fstat(handle)
@@ -248,10 +248,10 @@ def hand_over(folder: int, owner: Account, names: Callable[[str], bool] = lambda
 
 
 def become(who: Account) -> None:
-    """Become ``who`` for good, as root.
+    """Become ``who`` permanently, as root.
 
     https://man7.org/linux/man-pages/man2/setuid.2.html: a root process that calls ``setuid`` changes its real,
-    effective and saved ids, so there is no way back. A parent-death signal is cleared by it: set that afterwards.
+    effective and saved ids, so this cannot be undone. It clears the parent-death signal; set that afterwards.
     """
     os.setgroups(who.groups)
     os.setgid(who.gid)
@@ -259,33 +259,33 @@ def become(who: Account) -> None:
 
 
 def drop_privileges(user: str | None, data_dir: Path) -> None:
-    """Become ``user`` for good if we are root, with that user's environment; otherwise, or with None, change nothing.
+    """As root, become ``user`` permanently, with that user's environment; otherwise, or with None, do nothing.
 
     Args:
         user: The unprivileged user to become.
-        data_dir: The user's data folder. It is the home of a user who has none, and the programs that this process
-            starts find it in ``SIDESTREAM_DATA_DIR``, as by themselves they would look below that home.
+        data_dir: The user's data folder. It becomes the home of a user who has none, and is set as
+            ``SIDESTREAM_DATA_DIR`` for child processes, which would otherwise look for it below that home.
 
     Raises:
-        SettingsError: The user does not exist, is root itself, or cannot read the code that it would go on running.
+        SettingsError: The user does not exist, is root itself, or cannot read the code that this process runs.
     """
     if user is None or os.geteuid() != 0:
         return
     who = account(user)
     if who.uid == 0:
-        raise SettingsError(f"The user {user!r} is root; name an unprivileged user to drop to.")
+        raise SettingsError(f"The user {user!r} is root; choose an unprivileged user.")
     for what, code in (
         ("Sidestream", Path(__file__).parent),
         ("this Python environment", Path(sys.prefix)),
-        ("this Python", Path(sys.base_prefix)),  # of a virtual environment: the one that it was made with
+        ("this Python", Path(sys.base_prefix)),  # the base of a virtual environment
         ("this Python", Path(sys.executable)),
         ("Python's standard library", Path(os.__file__)),
     ):
         if not reaches(who, code):
             raise SettingsError(
                 f"The user {user!r}, which a worker started by root becomes, cannot read {what} in {code}. Install it "
-                f"in a folder that this user can enter, such as /opt or /srv (not in root's home), or name another "
-                "user: SIDESTREAM_USER=NAME, or none to stay root."
+                f"in a folder that this user can enter, such as /opt or /srv (not in root's home), or choose "
+                "another user: SIDESTREAM_USER=NAME, or none to stay root."
             )
     roots = account_of(0).home
     become(who)
@@ -293,17 +293,17 @@ def drop_privileges(user: str | None, data_dir: Path) -> None:
     if home is None or Path(home) == roots or not os.access(home, os.X_OK):
         os.environ["HOME"] = str(who.home if os.access(who.home, os.W_OK | os.X_OK) else data_dir)
         for name in [name for name in os.environ if name.startswith("XDG_") and name.endswith(("_HOME", "_DIR"))]:
-            del os.environ[name]  # they name folders of the same home, or the other user's runtime folder
+            del os.environ[name]  # folders of root's home, or root's runtime folder
     os.environ["USER"] = os.environ["LOGNAME"] = who.name
     os.environ["SIDESTREAM_DATA_DIR"] = str(data_dir)
 
 
 def die_with_parent(parent: int, signum: int = signal.SIGKILL) -> None:
-    """Ask the kernel to send us ``signum`` when our parent ends; ``parent`` is its pid, taken before the fork.
+    """Let the kernel send ``signum`` to this process when its parent ends; ``parent`` is the pid before the fork.
 
     https://man7.org/linux/man-pages/man2/PR_SET_PDEATHSIG.2const.html: the "parent" is the *thread* that forked, so
-    fork from one that lives as long as the process; a change of user clears the setting. A parent that ended before
-    this call would never be noticed: then the signal is sent here.
+    fork from a thread that lives as long as the process. A change of user clears the setting. If the parent ended
+    before this call, this function sends the signal itself.
 
     Raises:
         OSError: The kernel refused.
@@ -316,11 +316,11 @@ def die_with_parent(parent: int, signum: int = signal.SIGKILL) -> None:
 
 
 def share_memory() -> None:
-    """Prepare our memory for being shared with the children that will be forked, as much of it as possible.
+    """Prepare the memory of this process for sharing with forked children.
 
-    Garbage is collected first, and what is left is never looked at by the collector again, whose marks would copy every
-    page (https://docs.python.org/3/library/gc.html#gc.freeze); what the loading used and freed goes back to the kernel
-    (https://man7.org/linux/man-pages/man3/malloc_trim.3.html, where the C library has it).
+    Collects garbage, then freezes the rest, because the collector's marks would copy every page
+    (https://docs.python.org/3/library/gc.html#gc.freeze), and returns freed memory to the kernel
+    (https://man7.org/linux/man-pages/man3/malloc_trim.3.html, if the C library has it).
     """
     gc.collect()
     gc.freeze()
@@ -329,7 +329,7 @@ def share_memory() -> None:
 
 
 def set_nice(value: int) -> None:
-    """Set our niceness to ``value`` (-20 to 19, not a difference).
+    """Set the niceness of this process to ``value`` (-20 to 19, absolute).
 
     Raises:
         SettingsError: The kernel refused.
@@ -340,16 +340,16 @@ def set_nice(value: int) -> None:
         os.setpriority(os.PRIO_PROCESS, 0, value)
     except PermissionError:
         raise SettingsError(
-            f"nice={value} needs rights that this user does not have; choose a value of at least "
+            f"nice={value} needs privileges that this user does not have; choose a value of at least "
             f"{os.getpriority(os.PRIO_PROCESS, 0)}."
         ) from None
 
 
 def set_session_nice(value: int) -> None:
-    """Give our session the niceness ``value`` where the kernel shares processors out by session.
+    """Set the niceness of this session to ``value``, if the kernel schedules by session.
 
-    With autogroups (on in Debian's kernel) a process's niceness is compared within its session only: without this, nice
-    children would take from a web server in another session as if they were not.
+    With autogroups (enabled in Debian's kernel), niceness counts only within a session. Without this call, nice
+    children would compete with a web server in another session as equals.
     https://man7.org/linux/man-pages/man7/sched.7.html (The autogroup feature)
     """
     deadline = time.monotonic() + AUTOGROUP_TIMEOUT
@@ -357,28 +357,28 @@ def set_session_nice(value: int) -> None:
         try:
             Path("/proc/self/autogroup").write_text(str(value))
         except BlockingIOError:
-            # The kernel takes one such change in 0.1 s from all who are not root: another came first.
+            # The kernel accepts one such change per 0.1 s from all users other than root.
             if time.monotonic() > deadline:
                 return
             time.sleep(0.02)
-        except OSError:  # a kernel without autogroups: there is nothing to do
+        except OSError:  # a kernel without autogroups
             return
         else:
             return
 
 
 def use_idle_cpu_only() -> None:
-    """Run only while nothing else of our session wants the processor, and so will whatever we start.
+    """Run this process and its children only while no other process of the session needs the processor.
 
-    A process that is merely nice keeps the processor for a few milliseconds when somebody else wakes up; this one gives
-    it up at once. https://man7.org/linux/man-pages/man7/sched.7.html (SCHED_IDLE)
+    A nice process keeps the processor for a few milliseconds when another process wakes up; this one yields it
+    immediately. https://man7.org/linux/man-pages/man7/sched.7.html (SCHED_IDLE)
     """
     os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
 
 
 def check_idle_cpu_only() -> None:
-    """Raise :class:`~sidestream.errors.SettingsError` when our children could not :func:`use_idle_cpu_only`."""
-    pid = os.fork()  # tried by another process: an unprivileged one may not come back from it
+    """Raise :class:`~sidestream.errors.SettingsError` if :func:`use_idle_cpu_only` would fail in a child."""
+    pid = os.fork()  # in a child, because an unprivileged process cannot undo it
     if pid == 0:
         try:
             use_idle_cpu_only()
@@ -386,11 +386,11 @@ def check_idle_cpu_only() -> None:
             os._exit(1)
         os._exit(0)
     if os.waitpid(pid, 0)[1]:
-        raise SettingsError("idle_cpu_only=true was refused by this system (SCHED_IDLE); leave it out and use nice.")
+        raise SettingsError("idle_cpu_only=true was refused by this system (SCHED_IDLE); remove it and use nice.")
 
 
 def check_nice(value: int) -> None:
-    """Raise :class:`~sidestream.errors.SettingsError` when our children could not be given the niceness ``value``."""
+    """Raise :class:`~sidestream.errors.SettingsError` if setting the niceness ``value`` would fail in a child."""
     current = os.getpriority(os.PRIO_PROCESS, 0)
     if value < current:
         set_nice(value)
@@ -400,7 +400,7 @@ def check_nice(value: int) -> None:
 def set_oom_score_adj(value: int) -> None:
     """Make the OOM killer prefer (up to 1000) or spare (down to -1000) this process.
 
-    Raising one's own value needs no rights, lowering it does.
+    Only lowering the value needs privileges.
     https://man7.org/linux/man-pages/man5/proc_pid_oom_score_adj.5.html
 
     Raises:

@@ -1,4 +1,4 @@
-"""Hide what looks like a secret (password, token, authorization, secret, api_key), and control characters."""
+"""Redact likely secrets (password, token, authorization, secret, api_key) and strip control characters."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 HIDDEN = "***"
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
-"""What a terminal would obey, in whatever an error says: what users, and other servers, wrote."""
+"""Characters that a terminal interprets; errors may quote text from users and from other servers."""
 _NAME = r"(?:password|passwd|token|authorization|secret|api[_\-]?key)"
 _SECRET_NAME = re.compile(_NAME, re.IGNORECASE)
 # name=value, name: value, "name": "value", name => value; the value in quotes, or to the next space or separator. A
@@ -23,26 +23,26 @@ _NAMED = re.compile(
 )
 _SCHEME = re.compile(r"(\b(?:bearer|basic)\s+)[A-Za-z0-9._~+/\-]{8,}=*", re.IGNORECASE)
 _SIGNS = ("passw", "token", "authorization", "secret", "api", "bearer", "basic", "://")
-"""A text that has none of them has nothing to hide."""
+"""A text without any of them contains no secret."""
 _IN_URL = re.compile(r"(://[^/\s:@]*:)[^@\s/]+(?=@)")
 
 
 def redact_text(text: str) -> str:
-    """Return ``text`` without the values that look like secrets: an error, a traceback."""
+    """Redact values that look like secrets in ``text``, such as an error or a traceback."""
     lower = text.lower()
     if not any(sign in lower for sign in _SIGNS):
-        return text  # as nearly all are; this takes a microsecond, and a worker may log thousands of lines a second
+        return text  # the common case; a worker may log thousands of lines a second
     text = _NAMED.sub(lambda found: found["before"] + (found["quote"] or "") + HIDDEN + (found["quote"] or ""), text)
     return _IN_URL.sub(rf"\1{HIDDEN}", _SCHEME.sub(rf"\1{HIDDEN}", text))
 
 
 def printable(text: str) -> str:
-    """Return ``text`` without the characters that a terminal obeys rather than shows; line ends and tabs stay."""
+    """Remove the characters that a terminal interprets, except line ends and tabs."""
     return CONTROL.sub("", text)
 
 
 def redact(value: Any) -> Any:
-    """Return plain data (what JSON knows) without the values that look like secrets."""
+    """Redact values that look like secrets in JSON data."""
     if isinstance(value, str):
         return redact_text(value)
     if isinstance(value, Mapping):
@@ -53,7 +53,7 @@ def redact(value: Any) -> Any:
 
 
 def redact_arguments(args: Sequence[Any], names: Sequence[str] = ()) -> list[Any]:
-    """Return positional arguments without secrets; ``names`` are their parameters', as far as they are known."""
+    """Redact positional arguments; ``names`` are their parameter names, as far as they are known."""
     return [
         HIDDEN if at < len(names) and is_secret(names[at]) and one is not None else redact(one)
         for at, one in enumerate(args)
@@ -61,12 +61,12 @@ def redact_arguments(args: Sequence[Any], names: Sequence[str] = ()) -> list[Any
 
 
 def redact_payload(payload: str, names: Sequence[str] = ()) -> str:
-    """Return a row's payload (JSON) without the values that look like secrets; ``names`` as above."""
+    """Redact a row's payload (JSON); ``names`` are the names of its positional arguments."""
     found = json.loads(payload)
     kept = {"args": redact_arguments(found.get("args", []), names), "kwargs": redact(found.get("kwargs", {}))}
     return json.dumps(kept, ensure_ascii=False)
 
 
 def is_secret(name: object) -> bool:
-    """Whether a value with this name is hidden."""
+    """Return whether a value with this name is redacted."""
     return isinstance(name, str) and _SECRET_NAME.search(name) is not None

@@ -151,7 +151,7 @@ def test_it_does_not_begin_while_real_jobs_wait_unless_told_to(
     with Jobs(Settings(redis_url=redis_server.url, data_dir=tmp_path / "client", user=None)) as jobs:
         jobs.enqueue_direct("theirs")
     before = state()
-    refused(bench(*QUICK), 1, "1 jobs are ready and 0 are in the hands of workers; run it when they are done, or with")
+    refused(bench(*QUICK), 1, "1 jobs are ready and 0 are leased to workers; run it when they are done, or with")
     assert state() == before
     done = bench(*QUICK[:3], "--anyway", "--children", "1", SIDESTREAM_DATABASE_URL="none")
     assert done.returncode == 0, done.stderr
@@ -165,12 +165,12 @@ def test_it_does_not_begin_while_real_jobs_wait_unless_told_to(
 def test_two_do_not_measure_each_other(bench: Bench, state: State, client: redis.Redis, database: str) -> None:
     client.set(f"{shard.PREFIX}running", "another's")
     before = state()
-    refused(bench(*QUICK), 1, "Another sidestream bench is using Redis")
+    refused(bench(*QUICK), 1, "Another benchmark is using Redis")
     assert state() == before
     client.delete(f"{shard.PREFIX}running")
     with psycopg.connect(database) as connection:
         assert lock_tag(connection.cursor(), scratch_tables._LOCK)
-        refused(bench(*QUICK), 1, "Another sidestream bench is using the database")
+        refused(bench(*QUICK), 1, "Another benchmark is using the database")
     assert not client.keys("*")
 
 
@@ -180,7 +180,7 @@ def test_what_a_killed_bench_left_goes_with_the_next_one(
     before = state()
     client.hset(f"{shard.PREFIX}direct", "old", "old")
     with psycopg.connect(database, autocommit=True) as connection:
-        scratch_tables.make(connection.cursor())
+        scratch_tables.create(connection.cursor())
     assert what(bench(*QUICK))
     assert state() == before
 
@@ -189,7 +189,7 @@ def test_a_schema_of_that_name_that_is_not_ours_stays(bench: Bench, state: State
     with psycopg.connect(database) as connection:
         connection.execute("CREATE SCHEMA sidestream_bench CREATE TABLE precious (number int)")
     before = state()
-    refused(bench(*QUICK), 1, "has a schema 'sidestream_bench' that the bench did not make")
+    refused(bench(*QUICK), 1, "has a schema 'sidestream_bench' that the benchmark did not create")
     assert state() == before
 
 
@@ -208,7 +208,7 @@ def test_a_redis_that_is_nearly_full_keeps_its_room(bench: Bench, state: State, 
     client.config_set("maxmemory", "32mb")
     try:
         before = state()
-        refused(bench(*QUICK), 1, "MiB left below its maxmemory")
+        refused(bench(*QUICK), 1, "MiB free below its maxmemory")
         assert state() == before
     finally:
         client.config_set("maxmemory", "0")

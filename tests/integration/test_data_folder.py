@@ -239,7 +239,7 @@ def test_root_does_not_stay_root_in_a_folder_that_somebody_else_could_replace(ba
     home.mkdir()
     os.chown(home, account("nobody").uid, account("nobody").gid)
     said = sidestream(base, "worker", SIDESTREAM_USER="none", SIDESTREAM_DATA_DIR=str(home / "data")).communicate()[0]
-    assert "lies in a folder of the account 'nobody'" in said
+    assert "is below a folder of the account 'nobody'" in said
     assert not (home / "data").exists()
 
 
@@ -301,7 +301,7 @@ def test_a_client_of_another_account_starts_no_server_beside_the_workers(base: P
     said = in_account(base, "print(Jobs(Settings()).enqueue_direct('a', timeout=10))")
     assert "The account 'daemon' has no server in its data folder" in said
     # Of several, as tests beside this one start, the first is named.
-    assert re.search(r"but (the account '\w+'|another account) has one in /\S+: jobs enqueued here", said), said
+    assert re.search(r"but (the account '\w+'|another account) has one in /\S+, and jobs enqueued here", said), said
     assert not list((base / "daemon").rglob(embedded.SOCKET))
     told = in_account(
         base, "print(Jobs(Settings()).enqueue_direct('a', timeout=10))", SIDESTREAM_DATA_DIR=str(base / "data")

@@ -86,7 +86,7 @@ def test_root_makes_a_folder_for_the_user_and_follows_no_link_of_his(folder: Pat
     assert (roots / "more").stat().st_uid == who.uid, "root's own links are followed"
     (home / "link").symlink_to(roots)
     os.lchown(home / "link", who.uid, who.gid)
-    with pytest.raises(OSError, match="a link of another user leads there"):
+    with pytest.raises(OSError, match="its path contains a link of another user"):
         open_folder(home / "link" / "taken", who)
     assert not (roots / "taken").exists()
 
@@ -153,7 +153,7 @@ def test_who_drops_has_the_users_home_and_data_folder(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("before", "user", "said"),
     [
-        ("", "root", "is root; name an unprivileged user"),
+        ("", "root", "is root; choose an unprivileged user"),
         ("process.reaches = lambda who, path: False\n", "nobody", "cannot read Sidestream in"),
         (
             "import sys; sys.base_prefix = str(Path('~root/.pyenv').expanduser())\n",

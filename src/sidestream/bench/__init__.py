@@ -1,4 +1,4 @@
-"""What ``sidestream bench`` runs: two actions that do nothing, the ledger in which they stamp, and the measurements.
+"""The benchmark behind ``sidestream bench``: two empty actions, a ledger of their runs, and the measurements.
 
-The servers, the worker and the room in which all this happens are made in :mod:`sidestream.bench.run`.
+:mod:`sidestream.bench.run` prepares its Redis shard, its PostgreSQL schema and its worker.
 """

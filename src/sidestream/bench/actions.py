@@ -1,4 +1,4 @@
-"""The actions that ``sidestream bench`` runs. They note that they ran, and do nothing else."""
+"""The actions that ``sidestream bench`` runs. They only record that they ran."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from sidestream.executors.python.actions import Actions
 from sidestream.executors.python.context import Context
 
 LEDGER = "BENCH_LEDGER_OF_SIDESTREAM"
-"""Environment variable: the ledger's path. (``SIDESTREAM_...`` are the settings.)"""
+"""Environment variable with the ledger's path. (Names that begin with ``SIDESTREAM_`` are settings.)"""
 QUEUE = "bench"
-"""The queue of both; it exists in the bench's own room only."""
+"""The queue of both actions, which exists only in the benchmark's own shard and schema."""
 EMPTY = "sidestream.bench.empty"
 ROW = "sidestream.bench.row"
 
@@ -22,16 +22,16 @@ _ledger = Ledger(Path(os.environ[LEDGER])) if LEDGER in os.environ else None
 
 def _hit(number: int) -> None:
     assert _ledger is not None, f"{LEDGER} is not set; only sidestream bench starts a worker with these actions."
-    _ledger.hit(number)
+    _ledger.record(number)
 
 
 @actions.action(EMPTY, database=False, queue=QUEUE)
 def empty(_context: Context, payload: dict[str, int]) -> None:
-    """A direct job: no transaction."""
+    """Run as a direct job, without a transaction."""
     _hit(payload["record_id"])
 
 
 @actions.action(ROW, queue=QUEUE)
 def row(_context: Context, number: int) -> None:
-    """A transactional job that writes nothing but what Sidestream writes."""
+    """Run in a transaction in which only Sidestream writes."""
     _hit(number)

@@ -1,6 +1,6 @@
-"""Which job ran how often, and when: a count and a time for each, in a file that bench and children map.
+"""Record how often and when each job ran, in a file that the benchmark and the children map.
 
-Writing to it takes about a microsecond and no server, so it does not slow what is measured.
+A record takes about a microsecond and no server, so it does not distort the measurement.
 """
 
 from __future__ import annotations
@@ -13,33 +13,33 @@ from collections.abc import Callable
 from pathlib import Path
 
 _TIME = struct.Struct("<d")
-_A_JOB = 1 + _TIME.size
-_LOOK_EVERY = 0.005
-"""Seconds between two looks at the counts, which nobody can signal without slowing the children."""
+_RECORD_SIZE = 1 + _TIME.size
+_POLL = 0.005
+"""Seconds between two reads of the counts; a signal would slow the children down."""
 
 
 class Ledger:
-    """The ledger of ``size`` jobs, numbered from 0."""
+    """The counts and times of ``size`` jobs, numbered from 0."""
 
     def __init__(self, path: Path) -> None:
-        """Map the file at ``path``, which :meth:`create` made."""
+        """Map the file at ``path``, which :meth:`create` has created."""
         descriptor = os.open(path, os.O_RDWR)
         try:
             self._map = mmap.mmap(descriptor, 0)
         finally:
             os.close(descriptor)
         self.path = path
-        self.size = len(self._map) // _A_JOB
+        self.size = len(self._map) // _RECORD_SIZE
 
     @classmethod
     def create(cls, path: Path, size: int) -> Ledger:
-        """Make an empty ledger that the worker's user may write."""
-        path.write_bytes(bytes(_A_JOB * size))
+        """Create an empty ledger that the worker's user may write."""
+        path.write_bytes(bytes(_RECORD_SIZE * size))
         path.chmod(0o666)
         return cls(path)
 
-    def hit(self, number: int) -> None:
-        """Job ``number`` runs now."""
+    def record(self, number: int) -> None:
+        """Record that job ``number`` runs now."""
         now = time.time()
         self._map[number] = min(255, self._map[number] + 1)
         _TIME.pack_into(self._map, self.size + _TIME.size * number, now)
@@ -54,13 +54,13 @@ class Ledger:
         return len(numbers) - counts.count(0) - counts.count(1)
 
     def at(self, number: int) -> float:
-        """Return the Unix time at which job ``number`` ran last; 0 when it did not."""
+        """Return the Unix time of the last run of job ``number``; 0 if it has not run."""
         return float(_TIME.unpack_from(self._map, self.size + _TIME.size * number)[0])
 
     def wait(self, numbers: range, seconds: float, check: Callable[[], None]) -> int:
-        """Return how many of ``numbers`` ran, once all did or ``seconds`` passed; ``check`` may raise meanwhile."""
+        """Wait up to ``seconds`` for ``numbers`` and return how many ran; ``check`` may raise in the meantime."""
         until = time.monotonic() + seconds
         while (done := self.ran(numbers)) < len(numbers) and time.monotonic() < until:
             check()
-            time.sleep(_LOOK_EVERY)
+            time.sleep(_POLL)
         return done

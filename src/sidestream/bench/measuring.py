@@ -1,7 +1,7 @@
-"""What is measured, stage by stage: cost of enqueueing, throughput, latency of an idle worker, round trips.
+"""Measure round trips, the cost of enqueueing, throughput, and the latency of an idle worker.
 
-Every stage has a time of its own, so that the whole takes under a minute on servers of any speed; a stage that runs out
-of it reports what it saw by then.
+Every stage has a time limit, so that the benchmark takes under a minute on servers of any speed. A stage that reaches
+its limit reports what it has measured by then.
 """
 
 from __future__ import annotations
@@ -25,49 +25,49 @@ ROUND_TRIPS = 200
 PAUSE = 0.02
 """Seconds between two jobs of the idle stage."""
 PACED = 60
-"""Jobs of an idle stage."""
+"""Number of jobs of an idle stage."""
 WARM_UP = 5
-"""Of these, the first ones, which do not count."""
+"""Number of jobs at the start of an idle stage that are not counted."""
 TRANSACTIONS = 100
-LOT = 1000
+BATCH = 1000
 """Rows inserted with one call."""
-FEED = 6.0
-"""Seconds for enqueueing the jobs of a drain."""
-DRAIN = 8.0
-"""Seconds for a drain, or an idle stage."""
-START = 20.0
-"""Seconds within which a started worker has to run its first job."""
-ENOUGH = 20
-"""Fewest jobs of a drain whose rate says anything."""
+ENQUEUE_LIMIT = 6.0
+"""Most seconds for enqueueing the jobs of a drain."""
+STAGE_LIMIT = 8.0
+"""Most seconds for a drain or an idle stage."""
+START_LIMIT = 20.0
+"""Most seconds until a started worker runs its first job."""
+FEWEST = 20
+"""Fewest jobs of a drain with a meaningful rate."""
 
 
 class Row(NamedTuple):
-    """One line of the result."""
+    """One measurement of the result."""
 
     #: What was measured.
     what: str
     #: The median, or the rate.
     value: float
     unit: str
-    #: The value below which 99 % lie; None where there is only one.
+    #: The 99th percentile; None for a single value.
     p99: float | None = None
-    #: What it was measured over.
+    #: The size of the sample.
     note: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """What a measurement works with; everything belongs to the bench alone."""
+    """The parts of the benchmark that a measurement uses."""
 
     jobs: Client
     ledger: Ledger
-    #: Starts a worker and stops it at the end of the block; gives what raises when it ended by itself.
+    #: Starts a worker and stops it at the end of the block; yields a check that raises when it has ended.
     worker: Callable[[], AbstractContextManager[Callable[[], None]]]
-    #: One round trip to Redis.
+    #: Makes one round trip to Redis.
     ping: Callable[[], None]
-    #: On the bench's schema, not in autocommit mode; None without a database.
+    #: A connection to the benchmark's schema, not in autocommit mode; None without a database.
     connection: psycopg.Connection[Any] | None
-    #: Direct jobs of the drain; of rows there are a fifth.
+    #: Number of direct jobs of the drain; there are a fifth as many rows.
     size: int
     children: int
 
@@ -93,46 +93,46 @@ class Bench:
 
 
 def ledger_size(size: int) -> int:
-    """Return how many jobs a bench with ``size`` direct jobs to drain has in all."""
+    """Return the total number of jobs of a benchmark that drains ``size`` direct jobs."""
     return size + size // 5 + 2 * PACED
 
 
 def measure(bench: Bench, say: Callable[[str], None]) -> list[Row]:
-    """Measure everything; ``say`` is told what is being done.
+    """Run all measurements; ``say`` receives the name of each stage.
 
     Raises:
-        BenchRefused: The worker did not start, or ended by itself.
-        SidestreamError: A server failed meanwhile, or a job ran twice.
+        BenchRefused: The worker did not start, or ended unexpectedly.
+        SidestreamError: A server failed, or a job ran twice.
     """
     say("round trips")
     rows = [timed("round trip to Redis", (_took(bench.ping) for _ in range(ROUND_TRIPS)))]
     rows += _round_trips(bench)
     say("enqueueing direct jobs")
-    costs, fed = _feed_direct(bench)
+    costs, enqueued = _enqueue_direct(bench)
     rows.append(timed("enqueue a direct job", costs))
     say("a worker that drains them, then idles")
     with bench.worker() as check:
-        rows.append(_drained(bench, "empty direct jobs", fed, check))
+        rows.append(_drained(bench, "empty direct jobs", enqueued, check))
         rows.append(_idle(bench, "enqueue to start, idle: direct job", bench.paced_direct, _direct(bench), check))
         if bench.connection is not None:
             transactional = _transactional(bench, bench.connection)
             rows.append(_idle(bench, "enqueue to start, idle: row", bench.paced_rows, transactional, check))
     if bench.connection is not None:
         say("enqueueing rows")
-        rows += _feed_rows(bench, bench.connection)
+        rows += _enqueue_rows(bench, bench.connection)
         say("a worker that drains them")
         with bench.worker() as check:
             rows.append(_drained(bench, "jobs in a transaction each", bench.rows, check))
     twice = bench.ledger.doubled(range(bench.ledger.size))
     if twice:
         raise SidestreamError(
-            f"{twice} jobs ran twice, which must never happen; please report it with the worker's log."
+            f"{twice} jobs ran twice, which must never happen; please report it and attach the worker's log."
         )
     return rows
 
 
 def timed(what: str, seconds: Iterable[float], note: str = "") -> Row:
-    """Return the row of a sample of times."""
+    """Return the row for a sample of durations."""
     found = sorted(second * 1000 for second in seconds)
     p99 = found[min(len(found) - 1, int(0.99 * len(found)))]
     return Row(what, statistics.median(found), "ms", p99, note or f"{len(found):,} times")
@@ -179,9 +179,9 @@ def _transactional(bench: Bench, connection: psycopg.Connection[Any]) -> Callabl
     return enqueue
 
 
-def _feed_direct(bench: Bench) -> tuple[list[float], range]:
-    """Enqueue the direct jobs of the drain until all are there or the time is up; return the costs and which."""
-    enqueue, costs, until = _direct(bench), [], time.monotonic() + FEED
+def _enqueue_direct(bench: Bench) -> tuple[list[float], range]:
+    """Enqueue the direct jobs of the drain up to the time limit; return their costs and numbers."""
+    enqueue, costs, until = _direct(bench), [], time.monotonic() + ENQUEUE_LIMIT
     for number in bench.direct:
         costs.append(_took(lambda number=number: enqueue(number)))  # type: ignore[misc]
         if time.monotonic() > until:
@@ -189,8 +189,8 @@ def _feed_direct(bench: Bench) -> tuple[list[float], range]:
     return costs, range(len(costs))
 
 
-def _feed_rows(bench: Bench, connection: psycopg.Connection[Any]) -> list[Row]:
-    """Enqueue the rows of the drain, some one by one beside a row of the application's, the others in lots."""
+def _enqueue_rows(bench: Bench, connection: psycopg.Connection[Any]) -> list[Row]:
+    """Enqueue the rows of the drain: some one by one with a row of the application, the others in batches."""
     single = bench.rows[: min(TRANSACTIONS, len(bench.rows) // 2)]
     inserted, together = [], []
     with connection.cursor() as cursor:
@@ -207,8 +207,8 @@ def _feed_rows(bench: Bench, connection: psycopg.Connection[Any]) -> list[Row]:
         timed("your transaction of one row, with a job", together, "with commit and publishing"),
     ]
     rest = bench.rows[len(single) :]
-    for start in range(0, len(rest), LOT):
-        lot = [bench.jobs.job(ROW, (number,)) for number in rest[start : start + LOT]]
+    for start in range(0, len(rest), BATCH):
+        lot = [bench.jobs.job(ROW, (number,)) for number in rest[start : start + BATCH]]
         with bench.jobs.transaction(connection) as tx:
             cost = _took(lambda lot=lot, tx=tx: tx.enqueue_many(lot))  # type: ignore[misc]
         if start == 0:
@@ -216,46 +216,52 @@ def _feed_rows(bench: Bench, connection: psycopg.Connection[Any]) -> list[Row]:
     return found
 
 
-# -- a worker at work --------------------------------------------------------------------------------------------------
+# -- running ----------------------------------------------------------------------------------------------------------
 
 
 def _drained(bench: Bench, what: str, numbers: range, check: Callable[[], None]) -> Row:
-    """Wait until the worker ran ``numbers``, and return the rate between the first start and the last."""
-    _first(bench, numbers, check)
-    done = bench.ledger.wait(numbers, DRAIN, check)
-    if done < min(ENOUGH, len(numbers)):
-        raise BenchRefused(f"Only {done} of {len(numbers):,} jobs ran within {DRAIN:.0f} s; the machine is too busy.")
+    """Wait until the worker has run ``numbers``, and return the rate between the first start and the last."""
+    _await_first(bench, numbers, check)
+    done = bench.ledger.wait(numbers, STAGE_LIMIT, check)
+    if done < min(FEWEST, len(numbers)):
+        raise BenchRefused(
+            f"Only {done} of {len(numbers):,} jobs ran within {STAGE_LIMIT:.0f} s; try again on an idle machine."
+        )
     times = [at for number in numbers if (at := bench.ledger.at(number))]
     rate = (len(times) - 1) / max(max(times) - min(times), 1e-6)
     note = f"{done:,} jobs, {bench.children} children"
     if done < len(numbers):
-        note += f", of {len(numbers):,}: the time was up"
-        bench.ledger.wait(numbers, DRAIN, check)
+        note += f", of {len(numbers):,} within the time limit"
+        bench.ledger.wait(numbers, STAGE_LIMIT, check)
     return Row(what, rate, "jobs/s", None, note)
 
 
-def _first(bench: Bench, numbers: Sequence[int], check: Callable[[], None]) -> None:
-    until = time.monotonic() + START
+def _await_first(bench: Bench, numbers: Sequence[int], check: Callable[[], None]) -> None:
+    until = time.monotonic() + START_LIMIT
     while not any(bench.ledger.at(number) for number in numbers):
         check()
         if time.monotonic() > until:
-            raise BenchRefused(f"The worker ran no job within {START:.0f} s; the machine or a server is too busy.")
+            raise BenchRefused(
+                f"The worker ran no job within {START_LIMIT:.0f} s; try again when the machine is less busy."
+            )
         time.sleep(PAUSE)
 
 
 def _idle(bench: Bench, what: str, numbers: range, enqueue: Callable[[int], object], check: Callable[[], None]) -> Row:
-    """Enqueue one job after another, each a moment after the one before it ran."""
+    """Enqueue jobs one by one, each shortly after the previous one has run."""
     called: dict[int, float] = {}
-    until = time.monotonic() + DRAIN
+    until = time.monotonic() + STAGE_LIMIT
     for number in numbers:
-        time.sleep(PAUSE)  # the pace of the measurement, not a wait for anything
+        time.sleep(PAUSE)  # the interval of the measurement
         called[number] = time.time()
         enqueue(number)
-        bench.ledger.wait(range(number, number + 1), DRAIN, check)
+        bench.ledger.wait(range(number, number + 1), STAGE_LIMIT, check)
         if time.monotonic() > until:
             break
     took = [ran - at for number, at in called.items() if (ran := bench.ledger.at(number))]
     took = took[WARM_UP:] or took
     if not took:
-        raise BenchRefused(f"Not one job started within {DRAIN:.0f} s on an idle worker; the machine is too busy.")
+        raise BenchRefused(
+            f"No job started within {STAGE_LIMIT:.0f} s on an idle worker; try again when the machine is less busy."
+        )
     return timed(what, took, f"{len(took)} jobs, {PAUSE * 1000:.0f} ms apart")

@@ -1,7 +1,7 @@
-"""The room in which ``sidestream bench`` measures, on the user's own servers: made, used, and removed.
+"""Run ``sidestream bench`` on the user's own servers, and leave them as they were.
 
-In Redis it is a shard of its own, in PostgreSQL a schema of its own, so that no worker of real jobs sees any of it; the
-worker is a real one in a process of its own, with the settings that real workers have.
+The benchmark uses a separate shard in Redis and a separate schema in PostgreSQL, so that real workers do not see its
+jobs. Its worker is a real one in a separate process, with the settings of real workers.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from sidestream import process
 from sidestream.bench import actions, scratch_tables
 from sidestream.bench.ledger import Ledger
 from sidestream.bench.measuring import Bench, Row, ledger_size, measure
-from sidestream.bench.scratch_shard import PREFIX, Scratch
+from sidestream.bench.scratch_shard import PREFIX, ScratchShard
 from sidestream.broker.redis.connection import RedisConnection
 from sidestream.client import Client
 from sidestream.errors import BenchRefused, SidestreamError
@@ -40,30 +40,30 @@ from sidestream.wiring.worker import Worker
 WORKER = "from sidestream.bench.run import run_worker; run_worker()"
 APPLICATION_NAME = "sidestream/bench"
 APPLICATION = "sidestream.bench.actions:actions"
-STOPS = 10.0
-"""Seconds that the bench's worker is given to stop."""
-_BUSY = "The bench did not begin: {}; run it when they are done, or with --anyway."
+STOP_TIMEOUT = 10.0
+"""Seconds that the benchmark's worker has for stopping."""
+_BUSY = "The benchmark did not start because {}; run it when they are done, or with --anyway."
 
 
 class Measured(NamedTuple):
-    """What a bench found."""
+    """The result of a benchmark."""
 
     rows: list[Row]
-    #: Server -> its version and durability, in words.
+    #: Version and durability of each server, as text.
     servers: dict[str, str]
 
 
 def run_bench(settings: Settings, *, size: int, anyway: bool, say: Callable[[str], None]) -> Measured:
-    """Measure the engine on the servers of ``settings``, and leave these as they were found.
+    """Run the benchmark on the servers of ``settings``, and leave these unchanged.
 
     Args:
-        settings: Whose servers, and whose number of children.
-        size: Direct jobs to drain.
-        anyway: Also while real jobs are ready or running.
-        say: Told what is being done.
+        settings: The servers and the number of children.
+        size: Number of direct jobs to drain.
+        anyway: Run even while real jobs are ready or running.
+        say: Receives the name of each stage.
 
     Raises:
-        BenchRefused: It would disturb somebody, or something kept it from measuring.
+        BenchRefused: It would disturb real jobs, or it could not measure.
         SidestreamError: A server cannot be used.
     """
     url = store_url(settings)
@@ -73,12 +73,12 @@ def run_bench(settings: Settings, *, size: int, anyway: bool, say: Callable[[str
         redis_url = settings.redis_url or server_url(settings)
         connection = RedisConnection(redis_url, max(settings.redis_timeout, 5.0))
         stack.callback(connection.close)
-        shard = Scratch(connection)
-        busy = shard.look()
+        shard = ScratchShard(connection)
+        busy = shard.busy()
         if busy is not None and not anyway:
             raise BenchRefused(_BUSY.format(busy))
-        stack.callback(shard.leave)
-        shard.take()
+        stack.callback(shard.release)
+        shard.acquire()
         servers = {"redis": shard.describe()}
         rows = None
         if url is not None:
@@ -107,20 +107,20 @@ def run_bench(settings: Settings, *, size: int, anyway: bool, say: Callable[[str
 
 
 def run_worker() -> None:
-    """Be the bench's worker, whose settings come as JSON on standard input."""
+    """Run the benchmark's worker, whose settings come as JSON on standard input."""
     parent = os.getppid()
     try:
         settings = Settings(**json.load(sys.stdin))
         set_up_logging(settings.log_level, settings.log_format)
         worker = Worker(settings, prefix=PREFIX)
-        process.die_with_parent(parent)  # after the change of user, which would undo it
+        process.die_with_parent(parent)  # after the change of user, which resets it
         worker.run()
     except SidestreamError as error:
         sys.exit(str(error))
 
 
 def _worker_settings(settings: Settings, redis_url: str, url: str | None, key: str, folder: Path) -> dict[str, object]:
-    """Return the settings of the bench's worker: the user's, but for the servers' rooms and the application."""
+    """Return the settings of the benchmark's worker: the user's, with its own application, servers and queue."""
     kept = settings.model_dump(mode="json", exclude={"signing_keys"})
     return kept | {
         "redis_url": redis_url,
@@ -138,11 +138,11 @@ def _worker_settings(settings: Settings, redis_url: str, url: str | None, key: s
 
 @contextmanager
 def _schema(url: str) -> Iterator[tuple[str, psycopg.Connection[Any]]]:
-    """Make the schema; give the server's description and a connection that sees nothing but it."""
-    task: psycopg.Connection[Any] = adapter.connect(url, APPLICATION_NAME, autocommit=True)
+    """Create the schema; yield the server's description and a connection whose search path is that schema."""
+    owner: psycopg.Connection[Any] = adapter.connect(url, APPLICATION_NAME, autocommit=True)
     try:
-        with closing(task), task.cursor() as cursor:
-            scratch_tables.make(cursor)
+        with closing(owner), owner.cursor() as cursor:
+            scratch_tables.create(cursor)
             try:
                 described = scratch_tables.describe(cursor)
                 connection: psycopg.Connection[Any] = adapter.connect(
@@ -153,12 +153,12 @@ def _schema(url: str) -> Iterator[tuple[str, psycopg.Connection[Any]]]:
             finally:
                 scratch_tables.drop(cursor)
     except psycopg.Error as error:
-        raise adapter.translate(error, "measured by sidestream bench") from error
+        raise adapter.translate(error, "running the benchmark") from error
 
 
 @contextmanager
 def _folder() -> Iterator[Path]:
-    """Give a folder that the worker's user can reach, in memory where that is possible."""
+    """Create a folder that the worker's user can enter, in memory if possible."""
     shared = Path("/dev/shm")  # noqa: S108  # a folder with a random name is made in it
     folder = Path(tempfile.mkdtemp(prefix="sidestream-bench-", dir=shared if os.access(shared, os.W_OK) else None))
     try:
@@ -170,25 +170,25 @@ def _folder() -> Iterator[Path]:
 
 @contextmanager
 def _worker(orders: str, ledger: Ledger, log: Path) -> Iterator[Callable[[], None]]:
-    """Run a worker; give what raises when it ended by itself, and stop it when the block ends."""
+    """Run a worker during the block; yield a check that raises when it has ended."""
     environment = os.environ | {actions.LEDGER: str(ledger.path)}
-    with log.open("w+") as said:
+    with log.open("w+") as output:
         running = subprocess.Popen(
             [sys.executable, "-c", WORKER],
             stdin=subprocess.PIPE,
-            stdout=said,
-            stderr=said,
+            stdout=output,
+            stderr=output,
             env=environment,
             cwd=log.parent,
             text=True,
-            process_group=0,  # Ctrl-C is for the bench, which then stops it in order
+            process_group=0,  # Ctrl-C goes to the benchmark, which then stops the worker
         )
 
         def check() -> None:
             if running.poll() is not None:
-                said.seek(0)
-                last = [line for line in said.read().splitlines() if line.strip()][-1:]
-                raise BenchRefused(f"The bench's worker ended by itself: {' '.join(last) or running.returncode}")
+                output.seek(0)
+                last = [line for line in output.read().splitlines() if line.strip()][-1:]
+                raise BenchRefused(f"The benchmark's worker ended unexpectedly: {' '.join(last) or running.returncode}")
 
         try:
             assert running.stdin is not None
@@ -202,7 +202,7 @@ def _worker(orders: str, ledger: Ledger, log: Path) -> Iterator[Callable[[], Non
         finally:
             running.terminate()
             try:
-                running.wait(STOPS)
+                running.wait(STOP_TIMEOUT)
             except subprocess.TimeoutExpired:
-                running.kill()  # its children go with it
+                running.kill()  # its children end with it
                 running.wait()

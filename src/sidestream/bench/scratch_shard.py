@@ -1,7 +1,7 @@
-"""A shard of its own for ``sidestream bench``, on a server that others use: taken, measured, and left as it was found.
+"""A separate Redis shard for ``sidestream bench``, on a server that real jobs use.
 
-Nothing outside :data:`PREFIX` is written, and whatever is in it is removed before and after. The only other thing that
-a bench may leave in a server is the function library, which it takes along when the server did not have it before.
+The benchmark writes only keys with :data:`PREFIX`, and removes them before and after. It also removes the function
+library at the end, if the server did not have it before and no worker uses it.
 """
 
 from __future__ import annotations
@@ -16,28 +16,28 @@ from sidestream.broker.redis.probe import information, probe
 from sidestream.errors import BenchRefused, BrokerUnsuitable
 
 PREFIX = "sidestream:{bench}:"
-"""What every key of a bench begins with."""
+"""Prefix of every key of a benchmark."""
 TAKEN_MS = 120_000
-"""Milliseconds for which a bench that was killed keeps others out; one takes under a minute."""
-ROOM = 64 * 2**20
-"""Bytes that must be left below ``maxmemory``: several times what a bench fills."""
+"""Milliseconds for which a killed benchmark blocks others; a benchmark takes under a minute."""
+HEADROOM = 64 * 2**20
+"""Bytes that must be free below ``maxmemory``: several times what a benchmark uses."""
 _SCANNED = 1000
 _TAKEN = b"running"
 _LIBRARY = library().prefix.rstrip("_")
 
 
-class Scratch:
-    """The shard, from :meth:`take` to :meth:`leave`."""
+class ScratchShard:
+    """The shard, from :meth:`acquire` to :meth:`release`."""
 
     def __init__(self, connection: RedisConnection) -> None:
-        """Prepare; nothing is asked yet."""
+        """Prepare without a request."""
         self._run = connection.run
         self._connection = connection
         self._token: bytes | None = None
         self._had_library = True
 
-    def look(self) -> str | None:
-        """Return in words what the shard of the real jobs has to do at this moment; None: nothing.
+    def busy(self) -> str | None:
+        """Return a text about the real jobs that are ready or leased; None when there are none.
 
         Raises a :class:`~sidestream.errors.BrokerError` when the server cannot be used.
         """
@@ -48,46 +48,46 @@ class Scratch:
         ready = sum(depth.ready for depth in seen.lanes)
         if not held and not ready:
             return None
-        return f"{ready:,} jobs are ready and {held:,} are in the hands of workers"
+        return f"{ready:,} jobs are ready and {held:,} are leased to workers"
 
-    def take(self) -> None:
-        """Take the shard, once looked at, and empty it of what a killed bench left.
+    def acquire(self) -> None:
+        """Acquire the shard after :meth:`busy`, and remove what a killed benchmark left in it.
 
         Raises:
-            BenchRefused: Another bench has it, or the server is short of memory.
+            BenchRefused: Another benchmark has it, or the server is short of memory.
             BrokerError: The server cannot be used.
         """
-        told = information(self._connection, "memory")
-        most, used = int(told.get("maxmemory", 0)), int(told.get("used_memory", 0))
-        if most and most - used < ROOM:
+        info = information(self._connection, "memory")
+        most, used = int(info.get("maxmemory", 0)), int(info.get("used_memory", 0))
+        if most and most - used < HEADROOM:
             raise BenchRefused(
-                f"Redis at {self._connection.url} has {(most - used) / 2**20:.0f} MiB left below its maxmemory; "
-                f"expected at least {ROOM // 2**20}, so that real jobs keep their room; raise maxmemory or free some."
+                f"Redis at {self._connection.url} has {(most - used) / 2**20:.0f} MiB free below its maxmemory; "
+                f"expected at least {HEADROOM // 2**20}, to spare real jobs; raise maxmemory or free memory."
             )
-        self._run("SCAN", 0, "MATCH", f"{PREFIX}*", "COUNT", 1)  # who may not remove keys is told before he leaves some
+        self._run("SCAN", 0, "MATCH", f"{PREFIX}*", "COUNT", 1)  # fail before writing if this user may not remove keys
         self._run("UNLINK", f"{PREFIX}none")
         token = secrets.token_hex(8).encode()
         if self._run("SET", f"{PREFIX}running", token, "NX", "PX", TAKEN_MS) is None:
             raise BenchRefused(
-                f"Another sidestream bench is using Redis at {self._connection.url}, or was killed there less than "
+                f"Another benchmark is using Redis at {self._connection.url}, or was killed there less than "
                 f"{TAKEN_MS // 60_000} minutes ago; try again later."
             )
         self._token = token
         self._empty()
 
     def ping(self) -> None:
-        """One round trip."""
+        """Make one round trip."""
         self._run("PING")
 
     def describe(self) -> str:
-        """Return the server's name, version and durability in words."""
-        told = information(self._connection, "server", "persistence")
-        name = f"Valkey {told['valkey_version']}" if "valkey_version" in told else f"Redis {told.get('redis_version')}"
-        durable = "with an append-only file" if told.get("aof_enabled") == "1" else "without an append-only file"
+        """Return the server's name, version and durability as text."""
+        info = information(self._connection, "server", "persistence")
+        name = f"Valkey {info['valkey_version']}" if "valkey_version" in info else f"Redis {info.get('redis_version')}"
+        durable = "with an append-only file" if info.get("aof_enabled") == "1" else "without an append-only file"
         return f"{name} {durable}, {self._connection.url}"
 
-    def leave(self) -> None:
-        """Remove everything, and give the shard free; harmless when it was not taken."""
+    def release(self) -> None:
+        """Remove everything and release the shard; do nothing if it was not acquired."""
         token, self._token = self._token, None
         if token is None or self._run("GET", f"{PREFIX}running") not in (token, None):
             return
@@ -102,7 +102,7 @@ class Scratch:
         try:
             return bool(self._run("FUNCTION", "LIST", "LIBRARYNAME", _LIBRARY))
         except BrokerUnsuitable:
-            return True  # a user without the right to look has none to remove it either
+            return True  # a user who may not list libraries may not delete one either
 
     def _empty(self) -> None:
         cursor: Any = 0

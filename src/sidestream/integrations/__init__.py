@@ -1,1 +1,1 @@
-"""What ties Sidestream to other tools. Nothing here is imported unless an application names it."""
+"""Integrations with other tools. Sidestream itself never imports them."""

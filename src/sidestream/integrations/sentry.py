@@ -1,4 +1,4 @@
-"""Report failed jobs to Sentry: needs ``sidestream[sentry]``. See docs/howto/sentry.md.
+"""Report failed jobs to Sentry. Requires ``sidestream[sentry]``; see docs/howto/sentry.md.
 
 In the module that the worker loads::
 
@@ -21,26 +21,26 @@ from sidestream.job.observer import JobFailure, JobObserver, JobRun, observers
 from sidestream.logs import JOBS
 
 FLUSH_SECONDS = 2.0
-"""Seconds that a process which ends waits for its events to be sent."""
+"""Seconds that an ending process waits until its events are sent."""
 
 
 class SidestreamIntegration(Integration):
-    """Sends an event for each job that ends as failed, with the exception where there was one.
+    """Sends an event for each failed job, with its exception if there is one.
 
-    Everything that is captured while a job runs carries its id, action, queue and attempt, as tags ``job.id``,
-    ``job.action``, ``job.queue`` and ``job.attempt``.
+    Events that are captured while a job runs have the tags ``job.id``, ``job.action``, ``job.queue`` and
+    ``job.attempt``.
     """
 
     identifier = "sidestream"
 
     def __init__(self, *, every_attempt: bool = False) -> None:
-        """``every_attempt``: also send an event for each failed attempt that is tried again."""
+        """With ``every_attempt``, also send an event for each failed attempt that is retried."""
         self.every_attempt = every_attempt
 
     @staticmethod
     def setup_once() -> None:
-        """Observe the jobs of this process and of those that it forks."""
-        ignore_logger(JOBS)  # what its lines say is reported here, once
+        """Observe the jobs of this process and of its forked children."""
+        ignore_logger(JOBS)  # the same failures are reported here
         observers.append(_Observer())
 
 
@@ -60,7 +60,7 @@ class _Observer(JobObserver):
 
     def job_failed(self, failure: JobFailure) -> None:
         if failure.traceback or sentry_sdk.get_client().get_integration(SidestreamIntegration) is None:
-            return  # the process that made the last attempt has sent its exception
+            return  # the process of the last attempt has sent the exception
         run = JobRun(failure.id, failure.action, failure.queue, failure.attempts)
         with _scope(asdict(run)):
             sentry_sdk.capture_message(f"Job {failure.action} has failed: {failure.error}", level="error")

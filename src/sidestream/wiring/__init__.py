@@ -1,1 +1,1 @@
-"""Build the concrete parts that the settings name."""
+"""Build the concrete parts of a client or worker from the settings."""

@@ -1,4 +1,4 @@
-"""The one file that picks concrete parts from the settings. It decides nothing else."""
+"""Build the parts of a client from the settings: broker, relay, signer and store connections."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ from sidestream.wiring.data_folder import signing_keys
 
 
 class Jobs(Client):
-    """Enqueues jobs with the parts that the settings name.
+    """Enqueues jobs, with the servers of the settings.
 
-    Make one per process. Nothing is connected or started before the first job; a forked child goes on by itself.
+    Create one per process. Nothing connects or starts before the first job, and a forked child can use it too.
     """
 
     @classmethod
     def reading(cls, read: Callable[[], Settings]) -> Self:
-        """Return Jobs whose settings are read where nobody waits for them, and again as long as they are wrong.
+        """Return Jobs that read their settings in the relay's thread, and again while they are wrong.
 
-        For an application whose users must not see what is wrong with them: jobs are rows, and workers find those.
+        For applications whose users must not see errors in the settings: their jobs are rows, which workers find.
         """
         jobs = cls.__new__(cls)
         Client.__init__(jobs, Relay(lambda: build_broker(read())), lambda: Signer(signing_keys(read())))
         return jobs
 
     def __init__(self, settings: Settings | None = None, *, actions: Actions | None = None) -> None:
-        """Take ``settings`` (None: from environment and settings file) and, to have names checked, ``actions``."""
+        """Use ``settings`` (None: environment and settings file), and check names against ``actions`` if given."""
         chosen = settings or Settings()
         super().__init__(
             Relay(lambda: build_broker(chosen), wait=chosen.publish_timeout),
@@ -51,9 +51,9 @@ class Jobs(Client):
 
 
 def build_broker(settings: Settings, *, prefix: str = PREFIX) -> RedisBroker:
-    """Return the Redis broker, its server started if it is the embedded one, and found fit for use.
+    """Return a checked Redis broker; start its server if it is the embedded one.
 
-    ``prefix``: what its keys begin with; another one than the default only for a trial.
+    ``prefix``: prefix of its keys; only the benchmark uses another one than the default.
 
     Raises :class:`~sidestream.errors.BrokerUnavailable`, :class:`~sidestream.errors.BrokerUnsuitable` and
     :class:`~sidestream.errors.SettingsError`.
@@ -69,7 +69,7 @@ def build_broker(settings: Settings, *, prefix: str = PREFIX) -> RedisBroker:
 
 
 def store_url(settings: Settings) -> str | None:
-    """Return the URL of the store's database: the one given, else where Odoo's configuration says; None: neither."""
+    """Return the URL of the store's database, from the settings or Odoo's configuration; None without either."""
     if settings.database_url is not None or settings.odoo_config is None or settings.odoo_database is None:
         return settings.database_url
     return make_conninfo(**database_parameters(settings.odoo_config, settings.odoo_database))
@@ -77,11 +77,11 @@ def store_url(settings: Settings) -> str | None:
 
 @contextmanager
 def store_connection(settings: Settings, name: str = "sidestream/cli") -> Iterator[psycopg.Connection[Any]]:
-    """Connect to the store's database under the application name ``name``, and close when the block ends."""
+    """Connect to the store's database with the application name ``name``; close at the end of the block."""
     url = store_url(settings)
     if url is None:
         raise SettingsError(
-            "No database is named; give --database-url or set SIDESTREAM_DATABASE_URL, for example postgresql:///shop."
+            "No database is configured; pass --database-url or set SIDESTREAM_DATABASE_URL, for example postgresql:///shop."
         )
     connection: psycopg.Connection[Any] = adapter.connect(url, name, autocommit=False)
     try:
@@ -92,11 +92,11 @@ def store_connection(settings: Settings, name: str = "sidestream/cli") -> Iterat
 
 @contextmanager
 def store_cursor(settings: Settings) -> Iterator[psycopg.Cursor[Any]]:
-    """A cursor on such a connection, in a transaction that is committed when the block ends well."""
+    """Open a connection and a cursor; commit at the end of the block unless it raises."""
     with store_connection(settings) as connection:
         try:
             with connection.cursor() as cursor:
                 yield cursor
             connection.commit()
         except psycopg.Error as error:
-            raise adapter.translate(error, "asked by the command line") from error
+            raise adapter.translate(error, "running a command") from error

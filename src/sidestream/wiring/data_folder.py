@@ -1,7 +1,7 @@
-"""The data folder of the settings: whose it is, and what is done in it on behalf of whom.
+"""The data folder: its owner, the embedded server and the signing key in it.
 
-Whatever happens in the folder is done by its owner: root becomes that user first, in a child process. Root itself only
-makes the folder, and hands it over when the settings name another user than its owner.
+Only the owner works in the folder: root first becomes that user, in a child process. Root itself only creates the
+folder, and transfers it when the settings name another user than its owner.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ _NAMES = ("run", KEY_FILE, "users.lock", embedded.SOCKET)
 
 
 def owner_of(settings: Settings, *, worker: bool = False) -> Account | None:
-    """Return the user who works in the data folder for us, or None when that is ourselves; make it if it is missing.
+    """Return the user to work as in the data folder, or None for the current user; create the folder if missing.
 
     Args:
-        settings: Which folder, and which user a worker started by root becomes.
-        worker: The folder is for a worker of ours, and must belong to the user that it becomes. Anybody else joins
-            the owner, but takes from root what no worker of root's uses.
+        settings: The folder, and the user that a worker started by root becomes.
+        worker: Whether the folder is for a worker, in which case it must belong to the user that the worker becomes.
+            Other callers act as the owner, but take over a folder of root that no worker uses.
 
     Raises:
         SettingsError: The folder cannot be used, or is used by workers of another account.
@@ -40,8 +40,8 @@ def owner_of(settings: Settings, *, worker: bool = False) -> Account | None:
     wanted = account_of(0) if settings.user is None else account(settings.user)
     if worker and wanted.uid == 0 and (holder := _holder(path)) is not None:
         raise SettingsError(
-            f"The data folder {path} lies in a folder of the account {holder!r}, who could replace it while root uses "
-            f"it; with user=none set data_dir to a folder that only root can change, such as /var/lib/sidestream."
+            f"The data folder {path} is below a folder of the account {holder!r}, who could replace it while root uses "
+            f"it; with user=none, set data_dir to a folder that only root can change, such as /var/lib/sidestream."
         )
     try:
         folder = open_folder(path, wanted)
@@ -74,10 +74,10 @@ def owner_of(settings: Settings, *, worker: bool = False) -> Account | None:
 
 
 def server_url(settings: Settings) -> str:
-    """Return the URL of the embedded server for one who enqueues or looks, started if it does not run.
+    """Return the URL of the embedded server for a client, and start the server if necessary.
 
     Raises as :func:`sidestream.broker.redis.embedded.ensure` does, and
-    :class:`~sidestream.errors.SettingsError` rather than start a server that the workers of this host would not use.
+    :class:`~sidestream.errors.SettingsError` instead of starting a server that the workers of this host do not use.
     """
     path = settings.data_dir
     owner = owner_of(settings)
@@ -91,9 +91,9 @@ def server_url(settings: Settings) -> str:
             whose = "another account" if name is None else f"the account {name!r}"
             raise SettingsError(
                 f"The account {account_of(own).name!r} has no server in its data folder {path}, but {whose} has one in "
-                f"{folder}: jobs enqueued here would not reach the workers there. Run this as that account, or set "
+                f"{folder}, and jobs enqueued here would not reach its workers. Run this as that account, or set "
                 f"redis_url, here and for the workers, to a server that both reach. If the jobs are for workers of "
-                f"this account, set data_dir={path}, or start them first."
+                f"this account, start those first, or set data_dir={path}."
             )
 
     program = embedded.program_for(account_of(own))
@@ -106,7 +106,7 @@ def stop_server(settings: Settings) -> bool:
 
 
 def signing_keys(settings: Settings) -> Sequence[tuple[str, bytes]]:
-    """Return the keys of direct jobs: the settings', else the one in the data folder's key file, made when missing."""
+    """Return the signing keys of the settings, or the key in the data folder, which is created when missing."""
     if settings.signing_keys:
         return settings.signing_keys
     owner = owner_of(settings)
@@ -115,7 +115,7 @@ def signing_keys(settings: Settings) -> Sequence[tuple[str, bytes]]:
 
 
 def _holder(path: Path) -> str | None:
-    """Return the account other than root's to whom a folder above ``path`` belongs, if there is one."""
+    """Return the name of the account other than root that owns a folder above ``path``, if any."""
     for folder in path.resolve().parents:
         if folder.exists() and (uid := folder.stat().st_uid) != 0:
             return account_of(uid).name
@@ -123,20 +123,20 @@ def _holder(path: Path) -> str | None:
 
 
 def _give(folder: int, path: Path, owner: Account, wanted: Account) -> None:
-    """Hand the folder over, once its server, which no worker uses, has ended."""
+    """Transfer the folder to another owner, after stopping its server, which no worker uses."""
     if "redis.lock" in os.listdir(folder):
         acting_as(owner, lambda: embedded.stop(path))
     hand_over(folder, wanted, lambda name: name in _NAMES or name.startswith("redis"))
 
 
 def _has_workers(folder: int) -> bool:
-    """Whether a worker holds one of its locks in the open data folder."""
+    """Return whether a worker holds a lock in the open data folder."""
     if _is_locked(folder, "users.lock"):
         return True
     try:
         run = os.open("run", os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
     except OSError:
-        return False  # there was no worker yet, or it is no folder of ours
+        return False  # no worker has run yet, or it is not our folder
     try:
         return any(_is_locked(run, name, "lock") for name in os.listdir(run))  # noqa: PTH208  # a descriptor
     finally:
@@ -144,7 +144,7 @@ def _has_workers(folder: int) -> bool:
 
 
 def _is_locked(folder: int, *names: str) -> bool:
-    """Whether the file at ``names`` below the open folder is locked; no link is followed."""
+    """Return whether the file at ``names`` below the open folder is locked; do not follow links."""
     acquired: list[int] = []
     try:
         for name in names:
@@ -154,7 +154,7 @@ def _is_locked(folder: int, *names: str) -> bool:
     except BlockingIOError:
         return True
     except OSError:
-        return False  # none, or no file of ours
+        return False  # there is none, or it is not our file
     finally:
         for descriptor in acquired:
             os.close(descriptor)
@@ -162,14 +162,14 @@ def _is_locked(folder: int, *names: str) -> bool:
 
 
 def _key(folder: Path) -> tuple[str, str]:
-    """Return id and secret of the folder's key file, as the folder's owner."""
+    """Read id and secret from the folder's key file, as the folder's owner."""
     path = folder / KEY_FILE
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not path.exists():
             _make_key_file(path)
         if stat.S_IMODE(path.stat().st_mode) & 0o077:
-            raise SettingsError(f"The signing key {path} can be read by others; run: chmod 600 {path}")
+            raise SettingsError(f"The signing key {path} is readable by other users; run: chmod 600 {path}")
         key_id, colon, secret = path.read_text().strip().partition(":")
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(
@@ -177,13 +177,13 @@ def _key(folder: Path) -> tuple[str, str]:
         ) from error
     if not colon:
         raise SettingsError(
-            f"The signing key {path} is not of the form key-id:secret; remove the file to have a new one made."
+            f"The signing key {path} is not of the form key-id:secret; remove the file, and a new one is created."
         )
     return key_id, secret
 
 
 def _make_key_file(path: Path) -> None:
-    """Write a new key so that readers see all of it or nothing, and that of several makers one wins."""
+    """Write a new key atomically; if several processes do so, one key wins."""
     draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
@@ -194,6 +194,6 @@ def _make_key_file(path: Path) -> None:
         try:
             os.link(draft, path)
         except FileExistsError:
-            return  # another process was first, and its key is as good
+            return  # another process was first; its key is just as good
     finally:
         draft.unlink()

@@ -1,4 +1,4 @@
-"""The worker's half of the wiring: which broker, executor, maintenance and processes the settings mean."""
+"""Build a worker from the settings: broker, store, maintenance, supervisor and zygote."""
 
 from __future__ import annotations
 
@@ -61,17 +61,17 @@ log = logging.getLogger(__name__)
 
 ZYGOTE = "from sidestream.wiring.zygote import run_zygote; run_zygote()"
 HOST_LIMIT = 22
-"""Characters of the host's name in a worker's name."""
+"""Most characters of the host's name in a worker's name."""
 BANNER_ACTIONS = 20
-"""Most actions that the first log line names."""
+"""Most actions named in the first log line."""
 SHORTEST_PAUSE, LONGEST_PAUSE = 0.25, 10.0
-"""Seconds between two looks at whether PostgreSQL answers, at the beginning and at most."""
+"""Shortest and longest seconds between two attempts to connect to PostgreSQL at the start."""
 EMBEDDED_INTERVAL = 1.0
-"""Seconds between two looks at whether the embedded server lives."""
+"""Seconds between two checks of the embedded server."""
 
 
 class EmbeddedServerTask:
-    """Starts the embedded server again when it died."""
+    """Restarts the embedded server when it has ended."""
 
     name = "embedded server"
     every = EMBEDDED_INTERVAL
@@ -80,13 +80,13 @@ class EmbeddedServerTask:
         self._settings = settings
 
     def step(self) -> bool:
-        """Start it if nobody holds its lock; see :class:`~sidestream.maintenance.task.MaintenanceTask`."""
+        """Start the server unless its lock is held; see :class:`~sidestream.maintenance.task.MaintenanceTask`."""
         embedded.ensure(self._settings.data_dir)
         return False
 
 
 class DeadWorkersTask:
-    """Ends what dead workers of this host left running, and removes their folders once nobody needs them."""
+    """Ends the processes of dead workers on this host, and removes their folders when they are no longer needed."""
 
     name = "dead workers' folders"
     every = 1.0
@@ -97,23 +97,23 @@ class DeadWorkersTask:
         self._kept = kept
 
     def step(self) -> bool:
-        """Look once; see :class:`~sidestream.maintenance.task.MaintenanceTask`."""
+        """Check once; see :class:`~sidestream.maintenance.task.MaintenanceTask`."""
         self._dead_workers.look()
         self._dead_workers.tidy(self._kept, self._reclaimer.clear_since)
         return False
 
 
 class Worker:
-    """One supervisor with its maintenance, from settings; ``prefix`` begins its keys in Redis."""
+    """A worker with the given settings: a supervisor and its maintenance. ``prefix`` is that of its Redis keys."""
 
     def __init__(self, settings: Settings, *, prefix: str = PREFIX) -> None:
         if settings.app is None and settings.odoo_config is None:
             raise SettingsError(
-                "No application is named; give --app or set SIDESTREAM_APP, for example myapp.jobs:actions, or give "
-                "--odoo-config and --odoo-database."
+                "No application is configured; pass --app or set SIDESTREAM_APP, for example myapp.jobs:actions, or "
+                "pass --odoo-config and --odoo-database."
             )
         if settings.odoo_config is not None and settings.odoo_database is None:
-            raise SettingsError("No Odoo database is named; give --odoo-database or set SIDESTREAM_ODOO_DATABASE.")
+            raise SettingsError("No Odoo database is configured; pass --odoo-database or set SIDESTREAM_ODOO_DATABASE.")
         self._settings = settings
         self._prefix = prefix
         self._store_url = store_url(settings)
@@ -133,7 +133,7 @@ class Worker:
             raise
 
     def _prepare(self) -> None:
-        """Find the servers and make the parts."""
+        """Connect to the servers and build the parts."""
         settings = self._settings
         # Short enough for "sidestream/<name>/supervisor" to be a PostgreSQL application name (63 bytes).
         self._name = f"{socket.gethostname()[:HOST_LIMIT]}-{os.getpid()}-{secrets.token_hex(4)}"
@@ -187,9 +187,9 @@ class Worker:
         )
 
     def run(self) -> bool:
-        """Work until told to stop; see :meth:`Supervisor.run`.
+        """Work until stopped; see :meth:`Supervisor.run`.
 
-        Returns whether another one should go on in its place, because somebody adopted the database.
+        Returns whether a new worker should replace this one, because the database was adopted.
         """
         try:
             self._supervisor.run(on_loaded=self._begin)
@@ -199,25 +199,25 @@ class Worker:
                 self._leave_store()
             self._broker.close()
             self._tended.close()
-            # What could not be handed back to an absent Redis is taken over later, and is to be known not to run.
+            # Leases that could not be returned to Redis are reclaimed later; the folder shows that no job of them runs.
             self._folder.remove(leases_left=self._broker.away_since is not None)
             self._leave_server()
         log.info("Worker %s has stopped.", self._name, extra={"action": "worker_stopped"})
         return self._supervisor.replaced
 
     def _begin(self) -> None:
-        """The application is loaded: say what is served, tell its hooks what they missed, and begin maintenance."""
-        self._say_what_is_served()
+        """After the application is loaded, log what is served, run missed failure hooks and start maintenance."""
+        self._log_start()
         failed, self._failed_early = self._failed_early, None
         for failure in failed or ():
             self._supervisor.failed(failure)
         self._maintenance.start()
 
-    def _say_what_is_served(self) -> None:
-        """Log what an operator wants to know of a worker; no password is shown."""
+    def _log_start(self) -> None:
+        """Log what an operator needs to know about this worker, without passwords."""
         settings, actions = self._settings, self._supervisor.action_names()
         shown = ", ".join(actions[:BANNER_ACTIONS]) + (", ..." if len(actions) > BANNER_ACTIONS else "")
-        told: dict[str, object] = {
+        facts: dict[str, object] = {
             "worker": self._name,
             "queues": ", ".join(settings.queues),
             "children": settings.children,
@@ -230,12 +230,12 @@ class Worker:
         }
         log.info(
             "Worker %s serves %s with %s children (Sidestream %s, user %s, database %s, Redis %s, %s actions: %s).",
-            *told.values(),
-            extra={"action": "worker_started", **told},
+            *facts.values(),
+            extra={"action": "worker_started", **facts},
         )
 
     def _failed(self, failure: JobFailure) -> None:
-        """Maintenance found that a job has failed: tell of it once the application, whose hooks are told, is loaded."""
+        """Report a job that maintenance failed, once the application and its hooks are loaded."""
         if self._failed_early is None:
             self._supervisor.failed(failure)
         else:
@@ -247,9 +247,9 @@ class Worker:
             self._tenant.stop_if_last()
 
     def _give_turns_back(self) -> None:
-        """Let other workers go on with the maintenance at once."""
+        """Let other workers continue the maintenance immediately."""
         if self._broker.away_since is None:
-            with contextlib.suppress(BrokerError):  # the turns run out
+            with contextlib.suppress(BrokerError):  # the turns expire
                 for turn in self._turns:
                     turn.give_back()
 
@@ -257,19 +257,21 @@ class Worker:
         deaths.enter(cursor, self._name)
 
     def _leave_store(self) -> None:
-        """Let PostgreSQL know that nothing of this worker runs any more."""
+        """Record in PostgreSQL that nothing of this worker runs any more."""
         if self._link is None:
             return
         try:
             with self._link.cursor("leaving") as cursor:
                 deaths.leave(cursor, self._name)
         except StoreError as error:
-            # Another worker finds out.
-            log.info("PostgreSQL is not told that this worker stops: %s", error, extra={"action": "worker_not_left"})
+            # Another worker notices it.
+            log.info(
+                "Could not record in PostgreSQL that this worker stops: %s", error, extra={"action": "worker_not_left"}
+            )
         self._link.close()
 
     def _charge_deaths(self) -> WorkerDeaths | None:
-        """Charge what killed earlier workers before anything is claimed."""
+        """Charge the jobs that killed earlier workers before anything is claimed."""
         if self._link is None or self._database is None:
             return None
         served = f"{WorkerDeaths.name} {self._database.tag.hex()}"
@@ -284,11 +286,11 @@ class Worker:
         try:
             found.look()
         except StoreError as error:
-            log.warning("Dead workers are looked for later: %s", error, extra={"action": "worker_deaths_later"})
+            log.warning("The search for dead workers is postponed: %s", error, extra={"action": "worker_deaths_later"})
         return found
 
     def _await_store(self) -> schema.Database | None:
-        """Return which database this is, as soon as PostgreSQL answers: it may be started after the worker."""
+        """Wait until PostgreSQL answers, because it may start after the worker, and identify the database."""
         troubles, pause = Troubles(log), SHORTEST_PAUSE
         while True:
             try:
@@ -320,13 +322,15 @@ class Worker:
         broker = self._redis_broker()
         try:
             broker.probe()
-            broker.generation()  # known from the start: only a later change means that it was emptied
+            broker.generation()  # read at the start: a later change means that Redis was emptied
         except FormatUnknown as error:
-            log.warning("%s This worker waits until then.", error, extra={"action": "format_unknown"})
+            log.warning("%s This worker waits.", error, extra={"action": "format_unknown"})
         except BrokerUnavailable as error:
             if self._database is None:
                 raise
-            log.warning("%s Jobs are taken from PostgreSQL meanwhile.", error, extra={"action": "redis_away_at_start"})
+            log.warning(
+                "%s Jobs are taken from PostgreSQL in the meantime.", error, extra={"action": "redis_away_at_start"}
+            )
         return broker
 
     def _redis_broker(self) -> RedisBroker:
@@ -411,9 +415,9 @@ def make_maintenance_tasks(
     on_failed: Callable[[JobFailure], None] = lambda failure: None,
     on_direct_failed: Callable[[Delivery, int, str], None] = lambda delivery, attempts, error: None,
 ) -> list[MaintenanceTask]:
-    """Return the maintenance of one worker; ``broker`` and ``link`` are its own.
+    """Return the maintenance tasks of one worker; it must not share ``broker`` and ``link``.
 
-    What every worker of a database could do is done by one of them: the claims to that are appended to ``turns``.
+    One worker at a time does the tasks that concern a whole database; their claims are appended to ``turns``.
     """
     clock, grace, direct = SystemClock(), owners_grace(settings.renew_interval), settings.odoo_config is None
     served = " ".join(sorted(lanes))

@@ -1,4 +1,4 @@
-"""The zygote's part of the wiring: small on purpose, because every start of a zygote imports it."""
+"""Build the executor of a zygote. This module is small because every start of a zygote imports it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from sidestream.worker.options import application_name
 
 
 def run_zygote() -> None:
-    """Be the zygote whose orders come over the inherited control socket: ``python -c`` with its two descriptors."""
+    """Run the zygote; its orders come over the inherited control socket, whose descriptors are in ``sys.argv``."""
     control = socket.socket(fileno=int(sys.argv[1]))
     packed, application = msgpack.unpackb(control.recv(1 << 16))
     app, odoo_config, odoo_database, database_tag, dsn, keys, folder, log_level, log_format, quiet_jobs = application
@@ -38,7 +38,7 @@ def run_zygote() -> None:
 
 
 def _odoo_executor(config: Path, database: str, tag: bytes, dsn: str, name: Callable[[int], str]) -> Executor:
-    """Import Odoo, which only its own Python can, and return its executor."""
+    """Import Odoo, which only Odoo's own Python can, and return its executor."""
     try:
         from sidestream.executors.odoo.executor import OdooExecutor
     except ImportError as error:
