@@ -60,7 +60,7 @@ class Reading:
 
 
 class Worker(NamedTuple):
-    """A running ``sidestream worker``."""
+    """A running ``sidestream worker run``."""
 
     process: subprocess.Popen[bytes]
     supervisor: psutil.Process
@@ -128,7 +128,7 @@ class World:
 
     @contextmanager
     def worker(self, ledger: Stamps, *, children: int = 2, **extra: str) -> Iterator[Worker]:
-        """Run ``sidestream worker`` and stop it at the end of the block."""
+        """Run ``sidestream worker run`` and stop it at the end of the block."""
         environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("SIDESTREAM_")},
             "PYTHONPATH": str(HERE),
@@ -145,7 +145,7 @@ class World:
             environment["SIDESTREAM_DATABASE_URL"] = self.dsn
         with (self.folder / "worker.log").open("w+") as log:
             process = subprocess.Popen(
-                [Path(sys.executable).with_name("sidestream"), "worker"],
+                [Path(sys.executable).with_name("sidestream"), "worker", "run"],
                 env=environment,
                 stdout=log,
                 stderr=log,

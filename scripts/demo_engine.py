@@ -79,8 +79,10 @@ class Shop:
         self.jobs = Jobs(self.settings)
 
     def start_worker(self) -> subprocess.Popen[bytes]:
-        """Start ``sidestream worker`` as an operator would."""
-        return subprocess.Popen([Path(sys.executable).with_name("sidestream"), "worker"], cwd=HERE, stderr=self.log)
+        """Start ``sidestream worker run`` as an operator would."""
+        return subprocess.Popen(
+            [Path(sys.executable).with_name("sidestream"), "worker", "run"], cwd=HERE, stderr=self.log
+        )
 
     def confirm(self, order: int, seconds: float = PRINT_SECONDS) -> float:
         """Confirm an order: one transaction, two jobs; return how long the user waited, in seconds."""

@@ -81,7 +81,7 @@ def run(
 @pytest.fixture
 def ready(run: Run) -> Run:
     """The same, with the tables made."""
-    assert run("init-db").returncode == 0
+    assert run("db", "init").returncode == 0
     return run
 
 

@@ -59,7 +59,7 @@ class Rig:
         seen = self.log.read_bytes().count(b" serves ") if self.log.exists() else 0
         with self.log.open("ab") as log:
             worker = subprocess.Popen(
-                [COMMAND, "worker"], cwd=ROOT, env={**self.variables, **variables}, stderr=log, stdout=log
+                [COMMAND, "worker", "run"], cwd=ROOT, env={**self.variables, **variables}, stderr=log, stdout=log
             )
         self.workers.append(worker)
         self.until(lambda: self.log.read_bytes().count(b" serves ") > seen or worker.poll() is not None)

@@ -28,7 +28,13 @@ def start(rig: Rig, app: str) -> subprocess.CompletedProcess[str]:
     (rig.folder / "broken.py").write_text(HEAD + app)
     variables = {**rig.variables, "SIDESTREAM_APP": "broken:actions"}
     return subprocess.run(
-        [COMMAND, "worker"], cwd=rig.folder, env=variables, capture_output=True, text=True, timeout=60, check=False
+        [COMMAND, "worker", "run"],
+        cwd=rig.folder,
+        env=variables,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
 
 

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
+import typer
 
 from sidestream.broker.protocol import lane
+from sidestream.cli.main import app
 from sidestream.job.reference import NO_TAG8, Reference
 from sidestream.job.rules import Rules
 from sidestream.settings import Settings
@@ -41,16 +46,39 @@ def test_help_is_quick_and_names_every_command() -> None:
         after = os.times()
         spent = after.children_user + after.children_system - before.children_user - before.children_system
         fastest = min(fastest, spent)
-    for command in ("init-db", "enqueue", "jobs", "job", "queues", "worker"):
+    for command in ("enqueue", "jobs", "job", "failed", "queue", "limit", "worker", "db"):
         assert command in done.stdout
     assert fastest < 1.5  # of processor time, 0.25 s on an idle machine; these cores are shared
 
 
-@pytest.mark.parametrize("command", ["init-db", "enqueue", "jobs", "limit", "pause", "quiet", "weight", "worker"])
-def test_every_command_explains_itself(run: Run, command: str) -> None:
-    done = run(command, "--help")
+def commands(found: Any, words: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Return every command with its words."""
+    if not hasattr(found, "commands"):
+        yield words, found
+        return
+    for name, one in found.commands.items():
+        yield from commands(one, (*words, name))
+
+
+COMMANDS = dict(commands(typer.main.get_command(app)))
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_every_command_explains_itself_in_one_sentence(run: Run, words: tuple[str, ...]) -> None:
+    done = run(*words, "--help")
     assert done.returncode == 0
-    assert "Usage: sidestream" in done.stdout
+    assert f"Usage: sidestream {' '.join(words)}" in done.stdout
+    for text in [COMMANDS[words].help, *(getattr(one, "help", None) for one in COMMANDS[words].params)]:
+        assert text
+        assert text.endswith(".")
+        assert ". " not in text
+        assert "\n" not in text
+
+
+def test_every_command_is_on_the_reference_page() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "reference" / "cli.md").read_text()
+    for words in COMMANDS:
+        assert re.search(rf"`(sidestream )?{' '.join(words)}\b", page), words
 
 
 def test_an_error_of_the_real_process_is_one_sentence_and_its_code(database: str, tmp_path: Path) -> None:
@@ -58,7 +86,7 @@ def test_an_error_of_the_real_process_is_one_sentence_and_its_code(database: str
     done = subprocess.run(
         [SIDESTREAM, "jobs"], env=environment, cwd=tmp_path, capture_output=True, text=True, check=False
     )
-    refused(Finished(done.returncode, done.stdout, done.stderr), 3, "sidestream init-db")
+    refused(Finished(done.returncode, done.stdout, done.stderr), 3, "sidestream db init")
 
 
 def test_help_imports_neither_drivers_nor_settings() -> None:
@@ -87,6 +115,8 @@ def test_the_version_is_told(run: Run) -> None:
         (["enqueue", "a", "--run-at", "2026-12-24T18:00:00"], "has no time zone"),
         (["enqueue", "a", "--run-at", "2026-12-24T18:00:00Z", "--delay", "1"], "give one of them"),
         (["enqueue", "a", "--delay=-1"], "expected seconds, 0 or more"),
+        (["enqueue", "a", "--delay", "5 parsecs"], "--delay '5 parsecs' is wrong: expected a duration such as 15s"),
+        (["enqueue", "a", "--expires-in", "soon"], "--expires-in 'soon' is wrong: expected a duration"),
         (["enqueue", "a", "--id", "x"], "--id is for --direct jobs"),
         (["enqueue", "a", "--id", "x", "--direct"], "is not a uuid"),
         (["enqueue", "a b"], "action name 'a b' is not allowed"),
@@ -96,8 +126,7 @@ def test_the_version_is_told(run: Run) -> None:
         (["jobs", "--state", "closed"], "is not a state; expected pending, done, failed, cancelled"),
         (["jobs", "--limit", "0"], "expected 1 to 1000"),
         (["jobs", "--queue", "a b"], "queue name 'a b' is not allowed"),
-        (["job", "5", "--cancel", "--retry"], "--cancel and --retry are both given"),
-        (["job", "0"], "is no job's id"),
+        (["job", "show", "0"], "is not the id of a job"),
         (["--app", "nothing.here:actions", "enqueue", "a"], "cannot be imported"),
         (["--app", "nothing", "enqueue", "a"], "module:attribute"),
         (["--config", "nowhere.toml", "jobs"], "nowhere.toml does not exist"),
@@ -111,7 +140,7 @@ def test_wrong_input_is_one_sentence_and_code_2(ready: Run, words: list[str], sa
 
 
 @pytest.mark.parametrize(
-    "words", [["nonsense"], ["job"], ["job", "five"], ["jobs", "--limit", "x"], ["jobs", "--what"]]
+    "words", [["nonsense"], ["job", "show"], ["job", "show", "five"], ["jobs", "--limit", "x"], ["jobs", "--what"]]
 )
 def test_a_wrong_command_line_is_code_2_without_a_traceback(run: Run, words: list[str]) -> None:
     done = run(*words)
@@ -129,19 +158,20 @@ def test_no_database_is_named(run: Run, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_a_postgresql_that_is_not_there_is_code_3(run: Run) -> None:
-    for words in (["jobs"], ["job", "1"], ["queues"], ["init-db"], ["enqueue", "a"]):
+    for words in (["jobs"], ["job", "show", "1"], ["queue", "list"], ["db", "init"], ["db", "check"], ["enqueue", "a"]):
         refused(run("--database-url", "postgresql://127.0.0.1:1/none", *words), 3, "PostgreSQL")
 
 
 def test_a_database_without_tables_is_code_3(run: Run) -> None:
-    for words in (["jobs"], ["queues"], ["job", "1"], ["job", "1", "--retry"], ["enqueue", "a"]):
-        refused(run(*words), 3, "sidestream init-db")
+    for words in (["jobs"], ["queue", "list"], ["job", "show", "1"], ["job", "retry", "1"], ["enqueue", "a"]):
+        refused(run(*words), 3, "sidestream db init")
 
 
-def test_tables_of_a_release_that_this_one_cannot_use_are_code_3(ready: Run, database: str) -> None:
+def test_tables_of_another_release_are_code_3(ready: Run, database: str) -> None:
     execute(database, "UPDATE sidestream_meta SET version = 99, usable_from = 99")
-    refused(ready("enqueue", "a"), 3, "version 99")
-    refused(ready("init-db"), 3, "version 99")
+    for words in (["enqueue", "a"], ["db", "init"], ["db", "upgrade"]):
+        refused(ready(*words), 3, "version 99")
+    refused(ready("db", "check"), 1, "version 99")
 
 
 def test_a_redis_that_is_not_there_leaves_the_row(ready: Run) -> None:
@@ -166,10 +196,10 @@ def test_an_unsuitable_redis_is_code_3(ready: Run, redis_server: RedisServer) ->
 
 
 def test_the_tables_are_made_once(run: Run, database: str) -> None:
-    first = answer(run("init-db", "--json"))
-    assert answer(run("init-db", "--json")) == first
+    first = answer(run("db", "init", "--json"))
+    assert answer(run("db", "init", "--json")) == first
     assert first["version"] == schema.SCHEMA_VERSION
-    assert f"version {schema.SCHEMA_VERSION}" in run("init-db").stdout
+    assert f"version {schema.SCHEMA_VERSION}" in run("db", "init").stdout
 
 
 def test_a_job_is_enqueued_and_published(ready: Run, database: str, redis_server: RedisServer) -> None:
@@ -178,10 +208,10 @@ def test_a_job_is_enqueued_and_published(ready: Run, database: str, redis_server
         "--key", "invoice:42", "--queue", "print", "--json",
     )  # fmt: skip
     assert answer(done) == {"id": 1, "published": True}
-    shown = answer(ready("job", "1", "--json"))
+    shown = answer(ready("job", "show", "1", "--json"))
     assert (shown["args"], shown["kwargs"]) == ([42, "x"], {"lang": "el", "copies": 2})
     assert (shown["action"], shown["queue"], shown["key"]) == ("invoice.print", "print", "invoice:42")
-    assert (shown["state"], shown["because"], shown["history"]) == ("pending", "waiting", [])
+    assert (shown["state"], shown["status"], shown["history"]) == ("pending", "waiting", [])
     with psycopg.connect(database) as connection:
         tag = schema.identify(connection.cursor()).tag
     broker = build_broker(Settings(redis_url=redis_server.url))
@@ -194,9 +224,9 @@ def test_a_job_is_enqueued_and_published(ready: Run, database: str, redis_server
 
 def test_a_job_for_later_is_scheduled(ready: Run) -> None:
     assert answer(ready("enqueue", "a", "--run-at", "2099-12-24T18:00:00+02:00", "--json"))["id"] == 1
-    assert answer(ready("enqueue", "a", "--delay", "3600", "--json"))["id"] == 2
-    first = answer(ready("job", "1", "--json"))
-    assert first["because"] == "scheduled"
+    assert answer(ready("enqueue", "a", "--delay", "1h", "--json"))["id"] == 2
+    first = answer(ready("job", "show", "1", "--json"))
+    assert first["status"] == "scheduled"
     assert datetime.fromisoformat(first["run_at"]) == datetime(2099, 12, 24, 16, tzinfo=UTC)
 
 
@@ -220,10 +250,10 @@ def test_the_application_s_actions_are_checked(ready: Run, tmp_path: Path) -> No
         "@actions.action('invoice.print', queue='print')\n"
         "def print_invoice(context, number): ...\n"
     )
-    refused(ready("--app", "shop_jobs:actions", "enqueue", "invoice.send"), 2, "declared are: invoice.print")
+    refused(ready("--app", "shop_jobs:actions", "enqueue", "invoice.send"), 2, "expected one of: invoice.print")
     refused(ready("--app", "shop_jobs:actions", "enqueue", "invoice.print"), 2, "missing a required argument: 'number'")
     answer(ready("--app", "shop_jobs:actions", "enqueue", "invoice.print", "--arg", "7", "--json"))
-    assert answer(ready("job", "1", "--json"))["queue"] == "print"
+    assert answer(ready("job", "show", "1", "--json"))["queue"] == "print"
 
 
 def test_jobs_are_listed_by_page_state_and_queue(ready: Run, database: str) -> None:
@@ -244,12 +274,15 @@ def test_jobs_are_listed_by_page_state_and_queue(ready: Run, database: str) -> N
     assert ids("--state", "failed", "--queue", "even") == [4, 2]
     assert ids("--state", "done") == []
     listed = ready("jobs").stdout
-    assert listed.splitlines()[0].split()[:4] == ["ID", "STATE", "QUEUE", "ACTION"]
+    assert listed.splitlines()[0].split()[:4] == ["ID", "STATUS", "QUEUE", "ACTION"]
     assert len(listed.splitlines()) == 11
     assert ready("jobs", "--state", "done").stdout == "No jobs.\n"
-    counts = answer(ready("queues", "--json"))["queues"]
-    assert [(queue["queue"], queue["due"], queue["failed"]) for queue in counts] == [("even", 3, 2), ("odd", 3, 2)]
-    assert ready("queues").stdout.splitlines()[1].split()[:5] == ["even", "3", "0", "0", "2"]
+    counts = answer(ready("queue", "list", "--json"))["queues"]
+    assert [(queue["queue"], queue["due"], queue["failed"]) for queue in counts] == [
+        ("even", 3, 2),
+        ("odd", 3, 2),
+    ]
+    assert ready("queue", "list").stdout.splitlines()[1].split()[:5] == ["even", "3", "0", "0", "2"]
 
 
 def test_what_users_wrote_is_shown_as_it_is(ready: Run, database: str) -> None:
@@ -258,30 +291,31 @@ def test_what_users_wrote_is_shown_as_it_is(ready: Run, database: str) -> None:
     assert "[red]order 5[/red]" in ready("jobs").stdout
     assert "[bold]no" in ready("jobs").stdout
     assert "second line" not in ready("jobs").stdout
-    assert "second line" in ready("job", "1").stdout
+    assert "second line" in ready("job", "show", "1").stdout
 
 
-def test_a_job_is_cancelled_retried_and_run_now(ready: Run, database: str, redis_server: RedisServer) -> None:
+def test_a_job_is_cancelled_retried_and_made_due_now(ready: Run, database: str, redis_server: RedisServer) -> None:
     answer(ready("enqueue", "a", "--delay", "3600", "--json"))
-    assert ready("job", "1", "--cancel").stdout == "Job 1 is cancelled.\n"
-    assert answer(ready("job", "1", "--json"))["state"] == "cancelled"
-    refused(ready("job", "1", "--cancel"), 1, "Job 1 is cancelled; only a job that is pending can be changed so")
-    assert answer(ready("job", "1", "--retry", "--json")) == {"id": 1, "done": True, "answer": "pending"}
-    refused(ready("job", "1", "--retry"), 1, "only a job that is failed or cancelled")
+    assert ready("job", "cancel", "1").stdout == "Job 1 is cancelled.\n"
+    assert answer(ready("job", "show", "1", "--json"))["state"] == "cancelled"
+    refused(ready("job", "cancel", "1"), 1, "Job 1 is cancelled; expected a job that is pending")
+    assert answer(ready("job", "retry", "1", "--json")) == {"id": 1, "done": True, "answer": "pending"}
+    refused(ready("job", "retry", "1"), 1, "expected a job that is failed or cancelled")
+    assert answer(ready("job", "show", "1", "--json"))["status"] == "scheduled", "as it was before"
     with psycopg.connect(database) as connection:
         tag = schema.identify(connection.cursor()).tag
     broker = build_broker(Settings(redis_url=redis_server.url))
     broker.generation()
     broker.configure(tag, Rules())
     assert broker.claim("test", [lane(tag, "default")], free=5) == [], "it is scheduled, as it was before"
-    assert ready("job", "1", "--run-now").stdout == "Job 1 is due now.\n"
+    assert ready("job", "run-now", "1").stdout == "Job 1 is due now.\n"
     broker.configure(tag, Rules())
     [delivery] = broker.claim("test", [lane(tag, "default")], free=5)
     broker.settle([delivery])
 
     answer(ready("enqueue", "a", "--delay", "3600", "--json"))
     assert broker.claim("test", [lane(tag, "default")], free=5) == []
-    assert ready("job", "2", "--run-now").stdout == "Job 2 is due now.\n"
+    assert ready("job", "run-now", "2").stdout == "Job 2 is due now.\n"
     broker.configure(tag, Rules())
     [delivery] = broker.claim("test", [lane(tag, "default")], free=5)
     broker.close()
@@ -292,13 +326,21 @@ def test_a_running_job_is_asked_to_stop(ready: Run, database: str) -> None:
     answer(ready("enqueue", "a", "--json"))
     with psycopg.connect(database) as worker:
         worker.execute("SELECT FROM sidestream_job WHERE id = 1 FOR NO KEY UPDATE")
-        refused(ready("job", "1", "--run-now"), 1, "in use by another session")
-        assert ready("job", "1", "--cancel").stdout == "Job 1 is running; its worker is asked to stop it.\n"
-        assert answer(ready("job", "1", "--json"))["because"] == "cancelling"
+        refused(ready("job", "run-now", "1"), 1, "in use by another session")
+        assert ready("job", "cancel", "1").stdout == (
+            "Cancellation of job 1 is requested; its worker stops it unless it finishes first.\n"
+        )
+        assert answer(ready("job", "show", "1", "--json"))["cancelling"] is True
+        assert "cancellation requested" in ready("jobs").stdout
 
 
 def test_a_job_that_is_not_there_is_code_1(ready: Run) -> None:
-    for words in (["job", "7"], ["job", "7", "--cancel"], ["job", "7", "--retry", "--json"], ["job", str(2**62)]):
+    for words in (
+        ["job", "show", "7"],
+        ["job", "cancel", "7"],
+        ["job", "retry", "7", "--json"],
+        ["job", "show", str(2**62)],
+    ):
         refused(ready(*words), 1, "There is no job")
 
 
@@ -318,3 +360,49 @@ def test_a_frozen_postgresql_is_code_3(ready: Run, postgres: PostgresServer) -> 
         refused(ready("jobs"), 3, "PostgreSQL does not answer")
     finally:
         postgres.thaw()
+
+
+def test_the_tables_are_checked(ready: Run, database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = answer(ready("db", "check", "--json"))
+    assert (found["ok"], found["version"], found["instance"]) == (True, schema.SCHEMA_VERSION, None)
+    assert ready("db", "check").stdout.endswith("has no instance name and is not a copy.\n")
+    monkeypatch.setenv("SIDESTREAM_INSTANCE", "production")
+    assert answer(ready("db", "check", "--json"))["instance"] is None, "a check changes nothing"
+    execute(database, "UPDATE sidestream_meta SET instance = 'staging'")
+    refused(
+        ready("db", "check"), 1, "belongs to the instance 'staging', and this worker is of the instance 'production'"
+    )
+    monkeypatch.setenv("SIDESTREAM_INSTANCE", "staging")
+    assert answer(ready("db", "check", "--json"))["instance"] == "staging"
+    execute(database, "ALTER TABLE sidestream_rule DROP COLUMN note; ALTER TABLE sidestream_job DROP COLUMN reason")
+    refused(ready("db", "check"), 1, "lack sidestream_job.reason, sidestream_rule.note;")
+    execute(database, "UPDATE sidestream_meta SET instance = NULL, home = 'elsewhere'")
+    refused(ready("db", "check"), 1, "is a copy")
+    done = ready("db", "check", "--json")
+    assert (done.returncode, json.loads(done.stdout)["ok"]) == (1, False)
+    execute(database, "DROP TABLE sidestream_meta")
+    refused(ready("db", "check"), 1, "run: sidestream db init")
+
+
+def test_tables_of_this_version_need_no_upgrade(ready: Run) -> None:
+    version = schema.SCHEMA_VERSION
+    assert answer(ready("db", "upgrade", "--json")) == {"from": version, "version": version}
+    assert ready("db", "upgrade").stdout == f"The tables have version {version} already; there is nothing to do.\n"
+
+
+def test_tables_of_an_older_version_are_upgraded_once(
+    ready: Run, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = schema.SCHEMA_VERSION
+    monkeypatch.setattr(schema, "SCHEMA_VERSION", before + 2)
+    added = {before + n: f"ALTER TABLE sidestream_meta ADD COLUMN later{n} text" for n in (1, 2)}
+    monkeypatch.setattr(schema, "UPGRADES", added)
+    assert ready("db", "upgrade").stdout == (
+        f"The tables are upgraded from version {before} to version {before + 2}.\n"
+    )
+    execute(database, "SELECT later1, later2 FROM sidestream_meta")
+    assert answer(ready("db", "upgrade", "--json")) == {"from": before + 2, "version": before + 2}
+
+
+def test_without_tables_there_is_nothing_to_upgrade(run: Run) -> None:
+    refused(run("db", "upgrade"), 3, "run: sidestream db init")

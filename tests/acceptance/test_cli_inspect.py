@@ -39,34 +39,34 @@ def test_one_sentence_says_why_a_job_waits(ready: Run, database: str) -> None:
         answer(ready("enqueue", "a", *words, "--json"))
 
     def why(job: int) -> str:
-        return str(answer(ready("why", str(job), "--json"))["why"])
+        return str(answer(ready("job", "why", str(job), "--json"))["why"])
 
     assert why(1) == "Job 1 waits because no worker that is alive serves the queue 'default'."
     assert why(2) == "Job 2 waits behind job 1 (a), which has the same key 'k' and comes first."
     assert why(3).startswith("Job 3 is scheduled for ")
-    assert ready("pause", "--queue", "mail", "--note", "the relay is down").returncode == 0
+    assert ready("queue", "pause", "mail", "--note", "the relay is down").returncode == 0
     assert why(4).startswith("Job 4 waits because the queue 'mail' was paused by ")
     assert why(4).endswith(" (the relay is down).")
-    assert ready("job", "3", "--cancel").returncode == 0
-    assert ready("why", "3").stdout.startswith("Job 3 does not wait: it was cancelled")
-    refused(ready("why", "99"), 1, "There is no job 99")
-    refused(ready("why", "0"), 2, "'0' is no job's id")
+    assert ready("job", "cancel", "3").returncode == 0
+    assert ready("job", "why", "3").stdout.startswith("Job 3 does not wait: it was cancelled")
+    refused(ready("job", "why", "99"), 1, "There is no job 99")
+    refused(ready("job", "why", "0"), 2, "'0' is not the id of a job")
 
 
 def test_dead_jobs_are_grouped_by_error_and_treated_in_bulk(ready: Run, database: str) -> None:
     execute(database, DEAD)
-    [found] = answer(ready("failed", "--json"))["errors"]
+    [found] = answer(ready("failed", "list", "--json"))["errors"]
     assert (found["error"], found["count"], found["actions"]) == ("KeyError: #", 600, ["a0", "a1"])
     assert found["newest"]["error"] == "KeyError: 600"
-    assert answer(ready("failed", "--action", "a1", "--json"))["errors"][0]["count"] == 300
-    assert "600" in ready("failed").stdout
+    assert answer(ready("failed", "list", "--action", "a1", "--json"))["errors"][0]["count"] == 300
+    assert "600" in ready("failed", "list").stdout
     assert answer(ready("failed", "discard", "--queue", "q0", "--json")) == {"discarded": 200}
     assert ready("failed", "retry", "--error", "KeyError: #", "--group", "company:1").stdout == (
-        "200 jobs are open again and due now.\n"
+        "200 jobs are pending again and due now.\n"
     )
     assert answer(ready("failed", "retry", "--all", "--json")) == {"retried": 200}
-    refused(ready("failed", "retry", "--all"), 1, "No failed job fits")
-    assert ready("failed").stdout == "No job is dead.\n"
+    refused(ready("failed", "retry", "--all"), 1, "No failed job matches")
+    assert ready("failed", "list").stdout == "No failed jobs.\n"
     with psycopg.connect(database) as connection:
         states = connection.execute("SELECT state, count(*) FROM sidestream_job GROUP BY 1 ORDER BY 1").fetchall()
         reason = connection.execute("SELECT DISTINCT reason FROM sidestream_job WHERE state = 'cancelled'").fetchall()
@@ -78,9 +78,9 @@ def test_queues_groups_and_actions_tell_their_age_and_whether_they_are_paused(re
     answer(ready("enqueue", "a", "--group", "company:2", "--json"))
     answer(ready("enqueue", "b", "--queue", "mail", "--json"))
     execute(database, "UPDATE sidestream_job SET run_at = run_at - interval '10 minutes' WHERE action = 'a'")
-    assert ready("pause", "--group", "company:2").returncode == 0
-    assert ready("pause", "--queue", "mail").returncode == 0
-    found = answer(ready("queues", "--json"))
+    assert ready("group", "pause", "company:2").returncode == 0
+    assert ready("queue", "pause", "mail").returncode == 0
+    found = {f"{kind}s": answer(ready(kind, "list", "--json"))[f"{kind}s"] for kind in ("queue", "group", "action")}
     assert [(one["queue"], one["due"], one["paused"]) for one in found["queues"]] == [
         ("default", 1, False),
         ("mail", 1, True),
@@ -88,10 +88,10 @@ def test_queues_groups_and_actions_tell_their_age_and_whether_they_are_paused(re
     assert [(one["group"], one["paused"]) for one in found["groups"]] == [("", False), ("company:2", True)]
     assert found["queues"][0]["oldest"] > 599
     assert [one["action"] for one in found["actions"]] == ["a", "b"]
-    shown = ready("queues").stdout
+    shown = ready("queue", "list").stdout
     assert "mail (paused)" in shown
     assert "10 min" in shown
-    assert "company:2 (paused)" in ready("queues", "--by", "group").stdout
+    assert "company:2 (paused)" in ready("group", "list").stdout
 
 
 def test_jobs_are_found_by_action_group_key_and_error(ready: Run, database: str) -> None:
@@ -109,11 +109,9 @@ def test_jobs_are_found_by_action_group_key_and_error(ready: Run, database: str)
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("failed", "retry"), "Nothing narrows it down"),
+        (("failed", "retry"), "No filter is given"),
         (("failed", "discard", "--all", "--queue", "a"), "leave one of them out"),
         (("failed", "discard", "--queue", "a b"), "queue name 'a b'"),
-        (("failed", "--queue", "a", "retry"), "come behind that word"),
-        (("queues", "--by", "worker"), "--by 'worker' is not known"),
         (("jobs", "--key", ""), "key '' is not allowed"),
     ],
 )
@@ -152,19 +150,22 @@ def test_dead_direct_jobs_are_listed_retried_and_discarded(ready: Run, direct_jo
     for one in broker.claim("w1", DIRECT_LANES, free=1):
         assert broker.settle([one]) == [], f"{behind} was freed by the death of {first}"
     execute(str(os.environ["SIDESTREAM_DATABASE_URL"]), DEAD)
-    rows, direct = answer(ready("failed", "--json"))["errors"]
+    rows, direct = answer(ready("failed", "list", "--json"))["errors"]
     assert (rows["count"], rows["direct"]) == (600, False)
     assert (direct["error"], direct["count"], direct["direct"]) == ("ValueError: order … has no address", 3, True)
     assert direct["actions"] == ["mail.send", "page.purge"]
-    assert answer(ready("failed", "--action", "page.purge", "--json"))["errors"][0]["count"] == 1
-    assert answer(ready("failed", "--group", "company:1", "--queue", "default", "--json"))["errors"][0]["count"] == 1
-    assert "no address" in ready("failed").stdout
+    assert answer(ready("failed", "list", "--action", "page.purge", "--json"))["errors"][0]["count"] == 1
+    assert (
+        answer(ready("failed", "list", "--group", "company:1", "--queue", "default", "--json"))["errors"][0]["count"]
+        == 1
+    )
+    assert "no address" in ready("failed", "list").stdout
 
-    shown = answer(ready("job", str(first), "--json"))
+    shown = answer(ready("job", "show", str(first), "--json"))
     assert (shown["state"], shown["action"], shown["args"], shown["attempts"]) == ("failed", "mail.send", [1], 1)
-    assert "failed for good at" in ready("why", str(first)).stdout
-    assert ready("job", str(first), "--retry").stdout == f"The direct job {first} is open again and due now.\n"
-    refused(ready("job", str(first), "--retry"), 1, "is not among the dead")
+    assert "failed at" in ready("job", "why", str(first)).stdout
+    assert ready("job", "retry", str(first)).stdout == f"The direct job {first} is pending again and due now.\n"
+    refused(ready("job", "retry", str(first)), 1, "has not failed")
     (again,) = broker.claim("w1", DIRECT_LANES, free=5)
     assert (Reference.unpack(again.reference).uuid, again.attempts) == (first, 0), "its failures are forgiven"
 
@@ -180,20 +181,20 @@ def test_direct_jobs_are_dead_letters_without_a_database_too(
 ) -> None:
     jobs, broker = direct_jobs
     monkeypatch.delenv("SIDESTREAM_DATABASE_URL")  # as `run` sets it
-    assert run("failed").stdout == "No job is dead.\n"
+    assert run("failed", "list").stdout == "No failed jobs.\n"
     jobs.enqueue_direct("mail.send", [1])
     bury_all(broker, "it broke")
-    assert answer(run("failed", "--json"))["errors"][0]["error"] == "it broke"
+    assert answer(run("failed", "list", "--json"))["errors"][0]["error"] == "it broke"
     assert answer(run("failed", "retry", "--all", "--json")) == {"retried": 1}
     assert len(broker.claim("w1", DIRECT_LANES, free=5)) == 1
 
 
 def test_without_redis_the_dead_rows_are_shown_and_the_rest_is_said(ready: Run, database: str) -> None:
     execute(database, DEAD)
-    done = ready("--redis-url", "redis://127.0.0.1:1/0", "failed")
+    done = ready("--redis-url", "redis://127.0.0.1:1/0", "failed", "list")
     assert done.returncode == 0
     assert "600" in done.stdout
-    assert "Failed direct jobs, which only Redis has, are left out: Redis at redis://127.0.0.1:1/0" in done.stderr
+    assert "Failed direct jobs, which only Redis holds, are left out: Redis at redis://127.0.0.1:1/0" in done.stderr
 
 
 def test_why_a_direct_job_waits_and_how_it_is_cancelled(ready: Run, direct_jobs: Direct) -> None:
@@ -202,29 +203,29 @@ def test_why_a_direct_job_waits_and_how_it_is_cancelled(ready: Run, direct_jobs:
     later = jobs.enqueue_direct("mail.send", delay=3600)
 
     def why(job: UUID) -> str:
-        return str(answer(ready("why", str(job), "--json"))["why"]).removeprefix(f"The direct job {job} ")
+        return str(answer(ready("job", "why", str(job), "--json"))["why"]).removeprefix(f"The direct job {job} ")
 
     assert why(first) == "waits because no worker that is alive serves the queue 'default'."
     assert why(later).startswith("is scheduled for ")
     broker.announce("w1", DIRECT_LANES, "{}", 60_000)
     assert why(first) == "is the next of its group and priority in the queue 'default' and waits for a free worker."
     assert why(second) == f"waits behind the direct job {first} with the same key 'k'."
-    assert ready("pause", "--action", "mail.send").returncode == 0
+    assert ready("action", "pause", "mail.send").returncode == 0
     assert why(second).startswith("waits because the action 'mail.send' was paused by ")
-    assert ready("job", str(second), "--cancel").stdout == f"The direct job {second} is cancelled and forgotten.\n"
-    refused(ready("job", str(second)), 1, f"There is no direct job {second}")
-    refused(ready("why", str(second)), 1, f"There is no direct job {second}")
+    assert ready("job", "cancel", str(second)).stdout == f"The direct job {second} is cancelled and removed.\n"
+    refused(ready("job", "show", str(second)), 1, f"There is no direct job {second}")
+    refused(ready("job", "why", str(second)), 1, f"There is no direct job {second}")
     (held,) = broker.claim("w1", DIRECT_LANES, free=5)
     assert Reference.unpack(held.reference).uuid == first
-    refused(ready("job", str(first), "--cancel"), 1, "does not wait: it runs")
-    refused(ready("job", str(first), "--run-now"), 2, "--run-now is for jobs with a row")
+    refused(ready("job", "cancel", str(first)), 1, "does not wait: it is running")
+    refused(ready("job", "run-now", str(first)), 2, "'job run-now' is for jobs with a row")
     assert why(first) == "is with the worker w1, which runs it or is about to."
-    shown = ready("job", str(later)).stdout
+    shown = ready("job", "show", str(later)).stdout
     assert "mail.send" in shown
     assert "delayed" in shown
 
 
 @pytest.mark.parametrize("text", ["0", "-", "abc", "1.5", "99999999999999999999", "0x7"])
 def test_what_is_no_id_is_told(ready: Run, text: str) -> None:
-    refused(ready("job", text), 2, f"{text!r} is no job's id")
-    refused(ready("why", text), 2, "or the uuid of a direct job")
+    refused(ready("job", "show", text), 2, f"{text!r} is not the id of a job")
+    refused(ready("job", "why", text), 2, "or the uuid of a direct job")

@@ -25,7 +25,7 @@ def test_a_worker_of_another_instance_refuses_a_base_backup(rig: Rig, postgres: 
             "SIDESTREAM_INSTANCE": "staging",
         }
         refused = subprocess.run(
-            [COMMAND, "worker"], cwd=ROOT, env=variables, text=True, capture_output=True, timeout=60, check=False
+            [COMMAND, "worker", "run"], cwd=ROOT, env=variables, text=True, capture_output=True, timeout=60, check=False
         )
     finally:
         copy.close()

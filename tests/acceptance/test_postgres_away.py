@@ -27,7 +27,7 @@ def test_a_worker_that_is_started_before_postgresql_waits_for_it(rig: Rig, postg
     job_id = rig.enqueue("note")
     postgres.stop()
     with rig.log.open("ab") as log:
-        worker = subprocess.Popen([COMMAND, "worker"], cwd=ROOT, env=rig.variables, stderr=log, stdout=log)
+        worker = subprocess.Popen([COMMAND, "worker", "run"], cwd=ROOT, env=rig.variables, stderr=log, stdout=log)
     rig.workers.append(worker)
     rig.until(lambda: _lines(rig, "waits for PostgreSQL") or worker.poll() is not None)
     tried = time.monotonic() + 2  # it looks several times

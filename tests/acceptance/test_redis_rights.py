@@ -69,19 +69,19 @@ def test_the_commands_of_an_operator_need_no_other_rights(
 ) -> None:
     server, url = limited
     monkeypatch.setenv("SIDESTREAM_REDIS_URL", url)
-    assert run("init-db").returncode == 0
+    assert run("db", "init").returncode == 0
     job = answer(run("enqueue", "note", "--json"))["id"]
     for words in (
-        ["why", str(job)],
-        ["queues"],
-        ["workers"],
+        ["job", "why", str(job)],
+        ["queue", "list"],
+        ["worker", "list"],
         ["limit", "set", "queue:default", "--concurrency", "1"],
-        ["pause", "--queue", "default"],
-        ["resume", "--queue", "default"],
-        ["rules"],
-        ["priority", str(job), "3"],
-        ["failed"],
-        ["job", str(job), "--cancel"],
+        ["queue", "pause", "default"],
+        ["queue", "resume", "default"],
+        ["rule", "list"],
+        ["job", "priority", str(job), "3"],
+        ["failed", "list"],
+        ["job", "cancel", str(job)],
     ):
         done = run(*words)
         assert done.returncode == 0, (words, done.stderr)

@@ -58,7 +58,12 @@ def test_a_quiet_worker_ends_what_runs_and_goes_on_when_told(rig: Rig) -> None:
 
     def quiet(*options: str) -> str:
         return subprocess.run(
-            [COMMAND, "quiet", *options], cwd=ROOT, env=rig.variables, capture_output=True, text=True, check=True
+            [COMMAND, "worker", "quiet", *options],
+            cwd=ROOT,
+            env=rig.variables,
+            capture_output=True,
+            text=True,
+            check=True,
         ).stdout
 
     assert "1 worker" in quiet()

@@ -35,7 +35,7 @@ def go_on(folder: Path, job_id: int) -> None:
 def test_a_worker_goes_on_when_its_database_is_adopted(rig: Rig) -> None:
     worker = rig.start()
     rig.ends(rig.enqueue("note"))
-    cli(rig, "adopt")
+    cli(rig, "db", "adopt")
     adopted = time.monotonic()
     assert rig.ends(rig.enqueue("note"), seconds=60).state == "done"
     assert time.monotonic() - adopted < 8
@@ -46,7 +46,7 @@ def test_a_job_that_runs_while_its_database_is_adopted_ends_once(rig: Rig) -> No
     folder = rig.folder
     worker = rig.start(SIDESTREAM_CHILDREN="2")
     running = inside(rig, folder)
-    cli(rig, "adopt")
+    cli(rig, "db", "adopt")
     rig.until(lambda: b"adopted" in rig.log.read_bytes())
     go_on(folder, running)
     assert rig.ends(running).state == "done"
@@ -59,26 +59,26 @@ def test_a_job_that_was_handed_back_is_not_said_to_run(rig: Rig) -> None:
     worker = rig.start()
     job_id = inside(rig, rig.folder)
     rig.until(lambda: "started" in rig.events(job_id), 30)
-    assert cli(rig, "job", str(job_id))["because"] == "running"
+    assert cli(rig, "job", "show", str(job_id))["status"] == "running"
     worker.send_signal(signal.SIGTERM)
     rig.until(lambda: b"Draining" in rig.log.read_bytes())
     worker.send_signal(signal.SIGTERM)
     worker.wait(20)
-    assert cli(rig, "job", str(job_id))["because"] == "waiting"
+    assert cli(rig, "job", "show", str(job_id))["status"] == "waiting"
     [listed] = cli(rig, "jobs")["jobs"]
-    assert listed["because"] == "waiting"
+    assert listed["status"] == "waiting"
 
 
 def test_a_running_job_is_listed_as_running(rig: Rig) -> None:
     rig.start(SIDESTREAM_CHILDREN="1")
     job_id = inside(rig, rig.folder)
     waiting = rig.enqueue("note")
-    assert [(one["id"], one["because"]) for one in cli(rig, "jobs")["jobs"]] == [
+    assert [(one["id"], one["status"]) for one in cli(rig, "jobs")["jobs"]] == [
         (waiting, "waiting"),
         (job_id, "running"),
     ]
     assert [one["id"] for one in cli(rig, "jobs", "--running")["jobs"]] == [job_id]
-    assert cli(rig, "job", str(job_id))["because"] == "running"
+    assert cli(rig, "job", "show", str(job_id))["status"] == "running"
     go_on(rig.folder, job_id)
     rig.ends(waiting)
     assert cli(rig, "jobs", "--running")["jobs"] == []

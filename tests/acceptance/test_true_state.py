@@ -68,7 +68,7 @@ def test_what_commands_say_was_true_within_two_seconds(rig: Rig, run: Run) -> No
             jobs = [rig.enqueue("note", f"{number}"), rig.enqueue("fail"), rig.enqueue("note", "later", delay=3600)]
             if number % 5 == 0:
                 jobs.append(rig.enqueue("wait", 0.3))
-            assert run("job", str(jobs[2]), "--cancel").returncode == 0
+            assert run("job", "cancel", str(jobs[2])).returncode == 0
 
             began = time.monotonic()
             listed = answer(run("jobs", "--limit", "1000", "--json"))["jobs"]
@@ -80,11 +80,11 @@ def test_what_commands_say_was_true_within_two_seconds(rig: Rig, run: Run) -> No
 
             for one in jobs:
                 began = time.monotonic()
-                said = answer(run("job", str(one), "--json"))["state"]
+                said = answer(run("job", "show", str(one), "--json"))["state"]
                 compare("job", one, said, truth.between(began, time.monotonic()))
 
             began = time.monotonic()
-            [queue] = answer(run("queues", "--json"))["queues"]
+            [queue] = answer(run("queue", "list", "--json"))["queues"]
             looks = truth.between(began, time.monotonic())
             for name, said in (
                 ("pending", queue["due"] + queue["scheduled"] + queue["retrying"]),
@@ -96,6 +96,6 @@ def test_what_commands_say_was_true_within_two_seconds(rig: Rig, run: Run) -> No
 
             dead = [one for one in jobs if rig.job(one).state == "failed"]
             if dead:
-                assert run("job", str(dead[0]), "--retry").returncode == 0
+                assert run("job", "retry", str(dead[0])).returncode == 0
     assert changes > ROUNDS, "hardly anything changed while it was looked at: this showed nothing"
     assert wrong == []

@@ -52,10 +52,10 @@ class Reader:
 
     def type(self, command: str, expected: list[str]) -> None:
         """Carry out one line of the page; a question is repeated until it is answered as printed."""
-        if command == "sidestream worker":
+        if command == "sidestream worker run":
             with self.log.open("ab") as log:
                 self.worker = subprocess.Popen(
-                    ["sidestream", "worker"], cwd=self.folder, env=self.variables, stdout=log, stderr=log
+                    ["sidestream", "worker", "run"], cwd=self.folder, env=self.variables, stdout=log, stderr=log
                 )
             return
         if assigned := re.fullmatch(r"([A-Z]+)=\$\((.*)\)", command):

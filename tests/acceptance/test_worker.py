@@ -1,4 +1,4 @@
-"""The real ``sidestream worker``, one behaviour a test: limits, commits, steps, cancel, drain."""
+"""The real ``sidestream worker run``, one behaviour a test: limits, commits, steps, cancel, drain."""
 
 from __future__ import annotations
 
@@ -277,7 +277,12 @@ def test_a_worker_that_cannot_work_says_why_in_one_sentence(
     rig: Rig, variables: dict[str, str], code: int, says: str
 ) -> None:
     ended = subprocess.run(
-        [COMMAND, "worker"], cwd=ROOT, env={**rig.variables, **variables}, capture_output=True, text=True, timeout=30
+        [COMMAND, "worker", "run"],
+        cwd=ROOT,
+        env={**rig.variables, **variables},
+        capture_output=True,
+        text=True,
+        timeout=30,
     )
     assert ended.returncode == code, ended.stderr
     assert says in ended.stderr

@@ -24,7 +24,7 @@ def test_a_niceness_that_it_cannot_give_its_children() -> None:
             os.chown(folder, user.uid, user.gid)
         (Path(folder) / "app.py").write_text("from sidestream import Actions\nactions = Actions()\n")
         done = subprocess.run(
-            ["nice", "-n", "5", SIDESTREAM, "worker"],
+            ["nice", "-n", "5", SIDESTREAM, "worker", "run"],
             user=None if user is None else user.uid,
             group=None if user is None else user.gid,
             cwd=folder,

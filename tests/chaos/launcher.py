@@ -48,7 +48,7 @@ def _become(command: list[str], environment: dict[str, str], log: str) -> None:
             producer.main()
             code = 0
         else:
-            sys.argv = ["sidestream", command[-1]]
+            sys.argv = ["sidestream", *command[-2:]]
             main()
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)

@@ -84,8 +84,8 @@ class Forked:
 class Launcher:
     """Starts workers and producers by forking a process that imported all of theirs already.
 
-    The code that runs is that of ``sidestream worker`` from its entry point on; what is saved is most of a second of
-    imports a start, of which ``make chaos`` makes thousands.
+    The code that runs is that of ``sidestream worker run`` from its entry point on; what is saved is most of a second
+    of imports a start, of which ``make chaos`` makes thousands.
     """
 
     def __init__(self) -> None:

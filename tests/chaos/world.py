@@ -307,7 +307,7 @@ class World:
         data.mkdir(mode=0o700, exist_ok=True)
         self.give(data)
         environment = {**self.environment(), "SIDESTREAM_DATA_DIR": str(data)}
-        command = [sys.executable, "-c", "from sidestream.cli.main import main; main()", "worker"]
+        command = [sys.executable, "-c", "from sidestream.cli.main import main; main()", "worker", "run"]
         return Program(f"worker{number}", command, environment, self.folder / f"worker{number}.log", self._begin)
 
 

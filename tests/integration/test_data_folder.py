@@ -88,7 +88,7 @@ def enqueue(settings: Settings) -> None:
 
 def work(settings: Settings) -> None:
     """Start a worker as root and stop it again."""
-    with sidestream(settings.data_dir.parent, "worker") as worker:
+    with sidestream(settings.data_dir.parent, "worker", "run") as worker:
         assert worker.stdout is not None
         for line in worker.stdout:
             if " serves " in line:
@@ -97,7 +97,7 @@ def work(settings: Settings) -> None:
 
 def quiet(settings: Settings) -> None:
     """Ask the workers of the folder to claim nothing."""
-    sidestream(settings.data_dir.parent, "quiet").communicate(timeout=30)
+    sidestream(settings.data_dir.parent, "worker", "quiet").communicate(timeout=30)
 
 
 def everything(folder: Path) -> dict[str, tuple[int, int, int, str]]:
@@ -179,7 +179,7 @@ def server(base: Path, user: str | None = "nobody") -> psutil.Process:
 
 def run_worker(base: Path, **variables: str) -> str:
     """Start a worker, stop it once it serves, and return what it said; it must have ended well."""
-    with sidestream(base, "worker", **variables) as worker:
+    with sidestream(base, "worker", "run", **variables) as worker:
         assert worker.stdout is not None
         said = ""
         for line in worker.stdout:
@@ -222,10 +222,10 @@ def test_root_joins_the_server_of_the_folders_owner_as_that_owner(base: Path) ->
 
 
 def test_a_folder_in_use_is_not_taken_from_the_workers_there(base: Path) -> None:
-    with sidestream(base, "worker", SIDESTREAM_USER="nobody") as worker:
+    with sidestream(base, "worker", "run", SIDESTREAM_USER="nobody") as worker:
         assert worker.stdout is not None
         next(line for line in worker.stdout if " serves " in line)
-        refused = sidestream(base, "worker", SIDESTREAM_USER="none")
+        refused = sidestream(base, "worker", "run", SIDESTREAM_USER="none")
         said = refused.communicate(timeout=30)[0]
         worker.terminate()
         worker.communicate(timeout=30)
@@ -238,18 +238,22 @@ def test_root_does_not_stay_root_in_a_folder_that_somebody_else_could_replace(ba
     home = base / "home"
     home.mkdir()
     os.chown(home, account("nobody").uid, account("nobody").gid)
-    said = sidestream(base, "worker", SIDESTREAM_USER="none", SIDESTREAM_DATA_DIR=str(home / "data")).communicate()[0]
+    said = sidestream(
+        base, "worker", "run", SIDESTREAM_USER="none", SIDESTREAM_DATA_DIR=str(home / "data")
+    ).communicate()[0]
     assert "is below a folder of the account 'nobody'" in said
     assert not (home / "data").exists()
 
 
 def test_a_failed_start_leaves_no_server_behind(base: Path) -> None:
     url = "postgresql://127.0.0.1:1/none"
-    broken = sidestream(base, "worker", SIDESTREAM_USER="nobody", SIDESTREAM_APP="missing:actions")
+    broken = sidestream(base, "worker", "run", SIDESTREAM_USER="nobody", SIDESTREAM_APP="missing:actions")
     assert "missing" in broken.communicate(timeout=30)[0]
     assert broken.returncode == 2
     assert not embedded.stop(base / "data")
-    alone = sidestream(base, "worker", SIDESTREAM_USER="nobody", SIDESTREAM_QUEUES="x", SIDESTREAM_DATABASE_URL=url)
+    alone = sidestream(
+        base, "worker", "run", SIDESTREAM_USER="nobody", SIDESTREAM_QUEUES="x", SIDESTREAM_DATABASE_URL=url
+    )
     alone.terminate()
     alone.communicate(timeout=30)
     assert not embedded.stop(base / "data")

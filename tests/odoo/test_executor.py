@@ -356,7 +356,15 @@ def test_a_worker_refuses_a_copy_until_somebody_adopts_it(shop: Shop) -> None:
     with subprocess.Popen(dump, stdout=subprocess.PIPE) as dumping:
         subprocess.run(load, stdin=dumping.stdout, stdout=subprocess.DEVNULL, check=True)
     assert "is a copy, or was restored elsewhere" in _worker_says(shop.world, "copied")
-    command = [odoo_command()[0], "-m", "sidestream", "--database-url", shop.world.postgres.dsn("copied"), "adopt"]
+    command = [
+        odoo_command()[0],
+        "-m",
+        "sidestream",
+        "--database-url",
+        shop.world.postgres.dsn("copied"),
+        "db",
+        "adopt",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=shop.world.environment())
     assert "This database is now" in done.stdout
 
@@ -370,7 +378,7 @@ def test_a_worker_without_the_addon_says_what_to_install() -> None:
 
 def _start_worker(world: OdooWorld, database: str) -> subprocess.Popen[str]:
     command = [odoo_command()[0], "-m", "sidestream", "--odoo-config", str(world.config), "--odoo-database", database]
-    return subprocess.Popen([*command, "worker"], stderr=subprocess.PIPE, text=True, env=world.environment())
+    return subprocess.Popen([*command, "worker", "run"], stderr=subprocess.PIPE, text=True, env=world.environment())
 
 
 def _worker_says(world: OdooWorld, database: str) -> str:

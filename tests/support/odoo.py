@@ -222,12 +222,12 @@ class OdooWorld:
         return server
 
     def work(self, *arguments: str, environment: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
-        """Start ``sidestream worker`` as an operator would, and return it once its application is loaded."""
+        """Start ``sidestream worker run`` as an operator would, and return it once its application is loaded."""
         log = self.folder / f"worker{len(self._workers)}.log"
         command = [odoo_command()[0], "-m", "sidestream", "--odoo-config", str(self.config)]
         with log.open("wb") as output:
             process = subprocess.Popen(
-                [*command, "--odoo-database", DATABASE, "worker", *arguments],
+                [*command, "--odoo-database", DATABASE, "worker", "run", *arguments],
                 env=self.environment() | dict(environment or {}),
                 cwd=self.folder,
                 stdin=subprocess.DEVNULL,

@@ -68,7 +68,7 @@ def why_direct(
     if explanation.place is not Place.LEASED:
         if job.run_at is not None and explanation.place is Place.DELAYED and now < due:
             return f"{name} is scheduled for {moment(due)}."
-        entry = pausing(facts, entries)
+        entry = pausing(facts.job, entries)
         if entry is not None:
             return f"{name} waits because {paused(entry)}."
         if not any(job.queue in queues for queues in workers):

@@ -9,6 +9,8 @@ from sidestream.job.rules import Pause
 from sidestream.job.states import State
 from sidestream.redaction import redact_text
 from sidestream.store.diagnosis import JobDiagnosis
+from sidestream.store.job_row import JobRow
+from sidestream.store.queries import Row
 from sidestream.store.rules import Entry
 
 ERROR_SHOWN = 200
@@ -28,7 +30,7 @@ def why_of_row(facts: JobDiagnosis, entries: Iterable[Entry]) -> str | None:
         return f"Job {job.id} runs on {facts.started_by} since {moment(facts.started_at)}."
     if facts.early:
         return _early(facts)
-    entry = pausing(facts, entries)
+    entry = pausing(facts.job, entries)
     if entry is not None:
         return f"Job {job.id} waits because {paused(entry)}."
     if facts.before is not None:
@@ -41,9 +43,8 @@ def why_of_row(facts: JobDiagnosis, entries: Iterable[Entry]) -> str | None:
     return None
 
 
-def pausing(facts: JobDiagnosis, entries: Iterable[Entry]) -> Entry | None:
+def pausing(job: JobRow | Row, entries: Iterable[Entry]) -> Entry | None:
     """Return the pause that holds the job back, the widest first; None when nothing is paused."""
-    job = facts.job
     by_pause = {entry.pause: entry for entry in entries if entry.pause is not None}
     if not by_pause:
         return None

@@ -1,1 +1,1 @@
-"""The ``sidestream`` command: words in, words out. Each command parses, calls the wiring and prints."""
+"""The ``sidestream`` command: each noun parses its words, calls admin or wiring, and prints."""

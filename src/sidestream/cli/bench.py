@@ -1,4 +1,4 @@
-"""``sidestream bench``: how fast the engine is on your own servers."""
+"""``sidestream bench``: measure the engine on your servers."""
 
 from __future__ import annotations
 
@@ -18,16 +18,14 @@ MOST = 100_000
 def bench(
     context: typer.Context,
     *,
-    jobs: int = typer.Option(10_000, min=LEAST, max=MOST, help="Direct jobs to drain; of transactional ones a fifth."),
-    children: int = typer.Option(None, help="Child processes (SIDESTREAM_CHILDREN)."),
-    anyway: bool = typer.Option(False, "--anyway", help="Measure although real jobs are ready or running."),
+    jobs: int = typer.Option(
+        10_000, min=LEAST, max=MOST, help="Number of direct jobs; a fifth as many transactional ones."
+    ),
+    children: int = typer.Option(None, help="Number of child processes (SIDESTREAM_CHILDREN)."),
+    anyway: bool = typer.Option(False, "--anyway", help="Measure even while real jobs are ready or running."),
     as_json: AsJson = False,
 ) -> None:
-    """Measure the engine on your own Redis and PostgreSQL in under a minute, and leave nothing behind.
-
-    It has a key prefix, a schema and a worker of its own, so no real job and no real worker sees any of it. It takes
-    its share of CPU and disk, though.
-    """
+    """Measure the engine on your Redis and PostgreSQL in under a minute, and remove everything again."""
     from sidestream.bench.run import run_bench
 
     settings = options_of(context).settings(children=children)

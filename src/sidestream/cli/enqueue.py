@@ -1,4 +1,4 @@
-"""``sidestream enqueue``: put one job in from a shell."""
+"""``sidestream enqueue``: enqueue one job from a shell."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from uuid import UUID
 
 import typer
 
-from sidestream.cli.options import AsJson, actions_of, options_of
+from sidestream.cli.options import AsJson, actions_of, options_of, seconds
 from sidestream.cli.output import print_json, print_line
 from sidestream.errors import InvalidJob
 
 DIRECT_TIMEOUT = 5.0
-"""Seconds that --direct waits: a shell may wait longer than a request, and the embedded server may have to start."""
+"""Seconds that --direct waits for Redis: longer than a request may, because the embedded server may have to start."""
 
 
 def enqueue(
@@ -22,25 +22,31 @@ def enqueue(
     *,
     arg: Annotated[list[str] | None, typer.Option(help="A positional argument as JSON; may be repeated.")] = None,
     kwarg: Annotated[list[str] | None, typer.Option(help="A named argument as NAME=JSON; may be repeated.")] = None,
-    queue: Annotated[str | None, typer.Option(help="Its backlog; the action's own if not given.")] = None,
-    key: Annotated[str | None, typer.Option(help="Jobs with the same key run one at a time, in order.")] = None,
-    priority: Annotated[int | None, typer.Option(help="0 (first) to 9; the action's own, else 5.")] = None,
-    group: Annotated[str | None, typer.Option(help="The tenant among whom the queue is shared.")] = None,
-    limit: Annotated[str | None, typer.Option(help="What it counts against: RULE or RULE:VALUE.")] = None,
-    unique: Annotated[str | None, typer.Option(help="Jobs with the same text are duplicates.")] = None,
-    unique_until: Annotated[str | None, typer.Option(help="started, done (if not given) or window.")] = None,
-    unique_for: Annotated[float | None, typer.Option(help="Length of the window in seconds.")] = None,
-    on_conflict: Annotated[str | None, typer.Option(help="return (if not given), replace or newest.")] = None,
-    delay: Annotated[float | None, typer.Option(help="Seconds to wait before it may start.")] = None,
-    run_at: Annotated[str | None, typer.Option(help="Not before this moment: ISO 8601.")] = None,
-    time_zone: Annotated[
-        str | None, typer.Option(help="Where moments without an offset are read: Europe/Brussels.")
+    queue: Annotated[str | None, typer.Option(help="Queue of the job; default: the action's.")] = None,
+    key: Annotated[
+        str | None, typer.Option(help="Ordering key: jobs with the same key run one at a time, in order.")
     ] = None,
-    expires_in: Annotated[float | None, typer.Option(help="Seconds after it was due; then it is cancelled.")] = None,
-    expires_at: Annotated[str | None, typer.Option(help="The same, as a moment.")] = None,
-    direct: Annotated[bool, typer.Option("--direct", help="Into Redis alone, without a row.")] = False,
+    priority: Annotated[int | None, typer.Option(help="0 (first) to 9; default: the action's, else 5.")] = None,
+    group: Annotated[str | None, typer.Option(help="Fairness group, for example a tenant.")] = None,
+    limit: Annotated[str | None, typer.Option(help="Limit key: RULE or RULE:VALUE.")] = None,
+    unique: Annotated[
+        str | None, typer.Option(help="Unique key: pending jobs with the same text are duplicates.")
+    ] = None,
+    unique_until: Annotated[str | None, typer.Option(help="started, done (default) or window.")] = None,
+    unique_for: Annotated[str | None, typer.Option(help="Length of the window, for example 1h.")] = None,
+    on_conflict: Annotated[str | None, typer.Option(help="return (default), replace or newest.")] = None,
+    delay: Annotated[str | None, typer.Option(help="Time until the job is due, for example 15s or 2h.")] = None,
+    run_at: Annotated[str | None, typer.Option(help="Time at which the job is due, in ISO 8601.")] = None,
+    time_zone: Annotated[
+        str | None, typer.Option(help="Time zone of times without an offset, for example Europe/Brussels.")
+    ] = None,
+    expires_in: Annotated[
+        str | None, typer.Option(help="Cancel the job when it has not started so long after it was due.")
+    ] = None,
+    expires_at: Annotated[str | None, typer.Option(help="Cancel the job when it has not started by this time.")] = None,
+    direct: Annotated[bool, typer.Option("--direct", help="Enqueue to Redis only, without a row.")] = False,
     uuid: Annotated[
-        str | None, typer.Option("--id", help="With --direct: the uuid that makes a repeated call harmless.")
+        str | None, typer.Option("--id", help="With --direct: uuid under which repeated calls enqueue once.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -50,8 +56,8 @@ def enqueue(
     settings = options_of(context).settings()
     if settings.odoo_config is not None:
         raise InvalidJob(
-            f"The action {action!r:.80} is not enqueued from here: its declaration, which is in Odoo, says as whom and "
-            "under which key it runs. Call records.enqueue() there, in odoo shell for example."
+            f"The action {action!r:.80} is not enqueued from here: its declaration, which is in Odoo, says as which "
+            "user and with which key it runs. Call records.enqueue() there, in odoo shell for example."
         )
     args = [_json("--arg", text) for text in arg or ()]
     kwargs = dict(map(_pair, kwarg or ()))
@@ -63,16 +69,16 @@ def enqueue(
         "limit": limit,
         "unique": unique,
         "unique_until": unique_until,
-        "unique_for": unique_for,
+        "unique_for": seconds("--unique-for", unique_for),
         "on_conflict": on_conflict,
-        "delay": delay,
+        "delay": seconds("--delay", delay),
         "run_at": run_at,
         "time_zone": time_zone,
-        "expires_in": expires_in,
+        "expires_in": seconds("--expires-in", expires_in),
         "expires_at": expires_at,
     }
     if uuid is not None and not direct:
-        raise InvalidJob("--id is for --direct jobs; a row's id is given by the database.")
+        raise InvalidJob("--id is for --direct jobs; a row's id comes from the database.")
     made: object
     published = True
     with Jobs(settings, actions=actions_of(settings)) as client:
@@ -99,7 +105,7 @@ def _json(option: str, text: str) -> Any:
         raise
     except (ValueError, RecursionError) as error:
         raise InvalidJob(
-            f"{option} {text!r:.60} is not JSON ({error}); text needs quotes of its own, for example '\"el\"'."
+            f"{option} {text!r:.60} is not JSON ({error}); a text needs its own quotes, for example '\"el\"'."
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""``sidestream dead``: the jobs that failed for good, by what their errors share, and what is done to many."""
+"""``sidestream failed``: list failed jobs by error, and retry or discard many at once."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sidestream.cli.options import AsJson, options_of
+from sidestream.cli.options import AsJson, options_of, who
 from sidestream.cli.output import complain, fail, print_json, print_line, print_table
 from sidestream.errors import BrokerError, SettingsError
 
@@ -17,17 +17,17 @@ if TYPE_CHECKING:
     from sidestream.settings import Settings
     from sidestream.store.bulk import Filter
 
-failed = typer.Typer(help="List the failed jobs by error; retry or discard them.")
+failed = typer.Typer(no_args_is_help=True, help="List, retry or discard failed jobs.")
 
-Error = Annotated[str | None, typer.Option(help="Only errors of this kind, as 'sidestream dead' shows it.")]
+Error = Annotated[str | None, typer.Option(help="Only this error, as 'sidestream failed list' shows it.")]
 Action = Annotated[str | None, typer.Option(help="Only this action.")]
 Queue = Annotated[str | None, typer.Option(help="Only this queue.")]
 Group = Annotated[str | None, typer.Option(help="Only this group.")]
-Everything = Annotated[bool, typer.Option("--all", help="All of them; needed when nothing narrows it down.")]
+Everything = Annotated[bool, typer.Option("--all", help="All failed jobs; required without a filter.")]
 
 
-@failed.callback(invoke_without_command=True)
-def listed(
+@failed.command("list")
+def failed_list(
     context: typer.Context,
     *,
     action: Action = None,
@@ -35,13 +35,7 @@ def listed(
     group: Group = None,
     as_json: AsJson = False,
 ) -> None:
-    """List the failed jobs by what their errors share, the most frequent first."""
-    if context.invoked_subcommand is not None:
-        if action is not None or queue is not None or group is not None or as_json:
-            raise SettingsError(
-                f"Options of 'dead {context.invoked_subcommand}' come behind that word; move them there."
-            )
-        return
+    """List failed jobs grouped by error, the most frequent first."""
     from sidestream.admin.direct_jobs import error_groups, merged
     from sidestream.store import bulk
     from sidestream.wiring.client import store_cursor, store_url
@@ -70,7 +64,7 @@ def listed(
             }
         )
     elif not found:
-        print_line("No job is dead.")
+        print_line("No failed jobs.")
     else:
         print_table(
             ("COUNT", "ERROR", "ACTIONS", "NEWEST", "AT (UTC)"),
@@ -79,7 +73,7 @@ def listed(
 
 
 @failed.command("retry")
-def retry(
+def failed_retry(
     context: typer.Context,
     *,
     error: Error = None,
@@ -89,17 +83,17 @@ def retry(
     everything: Everything = False,
     as_json: AsJson = False,
 ) -> None:
-    """Open failed jobs again, due now, their failures forgiven."""
+    """Retry failed jobs now, with all their attempts."""
     from sidestream.store import bulk
 
     only = _narrowed(error, action, queue, group, everything=everything)
     count = _in_lots(context, lambda cursor, after: bulk.retry_failed(cursor, only, after_id=after), waiting=True)
     count += _direct(context, only, again=True)
-    _tell(count, "retried", "is open again and due now", "are open again and due now", as_json=as_json)
+    _tell(count, "retried", "is pending again and due now", "are pending again and due now", as_json=as_json)
 
 
 @failed.command("discard")
-def discard(
+def failed_discard(
     context: typer.Context,
     *,
     error: Error = None,
@@ -109,8 +103,7 @@ def discard(
     everything: Everything = False,
     as_json: AsJson = False,
 ) -> None:
-    """End failed jobs as cancelled (direct ones are forgotten): nobody has to look at them any more."""
-    from sidestream.cli.rules import who
+    """Mark failed jobs as cancelled, and remove failed direct jobs."""
     from sidestream.store import bulk
 
     only = _narrowed(error, action, queue, group, everything=everything)
@@ -123,20 +116,20 @@ def discard(
 
 
 def _in_lots(context: typer.Context, change: Callable[[Any, int], list[Any]], *, waiting: bool) -> int:
-    """Change lot after lot, each in a transaction of its own, and let Redis follow."""
+    """Change one lot after another, each in its own transaction, and synchronize Redis."""
     from sidestream.admin.jobs import sync_all_to_broker
     from sidestream.store.bulk import LOT
     from sidestream.wiring.client import store_cursor, store_url
 
     settings = options_of(context).settings()
     if store_url(settings) is None:
-        return 0  # only direct jobs
+        return 0  # there are only direct jobs
     count, after = 0, 0
     while True:
         with store_cursor(settings) as cursor:
             lot = change(cursor, after)
         count += len(lot)
-        if lot and waiting:  # of what was discarded, Redis has had nothing since it died
+        if lot and waiting:  # Redis holds nothing of a failed job
             sync_all_to_broker(settings, lot, waiting=True)
         if len(lot) < LOT:
             return count
@@ -156,7 +149,7 @@ def _direct(context: typer.Context, only: Filter, *, again: bool) -> int:
 
 @contextmanager
 def _rows_alone(settings: Settings) -> Iterator[None]:
-    """While Redis cannot be asked say so, and go on with the rows, where there are some."""
+    """Continue with the rows while Redis is unavailable, and say so."""
     from sidestream.wiring.client import store_url
 
     try:
@@ -164,7 +157,7 @@ def _rows_alone(settings: Settings) -> Iterator[None]:
     except (BrokerError, SettingsError) as error:
         if store_url(settings) is None:
             raise
-        complain(f"Failed direct jobs, which only Redis has, are left out: {error}")
+        complain(f"Failed direct jobs, which only Redis holds, are left out: {error}")
 
 
 def _narrowed(
@@ -173,9 +166,9 @@ def _narrowed(
     narrowed = any(one is not None for one in (error, action, queue, group))
     if narrowed == everything:
         raise SettingsError(
-            "Nothing narrows it down; give --error, --action, --queue or --group, or --all for every failed job."
+            "No filter is given; give --error, --action, --queue or --group, or --all for every failed job."
             if not narrowed
-            else "--all and something narrower are both given; leave one of them out."
+            else "--all and a filter are both given; leave one of them out."
         )
     return _filter(error, action, queue, group)
 
@@ -196,6 +189,6 @@ def _tell(count: int, key: str, one: str, many: str, *, as_json: bool) -> None:
     if as_json:
         print_json({key: count})
     elif not count:
-        fail("No failed job fits; 'sidestream dead' lists them.")
+        fail("No failed job matches; list them with 'sidestream failed list'.")
     else:
         print_line(f"{count} job{'' if count == 1 else 's'} {one if count == 1 else many}.")

@@ -1,8 +1,7 @@
-"""The entry point of ``sidestream``: global options, the list of commands, and what an error looks like.
+"""Run the command ``sidestream``: global options, the list of commands, and the report of an error.
 
-A command lives in a module of its own and is registered below. Such a module imports nothing but Typer and this
-folder at its top; whatever needs a database, Redis or the user's code is imported when the command runs, so that
-``sidestream --help`` answers at once.
+Each noun has its own module, which is registered below. Its top level imports only Typer and light modules; a command
+imports drivers, settings and the user's code when it runs, so that ``sidestream --help`` answers at once.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from sidestream.cli import bench, enqueue, failed, jobs, queues, quiet, rules, why, worker, workers
+from sidestream.cli import action, aging, bench, db, enqueue, failed, group, job, jobs, limit, queue, rule, worker
 from sidestream.cli.options import GlobalOptions
 from sidestream.cli.output import EXIT_FAULT, complain, exit_code
 from sidestream.errors import ApplicationError, SidestreamError
@@ -28,24 +27,18 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-app.command("worker")(worker.worker)
-app.command("why")(why.why)
-app.add_typer(failed.failed, name="failed")
-app.command("quiet")(quiet.quiet)
-app.command("workers")(workers.workers)
-app.command("pause")(rules.pause)
-app.command("resume")(rules.resume)
-app.add_typer(rules.limit, name="limit")
-app.add_typer(rules.weight, name="weight")
-app.command("aging", context_settings=rules.NEGATIVE)(rules.aging)
-app.command("rules")(rules.all_rules)
-app.command("priority", context_settings=rules.NEGATIVE)(jobs.priority)
-app.command("init-db")(queues.init_db)
-app.command("adopt")(queues.adopt)
 app.command("enqueue")(enqueue.enqueue)
 app.command("jobs")(jobs.jobs)
-app.command("job")(jobs.job)
-app.command("queues")(queues.queues)
+app.add_typer(job.job, name="job")
+app.add_typer(failed.failed, name="failed")
+app.add_typer(queue.queue, name="queue")
+app.add_typer(group.group, name="group")
+app.add_typer(action.action, name="action")
+app.add_typer(limit.limit, name="limit")
+app.add_typer(aging.aging, name="aging")
+app.add_typer(rule.rule, name="rule")
+app.add_typer(worker.worker, name="worker")
+app.add_typer(db.db, name="db")
 app.command("bench")(bench.bench)
 
 
@@ -59,24 +52,28 @@ def _show_version(wanted: bool) -> None:
 def global_options(
     context: typer.Context,
     *,
-    database_url: Annotated[str | None, typer.Option(help="PostgreSQL (SIDESTREAM_DATABASE_URL).")] = None,
+    database_url: Annotated[
+        str | None, typer.Option(help="URL of the PostgreSQL database (SIDESTREAM_DATABASE_URL).")
+    ] = None,
     redis_url: Annotated[
-        str | None, typer.Option(help="Redis or Valkey; the embedded one if not given (SIDESTREAM_REDIS_URL).")
+        str | None, typer.Option(help="URL of Redis or Valkey; default: the embedded server (SIDESTREAM_REDIS_URL).")
     ] = None,
     application: Annotated[
-        str | None, typer.Option("--app", help="Your actions as module:attribute (SIDESTREAM_APP).")
+        str | None, typer.Option("--app", help="Your application as module:attribute (SIDESTREAM_APP).")
     ] = None,
     odoo_config: Annotated[
         str | None, typer.Option(help="Odoo's configuration file, instead of --app (SIDESTREAM_ODOO_CONFIG).")
     ] = None,
-    odoo_database: Annotated[str | None, typer.Option(help="The Odoo database (SIDESTREAM_ODOO_DATABASE).")] = None,
-    config: Annotated[str | None, typer.Option(help="A settings file in TOML (SIDESTREAM_CONFIG).")] = None,
+    odoo_database: Annotated[
+        str | None, typer.Option(help="Name of the Odoo database (SIDESTREAM_ODOO_DATABASE).")
+    ] = None,
+    config: Annotated[str | None, typer.Option(help="Settings file in TOML (SIDESTREAM_CONFIG).")] = None,
     show_version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
     """Background jobs for Odoo on Redis. Global options come before the command's name."""
-    del show_version  # its callback has done it
+    del show_version  # its callback did the work
     context.obj = GlobalOptions(
         database_url=database_url,
         redis_url=redis_url,
@@ -89,7 +86,7 @@ def global_options(
 
 def main() -> None:
     """Run the command line; an error becomes one sentence on stderr and an exit code (see ``cli/output.py``)."""
-    # Commands speak for themselves; only the worker, which sets up handlers of its own, writes a log.
+    # Commands print their results; only the worker writes a log, and sets up its own handlers.
     logging.getLogger("sidestream").addHandler(logging.NullHandler())
     try:
         app()
@@ -98,7 +95,7 @@ def main() -> None:
             traceback.print_exception(error.__cause__)
         complain(str(error))
         sys.exit(exit_code(error))
-    except Exception as error:  # noqa: BLE001  # a fault of ours: still one sentence, the rest on demand
+    except Exception as error:  # noqa: BLE001  # our own fault: one sentence, the traceback on demand
         if os.environ.get("SIDESTREAM_LOG_LEVEL") == "debug":
             traceback.print_exc()
         complain(

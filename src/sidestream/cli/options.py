@@ -1,14 +1,20 @@
-"""What stands before a command's name, and the settings that follow from it."""
+"""Read the global options, and the options and arguments that several commands share."""
 
 from __future__ import annotations
 
+import getpass
 import os
+import socket
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
+from uuid import UUID
 
 import typer
+
+from sidestream.errors import InvalidJob, SettingsError
+from sidestream.job.durations import parse_duration
 
 if TYPE_CHECKING:
     from sidestream.executors.python.actions import Actions
@@ -16,11 +22,15 @@ if TYPE_CHECKING:
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one line of JSON.")]
 """The option that every command has."""
+JobId = Annotated[str, typer.Argument(metavar="ID", help="Number of a job, or uuid of a direct job.")]
+Note = Annotated[str | None, typer.Option(help="Reason that is shown with the rule.")]
+NEGATIVE = {"ignore_unknown_options": True}
+"""Context settings with which -1 is read as a number, and refused as one."""
 
 
 @dataclass(frozen=True, slots=True)
 class GlobalOptions:
-    """The global options as given; None where the environment or the settings file decides."""
+    """Hold the global options as given; None where the environment or the settings file decides."""
 
     database_url: str | None = None
     redis_url: str | None = None
@@ -30,7 +40,7 @@ class GlobalOptions:
     odoo_database: str | None = None
 
     def settings(self, **of_the_command: object) -> Settings:
-        """Return the settings, with what the command's own options say (None: not given).
+        """Return the settings, with the values of the command's own options (None: not given).
 
         Raises :class:`~sidestream.errors.SettingsError` when one is wrong.
         """
@@ -56,12 +66,44 @@ def options_of(context: typer.Context) -> GlobalOptions:
 
 
 def actions_of(settings: Settings) -> Actions | None:
-    """Import the application that the settings name, looking in the current folder too; None when they name none."""
+    """Import the application that the settings name, from the current folder too; return None when they name none."""
     if settings.app is None:
         return None
     from sidestream.executors.python.actions import load_actions
 
     folder = str(Path.cwd())
     if folder not in sys.path:
-        sys.path.insert(0, folder)  # the script's own folder stands there instead, unlike with python -m
+        sys.path.insert(0, folder)  # a script's own folder is first on the path, unlike with python -m
     return load_actions(settings.app)
+
+
+def parse_job_id(text: str) -> int | UUID:
+    """Return a job's number or a direct job's uuid; raise :class:`~sidestream.errors.InvalidJob` for other texts."""
+    if text.isascii() and text.isdigit() and 0 < int(text) < 1 << 63:
+        return int(text)
+    try:
+        return UUID(text)
+    except ValueError:
+        raise InvalidJob(
+            f"{text!r:.60} is not the id of a job; expected a positive number, as 'sidestream jobs' shows it, or the "
+            "uuid of a direct job."
+        ) from None
+
+
+def seconds(option: str, text: str | None) -> float | None:
+    """Return the duration that an option gives, in seconds; raise :class:`~sidestream.errors.SettingsError`."""
+    if text is None:
+        return None
+    try:
+        return parse_duration(text)
+    except ValueError as error:
+        raise SettingsError(f"{option} {text!r:.40} is wrong: {error}.") from None
+
+
+def who() -> str:
+    """Return the account and the host, with which a change is signed."""
+    try:
+        name = getpass.getuser()
+    except (KeyError, OSError):  # a number without an account
+        name = str(os.getuid())
+    return f"{name}@{socket.gethostname()}"

@@ -1,7 +1,7 @@
-"""How the command speaks: tables or JSON on stdout, one sentence on stderr, and an exit code.
+"""Print results: tables or JSON on stdout, one sentence on stderr, and an exit code.
 
-Exit codes: 0 done; 1 it could not be done (no such job, a state that does not allow it, a fault); 2 the input or a
-setting is wrong; 3 PostgreSQL or Redis is unavailable or unsuitable.
+Exit codes: 0 done; 1 not done (no such job, a state that does not allow it, a fault); 2 wrong input or setting;
+3 PostgreSQL or Redis is unavailable or unsuitable.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from sidestream.redaction import CONTROL, printable, redact
 EXIT_FAULT = 1
 EXIT_INPUT = 2
 EXIT_SERVER = 3
-_PIPE_WIDTH = 10_000  # wide enough for any row: who reads a pipe wants a line a row
+_PIPE_WIDTH = 10_000  # wide enough for any row: a pipe gets one line per row
 
 
 def exit_code(error: SidestreamError) -> int:
-    """Return the exit code that tells scripts what kind of error it was."""
+    """Return the exit code for an error."""
     if isinstance(error, InvalidJob | SettingsError):
         return EXIT_INPUT
     if isinstance(error, BrokerError | StoreError):
@@ -32,18 +32,18 @@ def exit_code(error: SidestreamError) -> int:
 
 
 def fail(sentence: str) -> NoReturn:
-    """End the command with code 1 and a sentence: what was asked for cannot be done."""
+    """End the command with code 1 and a sentence that says why it did nothing."""
     complain(sentence)
     raise typer.Exit(EXIT_FAULT)
 
 
 def complain(sentence: str) -> None:
-    """Print one sentence on stderr; a message of several lines (PostgreSQL's have some) becomes one."""
+    """Print one sentence on stderr, on one line."""
     typer.echo(" ".join(show(sentence).split()), err=True)
 
 
 def print_json(value: object) -> None:
-    """Print ``value`` as one line of JSON, without secrets; moments are ISO 8601 in UTC."""
+    """Print ``value`` as one line of JSON without secrets; times are ISO 8601 in UTC."""
     text = json.dumps(redact(value), ensure_ascii=False, default=_plain)
     typer.echo(CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text))  # JSON itself escapes only the first 32
 
@@ -54,7 +54,7 @@ def print_line(text: str) -> None:
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Print rows for people; a narrow terminal wraps cells, a pipe gets them unwrapped."""
+    """Print a table for people; a narrow terminal wraps cells, a pipe does not."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -63,7 +63,7 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Non
     for column in columns:
         table.add_column(column, overflow="fold")
     for row in rows:
-        table.add_row(*(Text(show(cell)) for cell in row))  # Text: what users wrote is never read as markup
+        table.add_row(*(Text(show(cell)) for cell in row))  # Text: users' texts are never read as markup
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = _PIPE_WIDTH
@@ -71,7 +71,7 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Non
 
 
 def print_facts(facts: Mapping[str, object]) -> None:
-    """Print one thing's facts, a line each; what is unknown or empty is left out."""
+    """Print one fact per line, without empty ones."""
     width = max(len(name) for name in facts)
     for name, value in facts.items():
         if value not in (None, "", 0, [], {}):
@@ -79,9 +79,9 @@ def print_facts(facts: Mapping[str, object]) -> None:
 
 
 def show(value: object) -> str:
-    """Return a cell's text: nothing for None, a moment to the second in UTC, and nothing that looks like a secret.
+    """Return the text of a cell: nothing for None, and a time to the second in UTC.
 
-    Nor what a terminal would obey: errors and arguments hold what users, and other servers, wrote.
+    Secrets and control characters are removed, because errors and arguments hold texts of users and other servers.
     """
     if value is None:
         return ""

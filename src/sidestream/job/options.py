@@ -52,11 +52,11 @@ JOB_OPTIONS = tuple(JobOptions.__annotations__)
 """Their names."""
 
 _OF_RULES = {
-    "aging": "'sidestream aging'",
+    "aging": "'sidestream aging set'",
     "burst": "'sidestream limit set ... --burst'",
     "concurrency": "'sidestream limit set ... --concurrency'",
     "rate": "'sidestream limit set ... --rate'",
-    "weight": "'sidestream weight set'",
+    "weight": "'sidestream queue weight' or 'sidestream group weight'",
 }
 _OTHER_WORDS = {"replace": 'on_conflict="replace"', "eta": "run_at", "countdown": "delay", "identity_key": "unique"}
 LATER_OPTIONS = frozenset({"after", "batch", "batch_size", "cron", "graph", "list", "schedule"})

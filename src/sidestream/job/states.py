@@ -20,6 +20,8 @@ class Status(StrEnum):
     WAITING = "waiting"
     SCHEDULED = "scheduled"
     BLOCKED = "blocked"
+    LIMITED = "limited"
+    PAUSED = "paused"
     UNROUTED = "unrouted"
     RETRYING = "retrying"
     RUNNING = "running"

@@ -154,7 +154,7 @@ def translate(error: Exception, doing: str) -> StoreError:
     if code[:2] in _UNAVAILABLE_CLASSES or code in _UNAVAILABLE:
         return StoreUnavailable(f"PostgreSQL cannot be used ({doing}): {said} (SQLSTATE {code}); it is tried again.")
     if code in _MISMATCH:
-        return SchemaMismatch(f"The Sidestream tables do not fit ({doing}): {said}; run: sidestream init-db")
+        return SchemaMismatch(f"The Sidestream tables do not fit ({doing}): {said}; run: sidestream db init")
     return StoreError(f"PostgreSQL refused ({doing}): {said} (SQLSTATE {code}).")
 
 

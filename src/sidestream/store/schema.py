@@ -1,8 +1,10 @@
-"""Install our tables and say which database this is."""
+"""Install, upgrade and check the tables, and say which database this is."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from uuid import UUID
 
@@ -13,6 +15,9 @@ SCHEMA_VERSION = 1
 """Version of the tables that this release makes."""
 OLDEST_SCHEMA = 1
 """The oldest version that this release can use. Newer tables say whether it can (sidestream_meta.usable_from)."""
+
+UPGRADES: dict[int, str] = {}
+"""SQL that makes each version from the one before; it sets ``usable_from`` where older releases cannot go on."""
 
 # A number of our own (the letters "sidestrm"), so that two installers of one database wait for each other.
 _INSTALL_LOCK = 0x73696465_7374726D
@@ -26,6 +31,10 @@ _HOME = """(SELECT system_identifier || '/' || d.oid FROM pg_control_system(), p
 # "usable_from" by way of JSON, because tables of before the first release have no such column and are to be refused.
 _META = f"""SELECT version, (to_jsonb(m) ->> 'usable_from')::integer, database_uuid::text, home = {_HOME}, former
     FROM sidestream_meta m"""
+_UPGRADED = "UPDATE sidestream_meta SET version = %(version)s::integer"
+_COLUMNS = """SELECT attrelid::regclass::text, attname FROM pg_attribute
+    WHERE attrelid = ANY (ARRAY(SELECT to_regclass(name) FROM unnest(%(tables)s::text[]) name))
+    AND attnum > 0 AND NOT attisdropped"""
 _INSTANCE = "SELECT instance FROM sidestream_meta"
 _SETTLE = f"UPDATE sidestream_meta SET home = {_HOME}, instance = %(instance)s::text"
 _INSTALL = f"INSERT INTO sidestream_meta (version, home) SELECT %(version)s::integer, {_HOME}"
@@ -40,6 +49,10 @@ class Database:
 
     #: Made at installation.
     uuid: UUID
+    #: Of the tables.
+    version: int = field(default=SCHEMA_VERSION, compare=False)
+    #: The operator's name for the installation, as :func:`check` found it.
+    instance: str | None = None
     #: It is a copy, or was restored elsewhere, and nobody said yet whose jobs these are: nothing of it may run.
     copied: bool = False
     #: Before it was adopted, the oldest first: the last job of that time, and the uuid that was.
@@ -70,6 +83,52 @@ def install(cur: Cursor) -> Database:
         cur.execute(files(__package__).joinpath("schema.sql").read_text(encoding="utf-8"))
         cur.execute(_INSTALL, {"version": SCHEMA_VERSION})
     return identify(cur, allow_copy=True)
+
+
+def upgrade(cur: Cursor) -> tuple[int, int]:
+    """Upgrade the tables to this release's version, and return the versions before and after; the caller commits.
+
+    Raises:
+        SchemaMismatch: The tables are missing, or of a release that this one cannot use.
+    """
+    cur.execute("SELECT pg_advisory_xact_lock(%(lock)s::bigint)", {"lock": _INSTALL_LOCK})
+    before = after = identify(cur, allow_copy=True).version
+    while after < SCHEMA_VERSION:
+        after += 1
+        cur.execute(UPGRADES[after])
+        cur.execute(_UPGRADED, {"version": after})
+    return before, after
+
+
+def check(cur: Cursor, instance: str | None) -> Database:
+    """Return the database if a worker of ``instance`` could run its jobs; nothing is changed.
+
+    Raises:
+        SchemaMismatch: The tables or some of their columns are missing, or they are of another release.
+        ForeignDatabase: It is a copy that nobody adopted, or belongs to another instance.
+    """
+    cur.execute("SAVEPOINT sidestream_check")
+    found = settle_in(cur, instance)
+    cur.execute("ROLLBACK TO SAVEPOINT sidestream_check")
+    cur.execute(_INSTANCE)
+    [named] = cur.fetchone()
+    wanted = set(_declared_columns())
+    cur.execute(_COLUMNS, {"tables": sorted({table for table, _ in wanted})})
+    missing = sorted(f"{table}.{column}" for table, column in wanted - {(row[0], row[1]) for row in cur.fetchall()})
+    if missing and found.version >= SCHEMA_VERSION:
+        raise SchemaMismatch(
+            f"The Sidestream tables have version {found.version} but lack {', '.join(missing)}; restore them from a "
+            "backup, or create them in an empty database: sidestream db init"
+        )
+    return replace(found, instance=named)
+
+
+def _declared_columns() -> Iterator[tuple[str, str]]:
+    """Return the (table, column) pairs that ``schema.sql`` declares."""
+    text = files(__package__).joinpath("schema.sql").read_text(encoding="utf-8")
+    for table, body in re.findall(r"^CREATE TABLE (\w+) \($(.*?)^\);$", text, re.MULTILINE | re.DOTALL):
+        for column in re.findall(r"^    ([a-z_]+) ", body, re.MULTILINE):
+            yield table, column
 
 
 def adopt(cur: Cursor, instance: str | None = None) -> Database:
@@ -115,7 +174,7 @@ def settle_in(cur: Cursor, instance: str | None) -> Database:
         raise ForeignDatabase(
             f"This database belongs to the instance {named!r}, and this worker {ours}: if it is a copy, its jobs "
             "may be running at the original. To cancel them here, run Odoo's neutralize on it; to let them run here, "
-            f"run: sidestream adopt; if it is the original, set SIDESTREAM_INSTANCE={named}"
+            f"run: sidestream db adopt; if it is the original, set SIDESTREAM_INSTANCE={named}"
         )
     elif found.copied:
         cur.execute(_SETTLE, {"instance": instance})
@@ -130,7 +189,7 @@ def identify(cur: Cursor, *, allow_copy: bool = False) -> Database:
         ForeignDatabase: It is a copy that nobody adopted (unless ``allow_copy``).
     """
     if not installed(cur):
-        raise SchemaMismatch("The database has no Sidestream tables (no sidestream_meta); run: sidestream init-db")
+        raise SchemaMismatch("The database has no Sidestream tables (no sidestream_meta); run: sidestream db init")
     cur.execute(_META)
     found = cur.fetchone()
     if found is None:
@@ -139,7 +198,7 @@ def identify(cur: Cursor, *, allow_copy: bool = False) -> Database:
     if usable_from is None or version < OLDEST_SCHEMA:
         raise SchemaMismatch(
             f"The Sidestream tables have version {version} of a release that this one cannot use, expected version "
-            f"{OLDEST_SCHEMA} to {SCHEMA_VERSION}; make them anew in an empty database: sidestream init-db"
+            f"{OLDEST_SCHEMA} to {SCHEMA_VERSION}; make them anew in an empty database: sidestream db init"
         )
     if usable_from > SCHEMA_VERSION:
         raise SchemaMismatch(
@@ -149,9 +208,11 @@ def identify(cur: Cursor, *, allow_copy: bool = False) -> Database:
     if not at_home and not allow_copy:
         raise ForeignDatabase(
             "This database is a copy, or was restored elsewhere: its pending jobs may be running at the original. "
-            "To cancel them here, run Odoo's neutralize on it; to let them run here, run: sidestream adopt"
+            "To cancel them here, run Odoo's neutralize on it; to let them run here, run: sidestream db adopt"
         )
-    return Database(UUID(uuid), copied=not at_home, former=tuple(_former(one) for one in former.split()))
+    return Database(
+        UUID(uuid), version=version, copied=not at_home, former=tuple(_former(one) for one in former.split())
+    )
 
 
 def _former(word: str) -> tuple[int, UUID]:

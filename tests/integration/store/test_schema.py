@@ -44,7 +44,7 @@ def test_install_is_done_once_whoever_does_it(fresh: Connect) -> None:
 def test_missing_tables_are_one_sentence_and_the_transaction_survives(fresh: Connect) -> None:
     session = fresh()
     session.begin()
-    with pytest.raises(SchemaMismatch, match=r"no Sidestream tables.*run: sidestream init-db"):
+    with pytest.raises(SchemaMismatch, match=r"no Sidestream tables.*run: sidestream db init"):
         schema.identify(session.cur)
     assert session.value("SELECT 1") == 1
     with pytest.raises(ERRORS) as caught:
@@ -73,7 +73,7 @@ def test_tables_of_a_range_of_releases_are_used(fresh: Connect, monkeypatch: pyt
             "SET usable_from = 9, version = 11",
             r"version 11, which releases for version 9 and later.*upgrade Sidestream",
         ),
-        ("SET version = 0", r"version 0 of a release that this one cannot use.*init-db"),
+        ("SET version = 0", r"version 0 of a release that this one cannot use.*db init"),
     ],
 )
 def test_tables_of_other_releases_are_refused(fresh: Connect, change: str, said: str) -> None:
@@ -262,7 +262,7 @@ def test_a_copy_runs_nothing_until_it_is_adopted(fresh: Connect) -> None:
     session = fresh()
     original = schema.install(session.cur)
     session.execute("UPDATE sidestream_meta SET home = 'elsewhere/1'")
-    with pytest.raises(ForeignDatabase, match=r"is a copy.*sidestream adopt"):
+    with pytest.raises(ForeignDatabase, match=r"is a copy.*sidestream db adopt"):
         schema.identify(session.cur)
     assert schema.identify(session.cur, allow_copy=True) == schema.Database(original.uuid, copied=True)
     adopted = schema.adopt(session.cur)

@@ -1,10 +1,10 @@
-"""A direct job for ``sidestream job`` and ``sidestream why``: it is named by its uuid and has no row."""
+"""Handle direct jobs for ``sidestream job``: they are named by their uuid and have no row."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 from uuid import UUID
 
 from sidestream.cli.output import fail, print_facts, print_json, print_line
@@ -17,21 +17,8 @@ if TYPE_CHECKING:
 _SHOWN = ("action", "queue", "key", "group", "limit", "priority", "run_at", "expires_at", "args", "kwargs")
 
 
-def job_id(text: str) -> int | UUID:
-    """Return a row's id or a direct job's uuid; raise :class:`~sidestream.errors.InvalidJob` for anything else."""
-    if text.isascii() and text.isdigit() and 0 < int(text) < 1 << 63:
-        return int(text)
-    try:
-        return UUID(text)
-    except ValueError:
-        raise InvalidJob(
-            f"{text!r:.60} is no job's id; expected a positive number, as 'sidestream jobs' shows it, or the uuid of a "
-            "direct job."
-        ) from None
-
-
 def show(settings: Settings, uuid: UUID, *, as_json: bool) -> None:
-    """Show one."""
+    """Print one direct job."""
     facts = _facts(_found(settings, uuid))
     if as_json:
         print_json(facts)
@@ -40,29 +27,34 @@ def show(settings: Settings, uuid: UUID, *, as_json: bool) -> None:
 
 
 def why(settings: Settings, uuid: UUID) -> str:
-    """Return the sentence."""
+    """Return the sentence that explains why it waits or how it ended."""
     from sidestream.admin.direct_jobs import FailedDirectJob
 
     found = _found(settings, uuid)
     if isinstance(found, FailedDirectJob):
-        error = found.error.strip().partition("\n")[0].rstrip(".") or "not told"
+        error = found.error.strip().partition("\n")[0].rstrip(".") or "unknown"
         at = f"{_at(found):%Y-%m-%d %H:%M:%S} UTC"
-        return f"The direct job {uuid} does not wait: it failed for good at {at}, and its last error was: {error}."
+        return f"The direct job {uuid} does not wait: it failed at {at}, and its last error was: {error}."
     return found.why
 
 
-def change(settings: Settings, uuid: UUID, wanted: str, *, as_json: bool) -> None:
-    """Cancel one that waits, or retry a failed one."""
+def refuse(uuid: UUID, verb: str) -> NoReturn:
+    """Refuse a change that needs a row; raise :class:`~sidestream.errors.InvalidJob`."""
+    raise InvalidJob(f"'job {verb}' is for jobs with a row; cancel the direct job {uuid} and enqueue it again instead.")
+
+
+def change(settings: Settings, uuid: UUID, verb: str, *, as_json: bool) -> None:
+    """Cancel a direct job that waits, or retry a failed one."""
     from sidestream.admin import direct_jobs
 
-    if wanted == "run-now":
-        raise InvalidJob(f"--run-now is for jobs with a row; the direct job {uuid} can be cancelled and enqueued anew.")
-    if wanted == "cancel":
-        done, words = direct_jobs.cancel(settings, uuid), "is cancelled and forgotten"
-        refused = f"The direct job {uuid} does not wait: it runs, is dead, is over, or never was."
+    if verb == "run-now":
+        refuse(uuid, verb)
+    if verb == "cancel":
+        done, words = direct_jobs.cancel(settings, uuid), "is cancelled and removed"
+        refused = f"The direct job {uuid} does not wait: it is running, has ended, or never existed."
     else:
-        done, words = direct_jobs.retry_failed(settings, uuid), "is open again and due now"
-        refused = f"The direct job {uuid} is not among the dead; list them with 'sidestream dead'."
+        done, words = direct_jobs.retry_failed(settings, uuid), "is pending again and due now"
+        refused = f"The direct job {uuid} has not failed; list failed jobs with 'sidestream failed list'."
     if not done:
         fail(refused)
     if as_json:
@@ -76,7 +68,7 @@ def _found(settings: Settings, uuid: UUID) -> DirectJob | FailedDirectJob:
 
     found = find(settings, uuid)
     if found is None:
-        fail(f"There is no direct job {uuid}: it is done, was cancelled, or never was.")
+        fail(f"There is no direct job {uuid}: it is done, was cancelled, or never existed.")
     return found
 
 
@@ -97,5 +89,5 @@ def _facts(found: DirectJob | FailedDirectJob) -> dict[str, Any]:
     return facts
 
 
-def _at(dead: FailedDirectJob) -> datetime:
-    return datetime.fromtimestamp(dead.at_ms / 1000, UTC)
+def _at(failed: FailedDirectJob) -> datetime:
+    return datetime.fromtimestamp(failed.at_ms / 1000, UTC)

@@ -1,0 +1,82 @@
+"""``sidestream db``: create, upgrade, adopt and check the tables."""
+
+from __future__ import annotations
+
+import typer
+
+from sidestream.cli.options import AsJson, options_of
+from sidestream.cli.output import complain, print_json, print_line
+from sidestream.errors import ForeignDatabase, SchemaMismatch
+
+db = typer.Typer(no_args_is_help=True, help="Create, upgrade, adopt or check the tables in PostgreSQL.")
+
+
+@db.command("init")
+def db_init(context: typer.Context, *, as_json: AsJson = False) -> None:
+    """Create the tables unless they exist."""
+    from sidestream.store import schema
+    from sidestream.wiring.client import store_cursor
+
+    with store_cursor(options_of(context).settings()) as cursor:
+        database = schema.install(cursor)
+    if as_json:
+        print_json({"database": database.uuid, "version": schema.SCHEMA_VERSION})
+    else:
+        print_line(f"The tables exist and have version {schema.SCHEMA_VERSION}; this database is {database.uuid}.")
+
+
+@db.command("upgrade")
+def db_upgrade(context: typer.Context, *, as_json: AsJson = False) -> None:
+    """Upgrade the tables to this release's version."""
+    from sidestream.store import schema
+    from sidestream.wiring.client import store_cursor
+
+    with store_cursor(options_of(context).settings()) as cursor:
+        before, after = schema.upgrade(cursor)
+    if as_json:
+        print_json({"from": before, "version": after})
+    elif before == after:
+        print_line(f"The tables have version {after} already; there is nothing to do.")
+    else:
+        print_line(f"The tables are upgraded from version {before} to version {after}.")
+
+
+@db.command("adopt")
+def db_adopt(context: typer.Context, *, as_json: AsJson = False) -> None:
+    """Let a copied, restored or moved database run its pending jobs here, under a new identity."""
+    from sidestream.store import schema
+    from sidestream.wiring.client import store_cursor
+
+    settings = options_of(context).settings()
+    with store_cursor(settings) as cursor:
+        database = schema.adopt(cursor, settings.instance)
+    if as_json:
+        print_json({"database": database.uuid})
+    else:
+        print_line(f"This database is now {database.uuid}; a running worker restarts within seconds.")
+
+
+@db.command("check")
+def db_check(context: typer.Context, *, as_json: AsJson = False) -> None:
+    """Check whether a worker with these settings can run the jobs of the database."""
+    from sidestream.store import schema
+    from sidestream.wiring.client import store_cursor
+
+    settings = options_of(context).settings()
+    try:
+        with store_cursor(settings) as cursor:
+            found = schema.check(cursor, settings.instance)
+    except (SchemaMismatch, ForeignDatabase) as error:
+        if as_json:
+            print_json({"ok": False, "problem": str(error)})
+        else:
+            complain(str(error))
+        raise typer.Exit(1) from error
+    if as_json:
+        print_json({"ok": True, "database": found.uuid, "version": found.version, "instance": found.instance})
+        return
+    instance = "has no instance name" if found.instance is None else f"is of the instance {found.instance!r}"
+    print_line(
+        f"The tables have version {found.version} and every required column; this database is {found.uuid}, {instance} "
+        "and is not a copy."
+    )

@@ -1,0 +1,137 @@
+"""``sidestream rule``: list every pause, limit and weight; and what the commands that set them share.
+
+Rules are rows in PostgreSQL. The maintenance of every worker sees a change within half a second.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from sidestream.cli.options import AsJson, options_of, who
+from sidestream.cli.output import fail, print_json, print_line, print_table
+from sidestream.job.durations import format_duration
+
+if TYPE_CHECKING:
+    from sidestream.job.rules import Limit, Pause
+    from sidestream.store.rules import Entry
+
+rule = typer.Typer(no_args_is_help=True, help="List the pauses, limits and weights.")
+
+
+@rule.command("list")
+def rule_list(context: typer.Context, *, as_json: AsJson = False) -> None:
+    """List every pause, limit and weight with its author, time and note."""
+    list_rules(context, ("pause", "limit", "weight", "aging"), as_json=as_json)
+
+
+def list_rules(context: typer.Context, kinds: tuple[str, ...], *, as_json: bool) -> None:
+    """Print the rules of these kinds."""
+    found = [one for one in with_rules(context, lambda cursor, rules: rules.entries(cursor)) if one.kind in kinds]
+    if as_json:
+        print_json({"rules": [_plain(one) for one in found]})
+    elif not found:
+        print_line(f"No {kinds[0] if len(kinds) == 1 else 'rule'} is set.")
+    else:
+        print_table(
+            ("RULE", "OF", "IS", "NOTE", "BY", "SINCE (UTC)"),
+            [(one.kind, _of(one), _is(one), one.note, one.changed_by, one.changed_at) for one in found],
+        )
+
+
+def with_rules(context: typer.Context, change: Callable[[Any, Any], Any]) -> Any:
+    """Return what ``change`` returns, called with a cursor and :mod:`sidestream.store.rules`."""
+    from sidestream.store import rules
+    from sidestream.wiring.client import store_cursor
+
+    with store_cursor(options_of(context).settings()) as cursor:
+        return change(cursor, rules)
+
+
+def pause(context: typer.Context, what: Pause, note: str | None, *, as_json: bool) -> None:
+    """Pause ``what`` and say so."""
+    with_rules(context, lambda cursor, rules: rules.pause(cursor, what, by=who(), note=note))
+    if as_json:
+        print_json({"paused": _named(what)})
+    else:
+        print_line(f"Paused: {_words(what)}. Workers follow within a second; running jobs continue.")
+
+
+def resume(context: typer.Context, what: Pause, *, as_json: bool) -> None:
+    """Remove the pause of ``what`` and say so, or end the command because there is none."""
+    if not with_rules(context, lambda cursor, rules: rules.resume(cursor, what)):
+        fail(f"There is no pause of {_words(what)}; list the pauses with 'sidestream rule list'.")
+    if as_json:
+        print_json({"resumed": _named(what)})
+    else:
+        print_line(f"Resumed: {_words(what)}.")
+
+
+def weigh(
+    context: typer.Context, kind: str, name: str, weight: float | None, note: str | None, *, as_json: bool
+) -> None:
+    """Set the weight of a queue or group, where 1 removes the rule, or show it."""
+    if weight is None:
+        found = with_rules(context, lambda cursor, rules: rules.read(cursor))
+        weight = (found.queue_weights if kind == "queue" else found.group_weights).get(name, 1.0)
+    elif weight == 1:
+        with_rules(context, lambda cursor, rules: rules.remove_weight(cursor, kind, name))
+    else:
+        with_rules(context, lambda cursor, rules: rules.set_weight(cursor, kind, name, weight, by=who(), note=note))
+    if as_json:
+        print_json({"kind": kind, "name": name, "weight": weight})
+    else:
+        print_line(f"The {kind} {name} has weight {weight:g}.")
+
+
+def limit_facts(found: Limit) -> dict[str, object]:
+    """Return a limit as JSON has it."""
+    return {"concurrency": found.concurrency, "rate": found.rate, "burst": found.burst}
+
+
+def limit_words(found: Limit) -> str:
+    """Return a limit in words."""
+    parts = [] if found.concurrency is None else [f"{found.concurrency} at once"]
+    if found.rate is not None:
+        parts.append(f"{found.rate:g} per second" + (f", {found.burst} in a burst" if found.burst > 1 else ""))
+    return " and ".join(parts)
+
+
+def _named(what: Pause) -> dict[str, str]:
+    parts = {"queue": what.queue, "action": what.action, "group": what.group}
+    return {name: value for name, value in parts.items() if value is not None}
+
+
+def _words(what: Pause) -> str:
+    return " of ".join(f"the {name} {value}" for name, value in _named(what).items())
+
+
+def _of(entry: Entry) -> str:
+    if entry.kind == "pause" and entry.pause is not None:
+        return _words(entry.pause)
+    return ":".join(filter(None, (entry.scope, entry.name or entry.group)))
+
+
+def _is(entry: Entry) -> str:
+    if entry.limit is not None:
+        return limit_words(entry.limit)
+    if entry.weight is not None:
+        return f"{entry.weight:g}"
+    return "paused" if entry.seconds is None else format_duration(entry.seconds)
+
+
+def _plain(entry: Entry) -> dict[str, object]:
+    return {
+        "rule": entry.kind,
+        "scope": entry.scope,
+        "name": entry.name or None,
+        "group": entry.group or None,
+        **({} if entry.limit is None else limit_facts(entry.limit)),
+        **({} if entry.weight is None else {"weight": entry.weight}),
+        **({} if entry.seconds is None else {"seconds": entry.seconds}),
+        "note": entry.note,
+        "by": entry.changed_by,
+        "since": entry.changed_at,
+    }
