@@ -1,10 +1,12 @@
 {
     "name": "Sidestream: Background Jobs",
-    "summary": "Move slow work out of the user's request, and lose nothing of it",
+    "summary": "Run slow work in the background, without losing any of it",
     "version": "19.0.0.3.0",
     "category": "Technical",
     "license": "LGPL-3",
     "author": "Sidestream",
+    "maintainers": ["sidestream"],
+    "development_status": "Beta",
     "website": "https://github.com/sidestream/sidestream",
     "depends": ["base", "web"],
     "external_dependencies": {"python": ["sidestream"]},

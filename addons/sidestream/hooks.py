@@ -1,20 +1,20 @@
-"""Installation and removal: the tables are the engine's, the models are only laid over them."""
+"""Create and remove the engine's tables, which the models only show."""
 
 from sidestream import install
 
 
 def pre_init_hook(env):
-    """Create the engine's tables before Odoo looks at the models over them."""
+    """Create the engine's tables before Odoo loads their models."""
     install(env.cr._obj)
 
 
 def uninstall_hook(env):
-    """Remove the tables that no model stands for; Odoo removes the others with their models."""
-    # Users went on working since button_uninstall counted. From here on they wait before they enqueue, until the
-    # tables are gone or this is given up; who has enqueued and not committed yet is waited for.
+    """Remove the tables without a model; Odoo removes the others with their models."""
+    # Users continued to work since button_uninstall counted. This waits for uncommitted jobs, and from here on users
+    # wait before they enqueue until the uninstallation commits or rolls back.
     env.cr.execute("LOCK TABLE sidestream_job IN SHARE MODE")
-    with env.registry.cursor() as cr:  # the snapshot of this transaction is older than what they committed
-        env(cr=cr)["ir.module.module"]._sidestream_check_no_open_jobs()
+    with env.registry.cursor() as cr:  # this transaction's snapshot is older than their commits
+        env(cr=cr)["ir.module.module"]._sidestream_check_no_pending_jobs()
     for table in (
         "sidestream_job_record",
         "sidestream_control",
@@ -22,4 +22,4 @@ def uninstall_hook(env):
         "sidestream_worker",
         "sidestream_meta",
     ):
-        env.cr.execute(f"DROP TABLE IF EXISTS {table}")  # pylint: disable=sql-injection  # names of our own
+        env.cr.execute(f"DROP TABLE IF EXISTS {table}")  # pylint: disable=sql-injection  # constant names

@@ -1,7 +1,7 @@
-"""The one address of the demo's Odoo: WebSockets go to the port that has them, everything else to the other.
+"""Serve the demo's Odoo at one address, which forwards WebSockets to their own port.
 
-Odoo with several processes serves WebSockets on a port of its own and expects a proxy before both. A browser opens a
-connection of its own for a WebSocket, so the first line that arrives on a connection tells where all of it goes.
+Odoo with several processes serves WebSockets on a separate port and expects a proxy in front of both. A browser opens
+a new connection for a WebSocket, so the first line of a connection decides where all of it goes.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ class _Connection(socketserver.BaseRequestHandler):
 
 
 def _pass_on(source: socket.socket, target: socket.socket) -> None:
-    """Pass on what arrives until there is no more."""
-    with contextlib.suppress(OSError):  # either side went away
+    """Forward data until the source ends."""
+    with contextlib.suppress(OSError):  # either side closed
         while data := source.recv(CHUNK):
             target.sendall(data)
     with contextlib.suppress(OSError):
@@ -50,7 +50,7 @@ def _pass_on(source: socket.socket, target: socket.socket) -> None:
 
 
 class Front(socketserver.ThreadingTCPServer):
-    """Listens on a free port of this machine until it is closed."""
+    """A proxy on a free port of this machine."""
 
     daemon_threads = True
     block_on_close = False

@@ -1,4 +1,4 @@
-"""What was lost and what was done twice, counted from outside: the courier's ledger, the invoices, their PDFs."""
+"""Count from outside what was lost or done twice: the courier's ledger, the invoices and their PDFs."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from typing import Any
 from shop import Shop
 
 COMPARED = 3
-"""How many invoices are rendered again and compared pixel by pixel."""
+"""Number of invoices that are rendered again and compared pixel by pixel."""
 
 
 @dataclass
 class Proof:
-    """The counts, and a sentence for everything that is not as it must be."""
+    """The counts, and a sentence for every error."""
 
     lost: int = 0
     doubled: int = 0
@@ -34,7 +34,7 @@ class Proof:
 
 
 def prove(shop: Shop, orders: list[int]) -> Proof:
-    """Count for these orders: each has one accepted shipment, one posted invoice, one PDF."""
+    """Check that each of these orders has one accepted shipment, one posted invoice and one PDF."""
     proof = Proof()
     rows: list[tuple[Any, ...]] = shop.look.execute(
         """SELECT o.name, array_agg(DISTINCT m.id) FILTER (WHERE m.state = 'posted'),

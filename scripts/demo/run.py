@@ -1,11 +1,11 @@
-"""``make demo``: real sale orders, shipped and invoiced in the background, while a second user works on.
+"""Run ``make demo``: ship and invoice real sale orders in the background while a second user works.
 
-1. idle (half of it after the others), and Confirm as Odoo has it;
-2. Confirm with the courier's call and the invoice's PDF inline, as without a job queue;
-3. Confirm with Sidestream: a child is killed in the middle of a job, and Redis is emptied with FLUSHALL.
+1. Odoo idle (half of it at the end), and Odoo's own Confirm.
+2. Confirm with the courier's call and the invoice's PDF inline, as without a job queue.
+3. Confirm with Sidestream, while a child is killed in the middle of a job and Redis is emptied with FLUSHALL.
 
-The last line is one JSON object; every figure in it was measured in this run. HOLD=no ends it then; else everything
-runs on until Ctrl-C.
+The last line is one JSON object; this run measured every figure in it. With HOLD=no the demo then ends;
+otherwise it continues until Ctrl-C.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ from tests.support.server_process import ServerFailed
 ORDERS = 10
 SAMPLES = 200
 IDLE_SAMPLES = 120
-"""Before the other arms and once more after them: a machine's speed changes by the minute, above all a shared one's."""
+"""Taken before the other arms and again after them, because the speed of a shared machine varies."""
 THINKS = 0.5
-"""Seconds for which the user looks at a confirmed order before the next one."""
+"""Seconds between two orders of the user."""
 SPARE = 40
-"""Quotations that are confirmed as long as there are not enough samples."""
+"""Extra quotations, confirmed until there are enough samples."""
 UNLUCKY = 6
-"""Confirms that fail in a row before something else than a courier's bad moment is wrong."""
+"""Consecutive failures of Confirm after which the demo stops."""
 PATIENCE = 300.0
-"""Longest time, in seconds, until there are enough samples while jobs run."""
+"""Longest time in seconds until there are enough samples while jobs run."""
 console = Console(highlight=False)
 
 
 def confirm_each(shop: Shop, orders: list[int]) -> list[float]:
-    """Confirm one order after the other as a person does; return how long each took."""
+    """Confirm the orders one by one as a person does; return how long each took."""
     took = []
     for order in orders:
         took.append(shop.confirm(order))
@@ -50,7 +50,7 @@ def confirm_each(shop: Shop, orders: list[int]) -> list[float]:
 
 
 def idle_screen(shop: Shop) -> list[Sample]:
-    """Arm 1: the stock screen alone."""
+    """Arm 1: measure the stock screen alone."""
     screen = shop.stock_screen()
     wanted = "the stock screen was opened often enough"
     wait_until(wanted, lambda: len(screen.samples) >= IDLE_SAMPLES or screen.error is not None)
@@ -58,7 +58,7 @@ def idle_screen(shop: Shop) -> list[Sample]:
 
 
 def confirm_only(shop: Shop) -> list[float]:
-    """Arm 1: quotations are confirmed as Odoo has it, while the stock screen is opened."""
+    """Arm 1: confirm quotations with Odoo's own Confirm, while the stock screen is opened."""
     orders = shop.quotations(ORDERS)
     screen = shop.stock_screen()
     took = confirm_each(shop, orders)
@@ -67,7 +67,7 @@ def confirm_only(shop: Shop) -> list[float]:
 
 
 def inline(shop: Shop) -> tuple[list[float], list[Sample]]:
-    """Arm 2: everything in the user's own request; more orders until the screen was opened often enough meanwhile."""
+    """Arm 2: do everything in the user's request, until the screen was opened often enough."""
     shop.mode("inline")
     orders = shop.quotations(ORDERS)
     screen = shop.stock_screen()
@@ -82,7 +82,7 @@ def inline(shop: Shop) -> tuple[list[float], list[Sample]]:
         began = time.time()
         try:
             shop.confirm(order)
-        except OdooError as error:  # the courier's bad moment is the user's error message here
+        except OdooError as error:  # here the user sees the courier's errors
             console.print(f"   the user of order {order} gets an error instead of a confirmation: {str(error)[:90]}")
             failed += 1
             if failed == UNLUCKY:
@@ -95,10 +95,10 @@ def inline(shop: Shop) -> tuple[list[float], list[Sample]]:
 
 
 def background(shop: Shop) -> tuple[list[float], list[Sample], list[int], float]:
-    """Arm 3: with Sidestream, a child killed and Redis emptied; jobs are added until there are enough samples."""
+    """Arm 3: use Sidestream, kill a child and empty Redis; add jobs until there are enough samples."""
     shop.mode("background")
     orders = shop.quotations(ORDERS)
-    # Made before anybody looks: what is measured is the jobs, not how quotations are made.
+    # Created before the measurement, which is about jobs and not about creating quotations.
     spare = shop.quotations(SPARE)
     screen = shop.stock_screen()
     took = confirm_each(shop, orders)
@@ -111,21 +111,21 @@ def background(shop: Shop) -> tuple[list[float], list[Sample], list[int], float]
         shop.check_worker()
         if time.monotonic() > deadline:
             sys.exit(f"Jobs did not run often enough within {PATIENCE:g} s while the stock screen was opened.")
-        if shop.open_jobs() < 4:
+        if shop.pending_jobs() < 4:
             if len(spare) < 2:
-                console.print("   more quotations are made, which the stock screen feels ...")
+                console.print("   creating more quotations, which slows the stock screen down ...")
                 spare += shop.quotations(ORDERS)
             more = [spare.pop() for _ in range(2)]
             confirm_each(shop, more)
             orders += more
         time.sleep(0.1)
-    wait_until("every job is done", lambda: shop.open_jobs() == 0, 240)
+    wait_until("every job is done", lambda: shop.pending_jobs() == 0, 240)
     samples = screen.stop()
     return took, [sample for sample in samples if sample.busy], orders, rerun
 
 
 def table(figures: dict[str, float], proof: Proof, samples: dict[str, int]) -> Table:
-    """Return what a person reads."""
+    """Return the table of the results."""
     shown = Table(title="Confirm a quotation: ship it, invoice it")
     for column in ("", "Odoo alone", "all inline", "with Sidestream"):
         shown.add_column(column)
@@ -156,8 +156,8 @@ def table(figures: dict[str, float], proof: Proof, samples: dict[str, int]) -> T
 
 
 def run(shop: Shop) -> tuple[dict[str, float], bool]:
-    """Run the three arms; print the table; return the figures, and whether everything was right."""
-    console.print("1. Idle, and Confirm as Odoo has it ...")
+    """Run the three arms, print the table, and return the figures and whether everything was right."""
+    console.print("1. Idle, and Odoo's own Confirm ...")
     shop.mode("off")
     idle = idle_screen(shop)
     confirmed = confirm_only(shop)
@@ -165,7 +165,7 @@ def run(shop: Shop) -> tuple[dict[str, float], bool]:
     inline_took, inline_samples = inline(shop)
     console.print("3. Ten orders with Sidestream ...")
     took, samples, orders, rerun = background(shop)
-    console.print("1. once more: idle ...")
+    console.print("1. Idle once more ...")
     later = idle_screen(shop)
     console.print("Counting from outside ...")
     proof = prove(shop, orders)
@@ -174,7 +174,7 @@ def run(shop: Shop) -> tuple[dict[str, float], bool]:
         "confirm_only_s": median(confirmed),
         "inline_s": median(inline_took[:ORDERS]),
         "background_s": median(took),
-        # The mean of the two: one p95 of both would be the slower half's.
+        # The mean of both, because one p95 over both would be that of the slower half.
         "stock_p95_idle_ms": round((p95(idle) + p95(later)) / 2, 1),
         "stock_p95_inline_ms": round(p95(inline_samples), 1),
         "stock_p95_background_ms": round(p95(samples), 1),
@@ -196,9 +196,9 @@ def run(shop: Shop) -> tuple[dict[str, float], bool]:
 
 
 def main() -> None:
-    """Set up, run, print; hold unless HOLD=no."""
+    """Set up, run and print; then hold unless HOLD=no."""
     began = float(os.environ.get("DEMO_BEGAN") or time.time())
-    for ending in (signal.SIGTERM, signal.SIGHUP):  # a closed terminal is an end, too
+    for ending in (signal.SIGTERM, signal.SIGHUP):  # also when the terminal is closed
         signal.signal(ending, lambda signum, frame: sys.exit(128 + signum))
     shop = Shop(console.print)
     right = False
@@ -212,7 +212,7 @@ def main() -> None:
         if hold:
             console.print(
                 f"Odoo runs at {shop.front.url} (log in as admin, password admin; or demo, demo): Sales, and "
-                f"Background Jobs. The worker's log: {shop.world.folder}/worker0.log. Ctrl-C ends it all."
+                f"Background Jobs. The worker's log: {shop.world.folder}/worker0.log. Ctrl-C stops everything."
             )
         print(json.dumps({"sidestream_demo": figures}), flush=True)
         if hold:
@@ -223,8 +223,8 @@ def main() -> None:
     except ServerFailed as error:
         sys.exit(str(error))
     finally:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # what was started is ended, however often it is pressed
-        console.print("Ending Odoo, the worker, the courier and PostgreSQL ...")
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # clean up, however often Ctrl-C is pressed
+        console.print("Stopping Odoo, the worker, the courier and PostgreSQL ...")
         shop.close()
     if not right:
         sys.exit(1)

@@ -1,4 +1,4 @@
-"""What two people do in Odoo, over the web client's own JSON-RPC, and how long each of them waits."""
+"""Do what two people do in Odoo over the web client's JSON-RPC, and measure how long each waits."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Session:
 
 @dataclass(frozen=True)
 class Sample:
-    """One look at the stock screen."""
+    """One request of the stock screen."""
 
     began: float
     ended: float
@@ -55,7 +55,7 @@ class Sample:
 
 
 class StockScreen(threading.Thread):
-    """Somebody who opens the stock screen over and over until told to stop."""
+    """A user who opens the stock screen repeatedly until stopped."""
 
     def __init__(self, session: Session, busy: Callable[[], bool]) -> None:
         super().__init__(daemon=True)
@@ -87,7 +87,7 @@ class StockScreen(threading.Thread):
         return self.samples
 
     def _open(self) -> None:
-        """Ask what the web client asks when Inventory > Products > Stock is opened."""
+        """Send the requests that the web client sends for Inventory > Products > Stock."""
         self._session.call("product.product", "get_views", views=[[False, "list"], [False, "search"]], options={})
         self._session.call(
             "product.product",

@@ -1,4 +1,4 @@
-"""The demo's world: Odoo with its demo data, its HTTP server, a worker, a courier, and the orders."""
+"""Set up the demo: Odoo with its demo data, its HTTP server, a worker, a courier and orders."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ BUSY = """SELECT count(*) FROM pg_stat_activity
 
 
 def wait_until(what: str, seen: Callable[[], bool], seconds: float = 180.0) -> float:
-    """Wait for ``seen``; return how long it took. Ends the demo with one sentence when it never comes."""
+    """Wait for ``seen`` and return how long it took. End the demo if it takes too long."""
     began = time.monotonic()
     while not seen():
         if time.monotonic() - began > seconds:
-            sys.exit(f"The demo waited {seconds:g} s in vain until {what}.")
+            sys.exit(f"The demo stops: it waited {seconds:g} s until {what}.")
         time.sleep(0.01)
     return time.monotonic() - began
 
@@ -82,10 +82,10 @@ class Shop:
         threading.Thread(target=self._watch, daemon=True).start()
 
     def check_worker(self) -> bool:
-        """End the demo with what the worker said last when it is not there any more."""
+        """End the demo with the worker's last log lines if the worker has stopped."""
         if (code := self.worker.poll()) is not None:
             said = "\n".join(self.world.worker_log().splitlines()[-15:])
-            sys.exit(f"The worker ended with code {code}; it said last:\n{said}")
+            sys.exit(f"The worker ended with code {code}. Its last log lines:\n{said}")
         return True
 
     @staticmethod
@@ -116,18 +116,18 @@ class Shop:
         return list(self.user.call("sale.order", "create", values))
 
     def confirm(self, order: int) -> float:
-        """Confirm a quotation as a user does; return the seconds until the screen answers."""
+        """Confirm a quotation as a user does; return the response time in seconds."""
         began = time.monotonic()
         self.user.call("sale.order", "action_confirm", [order])
         return time.monotonic() - began
 
     def mode(self, mode: str) -> None:
-        """Say what Confirm does: "off" (what Odoo does), "inline", or "background"."""
+        """Set what Confirm does: "off" (Odoo alone), "inline", or "background"."""
         self.user.call("ir.config_parameter", "set_param", "sidestream_demo.mode", "off" if mode == "off" else "on")
         companies = self.user.call("res.company", "search", [])
         self.user.call("res.company", "write", companies, {"sidestream_enabled": mode != "inline"})
 
-    def open_jobs(self) -> int:
+    def pending_jobs(self) -> int:
         """Return how many jobs are not finished."""
         return self.number("SELECT count(*) FROM sidestream_job WHERE state = 'pending'")
 
@@ -139,7 +139,7 @@ class Shop:
     # -- looking -------------------------------------------------------------------------------------------------
 
     def stock_screen(self) -> StockScreen:
-        """Let the second user open the stock screen over and over."""
+        """Let the second user open the stock screen repeatedly."""
         screen = StockScreen(self.second, lambda: self._busy)
         screen.start()
         return screen
@@ -203,11 +203,11 @@ class Shop:
         return min(again()) - killed
 
     def empty_redis(self) -> None:
-        """FLUSHALL: whatever Redis knew of pending jobs is gone."""
+        """Delete everything in Redis with FLUSHALL."""
         redis.Redis.from_url(self.world.redis_url()).flushall()
 
     def close(self) -> None:
-        """End everything and remove it."""
+        """Stop everything and delete the files."""
         self._watching.set()
         self._open.close()
         if self._courier is not None:

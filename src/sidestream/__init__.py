@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from sidestream.job.observer import JobFailure
     from sidestream.job.options import JOB_OPTIONS
     from sidestream.job.retry import GIVE_UP, RetryPolicy
-    from sidestream.job.states import State
+    from sidestream.job.states import State, Status
     from sidestream.job.template import render_template
     from sidestream.redaction import redact_payload, redact_text
     from sidestream.settings import Settings
@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from sidestream.store.locks import running_jobs
     from sidestream.store.retention import prune
     from sidestream.store.schema import adopt, identify, install
+    from sidestream.store.statuses import pending_statuses
     from sidestream.wiring.client import Jobs
 
 _HOMES = {
@@ -86,6 +87,7 @@ _HOMES = {
     "Snooze": "sidestream.errors",
     "SoftLimitExceeded": "sidestream.errors",
     "State": "sidestream.job.states",
+    "Status": "sidestream.job.states",
     "StoreError": "sidestream.errors",
     "StoreUnavailable": "sidestream.errors",
     "Transaction": "sidestream.client",
@@ -106,6 +108,7 @@ _HOMES = {
     "redact_payload": "sidestream.redaction",
     "redact_text": "sidestream.redaction",
     "running_jobs": "sidestream.store.locks",
+    "pending_statuses": "sidestream.store.statuses",
     "why_waiting": "sidestream.admin.jobs",
 }
 
@@ -142,6 +145,7 @@ __all__ = [
     "Snooze",
     "SoftLimitExceeded",
     "State",
+    "Status",
     "StoreError",
     "StoreUnavailable",
     "Transaction",
@@ -154,6 +158,7 @@ __all__ = [
     "declared",
     "identify",
     "install",
+    "pending_statuses",
     "prune",
     "redact_payload",
     "redact_text",

@@ -16,11 +16,11 @@ from tests.support.server_process import ServerFailed
 HERE = Path(__file__).parent
 CHAOS = HERE / "addons"
 LONGEST_FIRST = ("screens", "modules", "searches", "executor", "addon", "kills", "killed_child")
-"""Two processes share the files (`make test`): what is long is not begun last."""
+"""Two processes share the files (`make test`), so the longest files start first."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put this folder's files in that order."""
+    """Sort this folder's files in that order."""
 
     def rank(item: pytest.Item) -> int:
         name = item.path.stem.removeprefix("test_")

@@ -1,9 +1,8 @@
-"""Random SIGKILLs over jobs of a real Odoo: what was lost, done twice or out of order, counted from outside.
+"""Kill processes at random while a real Odoo runs jobs, and count from outside what was lost, doubled or reordered.
 
-``python -m tests.odoo.kills --kills 200 --jobs 2000 --seed N``; exit code 1 when a promise was broken. The jobs write
-effects to tables without unique constraints, call a courier that keeps a ledger, share keys, fail, commit in parts and
-enqueue others. Killed are a child, the zygote, the supervisor, or the worker with everything below it; Redis is emptied
-once in between.
+``python -m tests.odoo.kills --kills 200 --jobs 2000 --seed N`` exits with code 1 when a promise is broken. The jobs
+write effects to tables without unique constraints, call a courier that keeps a ledger, share keys, fail, commit in
+parts and enqueue others. A kill ends a child, the zygote, the supervisor, or the whole worker. Redis is emptied once.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ class Verdict:
     doubled: list[str] = field(default_factory=list)
     ghosts: list[str] = field(default_factory=list)
     reordered: list[str] = field(default_factory=list)
-    #: Jobs that chance killed as often as a poison job is: dead, with the reason.
+    #: Jobs that failed because chance killed them as often as a poison job.
     failed: int = 0
     #: Deliveries that a worker held when it, or a part of it, was killed.
     exposures: int = 0
@@ -63,12 +62,12 @@ class Verdict:
         kills = ", ".join(f"{count} x {target}" for target, count in sorted(self.kills.items()))
         return (
             f"{sum(self.kills.values())} kills ({kills}), {self.exposures} deliveries exposed, {self.promised} jobs "
-            f"promised, {said}, dead by chance {self.failed}; {self.shipments} shipments accepted in {self.calls} calls"
+            f"promised, {said}, failed by chance {self.failed}; {self.shipments} shipments in {self.calls} calls"
         )
 
 
 class Killing:
-    """One world and its accidents."""
+    """One world and the kills in it."""
 
     def __init__(self, kills: int, jobs: int, seed: int) -> None:
         self._kills = kills
@@ -85,7 +84,7 @@ class Killing:
         self._verdict = Verdict()
 
     def run(self) -> Verdict:
-        """Do it all and return what came of it."""
+        """Run the jobs, kill, and return the counts."""
         with self._world as world:
             ledger = world.folder / "courier.jsonl"
             port = free_port()
@@ -117,15 +116,15 @@ class Killing:
             if struck == flush_at:
                 flush_at = -1
                 redis.Redis.from_url(self._world.redis_url()).flushall()
-            time.sleep(self._chance.uniform(0.0, 0.15))  # the moment of an accident is nobody's choice
+            time.sleep(self._chance.uniform(0.0, 0.15))  # a random moment
             if self._strike():
                 struck += 1
-            elif not self._open_jobs():
+            elif not self._pending_jobs():
                 browser.call("chaos.subject", "produce", [], lot, f"{self._seed}-{produced}", courier)
                 produced += lot
 
     def _strike(self) -> bool:
-        """Kill something while deliveries are held; return whether it was done."""
+        """Kill a process that holds deliveries; return whether there was one."""
         if self._worker.poll() is not None:
             self._worker = self._world.work()
         leases = self._leases()
@@ -170,7 +169,7 @@ class Killing:
         finally:
             client.close()
 
-    def _open_jobs(self) -> int:
+    def _pending_jobs(self) -> int:
         with self._world.connect() as connection:
             return _number(connection, "SELECT count(*) FROM sidestream_job WHERE state = 'pending'")
 
@@ -178,7 +177,7 @@ class Killing:
         if self._worker.poll() is not None:
             self._worker = self._world.work()
         deadline = time.monotonic() + PATIENCE
-        while self._open_jobs() and time.monotonic() < deadline:
+        while self._pending_jobs() and time.monotonic() < deadline:
             time.sleep(0.1)
 
     def _count(self, ledger: Path) -> Verdict:
@@ -186,11 +185,11 @@ class Killing:
         with self._world.connect() as connection:
             promised = dict(connection.execute("SELECT token, job FROM chaos_promise").fetchall())
             effects = connection.execute("SELECT token, key, job, seen FROM chaos_effect ORDER BY id").fetchall()
-            dead = {job for (job,) in connection.execute("SELECT id FROM sidestream_job WHERE state = 'failed'")}
+            failed = {job for (job,) in connection.execute("SELECT id FROM sidestream_job WHERE state = 'failed'")}
         counts = Counter(token for token, *_ in effects)
         verdict.promised = len(promised)
-        verdict.failed = len(dead)
-        verdict.lost = [token for token, job in promised.items() if not counts[token] and job not in dead]
+        verdict.failed = len(failed)
+        verdict.lost = [token for token, job in promised.items() if not counts[token] and job not in failed]
         verdict.doubled = [token for token, count in counts.items() if count > 1]
         verdict.ghosts = [token for token in counts if token not in promised]
         verdict.reordered = _reordered(effects)
@@ -203,7 +202,7 @@ class Killing:
 
 
 def _reordered(effects: list[tuple[Any, ...]]) -> list[str]:
-    """Return the keyed effects that came before, or did not see, the one of the job before theirs."""
+    """Return the keyed effects that did not see the effect of the previous job of their key."""
     newest: dict[str, int] = {}
     wrong = []
     for token, key, job, seen in effects:
@@ -221,7 +220,7 @@ def _number(connection: psycopg.Connection[Any], statement: str) -> int:
 
 
 def main() -> int:
-    """Run what the command line asks for."""
+    """Run with the options of the command line."""
     parser = argparse.ArgumentParser(prog="python -m tests.odoo.kills", description=__doc__)
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--jobs", type=int, default=2000)

@@ -1,4 +1,4 @@
-"""The addon's own tests, run by Odoo's runner in a real Odoo 19, and what needs Odoo's other commands."""
+"""Run the addon's own tests with Odoo's test runner, and test it with Odoo's other commands."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.support.server_process import ServerFailed, free_port
 
 MODULES = "sidestream,test_sidestream"
 RESULT = re.compile(r"(\d+) failed, (\d+) error\(s\) of (\d+) tests when loading database")
-# An ERROR or a WARNING of any logger but the one that counts them.
+# An ERROR or a WARNING of any logger.
 COMPLAINT = re.compile(r"^\S+ \S+ \d+ (?:ERROR|WARNING|CRITICAL) .*", re.MULTILINE)
 
 
@@ -27,12 +27,12 @@ def world() -> Iterator[OdooWorld]:
 
 @pytest.fixture(scope="module")
 def log(world: OdooWorld) -> str:
-    """What Odoo wrote while it ran the tests."""
+    """Odoo's log of the tests."""
     path = world.folder / "tests.log"
     try:
         world.run_odoo(
             *("-u", MODULES, "--test-enable", "--test-tags", "/sidestream,/test_sidestream", "--logfile", str(path)),
-            f"--http-port={free_port()}",  # with tests, Odoo listens whatever "--no-http" says
+            f"--http-port={free_port()}",  # with tests, Odoo listens despite "--no-http"
         )
     except ServerFailed as error:
         said = path.read_text(errors="replace") if path.exists() else ""
@@ -56,7 +56,7 @@ def test_nothing_warns(log: str) -> None:
 
 
 @pytest.mark.timeout(300)
-def test_a_neutralized_copy_runs_nothing_and_is_somebody_else(world: OdooWorld) -> None:
+def test_a_neutralized_copy_runs_nothing_and_has_its_own_identity(world: OdooWorld) -> None:
     with world.connect() as look:
         look.execute(
             "INSERT INTO sidestream_job (action, queue, payload) VALUES ('res.partner.x', 'default', '{}')",
@@ -74,13 +74,13 @@ def test_uninstalling_leaves_nothing_behind(world: OdooWorld) -> None:
         assert look.execute("SELECT relname FROM pg_class WHERE relname LIKE 'sidestream%'").fetchall() == []
         left = "SELECT name FROM ir_model_fields WHERE model LIKE 'sidestream%' OR name LIKE 'sidestream%'"
         assert look.execute(left).fetchall() == []
-    world.install("sidestream")  # and it can come back
+    world.install("sidestream")  # it can be installed again
     with world.connect() as look:
         assert look.execute("SELECT count(*) FROM sidestream_job").fetchone() == (0,)
 
 
 def _odoo(world: OdooWorld, *words: str) -> None:
-    """Run another of Odoo's commands; modules that it names come last."""
+    """Run another of Odoo's commands."""
     command = [*odoo_command(), *words[:2], "-c", str(world.config), "-d", DATABASE, *words[2:]]
     done = subprocess.run(
         command, env=world.environment(), cwd=world.folder, capture_output=True, text=True, timeout=200, check=False
@@ -89,13 +89,13 @@ def _odoo(world: OdooWorld, *words: str) -> None:
 
 
 def _written_tests() -> int:
-    """Count the test methods of the addons, so that a file that nobody imports is noticed."""
+    """Count the test methods of the addons, to notice a file that is not imported."""
     files = [path for module in MODULES.split(",") for path in Path(ADDONS, module, "tests").glob("test_*.py")]
     assert files
     return sum(len(re.findall(r"^    def test_", path.read_text(), re.MULTILINE)) for path in files)
 
 
 def _failures(log: str) -> str:
-    """Return the tracebacks of the tests that did not pass."""
+    """Return the tracebacks of the failed tests."""
     blocks = re.split(r"={60,}", log)
     return "\n".join(block[:3000] for block in blocks[1:])

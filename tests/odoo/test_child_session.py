@@ -1,4 +1,4 @@
-"""A child's connection, which is kept from job to job: to which database it is, and what a job may leave in it."""
+"""Test the database connection that a child keeps from job to job."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.timeout(300)
 
 @pytest.fixture(scope="module")
 def shop() -> Iterator[Shop]:
-    """As the others', with one child: what one job leaves the next one meets."""
+    """A world with one child, so that each job meets what the previous one left."""
     settings = {"lease": 3, "renew_interval": 1, "recovery_period": 1, "children": 1}
     world = OdooWorld(
         ("sidestream", "sidestream_chaos"),
@@ -38,8 +38,8 @@ def shop() -> Iterator[Shop]:
         yield made
 
 
-def test_a_reference_to_what_had_the_number_before_a_restore_calls_nothing(shop: Shop) -> None:
-    """It names another method than the row; the row's own reference is published in its place."""
+def test_a_reference_from_before_a_restore_runs_nothing(shop: Shop) -> None:
+    """A reference that names another method than the row is replaced by the row's own."""
     probe, job = shop.user.call("chaos.probe", "start", [], "add", delay=3600)
     broker = RedisBroker(shop.world.redis_url(), lease_ms=3000)
     broker.generation()
@@ -51,7 +51,7 @@ def test_a_reference_to_what_had_the_number_before_a_restore_calls_nothing(shop:
         while f"had the id of job {job} (chaos.probe.add)" not in shop.world.worker_log():
             assert time.monotonic() < deadline, shop.world.worker_log()[-2000:]
             time.sleep(0.05)
-        broker.discard(own)  # it waits in Redis for the hour that was asked for first
+        broker.discard(own)  # Redis still has the original time
         assert shop.end(probe, job) == {"count": 1, "state": "done", "error": ""}
         tried = connection.execute("SELECT attempts FROM sidestream_job WHERE id = %s", [job]).fetchone()
     broker.close()
@@ -71,7 +71,7 @@ def _publication(connection: psycopg.Connection[Any], job: int, method: str) -> 
     ids=["copy", "adopted"],
 )
 def test_a_database_that_is_exchanged_under_a_running_worker_runs_nothing(shop: Shop, change: str, said: str) -> None:
-    """Its children's connections are gone then; what they find behind the same address is no longer theirs."""
+    """The children's connections are lost, and the same address now leads to another database."""
     modules = "UPDATE ir_module_module SET state = %s WHERE name = 'sidestream_chaos'"
     broker = RedisBroker(shop.world.redis_url(), lease_ms=3000)
     broker.generation()
@@ -112,7 +112,7 @@ def _looked(shop: Shop, method: str = "looks") -> list[str]:
 
 
 @pytest.mark.parametrize(("fails", "state"), [(False, "done"), (True, "failed")], ids=["committed", "rolled back"])
-def test_what_a_job_leaves_in_its_session_no_other_job_meets(shop: Shop, fails: bool, state: str) -> None:
+def test_session_state_of_a_job_does_not_reach_the_next_job(shop: Shop, fails: bool, state: str) -> None:
     before = _looked(shop)
     assert before[:3] == ["0", "False", "0"]
     assert _looked(shop)[3] == before[3], "the connection is kept from job to job"

@@ -1,4 +1,4 @@
-"""What an action does wrong, and what happens around it: each ends in a sentence, and nothing is lost or done twice."""
+"""Test faulty actions and disturbances: each has a clear message, and nothing is lost or done twice."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_an_action_runs_and_is_done_once(shop: Shop) -> None:
         ("loses_its_key", "lost the connection that holds its key"),
     ],
 )
-def test_what_an_action_must_not_do_is_told_and_undone(shop: Shop, method: str, said: str) -> None:
+def test_a_forbidden_action_is_reported_and_rolled_back(shop: Shop, method: str, said: str) -> None:
     found = shop.run(method)
     assert found["state"] == "failed"
     assert said in found["error"]
@@ -72,7 +72,7 @@ def test_a_business_error_ends_the_job_at_its_first_attempt(shop: Shop, kind: st
         assert connection.execute("SELECT attempts FROM sidestream_job WHERE id = %s", [job]).fetchone() == (1,)
 
 
-def test_the_hook_of_an_addon_is_told_of_a_failed_job(shop: Shop) -> None:
+def test_a_failed_job_calls_the_hook_of_an_addon(shop: Shop) -> None:
     _, job = shop.user.call("chaos.probe", "start", [], "gives_up")
     deadline = time.monotonic() + 60
     with shop.world.connect() as connection:
@@ -92,7 +92,7 @@ def test_a_hook_that_raises_after_the_commit_repeats_nothing(shop: Shop) -> None
         assert shop.run("hook_raises") == {"count": 1, "state": "done", "error": ""}
         deadline = time.monotonic() + 20  # the hook runs after the commit that made the job done
         while connection.execute(signals).fetchall() == before:
-            assert time.monotonic() < deadline, "what the job changed was told to nobody"
+            assert time.monotonic() < deadline, "no hook ran after the job's commit"
             time.sleep(0.02)
     assert shop.run("hook_raises_between") == {"count": 2, "state": "done", "error": ""}
     while shop.world.worker_log().count("a hook after its commit failed; what it did is not repeated") < 2:
@@ -100,12 +100,12 @@ def test_a_hook_that_raises_after_the_commit_repeats_nothing(shop: Shop) -> None
         time.sleep(0.02)
 
 
-def test_what_a_hook_writes_after_the_commit_is_gone_and_no_other_job_s(shop: Shop) -> None:
-    """As after a request, whose cursor Odoo closes. Left open, its transaction would be the next job's."""
+def test_writes_of_a_hook_after_the_commit_are_discarded(shop: Shop) -> None:
+    """An open cursor's transaction would become part of the next job."""
     probes = [shop.user.call("chaos.probe", "start", [], "hook_writes") for _ in range(4)]
     assert {shop.end(*one)["count"] for one in probes} == {1}
     with shop.world.connect() as connection:
-        deadline = time.monotonic() + 10  # the hook runs after the commit that was just seen
+        deadline = time.monotonic() + 10  # the hook runs after the commit that the test saw
         while left := connection.execute(
             "SELECT query FROM pg_stat_activity WHERE state LIKE 'idle in transaction%' "
             "AND application_name LIKE 'sidestream/%'"
@@ -116,7 +116,7 @@ def test_what_a_hook_writes_after_the_commit_is_gone_and_no_other_job_s(shop: Sh
     assert {shop.user.call("chaos.probe", "look", [], *one)["count"] for one in probes} == {1}
 
 
-def test_what_a_job_enqueues_is_asked_for_by_whoever_asked_for_the_job(shop: Shop) -> None:
+def test_a_follow_up_job_has_the_same_requester(shop: Shop) -> None:
     probe, job = shop.user.call("chaos.probe", "start", [], "follows")
     assert shop.end(probe, job)["state"] == "done"
     with shop.world.connect() as connection:
@@ -127,7 +127,7 @@ def test_what_a_job_enqueues_is_asked_for_by_whoever_asked_for_the_job(shop: Sho
     assert asked == [(1, admin), (1, admin)]
 
 
-def test_a_dead_job_is_retried_by_its_button(shop: Shop) -> None:
+def test_a_failed_job_is_retried_by_its_button(shop: Shop) -> None:
     probe, job = shop.user.call("chaos.probe", "start", [], "gives_up")
     shop.end(probe, job)
     shop.user.call("sidestream.job", "action_retry", [job])
@@ -177,7 +177,7 @@ def test_jobs_wait_while_modules_change_and_run_afterwards(shop: Shop) -> None:
 
 @contextmanager
 def courier(on_call: Callable[[list[str]], None] = lambda calls: None) -> Iterator[tuple[str, list[str]]]:
-    """Yield the address of a server that answers, and what it was asked; ``on_call`` is told before each answer."""
+    """Yield the address of a server and its requests; ``on_call`` runs before each answer."""
     calls: list[str] = []
 
     class Courier(BaseHTTPRequestHandler):
@@ -195,8 +195,8 @@ def courier(on_call: Callable[[list[str]], None] = lambda calls: None) -> Iterat
             server.shutdown()
 
 
-def test_nobody_is_called_without_the_key(shop: Shop, tmp_path: Path) -> None:
-    """The connection that holds it is lost in the first step: another job of that key may be running by now."""
+def test_no_call_is_made_without_holding_the_key(shop: Shop, tmp_path: Path) -> None:
+    """The connection that holds the key is lost in the first step, so another job of that key may run."""
     once = shop.world.folder / f"once-{tmp_path.name}"
     with courier() as (url, calls):
         probe, job = shop.user.call(
@@ -210,8 +210,10 @@ def test_nobody_is_called_without_the_key(shop: Shop, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("method", "paused", "done"), [("calls", 0, 1), ("catches_everything", 1, 12)], ids=["three steps", "parts"]
 )
-def test_modules_that_change_during_a_call_are_waited_for(shop: Shop, method: str, paused: int, done: int) -> None:
-    """What is left would run with what the old modules were; the call is made again with the same key.
+def test_a_job_waits_for_module_changes_that_begin_during_its_call(
+    shop: Shop, method: str, paused: int, done: int
+) -> None:
+    """The rest of the job would run with the old modules. The job starts again and repeats its call with the same key.
 
     An action that goes on after whatever a commit raises is stopped too.
     """
@@ -245,7 +247,7 @@ def _reason(connection: psycopg.Connection[Any], job: int) -> str:
 
 
 def test_modules_are_upgraded_installed_and_uninstalled_while_jobs_run(shop: Shop) -> None:
-    """Nothing is lost or done twice when modules change, from outside and by Odoo's button, under a busy worker."""
+    """Nothing is lost or done twice when modules change while a worker is busy."""
     changes = {
         "upgrade": lambda: shop.world.install("sidestream_chaos", upgrade=True),
         "install": lambda: shop.world.install("base_import"),
@@ -276,7 +278,7 @@ def test_modules_are_upgraded_installed_and_uninstalled_while_jobs_run(shop: Sho
 
 
 class Producer:
-    """Somebody who enqueues jobs of 0.4 s faster than two children do them, and waits while too many are open."""
+    """Enqueue jobs of 0.4 s faster than two children run them, up to a limit of pending jobs."""
 
     MOST_OPEN = 50
 
@@ -296,7 +298,7 @@ class Producer:
         self._thread.join()
 
     def wait_until_busy(self) -> None:
-        """Wait until the children have done some more jobs each, and others wait behind them."""
+        """Wait until each child has done more jobs and others are waiting."""
         before, deadline = self._count("state = 'done'"), time.monotonic() + 60
         while not (self._count("state = 'done'") > before + 4 and self._count("state = 'pending'") > 3):
             assert time.monotonic() < deadline, self._shop.world.worker_log()[-2000:]
@@ -316,13 +318,13 @@ class Producer:
                 continue
             try:
                 probe, job = self._user.call("chaos.probe", "start", [], "works", 0.4)
-            except (OdooError, OSError):  # a server that loads its registry refuses some calls: they made no job
+            except (OdooError, OSError):  # a server that loads its registry refuses some calls
                 continue
             self.started.append((probe, job))
 
 
 def test_a_worker_says_which_database_it_cannot_load(shop: Shop) -> None:
-    with _start_worker(shop.world, "nowhere") as waiting:  # somebody may create it yet
+    with _start_worker(shop.world, "nowhere") as waiting:  # it waits, because the database may be created later
         assert waiting.stderr is not None
         assert 'database "nowhere" does not exist' in waiting.stderr.readline()
         waiting.terminate()
@@ -331,7 +333,7 @@ def test_a_worker_says_which_database_it_cannot_load(shop: Shop) -> None:
 
 
 def test_a_reference_to_another_database_is_kept_and_not_run(shop: Shop) -> None:
-    """Found in our own lane its number would mean a row of ours, or none: it waits, and is not lost."""
+    """Its number must not be taken for one of our rows. The reference waits and is not lost."""
     with shop.world.connect() as connection:
         database = schema.identify(connection.cursor())
     broker = RedisBroker(shop.world.redis_url(), lease_ms=3000)

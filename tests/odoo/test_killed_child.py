@@ -1,4 +1,4 @@
-"""A child that is killed while it waits for another server: its job calls again within a second.
+"""Kill a child while it waits for another server: its job calls again within a second.
 
 Whatever waits behind it: the other child is busy and more such jobs are ready, so a job that was handed back instead of
 being run again would wait for one of them.
@@ -21,13 +21,13 @@ pytestmark = pytest.mark.timeout(300)
 
 KILLS = 6
 LONG = 1.5
-"""Seconds for which each of the other jobs keeps a child."""
+"""Seconds that each of the other jobs takes."""
 BOUND = 1.0
 """Seconds from the kill to the next call of the same job (promise 5, `make demo`'s killed_rerun_s)."""
 
 
 class Silent(ThreadingHTTPServer):
-    """Never answers the first call of a key, and every later one."""
+    """Answer every call of a key but the first."""
 
     daemon_threads = True
 
@@ -81,11 +81,11 @@ def test_a_job_whose_child_is_killed_in_a_call_calls_again_within_a_second(shop:
         for one in others:
             assert shop.end(*one)["count"] == 1
     print("called again after", ", ".join(f"{seconds:.3f}" for seconds in took), "s")
-    assert sorted(took)[KILLS // 2] < BOUND  # of so few, the worst one is the machine's
+    assert sorted(took)[KILLS // 2] < BOUND  # the median, because the machine may delay one of so few
 
 
 def _owner(shop: Shop, port: int) -> psutil.Process:
-    """Return the worker's child whose connection comes from this port."""
+    """Return the worker's child that owns this port."""
     for process in psutil.Process(shop.worker.pid).children(recursive=True):
         if any(one.laddr.port == port for one in process.net_connections()):
             return process

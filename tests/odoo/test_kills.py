@@ -1,4 +1,4 @@
-"""The kill tests through the ORM executor, in small; ``make chaos`` runs ten times as many."""
+"""Run a small number of kills over jobs of Odoo; ``make chaos`` runs ten times as many."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Odoo's other mode, and modules that go while their jobs are open."""
+"""Test Odoo's prefork mode, and module changes while jobs are pending."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def world() -> Iterator[OdooWorld]:
 
 @pytest.fixture(scope="module")
 def user(world: OdooWorld) -> Session:
-    """A user of Odoo in prefork mode: each request may meet another process."""
+    """A user of Odoo in prefork mode, where each request may reach another process."""
     return Session(world.serve(workers=2).url, DATABASE, "admin", "admin")
 
 
@@ -57,7 +57,7 @@ def test_prefork_processes_publish_at_once(world: OdooWorld, user: Session) -> N
     assert worker.wait(30) == 0
 
 
-def test_sidestream_is_not_uninstalled_under_open_jobs(world: OdooWorld, user: Session) -> None:
+def test_sidestream_is_not_uninstalled_while_jobs_are_pending(world: OdooWorld, user: Session) -> None:
     probe, job = user.call("chaos.probe", "start", [], "add", delay=3600)
     [module] = user.call("ir.module.module", "search", [["name", "=", "sidestream"]])
     said = user.fails("ir.module.module", "button_immediate_uninstall", [module])
@@ -66,8 +66,8 @@ def test_sidestream_is_not_uninstalled_under_open_jobs(world: OdooWorld, user: S
     user.call("sidestream.job", "action_cancel", [job])
 
 
-def test_sidestream_is_not_uninstalled_over_what_is_enqueued_meanwhile(world: OdooWorld, user: Session) -> None:
-    """Whoever has enqueued and not committed when Odoo counts is waited for before the tables go."""
+def test_uninstallation_waits_for_jobs_that_are_enqueued_meanwhile(world: OdooWorld, user: Session) -> None:
+    """The uninstallation waits for uncommitted jobs before it drops the tables."""
     [module] = user.call("ir.module.module", "search", [["name", "=", "sidestream"]])
     waits = "SELECT count(*) FROM pg_locks WHERE relation = 'sidestream_job'::regclass AND NOT granted"
     with world.connect() as look, world.connect() as somebody, ThreadPoolExecutor(1) as pool:
@@ -100,7 +100,7 @@ def until_the_worker_waits(world: OdooWorld, worker: subprocess.Popen[bytes]) ->
 
 
 def test_a_worker_that_starts_while_modules_change_waits_and_upgrades_nothing(world: OdooWorld, user: Session) -> None:
-    """An upgrade that stopped half way leaves a mark, and whatever loads Odoo next would go on with it."""
+    """An interrupted upgrade leaves its mark, and the next process that loads Odoo would continue it."""
     marker = "base.partially_updated_database"
     probe, job = user.call("chaos.probe", "start", [], "add")
     with world.connect() as look:
@@ -123,7 +123,7 @@ def test_a_worker_that_starts_while_modules_change_waits_and_upgrades_nothing(wo
 def test_a_worker_that_cannot_load_half_upgraded_modules_waits_and_leaves_their_states(
     world: OdooWorld, user: Session
 ) -> None:
-    """The states are those of whoever upgrades: a load that fails meanwhile must not set them back."""
+    """A failed load must not reset the module states of a running upgrade."""
     probe, job = user.call("chaos.probe", "start", [], "add")
     note = world.folder / "home" / "breaks-while-loading"
     note.write_text(world.postgres.dsn(DATABASE))
@@ -140,7 +140,7 @@ def test_a_worker_that_cannot_load_half_upgraded_modules_waits_and_leaves_their_
     assert worker.wait(30) == 0
 
 
-def test_a_worker_that_waits_for_modules_stops_when_it_is_told(world: OdooWorld, user: Session) -> None:
+def test_a_worker_that_waits_for_modules_stops_at_sigterm(world: OdooWorld, user: Session) -> None:
     with world.connect() as look:
         look.execute("UPDATE ir_module_module SET state = 'to upgrade' WHERE name = 'sidestream_chaos'")
         worker = world.work()

@@ -1,4 +1,4 @@
-"""What the statement that opens a job reads along: its user, its records, and statements that are prepared once."""
+"""Test what the acquire statement reads with a job's row, and its prepared statements."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.odoo.conftest import Shop
 pytestmark = pytest.mark.timeout(300)
 
 MANY = 300
-"""More records than the opening statement looks for."""
+"""More records than the acquire statement checks."""
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def test_a_job_whose_records_were_all_deleted_gives_up(
     database.execute("DELETE FROM chaos_probe WHERE id = ANY(%s)", [probes])
     found = run_now(shop, job)
     assert found["state"] == "failed"
-    assert f"were deleted before it ran: Probe {', '.join(map(str, probes[:5]))}. Nothing was done." in found["error"]
+    assert f"were deleted before it ran: Probe {', '.join(map(str, probes[:5]))}." in found["error"]
 
 
 @pytest.mark.parametrize("count", [3, MANY])
@@ -50,7 +50,7 @@ def test_a_job_runs_on_the_records_that_are_left(shop: Shop, database: psycopg.C
 
 
 @pytest.mark.parametrize(("active", "said"), [(None, "was deleted"), (False, "Gone is archived")])
-def test_a_user_who_left_runs_nothing(
+def test_a_job_of_a_deleted_or_archived_user_fails(
     shop: Shop, database: psycopg.Connection[Any], active: bool | None, said: str
 ) -> None:
     _probe, job = shop.user.call("chaos.probe", "start", [], "who", delay=3600)
@@ -63,8 +63,10 @@ def test_a_user_who_left_runs_nothing(
     assert said in found["error"]
 
 
-def test_an_archived_user_is_seen_at_once_and_so_is_his_return(shop: Shop, database: psycopg.Connection[Any]) -> None:
-    """No cache of the worker may say otherwise."""
+def test_archiving_and_unarchiving_a_user_takes_effect_immediately(
+    shop: Shop, database: psycopg.Connection[Any]
+) -> None:
+    """The worker must not use a stale cache."""
     user = shop.user.call("res.users", "create", {"name": "Back", "login": "back"})
     for active, state in ((True, "done"), (False, "failed"), (True, "done")):
         shop.user.call("res.users", "write", [user], {"active": active})
@@ -78,7 +80,7 @@ def test_an_archived_user_is_seen_at_once_and_so_is_his_return(shop: Shop, datab
         assert run_now(shop, job)["state"] == state
 
 
-def test_a_table_that_is_gone_kills_the_job_and_not_the_child(shop: Shop, database: psycopg.Connection[Any]) -> None:
+def test_a_dropped_table_fails_the_job_but_not_the_child(shop: Shop, database: psycopg.Connection[Any]) -> None:
     _probe, job = shop.user.call("chaos.probe", "start", [], "add", delay=3600)
     database.execute("ALTER TABLE chaos_probe RENAME TO chaos_away")
     try:
@@ -92,14 +94,14 @@ def test_a_table_that_is_gone_kills_the_job_and_not_the_child(shop: Shop, databa
     assert shop.run("add")["state"] == "done"
 
 
-def test_an_action_that_drops_what_was_prepared_is_done_once(shop: Shop) -> None:
-    for _ in range(4):  # in both children, before and after they sent plain text
+def test_an_action_that_drops_prepared_statements_is_done_once(shop: Shop) -> None:
+    for _ in range(4):  # in both children, before and after they prepare statements
         assert shop.run("discards") == {"count": 1, "state": "done", "error": ""}
         assert shop.run("add")["state"] == "done"
 
 
 def test_a_changed_table_needs_no_restart(shop: Shop, database: psycopg.Connection[Any]) -> None:
-    """As a module's upgrade changes it, after the children prepared their statements."""
+    """A module's upgrade changes a table after the children prepared their statements."""
     for _ in range(12):
         assert shop.run("add")["state"] == "done"
     database.execute("ALTER TABLE sidestream_job ALTER COLUMN context TYPE varchar")

@@ -1,4 +1,4 @@
-"""With ``db_replica_host``: Odoo reads on a replica, where nobody holds a lock."""
+"""With ``db_replica_host``, Odoo reads from a replica, which does not show the locks of running jobs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.timeout(300)
 
 @pytest.fixture
 def replica() -> Iterator[PostgresServer]:
-    """A replica that is not made yet."""
+    """A replica that is not created yet."""
     server = PostgresServer()
     server.port = free_port()
     yield server
@@ -31,7 +31,7 @@ def replica() -> Iterator[PostgresServer]:
 
 @pytest.fixture
 def world(replica: PostgresServer) -> Iterator[OdooWorld]:
-    """An Odoo whose requests that only read ask the replica."""
+    """An Odoo whose read-only requests use the replica."""
     made = OdooWorld(
         ("sidestream", "sidestream_chaos"),
         base=("base", "web"),
@@ -47,7 +47,7 @@ def world(replica: PostgresServer) -> Iterator[OdooWorld]:
         yield made
 
 
-def test_a_job_that_runs_is_shown_so(world: OdooWorld, replica: PostgresServer) -> None:
+def test_a_running_job_is_shown_as_running(world: OdooWorld, replica: PostgresServer) -> None:
     user = Session(world.serve().url, DATABASE, "admin", "admin")
     world.work()
     running, enough = threading.Event(), threading.Event()
@@ -71,7 +71,7 @@ def test_a_job_that_runs_is_shown_so(world: OdooWorld, replica: PostgresServer) 
             time.sleep(0.05)
         enough.set()
     assert found[0]["state"] == "pending"
-    assert found[0]["status"].startswith("Running")
+    assert found[0]["status"] == "running"
     with psycopg.connect(replica.dsn(DATABASE)) as look:
         odoo = "SELECT count(*) > 0, pg_is_in_recovery() FROM pg_stat_activity WHERE usename = 'odoo'"
         assert look.execute(odoo).fetchone() == (True, True)

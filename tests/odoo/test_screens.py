@@ -1,6 +1,6 @@
-"""What people see: the screens of the addon in a headless Chromium, on Odoo with its demo data.
+"""Test the addon's screens in a headless Chromium, on Odoo with its demo data.
 
-``SIDESTREAM_SCREENSHOTS=docs/images make test ARGS=tests/odoo/test_screens.py`` takes the pictures of the manual anew.
+``SIDESTREAM_SCREENSHOTS=docs/images make test ARGS=tests/odoo/test_screens.py`` updates the screenshots of the manual.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ SEND, PRINT = "sale.order._send_to_shipping_connector", "sale.order._invoice_and
 
 
 class Desk(BaseHTTPRequestHandler):
-    """The courier: takes every parcel, when it is open."""
+    """A courier that answers while it is open."""
 
     opened = threading.Event()
     opened.set()
@@ -55,11 +55,11 @@ class Desk(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, *_: object) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
 
 class Office:
-    """An Odoo with a worker and a few confirmed orders: all done, but for one that nobody could ship."""
+    """An Odoo with a worker and four confirmed orders, of which one could not be shipped."""
 
     def __init__(self, world: OdooWorld, courier: str) -> None:
         self.world, self.courier = world, courier
@@ -89,13 +89,13 @@ class Office:
         self.until(lambda: sorted(self.states()) == ["failed"] + ["done"] * 7)
 
     def quotations(self) -> list[int]:
-        """Make one for each of four customers."""
+        """Create a quotation for each of four customers."""
         return list(
             self.admin.call("sale.order", "create", [{**self._order, "partner_id": one} for one in self._partners])
         )
 
     def order_values(self) -> dict[str, Any]:
-        """Return what a quotation is made of."""
+        """Return the values of a quotation."""
         return {**self._order, "partner_id": self._partners[0]}
 
     def ship_to(self, url: str) -> None:
@@ -129,7 +129,7 @@ def office() -> Iterator[Office]:
 
 
 class Screen:
-    """A browser, and the few things that a person does with it."""
+    """A browser with the actions of a person."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -147,11 +147,11 @@ class Screen:
             "Emulation.setDeviceMetricsOverride",
             {"width": 1400, "height": 900, "deviceScaleFactor": 1, "mobile": False},
         )
-        # The web client shows moments where the browser is, the server where the user says that he is.
+        # The web client uses the browser's time zone, the server the user's.
         self.driver.execute_cdp_cmd("Emulation.setTimezoneOverride", {"timezoneId": "Europe/Brussels"})
 
     def forget(self) -> None:
-        """Be the browser of somebody else; the server's files stay in its cache."""
+        """Log out and clear the storage, but keep the cached assets."""
         self.driver.get("about:blank")
         self.driver.execute_cdp_cmd("Network.clearBrowserCookies", {})
         kinds = "cookies,local_storage,session_storage,indexeddb"
@@ -193,14 +193,14 @@ class Screen:
         return self.one(selector, lambda found: text in found.text)
 
     def texts(self, selector: str) -> list[str]:
-        """Return what the elements say, read at one moment: the web client draws them anew as it likes."""
+        """Return the elements' texts in one call, because the web client may redraw them at any time."""
         script = "return [...document.querySelectorAll(arguments[0])].map(found => found.innerText)"
         return list(self.driver.execute_script(script, selector))
 
     def picture(self, name: str) -> None:
         folder = os.environ.get("SIDESTREAM_SCREENSHOTS")
         if folder:
-            time.sleep(0.6)  # what fades in
+            time.sleep(0.6)  # until animations end
             self.driver.save_screenshot(str(Path(folder, f"{name}.png")))
 
     def errors(self) -> list[str]:
@@ -233,7 +233,7 @@ def facets(screen: Screen) -> list[str]:
 def test_a_manager_finds_what_failed_and_retries_it(office: Office, screen: Screen) -> None:
     screen.login("admin")
     screen.open("background-jobs", ".o_list_view .o_data_row")
-    assert facets(screen) == ["Open", "Failed"]
+    assert facets(screen) == ["Pending", "Failed"]
     [row] = rows(screen)
     assert "Send to the courier" in row
     assert NO_COURIER in row
@@ -262,7 +262,7 @@ def test_a_manager_finds_what_failed_and_retries_it(office: Office, screen: Scre
     assert screen.errors() == []
 
 
-def test_search_by_what_people_read(office: Office, screen: Screen) -> None:
+def test_searches_and_filters(office: Office, screen: Screen) -> None:
     screen.login("admin")
     screen.open("background-jobs?debug=0", ".o_control_panel")
     screen.one(".o_searchview .o_facet_remove").click()
@@ -276,9 +276,9 @@ def test_search_by_what_people_read(office: Office, screen: Screen) -> None:
 
     screen.one(".o_searchview .o_facet_remove").click()
     screen.one(".o_searchview_dropdown_toggler").click()
-    for name in ("Open", "Failed", "Done", "Cancelled", "Failed at least once", "My jobs"):
+    for name in ("Pending", "Scheduled", "Failed", "Done", "Cancelled", "With Failed Attempts", "My Jobs"):
         screen.one(".o_filter_menu .o_menu_item", lambda found, name=name: found.text == name)
-    screen.one(".o_filter_menu .o_menu_item", lambda found: found.text == "Failed at least once").click()
+    screen.one(".o_filter_menu .o_menu_item", lambda found: found.text == "With Failed Attempts").click()
     office.until(lambda: len(rows(screen)) == 1, lambda: rows(screen))
     screen.one(".o_group_by_menu .o_menu_item", lambda found: found.text == "State").click()
     screen.saying(".o_group_header", "Done (1)")
@@ -305,7 +305,7 @@ def test_a_company_switches_it_off(office: Office, screen: Screen) -> None:
     screen.saying(".o_form_label", "Background Jobs")
     toggle = ".o_field_widget[name=sidestream_enabled] input"
     assert screen.one(toggle).is_selected()
-    # In one go: the form is drawn anew when the chatter has come, and Save shows only once something changed.
+    # In one call: the form is redrawn once the chatter is loaded, and Save appears only after a change.
     screen.driver.execute_script(f"document.querySelector({toggle!r}).click()")
     save = "document.querySelector('.o_form_button_save')?.click()"
     enabled = "SELECT count(*) FROM res_company WHERE id = 1 AND sidestream_enabled"
@@ -316,10 +316,10 @@ def test_a_company_switches_it_off(office: Office, screen: Screen) -> None:
     assert screen.errors() == []
 
 
-def test_a_user_sees_only_his_own_and_nothing_technical(office: Office, screen: Screen) -> None:
+def test_a_user_sees_only_own_jobs_and_nothing_technical(office: Office, screen: Screen) -> None:
     screen.login("demo")
     screen.open("background-jobs", ".o_view_nocontent")
-    assert "Nothing is waiting and nothing failed" in screen.texts(".o_view_nocontent")[0]
+    assert "No pending or failed jobs" in screen.texts(".o_view_nocontent")[0]
     user = Session(office.server.url, DATABASE, "demo", "demo")
     partner = office.admin.call("sale.order", "read", [office.orders[0]], ["partner_id"])[0]["partner_id"][0]
     order = user.call("sale.order", "create", [{"partner_id": partner}])[0]
@@ -328,13 +328,13 @@ def test_a_user_sees_only_his_own_and_nothing_technical(office: Office, screen: 
     assert [job["name"] for job in found] == ["Invoice and print", "Send to the courier"]
     screen.open(f"background-jobs/{found[1]['id']}", ".o_form_view")
     text = screen.saying(".o_form_view", "Send to the courier").text
-    for noise in (SEND, PRINT, "Arguments", "Order Key", "Queue", "Crashes"):
+    for noise in (SEND, PRINT, "Arguments", "Ordering Key", "Queue", "Crashes"):
         assert noise not in text
     assert screen.errors() == []
 
 
 def test_the_second_user_of_the_demo_has_the_rights_that_the_jobs_need(office: Office) -> None:
-    """The jobs run as whoever confirms; they ship, and they post an invoice."""
+    """The jobs run as the user who confirms, ship the order and post an invoice."""
     before = office.number("SELECT max(id) FROM sidestream_job")
     user = Session(office.server.url, DATABASE, "demo", "demo")
     [order] = user.call("sale.order", "create", [office.order_values()])
@@ -349,7 +349,7 @@ def test_the_second_user_of_the_demo_has_the_rights_that_the_jobs_need(office: O
 
 
 def test_the_demos_address_reaches_odoo_and_its_real_time_connection(office: Office) -> None:
-    """With several processes Odoo has WebSockets on a port of their own, which a browser does not know."""
+    """With several processes, Odoo serves WebSockets on another port."""
     server = office.world.serve(workers=2)
     with Front(server.port, server.gevent_port) as front:
         with urllib.request.urlopen(f"{front.url}/web/health", timeout=60) as answer:
@@ -357,7 +357,7 @@ def test_the_demos_address_reaches_odoo_and_its_real_time_connection(office: Off
         assert handshake(server.port) != "101"
         deadline = time.monotonic() + PATIENCE
         while (status := handshake(front.port)) != "101":
-            assert time.monotonic() < deadline, status  # the process of that port may still be loading
+            assert time.monotonic() < deadline, status  # that process may still be loading
             time.sleep(0.2)
 
 
@@ -374,7 +374,7 @@ def handshake(port: int) -> str:
 
 
 def test_a_busy_moment(office: Office, screen: Screen) -> None:
-    """One runs, others wait, one failed: each says so."""
+    """The list shows a running, a waiting and a failed job."""
     before = office.number("SELECT max(id) FROM sidestream_job")
     orders = office.quotations()
     office.ship_to("")
@@ -389,14 +389,14 @@ def test_a_busy_moment(office: Office, screen: Screen) -> None:
             office.admin.call("sale.order", "action_confirm", [order])
         screen.login("admin")
 
-        def told() -> bool:
+        def shown() -> bool:
             screen.open("background-jobs", ".o_list_view .o_data_row")
             screen.one(".o_searchview .o_facet_remove").click()
             screen.saying(".o_list_view .o_data_row", "Done")
             found = "\n".join(rows(screen))
-            return all(words in found for words in ("Running for", "Waiting", NO_COURIER))
+            return all(words in found for words in ("Running", "Waiting", NO_COURIER))
 
-        office.until(told, lambda: rows(screen))
+        office.until(shown, lambda: rows(screen))
         screen.picture("jobs-list")
     finally:
         Desk.opened.set()

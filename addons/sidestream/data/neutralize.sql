@@ -1,4 +1,4 @@
--- A copy of a database runs none of the original's jobs: they are cancelled here, and the copy gets an identity of its own.
+-- A neutralized copy must not run the original's jobs: cancel them, and give the copy its own identity.
 UPDATE sidestream_job
    SET state = 'cancelled', ended_at = now() AT TIME ZONE 'UTC', reason = 'Cancelled in a neutralized copy of the database.'
  WHERE state = 'pending';

@@ -4,6 +4,5 @@ from . import (
     res_company,
     sidestream_attempt,
     sidestream_job,
-    sidestream_job_running,
-    sidestream_job_told,
+    sidestream_runner,
 )

@@ -8,15 +8,15 @@ class ResCompany(models.Model):
     sidestream_enabled = fields.Boolean(
         string="Background Jobs",
         default=True,
-        help="When off, this company's actions run at once, in the user's own request, as without Sidestream. "
-        "Jobs for later stay jobs.",
+        help="If disabled, the actions of this company run immediately in the user's request, except jobs that are "
+        "scheduled for later.",
     )
 
     def write(self, vals):
         result = super().write(vals)
         if "sidestream_enabled" in vals:
             self._sidestream_forget()
-            # Another thread of this process may read the old value before this is committed, and would keep it.
+            # Another thread may have cached the old value before this commit.
             self.env.cr.postcommit.add(self._sidestream_forget)
         return result
 
@@ -26,7 +26,7 @@ class ResCompany(models.Model):
     @api.model
     @ormcache("company_id")
     def _sidestream_is_enabled(self, company_id):
-        """Whether actions of the company run in the background; asked at each call of enqueue()."""
+        """Whether actions of the company run in the background; called at each enqueue()."""
         company = self.sudo().browse(company_id)
-        company.fetch(["sidestream_enabled"])  # alone: reading the field would fetch the company's whole row along
+        company.fetch(["sidestream_enabled"])  # only this field: reading it would fetch the whole row
         return company.sidestream_enabled

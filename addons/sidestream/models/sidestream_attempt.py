@@ -2,15 +2,16 @@ import re
 
 from odoo import api, fields, models
 
-from .redacted import RedactedText
+from ..fields import RedactedText
+from ..messages import error_message, reason_message
 
 SNOOZED = re.compile(r"snoozed for (\S+) s: (.*)")
 RAN = re.compile(r"since (\S+) s")
-"""How the engine writes that an action put itself off, and that a job was seen running."""
+"""How the engine records that an action snoozed its job, and for how long a job had run."""
 
 
 class SidestreamAttempt(models.Model):
-    """What happened to a job beyond "it was done": the engine's table, read only."""
+    """The engine's table of what happened to jobs before they were done, read-only."""
 
     _name = "sidestream.attempt"
     _description = "Background Job Attempt"
@@ -25,33 +26,34 @@ class SidestreamAttempt(models.Model):
         [
             ("started", "Started"),
             ("failed", "Failed"),
-            ("crashed", "Process died"),
-            ("released", "Handed back"),
+            ("crashed", "Process Died"),
+            ("released", "Handed Back"),
             ("done", "Done"),
-            ("timeout", "Too long"),
+            ("timeout", "Timed Out"),
             ("cancelled", "Cancelled"),
         ],
         readonly=True,
     )
-    at = fields.Datetime(string="When", readonly=True)
-    message = fields.Char(compute="_compute_message", help="What went wrong, or why it was handed back, in words.")
-    detail = RedactedText(string="Details", readonly=True, groups="sidestream.group_manager")
-    worker = fields.Char(string="Worker", readonly=True, groups="sidestream.group_manager")
+    at = fields.Datetime(string="Date", readonly=True)
+    message = fields.Char(
+        string="Details", compute="_compute_message", help="The error, or why the worker handed the job back."
+    )
+    detail = RedactedText(string="Technical Details", readonly=True, groups="sidestream.group_sidestream_manager")
+    worker = fields.Char(readonly=True, groups="sidestream.group_sidestream_manager")
 
     @api.depends("detail", "event")
     @api.depends_context("lang")
     def _compute_message(self):
-        jobs = self.env["sidestream.job"]
         for attempt in self:
-            first, _, _ = (attempt.sudo().detail or "").strip().partition("\n")  # a traceback may follow it
+            first = (attempt.sudo().detail or "").strip().split("\n")[0]  # a traceback may follow
             snoozed, ran = SNOOZED.fullmatch(first), RAN.fullmatch(first)
             if attempt.event == "started":
-                alone = self.env._("Alone, because the worker that had it died") if first == "alone" else False
-                attempt.message = self.env._("It had run for %s s by then", ran[1]) if ran else alone
+                alone = self.env._("Runs alone, because its last worker died") if first == "alone" else False
+                attempt.message = self.env._("It had run for %s s", ran[1]) if ran else alone
             elif snoozed:
-                attempt.message = self.env._("Put off for %(seconds)s s: %(reason)s", seconds=snoozed[1],
+                attempt.message = self.env._("Snoozed for %(seconds)s s: %(reason)s", seconds=snoozed[1],
                                              reason=snoozed[2])  # fmt: skip
             elif attempt.event in ("released", "cancelled"):
-                attempt.message = jobs._in_words(first)
+                attempt.message = reason_message(self.env, first)
             else:
-                attempt.message = jobs._without_kind(first)
+                attempt.message = error_message(first)

@@ -1,4 +1,4 @@
-"""For the tests of addons that enqueue: catch the jobs, look at them, run them.
+"""Test addons that enqueue: catch the jobs, assert what they are, and run them.
 
 ::
 
@@ -21,23 +21,23 @@ from sidestream import declared
 from odoo import SUPERUSER_ID
 from odoo.modules import module
 
-from .. import enqueuing
+from .. import enqueue
 
 __all__ = ["Trap", "TrappedJob", "trap_jobs"]
 
 
-class _FirstStepIsOver(Exception):
+class _FirstStepDone(Exception):
     pass
 
 
 def _refuse(cr, *args, **kwargs):
     raise AssertionError(
-        "A three-step action's call asked the database, but runs outside any transaction: read first what it needs."
+        "The call of a three-step action used the database, but runs outside any transaction. Read what it needs first."
     )
 
 
 def _env_of(job):
-    """Return an environment of the job's; of a request that is over (HttpCase), the test's, which sees its rows."""
+    """Return the job's environment, or the test's if the job's request (HttpCase) has ended."""
     env, cr = job.env, job.env.cr
     if cr._closed or cr.closed:  # a TestCursor's "closed" is that of the test's own cursor
         return module.current_test.env(user=env.uid, context=env.context, su=env.su)
@@ -46,18 +46,18 @@ def _env_of(job):
 
 @dataclass(frozen=True)
 class TrappedJob:
-    """One job as it was enqueued."""
+    """A job as it was enqueued."""
 
     #: The job's row, in the test's transaction.
     job: Any
-    #: What it is about, in the environment of whoever enqueued it.
+    #: The job's records, in the environment of the user who enqueued it.
     records: Any
     method: str
     args: tuple
     kwargs: dict
-    #: As they were given: queue, key, run_at, delay, split.
+    #: The options of the call: queue, key, run_at, delay, split.
     options: dict
-    #: As the job has them.
+    #: The values of the job.
     queue: str
     key: str | None
     run_at: datetime
@@ -67,44 +67,44 @@ class TrappedJob:
 
 
 class Trap:
-    """The jobs that were enqueued inside ``trap_jobs()``, in their order."""
+    """The jobs that were enqueued inside ``trap_jobs()``, in order."""
 
     def __init__(self):
         self._performed = 0
         self._open = False
-        #: Every :class:`TrappedJob` so far, those of a savepoint or a request that was rolled back included.
+        #: Every :class:`TrappedJob` so far, including those of rolled back savepoints and requests.
         self.jobs = []
 
     def assert_enqueued(self, method, records=None, *, args=None, kwargs=None, count=None, **options):
         """Assert that such jobs were enqueued, and return them.
 
-        :param method: a method's name, or a record's method (``order.send``), which is name and records at once
-        :param records: the records of each such job; left out: any
-        :param args: the positional arguments of each such job; left out: any
-        :param kwargs: the named arguments of each such job; left out: any
-        :param count: how many; left out: at least one
-        :param options: the job's queue, key or run_at, or delay and split as they were given
+        :param method: the method's name, or a bound method (``order.send``), which also gives the records
+        :param records: the records of each job; default: any
+        :param args: the positional arguments of each job; default: any
+        :param kwargs: the keyword arguments of each job; default: any
+        :param count: the number of jobs; default: at least one
+        :param options: the job's queue, key or run_at, or the delay and split of the call
         """
         if callable(method):
             method, records = method.__name__, method.__self__
-        there = self._there()
+        there = self._existing()
         found = [job for job in there if self._fits(job, method, records, args, kwargs, options)]
         if len(found) != count if count is not None else not found:
             wanted = "at least one job" if count is None else f"{count} jobs"
             all_ = "".join(f"\n  {job}" for job in there) or " none"
             raise AssertionError(
                 f"Expected {wanted} of {method!r} (records={records}, args={args}, kwargs={kwargs}, {options}), found "
-                f"{len(found)}. Enqueued were:{all_}"
+                f"{len(found)}. The enqueued jobs are:{all_}"
             )
         return found
 
     def assert_nothing_enqueued(self):
         """Assert that there is no job."""
-        if there := self._there():
-            raise AssertionError("Expected no job. Enqueued were:" + "".join(f"\n  {job}" for job in there))
+        if there := self._existing():
+            raise AssertionError("Expected no job. The enqueued jobs are:" + "".join(f"\n  {job}" for job in there))
 
-    def _there(self):
-        """Return the jobs whose rows are there: what was rolled back with a savepoint, or a request, is no job."""
+    def _existing(self):
+        """Return the jobs whose rows exist, without those that a savepoint or a request rolled back."""
         ids = {}
         for job in self.jobs:
             ids.setdefault(_env_of(job.job).cr, []).append(job.job.id)
@@ -119,11 +119,11 @@ class Trap:
         ]
 
     def perform(self):
-        """Run every job that did not run yet, in order, as a worker would: those that come up meanwhile, too.
+        """Run every job that has not run yet, in order, as a worker would, including jobs that they enqueue.
 
-        User, company, language and records are the job's, rights are checked, and nothing of what the test has in its
-        caches is there. Jobs for later run now; an action that commits in parts only flushes. An error is raised as it
-        is, and the job's effects are rolled back.
+        Each job runs as its own user, in its company and language, with access rights checked and empty caches.
+        Scheduled jobs run now, and an action that commits in parts only flushes. An error is raised unchanged, and the
+        effects of its job are rolled back.
         """
         with self._catching():
             while self._performed < len(self.jobs):
@@ -133,7 +133,7 @@ class Trap:
     def _perform(self, job):
         env = _env_of(job)(user=SUPERUSER_ID, su=True, context={})
         default_env = env.transaction.default_env
-        (default_env or env).invalidate_all()  # writes what waits, forgets what is cached
+        (default_env or env).invalidate_all()  # flush, and clear the caches
         env.cr.execute(
             "SELECT id, action, payload, user_id, context, attempts FROM sidestream_job "
             "WHERE id = %s AND state = 'pending'",
@@ -141,7 +141,7 @@ class Trap:
         )
         row = env.cr.fetchone()
         if row is None:
-            return  # rolled back, or cancelled: a worker would pass it over, too
+            return  # rolled back or cancelled: a worker would skip it
         job_id, name, payload, user_id, context, attempts = row
         try:
             with env.cr.savepoint():
@@ -158,7 +158,7 @@ class Trap:
     def _call(self, jobs, name, payload, job_id, user_id, context, attempts):
         model, _, method = name.rpartition(".")
         action = declared(type(jobs.env[model]), method)
-        with enqueuing.one_transaction(jobs.env.cr, action):
+        with enqueue.one_transaction(jobs.env.cr, action):
             result = jobs._sidestream_call(
                 name,
                 payload["args"],
@@ -169,15 +169,15 @@ class Trap:
                 attempt=attempts + 1,
             )
         if action is not None and (steps := action.steps_of(name, result)):
-            enqueuing.run_steps(self._as_apart(jobs.env.cr, steps), jobs._sidestream_idempotency_key(job_id))
+            enqueue.run_steps(self._as_apart(jobs.env.cr, steps), jobs._sidestream_idempotency_key(job_id))
 
     @staticmethod
     def _as_apart(cr, steps):
-        """Pass three steps on: what the first wrote is gone, as in the worker, and the call has no database."""
+        """Roll the first step back and run the call without a database, as a worker does."""
         call = None
-        with suppress(_FirstStepIsOver), cr.savepoint():
+        with suppress(_FirstStepDone), cr.savepoint():
             call = next(steps, None)
-            raise _FirstStepIsOver
+            raise _FirstStepDone
         if call is None:
             return
 
@@ -188,7 +188,7 @@ class Trap:
         answer = yield without_database if callable(call) else call
         with suppress(StopIteration):
             steps.send(answer)
-            yield  # it went on to another call
+            yield  # the action yielded another call
 
     @staticmethod
     def _fits(job, method, records, args, kwargs, options):
@@ -208,17 +208,17 @@ class Trap:
         if self._open:  # perform() inside the block
             yield
             return
-        enqueue = enqueuing._enqueue
+        original = enqueue._enqueue
 
         def catch(records, method, action, args, kwargs, options):
-            jobs = enqueue(records, method, action, args, kwargs, options)
+            jobs = original(records, method, action, args, kwargs, options)
             if jobs:
                 self._caught(jobs, records, method, args, kwargs, options)
             return jobs
 
         with (
-            patch.object(enqueuing, "_enqueue", catch),
-            patch.object(enqueuing, "_publish_after_commit", lambda cr, publications: None),
+            patch.object(enqueue, "_enqueue", catch),
+            patch.object(enqueue, "_publish_after_commit", lambda cr, publications: None),
         ):
             self._open = True
             try:
@@ -237,10 +237,10 @@ class Trap:
 
 @contextmanager
 def trap_jobs():
-    """Catch what is enqueued inside the block; it yields a :class:`Trap`.
+    """Catch the jobs that are enqueued inside the block, and yield a :class:`Trap`.
 
-    The jobs have rows in the test's transaction, so that the records' jobs are found and everything is checked as in
-    production; the rows go with the test, and nothing is published. ``perform()`` works inside the block and after it.
+    The jobs have rows in the test's transaction, so everything is checked as in production. Nothing is published, and
+    the rows disappear with the test. ``perform()`` works inside and after the block.
     """
     trap = Trap()
     with trap._catching():

@@ -7,7 +7,7 @@ class AccountMove(models.Model):
     _inherit = "account.move"
 
     def render_again(self):
-        """Return the invoice's PDF rendered anew, as base64: the proof that a job's PDF is the same."""
+        """Render the invoice's PDF again and return it as base64, to compare it with a job's PDF."""
         self.ensure_one()
         self.check_access("read")
         report = self.env["ir.actions.report"].with_context(report_pdf_no_attachment=True)

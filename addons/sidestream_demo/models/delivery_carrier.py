@@ -5,5 +5,5 @@ class DeliveryCarrier(models.Model):
     _inherit = "delivery.carrier"
 
     shipping_account = fields.Char(
-        default="demo", help="Our account at the courier, which takes one call of an account at a time."
+        default="demo", help="Our account with the courier, which accepts one call per account at a time."
     )

@@ -9,9 +9,9 @@ from odoo.addons.sidestream import RetryPolicy, action
 _lt = LazyTranslate(__name__)
 URL = "sidestream_demo.courier_url"
 MODE = "sidestream_demo.mode"
-"""System parameter: "off" leaves Confirm as Odoo has it; anything else ships and invoices."""
-PATIENCE = 30
-"""Seconds that the courier's API may take."""
+"""System parameter. "off" keeps Odoo's own behavior of Confirm; any other value ships and invoices."""
+COURIER_TIMEOUT = 30
+"""In seconds."""
 
 
 class SaleOrder(models.Model):
@@ -32,24 +32,24 @@ class SaleOrder(models.Model):
         return result
 
     def action_background_jobs(self):
-        """Show the jobs that are about this order."""
-        action_ = self.env["ir.actions.act_window"]._for_xml_id("sidestream.job_action")
+        """Open the list of the jobs about this order."""
+        action_ = self.env["ir.actions.act_window"]._for_xml_id("sidestream.sidestream_job_action")
         return dict(action_, domain=[("id", "in", self._sidestream_jobs().ids)], context={})
 
     @action(
         label=_lt("Send to the courier"),
         three_step=True,
         key="courier:{carrier_id.shipping_account}",
-        # A courier has bad moments. What a person has to mend is a UserError, which is told at once.
+        # The courier's API sometimes fails. An error that a person has to fix is a UserError, which is not retried.
         retry=RetryPolicy(max_attempts=8, first_delay=0.5, max_delay=60),
         hard_limit=120,
     )
     def _send_to_shipping_connector(self):
-        """Read the order; call the courier outside any transaction; keep the courier's number."""
+        """Read the order, call the courier outside any transaction, and store the tracking number."""
         self.ensure_one()
         url = self.env["ir.config_parameter"].sudo().get_param(URL)
         if not url:
-            raise UserError(self.env._("No courier is configured yet; please ask your administrator."))
+            raise UserError(self.env._("No courier is configured. Please contact your administrator."))
         shipment = {
             "order": self.name,
             "to": self.partner_shipping_id.display_name,
@@ -58,18 +58,18 @@ class SaleOrder(models.Model):
 
         def call(key):
             answer = requests.post(
-                f"{url}/shipments", json=shipment, headers={"Idempotency-Key": key}, timeout=PATIENCE
+                f"{url}/shipments", json=shipment, headers={"Idempotency-Key": key}, timeout=COURIER_TIMEOUT
             )
             answer.raise_for_status()
             return answer.json()
 
         answer = yield call
-        # On the transfer and not on the order, which the other job writes to: two jobs that write one row take turns.
+        # On the transfer, because the other job writes to the order, and two jobs that write to one row conflict.
         self.picking_ids.carrier_tracking_ref = answer["reference"]
 
     @action(label=_lt("Invoice and print"), hard_limit=300)
     def _invoice_and_print(self):
-        """Create the invoice, post it, render it to PDF and attach that."""
+        """Create and post the invoice, render it to PDF and attach the PDF."""
         self.ensure_one()
         invoice = self._create_invoices()
         invoice.action_post()

@@ -16,7 +16,9 @@ class JobCase(TransactionCase):
         groups = "base.group_user,base.group_partner_manager"
         cls.user = new_test_user(cls.env, "sidestream_user", groups, name="Ute User")
         cls.colleague = new_test_user(cls.env, "sidestream_colleague", groups, name="Carl Colleague")
-        cls.manager = new_test_user(cls.env, "sidestream_manager", f"{groups},sidestream.group_manager", name="Mia")
+        cls.manager = new_test_user(
+            cls.env, "sidestream_manager", f"{groups},sidestream.group_sidestream_manager", name="Mia"
+        )
         cls.service = new_test_user(cls.env, "sidestream_service", groups, name="Service")
         cls.env["ir.model.data"].create(
             {"module": "test_sidestream", "name": "service", "model": "res.users", "res_id": cls.service.id}

@@ -5,7 +5,7 @@ from markupsafe import Markup
 
 from sidestream import GiveUp, InvalidJob
 
-from odoo.addons.sidestream.values import decode, encode
+from odoo.addons.sidestream.serialization import decode, encode
 
 from .common import JobCase
 
@@ -54,9 +54,9 @@ class TestArguments(JobCase):
             with self.assertRaisesRegex(InvalidJob, r"arguments\[0\] holds a record of res.partner .* not saved yet"):
                 self.order.enqueue().remember(draft)
 
-    def test_what_a_job_cannot_keep(self):
+    def test_arguments_that_a_job_cannot_store(self):
         for wrong in (b"bytes", {1, 2}, time(12), object(), self.env):
-            with self.assertRaisesRegex(InvalidJob, r"arguments\[1\] is a \w+, which a job cannot keep"):
+            with self.assertRaisesRegex(InvalidJob, r"arguments\[1\] is a \w+, which a job cannot store"):
                 self.order.enqueue().remember(1, wrong)
         with self.assertRaisesRegex(InvalidJob, r"amounts\['a'\]\[1\] is a bytes"):
             self.order.enqueue().remember(amounts={"a": [1, b"x"]})
@@ -67,7 +67,7 @@ class TestArguments(JobCase):
             self.order.enqueue().remember(float("nan"))
         self.assertFalse(self.order._sidestream_jobs())
 
-    def test_model_of_an_argument_is_gone(self):
+    def test_the_model_of_an_argument_no_longer_exists(self):
         with self.assertRaisesRegex(GiveUp, "no longer has"):
             decode(self.env, {"$": "records", "model": "gone.model", "ids": [1]})
         with self.assertRaisesRegex(GiveUp, "does not know"):

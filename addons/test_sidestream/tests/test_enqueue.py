@@ -10,13 +10,13 @@ from odoo import fields
 from odoo.exceptions import AccessError, LockError, MissingError, RedirectWarning, UserError, ValidationError
 from odoo.tools import config
 
-from odoo.addons.sidestream import INLINE, enqueuing
+from odoo.addons.sidestream import INLINE, enqueue
 
 from .common import JobCase
 
 
 class TestEnqueue(JobCase):
-    def test_job_is_open_and_due_and_found(self):
+    def test_a_new_job_is_pending_and_due(self):
         job = self.order.enqueue().remember()
         self.assertEqual((job.state, job.action), ("pending", "test.sidestream.order.remember"))
         self.assertEqual(job.queue, "default")
@@ -67,7 +67,7 @@ class TestEnqueue(JobCase):
         self.order.carrier_id = False
         self.assertEqual(self.order.enqueue().ship().key, "carrier:none")
 
-    def test_key_reads_what_the_user_may_not(self):
+    def test_key_uses_fields_that_the_user_cannot_read(self):
         public = self.env.ref("base.public_user")
         self.assertEqual(self.order.with_user(public).enqueue().ship_on_account().sudo().key, "account:A1/{x}")
 
@@ -78,7 +78,7 @@ class TestEnqueue(JobCase):
         self.assertEqual(jobs.sorted("id").mapped("key"), ["names:O0+O1", "names:O2"])
 
     def test_key_of_an_unknown_field(self):
-        with self.assertRaisesRegex(InvalidJob, "'nothing_like_that', which test.sidestream.order has not"):
+        with self.assertRaisesRegex(InvalidJob, "'nothing_like_that', which is not a field of test.sidestream.order"):
             self.order.enqueue().ship_nowhere()
 
     def test_run_at(self):
@@ -88,7 +88,7 @@ class TestEnqueue(JobCase):
             self.order.enqueue(run_at=datetime(2031, 5, 4, 10, 0)).remember().run_at, datetime(2031, 5, 4, 10, 0)
         )
         job = self.order.enqueue(run_at=fields.Datetime.now() + timedelta(days=1)).remember()
-        self.assertRegex(job.status, "^Starts in ")
+        self.assertRegex(job.message, "^Starts in ")
         self.assertEqual(self.order.enqueue(run_at="2031-05-04 10:00").remember().run_at, datetime(2031, 5, 4, 10, 0))
         job = self.order.enqueue(run_at="2031-05-04 12:00", time_zone="Europe/Brussels").remember()
         self.assertEqual(job.run_at, datetime(2031, 5, 4, 10, 0))
@@ -148,7 +148,7 @@ class TestEnqueue(JobCase):
             with self.assertRaisesRegex(InvalidJob, said):
                 self.order.enqueue(**wrong).remember()
 
-    def test_a_duplicate_is_answered_with_the_first(self):
+    def test_a_duplicate_returns_the_first_job(self):
         first = self.order.enqueue().book()
         self.assertEqual(self.order.enqueue().book(), first)
         self.assertEqual(len(self.orders.enqueue(split=1).book()), 3)
@@ -268,17 +268,17 @@ class TestEnqueue(JobCase):
         published = []
 
         class Client:
-            insert = enqueuing.jobs_of(self.env.cr.dbname).insert
+            insert = enqueue.jobs_of(self.env.cr.dbname).insert
 
             def hand_over(self, publications):
                 published.append(list(publications))
                 raise RuntimeError("Redis is away, and worse")
 
-        self.patch(enqueuing, "jobs_of", lambda database: Client())
+        self.patch(enqueue, "jobs_of", lambda database: Client())
         self.orders.enqueue(split=1).remember()
         self.order.enqueue().remember()
         self.assertFalse(published)
-        with self.assertLogs("odoo.addons.sidestream.enqueuing", "ERROR"):  # told, and nothing raised
+        with self.assertLogs("odoo.addons.sidestream.enqueue", "ERROR"):  # told, and nothing raised
             self.env.cr.postcommit.run()
         self.assertEqual([len(one) for one in published], [4])
 
@@ -290,7 +290,7 @@ class TestEnqueue(JobCase):
         self.assertEqual(len(trap.jobs), 1)
         self.assertEqual(self.remembered()["args"], "('now',)")
 
-    def test_company_that_switched_off_and_a_job_for_later(self):
+    def test_a_scheduled_job_of_a_company_that_switched_off(self):
         """A reminder of next month is not for now because somebody switched off."""
         self.company.sidestream_enabled = False
         for options in ({"delay": 3600}, {"run_at": "2099-01-01"}):
@@ -315,7 +315,7 @@ class TestEnqueue(JobCase):
         self.assertEqual(self.orders[2].note, "both parts")
         self.assertEqual(self.env.cr.commit, before)
 
-    def test_company_is_asked_once(self):
+    def test_the_company_switch_is_cached(self):
         self.order.enqueue().remember()
         with self.assertQueryCount(0):  # the job's own INSERTs go past Odoo's cursor
             self.order.enqueue().remember()
@@ -326,7 +326,7 @@ class TestEnqueue(JobCase):
         self.order.enqueue().remember("later")
         self.assertEqual(self.count(), before + 1)
 
-    def test_company_that_another_thread_reads_meanwhile(self):
+    def test_the_company_switch_read_by_another_thread_is_not_stale(self):
         """Between the change and its commit it reads the old value, and would keep it."""
         self.company.sidestream_enabled = False
         cleared = []
@@ -347,41 +347,41 @@ class TestEnqueue(JobCase):
         self.order.with_context(sidestream_inline=INLINE).enqueue().call_nothing()
         self.assertEqual(self.count(), before)
 
-    def test_inline_as_a_service_user_who_may_not_everywhere(self):
+    def test_inline_as_a_service_user_with_fewer_companies(self):
         self.user.company_ids += self.other_company
         both = [self.company.id, self.other_company.id]
         order = self.order.with_user(self.user).with_context(allowed_company_ids=both, sidestream_inline=INLINE)
         order.enqueue().remember_as_service()
         self.assertEqual((self.remembered()["uid"], self.remembered()["companies"]), (self.service.id, both[:1]))
 
-    def test_a_cursor_that_only_reads(self):
+    def test_a_read_only_cursor(self):
         """Odoo looks for this class, and begins the request again with one that writes."""
         self.order.enqueue().remember()
         with self.assertRaises(errors.ReadOnlySqlTransaction), self.env.cr.savepoint():
             self.env.cr.execute("SET TRANSACTION READ ONLY")
             self.order.enqueue().remember()
 
-    def test_settings_say_where_this_odoo_has_its_database(self):
+    def test_settings_use_the_database_server_of_odoo(self):
         """Also when that stands in no file."""
         with patch.dict(config.options, {"db_host": "db.internal", "db_port": 6432, "db_user": "ann"}):
-            address = enqueuing.settings_of("shop").database_url
+            address = enqueue.settings_of("shop").database_url
         self.assertEqual(
             parse_dsn(address), {"dbname": "shop", "host": "db.internal", "port": "6432", "user": "ann"} | {
                 name: value for name, value in parse_dsn(address).items() if name in ("password", "sslmode")},
         )  # fmt: skip
 
     def test_wrong_settings_are_not_the_user_s_error(self):
-        wrong = patch.object(enqueuing, "settings_of", side_effect=SettingsError("There is no setting 'nise'."))
-        fresh = patch.dict(enqueuing._jobs, clear=True)
-        with fresh, wrong, self.assertLogs("odoo.addons.sidestream.enqueuing", "ERROR") as logged:
+        wrong = patch.object(enqueue, "settings_of", side_effect=SettingsError("There is no setting 'nise'."))
+        fresh = patch.dict(enqueue._jobs, clear=True)
+        with fresh, wrong, self.assertLogs("odoo.addons.sidestream.enqueue", "ERROR") as logged:
             job = self.order.enqueue().remember()
             self.assertEqual(job.state, "pending")
             self.order.enqueue().remember()
         self.assertEqual(len(logged.output), 1)
         self.assertIn("There is no setting 'nise'.", logged.output[0])
 
-    def test_which_database_is_asked_again_after_modules_changed(self):
-        jobs = enqueuing.jobs_of(self.env.cr.dbname)
+    def test_the_identity_of_the_database_is_read_again_after_modules_changed(self):
+        jobs = enqueue.jobs_of(self.env.cr.dbname)
         self.order.enqueue().remember()
         self.assertTrue(len(jobs._databases))
         self.env["sidestream.job"]._register_hook()

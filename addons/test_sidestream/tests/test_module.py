@@ -13,7 +13,7 @@ from .common import JobCase
 
 
 class TestModule(JobCase):
-    def test_no_uninstall_with_open_jobs(self):
+    def test_no_uninstall_with_pending_jobs(self):
         self.order.enqueue().remember()
         modules = self.env["ir.module.module"].search([("name", "in", ("sidestream", "base_import"))])
         sidestream = modules.filtered(lambda module: module.name == "sidestream")
@@ -25,7 +25,7 @@ class TestModule(JobCase):
         with self.assertRaises(AccessDenied), mute_logger("odoo.addons.base.models.ir_module"):
             sidestream.with_user(self.user).button_uninstall()
 
-    def test_uninstall_without(self):
+    def test_uninstall_without_pending_jobs(self):
         self.end(self.order.enqueue().remember(), "done")
         self.end(self.order.enqueue().remember(), "failed")
         self.env.cr.execute("UPDATE sidestream_job SET state = 'cancelled' WHERE state = 'pending'")
@@ -33,7 +33,7 @@ class TestModule(JobCase):
         sidestream.button_uninstall()
         self.assertEqual(sidestream.state, "to remove")
 
-    def test_another_module_may_go(self):
+    def test_another_module_can_be_uninstalled_with_pending_jobs(self):
         self.order.enqueue().remember()
         module = self.env["ir.module.module"].search([("name", "=", "test_sidestream")])
         module.button_uninstall()
@@ -48,7 +48,7 @@ class TestModule(JobCase):
             self.env.cr.execute(file.read().strip())
         self.env.invalidate_all()
         self.assertEqual((job.state, done.state), ("cancelled", "done"))
-        self.assertIn("neutralized", job.status)
+        self.assertIn("neutralized", job.message)
         self.assertNotEqual(self.env["sidestream.job"]._sidestream_idempotency_key(1), uuid)
         self.assertEqual(self.order.enqueue().remember().state, "pending")
 
@@ -62,15 +62,15 @@ class TestModule(JobCase):
 
     def test_people_read_their_own_language(self):
         self.env["res.lang"]._activate_lang("fr_FR")
-        archived = "%s is archived and runs nothing any more. Unarchive the user, then Retry."
+        archived = "The user %s is archived. Unarchive the user, then retry the job."
         words = {
             ("test_sidestream", "fr_FR"): {"In your language": "Dans votre langue"},
-            ("sidestream", "fr_FR"): {archived: "%s est archivé.", "Waiting": "En attente"},
+            ("sidestream", "fr_FR"): {archived: "%s est archivé.", "Starts in %s": "Commence dans %s"},
         }
         with patch.dict(code_translations.python_translations, words), self.trap() as trap:
             order = self.order.with_user(self.user).with_context(lang="fr_FR")
-            job = order.enqueue().labelled()
-            self.assertEqual((job.name, job.status), ("Dans votre langue", "En attente"))
+            job = order.enqueue(delay=7200).labelled()
+            self.assertEqual((job.name, job.message), ("Dans votre langue", "Commence dans 2\u202fh"))
             self.assertEqual(job.with_context(lang="en_US").name, "In your language")
             self.assertIn(job, job.search([("name", "ilike", "votre langue")]))
             self.user.active = False
@@ -83,7 +83,7 @@ class TestModule(JobCase):
         self.assertNotEqual(jobs._sidestream_idempotency_key(5), jobs._sidestream_idempotency_key(6))
         self.assertNotEqual(jobs._sidestream_idempotency_key(5, "a"), jobs._sidestream_idempotency_key(5, "b"))
 
-    def test_open_and_failed_jobs_are_found_by_their_indexes(self):
+    def test_pending_and_failed_jobs_are_found_by_their_indexes(self):
         """The menu's first list: among a million that are done it must not look at those."""
         query = self.env["sidestream.job"]._search([("state", "in", ["pending", "failed"])])
         self.env.cr.execute("SET LOCAL enable_seqscan = off; SET LOCAL enable_indexscan = off")

@@ -41,7 +41,7 @@ class TestRpc(JobCase, HttpCase):
     def test_a_context_that_arrives_as_json_does_not_run_actions_inline(self):
         for value in (True, 1, "INLINE", {"sidestream": True}):
             before = self.count()
-            with self.assertLogs("odoo.addons.sidestream.enqueuing", "WARNING") as logged:
+            with self.assertLogs("odoo.addons.sidestream.enqueue", "WARNING") as logged:
                 self.call("start", "ship", sidestream_inline=value)
             self.assertIn("sidestream_inline is ignored", logged.output[0])
             self.assertEqual(self.count(), before + 1)

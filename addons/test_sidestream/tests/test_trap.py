@@ -13,7 +13,7 @@ from .common import JobCase
 class TestTrap(JobCase):
     """The helper that integrators test with."""
 
-    def test_what_was_enqueued(self):
+    def test_assert_enqueued(self):
         with self.trap() as trap:
             self.order.enqueue(key="k", queue="pdf", delay=5).remember(1, two=2)
             self.orders.enqueue(split=2).ship()
@@ -29,12 +29,12 @@ class TestTrap(JobCase):
             {"method": "remember", "key": "other"},
             {"method": "ship", "records": self.orders},
         ):
-            with self.assertRaisesRegex(AssertionError, "(?s)Enqueued were:.*remember"):
+            with self.assertRaisesRegex(AssertionError, "(?s)The enqueued jobs are:.*remember"):
                 trap.assert_enqueued(**wrong)
         with self.assertRaises(AssertionError):
             trap.assert_nothing_enqueued()
 
-    def test_what_was_rolled_back_is_no_job(self):
+    def test_rolled_back_jobs_are_not_trapped(self):
         with self.trap() as trap:
             with self.assertRaises(KeyError), self.env.cr.savepoint():
                 self.order.enqueue().remember()
@@ -43,12 +43,14 @@ class TestTrap(JobCase):
             trap.assert_nothing_enqueued()
             self.order.enqueue().ship()
         trap.assert_enqueued("remember", count=0)
-        with self.assertRaisesRegex(AssertionError, r"found 0. Enqueued were:\n  test.sidestream.order\(.*\).ship"):
+        with self.assertRaisesRegex(
+            AssertionError, r"found 0. The enqueued jobs are:\n  test.sidestream.order\(.*\).ship"
+        ):
             trap.assert_enqueued("remember")
         trap.perform()
         self.assertEqual(self.order.note, "shipped")
 
-    def test_what_a_request_enqueued(self):
+    def test_jobs_of_a_request_are_trapped(self):
         """As in a HttpCase: each request has a cursor of its own upon the test's, and it is closed when one looks."""
 
         def request(method, error=None):
@@ -107,7 +109,7 @@ class TestTrap(JobCase):
             with self.assertRaisesRegex(SidestreamError, "yielded twice"):
                 trap.perform()
 
-    def test_three_steps_are_apart(self):
+    def test_three_steps_do_not_share_a_transaction(self):
         """What a worker would not allow, or would undo, a test sees."""
         with self.trap() as trap:
             self.order.enqueue().write_too_early()
@@ -115,7 +117,7 @@ class TestTrap(JobCase):
             self.assertEqual(self.order.note, "after")
             self.assertEqual(self.order.name, "O0")
             self.order.enqueue().ask_too_late()
-            with self.assertRaisesRegex(AssertionError, "asked the database"):
+            with self.assertRaisesRegex(AssertionError, "used the database"):
                 trap.perform()
 
     def test_failure_is_rolled_back(self):
@@ -184,7 +186,7 @@ class TestTrap(JobCase):
 
 
 class TestTrapOverHttp(JobCase, HttpCase):
-    def test_what_the_web_client_enqueued(self):
+    def test_jobs_of_the_web_client_are_trapped(self):
         self.authenticate(self.user.login, self.user.login)
         call = {"model": self.order._name, "method": "start", "args": [self.order.ids, "chain", 2], "kwargs": {}}
         with self.trap() as trap:

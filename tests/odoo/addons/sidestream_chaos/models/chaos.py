@@ -7,7 +7,7 @@ import requests
 from odoo import fields, models
 from odoo.addons.sidestream import RetryPolicy, action
 
-#: Kills count as attempts too: none of these jobs may die of them by the number of attempts.
+#: Kills count as failed attempts, which must not make these jobs fail.
 PATIENT = RetryPolicy(max_attempts=1000, first_delay=0.05, factor=1.5, max_delay=0.5)
 
 
@@ -39,7 +39,7 @@ class ChaosSubject(models.Model):
     touched = fields.Integer()
 
     def produce(self, count, seed, courier):
-        """Enqueue jobs of every kind, each promised in the same transaction; return how many."""
+        """Enqueue jobs of every kind, note each in the same transaction, and return how many."""
         self = self.sudo()  # nobody has rights on these tables
         chance = random.Random(seed)
         kinds = ("plain", "keyed", "ship", "failing", "parts", "follow")
@@ -59,7 +59,7 @@ class ChaosSubject(models.Model):
         return count
 
     def roll_back(self, seed):
-        """Enqueue a job that must never run: its transaction ends with an error."""
+        """Enqueue a job that must never run, and raise an error."""
         self.sudo().create({"name": seed}).enqueue().effect(f"ghost-{seed}", None, "plain")
         self.env.cr.flush()
         raise RuntimeError("planned rollback")
@@ -72,7 +72,7 @@ class ChaosSubject(models.Model):
 
     @action(retry=PATIENT, run_as="superuser")
     def effect(self, token, key, kind):
-        """Write the effect first, and fail afterwards, so that whatever commits too early shows."""
+        """Write the effect before failing, so that a premature commit is visible."""
         self._enter(token, key)
         self.touched += 1
         time.sleep(0.01)
@@ -102,7 +102,7 @@ class ChaosSubject(models.Model):
 
     @action(retry=PATIENT, run_as="superuser", commits="relock")
     def parts(self, token):
-        """Commit once in between; the effect belongs to the last part."""
+        """Commit once, then write the effect in the last part."""
         self.touched += 1
         self.env.cr.commit()  # pylint: disable=invalid-commit  # declared: commits="relock"
         self._enter(token, None)

@@ -1,4 +1,4 @@
-"""Actions that do what they must not, for tests/odoo/test_executor.py."""
+"""Faulty actions for tests/odoo/test_executor.py."""
 
 import os
 import time
@@ -127,7 +127,7 @@ class ChaosProbe(models.Model):
 
     @action(run_as="superuser")
     def refuses(self, kind):
-        """Raise what another attempt does not help against."""
+        """Raise an error that a retry cannot fix."""
         self.count += 1
         kinds = [UserError, ValidationError, AccessError, MissingError, TypeError]
         if kind == "RedirectWarning":
@@ -166,13 +166,13 @@ class ChaosProbe(models.Model):
 
     @action(run_as="superuser", retry=ONCE)
     def discards(self):
-        """Drop what the worker prepared on this connection."""
+        """Drop the worker's prepared statements."""
         self.count += 1
         self.env.cr.execute("DEALLOCATE ALL")
 
     @action(run_as="superuser", retry=ONCE)
     def leaves(self, fails=False):
-        """Change the session, not only the transaction."""
+        """Change the session's state."""
         self.count += 1
         self.env.cr.execute("SET statement_timeout = '77s'")
         self.env.cr.execute("SELECT pg_advisory_lock(77)")
@@ -182,7 +182,7 @@ class ChaosProbe(models.Model):
 
     @action(run_as="superuser", retry=ONCE, commits="relock")
     def leaves_to_itself(self):
-        """Change the session in the first part, and use it in the second."""
+        """Change the session's state in the first part and use it in the second."""
         self.env.cr.execute("SET statement_timeout = '77s'")
         self.env.cr.execute("SELECT pg_advisory_lock(77)")
         self.env.cr.execute("CREATE TEMP TABLE chaos_left AS SELECT 5 AS count")
@@ -193,7 +193,7 @@ class ChaosProbe(models.Model):
 
     @action(run_as="superuser", retry=ONCE)
     def looks(self):
-        """Note what is in the session."""
+        """Note the session's state."""
         self._look_at_the_session()
 
     def _look_at_the_session(self):
@@ -206,7 +206,7 @@ class ChaosProbe(models.Model):
 
     @action(run_as="superuser", retry=ONCE)
     def counts(self):
-        """Note which records there are."""
+        """Note how many records exist."""
         for probe in self:
             probe.name = f"one of {len(self)}"
 
@@ -218,13 +218,13 @@ class ChaosProbe(models.Model):
 
     @action(run_as="superuser", three_step=True)
     def calls(self, url):
-        """Call a server outside any transaction, which answers the second call of a job only."""
+        """Call a server outside any transaction."""
         yield lambda key: requests.get(f"{url}?{key}", timeout=30)
         self.count += 1
 
     @action(run_as="superuser", commits="relock")
     def catches_everything(self, url):
-        """Ask a server, and go on after whatever a commit raises."""
+        """Call a server, and continue after any error of a commit."""
         self.count += 1
         requests.get(url, timeout=30)
         try:
@@ -235,7 +235,7 @@ class ChaosProbe(models.Model):
 
     @action(run_as="superuser", three_step=True)
     def calls_without_its_key(self, url, once):
-        """As ``calls``; the first time, the connection that holds the job's key is cut before the call."""
+        """Like ``calls``, but the first time, cut the connection that holds the job's key before the call."""
         note = Path(once)
         if note.exists():
             with note.open("a") as told:

@@ -1,4 +1,4 @@
-"""``records.enqueue(**options).method(*args)``: from a call to rows in this transaction, published after its commit."""
+"""Implement ``records.enqueue(**options).method(*args)``: insert rows in this transaction, publish after its commit."""
 
 import inspect
 import json
@@ -35,42 +35,42 @@ from sidestream import (
 
 from odoo import SUPERUSER_ID, models, sql_db, tools
 
-from .values import decode, encode
+from .serialization import decode, encode
 
 _logger = logging.getLogger(__name__)
 
 OPTIONS = (*JOB_OPTIONS, "split")
 INLINE_KEY = "sidestream_inline"
-"""Context key: with :data:`INLINE` as its value, methods are called at once instead. For tests and imports."""
+"""Context key. With :data:`INLINE` as its value, actions run immediately instead of as jobs, for tests and imports."""
 UNUSED = "sidestream.unused"
 
 
 class _Inline:
-    """What no JSON holds: a context that arrives over RPC never runs an action inline, past its order and limits."""
+    """A value that JSON cannot express, so that a context that arrives over RPC cannot bypass ordering and limits."""
 
     def __repr__(self):
         return "INLINE"
 
 
 INLINE = _Inline()
-"""``records.with_context(sidestream_inline=INLINE).enqueue().method()`` calls the method at once."""
+"""``records.with_context(sidestream_inline=INLINE).enqueue().method()`` calls the method immediately."""
 
-ODOOS_OWN = (
+ODOO_ERRORS = (
     errors.ReadOnlySqlTransaction,
     errors.SerializationFailure,
     errors.DeadlockDetected,
     errors.LockNotAvailable,
     errors.InFailedSqlTransaction,
 )
-"""Errors that are not ours. After most Odoo begins a request again: on a cursor that writes, or after a while. The last
-is told as any statement of the caller's would be: he went on after an error of PostgreSQL."""
+"""Errors that Odoo itself handles: it repeats the request, on a read-write cursor or after a delay. The last one means
+that the caller continued after an error of PostgreSQL."""
 
 _lock = threading.Lock()
 _jobs = {}
 
 
 def jobs_of(database):
-    """Return this process's :class:`sidestream.Jobs`; nothing is connected before the first job."""
+    """Return this process's :class:`sidestream.Jobs` of a database; it connects at the first job."""
     with _lock:
         found = _jobs.get(database)
         if found is None:
@@ -81,13 +81,13 @@ def jobs_of(database):
 def _connected(database):
     try:
         return Jobs(settings_of(database))
-    except SettingsError as error:  # what an operator has to mend is no reason to refuse a user's Confirm
-        _logger.error("Jobs of database %s wait for a worker that finds them: %s", database, error)
+    except SettingsError as error:  # a wrong setting is no reason to refuse a user's click
+        _logger.error("Jobs of database %s are not published; a worker finds them in PostgreSQL: %s", database, error)
         return Jobs.reading(lambda: settings_of(database))
 
 
 def forget(database):
-    """Look again, at the next job, which database this is."""
+    """Read the database's identity again at the next job."""
     with _lock:
         found = _jobs.get(database)
     if found is not None:
@@ -95,9 +95,9 @@ def forget(database):
 
 
 def settings_of(database):
-    """Return the settings of this database: of Odoo's configuration file, else of the environment.
+    """Return the settings of this database from Odoo's configuration file, or else from the environment.
 
-    Where they do not say where PostgreSQL is for us, it is where this Odoo has it: also by options of its start.
+    If they name no PostgreSQL server, use the one of this Odoo, which its command line may have set.
     """
     config = tools.config["config"]
     given = {"odoo_config": config, "odoo_database": database} if config and Path(config).is_file() else {}
@@ -111,7 +111,7 @@ def settings_of(database):
 
 
 class Enqueuer:
-    """What ``records.enqueue()`` answers: its methods are the declared actions of the records' model."""
+    """The result of ``records.enqueue()``. Its methods are the declared actions of the records' model."""
 
     __slots__ = ("__mark", "__options", "__records", "__weakref__")  # an action may have any other name
 
@@ -133,7 +133,7 @@ class Enqueuer:
 
     def __getattr__(self, method):
         if method.startswith("__"):
-            raise AttributeError(method)  # what Python itself looks for: copying, printing
+            raise AttributeError(method)  # Python's own protocols, such as copying
         records, options = self.__records, self.__options
         action = declared(type(records), method)
         if action is None:
@@ -149,13 +149,13 @@ class Enqueuer:
 
 
 def _unused(cr):
-    """Return what enqueue() answered in this transaction and nobody called a method of, by mark."""
+    """Return the enqueuers of this transaction of which no method was called yet, by mark."""
     unused = cr.precommit.data.get(UNUSED)
     if unused is None:
         unused = cr.precommit.data[UNUSED] = {}
 
         @cr.precommit.add
-        def refuse():  # somebody may still hold the others, and call a method of them later
+        def refuse():  # one that is still referenced may be used later
             for enqueuer, path, line in cr.precommit.data.pop(UNUSED).values():
                 if enqueuer() is None:
                     raise InvalidJob(
@@ -196,7 +196,7 @@ def _enqueue(records, method, action, args, kwargs, options):
     jobs_to_insert = list(_build(records, method, action, args, kwargs, options))
     inserted = _insert(env.cr, jobs_to_insert)
     _publish_after_commit(env.cr, inserted.publications)
-    return jobs.browse(dict.fromkeys(inserted.ids))  # duplicates within this call are one job
+    return jobs.browse(dict.fromkeys(inserted.ids))  # duplicates within this call are the same job
 
 
 def _is_inline(env):
@@ -207,11 +207,11 @@ def _is_inline(env):
 
 
 def _insert(cr, to_insert):
-    """Insert jobs; what Odoo itself answers (a cursor that only reads, a conflict) comes out as it was raised."""
+    """Insert jobs. Raise errors that Odoo handles (a read-only cursor, a conflict) unchanged."""
     try:
         return jobs_of(cr.dbname).insert(cr.connection, to_insert)
     except SidestreamError as error:
-        if isinstance(error.__cause__, ODOOS_OWN):
+        if isinstance(error.__cause__, ODOO_ERRORS):
             raise error.__cause__ from None
         raise
 
@@ -220,14 +220,14 @@ def _parts(records, split):
     if split is None:
         return [records]
     if not isinstance(split, int) or isinstance(split, bool) or split < 1:
-        raise InvalidJob(f"split={split!r} is not allowed: expected how many records a job gets, 1 or more.")
+        raise InvalidJob(f"split={split!r} is not allowed: expected the number of records per job, 1 or more.")
     return [records[at : at + split] for at in range(0, len(records), split)]
 
 
 def _call_inline(records, method, action, args, kwargs, split):
-    """Do it here and now, in the caller's transaction, and in all else as the job would: what it may, what it is given.
+    """Run the action in the caller's transaction, with the user, rights and arguments that the job would have.
 
-    An action that commits in parts only flushes: the caller's own half-done work must not be committed by it.
+    An action that commits in parts only flushes, because the caller's own work must not be committed yet.
     """
     env = _inline_env(records.env, action)
     encoded, named = _encoded(args, kwargs)
@@ -243,9 +243,9 @@ def _inline_env(env, action):
     """Return an environment with the user, the companies and the context of a job, in this transaction."""
     user_id = _user_id(env, action)
     context = _context(env, user_id)
-    context.pop("company", None)  # the first of those allowed, else the user's own
+    context.pop("company", None)  # the first allowed company, or else the user's own
     if _is_inline(env):
-        context[INLINE_KEY] = INLINE  # for what the action enqueues
+        context[INLINE_KEY] = INLINE  # also for the jobs that the action enqueues
     return env(user=user_id, context=context, su=user_id == SUPERUSER_ID)
 
 
@@ -255,7 +255,7 @@ def _encoded(args, kwargs):
 
 @contextmanager
 def one_transaction(cr, action):
-    """Let the ``cr.commit()`` of an action that commits in parts only flush, outside a worker; others as they are."""
+    """Outside a worker, replace the ``cr.commit()`` of an action that commits in parts by a flush."""
     if action is None or action.commits != "relock":
         yield
         return
@@ -270,11 +270,11 @@ def one_transaction(cr, action):
 
 
 def run_steps(steps, key):
-    """Run a three-step action's generator in one transaction; for inline calls and tests."""
+    """Run the generator of a three-step action in one transaction, for inline calls and tests."""
     try:
         call = next(steps)
     except StopIteration:
-        return  # there was nothing to call
+        return  # the action has nothing to call
     if not callable(call):
         raise SidestreamError(
             f"A three-step action yielded {call!r:.60}; expected a function that is called with the idempotency key."
@@ -284,7 +284,7 @@ def run_steps(steps, key):
         steps.send(answer)
     except StopIteration:
         return
-    raise SidestreamError("A three-step action yielded twice; expected one call: make two jobs of it.")
+    raise SidestreamError("A three-step action yielded twice; expected one call; split it into two jobs.")
 
 
 def _build(records, method, action, args, kwargs, options):
@@ -307,7 +307,7 @@ def _build(records, method, action, args, kwargs, options):
             "records": (records._name, tuple(dict.fromkeys(part._ids))) if part else None,
         }
         if alike is not None:
-            yield Job(**(alike | about))  # dataclasses.replace takes twice as long, of ten thousand a tenth of the call
+            yield Job(**(alike | about))  # dataclasses.replace takes twice as long, which matters for 10,000 jobs
             continue
         job = build_job(
             f"{records._name}.{method}",
@@ -315,7 +315,7 @@ def _build(records, method, action, args, kwargs, options):
             named,
             now=now,
             defaults=_declared_options(part, action, given),
-            local="UTC",  # as Odoo's own datetimes are
+            local="UTC",  # as for Odoo's own datetimes
             **given,
         )
         job = replace(
@@ -332,9 +332,9 @@ def _build(records, method, action, args, kwargs, options):
 
 
 def _context(env, user_id):
-    """Return what the job's environment is made of again, where it is valid: language, time zone, companies.
+    """Return the valid language, time zone and companies, from which a worker rebuilds the environment.
 
-    A context arrives from anybody who may call a method; a row is for ever, and is read by a worker.
+    The context may come from any RPC caller, so unknown values are left out.
     """
     context = {}
     lang, time_zone = env.context.get("lang"), env.context.get("tz")
@@ -351,22 +351,22 @@ def _context(env, user_id):
 
 
 def _allowed_companies(env, user_id):
-    """Return the ids of the companies to work in as that user, the main one first; none: all that he may."""
+    """Return the ids of the companies to work in as that user, the main one first; empty means all of the user's."""
     allowed = [one for one in env.context.get("allowed_company_ids") or () if isinstance(one, int)]
     if user_id == env.uid and (allowed or user_id != SUPERUSER_ID):
         return allowed
-    if not allowed:  # as in a scheduled action, or over RPC: another user's own companies say nothing of the caller's
+    if not allowed:  # as in a scheduled action or over RPC: use the caller's companies, not the user's
         allowed = dict.fromkeys((env.company | env.companies)._ids)
     if user_id == SUPERUSER_ID:
         return list(allowed)
-    others = env["res.users"].sudo().browse(user_id)._get_company_ids()  # a service user works where both may
+    others = env["res.users"].sudo().browse(user_id)._get_company_ids()  # a service user works in the companies of both
     return [one for one in allowed if one == env.company.id or one in others]
 
 
 def _user_id(env, action):
     if action.run_as == "user":
         if not env.uid:
-            raise InvalidJob("There is no user whom the job could run as; enqueue it with_user(somebody).")
+            raise InvalidJob("The job has no user to run as; enqueue it with_user(somebody).")
         return env.uid
     if action.run_as == "superuser":
         return SUPERUSER_ID
@@ -377,7 +377,7 @@ def _user_id(env, action):
 
 
 def _declared_options(records, action, given):
-    """Return what the declaration says of a job on ``records``, without what the call says itself."""
+    """Return the options that the declaration sets for a job on ``records`` and that the call does not set."""
     company = records.env.company.id
     found = {"queue": action.queue, "priority": action.priority, "expires_in": action.expires_in}
     for name in ("key", "limit", "group"):
@@ -395,7 +395,7 @@ def _declared_options(records, action, given):
 
 
 def declared_text(records, what, template):
-    """Return what an action's key, limit, group or unique is for a job on ``records``, or None."""
+    """Return the key, limit, group or unique text of a job on ``records``, or None."""
     if template is None:
         return None
     if callable(template):
@@ -407,7 +407,7 @@ def _one_value(records, what, path, template):
     try:
         found = records._ids if path == "id" else records.sudo().mapped(path)
     except (KeyError, AttributeError):
-        raise InvalidJob(f"The {what} {template!r} names {path!r}, which {records._name} has not.") from None
+        raise InvalidJob(f"The {what} {template!r} names {path!r}, which is not a field of {records._name}.") from None
     if isinstance(found, models.BaseModel):
         found = found.ids
     values = {"none" if one is False or one is None else str(one) for one in found} or {"none"}
@@ -423,7 +423,7 @@ def _publish_after_commit(cr, publications):
     if not publications:
         return
     guard = getattr(cr, "sidestream", None)
-    if guard is not None and guard.follow_ups is not None:  # inside a job: its worker publishes, after its commit
+    if guard is not None and guard.follow_ups is not None:  # inside a job: its worker publishes after the commit
         guard.follow_ups += publications
         return
     waiting = cr.postcommit.data.setdefault("sidestream.publications", [])
@@ -434,7 +434,7 @@ def _publish_after_commit(cr, publications):
         def publish():
             try:
                 jobs_of(database).hand_over(waiting)
-            except Exception:  # the user's transaction is committed: a worker finds the rows by itself
-                _logger.exception("Jobs were not published; workers find them in a few seconds.")
+            except Exception:  # the user's transaction is committed, and a worker finds the rows
+                _logger.exception("Jobs were not published; workers find them in PostgreSQL within seconds.")
 
     waiting += publications

@@ -5,31 +5,34 @@ from sidestream import GiveUp, identify
 from odoo import SUPERUSER_ID, api, models
 from odoo.exceptions import MissingError
 
-from ..values import decode
+from ..serialization import decode
 
 UNREAD = object()
 
 
-class SidestreamJobRunning(models.Model):
-    """What a worker asks for when it runs a job."""
+class SidestreamRunner(models.Model):
+    """The methods that a worker calls to run a job."""
 
     _inherit = "sidestream.job"
 
     @api.model
     def _sidestream_call(self, name, args, kwargs, *, job_id, user_id, context, attempt, user_active=UNREAD, gone=None):
-        """Call the action as its job says; the worker's transaction is open. Returns what the method returns.
+        """Call the job's action in the worker's transaction and return its result.
 
-        :param user_active: of the user, None when there is none; :param gone: ids of records that were deleted. Both
-            in this transaction's snapshot, by a worker that read them with the job's row; else they are read here.
+        :param user_active: the user's ``active``, or None if there is no such user
+        :param gone: ids of the job's records that were deleted
+
+        A worker that read both with the job's row, in this transaction's snapshot, passes them on; otherwise they are
+        read here.
         """
         model, _, method = name.rpartition(".")
         given = json.loads(context or "{}")
         lang = given.get("lang")
         if lang and not self.env["res.lang"]._get_data(code=lang):
-            lang = None  # the language was removed meanwhile
-        jobs = self.with_context(lang=lang)  # whoever asked for it reads what is wrong with it
+            lang = None  # the language was removed
+        jobs = self.with_context(lang=lang)  # error messages are in the language of the job
         if model not in self.env:
-            raise GiveUp(jobs.env._("The model %s is gone: the module that had it was uninstalled.", model))
+            raise GiveUp(jobs.env._("The model %s no longer exists because its module was uninstalled.", model))
         user = jobs._sidestream_user(user_id, user_active)
         env = jobs._sidestream_env(user, given, job_id, attempt)
         ids, *rest = args
@@ -42,11 +45,9 @@ class SidestreamJobRunning(models.Model):
 
     @api.model
     def _sidestream_user(self, user_id, active):
-        """Return the user that a job runs as; give up when it names none, or he is no more, or archived."""
-        if not user_id:  # put in past Odoo, so nothing that its action declares (run_as, key, limit) was looked at
-            raise GiveUp(
-                self.env._("This job names nobody whom it could run as. Ask for it in Odoo: records.enqueue().")
-            )
+        """Return the user that a job runs as; raise GiveUp if there is none or the user was deleted or archived."""
+        if not user_id:  # not enqueued by Odoo, so run_as, key and limit of its action were not applied
+            raise GiveUp(self.env._("This job has no user to run as. Enqueue it in Odoo with records.enqueue()."))
         user = self.env["res.users"].browse(user_id)
         if user.id == SUPERUSER_ID or active is True:
             return user
@@ -60,7 +61,7 @@ class SidestreamJobRunning(models.Model):
         if not active and not user._is_public():
             raise GiveUp(
                 self.env._(
-                    "%s is archived and runs nothing any more. Unarchive the user, then Retry.",
+                    "The user %s is archived. Unarchive the user, then retry the job.",
                     user.name,
                 )
             )
@@ -68,14 +69,14 @@ class SidestreamJobRunning(models.Model):
 
     @api.model
     def _sidestream_records(self, records, gone):
-        """Return those of the job's records that are still there; give up when none of them is."""
+        """Return those of the job's records that still exist; raise GiveUp if there are none."""
         if not records or gone == []:
             return records
         found = records.exists() if gone is None else records.browse(one for one in records._ids if one not in gone)
         if not found:
             raise GiveUp(
                 self.env._(
-                    "The records of this job were deleted before it ran: %(model)s %(ids)s. Nothing was done.",
+                    "The records of this job were deleted before it ran: %(model)s %(ids)s.",
                     model=self.env["ir.model"]._get(records._name).name or records._name,
                     ids=", ".join(str(one) for one in records._ids[:5]),
                 )
@@ -95,13 +96,13 @@ class SidestreamJobRunning(models.Model):
 
     @api.model
     def _sidestream_companies(self, user, company_id, allowed):
-        """Return the ids of the companies to run in, the main one first; give up when the user lost one of them."""
+        """Return the ids of the companies to run in, the main one first; raise GiveUp without access."""
         if not company_id and not allowed:
             return []
         needed = list(allowed or [company_id])
         if user.id == SUPERUSER_ID:
             there = set(self.env["res.company"].browse(needed).exists().ids)
-            missing = set(needed[:1]) - there  # without one of the others it works on
+            missing = set(needed[:1]) - there  # it runs without deleted companies other than the main one
             may = needed = [one for one in needed if one in there]
         else:
             may = user._get_company_ids()
@@ -109,10 +110,10 @@ class SidestreamJobRunning(models.Model):
         if missing:
             names = self.env["res.company"].browse(sorted(missing)).exists().mapped("name")
             if not names:
-                raise GiveUp(self.env._("The company that this job works in was deleted. Nothing was done."))
+                raise GiveUp(self.env._("The company of this job was deleted."))
             raise GiveUp(
                 self.env._(
-                    "%(user)s may not work in %(companies)s any more. Give access again, then Retry.",
+                    "%(user)s no longer has access to %(companies)s. Restore the access, then retry the job.",
                     user=user.name,
                     companies=", ".join(names),
                 )
@@ -121,5 +122,5 @@ class SidestreamJobRunning(models.Model):
 
     @api.model
     def _sidestream_idempotency_key(self, job_id, call=""):
-        """Return what is sent with an external call: the same on every attempt of the job."""
+        """Return the idempotency key of an external call, which is the same on every attempt of the job."""
         return f"{identify(self.env.cr._obj, allow_copy=True).origin_of(job_id)}:{job_id}:{call}"

@@ -1,4 +1,4 @@
-"""Arguments of a job, to JSON and back: what JSON has not is written as {"$": kind, ...}."""
+"""Convert a job's arguments to JSON and back; values that JSON lacks become {"$": kind, ...}."""
 
 from datetime import date, datetime
 from decimal import Decimal
@@ -13,13 +13,15 @@ KIND = "$"
 
 
 def encode(value, where="arguments"):
-    """Return ``value`` as JSON values; raise :class:`sidestream.InvalidJob` naming what cannot be kept."""
-    if isinstance(value, Markup):  # a str too, and not to be escaped as one
+    """Return ``value`` as JSON values; raise :class:`sidestream.InvalidJob` if it cannot be stored."""
+    if isinstance(value, Markup):  # before str, of which it is a subclass
         return {KIND: "markup", "value": str(value)}
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, models.BaseModel):
-        if any(not isinstance(id_, int) for id_ in value._ids):  # not value.ids, which has the origin of a draft
+        if any(
+            not isinstance(id_, int) for id_ in value._ids
+        ):  # not value.ids, which holds the origin of an unsaved record
             raise InvalidJob(f"{where} holds a record of {value._name} that is not saved yet; save it first.")
         return {KIND: "records", "model": value._name, "ids": list(value._ids)}
     if isinstance(value, datetime):
@@ -35,13 +37,13 @@ def encode(value, where="arguments"):
             raise InvalidJob(f"{where} has a dictionary whose keys are not text (or '{KIND}'); use text keys.")
         return {name: encode(one, f"{where}[{name!r}]") for name, one in value.items()}
     raise InvalidJob(
-        f"{where} is a {type(value).__name__}, which a job cannot keep; pass records, text, HTML, numbers, dates, "
+        f"{where} is a {type(value).__name__}, which a job cannot store; pass records, text, HTML, numbers, dates, "
         "decimals, lists and dictionaries."
     )
 
 
 def decode(env, value):
-    """Return what :func:`encode` was given, records in ``env``."""
+    """Return the value that :func:`encode` received, with records in ``env``."""
     if isinstance(value, list):
         return [decode(env, one) for one in value]
     if not isinstance(value, dict):
