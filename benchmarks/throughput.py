@@ -4,7 +4,7 @@ The jobs are enqueued first, then the worker is started; the rate is taken betwe
 stamp, so that starting up is outside for every side. Every drain must deliver each job exactly once.
 Theirs: Dramatiq with the best settings found that survive a crash, measured in the same run over the same server, and
 bare loops of redis-py (64 entries a read, one acknowledgement for all of them), which are the limit of this machine: no
-lease is renewed, nothing is counted, nobody takes over what a dead loop held.
+lease is renewed, nothing is counted, and the leases of a dead loop are not reclaimed.
 """
 
 from __future__ import annotations

@@ -180,7 +180,7 @@ def open_folder(path: Path, owner: Account) -> int:
             try:
                 found = os.stat(name, dir_fd=folder, follow_symlinks=False)
             except FileNotFoundError:
-                _make_below(folder, name, owner if not rest else None, path)
+                _make_below(folder, name, owner if not rest else None)
                 found = os.stat(name, dir_fd=folder, follow_symlinks=False)
             if stat.S_ISLNK(found.st_mode):
                 links += 1
@@ -201,7 +201,7 @@ def open_folder(path: Path, owner: Account) -> int:
         raise
 
 
-def _make_below(folder: int, name: str, owner: Account | None, path: Path) -> None:
+def _make_below(folder: int, name: str, owner: Account | None) -> None:
     """Create the folder ``name``; with ``owner``, private to that user."""
     holder = os.fstat(folder).st_uid
     mode = 0o755 if owner is None else 0o700

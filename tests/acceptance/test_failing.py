@@ -26,7 +26,7 @@ def test_an_exception_s_class_has_a_policy_and_may_say_how_long_to_wait(rig: Rig
     assert rig.effects(job) == ["busy at attempt 2"]
 
 
-def test_a_class_to_give_up_on_is_dead_at_once(rig: Rig) -> None:
+def test_an_error_class_with_give_up_fails_the_job_immediately(rig: Rig) -> None:
     row = rig.ends(rig.enqueue("picky", "key"))
     assert (row.state, row.attempts, row.error) == ("failed", 1, "KeyError: 'key'")
 
@@ -41,7 +41,7 @@ def test_a_snooze_costs_no_attempt_and_undoes_what_was_written(rig: Rig) -> None
     assert rig.effects(job) == ["snoozed"]
 
 
-def test_a_job_that_only_snoozes_is_dead_with_the_reason(rig: Rig) -> None:
+def test_a_job_that_only_snoozes_fails_with_the_reason(rig: Rig) -> None:
     row = rig.ends(rig.enqueue("snooze.for.ever"))
     assert (row.state, row.attempts) == ("failed", 0)
     assert row.error is not None
@@ -49,7 +49,7 @@ def test_a_job_that_only_snoozes_is_dead_with_the_reason(rig: Rig) -> None:
     assert row.error.endswith("the last reason: the courier is closed")
 
 
-def test_a_direct_job_that_only_snoozes_is_dead_too(rig: Rig) -> None:
+def test_a_direct_job_that_only_snoozes_fails_too(rig: Rig) -> None:
     uuid = rig.jobs.enqueue_direct("snooze.for.ever")
     rig.until(lambda: isinstance(direct_jobs.find(rig.settings, uuid), direct_jobs.FailedDirectJob))
     found = direct_jobs.find(rig.settings, uuid)

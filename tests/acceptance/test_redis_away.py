@@ -27,7 +27,7 @@ def world(launcher: Launcher) -> Iterator[World]:
         yield world
 
 
-def test_ten_thousand_open_jobs_survive_a_redis_that_is_set_back_and_then_emptied(world: World) -> None:
+def test_ten_thousand_pending_jobs_survive_a_redis_that_is_set_back_and_then_emptied(world: World) -> None:
     world.start_workers()
     hold_the_child(world)
     enqueue_many(world, OPEN_JOBS // 2)
@@ -110,7 +110,7 @@ def published_again_after(world: World) -> float:
 def references(world: World) -> int:
     """Return how many references Redis holds, wherever they wait."""
     client = world.valkey
-    waiting = sum(client.zcard(key) for kind in ("bin:r", "delayed:") for key in client.scan_iter(f"*:{kind}*"))
+    waiting = sum(client.zcard(key) for kind in ("flow:r", "delayed:") for key in client.scan_iter(f"*:{kind}*"))
     single = sum(client.hlen(key) for key in client.scan_iter("*:ones:r*"))
     return int(waiting + single + client.hlen("sidestream:{s0}:leases"))
 

@@ -94,8 +94,8 @@ def test_what_commands_say_was_true_within_two_seconds(rig: Rig, run: Run) -> No
                 if not min(counts) <= said <= max(counts):
                     wrong.append(f"queues said {said} {name}, PostgreSQL {min(counts)} to {max(counts)}")
 
-            dead = [one for one in jobs if rig.job(one).state == "failed"]
-            if dead:
-                assert run("job", "retry", str(dead[0])).returncode == 0
+            failed = [one for one in jobs if rig.job(one).state == "failed"]
+            if failed:
+                assert run("job", "retry", str(failed[0])).returncode == 0
     assert changes > ROUNDS, "hardly anything changed while it was looked at: this showed nothing"
     assert wrong == []

@@ -1,4 +1,4 @@
-"""What the ledger proves: reads the two tables and the two files, and of the product only who is dead."""
+"""What the ledger proves: reads the two tables and the two files, and from Sidestream only which jobs failed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Verdict:
     """Counts, and the tokens behind them."""
 
     promised: int = 0
-    #: Promised, no effect, and not dead either.
+    #: Promised, no effect, and not failed either.
     lost: list[str] = field(default_factory=list)
     #: More than one effect.
     doubled: list[str] = field(default_factory=list)
@@ -33,7 +33,7 @@ class Verdict:
     direct: int = 0
     #: Second and later runs of direct jobs without a database: allowed, counted.
     direct_repeats: int = 0
-    #: Jobs that chance killed as often as a poison job is: dead, with the reason; counted apart.
+    #: Jobs that chance killed as often as a poison job is: failed, with the reason; counted apart.
     failed: int = 0
 
     @property
@@ -43,7 +43,7 @@ class Verdict:
         return {name: getattr(self, name) for name in names if getattr(self, name)}
 
     def __str__(self) -> str:
-        parts = [f"{self.promised} promised, {self.direct} direct, {self.failed} dead by chance"]
+        parts = [f"{self.promised} promised, {self.direct} direct, {self.failed} failed by chance"]
         parts += [f"{len(tokens)} {name}: {', '.join(tokens[:5])}" for name, tokens in self.violations.items()]
         return "; ".join(parts)
 
@@ -54,33 +54,33 @@ AND NOT EXISTS (SELECT FROM sidestream_job j WHERE j.id = p.job_id AND j.state =
 """
 
 
-def check(connection: psycopg.Connection[Any], folder: Path, dead_direct: Collection[str] = ()) -> Verdict:
-    """Return what the ledger proves at this moment; ``dead_direct`` are the uuids (hex) that the broker failed."""
+def check(connection: psycopg.Connection[Any], folder: Path, failed_direct: Collection[str] = ()) -> Verdict:
+    """Return what the ledger proves at this moment; ``failed_direct`` are the uuids (hex) that the broker failed."""
     # Effects first: traffic may go on, and what is promised and done in between must not look like a ghost.
     effects = _rows(connection, "SELECT token, job_id, key, seen, uuid FROM ledger ORDER BY at")
     plain_runs = Counter(token for (token,) in ledger.lines(folder / ledger.PLAIN))
     promised = _rows(connection, "SELECT token, job_id, key FROM promised ORDER BY job_id")
-    dead = {job_id for (job_id,) in _rows(connection, "SELECT id FROM sidestream_job WHERE state = 'failed'")}
+    failed = {job_id for (job_id,) in _rows(connection, "SELECT id FROM sidestream_job WHERE state = 'failed'")}
     intents, accepted = _direct_notes(folder)
     counts = Counter(token for token, *_ in effects)
     wanted = {token: job_id for token, job_id, _ in promised}
 
     verdict = Verdict(
-        promised=len(wanted), direct=len(accepted), failed=len(dead & set(wanted.values())) + len(dead_direct)
+        promised=len(wanted), direct=len(accepted), failed=len(failed & set(wanted.values())) + len(failed_direct)
     )
-    verdict.lost = [token for token, job_id in wanted.items() if not counts[token] and job_id not in dead]
+    verdict.lost = [token for token, job_id in wanted.items() if not counts[token] and job_id not in failed]
     verdict.doubled = [token for token, count in counts.items() if count > 1]
     verdict.ghosts = [token for token in counts if token not in wanted and token not in intents]
     verdict.ghosts += [token for token in plain_runs if token not in intents]
     verdict.reordered = list(_reordered(effects))
     ran = counts.keys() | plain_runs.keys()
-    verdict.direct_lost = [token for token, uuid in accepted.items() if token not in ran and uuid not in dead_direct]
+    verdict.direct_lost = [token for token, uuid in accepted.items() if token not in ran and uuid not in failed_direct]
     verdict.direct_repeats = sum(count - 1 for count in plain_runs.values())
     return verdict
 
 
 def wait_until_settled(
-    connection: psycopg.Connection[Any], folder: Path, patience: float, dead_direct: Callable[[], Collection[str]]
+    connection: psycopg.Connection[Any], folder: Path, patience: float, failed_direct: Callable[[], Collection[str]]
 ) -> Verdict:
     """Wait until nothing is lost as far as can be seen, at most ``patience`` seconds; return the last verdict."""
     deadline = time.monotonic() + patience
@@ -88,7 +88,7 @@ def wait_until_settled(
         late = time.monotonic() > deadline
         [(missing,)] = _rows(connection, _MISSING)
         if not missing or late:
-            verdict = check(connection, folder, dead_direct())
+            verdict = check(connection, folder, failed_direct())
             if late or not (verdict.lost or verdict.direct_lost):
                 return verdict
         time.sleep(0.05)

@@ -14,7 +14,7 @@ _START = 19
 
 
 def state(pid: int) -> str:
-    """Return the kernel's state letter of ``pid`` (T: stopped, Z: dead, not waited for), or "" when it is gone."""
+    """Return the kernel's state letter of ``pid`` (T: stopped, Z: zombie), or "" when it is gone."""
     fields = _stat(pid)
     return fields[0] if fields else ""
 

@@ -100,7 +100,7 @@ def run(*, waiting: int, jobs: int, seconds: float, seed: int, aging: float = AG
     with _world(seed) as world:
         _beside(world, found, waiting, seconds)
     with _world(seed) as world:
-        _ageing(world, found, seconds)
+        _aging(world, found, seconds)
     with _world(seed) as world:
         _limits(world, found, jobs, random.Random(seed))
     return found
@@ -153,7 +153,7 @@ def _paced(world: World, name: str, seconds: float) -> list[float]:
     return [max(0.0, starts[token] - at) for token, at in asked.items()]
 
 
-def _ageing(world: World, found: Found, seconds: float) -> None:
+def _aging(world: World, found: Found, seconds: float) -> None:
     with world.connection().cursor() as cursor:
         rules.set_aging(cursor, found.aging, by="sharing")
     world.connection().commit()

@@ -15,7 +15,7 @@ from tests.chaos.programs import Program
 from tests.chaos.world import World
 
 ORPHAN_PATIENCE = 15.0
-"""Seconds after which nothing that a dead supervisor started may be left."""
+"""Seconds after which nothing that a dead worker started may be left."""
 _IN_TRANSACTION = """
 SELECT count(*) FROM pg_stat_activity WHERE application_name ~ '^sidestream/.*/[0-9]+$' AND xact_start IS NOT NULL
 """
@@ -62,7 +62,7 @@ class Striker:
             world.producer.start()
 
     def orphans(self) -> list[int]:
-        """Return what dead supervisors left behind, after giving it time to end."""
+        """Return the processes that dead workers left, after giving them time to end."""
         left = processes.wait_gone(self.families, ORPHAN_PATIENCE)
         self.families = []
         return left

@@ -238,7 +238,7 @@ class World:
             return False
 
     def dead_direct(self) -> set[str]:
-        """Return the uuids (hex) of the direct jobs that the broker keeps as dead."""
+        """Return the uuids (hex) of the direct jobs that have failed in the broker."""
         found: set[str] = set()
         for key in self.valkey.scan_iter(match="*:failed"):
             found.update(uuid.hex() for uuid in self.valkey.hkeys(key))

@@ -1,4 +1,8 @@
-"""Sidestream in twelve lessons: one concept a test. Edge cases live elsewhere."""
+"""Learn Sidestream in twelve lessons, one concept each. Read them from top to bottom; other tests cover edge cases.
+
+``shop.jobs`` enqueues, ``shop.work()`` runs every job that is due in this process and returns the outcomes, and
+``shop.stock()`` shows the effects in the shop's own table.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +19,15 @@ if TYPE_CHECKING:
 
 
 def count(context: Context, product: str, amount: int) -> None:
-    """The action of most lessons."""
+    """The action of most lessons: record an amount of a product in the shop's own table."""
     context.cursor.execute("INSERT INTO stock VALUES (%s, %s)", (product, amount))
 
 
-def test_an_action_runs_in_the_background_and_is_done_with_its_effect(shop: Shop) -> None:
+def test_a_job_runs_in_the_background_and_commits_its_effect_with_done(shop: Shop) -> None:
+    """Lesson 1: declare an action, enqueue a job, and let a worker run it.
+
+    The effect and the state "done" are in one transaction, so you never see one without the other.
+    """
     shop.actions.action("count")(count)
 
     with shop.jobs.transaction(shop.connection) as tx:
@@ -32,6 +40,7 @@ def test_an_action_runs_in_the_background_and_is_done_with_its_effect(shop: Shop
 
 
 def test_a_job_of_a_rolled_back_transaction_never_runs(shop: Shop) -> None:
+    """Lesson 2: a job belongs to the transaction in which you enqueue it."""
     shop.actions.action("count")(count)
 
     def order() -> None:
@@ -46,7 +55,9 @@ def test_a_job_of_a_rolled_back_transaction_never_runs(shop: Shop) -> None:
     assert shop.stock() == []
 
 
-def test_a_failure_rolls_the_effect_back_and_comes_again(shop: Shop) -> None:
+def test_a_failed_attempt_is_rolled_back_and_retried(shop: Shop) -> None:
+    """Lesson 3: an exception rolls the attempt back, and the retry policy decides when the job runs again."""
+
     @shop.actions.action("count", retry=RetryPolicy(max_attempts=2, first_delay=0, jitter=0))
     def fails_once(context: Context, product: str, amount: int) -> None:
         count(context, product, amount)
@@ -64,7 +75,9 @@ def test_a_failure_rolls_the_effect_back_and_comes_again(shop: Shop) -> None:
     assert shop.row(job).attempts == 1
 
 
-def test_a_job_that_fails_for_good_is_dead_and_kept_with_its_error(shop: Shop) -> None:
+def test_a_job_without_further_attempts_fails_and_keeps_its_error(shop: Shop) -> None:
+    """Lesson 4: after the last attempt, the job is failed, and its row keeps the error."""
+
     @shop.actions.action("count", retry=RetryPolicy(max_attempts=1))
     def fails(context: Context) -> None:
         raise ValueError("no such product")
@@ -77,6 +90,7 @@ def test_a_job_that_fails_for_good_is_dead_and_kept_with_its_error(shop: Shop) -
 
 
 def test_jobs_with_the_same_key_run_in_the_order_of_their_ids(shop: Shop) -> None:
+    """Lesson 5: an ordering key makes jobs run one after another, in the order in which you enqueue them."""
     shop.actions.action("count")(count)
 
     with shop.jobs.transaction(shop.connection) as tx:
@@ -87,7 +101,8 @@ def test_jobs_with_the_same_key_run_in_the_order_of_their_ids(shop: Shop) -> Non
     assert [amount for _, amount in shop.stock()] == [0, 1, 2, 3, 4]
 
 
-def test_a_failing_head_blocks_its_key_and_nobody_else(shop: Shop) -> None:
+def test_a_failing_job_blocks_only_its_own_key(shop: Shop) -> None:
+    """Lesson 6: while a job waits for its retry, later jobs with the same key wait too; other keys go on."""
     shop.actions.action("count")(count)
 
     @shop.actions.action("fails", retry=RetryPolicy(first_delay=3600))
@@ -104,6 +119,7 @@ def test_a_failing_head_blocks_its_key_and_nobody_else(shop: Shop) -> None:
 
 
 def test_a_follow_up_exists_if_and_only_if_its_parent_is_done(shop: Shop) -> None:
+    """Lesson 7: an action enqueues follow-up jobs in its own transaction."""
     shop.actions.action("count")(count)
 
     @shop.actions.action("inventory")
@@ -118,7 +134,9 @@ def test_a_follow_up_exists_if_and_only_if_its_parent_is_done(shop: Shop) -> Non
     assert shop.stock() == [("chair", 1), ("table", 1)]
 
 
-def test_an_action_may_not_commit_behind_our_back(shop: Shop) -> None:
+def test_an_action_may_not_commit(shop: Shop) -> None:
+    """Lesson 8: Sidestream commits for you, because the effect and "done" must be committed together."""
+
     @shop.actions.action("count", retry=RetryPolicy(max_attempts=1))
     def commits(context: Context) -> None:
         count(context, "chair", 1)
@@ -133,7 +151,11 @@ def test_an_action_may_not_commit_behind_our_back(shop: Shop) -> None:
     assert shop.stock() == []
 
 
-def test_a_slow_call_stands_between_two_transactions(shop: Shop) -> None:
+def test_a_three_step_action_calls_outside_any_transaction(shop: Shop) -> None:
+    """Lesson 9: a slow external call runs between two transactions and receives an idempotency key.
+
+    The key is the same on every attempt, so that the remote service can recognize a repeated call.
+    """
     calls: list[dict[str, Any]] = []
 
     def read(context: Context, order: int) -> dict[str, Any]:
@@ -155,7 +177,8 @@ def test_a_slow_call_stands_between_two_transactions(shop: Shop) -> None:
     assert calls[0]["key"].endswith(f":{job}:ship")
 
 
-def test_an_action_that_nobody_declared_is_parked_not_lost(shop: Shop) -> None:
+def test_a_job_with_an_unknown_action_is_unrouted_and_not_lost(shop: Shop) -> None:
+    """Lesson 10: a job whose action no worker knows waits, for example for the next release."""
     with shop.jobs.transaction(shop.connection) as tx:
         job = tx.enqueue("from.the.next.release")
 
@@ -166,6 +189,7 @@ def test_an_action_that_nobody_declared_is_parked_not_lost(shop: Shop) -> None:
 
 
 def test_a_direct_job_needs_no_transaction_and_is_repeated_safely_by_its_id(shop: Shop) -> None:
+    """Lesson 11: a direct job goes to the broker without a row; repeat the call with the same id if in doubt."""
     shop.actions.action("count")(count)
 
     uuid = shop.jobs.enqueue_direct("count", ("chair", 1))
@@ -175,6 +199,7 @@ def test_a_direct_job_needs_no_transaction_and_is_repeated_safely_by_its_id(shop
     assert shop.stock() == [("chair", 1)]
 
 
-def test_options_of_later_releases_are_refused_not_ignored(shop: Shop) -> None:
+def test_an_unknown_option_is_refused(shop: Shop) -> None:
+    """Lesson 12: an unknown option raises an error, so that a typing mistake is never ignored."""
     with pytest.raises(UnsupportedOption, match="cron"), shop.jobs.transaction(shop.connection) as tx:
         tx.enqueue("count", ("chair", 1), cron="* * * * *")  # type: ignore[call-arg]

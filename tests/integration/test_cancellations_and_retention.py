@@ -103,7 +103,7 @@ def test_what_commits_first_is_done_and_stays_so(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("runs", [False, True])
-def test_what_a_person_opens_again_while_its_request_is_carried_out_stays_open(bench: Bench, runs: bool) -> None:
+def test_a_job_that_is_retried_while_its_cancellation_is_applied_stays_pending(bench: Bench, runs: bool) -> None:
     [row_id] = bench.insert()
     child = bench.run(row_id)
     bench.cancel(row_id)
@@ -171,7 +171,7 @@ def test_the_link_says_which_database_it_is(bench: Bench) -> None:
     assert bench.link.database() == bench.database
 
 
-def test_the_link_opens_again_after_postgresql_was_away(bench: Bench, postgres: PostgresServer) -> None:
+def test_the_store_connection_reopens_after_postgresql_was_away(bench: Bench, postgres: PostgresServer) -> None:
     with bench.link.cursor("looking") as cursor:
         cursor.execute("SELECT 1")
     postgres.kill()

@@ -29,7 +29,7 @@ PAUSED = f"{ReleaseReason.PAUSED}: modules are being installed"
 
 
 def test_a_pause_of_the_application_costs_nothing_however_long_it_lasts(database: str, tmp_path: Path) -> None:
-    """An upgrade may take a night; a job that looks again every 2 s would be dead after half an hour."""
+    """An upgrade may take a night; a job that is released every 2 s would fail after half an hour."""
     with _outcome_writer(database, tmp_path) as (look, outcome_writer, reference):
         for releases in (0, 1, MAX_RELEASES, 10 * MAX_RELEASES):
             delivery = Delivery(reference, "lane", Lease(b"1", "me", 1), 0, None, releases=releases)

@@ -99,7 +99,7 @@ def test_a_reference_to_what_had_the_number_before_runs_nothing_and_makes_room_f
 
 
 @pytest.mark.parametrize("before", [("ship", None), ("bill", "other")], ids=["another action", "another key"])
-def test_a_reference_that_is_not_the_row_s_own_opens_nothing(
+def test_a_reference_that_is_not_the_row_s_own_acquires_nothing(
     application: Application, connection: Any, jobs: Jobs, dsn: str, before: tuple[str, str | None]
 ) -> None:
     """With another key, the lock that keeps two jobs of the row's key apart would not be held."""

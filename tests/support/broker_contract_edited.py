@@ -58,7 +58,7 @@ class EditedCases:
         assert bench.broker.publish([row(bench, 1)._replace(edited=True)]) == 1
         assert ids(claim(bench)) == [1]
 
-    def test_a_head_that_is_put_off_lets_the_next_go_first(self, bench: Bench) -> None:
+    def test_a_postponed_head_lets_the_next_go_first(self, bench: Bench) -> None:
         bench.put([row(bench, number, "k") for number in (1, 2)])
         bench.broker.publish([row(bench, 1, "k", due=bench.now() + 5_000)._replace(edited=True)])
         (second,) = claim(bench)
@@ -68,7 +68,7 @@ class EditedCases:
         bench.end([second])
         assert ids(claim(bench)) == [1]
 
-    def test_a_head_that_was_put_off_while_it_was_handed_off_lets_the_next_go_first(self, bench: Bench) -> None:
+    def test_a_head_that_was_postponed_while_it_was_leased_lets_the_next_go_first(self, bench: Bench) -> None:
         bench.put([row(bench, number, "k") for number in (1, 2, 3)])
         (first,) = claim(bench)
         later = row(bench, 1, "k", due=bench.now() + 5_000)._replace(edited=True)
@@ -84,7 +84,7 @@ class EditedCases:
             assert ids([one]) == [expected]
             bench.end([one])
 
-    def test_one_that_was_put_off_wakes_who_waits_for_the_next(self, bench: Bench) -> None:
+    def test_postponing_a_head_wakes_a_reader_for_the_next(self, bench: Bench) -> None:
         bench.put([row(bench, number, "k") for number in (1, 2)])
         (first,) = claim(bench)
         second, got = bench.second(), []

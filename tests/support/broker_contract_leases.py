@@ -310,7 +310,7 @@ class DirectCases:
         ((taken, _),) = reclaim(bench).deliveries
         assert (taken.attempts, taken.crashes, taken.payload) == (3, 2, b"signed bytes")
 
-    def test_a_buried_job_is_not_run_or_taken_again(self, bench: Bench) -> None:
+    def test_a_failed_job_is_not_claimed_again(self, bench: Bench) -> None:
         job, behind = direct(bench, "k"), direct(bench, "k")
         bench.broker.publish([job])
         bench.advance(5)

@@ -24,7 +24,7 @@ class PriorityCases:
         bench.put([row(bench, 9, priority=0)])
         assert serve(bench, 4) == [9, 2, 3, 4]
 
-    def test_ageing_bounds_the_wait_under_a_continuous_urgent_stream(self, bench: Bench) -> None:
+    def test_aging_bounds_the_wait_under_a_continuous_urgent_stream(self, bench: Bench) -> None:
         govern(bench, aging=0.5)
         bench.put([row(bench, 1, priority=9)])
         aged_ms, turns, aged = bench.now() + 500, 0, False

@@ -1,4 +1,4 @@
-"""What the tests of the relay share: publications, and a broker that does what a test says."""
+"""Helpers of the relay's tests: publications, and a broker that follows a script."""
 
 from __future__ import annotations
 

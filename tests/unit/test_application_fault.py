@@ -1,4 +1,4 @@
-"""Whose fault it is when an application cannot be loaded, and where."""
+"""Errors while an application is loaded: whose fault they are, and where."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def module(name: str, code: str) -> ModuleType:
     return made
 
 
-def test_an_error_that_passed_the_code_of_a_package_is_its_own() -> None:
+def test_an_error_raised_in_a_package_is_recognized() -> None:
     addon = module("odoo.addons.shop.models", "def setup(): return {}['missing']")
     other = module("odoo.addonsless", "def setup(): return {}['missing']")
     assert is_raised_in("odoo.addons", raised(addon.setup))
@@ -68,7 +68,7 @@ def test_the_traceback_begins_in_the_user_s_module(app: Callable[[str, str], str
         ("empty_app", "not of the form module:attribute"),
     ],
 )
-def test_a_wrong_name_is_no_fault_of_the_user_s_code(app: Callable[[str, str], str], path: str, said: str) -> None:
+def test_a_wrong_name_is_not_blamed_on_the_user_s_code(app: Callable[[str, str], str], path: str, said: str) -> None:
     app("empty_app", "")
     error = raised(lambda: load_actions(path))
     assert type(error) is SettingsError

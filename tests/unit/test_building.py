@@ -1,4 +1,4 @@
-"""The job that a call asks for: every option, what a declaration adds, and every refusal in one sentence."""
+"""Build a job from a call: every option, the declaration's defaults, and every refusal."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_run_at_is_kept_in_utc() -> None:
         ("2026-07-01", "22:00"),
     ],
 )
-def test_a_wall_clock_is_read_where_it_hangs(wall: str, utc: str) -> None:
+def test_a_naive_time_is_read_in_the_given_time_zone(wall: str, utc: str) -> None:
     zone = None if "+" in wall else "Europe/Brussels"
     due = build_job("a", now=NOW, run_at=wall, time_zone=zone).run_at
     assert due is not None
@@ -79,13 +79,13 @@ def test_a_wall_clock_is_read_where_it_hangs(wall: str, utc: str) -> None:
     assert due.tzinfo is UTC
 
 
-def test_fold_means_the_second_of_two() -> None:
+def test_fold_selects_the_second_of_two_equal_local_times() -> None:
     twice = datetime(2026, 10, 25, 2, 30, fold=1)  # noqa: DTZ001
     due = build_job("a", now=NOW, run_at=twice, time_zone="Europe/Brussels").run_at
     assert due == datetime(2026, 10, 25, 1, 30, tzinfo=UTC)
 
 
-def test_a_bridge_may_say_where_its_clocks_hang() -> None:
+def test_a_caller_may_set_the_time_zone_of_naive_times() -> None:
     wall = datetime(2026, 7, 1, 12)  # noqa: DTZ001
     assert build_job("a", now=NOW, run_at=wall, local="UTC").run_at == datetime(2026, 7, 1, 12, tzinfo=UTC)
     due = build_job("a", now=NOW, run_at=wall, local="UTC", time_zone="Asia/Tokyo").run_at
@@ -173,13 +173,13 @@ def test_impossible_calls_are_refused(options: dict[str, Any], message: str) -> 
     "options",
     [{"key": ""}, {"group": ""}, {"group": 5}, {"limit": ":7"}, {"limit": "a\n"}, {"unique": ""}, {"unique": 5}],
 )
-def test_odd_names_are_refused(options: dict[str, Any]) -> None:
+def test_invalid_names_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(InvalidName, match="is not allowed"):
         build_job("a", now=NOW, **options)
 
 
 @pytest.mark.parametrize("option", sorted(LATER_OPTIONS))
-def test_options_of_later_releases_are_refused_by_name(option: str) -> None:
+def test_unknown_options_are_refused_by_name(option: str) -> None:
     later: Any = {option: 1}
     with pytest.raises(UnsupportedOption, match=f"'{option}'.*later release"):
         build_job("a", now=NOW, **later)
@@ -192,7 +192,7 @@ def test_a_rule_is_no_option_of_one_job(option: str) -> None:
         build_job("a", now=NOW, **rule)
 
 
-def test_what_other_queues_call_it_is_translated() -> None:
+def test_option_names_of_other_queues_are_translated() -> None:
     eta: Any = {"eta": NOW}
     with pytest.raises(UnsupportedOption, match="it is run_at"):
         build_job("a", now=NOW, **eta)

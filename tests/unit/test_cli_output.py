@@ -1,4 +1,4 @@
-"""What the command line prints of texts that it did not write."""
+"""The command line prints foreign texts safely."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ ERROR = "\x1b]0;owned\x07\x9b31mBoom\r\u202e: password=hunter2\x7f"
 SHOWN = "]0;owned31mBoom: password=***"
 
 
-def test_what_a_terminal_would_obey_and_secrets_are_not_printed(capsys: pytest.CaptureFixture[str]) -> None:
+def test_control_characters_and_secrets_are_not_printed(capsys: pytest.CaptureFixture[str]) -> None:
     print_line(ERROR)
     complain(ERROR)
     print_facts({"error": ERROR})
@@ -27,7 +27,7 @@ def test_line_ends_and_tabs_stay(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == "first\n\tsecond\n"
 
 
-def test_json_escapes_what_a_terminal_would_obey(capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_escapes_control_characters(capsys: pytest.CaptureFixture[str]) -> None:
     print_json({"error": ERROR, "kwargs": {"api_key": "k", "n": 1}})
     said = capsys.readouterr().out
     assert not any(character in said for character in "\x1b\x07\x9b\x7f\u202e\r")

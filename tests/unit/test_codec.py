@@ -1,4 +1,4 @@
-"""Jobs as bytes: what goes in comes out, and nothing else comes in."""
+"""Encode and decode jobs, and refuse everything else."""
 
 from __future__ import annotations
 
@@ -98,12 +98,12 @@ def test_an_enumeration_is_written_as_its_value() -> None:
         ((), [1], r"kwargs is .* expected a dictionary"),
     ],
 )
-def test_what_is_not_json_is_refused_by_name_and_type(args: Any, kwargs: Any, named: str) -> None:
+def test_values_that_are_not_json_are_refused_by_name_and_type(args: Any, kwargs: Any, named: str) -> None:
     with pytest.raises(PayloadNotJson, match=named):
         encode_payload(args, kwargs)
 
 
-def test_what_contains_itself_is_refused() -> None:
+def test_a_value_that_contains_itself_is_refused() -> None:
     loop: list[Any] = []
     loop.append(loop)
     with pytest.raises(PayloadNotJson, match="contains itself"):
@@ -239,7 +239,7 @@ def test_a_signed_body_with_wrong_types_is_a_wire_error(signer: Signer) -> None:
             signer.open(b".".join((b"s1", key_id, signer._mac(key, body), body)))
 
 
-def test_only_fit_direct_jobs_are_sealed(signer: Signer) -> None:
+def test_only_valid_direct_jobs_are_sealed(signer: Signer) -> None:
     with pytest.raises(InvalidJob, match="no uuid"):
         signer.seal(Job("a"), 1)
     with pytest.raises(InvalidName):
@@ -254,7 +254,7 @@ def test_only_fit_direct_jobs_are_sealed(signer: Signer) -> None:
     "keys",
     [[], [("k 1", SECRET)], [("", SECRET)], [("k" * 17, SECRET)], [("k1", b"short")], [("k1", SECRET), ("k1", SECRET)]],
 )
-def test_unfit_keys_are_refused(keys: list[tuple[str, bytes]]) -> None:
+def test_invalid_signing_keys_are_refused(keys: list[tuple[str, bytes]]) -> None:
     with pytest.raises(SettingsError):
         Signer(keys)
 
@@ -279,7 +279,7 @@ def test_uuids_sort_by_their_time_and_never_repeat() -> None:
     assert len({new_uuid(0) for _ in range(1000)}) == 1000
 
 
-def test_what_nobody_asked_for_costs_no_bytes(signer: Signer) -> None:
+def test_default_options_take_no_bytes(signer: Signer) -> None:
     """And so a release that knows neither priority nor limits reads what an enqueuer without them writes."""
     body = sealed(signer).split(b".", 3)[3]
     assert list(json.loads(body)) == ["id", "action", "queue", "key", "run_at", "at", "v", "args", "kwargs"]

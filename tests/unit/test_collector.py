@@ -1,4 +1,4 @@
-"""The collector hears of one death in two ways, in either order, and acts once."""
+"""The collector learns of a death in two ways, in either order, and acts once."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def collecting(parts: SimpleNamespace) -> Iterator[ChildState]:
         thread.join(20)
 
 
-def test_a_queue_that_is_not_served_is_told_when_its_actions_are_known(
+def test_queues_that_are_not_served_are_logged_once_the_actions_are_known(
     parts: SimpleNamespace, caplog: pytest.LogCaptureFixture
 ) -> None:
     parts.state.options = replace(parts.state.options, lanes=("00:default",))
@@ -151,7 +151,7 @@ def test_a_queue_that_is_not_served_is_told_when_its_actions_are_known(
     ]
 
 
-def test_a_child_that_dies_with_a_batch_gives_it_back_once(parts: SimpleNamespace) -> None:
+def test_the_batch_of_a_dead_child_is_returned_once(parts: SimpleNamespace) -> None:
     job = Delivery(row_reference(b"12345678", 1, "act", None).pack(), "lane", Lease(b"1", "me", 1), 0)
     failed: list[BaseException] = []
 
@@ -184,7 +184,7 @@ def test_a_child_that_dies_with_a_batch_gives_it_back_once(parts: SimpleNamespac
 
 
 @pytest.mark.parametrize("parts", [EAGER_ZYGOTE], indirect=True)
-def test_the_next_child_is_kept_for_the_job_whose_child_died_though_its_death_is_told_later(
+def test_a_replacement_child_is_reserved_for_a_suspect_reported_later(
     parts: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sidestream.worker.collector.RECOVERY", 60.0)  # longer than it may take to look

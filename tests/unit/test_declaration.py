@@ -1,4 +1,4 @@
-"""A function that could not run, or does not take what a call gives, is refused where it is declared or called."""
+"""Functions that cannot run, and arguments that do not match, are refused at declaration or at the call."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_every_way_to_name_the_context_is_accepted() -> None:
         ({"write": lambda context, request: None}, r"it is called with \(context, request, answer\)"),
     ],
 )
-def test_steps_are_looked_at_too(steps: dict[str, Callable[..., Any]], said: str) -> None:
+def test_steps_are_checked_too(steps: dict[str, Callable[..., Any]], said: str) -> None:
     sound = {
         "read": lambda context: None,
         "call": lambda context, request: None,
@@ -141,9 +141,7 @@ def test_an_unknown_option_is_refused_where_it_is_written(options: dict[str, Any
         ({"hard_limit": float("nan")}, "expected seconds above 0"),
     ],
 )
-def test_limits_that_cannot_be_meant_are_refused(
-    declare: Callable[..., object], limits: dict[str, Any], said: str
-) -> None:
+def test_invalid_time_limits_are_refused(declare: Callable[..., object], limits: dict[str, Any], said: str) -> None:
     with pytest.raises(SettingsError, match=said):
         declare(**limits)
 
@@ -159,7 +157,7 @@ def test_limits_that_cannot_be_meant_are_refused(
         ([1], [("express", True)], "expected a dictionary"),
     ],
 )
-def test_arguments_that_do_not_fit_are_refused_when_the_job_is_enqueued(args: Any, kwargs: Any, said: str) -> None:
+def test_wrong_arguments_are_refused_when_the_job_is_enqueued(args: Any, kwargs: Any, said: str) -> None:
     actions = Actions()
     actions.action("ship")(plain)
     jobs = Client(Relay(MemoryBroker), lambda: Signer([("k", b"s" * 32)]), actions=actions)
@@ -170,7 +168,7 @@ def test_arguments_that_do_not_fit_are_refused_when_the_job_is_enqueued(args: An
         jobs.enqueue_direct(plain, args, kwargs)
 
 
-def test_arguments_that_do_not_fit_end_the_job_at_once() -> None:
+def test_wrong_arguments_fail_the_job_immediately() -> None:
     with pytest.raises(GiveUp, match=r"do not match the function of action 'ship'.*required positional argument"):
         call("ship", plain, None)
 
@@ -183,6 +181,6 @@ def test_arguments_that_do_not_fit_end_the_job_at_once() -> None:
 
 
 @pytest.mark.parametrize("function", [later, later_in_pieces, in_pieces])
-def test_an_answer_that_shows_that_nothing_ran_ends_the_job_at_once(function: Callable[..., Any]) -> None:
+def test_a_result_that_shows_that_nothing_ran_fails_the_job_immediately(function: Callable[..., Any]) -> None:
     with pytest.raises(GiveUp, match="so none of its code ran"):
         call("ship", lambda context: function(context), None)

@@ -1,4 +1,4 @@
-"""What a declaration gives its jobs: texts made of their arguments, checked when declared where they can be."""
+"""Templates of a declaration are rendered from a job's arguments and checked at declaration."""
 
 from __future__ import annotations
 
@@ -54,17 +54,17 @@ def test_texts_are_made_of_the_arguments_by_name() -> None:
     assert job_of(action, 5).limit == "courier:none"  # by the function's own default
 
 
-def test_a_function_may_say_it_too() -> None:
+def test_a_function_may_replace_a_template() -> None:
     action = Action("ship", ship, limit=lambda order_id, carrier_id=None: carrier_id and f"courier:{carrier_id}")
     assert job_of(action, 5, 7).limit == "courier:7"
     assert job_of(action, 5).limit is None
 
 
-def test_a_function_that_takes_any_name_gives_any() -> None:
+def test_a_function_with_keyword_arguments_accepts_any_name() -> None:
     assert job_of(Action("any", anything, key="order:{order}"), order=5).key == "order:5"
 
 
-def test_what_the_call_gives_is_not_asked_of_the_arguments() -> None:
+def test_options_of_the_call_are_not_rendered_from_the_arguments() -> None:
     action = Action("any", anything, key="order:{order}", unique="{order}")
     assert action.job_options((), {}, ("key", "unique")) == {"queue": "default", "priority": 5, "expires_in": None}
 
@@ -93,7 +93,7 @@ def test_short_forms_work_in_a_declaration() -> None:
         ({"retry": "often"}, "expected a RetryPolicy"),
     ],
 )
-def test_odd_declarations_are_refused_when_declared(options: dict[str, Any], message: str) -> None:
+def test_invalid_declarations_are_refused_when_declared(options: dict[str, Any], message: str) -> None:
     with pytest.raises((SettingsError, InvalidJob), match=message):
         Action("ship", ship, **options)
 
@@ -105,11 +105,13 @@ def test_odd_declarations_are_refused_when_declared(options: dict[str, Any], mes
         (([5],), {}, "needs a text or a number for 'order_id', but this call passes a list"),
     ],
 )
-def test_arguments_that_give_no_text_are_refused(args: tuple[Any, ...], kwargs: dict[str, Any], message: str) -> None:
+def test_arguments_that_cannot_be_rendered_are_refused(
+    args: tuple[Any, ...], kwargs: dict[str, Any], message: str
+) -> None:
     with pytest.raises(InvalidJob, match=message):
         job_of(Action("ship", ship, key="order:{order_id}"), *args, **kwargs)
 
 
-def test_a_missing_name_is_told() -> None:
+def test_a_missing_name_is_reported() -> None:
     with pytest.raises(InvalidJob, match="names 'order', which this call does not pass; it passes item"):
         job_of(Action("any", anything, key="order:{order}"), item=5)

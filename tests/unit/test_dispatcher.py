@@ -1,4 +1,4 @@
-"""When the claiming thread is woken, and what for."""
+"""When the claiming thread wakes, and what it claims."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def nobody_runs(floor: Floor) -> None:
         pytest.param(with_a_lone_job_that_waits(rest_until=0.0, accused=object()), (1, 100), id="one runs, others may"),
     ],
 )
-def test_it_is_woken_when_there_is_something_to_claim_for(
+def test_it_wakes_when_there_is_room_to_claim_for(
     floor: Floor, happens: Callable[[Floor], None], wanted: tuple[int, int] | None
 ) -> None:
     state, woken = floor.state, []
@@ -170,7 +170,7 @@ def test_a_drain_wakes_it(floor: Floor) -> None:
     assert woken
 
 
-def test_it_claims_at_once_when_it_is_woken_for_room(floor: Floor) -> None:
+def test_it_claims_immediately_when_room_wakes_it(floor: Floor) -> None:
     """Not only when it looks by itself, half a second later."""
     thread = threading.Thread(target=floor.dispatcher.run)
     thread.start()
@@ -208,9 +208,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-def test_an_accused_job_holds_others_up_for_a_bounded_time_and_then_leaves_them_as_much(
-    floor: Floor, clock: Clock
-) -> None:
+def test_a_suspect_blocks_others_for_a_bounded_time_and_then_yields_as_long(floor: Floor, clock: Clock) -> None:
     state = floor.state
 
     def hand_out() -> None:
@@ -284,7 +282,7 @@ def test_after_an_unclean_end_jobs_start_one_at_a_time_and_none_keeps_the_next_o
     assert state.exclusive is None, "whatever is not written by then"
 
 
-def test_while_outcomes_cannot_be_written_direct_jobs_alone_are_claimed_and_kept(floor: Floor) -> None:
+def test_while_outcomes_cannot_be_written_only_direct_jobs_are_claimed(floor: Floor) -> None:
     state = floor.state
     direct = Delivery(direct_reference(UUID(int=1), "act", None).pack(), "lane", Lease(b"1", "me", 1), 0)
     rows = [delivery(5), delivery(6)]

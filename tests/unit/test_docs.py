@@ -1,4 +1,4 @@
-"""What the documentation shows can be pasted: names exist, modules of actions only declare, no id is assumed."""
+"""Snippets of the documentation can be pasted: names exist, and no id is assumed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What errors of one kind share."""
+"""Errors of one kind share a group."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The failover broker: who is asked while the primary is healthy, away, and back."""
+"""The failover broker: which broker is used before, during and after an outage."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def test_a_healthy_primary_is_used_alone(pair: Pair) -> None:
 
 
 @pytest.mark.parametrize("error", [BrokerUnavailable("gone"), BrokerFull("full"), BrokerUnsuitable("read-only")])
-def test_a_claim_that_fails_moves_over_at_once(
+def test_a_failed_claim_fails_over_immediately(
     pair: Pair, error: BrokerError, caplog: pytest.LogCaptureFixture
 ) -> None:
     pair.primary.claims_fail = error
@@ -137,7 +137,7 @@ def test_a_claim_that_fails_moves_over_at_once(
     ]
 
 
-def test_without_a_fallback_the_error_comes_out() -> None:
+def test_without_a_fallback_the_error_is_raised() -> None:
     pair = Pair(fallback=False)
     pair.primary.claims_fail = BrokerFull("no memory left")
     with pytest.raises(BrokerFull, match="no memory left"):
@@ -147,14 +147,14 @@ def test_without_a_fallback_the_error_comes_out() -> None:
     assert pair.primary.calls == ["claim"]
 
 
-def test_a_moved_generation_is_no_outage(pair: Pair) -> None:
+def test_a_stale_generation_is_no_outage(pair: Pair) -> None:
     pair.primary.claims_fail = StaleGeneration()
     with pytest.raises(StaleGeneration):
         pair.claim()
     assert pair.broker.away_since is None
 
 
-def test_everything_for_an_absent_primary_is_refused_without_asking_it(pair: Pair) -> None:
+def test_calls_for_an_unavailable_primary_are_refused_without_asking_it(pair: Pair) -> None:
     pair.primary.ready = [b"a"]
     [delivery] = pair.claim()
     pair.lose()
@@ -202,7 +202,7 @@ def test_a_full_primary_that_refuses_a_publish_still_serves_claims(pair: Pair) -
     assert pair.broker.away_since is None
 
 
-def test_the_fallbacks_deliveries_end_with_the_fallback_whoever_is_in_use(pair: Pair) -> None:
+def test_deliveries_of_the_fallback_are_settled_with_the_fallback(pair: Pair) -> None:
     pair.primary.ready = [b"p"]
     [from_primary] = pair.claim()
     pair.fallback.ready = [b"f", b"g"]
@@ -222,7 +222,7 @@ def test_the_fallbacks_deliveries_end_with_the_fallback_whoever_is_in_use(pair: 
     assert pair.primary.settled == [from_primary]
 
 
-def test_the_primary_is_probed_at_its_time_and_taken_back(pair: Pair, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_primary_is_probed_on_schedule_and_used_again(pair: Pair, caplog: pytest.LogCaptureFixture) -> None:
     pair.lose()
     assert not pair.broker.probe()
     assert pair.primary.calls == ["claim"]
@@ -244,7 +244,7 @@ def test_the_primary_is_probed_at_its_time_and_taken_back(pair: Pair, caplog: py
     assert [d.reference for d in pair.claim()] == [b"a"]
 
 
-def test_a_primary_that_comes_back_empty_counts_as_back_and_says_moved(pair: Pair) -> None:
+def test_a_primary_that_returns_empty_is_used_and_reports_a_stale_generation(pair: Pair) -> None:
     pair.lose()
     pair.primary.down = StaleGeneration()
     pair.clock.advance(0.5)
@@ -253,7 +253,7 @@ def test_a_primary_that_comes_back_empty_counts_as_back_and_says_moved(pair: Pai
         pair.claim()
 
 
-def test_a_primary_that_answers_probes_but_refuses_claims_is_asked_ever_less(pair: Pair) -> None:
+def test_a_primary_that_refuses_claims_is_asked_less_and_less_often(pair: Pair) -> None:
     pair.primary.claims_fail = BrokerFull("full")
     pauses = []
     for _ in range(6):
@@ -297,7 +297,7 @@ def test_no_job_is_held_under_both_leases(pair: Pair, first: str) -> None:
 
 
 @pytest.mark.parametrize("end", ["release", "fail"])
-def test_a_job_whose_end_the_absent_primary_cannot_be_told_comes_from_the_fallback(pair: Pair, end: str) -> None:
+def test_a_job_that_cannot_be_settled_in_the_primary_comes_from_the_fallback(pair: Pair, end: str) -> None:
     pair.primary.ready = [b"a"]
     [ended] = pair.claim()
     pair.lose()
@@ -340,7 +340,7 @@ def test_a_lost_lease_is_forgotten(pair: Pair) -> None:
     assert [d.reference for d in pair.claim()] == [b"a"]
 
 
-def test_a_primary_that_is_back_gives_nothing_before_it_was_told_what_the_fallback_gave(pair: Pair) -> None:
+def test_a_returning_primary_gives_no_job_before_it_knows_the_fallback_s_leases(pair: Pair) -> None:
     pair.primary.ready = [b"a"]
     [ours] = pair.claim()
     pair.primary.down = BrokerUnavailable("gone")
@@ -362,7 +362,7 @@ def test_a_primary_that_is_back_gives_nothing_before_it_was_told_what_the_fallba
     assert sorted(d.reference for d in pair.fallback.others()) == [b"a", b"b", b"c"]
 
 
-def test_what_the_primary_refuses_stays_with_the_fallback_and_is_stated_again(pair: Pair) -> None:
+def test_leases_that_the_primary_refuses_stay_with_the_fallback_and_are_restated(pair: Pair) -> None:
     pair.primary.down = BrokerUnavailable("gone")
     pair.fallback.ready = [b"a"]
     [theirs] = pair.claim()
@@ -378,7 +378,7 @@ def test_what_the_primary_refuses_stays_with_the_fallback_and_is_stated_again(pa
     assert pair.claim() == []
 
 
-def test_a_job_taken_again_before_its_end_was_told_is_stated_after_that_end(pair: Pair) -> None:
+def test_a_job_claimed_again_before_its_settlement_is_restated_after_it(pair: Pair) -> None:
     pair.primary.ready = [b"a"]
     [ended] = pair.claim()
     pair.lose()

@@ -1,4 +1,4 @@
-"""What the reader of an inbox gets, when, and in which order."""
+"""When the reader of an inbox receives entries, and in which order."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ def gathering(inbox: Inbox[int], then: Callable[[], None]) -> Callable[[], float
     return begins
 
 
-def test_nothing_came() -> None:
+def test_an_empty_inbox_times_out() -> None:
     assert Inbox[int]().take(0.0, never) == []
 
 
-def test_an_urgent_entry_is_taken_at_once_with_all_that_lies_there() -> None:
+def test_an_urgent_entry_is_taken_immediately_with_all_others() -> None:
     inbox = Inbox[int]()
     inbox.put(1, urgent=False)
     inbox.put(2, urgent=True)
@@ -42,7 +42,7 @@ def test_an_urgent_entry_is_taken_at_once_with_all_that_lies_there() -> None:
     assert inbox.empty()
 
 
-def test_what_comes_while_it_gathers_is_taken_too() -> None:
+def test_entries_that_arrive_while_it_gathers_are_taken_too() -> None:
     inbox = Inbox[int]()
     inbox.put(1, urgent=False)
 

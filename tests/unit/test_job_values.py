@@ -47,7 +47,7 @@ def test_plain_names_are_allowed(name: str) -> None:
 @pytest.mark.parametrize(
     "name", ["", " ", "a b", "a:b", "a\n", "\nq", ".a", "-a", "ö", "a{b}", "a*", "x" * 64, None, 5]
 )
-def test_odd_names_are_refused_with_the_name_and_the_rule(name: Any) -> None:
+def test_invalid_names_are_refused_with_the_name_and_the_rule(name: Any) -> None:
     for check, longest in ((check_queue, 63), (check_action, 255)):
         with pytest.raises(InvalidName, match=f"expected 1 to {longest}"):
             check(name * 4 if name == "x" * 64 else name)
@@ -60,7 +60,7 @@ def test_keys_are_free_text(key: str) -> None:
 
 
 @pytest.mark.parametrize("key", ["", "x" * (KEY_LIMIT + 1), "a\nb", "a\x00b", None, 5, b"a"])
-def test_odd_keys_are_refused(key: Any) -> None:
+def test_invalid_keys_are_refused(key: Any) -> None:
     for check in (check_key, check_group, check_unique, check_limit):
         with pytest.raises(InvalidName, match="expected 1 to 200"):
             check(key)
@@ -143,7 +143,7 @@ def test_foreign_bytes_never_pass_and_never_raise_anything_else(raw: bytes) -> N
         (b"\x05" + bytes(40), UnknownVersion),
     ],
 )
-def test_odd_references_are_refused(raw: bytes, error: type[Exception]) -> None:
+def test_invalid_references_are_refused(raw: bytes, error: type[Exception]) -> None:
     with pytest.raises(error):
         Reference.unpack(raw)
 
@@ -151,7 +151,7 @@ def test_odd_references_are_refused(raw: bytes, error: type[Exception]) -> None:
 # -- states ----------------------------------------------------------------------------------------------------------
 
 
-def test_every_state_says_where_it_may_go() -> None:
+def test_every_state_lists_its_transitions() -> None:
     assert set(MOVES) == set(State)
     assert set(State) - TERMINAL == {State.PENDING}
     assert MOVES[State.DONE] == frozenset()

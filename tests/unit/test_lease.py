@@ -1,4 +1,4 @@
-"""The lease thread: nothing is claimed before the broker knows our actions, and Redis away is no reason to wait."""
+"""The lease thread announces actions before it claims, and continues during an outage."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Away(MemoryBroker):
         raise BrokerUnavailable
 
 
-def keeper_of(broker: Broker, folder: Path) -> tuple[LeaseRenewer, WorkerState]:
+def renewer_of(broker: Broker, folder: Path) -> tuple[LeaseRenewer, WorkerState]:
     state = WorkerState(WorkerOptions("me", ("00" * 8 + ":default",), "00" * 8, folder))
     state.actions = {TAG: ActionFacts("a", TAG, None, RetryPolicy())}
     state.announced = False
@@ -55,23 +55,23 @@ def keeper_of(broker: Broker, folder: Path) -> tuple[LeaseRenewer, WorkerState]:
     return LeaseRenewer(state, broker, pool, slots), state
 
 
-def test_what_was_announced_may_be_claimed(tmp_path: Path) -> None:
+def test_announced_actions_may_be_claimed(tmp_path: Path) -> None:
     broker = MemoryBroker()
     broker.begin_generation()
-    task, state = keeper_of(broker, tmp_path)
+    task, state = renewer_of(broker, tmp_path)
     task._renew()
     assert state.announced
 
 
 @pytest.mark.parametrize("looks", [1, 2])
-def test_a_broker_that_went_away_before_it_was_told_stops_nobody(tmp_path: Path, looks: int) -> None:
-    task, state = keeper_of(Away(), tmp_path)
+def test_a_broker_that_fails_before_the_announcement_does_not_stop_the_worker(tmp_path: Path, looks: int) -> None:
+    task, state = renewer_of(Away(), tmp_path)
     for _ in range(looks):
         task._renew()
     assert state.announced == (looks == 2)  # emptied: state what we hold; gone: go on without it
 
 
-def test_actions_that_became_known_while_the_broker_was_away_are_told_to_what_stands_in_for_it(tmp_path: Path) -> None:
+def test_actions_learned_during_an_outage_are_announced_to_the_fallback(tmp_path: Path) -> None:
     told: list[frozenset[bytes] | None] = []
 
     class Rows(MemoryBroker):
@@ -80,7 +80,7 @@ def test_actions_that_became_known_while_the_broker_was_away_are_told_to_what_st
 
         def count_others(self, held: object) -> None: ...
 
-    task, state = keeper_of(FailoverBroker(Away(), Rows(), SystemClock()), tmp_path)
+    task, state = renewer_of(FailoverBroker(Away(), Rows(), SystemClock()), tmp_path)
     known, state.actions = state.actions, {}
     task._renew()  # before the zygote said what it knows, and to a broker that was emptied
     task._renew()
@@ -92,7 +92,7 @@ def test_actions_that_became_known_while_the_broker_was_away_are_told_to_what_st
 def test_the_lease_of_a_job_that_ended_is_renewed_for_a_bounded_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    task, state = keeper_of(MemoryBroker(), tmp_path)
+    task, state = renewer_of(MemoryBroker(), tmp_path)
     clock = Clock()
     monkeypatch.setattr(lease, "time", clock)
     jobs = [

@@ -1,4 +1,4 @@
-"""Slots and token buckets of one process."""
+"""Concurrency slots and token buckets in one process."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_every_limit_of_a_job_is_found() -> None:
     assert one != other, "each value has its own count"
 
 
-def test_slots_are_taken_given_back_and_counted_anew() -> None:
+def test_slots_are_taken_returned_and_recounted() -> None:
     limiter, found = Limiter(), gates(action=Limit(2), key=Limit(1))
     limiter.take(ONE, found.of("default", ONE), 0)
     closed = limiter.closed(found.of("default", TWO), 0)
@@ -45,7 +45,7 @@ def test_slots_are_taken_given_back_and_counted_anew() -> None:
     assert limiter.closed(found.of("default", ONE), 0) is not None
 
 
-def test_tokens_come_back_with_time_up_to_the_burst() -> None:
+def test_tokens_refill_over_time_up_to_the_burst() -> None:
     limiter, found = Limiter(), gates(key=Limit(rate=2.0, burst=2)).of("default", ONE)
     for _ in range(2):
         assert limiter.closed(found, 1000) is None
@@ -56,7 +56,7 @@ def test_tokens_come_back_with_time_up_to_the_burst() -> None:
     assert limiter.tokens(found[0], 60_000) == 2
 
 
-def test_0_lets_nobody_in_ever() -> None:
+def test_a_limit_of_0_admits_nothing() -> None:
     limiter, found = Limiter(), gates(key=Limit(rate=0.0)).of("default", ONE)
     assert limiter.closed(found, 0) is found[0]
     assert limiter.open_ms(found[0], 0) == 0

@@ -1,4 +1,4 @@
-"""``make lint`` over Lua: what it finds is named by file and line, and the bound on locals is one."""
+"""``make lint`` reports Lua findings by file and line, and bounds the number of locals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``make lock``: what is upgraded, shown, kept and put back."""
+"""``make lock`` upgrades, shows, keeps and restores pins."""
 
 from __future__ import annotations
 

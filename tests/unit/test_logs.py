@@ -1,4 +1,4 @@
-"""Log lines: what a first line may show, and how lines name the job that wrote them."""
+"""Log lines hide secrets and name the job that wrote them."""
 
 from __future__ import annotations
 

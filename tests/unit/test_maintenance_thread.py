@@ -1,4 +1,4 @@
-"""The maintenance' thread: who runs when, and what an error does."""
+"""The maintenance thread: when tasks run, and what an error does."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def running(
         assert thread.stop(PATIENCE)
 
 
-def test_each_keeper_runs_at_once_and_then_when_poked() -> None:
+def test_each_task_runs_at_once_and_then_when_poked() -> None:
     task = Told()
     with running(task) as thread:
         task.answers.put(IDLE)
@@ -85,7 +85,7 @@ def test_a_poke_during_a_step_is_not_lost() -> None:
     assert task.began.empty()
 
 
-def test_a_poke_for_a_keeper_that_is_not_there_does_nothing() -> None:
+def test_a_poke_for_an_unknown_task_does_nothing() -> None:
     task = Told()
     with running(task) as thread:
         thread.poke("reconciler")
@@ -93,7 +93,7 @@ def test_a_poke_for_a_keeper_that_is_not_there_does_nothing() -> None:
         task.began.get(timeout=PATIENCE)
 
 
-def test_more_work_runs_again_at_once_and_starves_nobody() -> None:
+def test_a_task_with_more_work_runs_again_and_does_not_starve_others() -> None:
     log: list[str] = []
     enough = threading.Event()
 
@@ -108,7 +108,7 @@ def test_more_work_runs_again_at_once_and_starves_nobody() -> None:
     assert log.count("other") >= 8
 
 
-def test_keepers_run_at_their_own_pace() -> None:
+def test_tasks_run_at_their_own_intervals() -> None:
     log: list[str] = []
     enough = threading.Event()
 
@@ -123,9 +123,7 @@ def test_keepers_run_at_their_own_pace() -> None:
 
 
 @pytest.mark.parametrize("error", [BrokerUnavailable("Redis does not answer."), StoreUnavailable("No PostgreSQL.")])
-def test_an_outage_is_logged_once_however_many_keepers_meet_it(
-    error: Exception, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_an_outage_that_several_tasks_meet_is_logged_once(error: Exception, caplog: pytest.LogCaptureFixture) -> None:
     one, two = Told("one"), Told("two")
     with caplog.at_level(logging.INFO), running(one, two) as thread:
         for _ in range(3):
@@ -143,7 +141,7 @@ def test_an_outage_is_logged_once_however_many_keepers_meet_it(
     ]
 
 
-def test_a_moved_generation_is_not_an_outage(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_stale_generation_is_not_an_outage(caplog: pytest.LogCaptureFixture) -> None:
     task = Told()
     with caplog.at_level(logging.INFO), running(task):
         task.answers.put(StaleGeneration())
@@ -151,7 +149,7 @@ def test_a_moved_generation_is_not_an_outage(caplog: pytest.LogCaptureFixture) -
     assert caplog.records == []
 
 
-def test_a_bug_in_a_keeper_is_told_and_the_keeper_goes_on() -> None:
+def test_a_bug_in_a_task_is_logged_and_the_task_continues() -> None:
     task, errors = Told(), list[tuple[str, Exception]]()
     with running(task, errors=errors) as thread:
         bug = ZeroDivisionError()

@@ -1,4 +1,4 @@
-"""What people read of an exception, and how an attempt ends that the application's own change interrupted."""
+"""Messages of exceptions for people, and the release of a job whose application has changed."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from sidestream.job.outcome import Release, Retry
 from sidestream.job.retry import RetryPolicy
 from sidestream.worker.outcome import detail_of, outcome_of
 
-OPENED = Acquired("a", 0, None, RetryPolicy(), None)
+ACQUIRED = Acquired("a", 0, None, RetryPolicy(), None)
 
 
-def test_an_executor_s_words_stand_in_for_the_exception_s_own() -> None:
+def test_an_executor_s_message_replaces_the_exception_s_text() -> None:
     error = ValueError("duplicate key value violates unique constraint\nDETAIL: Key (code)=(x) already exists.")
-    plain = outcome_of(error, OPENED)
+    plain = outcome_of(error, ACQUIRED)
     set_message(error, "This code\nis taken.")
-    told = outcome_of(error, OPENED)
+    told = outcome_of(error, ACQUIRED)
     assert isinstance(plain, Retry)
     assert isinstance(told, Retry)
     assert plain.error.startswith("ValueError: duplicate key")
@@ -26,11 +26,11 @@ def test_an_executor_s_words_stand_in_for_the_exception_s_own() -> None:
     assert "DETAIL" in detail_of(error), "the developer reads all of it"
 
 
-def test_what_is_not_now_is_handed_back_as_it_says() -> None:
+def test_a_changed_application_releases_the_job() -> None:
     release = Release("paused: modules change", 2000)
-    assert outcome_of(ApplicationChanged(release), OPENED) is release
+    assert outcome_of(ApplicationChanged(release), ACQUIRED) is release
 
 
-def test_an_action_s_own_except_does_not_catch_what_hands_it_back() -> None:
+def test_an_action_s_own_except_does_not_catch_the_release() -> None:
     with pytest.raises(ApplicationChanged), contextlib.suppress(Exception):
         raise ApplicationChanged(Release("paused: modules change", 2000))

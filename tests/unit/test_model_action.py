@@ -1,4 +1,4 @@
-"""Which methods are declared, and what a wrong declaration is told."""
+"""Declared methods of models, and the messages for wrong declarations."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_a_long_name_of_a_model_and_its_method_is_served() -> None:
     assert set(collect({long: Extended})) == {f"{long}.print"}
 
 
-def test_an_action_that_cannot_be_served_leaves_the_others_alone(
+def test_an_action_that_cannot_be_served_does_not_affect_the_others(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("sidestream.executors.odoo.model_action.tag", lambda name, size: name[:4].encode())
@@ -75,7 +75,7 @@ def test_a_wrong_declaration_is_one_sentence(options: dict[str, Any], said: str)
         ModelAction(**options)
 
 
-def test_a_method_answers_with_steps_if_and_only_if_its_action_has_three() -> None:
+def test_a_method_returns_steps_if_and_only_if_its_action_has_three() -> None:
     steps = (one for one in "ab")
     assert ModelAction(three_step=True).steps_of("a.b", steps) is steps
     assert ModelAction().steps_of("a.b", True) is None
@@ -143,7 +143,7 @@ def test_a_declared_commit_commits_a_part_once(guarded: Any) -> None:
     assert (parts, guarded.said) == ([1, 1], [])
 
 
-def test_outside_a_transaction_nothing_is_asked(guarded: Any) -> None:
+def test_outside_a_transaction_statements_are_refused(guarded: Any) -> None:
     guarded.sidestream.begin("sale.order.print", [], None, None)
     with guarded.sidestream.outside(), pytest.raises(CommitRefused, match="second step"):
         guarded.execute("SELECT 1")

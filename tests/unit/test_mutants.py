@@ -1,4 +1,4 @@
-"""The planted bugs of ``make mutants`` fit the source as it is: one that no longer applies proves nothing."""
+"""The patches of ``make mutants`` apply to the present source."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Odoo's configuration file: where its PostgreSQL is, and our section in it."""
+"""Odoo's configuration file: its PostgreSQL options, and our section in it."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
-def test_what_odoo_says_of_its_database(conf: Path) -> None:
+def test_the_database_options_are_read_as_odoo_reads_them(conf: Path) -> None:
     assert database_parameters(conf, "shop") == {
         "dbname": "shop",
         "host": "10.0.0.5",
@@ -86,7 +86,7 @@ def test_a_wrong_file_is_one_sentence(tmp_path: Path) -> None:
         Settings(odoo_config=unknown, odoo_database="shop")
 
 
-def test_what_contradicts_itself_is_refused(conf: Path) -> None:
+def test_contradictory_settings_are_refused(conf: Path) -> None:
     with pytest.raises(SettingsError, match="without odoo_config"):
         Settings(odoo_database="shop")
     with pytest.raises(SettingsError, match="one application"):

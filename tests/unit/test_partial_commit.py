@@ -1,4 +1,4 @@
-"""What an action that commits in parts cannot swallow."""
+"""An action that commits in parts cannot swallow a failed commit."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sidestream.executors.protocol import ApplicationChanged, Conflict
 from sidestream.job.outcome import Release
 
 
-def test_parts_that_go_well_leave_nothing_behind() -> None:
+def test_successful_parts_leave_no_failure() -> None:
     parts = PartialCommits()
     for _ in range(3):
         with parts.boundary():
@@ -19,7 +19,7 @@ def test_parts_that_go_well_leave_nothing_behind() -> None:
 
 
 @pytest.mark.parametrize("failure", [LockLost("gone"), ApplicationChanged(Release("paused", 1000)), Conflict("met")])
-def test_after_a_part_that_failed_no_other_begins_and_nothing_is_finished(failure: BaseException) -> None:
+def test_after_a_failed_part_no_other_begins_and_nothing_is_committed(failure: BaseException) -> None:
     parts = PartialCommits()
     with pytest.raises(type(failure)), parts.boundary():
         raise failure

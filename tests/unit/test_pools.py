@@ -1,4 +1,4 @@
-"""Sorted sets, and the ring of a pool."""
+"""Sorted sets, and the schedule of a pool."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_a_sorted_set_is_always_sorted() -> None:
         assert [kept.rank(member) for _, member in order[:5]] == list(range(len(order[:5])))
 
 
-def test_a_seat_is_there_while_its_bin_has_jobs() -> None:
+def test_a_flow_exists_while_it_has_jobs() -> None:
     pool = Pool()
     pool.put(A, b"1", 0)
     pool.charge(A, 3, 1)
@@ -37,7 +37,7 @@ def test_a_seat_is_there_while_its_bin_has_jobs() -> None:
     assert not pool
 
 
-def test_every_second_turn_is_an_aged_one() -> None:
+def test_every_second_turn_serves_the_longest_waiting_job() -> None:
     pool = Pool()
     pool.put(A, b"1", 100)
     pool.put(LOW, b"2", 0)

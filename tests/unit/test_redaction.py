@@ -1,4 +1,4 @@
-"""What is hidden of errors and arguments, and what is not."""
+"""Which parts of errors and arguments are redacted."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_secrets_in_a_text_are_hidden(text: str, shown: str) -> None:
 
 
 @pytest.mark.parametrize("piece", ["token", "password='", "secret: ", "://a", "x", "token ", "api_key="])
-def test_a_text_that_is_made_to_be_slow_is_not(piece: str) -> None:
+def test_a_malicious_text_is_redacted_quickly(piece: str) -> None:
     text = piece * (16_000 // len(piece))
     began = time.process_time()
     redact_text(text)

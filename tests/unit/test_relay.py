@@ -1,4 +1,4 @@
-"""The relay: nobody waits for a broker that is away, and nothing that was kept is forgotten."""
+"""The relay: callers never wait for an unavailable broker, and kept rows are published later."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_rows_are_published_before_the_call_returns(relay: Relay, broker: Script
     assert not relay.broken
 
 
-def test_nothing_is_connected_for_nothing(broker: ScriptedBroker) -> None:
+def test_an_empty_call_does_not_connect(broker: ScriptedBroker) -> None:
     relay = Relay(lambda: pytest.fail("connected"))
     assert relay.hand_over([])
 
@@ -73,22 +73,20 @@ def test_an_empty_broker_gets_a_generation_first(relay: Relay, broker: ScriptedB
     assert broker.begun == 1
 
 
-def test_a_moved_generation_is_looked_at_and_published_again(relay: Relay, broker: ScriptedBroker) -> None:
+def test_a_stale_generation_is_read_again_and_published_to(relay: Relay, broker: ScriptedBroker) -> None:
     broker.errors = [StaleGeneration()]
     assert relay.hand_over([row(1)])
     assert broker.all == [row(1)]
     assert broker.looks == 2
 
 
-def test_a_generation_that_never_stands_still_counts_as_away(relay: Relay, broker: ScriptedBroker) -> None:
+def test_a_generation_that_keeps_changing_counts_as_an_outage(relay: Relay, broker: ScriptedBroker) -> None:
     broker.errors = [StaleGeneration(), StaleGeneration(), StaleGeneration()]
     assert not relay.hand_over([row(1)])
     eventually(lambda: broker.all == [row(1)], "published once it stands still")
 
 
-def test_an_error_opens_the_breaker_and_what_was_kept_is_published_in_order(
-    relay: Relay, broker: ScriptedBroker
-) -> None:
+def test_an_error_opens_the_breaker_and_kept_rows_are_published_in_order(relay: Relay, broker: ScriptedBroker) -> None:
     broker.error = BrokerUnavailable("Refused.")
     assert not relay.hand_over([row(1)])
     assert relay.broken
@@ -148,7 +146,7 @@ def test_callers_that_wait_together_stop_waiting_together(broker: ScriptedBroker
     relay.close()
 
 
-def test_a_slow_bulk_holds_up_its_own_caller_only_and_breaks_nothing() -> None:
+def test_a_slow_bulk_delays_only_its_own_caller_and_does_not_open_the_breaker() -> None:
     slow = ScriptedBroker()
     publish = slow.publish
 
@@ -174,7 +172,7 @@ def test_a_slow_bulk_holds_up_its_own_caller_only_and_breaks_nothing() -> None:
     assert [publication for publication in slow.all if publication != direct()] == [*bulk, row(1_000_000)]
 
 
-def test_what_is_kept_is_bounded_and_the_oldest_stay(broker: ScriptedBroker) -> None:
+def test_kept_rows_are_bounded_and_the_oldest_stay(broker: ScriptedBroker) -> None:
     broker.error = BrokerUnavailable("Refused.")
     relay = Relay(lambda: broker, wait=10, kept_limit=10, first_probe=0.02, last_probe=0.04)  # type: ignore[arg-type,return-value]
     relay.hand_over([row(number) for number in range(1, 8)])
@@ -189,7 +187,7 @@ def test_what_is_kept_is_bounded_and_the_oldest_stay(broker: ScriptedBroker) -> 
     relay.close()
 
 
-def test_a_fault_of_ours_does_not_end_the_thread_nor_block_what_follows(
+def test_an_unexpected_error_neither_ends_the_thread_nor_blocks_later_rows(
     relay: Relay, broker: ScriptedBroker, caplog: pytest.LogCaptureFixture
 ) -> None:
     broker.errors = [TypeError("a bug")]
@@ -218,7 +216,7 @@ def test_the_pause_between_probes_doubles_up_to_the_limit(broker: ScriptedBroker
     assert min(pauses[3:]) < 0.4, "without a limit they would be 0.4 s and more"
 
 
-def test_a_broker_that_went_away_is_connected_anew() -> None:
+def test_a_lost_broker_is_reconnected() -> None:
     first, second = ScriptedBroker(), ScriptedBroker()
     connects = iter([first, second])
     relay = Relay(lambda: next(connects), wait=10, first_probe=0.02)  # type: ignore[arg-type,return-value]
@@ -255,7 +253,7 @@ def test_closing_publishes_what_is_queued_and_refuses_more(relay: Relay, broker:
         relay.publish_direct(direct(), 1)
 
 
-def test_closing_while_the_broker_is_away_is_prompt(broker: ScriptedBroker) -> None:
+def test_closing_during_an_outage_is_prompt(broker: ScriptedBroker) -> None:
     relay = Relay(lambda: broker, wait=10, first_probe=60)  # type: ignore[arg-type,return-value]
     broker.error = BrokerUnavailable("Refused.")
     relay.hand_over([row(1)])

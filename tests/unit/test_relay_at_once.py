@@ -1,4 +1,4 @@
-"""A caller publishes by itself while nothing goes wrong, and the thread does what it cannot do."""
+"""A caller publishes itself while nothing fails; the thread does everything else."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_the_thread_connects_and_callers_publish(relay: Relay, broker: QuickBrok
     assert broker.all == [row(1)]
 
 
-def test_a_connection_that_closed_is_the_thread_s_to_open(relay: Relay, broker: QuickBroker) -> None:
+def test_only_the_thread_reopens_a_closed_connection(relay: Relay, broker: QuickBroker) -> None:
     broker.quick = False
     assert relay.hand_over([row(2)])
     relay.publish_direct(direct(), 30)
@@ -48,7 +48,7 @@ def test_a_connection_that_closed_is_the_thread_s_to_open(relay: Relay, broker: 
     assert not relay.broken
 
 
-def test_silence_opens_the_breaker_and_the_rows_are_kept(relay: Relay, broker: QuickBroker) -> None:
+def test_a_timeout_opens_the_breaker_and_the_rows_are_kept(relay: Relay, broker: QuickBroker) -> None:
     broker.quick = BrokerUnavailable("silent")
     broker.error = BrokerUnavailable("silent")
     assert not relay.hand_over([row(2)])
@@ -60,7 +60,7 @@ def test_silence_opens_the_breaker_and_the_rows_are_kept(relay: Relay, broker: Q
     assert broker.all == [row(1), row(2), row(3)]
 
 
-def test_silence_about_a_direct_job_leaves_it_open_whether_it_was_enqueued(relay: Relay, broker: QuickBroker) -> None:
+def test_a_timeout_of_a_direct_job_leaves_its_state_unknown(relay: Relay, broker: QuickBroker) -> None:
     broker.quick = BrokerUnavailable("silent")
     broker.error = BrokerUnavailable("silent")
     with pytest.raises(BrokerUnavailable, match=f"^silent The job may have been enqueued.*{UUID_1}"):
@@ -70,7 +70,7 @@ def test_silence_about_a_direct_job_leaves_it_open_whether_it_was_enqueued(relay
         relay.publish_direct(direct(), 30)
 
 
-def test_a_refusal_is_told_by_the_thread(relay: Relay, broker: QuickBroker) -> None:
+def test_the_thread_reports_a_refusal(relay: Relay, broker: QuickBroker) -> None:
     broker.quick = BrokerFull("full")
     broker.error = BrokerFull("full")
     with pytest.raises(BrokerFull, match="was not enqueued"):
@@ -85,7 +85,7 @@ def test_a_refusal_is_told_by_the_thread(relay: Relay, broker: QuickBroker) -> N
     ],
     ids=["jobs", "bytes"],
 )
-def test_what_a_socket_might_not_take_goes_by_the_thread(
+def test_publications_larger_than_a_socket_buffer_go_through_the_thread(
     relay: Relay, broker: QuickBroker, many: list[Publication]
 ) -> None:
     assert relay.hand_over(many)
@@ -93,7 +93,7 @@ def test_what_a_socket_might_not_take_goes_by_the_thread(
     assert broker.all == [row(1), *many]
 
 
-def test_while_one_publishes_the_others_go_by_the_thread(relay: Relay, broker: QuickBroker) -> None:
+def test_while_one_caller_publishes_others_go_through_the_thread(relay: Relay, broker: QuickBroker) -> None:
     broker.hang = threading.Event()
     first = threading.Thread(target=relay.hand_over, args=([row(2)],), name="first")
     first.start()
@@ -131,7 +131,7 @@ def test_closing_waits_for_a_caller_that_publishes(relay: Relay, broker: QuickBr
     closing.join(30)
 
 
-def test_a_breaker_that_another_caller_opened_meanwhile_closes_again(relay: Relay, broker: QuickBroker) -> None:
+def test_a_breaker_that_another_caller_has_opened_closes_again(relay: Relay, broker: QuickBroker) -> None:
     broker.hang = threading.Event()
     first = threading.Thread(target=relay.publish_direct, args=(direct(), 30))
     first.start()
@@ -144,13 +144,13 @@ def test_a_breaker_that_another_caller_opened_meanwhile_closes_again(relay: Rela
     eventually(lambda: not relay.broken, "the thread asks the broker")
 
 
-def test_a_fault_of_ours_is_not_raised_into_the_caller(relay: Relay, broker: QuickBroker) -> None:
+def test_an_unexpected_error_is_not_raised_to_the_caller(relay: Relay, broker: QuickBroker) -> None:
     broker.quick = ZeroDivisionError()
     assert relay.hand_over([row(2)]), "the thread did it"
     assert broker.all == [row(1), row(2)]
 
 
-def test_without_a_second_connection_the_thread_goes_on_alone(broker: QuickBroker) -> None:
+def test_without_a_second_connection_only_the_thread_publishes(broker: QuickBroker) -> None:
     broker.ready_error = BrokerUnavailable("max number of clients reached")
     broker.quick = False
     relay = Relay(lambda: broker, wait=10)  # type: ignore[arg-type,return-value]

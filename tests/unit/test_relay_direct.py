@@ -1,4 +1,4 @@
-"""Direct jobs through the relay: they have no row to fall back on, so each caller is told what became of his."""
+"""Direct jobs through the relay: each caller learns whether its job was enqueued."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_a_direct_job_that_was_refused_was_not_enqueued(
         relay.publish_direct(direct(), 30)
 
 
-def test_a_broker_without_direct_jobs_says_so_and_goes_on(relay: Relay, broker: ScriptedBroker) -> None:
+def test_a_broker_without_direct_jobs_reports_it_and_continues(relay: Relay, broker: ScriptedBroker) -> None:
     broker.errors = [CapabilityMissing("Not over PostgreSQL.")]
     with pytest.raises(CapabilityMissing, match=r"Not over PostgreSQL.*was not enqueued"):
         relay.publish_direct(direct(), 30)
@@ -93,7 +93,7 @@ def test_a_broker_without_direct_jobs_says_so_and_goes_on(relay: Relay, broker: 
     assert relay.hand_over([row(1)])
 
 
-def test_direct_jobs_in_line_are_told_when_the_broker_fails(relay: Relay, broker: ScriptedBroker) -> None:
+def test_queued_direct_jobs_fail_when_the_broker_fails(relay: Relay, broker: ScriptedBroker) -> None:
     broker.hang = threading.Event()
     errors: list[str] = []
 

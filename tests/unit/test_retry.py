@@ -1,4 +1,4 @@
-"""What follows a failure: arithmetic on attempts, and what an exception asks for."""
+"""Retry policies: delays, attempts, and what an exception requests."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ def test_delays_grow_up_to_the_longest() -> None:
 
 
 @given(st.integers(1, 10_000), st.floats(0, 1), st.floats(0, 1))
-def test_jitter_only_takes_off(attempt: int, jitter: float, chance: float) -> None:
+def test_jitter_only_shortens(attempt: int, jitter: float, chance: float) -> None:
     full = RetryPolicy(jitter=0).delay(attempt)
     delay = RetryPolicy(jitter=jitter).delay(attempt, chance=lambda: chance)
     assert full * (1 - jitter) - 1e-9 <= delay <= full
 
 
-def test_the_last_attempt_buries() -> None:
+def test_the_last_attempt_fails_the_job() -> None:
     policy = RetryPolicy(max_attempts=2, first_delay=1, jitter=0)
     assert policy.decide(1, "broke", "trace") == Retry(1, "broke", "trace")
     assert policy.decide(2, "broke", "trace") == Fail("broke", "trace")
@@ -66,7 +66,7 @@ def test_the_nearest_class_decides(error: Exception, policy: RetryPolicy) -> Non
     assert POLICY.for_error(error) is policy
 
 
-def test_giving_up_means_at_once() -> None:
+def test_give_up_fails_the_job_immediately() -> None:
     assert GIVE_UP.decide(1, "no such file") == Fail("no such file")
 
 
@@ -120,11 +120,11 @@ def failure(**attributes: Any) -> Exception:
         (failure(), None),
     ],
 )
-def test_a_failure_may_say_how_long_to_wait(error: Exception, seconds: float | None) -> None:
+def test_an_exception_may_set_the_retry_delay(error: Exception, seconds: float | None) -> None:
     assert retry_after(error, NOW) == seconds
 
 
-def test_a_property_that_raises_hides_no_failure() -> None:
+def test_a_property_that_raises_does_not_hide_the_failure() -> None:
     class Odd(Exception):
         @property
         def response(self) -> Any:
@@ -133,7 +133,7 @@ def test_a_property_that_raises_hides_no_failure() -> None:
     assert retry_after(Odd(), NOW) is None
 
 
-def test_what_was_asked_for_is_waited_and_spread_and_capped() -> None:
+def test_a_requested_delay_is_applied_jittered_and_capped() -> None:
     policy = RetryPolicy(max_attempts=3, jitter=0.5, max_retry_after=100)
     assert policy.decide(1, "busy", after=10, chance=lambda: 0.0) == Retry(10, "busy")
     assert policy.decide(1, "busy", after=10, chance=lambda: 1.0) == Retry(15, "busy")
@@ -144,7 +144,7 @@ def test_what_was_asked_for_is_waited_and_spread_and_capped() -> None:
 # -- snooze ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_snooze_says_how_long_and_why() -> None:
+def test_a_snooze_carries_its_delay_and_reason() -> None:
     snooze = Snooze(timedelta(minutes=5), "the courier\nis closed")
     assert (snooze.delay, snooze.reason) == (300, "the courier is closed")
 

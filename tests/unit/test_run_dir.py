@@ -1,4 +1,4 @@
-"""A dead supervisor's folder is told from a living one's by its lock, and says what ran."""
+"""The folder of a dead worker is recognized by its free lock and tells which jobs ran."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_a_clean_stop_leaves_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "run" / "me").exists()
 
 
-def test_a_dead_supervisor_is_found_with_what_it_ran(tmp_path: Path) -> None:
+def test_a_dead_worker_is_found_with_the_jobs_that_it_ran(tmp_path: Path) -> None:
     RunFolder(tmp_path, "alive")
     _dies(tmp_path, "failed")
     left = DeadWorkers(tmp_path)
@@ -65,7 +65,7 @@ def test_the_folder_is_kept_as_long_as_leases_may_be_left(tmp_path: Path) -> Non
     assert list((tmp_path / "run").iterdir()) == []
 
 
-def test_a_clean_stop_that_may_have_left_leases_says_that_nothing_runs(tmp_path: Path) -> None:
+def test_a_clean_stop_that_may_have_left_leases_records_that_nothing_runs(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path, "me")
     slots, descriptor = Slots.create(folder.path / "slots", 1)
     slots.start(0, 0, 1.0, REFERENCE)  # handed back, and its slot never told
@@ -77,7 +77,7 @@ def test_a_clean_stop_that_may_have_left_leases_says_that_nothing_runs(tmp_path:
     assert left.running("me") == frozenset()
 
 
-def test_what_the_dead_one_s_children_started_is_killed(tmp_path: Path) -> None:
+def test_processes_that_a_dead_worker_s_children_started_are_killed(tmp_path: Path) -> None:
     orphan = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, env={FAMILY: "failed"})
     other = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, env={FAMILY: "alive"})
     _dies(tmp_path, "failed")

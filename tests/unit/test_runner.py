@@ -1,4 +1,4 @@
-"""The runner turns whatever happens in a job into exactly one outcome."""
+"""The runner turns every end of a job into exactly one outcome."""
 
 from __future__ import annotations
 
@@ -90,21 +90,21 @@ def test_an_exception_is_retried_by_policy_after_a_rollback() -> None:
     assert executor.calls == ["acquire", "run", "reset", "release_locks"]
 
 
-def test_the_last_attempt_buries() -> None:
+def test_the_last_attempt_fails_the_job() -> None:
     executor = ScriptedExecutor(run=raising(ValueError("no")))
     executor.acquired.attempts = 1
     assert isinstance(run(executor), Fail)
 
 
 @pytest.mark.parametrize("step", ["acquire", "run", "commit"])
-def test_conflicts_are_tried_three_times_and_then_handed_back(step: str) -> None:
+def test_conflicts_are_retried_three_times_and_then_released(step: str) -> None:
     executor = ScriptedExecutor(**{step: raising(Conflict("40001"))})
     assert run(executor) == Release("conflict", None)
     assert executor.calls.count("acquire") == CONFLICT_TRIES
     assert executor.calls.count("reset") == CONFLICT_TRIES
 
 
-def test_a_conflict_that_passes_is_nobody_s_failure() -> None:
+def test_a_conflict_that_passes_is_no_failure() -> None:
     errors = iter([Conflict("40001")])
 
     def once() -> None:
@@ -126,7 +126,7 @@ def test_a_lost_commit_reply_is_verified_before_anything_is_decided() -> None:
     assert isinstance(run(executor), Release)
 
 
-def test_leaving_the_process_is_a_failed_attempt() -> None:
+def test_exiting_the_process_is_a_failed_attempt() -> None:
     outcome = run(ScriptedExecutor(run=raising(SystemExit(3))))
     assert isinstance(outcome, Retry)
     assert outcome.error == "SystemExit: 3"

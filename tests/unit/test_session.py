@@ -1,4 +1,4 @@
-"""Which statements leave something in their session, and what that means for the connection of a child."""
+"""Statements that change the session, and the consequence for a child's connection."""
 
 from __future__ import annotations
 
@@ -82,14 +82,14 @@ LEAVE_NOT = [
 
 
 @pytest.mark.parametrize("statement", LEAVE)
-def test_what_leaves_something(statement: str) -> None:
+def test_statements_that_change_the_session(statement: str) -> None:
     assert leaves_state(statement)
     assert leaves_state(statement.encode())
     assert leaves_state(Sql(statement))
 
 
 @pytest.mark.parametrize("statement", LEAVE_NOT)
-def test_what_leaves_nothing(statement: str) -> None:
+def test_statements_that_do_not_change_the_session(statement: str) -> None:
     assert not leaves_state(statement)
     assert not leaves_state(statement.encode())
     assert not leaves_state(Sql(statement))
@@ -104,7 +104,7 @@ class Cursor:
         return query, params, log_exceptions
 
 
-def test_a_guarded_cursor_notes_it_and_passes_everything_on() -> None:
+def test_a_guarded_cursor_notes_a_change_and_passes_everything_on() -> None:
     cursor: Any = Cursor()
     cursor.__class__ = guarded_class(Cursor)
     cursor.sidestream = Guard()

@@ -1,4 +1,4 @@
-"""Settings: where a value comes from, and the sentence that a wrong one gets."""
+"""Settings: the sources of a value, and the message for a wrong one."""
 
 from __future__ import annotations
 
@@ -185,9 +185,7 @@ def test_a_file_that_was_named_must_exist(monkeypatch: pytest.MonkeyPatch) -> No
     "name",
     ["REDIS_SERVICE_HOST", "SERVICE_PORT", "SERVICE_PORT_HTTP", "PORT", "REDIS_PORT_6379_TCP", "PORT_6379_TCP_ADDR"],
 )
-def test_what_kubernetes_sets_for_a_service_of_our_name_is_no_setting(
-    monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
+def test_kubernetes_service_variables_are_not_settings(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setenv(f"SIDESTREAM_{name}", "tcp://10.0.0.1:6379")
     Settings()
     monkeypatch.setenv("SIDESTREAM_PORTS", "6379")

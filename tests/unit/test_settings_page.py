@@ -1,4 +1,4 @@
-"""The settings page says what the settings are."""
+"""The settings page matches the settings."""
 
 from __future__ import annotations
 

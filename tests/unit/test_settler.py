@@ -1,4 +1,4 @@
-"""What the settler writes while one server or the other cannot be told, and in which order."""
+"""What the settler writes, and in which order, while one of the servers is unavailable."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def until(seen: Callable[[], object]) -> None:
         time.sleep(0.005)
 
 
-def test_what_redis_cannot_be_told_keeps_nothing_else_waiting(desk: Desk) -> None:
+def test_a_settlement_that_redis_refuses_does_not_delay_others(desk: Desk) -> None:
     """Jobs from PostgreSQL go on failing, starting alone and being handed back while Redis is away."""
     untold, handed_back = delivery(1), delivery(2)
     failed, alone = delivery(3, fallback=True), delivery(4, fallback=True)
@@ -149,7 +149,7 @@ def test_what_redis_cannot_be_told_keeps_nothing_else_waiting(desk: Desk) -> Non
 
 
 @pytest.mark.parametrize("end", ["failed", "done"])
-def test_redis_is_not_told_more_often_because_others_come_in(desk: Desk, end: str) -> None:
+def test_new_settlements_do_not_shorten_the_retry_interval(desk: Desk, end: str) -> None:
     desk.redis.away = True
     with desk.open():
         if end == "failed":
@@ -167,7 +167,7 @@ def test_redis_is_not_told_more_often_because_others_come_in(desk: Desk, end: st
         until(lambda: desk.redis.settled or desk.redis.released)
 
 
-def test_the_last_try_is_made_at_the_stop(desk: Desk) -> None:
+def test_a_last_retry_is_made_at_the_stop(desk: Desk) -> None:
     desk.redis.away = True
     with desk.open():
         desk.fails(delivery(1))
@@ -176,7 +176,7 @@ def test_the_last_try_is_made_at_the_stop(desk: Desk) -> None:
     assert desk.redis.released == [delivery(1)]
 
 
-def test_what_concerns_one_lease_is_written_in_its_order(desk: Desk) -> None:
+def test_settlements_of_one_lease_are_written_in_order(desk: Desk) -> None:
     job, other = delivery(1), delivery(2)
     desk.outcome_writer.busy = {job.reference}
     with desk.open():
@@ -191,7 +191,7 @@ def test_what_concerns_one_lease_is_written_in_its_order(desk: Desk) -> None:
     assert desk.outcome_writer.decided == [other, job]
 
 
-def test_a_job_that_came_again_from_postgresql_keeps_that_lease_when_redis_is_told(desk: Desk) -> None:
+def test_settling_in_redis_keeps_a_newer_lease_from_postgresql(desk: Desk) -> None:
     old, new = delivery(1), delivery(1, fallback=True)
     desk.redis.away = True
     with desk.open():
@@ -212,7 +212,7 @@ def test_a_job_that_came_again_from_postgresql_keeps_that_lease_when_redis_is_to
     assert not desk.state.held
 
 
-def test_a_job_that_was_to_run_alone_is_given_back_by_a_worker_that_drains(desk: Desk) -> None:
+def test_a_draining_worker_releases_a_job_that_has_to_run_alone(desk: Desk) -> None:
     job = delivery(1)
     desk.outcome_writer.suspects = {job.reference}
     desk.state.draining = True
@@ -223,7 +223,7 @@ def test_a_job_that_was_to_run_alone_is_given_back_by_a_worker_that_drains(desk:
     assert not desk.state.held
 
 
-def test_what_the_last_writes_have_handed_back_is_told_before_the_end(desk: Desk) -> None:
+def test_releases_of_the_last_writes_are_settled_before_the_end(desk: Desk) -> None:
     """A lone start whose row is written at last, when its child is gone already."""
     job = delivery(1)
     desk.settler._send_alone = lambda delivery, child: desk.settler.hand_back([delivery])
@@ -233,7 +233,7 @@ def test_what_the_last_writes_have_handed_back_is_told_before_the_end(desk: Desk
     assert desk.redis.released == [job]
 
 
-def test_an_outcome_that_postgresql_does_not_take_holds_up_no_other_and_no_row_is_claimed(desk: Desk) -> None:
+def test_an_outcome_that_postgresql_refuses_delays_no_other_and_no_row_is_claimed(desk: Desk) -> None:
     stuck, other = delivery(1), delivery(2)
     desk.outcome_writer.away = {stuck.reference}
     with desk.open():

@@ -1,4 +1,4 @@
-"""A slot says exactly what its child runs, also to a process that starts after everybody died."""
+"""A slot tells exactly what its child runs, even to a process that starts after all others died."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sidestream.worker.slots import Slots
 REFERENCE = row_reference(b"12345678", 42, "ship", "carrier:7").pack()
 
 
-def test_what_the_child_writes_is_what_the_supervisor_reads(tmp_path: Path) -> None:
+def test_the_supervisor_reads_what_the_child_writes(tmp_path: Path) -> None:
     slots, descriptor = Slots.create(tmp_path / "slots", 2)
     os.close(descriptor)
     slots.assign(1, batch=7, size=3)
@@ -33,7 +33,7 @@ def test_what_the_child_writes_is_what_the_supervisor_reads(tmp_path: Path) -> N
     assert not slots.read(0).running
 
 
-def test_a_job_that_was_not_opened_has_no_attempts_seen(tmp_path: Path) -> None:
+def test_a_job_that_was_not_acquired_has_no_attempts(tmp_path: Path) -> None:
     slots, _ = Slots.create(tmp_path / "slots", 1)
     slots.start(0, 0, 1.0, REFERENCE)
     slots.acquired(0, 3)
@@ -54,7 +54,7 @@ def test_a_recall_forbids_the_next_start(tmp_path: Path) -> None:
     assert slots.limit(0) == 2
 
 
-def test_the_next_supervisor_reads_what_a_dead_one_left(tmp_path: Path) -> None:
+def test_the_next_worker_reads_the_slots_of_a_dead_one(tmp_path: Path) -> None:
     slots, descriptor = Slots.create(tmp_path / "slots", 2)
     slots.start(0, 0, 1.0, REFERENCE)
     slots.close()

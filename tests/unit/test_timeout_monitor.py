@@ -1,4 +1,4 @@
-"""What the timeout_monitor takes from a worker whose children have no time for it."""
+"""What the timeout monitor takes from a worker whose children are busy."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def look(tmp_path: Path) -> Look:
     return Look(tmp_path)
 
 
-def test_what_waits_behind_a_long_lone_job_is_handed_back(look: Look) -> None:
+def test_jobs_behind_a_long_lone_job_are_released(look: Look) -> None:
     """A suspect too: it may be paused meanwhile, and others may run it now."""
     look.state.exclusive = look.busy
     look.state.backlog.append(delivery(1))

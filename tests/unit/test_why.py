@@ -1,4 +1,4 @@
-"""One sentence that says why a job waits, as a table of cases."""
+"""The sentence that says why a job waits, as a table of cases."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ FROM_ROW: list[tuple[JobDiagnosis, list[Entry], str]] = [
 
 
 @pytest.mark.parametrize(("facts", "entries", "sentence"), FROM_ROW)
-def test_what_the_row_and_the_rules_tell(facts: JobDiagnosis, entries: list[Entry], sentence: str) -> None:
+def test_reasons_from_the_row_and_the_rules(facts: JobDiagnosis, entries: list[Entry], sentence: str) -> None:
     for explanation in (None, Explanation(Place.READY)):
         assert why(facts, entries, explanation, WORKERS) == f"Job 7 {sentence}"
 
@@ -184,7 +184,7 @@ FROM_BROKER: list[tuple[Explanation | None, list[Entry], list[list[str]] | None,
 
 
 @pytest.mark.parametrize(("explanation", "entries", "workers", "sentence"), FROM_BROKER)
-def test_what_the_broker_adds(
+def test_reasons_from_the_broker(
     explanation: Explanation | None, entries: list[Entry], workers: list[list[str]] | None, sentence: str
 ) -> None:
     assert why(READY, entries, explanation, workers) == f"Job 7 {sentence}"
@@ -226,6 +226,6 @@ def test_an_overdue_retry_names_no_past_moment(
     assert why(RETRY, [], explanation, WORKERS, busy) == f"Job 7 {sentence}"
 
 
-def test_an_error_is_told_without_its_secrets() -> None:
+def test_an_error_is_shown_without_its_secrets() -> None:
     failed = replace(READY, state=State.FAILED, ended_at=NOW, error="GET /?token=hunter2 failed")
     assert why(failed, [], None, None).endswith("its last error was: GET /?token=*** failed.")

@@ -1,4 +1,4 @@
-"""What the supervisor and its children tell each other arrives as it was meant."""
+"""Messages between the supervisor and its children arrive unchanged."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_a_report_with_many_follow_up_jobs_comes_in_messages_that_fit() -> None:
         (msgpack.packb((1, 1, True, [], [], [], False, False)), "no report"),
     ],
 )
-def test_what_cannot_be_read_is_told_apart(packet: bytes, said: str) -> None:
+def test_unreadable_messages_are_recognized(packet: bytes, said: str) -> None:
     ours, theirs = wire.pair()
     with ours, theirs:
         ours.send(packet)

@@ -1,4 +1,4 @@
-"""What the zygote leaves behind when its supervisor is gone."""
+"""What the zygote leaves when its supervisor is gone."""
 
 from __future__ import annotations
 

@@ -231,7 +231,7 @@ class OdooExecutor:
             return Release(f"{ReleaseReason.UNROUTED}: {error}")
         known = self._actions.get(ref.action)
         if known is None or ref.direct:
-            return Release(f"{ReleaseReason.UNROUTED}: this worker does not know its action")
+            return Release(f"{ReleaseReason.UNROUTED}: no worker here knows its action")
         name, action = known
         if ref.database != self._tag:
             return Release(f"{ReleaseReason.UNROUTED}: it belongs to another database")

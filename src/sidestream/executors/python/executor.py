@@ -103,7 +103,7 @@ class PythonExecutor:
             return Release(f"{ReleaseReason.UNROUTED}: {error}")
         action = self._actions.by_tag(ref.action)
         if action is None:
-            return Release(f"{ReleaseReason.UNROUTED}: this worker does not know its action")
+            return Release(f"{ReleaseReason.UNROUTED}: no worker here knows its action")
         if ref.direct:
             return self._acquire_direct(ref, action, payload, attempts)
         return self._acquire_row(ref, action, run_alone)
@@ -112,7 +112,7 @@ class PythonExecutor:
         """Call the action, or its three steps."""
         body: Body = acquired.body
         guarded = self._session.guarded if self._session is not None and body.transaction else _plainly
-        guarded(lambda: self._call(acquired, body))
+        guarded(lambda: self._call(body))
         crash_point("child.ran")
 
     def commit(self, acquired: Acquired) -> None:
@@ -256,7 +256,7 @@ class PythonExecutor:
         )
         return acquired
 
-    def _call(self, acquired: Acquired, body: Body) -> None:
+    def _call(self, body: Body) -> None:
         args, kwargs = body.job.args, body.job.kwargs
         steps = body.action.steps
         if steps is None:
