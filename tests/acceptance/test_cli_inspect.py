@@ -12,10 +12,12 @@ import pytest
 from sidestream import Jobs
 from sidestream.broker.protocol import lane
 from sidestream.broker.redis.broker import RedisBroker
+from sidestream.job.names import tag as tag_of
 from sidestream.job.outcome import Release
 from sidestream.job.reference import NO_TAG8, Reference
 from sidestream.job.rules import Rules
 from sidestream.settings import Settings
+from sidestream.store import rules, schema
 from tests.acceptance.conftest import Run, answer, refused
 from tests.support.servers import RedisServer
 
@@ -104,6 +106,41 @@ def test_jobs_are_found_by_action_group_key_and_error(ready: Run, database: str)
     assert ids("--action", "a") == ids("--group", "company:2") == ids("--key", "order:5") == [601]
     assert ids("--error", "KeyError: #", "--limit", "2", "--action", "a0") == [600, 598]
     assert ids("--error", "nothing like it") == []
+
+
+def test_the_status_says_what_a_pending_job_waits_for(ready: Run, database: str, redis_server: RedisServer) -> None:
+    ready("limit", "set", "action:b", "--concurrency", "0")
+    ready("queue", "pause", "mail")
+    ready("group", "pause", "company:2")
+    for words in (
+        ["a", "--key", "k"],
+        ["a", "--key", "k"],
+        ["a", "--delay", "1h"],
+        ["a", "--queue", "mail"],
+        ["a", "--group", "company:2"],
+        ["b"],
+        ["c"],
+        ["a"],
+    ):
+        answer(ready("enqueue", *words, "--json"))
+    execute(database, "UPDATE sidestream_job SET run_at = run_at + interval '1 hour', attempts = 1 WHERE id = 8")
+    with psycopg.connect(database) as connection, connection.cursor() as cursor:
+        tag, found = schema.identify(cursor).tag, rules.read(cursor)
+    broker = RedisBroker(redis_server.url)
+    broker.generation()
+    broker.configure(tag, found)
+    broker.announce("w1", [lane(tag, "default")], "{}", 60_000, frozenset({tag_of("a", 4), tag_of("b", 4)}))
+    broker.claim("w1", [lane(tag, "default")], free=10)
+    broker.close()
+
+    def statuses(*words: str) -> list[str]:
+        return [one["status"] for one in reversed(answer(ready(*words, "jobs", "--json"))["jobs"])]
+
+    expected = ["waiting", "blocked", "scheduled", "paused", "paused", "limited", "unrouted", "retrying"]
+    assert statuses() == expected
+    assert [answer(ready("job", "show", str(n), "--json"))["status"] for n in range(1, 9)] == expected
+    without_redis = ["waiting", "waiting", "scheduled", "paused", "paused", "waiting", "waiting", "retrying"]
+    assert statuses("--redis-url", "redis://127.0.0.1:1/0") == without_redis
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ def failed_list(
         with store_cursor(settings) as cursor:
             rows = bulk.error_groups(cursor, only)
     direct: list[DirectGroup] = []
-    with _rows_alone(settings):
+    with _without_redis(settings):
         direct = error_groups(settings, only)
     found = merged(rows, direct)
     if as_json:
@@ -87,7 +87,7 @@ def failed_retry(
     from sidestream.store import bulk
 
     only = _narrowed(error, action, queue, group, everything=everything)
-    count = _in_lots(context, lambda cursor, after: bulk.retry_failed(cursor, only, after_id=after), waiting=True)
+    count = _in_batches(context, lambda cursor, after: bulk.retry_failed(cursor, only, after_id=after), waiting=True)
     count += _direct(context, only, again=True)
     _tell(count, "retried", "is pending again and due now", "are pending again and due now", as_json=as_json)
 
@@ -108,15 +108,15 @@ def failed_discard(
 
     only = _narrowed(error, action, queue, group, everything=everything)
     by = who()
-    count = _in_lots(
+    count = _in_batches(
         context, lambda cursor, after: bulk.discard_failed(cursor, only, by=by, after_id=after), waiting=False
     )
     count += _direct(context, only, again=False)
     _tell(count, "discarded", "is cancelled", "are cancelled", as_json=as_json)
 
 
-def _in_lots(context: typer.Context, change: Callable[[Any, int], list[Any]], *, waiting: bool) -> int:
-    """Change one lot after another, each in its own transaction, and synchronize Redis."""
+def _in_batches(context: typer.Context, change: Callable[[Any, int], list[Any]], *, waiting: bool) -> int:
+    """Change one batch after another, each in its own transaction, and synchronize Redis."""
     from sidestream.admin.jobs import sync_all_to_broker
     from sidestream.store.bulk import LOT
     from sidestream.wiring.client import store_cursor, store_url
@@ -127,13 +127,13 @@ def _in_lots(context: typer.Context, change: Callable[[Any, int], list[Any]], *,
     count, after = 0, 0
     while True:
         with store_cursor(settings) as cursor:
-            lot = change(cursor, after)
-        count += len(lot)
-        if lot and waiting:  # Redis holds nothing of a failed job
-            sync_all_to_broker(settings, lot, waiting=True)
-        if len(lot) < LOT:
+            batch = change(cursor, after)
+        count += len(batch)
+        if batch and waiting:  # Redis holds nothing of a failed job
+            sync_all_to_broker(settings, batch, waiting=True)
+        if len(batch) < LOT:
             return count
-        after = lot[-1].id
+        after = batch[-1].id
 
 
 def _direct(context: typer.Context, only: Filter, *, again: bool) -> int:
@@ -141,14 +141,14 @@ def _direct(context: typer.Context, only: Filter, *, again: bool) -> int:
     from sidestream.admin.direct_jobs import change_failed
 
     settings, count = options_of(context).settings(), 0
-    with _rows_alone(settings):
+    with _without_redis(settings):
         for changed in change_failed(settings, only, again=again):
             count += changed
     return count
 
 
 @contextmanager
-def _rows_alone(settings: Settings) -> Iterator[None]:
+def _without_redis(settings: Settings) -> Iterator[None]:
     """Continue with the rows while Redis is unavailable, and say so."""
     from sidestream.wiring.client import store_url
 
