@@ -17,19 +17,19 @@ README = Path(__file__).resolve().parents[1] / "README.md"
 BEGIN, END = "<!-- capabilities: scripts/capability_table.py -->", "<!-- end of capabilities -->"
 BROKERS: dict[str, type[Broker]] = {
     "Redis, Valkey": RedisBroker,
-    "PostgreSQL (Redis away)": PostgresBroker,
+    "PostgreSQL (Redis unavailable)": PostgresBroker,
     "memory (tests)": MemoryBroker,
 }
 MEANINGS = {
-    Capability.PRIORITIES: "priority in a queue, aging, weights of queues",
-    Capability.GROUPS: "groups (companies) take turns by weight",
-    Capability.LIMITS: "concurrency and rate: everything, queue, action, key",
-    Capability.PAUSES: "pause of a queue, action, group, action of a group",
-    Capability.ROUTING: "an unknown action waits for a worker that knows it",
-    Capability.DIRECT: "jobs without a row",
-    Capability.LEASES: "a dead worker's jobs are taken over",
-    Capability.PUBLISHED: "remembers which rows it was given",
-    Capability.SHARED: "several processes see the same contents",
+    Capability.PRIORITIES: "priorities, aging, queue weights",
+    Capability.GROUPS: "fair groups, group weights",
+    Capability.LIMITS: "limits of concurrency and rate: global, queue, action, limit key",
+    Capability.PAUSES: "pauses: queue, action, group, action of a group",
+    Capability.ROUTING: "unknown actions wait for a worker that knows them",
+    Capability.DIRECT: "direct jobs",
+    Capability.LEASES: "leases: the jobs of a dead worker are taken over",
+    Capability.PUBLISHED: "remembers published rows",
+    Capability.SHARED: "shared by several processes",
 }
 
 
