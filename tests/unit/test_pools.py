@@ -21,7 +21,7 @@ def test_a_sorted_set_is_always_sorted() -> None:
             assert kept.remove(member) is (truth.pop(member, None) is not None)
         order = sorted((score, member) for member, score in truth.items())
         assert (kept.first(), kept.last()) == ((order[0], order[-1]) if order else (None, None))
-        assert kept.upto(4, 3) == [member for score, member in order if score <= 4][:3]
+        assert kept.up_to(4, 3) == [member for score, member in order if score <= 4][:3]
         assert [kept.rank(member) for _, member in order[:5]] == list(range(len(order[:5])))
 
 
@@ -30,7 +30,7 @@ def test_a_flow_exists_while_it_has_jobs() -> None:
     pool.put(A, b"1", 0)
     pool.charge(A, 3, 1)
     pool.put(B, b"2", 0)
-    assert pool.ring.score(A) == pool.ring.score(B), "whoever joins begins at the smallest of its priority"
+    assert pool.schedule.score(A) == pool.schedule.score(B), "a flow that joins starts at the smallest of its priority"
     pool.remove(A, b"1")
     assert pool.next_flow() == B
     pool.remove(B, b"2")

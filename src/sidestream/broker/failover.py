@@ -1,10 +1,9 @@
-"""Two brokers as one: the primary (Redis) while it answers, the fallback (PostgreSQL) while it does not (design D13).
+"""Combine two brokers: the primary (Redis) while it answers, the fallback (PostgreSQL) while it does not.
 
-A delivery belongs to the broker that gave it: leases of the fallback are recognised by
-:data:`~sidestream.broker.protocol.FALLBACK_PREFIX`. Only
-claims move over to the fallback; everything else that concerns the primary raises
-:class:`~sidestream.errors.BrokerUnavailable` at once while it is away, so that each thread waits for a frozen Redis at
-most once an outage. :meth:`FailoverBroker.probe` brings the primary back.
+Each delivery belongs to the broker that handed it out; leases of the fallback start with
+:data:`~sidestream.broker.protocol.FALLBACK_PREFIX`. Only claims move to the fallback. Every other call that concerns the
+primary raises :class:`~sidestream.errors.BrokerUnavailable` at once while it is away, so that each thread waits for a
+frozen Redis at most once per outage. :meth:`FailoverBroker.probe` brings the primary back.
 """
 
 from __future__ import annotations
@@ -38,11 +37,11 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 STABLE_AFTER = 10.0
-"""Seconds that the primary must have been back for its next outage to count as a new one."""
+"""Seconds that the primary must be back before its next failure counts as a new outage."""
 PROBE_EVERY = 0.5
-"""Seconds between two looks at a primary that is away."""
+"""Seconds between two probes of a primary that is away."""
 TWICE_DELAY_MS = 1000
-"""How long a job that we already hold under the other broker's lease stays away from us."""
+"""Milliseconds by which a job is delayed if this process already holds it under a lease of the other broker."""
 
 
 def owners_grace(renew_interval: float) -> float:
@@ -56,7 +55,7 @@ def owners_grace(renew_interval: float) -> float:
 
 
 class Outage(NamedTuple):
-    """Why, and since when, the primary is not used."""
+    """Since when and why the primary is not used."""
 
     since: datetime
     reason: str
@@ -66,18 +65,18 @@ class Fallback(Broker, Protocol):
     """A broker that hands out jobs while the primary is away."""
 
     def count_others(self, held: Callable[[], Sequence[Delivery]]) -> None:
-        """Let concurrency limits count what this process holds from the primary (``held``), and hand none of it out."""
+        """Let concurrency limits count what this process holds from the primary (``held``), and hand out none of it."""
         ...
 
 
 class FailoverBroker:
-    """Claims from ``primary`` while it is healthy and from ``fallback`` while not. See :class:`Broker` for each method.
+    """Claims from ``primary`` while it is healthy and from ``fallback`` otherwise. See :class:`Broker` for each method.
 
-    BrokerUnavailable out of any call of the primary marks it away, BrokerFull and BrokerUnsuitable out of a claim.
+    BrokerUnavailable from any call of the primary marks it away; so do BrokerFull and BrokerUnsuitable from a claim.
 
-    Concurrency limits count the jobs of both. The fallback is shown what is held from the primary. The primary, once it
-    is back, hands out nothing until its caller has stated what it holds (:meth:`reassert`): the jobs of the fallback
-    then continue under leases of the primary.
+    Concurrency limits count the jobs of both brokers. The fallback sees what is held from the primary. A primary that is
+    back hands out nothing until its caller has reasserted what it holds (:meth:`reassert`); the jobs of the fallback then
+    continue under leases of the primary.
     """
 
     def __init__(
@@ -92,10 +91,10 @@ class FailoverBroker:
         """Start with the primary in use.
 
         Args:
-            primary: The one that claims are taken from while it is healthy.
-            fallback: The one that they are taken from while it is not; None: then none are.
+            primary: The broker for claims while it is healthy.
+            fallback: The broker for claims while the primary is away; None: there are none then.
             clock: Of this host.
-            probe_every: Seconds between two probes while it is away.
+            probe_every: Seconds between two probes while the primary is away.
             longest_pause: Most seconds before the first probe of a primary that answers probes and then refuses claims;
                 see :func:`owners_grace`.
         """
@@ -107,19 +106,19 @@ class FailoverBroker:
         self._longest_pause = max(longest_pause, probe_every)
         self._lock = threading.Lock()
         self._outage: Outage | None = None
-        #: Counts comings and goings: an answer that began before the last one tells nothing about now.
+        #: Counts changes between away and back: an answer from before the last change says nothing about now.
         self._turn = 0
         self._back_at = float("-inf")
         self._pause = probe_every
         self._probe_at = 0.0
         self._probing = False
-        #: What was handed out and has not ended, by reference: no job is held under both brokers' leases at once.
+        #: What was handed out and has not ended, by reference: no job is held under leases of both brokers at once.
         self._from_primary: dict[bytes, Delivery] = {}
         self._from_fallback: dict[bytes, Delivery] = {}
-        #: Ended under leases of the primary, which could not be told yet: their references, by lease.
-        self._untold: dict[Lease, bytes] = {}
-        #: The primary has to be told what the fallback gave before it may hand out more.
-        self._unstated = False
+        #: By lease: references of jobs that ended under leases of the primary while it was away.
+        self._unreported: dict[Lease, bytes] = {}
+        #: Whether the jobs of the fallback must be reasserted in the primary before it may hand out more.
+        self._must_reassert = False
         if fallback is not None:
             fallback.count_others(self._held_from_primary)
 
@@ -136,9 +135,9 @@ class FailoverBroker:
         return outage.reason if outage is not None else None
 
     def probe(self) -> bool:
-        """Ask an absent primary whether it is back, if it is time to; return whether it is in use.
+        """Probe a primary that is away, if it is time to; return whether it is in use.
 
-        Called every ``probe_every`` seconds or so by one thread that may wait one socket time-out for it.
+        One thread calls this about every ``probe_every`` seconds and may wait one socket timeout.
         """
         with self._lock:
             if self._outage is None:
@@ -147,8 +146,8 @@ class FailoverBroker:
                 return False
             self._probing = True
         try:
-            # Names the generation that we know, unlike generation(): if Redis was emptied meanwhile, the next claim is
-            # still answered "moved", and the worker states anew what it holds.
+            # Unlike generation(), this call names the known generation: if Redis was emptied meanwhile, the next claim
+            # still raises StaleGeneration, and the worker reasserts what it holds.
             self._primary.published(NO_TAG8, 0)
         except StaleGeneration:
             self._mark_back()
@@ -162,19 +161,19 @@ class FailoverBroker:
         return self._outage is None
 
     def generation(self, databases: Sequence[bytes] = ()) -> Generation:
-        """Of the primary."""
+        """Ask the primary."""
         return self._ask(lambda: self._primary.generation(databases))
 
     def begin_generation(self, databases: Sequence[bytes] = ()) -> Generation:
-        """In the primary."""
+        """Ask the primary."""
         return self._ask(lambda: self._primary.begin_generation(databases))
 
     def mark_synced(self, database: bytes) -> None:
-        """In the primary."""
+        """Ask the primary."""
         self._ask(lambda: self._primary.mark_synced(database))
 
     def configure(self, database: bytes, rules: Rules) -> bool:
-        """In both: the fallback reads the rows' own rules as well, and the newest govern it."""
+        """Configure both; the fallback also reads the table of rules and follows the newest."""
         if self._fallback is not None:
             self._fallback.configure(database, rules)
         return self._ask(lambda: self._primary.configure(database, rules))
@@ -182,31 +181,31 @@ class FailoverBroker:
     def announce(
         self, worker: str, lanes: Sequence[str], info: str, ttl_ms: int, actions: frozenset[bytes] | None = None
     ) -> None:
-        """To both: the fallback hands out no action that the worker does not know."""
+        """Announce to both: the fallback hands out no action that the worker does not know."""
         if self._fallback is not None:
             self._fallback.announce(worker, lanes, info, ttl_ms, actions)
         self._ask(lambda: self._primary.announce(worker, lanes, info, ttl_ms, actions))
 
     def withdraw(self, worker: str) -> None:
-        """From the primary."""
+        """Ask the primary."""
         self._ask(lambda: self._primary.withdraw(worker))
 
     def publish(self, jobs: Sequence[Publication], *, force: bool = False) -> int:
-        """To the primary only: the fallback reads the rows themselves."""
+        """Publish to the primary only: the fallback reads the rows themselves."""
         return self._ask(lambda: self._primary.publish(jobs, force=force))
 
     def claim(
         self, worker: str, lanes: Sequence[str], *, free: int, prefetch: int = 0, wait_ms: int = 0
     ) -> list[Delivery]:
-        """From the primary if it is in use, else from the fallback; without one the primary's error comes out.
+        """Claim from the primary if it is in use, else from the fallback; without a fallback, raise the primary's error.
 
         Raises:
-            StaleGeneration: Also when the primary is back and does not know yet what the fallback gave.
+            StaleGeneration: Also when the primary is back and does not know yet what the fallback handed out.
         """
         turn = self._turn
         if self._outage is None:
-            if self._unstated and self._from_fallback:
-                raise StaleGeneration("The broker is back; it has to be told which jobs were taken from PostgreSQL.")
+            if self._must_reassert and self._from_fallback:
+                raise StaleGeneration("The broker is back; reassert the jobs that were claimed from PostgreSQL.")
             try:
                 found = self._primary.claim(worker, lanes, free=free, prefetch=prefetch, wait_ms=wait_ms)
             except (BrokerUnavailable, BrokerFull, BrokerUnsuitable) as error:
@@ -218,17 +217,17 @@ class FailoverBroker:
         if self._fallback is None:
             raise self._absent()
         found = self._fallback.claim(worker, lanes, free=free, prefetch=prefetch, wait_ms=wait_ms)
-        self._unstated = self._unstated or bool(found)
+        self._must_reassert = self._must_reassert or bool(found)
         return self._take_in(found, self._from_fallback, self._from_primary)
 
     def renew(self, worker: str, leases: Sequence[Lease]) -> list[Lease]:
-        """With the giver of each; the fallback's are renewed even when the primary then raises."""
+        """Renew each with its broker; those of the fallback are renewed even if the primary then raises."""
         theirs = [lease for lease in leases if lease.entry.startswith(FALLBACK_PREFIX)]
         ours = leases if not theirs else [lease for lease in leases if not lease.entry.startswith(FALLBACK_PREFIX)]
         lost: list[Lease] = []
         if theirs and self._fallback is not None:
             lost += self._fallback.renew(worker, theirs)
-            self._unstated = True  # the primary refused to take them over; by now it may
+            self._must_reassert = True  # the primary refused to take them over; now it may accept
         if ours:
             lost += self._ask(lambda: self._primary.renew(worker, ours))
         if lost:
@@ -240,7 +239,7 @@ class FailoverBroker:
         return lost
 
     def settle(self, deliveries: Sequence[Delivery]) -> list[Lease]:
-        """With the giver of each; the fallback's are settled even when the primary then raises."""
+        """Settle each with its broker; those of the fallback are settled even if the primary then raises."""
         theirs = [delivery for delivery in deliveries if from_fallback(delivery)]
         ours = deliveries if not theirs else [delivery for delivery in deliveries if not from_fallback(delivery)]
         lost: list[Lease] = []
@@ -251,34 +250,34 @@ class FailoverBroker:
             try:
                 lost += self._ask(lambda: self._primary.settle(ours))
             except (BrokerUnavailable, BrokerFull, BrokerUnsuitable):
-                self._ended_untold(ours)
+                self._ended_unreported(ours)
                 raise
             self._ended(ours)
         return lost
 
     def release(self, delivery: Delivery, release: Release) -> int:
-        """With the giver."""
+        """Ask the broker that handed it out."""
         return self._end(delivery, lambda broker: broker.release(delivery, release))
 
     def fail(self, delivery: Delivery, error: str) -> bool:
-        """With the giver."""
+        """Ask the broker that handed it out."""
         return self._end(delivery, lambda broker: broker.fail(delivery, error))
 
     def reclaim(self, worker: str, lanes: Sequence[str], *, lease_ms: int, grace_ms: int) -> Reclaimed:
-        """From the primary: leases of the fallback are row locks, which end with their session."""
+        """Ask the primary: leases of the fallback are row locks, which end with their session."""
         return self._ask(lambda: self._primary.reclaim(worker, lanes, lease_ms=lease_ms, grace_ms=grace_ms))
 
     def reassert(self, worker: str, deliveries: Sequence[Delivery]) -> list[Delivery]:
-        """State all to the primary: what the fallback gave is the primary's from then on, unless it refuses it.
+        """Reassert all in the primary: jobs of the fallback belong to the primary from then on, unless it refuses them.
 
-        A job that ended under a lease of the primary, and was taken from the fallback since, is stated once the primary
-        was told of that end.
+        A job that ended under a lease of the primary, and was claimed from the fallback since, is reasserted after the
+        primary was told of that end.
         """
         with self._lock:
-            untold = set(self._untold.values())
+            untold = set(self._unreported.values())
         theirs = [delivery for delivery in deliveries if from_fallback(delivery)]
         ours = [d for d in deliveries if not from_fallback(d) or d.reference not in untold]
-        self._unstated = False
+        self._must_reassert = False
         again = self._ask(lambda: self._primary.reassert(worker, ours))
         taken = {delivery.reference for delivery in again}
         with self._lock:
@@ -290,29 +289,29 @@ class FailoverBroker:
         return again + [delivery for delivery in theirs if delivery.reference not in taken]
 
     def published(self, database: bytes, chunk: int) -> bytes:
-        """Of the primary."""
+        """Ask the primary."""
         return self._ask(lambda: self._primary.published(database, chunk))
 
     def locate(self, jobs: Sequence[Publication]) -> list[Place]:
-        """In the primary."""
+        """Ask the primary."""
         return self._ask(lambda: self._primary.locate(jobs))
 
     def delayed_until(self, jobs: Sequence[Publication]) -> list[int]:
-        """In the primary."""
+        """Ask the primary."""
         return self._ask(lambda: self._primary.delayed_until(jobs))
 
     def explain(self, job: Publication) -> Explanation:
-        """In the primary, or in the fallback while it is away."""
+        """Ask the primary, or the fallback while the primary is away."""
         if self._outage is not None and self._fallback is not None:
             return self._fallback.explain(job)
         return self._ask(lambda: self._primary.explain(job))
 
     def reprioritize(self, job: Publication, priority: int) -> bool:
-        """In the primary: the fallback reads the rows' own priorities."""
+        """Ask the primary: the fallback reads the priorities of the rows."""
         return self._ask(lambda: self._primary.reprioritize(job, priority))
 
     def discard(self, job: Publication) -> bool:
-        """From the primary."""
+        """Ask the primary."""
         return self._ask(lambda: self._primary.discard(job))
 
     def close(self) -> None:
@@ -332,31 +331,31 @@ class FailoverBroker:
             self._mark_away(error, turn)
             raise
 
-    def _giver(self, delivery: Delivery, call: Callable[[Broker], T]) -> T:
+    def _ask_holder(self, delivery: Delivery, call: Callable[[Broker], T]) -> T:
         if self._fallback is not None and from_fallback(delivery):
             return call(self._fallback)
         return self._ask(lambda: call(self._primary))
 
     def _end(self, delivery: Delivery, call: Callable[[Broker], T]) -> T:
         try:
-            answer = self._giver(delivery, call)
+            answer = self._ask_holder(delivery, call)
         except (BrokerUnavailable, BrokerFull, BrokerUnsuitable):
             if not from_fallback(delivery):
-                self._ended_untold([delivery])
+                self._ended_unreported([delivery])
             raise
         self._ended([delivery])
         return answer
 
     def _absent(self) -> BrokerUnavailable:
         outage = self._outage
-        if outage is None:  # it came back this moment: the caller's next try reaches it
+        if outage is None:  # it came back just now: the caller's next attempt reaches it
             return BrokerUnavailable("The broker was away until this moment; try again.")
         return BrokerUnavailable(f"The broker is away since {outage.since:%H:%M:%S} UTC: {outage.reason}")
 
     def _take_in(
         self, found: list[Delivery], held: dict[bytes, Delivery], others: dict[bytes, Delivery]
     ) -> list[Delivery]:
-        """Note what we hold; give back what we hold already under the other broker's lease."""
+        """Record what we hold; release what we already hold under a lease of the other broker."""
         twice: list[Delivery] = []
         with self._lock:
             if others:
@@ -369,11 +368,11 @@ class FailoverBroker:
 
     def _give_back(self, delivery: Delivery) -> None:
         try:
-            self._giver(
+            self._ask_holder(
                 delivery, lambda broker: broker.release(delivery, Release(delay_ms=TWICE_DELAY_MS, count=False))
             )
         except BrokerError as error:
-            # Nobody works on it under this lease, so letting the lease run out is as good.
+            # Nothing runs under this lease, so it may as well expire.
             log.info("A job held twice keeps its lease until it runs out: %s", error, extra={"action": "twice_kept"})
 
     def _ended(self, deliveries: Sequence[Delivery]) -> None:
@@ -381,20 +380,20 @@ class FailoverBroker:
             for delivery in deliveries:
                 held = self._from_fallback if from_fallback(delivery) else self._from_primary
                 held.pop(delivery.reference, None)
-                if self._untold.pop(delivery.lease, None) is not None:
-                    self._unstated = True
+                if self._unreported.pop(delivery.lease, None) is not None:
+                    self._must_reassert = True
 
-    def _ended_untold(self, deliveries: Sequence[Delivery]) -> None:
-        """Note ends that the primary has to be told later; their rows say what became of them.
+    def _ended_unreported(self, deliveries: Sequence[Delivery]) -> None:
+        """Record ends of which the primary must be told later; the rows have the outcomes.
 
-        Nobody here works on them, so they hold no slot of a limit, and the fallback may hand them out again.
+        The jobs no longer run here, so they hold no slots, and the fallback may hand them out again.
         """
         with self._lock:
             for delivery in deliveries:
                 held = self._from_primary.get(delivery.reference)
                 if held is not None and held.lease == delivery.lease:
                     del self._from_primary[delivery.reference]
-                    self._untold[delivery.lease] = delivery.reference
+                    self._unreported[delivery.lease] = delivery.reference
 
     def _held_from_primary(self) -> list[Delivery]:
         with self._lock:
@@ -405,7 +404,7 @@ class FailoverBroker:
             if self._outage is not None or turn != self._turn:
                 return
             now = self._clock.monotonic()
-            # A primary that answers probes and refuses claims would be tried twice a second: pause longer each time.
+            # A primary that answers probes but refuses claims would be tried twice a second: pause longer each time.
             flapping = now - self._back_at < STABLE_AFTER
             self._pause = min(self._pause * 2, self._longest_pause) if flapping else self._probe_every
             self._probe_at = now + self._pause
@@ -420,7 +419,7 @@ class FailoverBroker:
         with self._lock:
             outage, self._outage = self._outage, None
             self._turn += 1
-            self._unstated = True
+            self._must_reassert = True
             self._back_at = self._clock.monotonic()
         if outage is not None:
             seconds = (self._clock.now() - outage.since).total_seconds()

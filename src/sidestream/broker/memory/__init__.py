@@ -1,4 +1,7 @@
-"""The memory broker: the contract in one process. Unit tests run on it, and the Redis broker is compared with it."""
+"""A broker in memory, for one process: the model with which tests compare the Redis broker.
+
+It needs ``sortedcontainers``, which the ``dev`` extra installs.
+"""
 
 from sidestream.broker.memory.broker import MemoryBroker
 

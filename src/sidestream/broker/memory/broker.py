@@ -1,4 +1,4 @@
-"""The broker itself: each method of the contract, under one lock."""
+"""Implement the broker contract in memory, under one lock."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from sidestream.broker.memory.contents import Job
-from sidestream.broker.memory.parking import LOT
+from sidestream.broker.memory.parking import BATCH
 from sidestream.broker.memory.server import Life, MemoryServer
 from sidestream.broker.protocol import (
     Capability,
@@ -27,7 +27,7 @@ from sidestream.job.rules import Rules
 
 
 class MemoryBroker:
-    """Keeps :class:`~sidestream.broker.protocol.Broker` in memory; its leases end with the process."""
+    """Implement :class:`~sidestream.broker.protocol.Broker` in memory; leases end with the process."""
 
     capabilities = frozenset(Capability) - {Capability.LEASES, Capability.SHARED}
 
@@ -38,12 +38,12 @@ class MemoryBroker:
         clock_ms: Callable[[], int] | None = None,
         server: MemoryServer | None = None,
     ) -> None:
-        """Begin empty, or as one more view of ``server``.
+        """Begin empty, or share the contents of ``server``.
 
         Args:
-            lease_ms: What the gap rule halves.
-            clock_ms: Gives Unix milliseconds; the machine's clock without it.
-            server: Contents that are shared with other brokers; it brings its own clock.
+            lease_ms: How long a lease lasts; after a pause of half of it, the gap rule applies.
+            clock_ms: Unix milliseconds instead of the machine's clock.
+            server: Contents to share with other brokers, with their own clock.
         """
         self._server = server or MemoryServer(clock_ms)
         self._now = self._server.now
@@ -71,7 +71,7 @@ class MemoryBroker:
         """See :meth:`Broker.mark_synced`."""
         with self._locked() as life:
             life.contents.synced.add(database.hex())
-            life.parking.look_at_all(database.hex())
+            life.parking.check_all(database.hex())
 
     def configure(self, database: bytes, rules: Rules) -> bool:
         """See :meth:`Broker.configure`."""
@@ -81,17 +81,17 @@ class MemoryBroker:
     def announce(
         self, worker: str, lanes: Sequence[str], info: str, ttl_ms: int, actions: frozenset[bytes] | None = None
     ) -> None:
-        """See :meth:`Broker.announce`; who is alive is nobody's question in one process."""
+        """See :meth:`Broker.announce`, of which only the actions matter in one process."""
         with self._locked() as life:
             if actions is None:
-                life.contents.knows.pop(worker, None)
+                life.contents.worker_actions.pop(worker, None)
             else:
-                life.contents.knows[worker] = actions
+                life.contents.worker_actions[worker] = actions
 
     def withdraw(self, worker: str) -> None:
         """See :meth:`Broker.withdraw`."""
         with self._locked() as life:
-            life.contents.knows.pop(worker, None)
+            life.contents.worker_actions.pop(worker, None)
 
     def publish(self, jobs: Sequence[Publication], *, force: bool = False) -> int:
         """See :meth:`Broker.publish`."""
@@ -117,7 +117,7 @@ class MemoryBroker:
         """See :meth:`Broker.renew`."""
         with self._locked() as life:
             life.contents.beat(self._half_lease)
-            held = {job.lease: job for lane in life.contents.held for job in _holding(life, lane)}
+            held = {job.lease: job for lane in life.contents.leased for job in _leased_in(life, lane)}
             lost = []
             for lease in leases:
                 if lease.worker == worker and (job := held.get(lease)):
@@ -132,7 +132,7 @@ class MemoryBroker:
             ended, lost = [], []
             for delivery in deliveries:
                 if job := _held_as(life, delivery):
-                    _let_go(life, job)
+                    _end_lease(life, job)
                     ended.append(job)
                 else:
                     lost.append(delivery.lease)
@@ -158,12 +158,12 @@ class MemoryBroker:
                 delay_ms = min(30_000, 50 * 2 ** min(max(job.releases - 1, 0), 10))
             until = self._now() + delay_ms if delay_ms else 0
             job.due_ms = 0 if blocked else until
-            _let_go(life, job)
+            _end_lease(life, job)
             if release.unstarted and until:
                 life.contents.place_at(job, until)
-                life.lines.leave(job)
+                life.keyed.pass_on(job)
             else:
-                life.lines.requeue_keyed(job, until)
+                life.keyed.requeue(job, until)
             return job.releases
 
     def fail(self, delivery: Delivery, error: str) -> bool:
@@ -174,7 +174,7 @@ class MemoryBroker:
                 return False
             if job.payload is not None:
                 life.contents.failed[job.reference] = (job, error)
-            _let_go(life, job)
+            _end_lease(life, job)
             _forget(life, job)
             return True
 
@@ -185,13 +185,13 @@ class MemoryBroker:
             now, gap = self._now(), life.contents.gap_ms
             if gap and now - gap < grace_ms:
                 return Reclaimed([], more=False)
-            late = [job for lane in lanes for job in _holding(life, lane) if now - job.renewed_ms >= lease_ms]
+            late = [job for lane in lanes for job in _leased_in(life, lane) if now - job.renewed_ms >= lease_ms]
             late.sort(key=lambda job: job.renewed_ms)
             taken = []
-            for job in late[:LOT]:
+            for job in late[:BATCH]:
                 loser = job.lease.worker if job.lease else ""
                 taken.append((_grant(life, job, worker), loser))
-            return Reclaimed(taken, more=len(late) > LOT)
+            return Reclaimed(taken, more=len(late) > BATCH)
 
     def reassert(self, worker: str, deliveries: Sequence[Delivery]) -> list[Delivery]:
         """See :meth:`Broker.reassert`."""
@@ -199,7 +199,7 @@ class MemoryBroker:
             return [ours for one in deliveries if (ours := self._reassert(life, worker, one))]
 
     def published(self, database: bytes, chunk: int) -> bytes:
-        """See :meth:`Broker.known`."""
+        """See :meth:`Broker.published`."""
         with self._locked() as life:
             return life.contents.published(database, chunk)
 
@@ -223,7 +223,7 @@ class MemoryBroker:
             if found.place is Place.LEASED:
                 return Explanation(found.place, worker=found.lease.worker if found.lease else "")
             if found.place is Place.BEHIND_KEY:
-                head = life.lines.head(found)
+                head = life.keyed.head(found)
                 return Explanation(found.place, holders=(head.reference,) if head else ())
             if found.place is Place.DELAYED:
                 until = life.contents.delayed[found.lane, found.priority].score(found.reference)
@@ -231,7 +231,7 @@ class MemoryBroker:
             return life.parking.explain(found)
 
     def reprioritize(self, job: Publication, priority: int) -> bool:
-        """See :meth:`Broker.move`."""
+        """See :meth:`Broker.reprioritize`."""
         with self._locked() as life:
             found = life.contents.jobs.get(job.reference)
             if found is None or found.place is Place.LEASED:
@@ -257,7 +257,7 @@ class MemoryBroker:
 
     def _check_open(self) -> None:
         if self._closed:
-            raise BrokerUnavailable("The memory broker was closed; make a new one.")
+            raise BrokerUnavailable("The memory broker was closed; create a new one.")
 
     def _check(self) -> Life:
         self._check_open()
@@ -277,7 +277,7 @@ class MemoryBroker:
         if named.direct and (job.reference in jobs or job.reference in life.contents.failed):
             return False
         releases = 0
-        if not named.direct and life.contents.mark(named, known=True):
+        if not named.direct and life.contents.mark_published(named, published=True):
             found = jobs.get(job.reference)
             if found is None:
                 if not force and not job.edited and not job.withdrawn:
@@ -288,9 +288,9 @@ class MemoryBroker:
                 releases = found.releases if job.edited else 0
                 life.contents.unplace(found)
                 _forget(life, found)
-                life.contents.mark(named, known=True)
+                life.contents.mark_published(named, published=True)
         if job.withdrawn:
-            life.contents.mark(named, known=False)
+            life.contents.mark_published(named, published=False)
             return False
         now = self._now()
         one = Job(job.reference, named, job.lane, job.priority, job.due_ms or now, job.due_ms, job.payload)
@@ -299,24 +299,24 @@ class MemoryBroker:
         if job.due_ms > now and not (one.key and job.attempted):
             life.contents.place_at(one, job.due_ms)
         else:
-            life.lines.stand(one, job.due_ms)
+            life.keyed.enqueue(one, job.due_ms)
         return True
 
     def _take(self, life: Life, worker: str, lanes: Sequence[str], free: int, prefetch: int) -> list[Delivery]:
-        known = life.contents.knows.get(worker)
-        life.parking.work_off()
+        known = life.contents.worker_actions.get(worker)
+        life.parking.run_timers()
         for lane in lanes:
             for job in life.serving.promote(lane):
                 job.due_ms = 0
-                life.lines.stand(job, 0)
-        life.parking.wake_known(lanes, known)
+                life.keyed.enqueue(job, 0)
+        life.parking.unpark_routed(lanes, known)
         return [_grant(life, job, worker) for job in life.serving.pick(lanes, free, prefetch, known)]
 
     def _until_due(self, life: Life, lanes: Sequence[str]) -> float:
-        """Return the seconds after which a claim may find something although nobody called."""
-        waking = life.contents.wakes.first()
+        """Return the seconds after which a claim may find a job by time alone."""
+        timer = life.contents.timers.first()
         times = [due for lane in lanes if (due := life.contents.due_ms(lane)) is not None]
-        times += [int(waking[0])] if waking else []
+        times += [int(timer[0])] if timer else []
         times += [life.serving.opens_ms] if life.serving.opens_ms else []
         return max(0.001, (min(times) - self._now()) / 1000) if times else threading.TIMEOUT_MAX
 
@@ -324,20 +324,20 @@ class MemoryBroker:
         found = life.contents.jobs.get(held.reference)
         named = Reference.unpack(held.reference)
         if found and found.lease == held.lease:
-            return held  # nothing was lost
+            return held  # this lease is still valid
         if found and (named.direct or found.place is Place.LEASED):
-            return None  # a direct job that was sent again is no longer ours, nor is what somebody claimed
+            return None  # published again, or leased by another worker
         if found:
             life.contents.unplace(found)
-            life.lines.out_of_line(found)
+            life.keyed.remove_behind(found)
         job = found or Job(held.reference, named, held.lane, held.priority, held.ready_ms, 0, held.payload)
         job.ready_ms, job.due_ms, job.priority = held.ready_ms, 0, held.priority
         job.attempts, job.crashes, job.releases = held.attempts, held.crashes, held.releases
         life.contents.jobs[held.reference] = job
-        life.contents.mark(named, known=True)
+        life.contents.mark_published(named, published=True)
         life.parking.hold(job)
         delivery = _grant(life, job, worker)
-        life.lines.run_as_head(job)
+        life.keyed.run_as_head(job)
         return delivery
 
 
@@ -346,13 +346,13 @@ def _grant(life: Life, job: Job, worker: str) -> Delivery:
     job.deliveries += 1
     job.lease = Lease(b"%d" % life.contents.tokens, worker, job.deliveries)
     job.place, job.renewed_ms = Place.LEASED, life.contents.now()
-    life.contents.held[job.lane].add(job.reference)
+    life.contents.leased[job.lane].add(job.reference)
     counts = (job.attempts, job.crashes, job.releases)
     return Delivery(job.reference, job.lane, job.lease, job.ready_ms, job.payload, *counts, job.priority)
 
 
-def _holding(life: Life, lane: str) -> list[Job]:
-    return [life.contents.jobs[reference] for reference in life.contents.held[lane]]
+def _leased_in(life: Life, lane: str) -> list[Job]:
+    return [life.contents.jobs[reference] for reference in life.contents.leased[lane]]
 
 
 def _held_as(life: Life, delivery: Delivery) -> Job | None:
@@ -360,15 +360,15 @@ def _held_as(life: Life, delivery: Delivery) -> Job | None:
     return job if job and job.lease == delivery.lease else None
 
 
-def _let_go(life: Life, job: Job) -> None:
+def _end_lease(life: Life, job: Job) -> None:
     job.lease, job.deliveries = None, 0
     job.place = Place.NOWHERE
-    life.contents.held[job.lane].discard(job.reference)
+    life.contents.leased[job.lane].discard(job.reference)
     life.parking.free(job)
 
 
 def _forget(life: Life, job: Job) -> None:
     del life.contents.jobs[job.reference]
-    life.contents.mark(job.named, known=False)
+    life.contents.mark_published(job.named, published=False)
     job.place = Place.NOWHERE
-    life.lines.leave(job)
+    life.keyed.pass_on(job)

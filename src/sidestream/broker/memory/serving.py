@@ -1,4 +1,4 @@
-"""Who is next: lanes in turn by weight, in each the flows of its pool, from each the oldest job (decision 0006)."""
+"""Pick the next jobs: lanes by weight, the flows of each lane in turn, the oldest job of a flow (decision 0006)."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from sidestream.broker.memory.contents import Contents, Job
-from sidestream.broker.memory.parking import LOT, Parking
-from sidestream.broker.memory.pools import Pool, Seat
+from sidestream.broker.memory.parking import BATCH, Parking
+from sidestream.broker.memory.pools import Flow, Pool
 from sidestream.broker.protocol import Place
 
 
 class Serving:
-    """Takes jobs out of lanes."""
+    """Takes the next jobs from lanes."""
 
     def __init__(self, contents: Contents, parking: Parking) -> None:
-        """Work on ``contents``; what may not run goes to ``parking``."""
+        """Work on ``contents``; jobs that may not run go to ``parking``."""
         self._contents, self._parking = contents, parking
         self._now = 0.0  # virtual time of the lane that was served last
         self._turns: defaultdict[str, float] = defaultdict(float)
-        #: When a lane that was full as a whole, at the last pick, is served again; 0: nobody knows.
+        #: The ms at which a lane that was full at the last pick admits jobs again; 0: unknown.
         self.opens_ms = 0
 
     def pick(self, lanes: Sequence[str], free: int, prefetch: int, known: frozenset[bytes] | None) -> list[Job]:
@@ -27,17 +27,17 @@ class Serving:
         picked: list[Job] = []
         parked = self.opens_ms = 0
         open_lanes = [lane for lane in lanes if self._served(lane)]
-        while open_lanes and len(picked) < free + prefetch and parked < LOT:
+        while open_lanes and len(picked) < free + prefetch and parked < BATCH:
             lane = (
                 min(open_lanes, key=lambda one: max(self._turns[one], self._now)) if open_lanes[1:] else open_lanes[0]
             )
             pool = self._contents.ready[lane]
-            flow = self._seat_in(lane, pool)
+            flow = self._flow_in(lane, pool)
             if flow is None:
                 open_lanes.remove(lane)
                 continue
-            first = pool.bins[flow].first()
-            assert first is not None, "a flow in the ring has a bin with a job"
+            first = pool.flows[flow].first()
+            assert first is not None, "a scheduled flow has a job"
             job = self._contents.jobs[first[1]]
             self._contents.unplace(job)
             if len(picked) >= free and job.key:
@@ -54,11 +54,11 @@ class Serving:
             elif reason.pool:
                 self._parking.park(job, reason)
                 parked += 1
-            else:  # everything or its queue is full
+            else:  # the limit of the database or of the queue is full
                 self._contents.place_at(job, 0)
                 self._opens(reason.until_ms)
                 open_lanes.remove(lane)
-        if parked >= LOT:
+        if parked >= BATCH:
             self._opens(self._contents.now() + 1)
         return picked
 
@@ -66,16 +66,16 @@ class Serving:
         rules = self._contents.rules.get(lane[:16])
         return rules is not None and lane[17:] not in rules.queues
 
-    def _seat_in(self, lane: str, pool: Pool) -> Seat | None:
-        """Return the flow that a lane serves next; a paused group's flow leaves the ring when met."""
+    def _flow_in(self, lane: str, pool: Pool) -> Flow | None:
+        """Return the flow that a lane serves next; flows of paused groups leave the schedule."""
         rules = self._contents.rules[lane[:16]]
-        while (flow := pool.next_flow(self._contents.now() - rules.ageing_ms)) and flow[1:] in rules.groups:
-            pool.ring.remove(flow)
+        while (flow := pool.next_flow(self._contents.now() - rules.aging_ms)) and flow[1:] in rules.groups:
+            pool.schedule.remove(flow)
         return flow
 
-    def _charge(self, lane: str, pool: Pool, flow: Seat, *, several: bool) -> None:
+    def _charge(self, lane: str, pool: Pool, flow: Flow, *, several: bool) -> None:
         rules = self._contents.rules[lane[:16]]
-        if flow in pool.ring:
+        if flow in pool.schedule:
             pool.charge(flow, 1, rules.group_weights.get(flow[1:], 1))
         if several:
             self._now = max(self._turns[lane], self._now)
@@ -86,13 +86,13 @@ class Serving:
             self.opens_ms = min(self.opens_ms or at_ms, at_ms)
 
     def promote(self, lane: str) -> list[Job]:
-        """Take what is due out of a lane's delayed jobs, lower priority numbers first, at most 100; return them."""
+        """Remove up to 100 due jobs from the delayed jobs of a lane, lower priority numbers first, and return them."""
         found: list[Job] = []
         for priority in range(10):
             delayed = self._contents.delayed[lane, priority]
-            for reference in delayed.upto(self._contents.now(), LOT - len(found)):
+            for reference in delayed.up_to(self._contents.now(), BATCH - len(found)):
                 job = self._contents.jobs[reference]
                 self._contents.unplace(job)
                 assert job.place is Place.NOWHERE
                 found.append(job)
-        return sorted(found, key=lambda job: job.key is None)  # who moves the head of a key does so first
+        return sorted(found, key=lambda job: job.key is None)  # jobs that may replace a head come first

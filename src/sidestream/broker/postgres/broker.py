@@ -1,9 +1,9 @@
-"""PostgreSQL as the broker, for when Redis is away (design D13): slower, under the same promises.
+"""Use PostgreSQL as the broker while Redis is away: slower, with the same promises.
 
-The rows themselves are what waits. A claim reads candidates without locks, in READ COMMITTED; the statement that opens
-a job (D2) takes the row's lock, and that lock is the lease: it ends with the session of whoever holds it. What this
-process holds or has put off is left out of its own claims, in memory only. Rules are read from their table; limits
-hold within this process (:mod:`~sidestream.broker.postgres.selection`), and count what it holds from Redis as well.
+The rows themselves are the queue. A claim reads candidates without locks, in READ COMMITTED. The statement that
+acquires a row locks it, and the lock is the lease: it ends with the session of its holder. A claim leaves out what this
+process holds or has put off; only this process remembers these. Rules are read from their table. Limits hold within
+this process (:mod:`~sidestream.broker.postgres.selection`), and count the jobs that it holds from Redis as well.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from typing import Any, TypeVar
 
 import psycopg
 
-from sidestream.broker.postgres.place import place_of
 from sidestream.broker.postgres.selection import Selector
 from sidestream.broker.protocol import (
     FALLBACK_PREFIX,
@@ -40,23 +39,24 @@ from sidestream.errors import (
 )
 from sidestream.job.outcome import Release
 from sidestream.job.reference import Reference, action_of
-from sidestream.job.rules import Rules
+from sidestream.job.rules import Pause, Rules
+from sidestream.job.states import State
 from sidestream.store import control, rules, schema
 from sidestream.store.adapter import translate
 from sidestream.store.candidates import candidates
-from sidestream.store.diagnosis import facts
+from sidestream.store.diagnosis import JobDiagnosis, facts
 from sidestream.store.job_row import JobRow
 
 POLL = 0.2
-"""Seconds between two looks while a claim waits; a publication in this process ends the pause at once."""
+"""Seconds between two queries while a claim waits; a publication in this process ends the wait at once."""
 BLOCKED_PAUSE_MS = 100
-"""How long a blocked job is left out here, in case its blocker was still open when the query looked."""
+"""Milliseconds for which a blocked job is left out here, in case its blocker was still pending at the query."""
 FORGET_AFTER = 600.0
-"""Seconds after which a job that was put off and never came back is forgotten here (it ran elsewhere)."""
+"""Seconds after which a job that was put off and not claimed again is forgotten here (it ran elsewhere)."""
 RULES_EVERY = 0.5
-"""Seconds for which rules that were read are gone by."""
+"""Seconds between two reads of the rules."""
 TRIES = 5
-"""How often one claim asks again because a limit let fewer through than were found."""
+"""Most queries of one claim, when a limit admits fewer jobs than were found."""
 
 
 T = TypeVar("T")
@@ -75,7 +75,7 @@ class _Held:
 
 
 class PostgresBroker:
-    """Keeps :class:`~sidestream.broker.protocol.Broker` for rows, without leases that could be reclaimed."""
+    """Implement :class:`~sidestream.broker.protocol.Broker` for rows; its leases need no reclaim."""
 
     capabilities = frozenset({Capability.SHARED, Capability.PRIORITIES, Capability.PAUSES})
 
@@ -88,7 +88,7 @@ class PostgresBroker:
         self._changed = threading.Condition()
         self._held: dict[bytes, _Held] = {}
         self._put_off: dict[int, _PutOff] = {}
-        #: What this process holds from another broker, and what of it the limits counted last.
+        #: Returns what this process holds from another broker; and what the limits counted of it last.
         self._others: Callable[[], Sequence[Delivery]] = tuple
         self._counted: list[tuple[str, bytes]] = []
         self._selector = Selector()
@@ -99,14 +99,14 @@ class PostgresBroker:
         self._closed = False
 
     def count_others(self, held: Callable[[], Sequence[Delivery]]) -> None:
-        """Let concurrency limits count what ``held`` returns as well, and hand none of it out.
+        """Let concurrency limits also count the jobs that ``held`` returns, and hand out none of them.
 
-        ``held`` is called before each look for jobs.
+        ``held`` is called before each query for jobs.
         """
         self._others = held
 
     def generation(self, databases: Sequence[bytes] = ()) -> Generation:
-        """See :meth:`Broker.generation`; the rows are the contents, so there is one for ever."""
+        """See :meth:`Broker.generation`; the rows are the contents, so there is only one."""
         self._check()
         own = self._database.tag
         return Generation(1, self._database.uuid.hex, frozenset({own.hex()} if own in databases else ()))
@@ -116,11 +116,11 @@ class PostgresBroker:
         return self.generation(databases)
 
     def mark_synced(self, database: bytes) -> None:
-        """See :meth:`Broker.mark_synced`; always true."""
+        """See :meth:`Broker.mark_synced`; without effect, because all rows are always visible."""
         self._check()
 
     def configure(self, database: bytes, rules: Rules) -> bool:
-        """See :meth:`Broker.configure`; their own table is read as well, the higher version governs."""
+        """See :meth:`Broker.configure`; the table of rules is read as well, and the higher version is in force."""
         self._check()
         if database != self._database.tag:
             return False
@@ -130,7 +130,7 @@ class PostgresBroker:
     def announce(
         self, worker: str, lanes: Sequence[str], info: str, ttl_ms: int, actions: frozenset[bytes] | None = None
     ) -> None:
-        """See :meth:`Broker.announce`; nobody asks who serves a row, only what this process may be handed."""
+        """See :meth:`Broker.announce`; only the actions matter here."""
         self._check()
         with self._changed:
             self._known[worker] = actions
@@ -143,7 +143,7 @@ class PostgresBroker:
             self._known.pop(worker, None)
 
     def publish(self, jobs: Sequence[Publication], *, force: bool = False) -> int:
-        """See :meth:`Broker.publish`; the rows stand there already; waiting claims of this process look again."""
+        """See :meth:`Broker.publish`; the rows are there already, so only the waiting claims of this process query again."""
         self._check()
         if any(Reference.unpack(job.reference).direct for job in jobs):
             raise CapabilityMissing("PostgreSQL carries no direct jobs; they wait until Redis answers again.")
@@ -154,7 +154,7 @@ class PostgresBroker:
     def claim(
         self, worker: str, lanes: Sequence[str], *, free: int, prefetch: int = 0, wait_ms: int = 0
     ) -> list[Delivery]:
-        """See :meth:`Broker.claim`; another process may be handed the same row, and finds it locked."""
+        """See :meth:`Broker.claim`; another process may claim the same row and then finds it locked."""
         deadline = time.monotonic() + wait_ms / 1000
         ours = self._database.tag.hex()
         queues = {lane.partition(":")[2]: lane for lane in lanes if lane.partition(":")[0] == ours}
@@ -189,7 +189,7 @@ class PostgresBroker:
             return lost
 
     def release(self, delivery: Delivery, release: Release) -> int:
-        """See :meth:`Broker.release`; who stands in line is the query's to say."""
+        """See :meth:`Broker.release`; the query decides which jobs are blocked."""
         self._check()
         with self._changed:
             row_id = self._let_go(delivery)
@@ -211,7 +211,7 @@ class PostgresBroker:
         raise CapabilityMissing("PostgreSQL carries no direct jobs, so none can be failed here.")
 
     def reclaim(self, worker: str, lanes: Sequence[str], *, lease_ms: int, grace_ms: int) -> Reclaimed:
-        """See :meth:`Broker.reclaim`; a lock ends with its session, and then the row is claimable by itself."""
+        """See :meth:`Broker.reclaim`; a lock ends with its session, which makes the row claimable again."""
         self._check()
         return Reclaimed([], more=False)
 
@@ -223,8 +223,8 @@ class PostgresBroker:
             return [one for one in deliveries if one.reference in held and held[one.reference].lease == one.lease]
 
     def published(self, database: bytes, chunk: int) -> bytes:
-        """See :meth:`Broker.known`; there is nothing to compare the rows with."""
-        raise CapabilityMissing("PostgreSQL keeps no published bits: the rows themselves are what waits.")
+        """Raise CapabilityMissing: there are no published bits to compare the rows with."""
+        raise CapabilityMissing("PostgreSQL keeps no published bits: the rows themselves are the queue.")
 
     def locate(self, jobs: Sequence[Publication]) -> list[Place]:
         """See :meth:`Broker.locate`."""
@@ -239,17 +239,17 @@ class PostgresBroker:
         """See :meth:`Broker.explain`; limits are those of this process."""
         self._check()
         row_id = Reference.unpack(job.reference).id
-        found = self._query("looking for a job", lambda cursor: facts(cursor, row_id))
+        found = self._query("reading a job", lambda cursor: facts(cursor, row_id))
         with self._changed:
             held = self._held.get(job.reference)
             if held is not None:
                 return Explanation(Place.LEASED, worker=held.lease.worker)
             put_off = self._put_off.get(row_id)
             away = 0.0 if put_off is None else max(0.0, put_off.until - time.monotonic())
-            return place_of(found, job.reference, self._selector, list(self._known.values()), self._database, away)
+            return _place_of(found, job.reference, self._selector, list(self._known.values()), self._database, away)
 
     def reprioritize(self, job: Publication, priority: int) -> bool:
-        """See :meth:`Broker.move`: the row's priority is the one that counts here."""
+        """See :meth:`Broker.reprioritize`; the priority of the row counts here."""
         self._check()
         row_id = Reference.unpack(job.reference).id
         if job.reference in self._held:
@@ -257,7 +257,7 @@ class PostgresBroker:
         return self._query("changing a priority", lambda cursor: control.set_priority(cursor, row_id, priority)).applied
 
     def discard(self, job: Publication) -> bool:
-        """See :meth:`Broker.discard`; a row that ended is no candidate any more."""
+        """See :meth:`Broker.discard`; a row that ended is no longer a candidate."""
         self._check()
         return job.reference not in self._held
 
@@ -271,10 +271,10 @@ class PostgresBroker:
 
     def _check(self) -> None:
         if self._closed:
-            raise BrokerUnavailable("The PostgreSQL broker was closed; make a new one.")
+            raise BrokerUnavailable("The PostgreSQL broker was closed; create a new one.")
 
     def _take(self, worker: str, lanes: dict[str, str], free: int, prefetch: int) -> list[Delivery]:
-        """Choose and hold up to so many; ask again while a limit let fewer through than there were."""
+        """Select and hold up to so many jobs; query again while a limit admits fewer than were found."""
         found: list[Delivery] = []
         for _ in range(TRIES):
             wanted = free + prefetch - len(found)
@@ -295,7 +295,7 @@ class PostgresBroker:
             if not queues:
                 break
             ask = partial(candidates, queues=queues, limit=wanted, excluded=away, passed_over=passed_over, aging=aging)
-            seen = self._query("looking for pending jobs", ask)
+            seen = self._query("reading pending jobs", ask)
             with self._changed:
                 refused = self._grant(worker, lanes, self._selector.in_turn(seen, wanted), found, free)
             if not refused:
@@ -305,7 +305,7 @@ class PostgresBroker:
     def _grant(
         self, worker: str, lanes: dict[str, str], jobs: Sequence[JobRow], found: list[Delivery], free: int
     ) -> bool:
-        """Hold ``jobs``; return whether any was refused for a reason that the next look knows."""
+        """Hold ``jobs``; return whether one was refused for a reason that the next query takes into account."""
         refused = False
         known = self._known.get(worker)
         for job in jobs:
@@ -313,7 +313,7 @@ class PostgresBroker:
             action = action_of(reference)
             self._selector.met(job, action)
             if reference in self._held:
-                continue  # another thread of this process was quicker
+                continue  # another thread of this process took it
             if len(found) >= free and (job.key is not None or job.limit is not None):
                 return False
             if (known is not None and action not in known) or not self._selector.take(job, reference):
@@ -354,7 +354,7 @@ class PostgresBroker:
                 self._follow(found)
 
     def _count(self, others: Sequence[Delivery]) -> None:
-        """Let the limits count ``others`` from now on, as far as they are of our database."""
+        """Let the limits count those of ``others`` that belong to our database."""
         prefix = f"{self._database.tag.hex()}:"
         counted = [(one.lane.removeprefix(prefix), one.reference) for one in others if one.lane.startswith(prefix)]
         if counted != self._counted:
@@ -411,3 +411,50 @@ def _newer(cursor: Any, known: int) -> Rules | None:
 def _refused(error: StoreError) -> BrokerError:
     kind = BrokerUnavailable if isinstance(error, StoreUnavailable) else BrokerUnsuitable
     return kind(str(error))
+
+
+def _place_of(
+    found: JobDiagnosis | None,
+    reference: bytes,
+    selector: Selector,
+    known: Sequence[frozenset[bytes] | None],
+    database: schema.Database,
+    put_off: float,
+) -> Explanation:
+    """Return where it waits: the first that applies of its time, a pause, its action, its key and a limit.
+
+    ``known``: the actions of each worker of this process. ``put_off``: seconds for which it is left out here.
+    """
+    if found is None or found.state is not State.PENDING or found.job.reference(database) != reference:
+        return Explanation(Place.NOWHERE)
+    job = found.job
+    if found.early:
+        return Explanation(Place.DELAYED, until_ms=job.due_ms)
+    if put_off:
+        return Explanation(Place.DELAYED, until_ms=int((time.time() + put_off) * 1000))
+    scope = _paused_by(selector.rules.pauses, job.queue, job.action, job.group)
+    if scope:
+        return Explanation(Place.PAUSED, scope)
+    action = action_of(reference)
+    if known and all(one is not None and action not in one for one in known):
+        return Explanation(Place.UNROUTED)
+    if found.before is not None:
+        return Explanation(Place.BEHIND_KEY, holders=(found.before.reference(database),))
+    gate = selector.closed_gate(job, reference)
+    if gate is not None:
+        holders = tuple(selector.holders(gate)[:10])
+        return Explanation(Place.LIMITED, gate.counted[0].value, holders, selector.opens_ms(gate))
+    return Explanation(Place.READY)
+
+
+def _paused_by(pauses: frozenset[Pause], queue: str, action: str, group: str | None) -> str:
+    """Return the scope of the pause that holds back such a job; "" if there is none."""
+    for pause, scope in (
+        (Pause(queue=queue), "queue"),
+        (Pause(action=action), "action"),
+        (Pause(group=group) if group is not None else None, "group"),
+        (Pause(action=action, group=group) if group is not None else None, "action of group"),
+    ):
+        if pause in pauses:
+            return scope
+    return ""

@@ -1,7 +1,7 @@
-"""Which of the candidates in PostgreSQL go next, by the rules, as far as one worker can tell (design D13).
+"""Select the candidates from PostgreSQL that go next, by the rules, as far as one worker can tell.
 
-Priorities, aging, weights of queues and pauses are those of the rules. Limits hold among the jobs of this process
-alone: while Redis is away nobody counts for all. Not locked: its broker does that.
+Priorities, aging, weights of queues and pauses follow the rules. Limits hold among the jobs of this process alone: while
+Redis is away, nothing counts the jobs of all workers. The caller holds the lock.
 """
 
 from __future__ import annotations
@@ -19,32 +19,33 @@ from sidestream.store.job_row import JobRow
 
 
 class Selector:
-    """The rules in force, the turns of queues and priorities, and who holds which slots."""
+    """The rules in force, the turns of queues and priorities, and the holders of slots."""
 
     def __init__(self) -> None:
         self.rules = Rules()
         self._gates = Gates(self.rules)
         self._limiter = Limiter()
-        #: By queue: its virtual time; the smallest is served next.
+        #: By queue: its virtual time. The queue with the smallest is served next.
         self._times: dict[str, float] = {}
-        #: Queues whose last turn was an urgent job's while an aged one waited: the next one is the aged one's.
+        #: Queues whose last turn went to an urgent job while an aged one waited: the next turn goes to an aged job.
         self._aged_next: set[str] = set()
-        #: Names of actions met, and limit keys given out, by their tags: rules and rows know names, references tags.
+        #: By tag: names of actions that were met, and limit keys that were handed out. Rules and rows contain names,
+        #: references contain tags.
         self._actions: dict[bytes, str] = {}
         self._limit_keys: dict[bytes, str] = {}
 
     def follow(self, rules: Rules, running: Iterable[tuple[str, bytes]]) -> None:
-        """Go by ``rules`` from now on; ``running`` as for :meth:`recount`."""
+        """Put ``rules`` in force; ``running`` as for :meth:`recount`."""
         self.rules = rules
         self._gates = Gates(rules)
         self.recount(running)
 
     def recount(self, running: Iterable[tuple[str, bytes]]) -> None:
-        """Let limits count the jobs ``running`` (queue, packed reference) and no others."""
+        """Let limits count exactly the jobs ``running`` (queue, packed reference)."""
         self._limiter.recount([(reference, self._gates.of(queue, reference)) for queue, reference in running])
 
     def open_queues(self, queues: Iterable[str]) -> list[str]:
-        """Return those that are neither paused nor full."""
+        """Return the queues that are neither paused nor full."""
         paused = {pause.queue for pause in self.rules.pauses if pause.queue is not None}
         return [
             queue
@@ -53,7 +54,7 @@ class Selector:
         ]
 
     def passed_over(self, known: Collection[bytes] | None) -> PassedOver:
-        """Return what must not be given out now; ``known``: tags of the actions that the claimer knows, None: all."""
+        """Return what must not be handed out now; ``known``: tags of the worker's actions, None: all."""
         pauses, limits, now = self.rules.pauses, self.rules.limits, _now_ms()
         actions = {pause.action for pause in pauses if pause.action is not None and pause.group is None}
         actions |= {
@@ -72,7 +73,7 @@ class Selector:
         )
 
     def in_turn(self, found: Sequence[Candidate], limit: int) -> list[JobRow]:
-        """Return the candidates in the order in which they go: queues by weight, aged jobs every second turn."""
+        """Return the candidates in the order of their turns: queues by weight, aged jobs every second turn."""
         lines: dict[str, tuple[list[JobRow], list[JobRow]]] = defaultdict(lambda: ([], []))
         for one in reversed(found):
             lines[one.job.queue][one.aged].append(one.job)
@@ -96,11 +97,11 @@ class Selector:
         return chosen
 
     def met(self, job: JobRow, action: bytes) -> None:
-        """Remember what an action's tag stands for."""
+        """Remember the action behind a tag."""
         self._actions.setdefault(action, job.action)
 
     def take(self, job: JobRow, reference: bytes) -> bool:
-        """Take what its limits ask for; False when one of them lets nobody through now."""
+        """Take the slots and tokens of its limits; return False if one of them is closed now."""
         gates = self._gates.of(job.queue, reference)
         if not gates:
             return True
@@ -113,19 +114,19 @@ class Selector:
         return True
 
     def give_back(self, reference: bytes) -> None:
-        """It runs no more."""
+        """Free the slots of a job that no longer runs."""
         self._limiter.give_back(reference)
 
     def closed_gate(self, job: JobRow, reference: bytes) -> Gate | None:
-        """Return the limit that keeps the job waiting now."""
+        """Return the limit for which the job waits now."""
         return self._limiter.closed(self._gates.of(job.queue, reference), _now_ms())
 
     def holders(self, gate: Gate) -> list[bytes]:
-        """Return who holds the slots of a limit in this process."""
+        """Return the holders of the slots of a limit in this process."""
         return self._limiter.holders(gate)
 
     def opens_ms(self, gate: Gate) -> int:
-        """Return when a rate's next token comes; 0 when it is not a rate that closes the gate, or none ever comes."""
+        """Return when the rate limit has its next token; 0 if no rate closes the gate, or it never has one."""
         return 0 if self._limiter.room(gate) == 0 else self._limiter.open_ms(gate, _now_ms())
 
     def _full_keys(self, now: int) -> list[str]:
@@ -136,7 +137,7 @@ class Selector:
             if gate is not None and self._closed(gate, now):
                 full.append(text)
             elif gate is None or not self._limiter.holders(gate):
-                del self._limit_keys[key]  # its next job is asked again when it is met
+                del self._limit_keys[key]  # it is checked again when its next job is met
         return full
 
     def _closed(self, gate: Gate, now: int) -> bool:
