@@ -1,9 +1,9 @@
 """Combine two brokers: the primary (Redis) while it answers, the fallback (PostgreSQL) while it does not.
 
 Each delivery belongs to the broker that handed it out; leases of the fallback start with
-:data:`~sidestream.broker.protocol.FALLBACK_PREFIX`. Only claims move to the fallback. Every other call that concerns the
-primary raises :class:`~sidestream.errors.BrokerUnavailable` at once while it is away, so that each thread waits for a
-frozen Redis at most once per outage. :meth:`FailoverBroker.probe` brings the primary back.
+:data:`~sidestream.broker.protocol.FALLBACK_PREFIX`. Only claims move to the fallback. Every other call that concerns
+the primary raises :class:`~sidestream.errors.BrokerUnavailable` at once while it is away, so that each thread waits for
+a frozen Redis at most once per outage. :meth:`FailoverBroker.probe` brings the primary back.
 """
 
 from __future__ import annotations
@@ -45,11 +45,10 @@ TWICE_DELAY_MS = 1000
 
 
 def owners_grace(renew_interval: float) -> float:
-    """Return the seconds in which every living worker finds its broker back.
+    """Return the seconds within which every live worker notices that its broker is back.
 
-    It pauses for ``renew_interval`` at most, looks each :data:`PROBE_EVERY` and renews at once; the same again is for
-    the call.
-    Until then, a lease that ran out while nobody could renew is nobody's proof of a death.
+    A worker pauses for at most ``renew_interval``, probes every :data:`PROBE_EVERY` and renews at once; the same again
+    covers the calls. Until then, a lease that expired during the outage does not prove that its worker died.
     """
     return 2 * (renew_interval + PROBE_EVERY)
 
@@ -74,9 +73,9 @@ class FailoverBroker:
 
     BrokerUnavailable from any call of the primary marks it away; so do BrokerFull and BrokerUnsuitable from a claim.
 
-    Concurrency limits count the jobs of both brokers. The fallback sees what is held from the primary. A primary that is
-    back hands out nothing until its caller has reasserted what it holds (:meth:`reassert`); the jobs of the fallback then
-    continue under leases of the primary.
+    Concurrency limits count the jobs of both brokers. The fallback sees what is held from the primary. A primary that
+    is back hands out nothing until its caller has reasserted what it holds (:meth:`reassert`); the jobs of the fallback
+    then continue under leases of the primary.
     """
 
     def __init__(
@@ -197,7 +196,7 @@ class FailoverBroker:
     def claim(
         self, worker: str, lanes: Sequence[str], *, free: int, prefetch: int = 0, wait_ms: int = 0
     ) -> list[Delivery]:
-        """Claim from the primary if it is in use, else from the fallback; without a fallback, raise the primary's error.
+        """Claim from the primary if it is in use, else from the fallback; without one, raise the primary's error.
 
         Raises:
             StaleGeneration: Also when the primary is back and does not know yet what the fallback handed out.

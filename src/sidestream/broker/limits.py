@@ -1,4 +1,4 @@
-"""Limits held in one process: who has a slot of what, and how full each token bucket is. For one database.
+"""Count limits in one process: the holders of slots, and the tokens in buckets, for one database.
 
 The memory broker keeps its limits here, and the PostgreSQL broker those of its own worker while Redis is away.
 """
@@ -15,23 +15,23 @@ from sidestream.job.reference import Reference, action_of
 from sidestream.job.rules import Limit, Rules, Scope
 
 _ONE_TOKEN = 0.999999
-"""Above this there is a token: sums of fractions fall a little short of 1 (the same in Redis: limits.lua)."""
+"""A bucket above this has a token: sums of fractions fall a little short of 1 (limits.lua does the same)."""
 Count = tuple[Scope, bytes]
-"""What is counted: a scope and b"", the queue's name, the action's tag (4 bytes) or the limit key's tags (12 bytes)."""
+"""What a limit counts: a scope, and b"", the queue, the action tag (4 bytes) or the tags of the limit key (12 bytes)."""
 
 
 class Gate(NamedTuple):
-    """One limit that a job has to pass."""
+    """A limit that a job must pass."""
 
     counted: Count
     limit: Limit
 
 
 class Gates:
-    """The limits of a database's rules, found by what a reference says."""
+    """The limits in the rules of a database, by the fields of a reference."""
 
     def __init__(self, rules: Rules) -> None:
-        """Index ``rules``; they are not changed afterwards."""
+        """Index ``rules``, which do not change afterwards."""
         self._global: tuple[Gate, ...] = ()
         self._queues: dict[str, Gate] = {}
         self._actions: dict[bytes, Gate] = {}
@@ -49,12 +49,12 @@ class Gates:
                 self._keys[tag(name, 4)] = limit
 
     def of_queue(self, queue: str) -> tuple[Gate, ...]:
-        """Return the limits that every job of ``queue`` has to pass: of everything, then of the queue."""
+        """Return the limits that every job of ``queue`` must pass: the global one, then that of the queue."""
         gate = self._queues.get(queue)
         return (*self._global, gate) if gate else self._global
 
     def of_job(self, reference: bytes) -> tuple[Gate, ...]:
-        """Return those that only such jobs as the packed ``reference`` have to pass: of its action, then of its key."""
+        """Return the limits of the packed ``reference`` itself: that of its action, then that of its limit key."""
         found = []
         if self._actions and (gate := self._actions.get(action_of(reference))):
             found.append(gate)
@@ -63,22 +63,25 @@ class Gates:
         return tuple(found)
 
     def of(self, queue: str, reference: bytes) -> tuple[Gate, ...]:
-        """Return every limit that a job has to pass."""
+        """Return every limit that a job must pass."""
         return self.of_queue(queue) + self.of_job(reference)
 
 
 class Limiter:
-    """Slots are taken all or none, then tokens; a slot is a reference in a set, never a number. Not locked."""
+    """Takes the slots of all limits of a job or none, then tokens. The caller holds the lock.
+
+    A slot is a reference in a set, not a number, so that taking or freeing it twice makes no difference.
+    """
 
     def __init__(self) -> None:
-        """Begin with nobody holding anything and every bucket full."""
+        """Begin with all slots free and every bucket full."""
         self._slots: dict[Count, set[bytes]] = defaultdict(set)
         self._of: dict[bytes, tuple[Count, ...]] = {}
         #: Tokens, the ms at which they were counted, and the rate and burst that governed then.
         self._buckets: dict[Count, tuple[float, int, float, int]] = {}
 
     def closed(self, gates: Sequence[Gate], now_ms: int) -> Gate | None:
-        """Return the first of ``gates`` that lets nobody through now, slots before tokens; None when all are open."""
+        """Return the first of ``gates`` that is closed now, concurrency before rate; None if all are open."""
         for gate in gates:
             if self.room(gate) == 0:
                 return gate
@@ -96,7 +99,7 @@ class Limiter:
                 self._buckets[gate.counted] = (left, now_ms, gate.limit.rate, gate.limit.burst)
 
     def hold(self, reference: bytes, gates: Sequence[Gate]) -> None:
-        """Take the slots without asking and without tokens: the job runs already."""
+        """Take the slots, even of full limits, and no tokens: the job runs already."""
         counts = tuple(gate.counted for gate in gates if gate.limit.concurrency is not None)
         if counts:
             self._of[reference] = counts
@@ -104,7 +107,7 @@ class Limiter:
                 self._slots[count].add(reference)
 
     def give_back(self, reference: bytes) -> tuple[Count, ...]:
-        """Free the slots of ``reference``, if it has any, and return what they were of."""
+        """Free the slots of ``reference``, if it has any, and return what they counted."""
         counts = self._of.pop(reference, ())
         for count in counts:
             self._slots[count].discard(reference)
@@ -113,14 +116,14 @@ class Limiter:
         return counts
 
     def recount(self, held: Iterable[tuple[bytes, Sequence[Gate]]]) -> None:
-        """Count the slots anew from all jobs that run, after the rules changed: new limits know them, old ones go."""
+        """Recount the slots from all running jobs, after the rules changed."""
         self._slots.clear()
         self._of.clear()
         for reference, gates in held:
             self.hold(reference, gates)
 
     def room(self, gate: Gate) -> float:
-        """Return how many more may run at once: 0 when it is full, infinite without a limit."""
+        """Return how many more jobs may run at once: 0 if it is full, infinite without a limit."""
         if gate.limit.concurrency is None:
             return math.inf
         return max(0, gate.limit.concurrency - len(self._slots.get(gate.counted, ())))
@@ -139,13 +142,13 @@ class Limiter:
             at = now_ms
             self._buckets[gate.counted] = (left, at, old_rate, old_burst)
         passed = (now_ms - at) / 1000
-        # One that was full by the numbers of then is full (Redis has forgotten it meanwhile: limits.lua).
+        # A bucket that became full by the numbers in force then is full (reclaim.lua has forgotten it by now).
         if left + passed * old_rate >= old_burst - 0.000001:
             return float(burst)
         return min(float(burst), left + passed * rate)
 
     def open_ms(self, gate: Gate, now_ms: int) -> int:
-        """Return the Unix ms of the gate's next token (now, if there is one); 0 when none will ever come."""
+        """Return the Unix ms of the gate's next token (now, if it has one); 0 if it never has one."""
         rate = gate.limit.rate
         if not rate:
             return 0 if rate == 0 else now_ms

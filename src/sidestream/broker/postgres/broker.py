@@ -143,7 +143,7 @@ class PostgresBroker:
             self._known.pop(worker, None)
 
     def publish(self, jobs: Sequence[Publication], *, force: bool = False) -> int:
-        """See :meth:`Broker.publish`; the rows are there already, so only the waiting claims of this process query again."""
+        """See :meth:`Broker.publish`; the rows are there already, so waiting claims of this process query again."""
         self._check()
         if any(Reference.unpack(job.reference).direct for job in jobs):
             raise CapabilityMissing("PostgreSQL carries no direct jobs; they wait until Redis answers again.")

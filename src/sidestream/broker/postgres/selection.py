@@ -1,7 +1,7 @@
 """Select the candidates from PostgreSQL that go next, by the rules, as far as one worker can tell.
 
-Priorities, aging, weights of queues and pauses follow the rules. Limits hold among the jobs of this process alone: while
-Redis is away, nothing counts the jobs of all workers. The caller holds the lock.
+Priorities, aging, weights of queues and pauses follow the rules. Limits hold among the jobs of this process alone:
+while Redis is away, nothing counts the jobs of all workers. The caller holds the lock.
 """
 
 from __future__ import annotations
