@@ -17,7 +17,7 @@ from sidestream.job.rules import Limit, Rules, Scope
 _ONE_TOKEN = 0.999999
 """A bucket above this has a token: sums of fractions fall a little short of 1 (limits.lua does the same)."""
 Count = tuple[Scope, bytes]
-"""What a limit counts: a scope, and b"", the queue, the action tag (4 bytes) or the tags of the limit key (12 bytes)."""
+"""What a limit counts: a scope, and b"", the queue, the action tag (4 bytes) or the limit tags (12 bytes)."""
 
 
 class Gate(NamedTuple):
