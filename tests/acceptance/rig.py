@@ -93,14 +93,14 @@ class Rig:
         self.until(lambda: self.job(job_id).state != "pending", seconds)
         return self.job(job_id)
 
-    def until(self, seen: Callable[[], object], seconds: float = 20) -> None:
-        """Wait for ``seen``; fail with the worker's log when it never comes."""
+    def until(self, seen: Callable[[], object], seconds: float = 20, every: float = 0.01) -> None:
+        """Look for ``seen`` at every ``every`` seconds; fail with the worker's log when it never comes."""
         deadline = time.monotonic() + seconds
         while not seen():
             if time.monotonic() > deadline:
                 log = self.log.read_text() if self.log.exists() else ""
                 pytest.fail(f"Waited {seconds} s in vain. The worker said:\n{log[-4000:]}")
-            time.sleep(0.01)
+            time.sleep(every)
 
     def close(self) -> None:
         """End everything."""

@@ -89,13 +89,14 @@ def _start(module: list[str]) -> subprocess.Popen[str]:
 
 
 def _long_tests() -> int:
-    """Two of ``make test`` at full length, on a machine that does nothing else by now; return pytest's exit code."""
+    """Some of ``make test`` at full length, on a machine that does nothing else by now; return pytest's exit code."""
     tests = (
         "tests/acceptance/test_kills.py::test_the_job_of_a_killed_child_starts_again_within_a_second",
         "tests/acceptance/test_redis_away.py::test_a_frozen_redis_takes_no_live_job_from_its_worker",
+        "tests/acceptance/test_fan_out.py::test_a_great_many_follow_up_jobs_of_one_job_are_all_done",
     )
     command = [sys.executable, "-m", "pytest", "-q", "-s", "-p", "no:cacheprovider", "--timeout=600", *tests]
-    lengths = {"CHAOS_KILLS": "300", "CHAOS_FROZEN": "60"}
+    lengths = {"CHAOS_KILLS": "300", "CHAOS_FROZEN": "60", "CHAOS_FOLLOW_UPS": "100000"}
     return subprocess.run(command, cwd=ROOT, env={**os.environ, **lengths}, check=False).returncode
 
 
