@@ -5,6 +5,8 @@ from datetime import timedelta
 
 from babel.dates import format_timedelta
 
+from sidestream.job.reason import Reason, ReasonCode
+
 from odoo.tools.misc import babel_locale_parse, get_lang
 
 EXCEPTION = re.compile(r"[A-Z][a-z0-9]*[A-Z][A-Za-z0-9]*")
@@ -17,29 +19,40 @@ def error_message(error):
     return text if colon and EXCEPTION.fullmatch(kind) else kind + colon + text
 
 
-def reason_message(env, reason):
-    """Return why a job waits, why a worker handed it back, or why it was cancelled."""
-    code, colon, rest = (reason or "").partition(":")
+def reason_message(env, stored):
+    """Return why a job waits, why its worker released it, or why it was cancelled, from its stored reason."""
+    if not stored:
+        return False
+    reason = Reason.parse(stored)
     messages = {
-        "locked": lambda: env._("Its row is locked: somebody edits it, or it runs elsewhere"),
+        ReasonCode.LOCKED: lambda: env._("Its row is locked: somebody edits it, or it runs elsewhere"),
+        ReasonCode.BLOCKED: lambda: env._("An earlier job with the same ordering key must end first"),
+        ReasonCode.CONFLICT: lambda: env._("Other users changed the same records at the same time; it is retried"),
+        ReasonCode.STOPPING: lambda: env._("Its worker restarts"),
+        ReasonCode.UPGRADING: lambda: env._("Waits until modules are installed, upgraded or removed"),
+        ReasonCode.UNROUTED: lambda: status_message(env, "unrouted"),
+        ReasonCode.SUSPECT: lambda: env._("It runs alone next time, because its worker died"),
+        ReasonCode.LOST: lambda: env._("The database did not answer; it is retried"),
+        ReasonCode.SESSION_LOST: lambda: env._("The database did not answer; it is retried"),
+        ReasonCode.SNOOZED: lambda: reason.params["message"],
+        ReasonCode.EXPIRED: lambda: env._("It expired before it could start"),
+        ReasonCode.DUPLICATE: lambda: env._("It duplicates job %s", reason.params["of"]),
+        ReasonCode.REPLACED: lambda: env._("Replaced by job %s", reason.params["by"]),
+        ReasonCode.NEUTRALIZED: lambda: env._("Cancelled in a neutralized copy of the database"),
+        ReasonCode.ALONE: lambda: env._("Runs alone, because its last worker died"),
+        ReasonCode.RUNNING: lambda: env._("It had run for %s s", reason.params["seconds"]),
+        ReasonCode.WORKER_DIED: lambda: env._("Its worker died while it ran"),
+    }
+    return messages[reason.code]() if reason.code in messages else str(reason)
+
+
+def status_message(env, status):
+    """Return what a job with this status waits for."""
+    return {
         "blocked": lambda: env._("An earlier job with the same ordering key must end first"),
         "limited": lambda: env._("Its concurrency or rate limit is reached"),
-        "conflict": lambda: env._("Other users changed the same records at the same time; it is retried"),
-        "stopping": lambda: env._("Its worker restarts"),
-        "paused": lambda: env._("Waits until modules are installed, upgraded or removed"),
         "unrouted": lambda: env._("No running worker knows its action: install its module, or restart the workers"),
-        "suspect": lambda: env._("It runs alone next time, because its worker died"),
-        "lost": lambda: env._("The database did not answer; it is retried"),
-        "expired": lambda: env._("It expired before it could start"),
-    }
-    if code in messages and (colon or not rest):
-        return messages[code]()
-    first, _, number = (reason or "").rpartition(" ")
-    if first == "duplicate of":
-        return env._("It duplicates job %s", number)
-    if first == "replaced by":
-        return env._("Replaced by job %s", number)
-    return reason or False
+    }[status]()
 
 
 def format_span(env, span):

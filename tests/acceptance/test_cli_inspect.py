@@ -73,7 +73,7 @@ def test_dead_jobs_are_grouped_by_error_and_treated_in_bulk(ready: Run, database
         states = connection.execute("SELECT state, count(*) FROM sidestream_job GROUP BY 1 ORDER BY 1").fetchall()
         reason = connection.execute("SELECT DISTINCT reason FROM sidestream_job WHERE state = 'cancelled'").fetchall()
     assert states == [("cancelled", 200), ("pending", 400)]
-    assert reason[0][0].startswith("discarded by ")
+    assert reason[0][0].startswith('discarded|{"by": ')
 
 
 def test_queues_groups_and_actions_tell_their_age_and_whether_they_are_paused(ready: Run, database: str) -> None:

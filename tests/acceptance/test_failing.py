@@ -45,7 +45,7 @@ def test_a_job_that_only_snoozes_fails_with_the_reason(rig: Rig) -> None:
     row = rig.ends(rig.enqueue("snooze.for.ever"))
     assert (row.state, row.attempts) == ("failed", 0)
     assert row.error is not None
-    assert row.error.startswith("It put itself off")
+    assert row.error.startswith("It snoozed")
     assert row.error.endswith("the last reason: the courier is closed")
 
 
@@ -54,7 +54,7 @@ def test_a_direct_job_that_only_snoozes_fails_too(rig: Rig) -> None:
     rig.until(lambda: isinstance(direct_jobs.find(rig.settings, uuid), direct_jobs.FailedDirectJob))
     found = direct_jobs.find(rig.settings, uuid)
     assert isinstance(found, direct_jobs.FailedDirectJob)
-    assert found.error == "It put itself off more than 2 times; the last reason: the courier is closed"
+    assert found.error == "It snoozed more than 2 times; the last reason: the courier is closed"
     assert (found.attempts, found.job and found.job.action) == (0, "snooze.for.ever")
 
 
@@ -62,7 +62,7 @@ def test_a_job_that_nobody_needs_any_more_is_cancelled(rig: Rig) -> None:
     job = rig.enqueue("note", "too late", expires_at="2020-01-01 12:00", time_zone="Europe/Brussels")
     row = rig.ends(job)
     assert row.state == "cancelled"
-    assert (row.reason or "").startswith("expired: it was to be started by 2020-01-01 11:00:00 UTC")
+    assert (row.reason or "").startswith('expired|{"expires_at": "2020-01-01 11:00:00')
     assert rig.effects(job) == []
 
 

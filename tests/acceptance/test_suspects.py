@@ -32,7 +32,7 @@ class Long:
     def details(self) -> list[str]:
         """Return what its attempt rows say."""
         found = self.rig.look.execute(
-            "SELECT split_part(detail, ' ', 1) FROM sidestream_attempt WHERE job_id = %s ORDER BY id", (self.job,)
+            "SELECT split_part(detail, '|', 1) FROM sidestream_attempt WHERE job_id = %s ORDER BY id", (self.job,)
         )
         return [detail for (detail,) in found]
 
@@ -102,6 +102,6 @@ def test_after_an_unclean_restart_a_long_job_keeps_others_waiting_for_a_bounded_
     seconds = waited(rig)
     print(f"an urgent job was done after {seconds:.2f} s")
     assert seconds < long_jobs * ALONE_MOST + MACHINE
-    assert jobs[0].details()[-2:] == ["alone", "since"], "others run beside it, and what they do is not charged to it"
+    assert jobs[0].details()[-2:] == ["alone", "running"], "others run beside it, and what they do is not charged to it"
     for job in jobs:
         job.ends()

@@ -184,7 +184,7 @@ def test_a_job_with_an_unknown_action_is_unrouted_and_not_lost(shop: Shop) -> No
 
     [outcome] = shop.work()
     assert isinstance(outcome, Release)
-    assert outcome.reason == "unrouted: no worker here knows its action"
+    assert outcome.reason.code == "unrouted"
     assert shop.row(job).state == "pending"
 
 

@@ -11,7 +11,8 @@ from sidestream import Actions, Jobs
 from sidestream.broker.protocol import Broker, Delivery, Place, Publication, lane
 from sidestream.executors.acquire import verdict_of
 from sidestream.executors.python.executor import PythonExecutor
-from sidestream.job.outcome import Release, ReleaseReason
+from sidestream.job.outcome import Release
+from sidestream.job.reason import Reason, ReasonCode
 from sidestream.job.reference import Reference
 from sidestream.store import acquire, outcomes
 from sidestream.worker.options import WorkerOptions
@@ -69,7 +70,7 @@ def test_one_that_a_duplicate_puts_off_between_claim_and_start_lets_the_next_of_
         found = acquire.acquire_job(worker.cursor(), first)
     verdict = verdict_of(found, Reference.unpack(delivery.reference), run_alone=False)
     assert isinstance(verdict, Release)
-    assert (verdict.reason, verdict.unstarted) == (ReleaseReason.NOT_DUE, True)
+    assert (verdict.reason, verdict.unstarted) == (Reason(ReasonCode.NOT_DUE), True)
     state = WorkerState(WorkerOptions("worker", tuple(lanes), tag(dsn).hex(), tmp_path, children=1))
     outcome_writer = OutcomeWriter(state, lambda: psycopg.connect(dsn, autocommit=True))
     outcome_writer.found(delivery, JobReport(0, verdict, -1)).tell(broker, delivery)

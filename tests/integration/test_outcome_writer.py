@@ -14,7 +14,8 @@ import pytest
 
 from sidestream.broker.protocol import Delivery, Lease, lane
 from sidestream.job.job import MAX_RELEASES, Job
-from sidestream.job.outcome import Release, ReleaseReason, Retry
+from sidestream.job.outcome import Release, Retry
+from sidestream.job.reason import Reason, ReasonCode
 from sidestream.job.reference import direct_reference
 from sidestream.job.retry import RetryPolicy
 from sidestream.store import outcomes, schema
@@ -25,7 +26,7 @@ from sidestream.worker.slots import Reading
 from sidestream.worker.state import KillReason, WorkerState
 from sidestream.worker.wire import JobReport
 
-PAUSED = f"{ReleaseReason.PAUSED}: modules are being installed"
+UPGRADING = Reason(ReasonCode.UPGRADING)
 
 
 def test_a_pause_of_the_application_costs_nothing_however_long_it_lasts(database: str, tmp_path: Path) -> None:
@@ -33,13 +34,13 @@ def test_a_pause_of_the_application_costs_nothing_however_long_it_lasts(database
     with _outcome_writer(database, tmp_path) as (look, outcome_writer, reference):
         for releases in (0, 1, MAX_RELEASES, 10 * MAX_RELEASES):
             delivery = Delivery(reference, "lane", Lease(b"1", "me", 1), 0, None, releases=releases)
-            settlement = outcome_writer.found(delivery, JobReport(0, Release(PAUSED, 2000), -1))
-            assert settlement == Settlement(release=Release(PAUSED, 2000, count=False))
+            settlement = outcome_writer.found(delivery, JobReport(0, Release(UPGRADING, 2000), -1))
+            assert settlement == Settlement(release=Release(UPGRADING, 2000, count=False))
         outcome_writer.started(delivery, 0, 0.0)
-        alone = outcome_writer.found(delivery, JobReport(0, Release(PAUSED, 2000), -1))
+        alone = outcome_writer.found(delivery, JobReport(0, Release(UPGRADING, 2000), -1))
         assert alone.release.delay_ms == 30_000, "its lone starts are written, so they are fewer"
         row = look.execute("SELECT state, reason, releases, attempts FROM sidestream_job").fetchone()
-    assert row == ("pending", PAUSED, 0, 0)
+    assert row == ("pending", "upgrading", 0, 0)
 
 
 def test_a_crash_counts_among_the_attempts_that_a_job_has(database: str, tmp_path: Path) -> None:
@@ -119,20 +120,20 @@ def test_a_lone_job_whose_child_died_uncharged_is_ended_in_its_rows(
     assert lone.events() == ["started", "released"]
     last = lone.look.execute("SELECT detail FROM sidestream_attempt ORDER BY id DESC LIMIT 1").fetchone()
     assert last is not None
-    assert last[0].startswith("its process ")
+    assert Reason.parse(last[0]).code in (ReasonCode.KILLED, ReasonCode.UNACQUIRED, ReasonCode.UNREPORTED)
 
 
 def test_a_failure_ends_a_lone_start(lone: Lone) -> None:
     lone.outcome_writer.found(lone.delivery, JobReport(0, Retry(0.0, "no stock"), 0))
-    lone.outcome_writer.found(lone.delivery, JobReport(0, Release("busy"), -1))
+    lone.outcome_writer.found(lone.delivery, JobReport(0, Release(Reason(ReasonCode.LOCKED)), -1))
     assert lone.events() == ["started", "failed"]
 
 
 def test_a_direct_job_that_says_paused_when_it_puts_itself_off_is_counted(tmp_path: Path) -> None:
     outcome_writer = OutcomeWriter(WorkerState(WorkerOptions("me", ("lane",), "00", tmp_path, children=1)), None)
     reference = direct_reference(UUID(int=1), "test.act", None).pack()
-    for word in (ReleaseReason.PAUSED, ReleaseReason.UNROUTED):
-        snooze = Release(f"{word} by the customer", 60_000, snoozed=True)
+    for word in (ReasonCode.UPGRADING, ReasonCode.UNROUTED):
+        snooze = Release(Reason(ReasonCode.SNOOZED, {"seconds": 60, "message": word.value}), 60_000)
         settlement = outcome_writer.found(
             Delivery(reference, "lane", Lease(b"1", "me", 1), 0), JobReport(0, snooze, -1)
         )
@@ -144,6 +145,6 @@ def test_a_job_whose_child_died_of_sigterm_is_released_and_charged_with_nothing(
     settlement = lone.outcome_writer.crashed(
         lone.delivery, reading, 0, KillReason.TERMINATED, "its process was killed by SIGTERM"
     )
-    assert settlement == Settlement(release=Release("its process was killed: SIGTERM", None))
+    assert settlement == Settlement(release=Release(Reason(ReasonCode.KILLED, {"by": "SIGTERM"}), None))
     assert lone.events() == ["started", "released"]
     assert lone.look.execute("SELECT attempts, crashes FROM sidestream_job").fetchone() == (0, 0)

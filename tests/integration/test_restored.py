@@ -16,6 +16,7 @@ from sidestream.errors import ForeignDatabase
 from sidestream.executors.odoo.session import OdooSession
 from sidestream.executors.python.executor import PythonExecutor
 from sidestream.job.outcome import Done, Outcome, Release
+from sidestream.job.reason import ReasonCode
 from sidestream.job.reference import row_reference
 from sidestream.maintenance.reconciler import Reconciler
 from sidestream.maintenance.store_connection import StoreConnection
@@ -117,7 +118,7 @@ def test_what_was_restored_during_a_call_is_not_finished_in_another_job_s_row(
     job = enqueue(connection, jobs, "ask")
     outcome = application.run(row_reference(tag(dsn), job, "ask", None).pack())
     assert isinstance(outcome, Release)
-    assert "no longer ours" in outcome.reason
+    assert outcome.reason.code is ReasonCode.LOST
     assert application.ran == []
     assert application.row(job) == ("pending", 0)
 
@@ -139,8 +140,8 @@ def test_a_new_connection_to_an_exchanged_database_runs_nothing(
     for _ in range(3):
         outcome = application.run(reference)
         assert isinstance(outcome, Release)
-        assert outcome.reason.startswith("unrouted")
-        assert said in outcome.reason
+        assert outcome.reason.code == "foreign"
+        assert said in str(outcome.reason)
     assert application.ran == ["ship"]
     assert application.row(second) == ("pending", 0)
 

@@ -80,7 +80,7 @@ def test_a_database_that_is_exchanged_under_a_running_worker_runs_nothing(shop: 
         probe, job = shop.user.call("chaos.probe", "start", [], "add")
         deadline = time.monotonic() + 60
         while not connection.execute(
-            "SELECT FROM sidestream_job WHERE id = %s AND reason LIKE 'paused%%'", [job]
+            "SELECT FROM sidestream_job WHERE id = %s AND reason = 'upgrading'", [job]
         ).fetchall():
             assert time.monotonic() < deadline, shop.world.worker_log()[-2000:]
             time.sleep(0.05)

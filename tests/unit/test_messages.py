@@ -8,6 +8,7 @@ import pytest
 
 from sidestream.executors.protocol import Acquired, ApplicationChanged, set_message
 from sidestream.job.outcome import Release, Retry
+from sidestream.job.reason import Reason, ReasonCode
 from sidestream.job.retry import RetryPolicy
 from sidestream.worker.outcome import detail_of, outcome_of
 
@@ -27,10 +28,10 @@ def test_an_executor_s_message_replaces_the_exception_s_text() -> None:
 
 
 def test_a_changed_application_releases_the_job() -> None:
-    release = Release("paused: modules change", 2000)
+    release = Release(Reason(ReasonCode.UPGRADING), 2000)
     assert outcome_of(ApplicationChanged(release), ACQUIRED) is release
 
 
 def test_an_action_s_own_except_does_not_catch_the_release() -> None:
     with pytest.raises(ApplicationChanged), contextlib.suppress(Exception):
-        raise ApplicationChanged(Release("paused: modules change", 2000))
+        raise ApplicationChanged(Release(Reason(ReasonCode.UPGRADING), 2000))

@@ -8,6 +8,7 @@ from sidestream.errors import LockLost
 from sidestream.executors.partial_commit import PartialCommits
 from sidestream.executors.protocol import ApplicationChanged, Conflict
 from sidestream.job.outcome import Release
+from sidestream.job.reason import Reason, ReasonCode
 
 
 def test_successful_parts_leave_no_failure() -> None:
@@ -18,7 +19,9 @@ def test_successful_parts_leave_no_failure() -> None:
     parts.check()
 
 
-@pytest.mark.parametrize("failure", [LockLost("gone"), ApplicationChanged(Release("paused", 1000)), Conflict("met")])
+@pytest.mark.parametrize(
+    "failure", [LockLost("gone"), ApplicationChanged(Release(Reason(ReasonCode.UPGRADING), 1000)), Conflict("met")]
+)
 def test_after_a_failed_part_no_other_begins_and_nothing_is_committed(failure: BaseException) -> None:
     parts = PartialCommits()
     with pytest.raises(type(failure)), parts.boundary():

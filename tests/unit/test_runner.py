@@ -11,6 +11,7 @@ import pytest
 from sidestream.errors import LockLost, StoreUnavailable
 from sidestream.executors.protocol import Acquired, Conflict, Uncertain
 from sidestream.job.outcome import Done, Fail, Outcome, Release, Retry
+from sidestream.job.reason import Reason, ReasonCode
 from sidestream.job.retry import RetryPolicy
 from sidestream.worker.runner import CONFLICT_TRIES, Runner
 
@@ -77,8 +78,8 @@ def test_done_after_run_and_commit() -> None:
 
 
 def test_a_verdict_is_the_outcome_and_nothing_runs() -> None:
-    executor = ScriptedExecutor(acquire=lambda: Release("blocked", None, 3))
-    assert run(executor) == Release("blocked", None, 3)
+    executor = ScriptedExecutor(acquire=lambda: Release(Reason(ReasonCode.BLOCKED), None, 3))
+    assert run(executor) == Release(Reason(ReasonCode.BLOCKED), None, 3)
     assert executor.calls == ["acquire"]
 
 
@@ -99,7 +100,7 @@ def test_the_last_attempt_fails_the_job() -> None:
 @pytest.mark.parametrize("step", ["acquire", "run", "commit"])
 def test_conflicts_are_retried_three_times_and_then_released(step: str) -> None:
     executor = ScriptedExecutor(**{step: raising(Conflict("40001"))})
-    assert run(executor) == Release("conflict", None)
+    assert run(executor) == Release(Reason(ReasonCode.CONFLICT), None)
     assert executor.calls.count("acquire") == CONFLICT_TRIES
     assert executor.calls.count("reset") == CONFLICT_TRIES
 

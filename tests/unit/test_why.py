@@ -10,6 +10,7 @@ import pytest
 
 from sidestream.admin.diagnosis import why
 from sidestream.broker.protocol import Explanation, Place
+from sidestream.job.reason import Reason, ReasonCode
 from sidestream.job.reference import direct_reference, row_reference
 from sidestream.job.rules import Limit, Pause
 from sidestream.job.states import State
@@ -48,9 +49,9 @@ FROM_ROW: list[tuple[JobDiagnosis, list[Entry], str]] = [
         f"does not wait: it failed for good at {NOON}, and its last error was: Boom.",
     ),
     (
-        replace(READY, state=State.CANCELLED, ended_at=NOW, reason="duplicate of 3"),
+        replace(READY, state=State.CANCELLED, ended_at=NOW, reason=Reason(ReasonCode.DUPLICATE, {"of": 3})),
         [],
-        f"does not wait: it was cancelled at {NOON}, because: duplicate of 3.",
+        f"does not wait: it was cancelled at {NOON}, because: duplicate of job 3.",
     ),
     (replace(READY, state=State.CANCELLED), [], "does not wait: it was cancelled."),
     (
@@ -76,7 +77,11 @@ FROM_ROW: list[tuple[JobDiagnosis, list[Entry], str]] = [
         f"failed once and is tried again at {ONE}, and its last error was: not told.",
     ),
     (
-        replace(EARLY, job=replace(EARLY.job, snoozes=1), reason="no stock"),
+        replace(
+            EARLY,
+            job=replace(EARLY.job, snoozes=1),
+            reason=Reason(ReasonCode.SNOOZED, {"seconds": 60, "message": "no stock"}),
+        ),
         [],
         f"put itself off until {ONE}, because: no stock.",
     ),

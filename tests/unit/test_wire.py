@@ -7,6 +7,7 @@ import pytest
 
 from sidestream.broker.protocol import Publication
 from sidestream.job.outcome import Fail, Release, Retry
+from sidestream.job.reason import Reason, ReasonCode
 from sidestream.worker import wire
 
 
@@ -27,9 +28,9 @@ def test_a_report_arrives_with_every_kind_of_outcome() -> None:
         [
             wire.JobReport(0, Retry(1.5, "ValueError: no", "Traceback"), 2),
             wire.JobReport(1, Fail("gone", ""), 0),
-            wire.JobReport(2, Release("blocked", None, 17), -1),
-            wire.JobReport(3, Release("closed", 60_000, snoozed=True), 0),
-            wire.JobReport(4, Release("scheduled", 60_000, unstarted=True), 0),
+            wire.JobReport(2, Release(Reason(ReasonCode.BLOCKED, {"by": 17}), None, 17), -1),
+            wire.JobReport(3, Release(Reason(ReasonCode.SNOOZED, {"seconds": 60.0, "message": "closed"}), 60_000), 0),
+            wire.JobReport(4, Release(Reason(ReasonCode.NOT_DUE), 60_000, unstarted=True), 0),
         ],
         {b"abcd": (4, 1234)},
         [Publication(b"\x01next", "00:default", 0, edited=True, withdrawn=True)],

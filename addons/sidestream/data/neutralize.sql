@@ -1,6 +1,6 @@
 -- A neutralized copy must not run the original's jobs: cancel them, and give the copy its own identity.
 UPDATE sidestream_job
-   SET state = 'cancelled', ended_at = now() AT TIME ZONE 'UTC', reason = 'Cancelled in a neutralized copy of the database.'
+   SET state = 'cancelled', ended_at = now() AT TIME ZONE 'UTC', reason = 'neutralized'
  WHERE state = 'pending';
 UPDATE sidestream_meta
    SET database_uuid = gen_random_uuid(),

@@ -1,13 +1,9 @@
-import re
+from sidestream.job.reason import Reason, ReasonCode
 
 from odoo import api, fields, models
 
 from ..fields import RedactedText
 from ..messages import error_message, reason_message
-
-SNOOZED = re.compile(r"snoozed for (\S+) s: (.*)")
-RAN = re.compile(r"since (\S+) s")
-"""How the engine records that an action snoozed its job, and for how long a job had run."""
 
 
 class SidestreamAttempt(models.Model):
@@ -45,15 +41,12 @@ class SidestreamAttempt(models.Model):
     @api.depends_context("lang")
     def _compute_message(self):
         for attempt in self:
-            first = (attempt.sudo().detail or "").strip().split("\n")[0]  # a traceback may follow
-            snoozed, ran = SNOOZED.fullmatch(first), RAN.fullmatch(first)
-            if attempt.event == "started":
-                alone = self.env._("Runs alone, because its last worker died") if first == "alone" else False
-                attempt.message = self.env._("It had run for %s s", ran[1]) if ran else alone
-            elif snoozed:
-                attempt.message = self.env._("Snoozed for %(seconds)s s: %(reason)s", seconds=snoozed[1],
-                                             reason=snoozed[2])  # fmt: skip
-            elif attempt.event in ("released", "cancelled"):
-                attempt.message = reason_message(self.env, first)
+            detail = (attempt.sudo().detail or "").strip()
+            reason = Reason.parse(detail)
+            if reason.code is ReasonCode.SNOOZED:
+                attempt.message = self.env._("Snoozed for %(seconds)s s: %(reason)s", seconds=reason.params["seconds"],
+                                             reason=reason.params["message"])  # fmt: skip
+            elif reason.code is not ReasonCode.TEXT:
+                attempt.message = reason_message(self.env, detail)
             else:
-                attempt.message = error_message(first)
+                attempt.message = error_message(detail.split("\n")[0])  # a traceback may follow

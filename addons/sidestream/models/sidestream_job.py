@@ -4,6 +4,7 @@ import threading
 from datetime import UTC, datetime, timedelta
 
 from sidestream import SidestreamError, cancel, declared, pending_statuses, retry, run_now, sync_to_broker, why_waiting
+from sidestream.job.reason import ReasonCode
 
 from odoo import api, fields, models
 from odoo.exceptions import AccessError, UserError
@@ -13,7 +14,7 @@ from odoo.tools import SQL
 from ..action import labels
 from ..enqueue import forget, settings_of
 from ..fields import Duration, JobState, RedactedArguments, RedactedText
-from ..messages import error_message, format_span, reason_message
+from ..messages import error_message, format_span, reason_message, status_message
 
 _logger = logging.getLogger(__name__)
 
@@ -205,8 +206,8 @@ class SidestreamJob(models.Model):
             wait = format_span(self.env, self.run_at - _now())
             return self.env._("Retries in %(wait)s: %(error)s", wait=wait, error=error)
         if self.status in ("blocked", "limited", "unrouted"):
-            return reason_message(self.env, self.status)
-        if self.status == "paused" and not (self.reason or "").startswith("paused"):
+            return status_message(self.env, self.status)
+        if self.status == "paused" and self.reason != ReasonCode.UPGRADING:
             return self.env._("Its queue, action or group is paused")
         if self.status == "done":
             return False

@@ -115,9 +115,9 @@ class TestAccess(JobCase):
         happened = (
             ("failed", "UserError: No courier: there\nTraceback ...\n  ask: Contact somebody.", "No courier: there"),
             ("started", "alone", "Runs alone, because its last worker died"),
-            ("started", "since 12.0 s", "It had run for 12.0 s"),
+            ("started", 'running|{"seconds": 12.0}', "It had run for 12.0 s"),
             ("released", "stopping", "Its worker restarts"),
-            ("released", "snoozed for 60 s: the bank is closed", "Snoozed for 60 s: the bank is closed"),
+            ("released", 'snoozed|{"seconds": 60, "message": "no bank"}', "Snoozed for 60 s: no bank"),
             ("crashed", "It crashed: killed by SIGKILL.", "It crashed: killed by SIGKILL."),
             ("done", None, ""),
         )  # fmt: skip

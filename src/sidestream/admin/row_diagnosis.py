@@ -82,7 +82,7 @@ def _ended(facts: JobDiagnosis) -> str:
         case State.FAILED:
             return f"Job {job.id} does not wait: it failed for good{at}, and its last error was: {short(facts.error)}."
         case _:
-            reason = f", because: {short(facts.reason)}" if facts.reason else ""
+            reason = f", because: {short(str(facts.reason))}" if facts.reason else ""
             return f"Job {job.id} does not wait: it was cancelled{at}{reason}."
 
 
@@ -96,8 +96,13 @@ def _early(facts: JobDiagnosis) -> str:
             f"{short(facts.error)}."
         )
     if job.snoozes:
-        return f"Job {job.id} put itself off until {moment(job.run_at)}, because: {short(facts.reason)}."
+        return f"Job {job.id} put itself off until {moment(job.run_at)}, because: {short(_snoozed(facts))}."
     return f"Job {job.id} is scheduled for {moment(job.run_at)}."
+
+
+def _snoozed(facts: JobDiagnosis) -> str:
+    reason = facts.reason
+    return str(reason.params.get("message", reason)) if reason is not None else ""
 
 
 def short(text: str | None) -> str:

@@ -11,6 +11,7 @@ import typer
 from sidestream.cli import direct_job
 from sidestream.cli.options import NEGATIVE, AsJson, JobId, options_of, parse_job_id
 from sidestream.cli.output import fail, print_facts, print_json, print_line, print_table, show
+from sidestream.job.reason import Reason
 
 if TYPE_CHECKING:
     from sidestream.store.compare_and_set import CasResult
@@ -43,16 +44,19 @@ def job_show(context: typer.Context, job_id: JobId, *, as_json: AsJson = False) 
         "args": arguments["args"],
         "kwargs": arguments["kwargs"],
     }
+    reason = None if row.reason is None else Reason.parse(row.reason)
     if as_json:
-        print_json({**facts, "history": [asdict(attempt) for attempt in attempts]})
+        facts["reason"] = None if reason is None else asdict(reason)
+        print_json({**facts, "history": [{**asdict(attempt), "detail": attempt.text} for attempt in attempts]})
         return None
+    facts["reason"] = None if reason is None else str(reason)
     print_facts({name.replace("_", " "): value for name, value in facts.items()})
     if attempts:
         print_line("")
         print_table(
             ("AT (UTC)", "EVENT", "WORKER", "CHILD", "DETAIL"),
             [
-                (entry.at, entry.event, entry.worker, None if entry.slot < 0 else entry.slot, entry.detail)
+                (entry.at, entry.event, entry.worker, None if entry.slot < 0 else entry.slot, entry.text)
                 for entry in attempts
             ],
         )

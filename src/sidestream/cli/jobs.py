@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from sidestream.cli.options import AsJson, options_of
 from sidestream.cli.output import print_json, print_line, print_table
 from sidestream.errors import InvalidJob
+from sidestream.job.reason import Reason
 from sidestream.job.states import State
+
+if TYPE_CHECKING:
+    pass
 
 MOST = 1000
 """Most jobs that one page shows."""
@@ -62,7 +66,9 @@ def jobs(
         entries = rules.entries(cursor)
     status = statuses(settings, found, runs, entries)
     if as_json:
-        print_json({"jobs": [{**asdict(row), "status": status[row.id]} for row in found]})
+        print_json(
+            {"jobs": [{**asdict(row), "status": status[row.id], "reason": _reason(row.reason)} for row in found]}
+        )
     elif not found:
         print_line("No jobs.")
     else:
@@ -77,11 +83,17 @@ def jobs(
                     row.key,
                     row.run_at,
                     row.attempts - row.forgiven,
-                    "cancellation requested" if row.cancelling else _first_line(row.error or row.reason),
+                    "cancellation requested"
+                    if row.cancelling
+                    else _first_line(row.error or (row.reason and str(Reason.parse(row.reason)))),
                 )
                 for row in found
             ],
         )
+
+
+def _reason(stored: str | None) -> dict[str, object] | None:
+    return None if stored is None else asdict(Reason.parse(stored))
 
 
 def _first_line(text: str | None) -> str | None:

@@ -9,7 +9,8 @@ from collections.abc import Callable
 from sidestream.errors import LockLost, StoreUnavailable
 from sidestream.executors.protocol import Conflict, Uncertain, Verdict
 from sidestream.job.job import Job, is_accused
-from sidestream.job.outcome import Done, Release, ReleaseReason
+from sidestream.job.outcome import Done, Release
+from sidestream.job.reason import Reason, ReasonCode
 from sidestream.job.reference import NO_TAG8, Reference, row_reference
 from sidestream.store import acquire
 from sidestream.store.locks import job_lock
@@ -50,15 +51,15 @@ def verdict_of(found: acquire.AcquireResult, ref: Reference, *, run_alone: bool)
                     extra={"action": "reference_stale"},
                 )
                 return Done()
-            return Release(ReleaseReason.SUSPECT) if is_accused(found.suspects) and not run_alone else None
+            return Release(Reason(ReasonCode.SUSPECT)) if is_accused(found.suspects) and not run_alone else None
         case acquire.Terminal() | acquire.Missing() | acquire.Cancelled():
             return Done()
         case acquire.NotDue():
-            return Release(ReleaseReason.NOT_DUE, int(found.seconds * 1000), unstarted=not found.started)
+            return Release(Reason(ReasonCode.NOT_DUE), int(found.seconds * 1000), unstarted=not found.started)
         case acquire.Blocked():
-            return Release(ReleaseReason.BLOCKED, None, found.by)
+            return Release(Reason(ReasonCode.BLOCKED, {"by": found.by}), None, found.by)
         case _:
-            return Release(ReleaseReason.LOCKED, None)
+            return Release(Reason(ReasonCode.LOCKED), None)
 
 
 def commit_cancellation(found: acquire.AcquireResult, commit: Callable[[], None]) -> None:

@@ -94,7 +94,7 @@ class ApplicationChanged(BaseException):
     """
 
     def __init__(self, release: Release) -> None:
-        super().__init__(release.reason)
+        super().__init__(str(release.reason))
         self.release = release
 
 

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from sidestream.job.reason import Reason, ReasonCode
+
+_RELEASED = Reason(ReasonCode.RELEASED)
+
 
 @dataclass(frozen=True, slots=True)
 class Done:
@@ -36,8 +40,8 @@ class Fail:
 class Release:
     """The job goes back to its lane. The same value travels from the child to the broker."""
 
-    #: Why, one of :class:`ReleaseReason`'s values or a sentence.
-    reason: str = ""
+    #: Why.
+    reason: Reason = _RELEASED
     #: Milliseconds until it may be claimed again: 0 puts it back at its old place; None lets the delay grow with the
     #: number of releases (50 ms, doubling to 30 s).
     delay_ms: int | None = 0
@@ -52,24 +56,6 @@ class Release:
     charge_crash: bool = False
     #: It is not due and never started: until then it holds no place behind its key.
     unstarted: bool = False
-    #: The action snoozed (:class:`~sidestream.errors.Snooze`): counted apart from other releases.
-    snoozed: bool = False
-    #: Its PostgreSQL session ended after the job was acquired: the SQLSTATE that was given as the reason, or "".
-    lost: str | None = None
-
-
-class ReleaseReason:
-    """The reasons that the engine itself gives for a release."""
-
-    LOCKED = "locked"  # another session holds the row: it runs elsewhere, or a form edits it
-    BLOCKED = "blocked"  # a pending job with the same key and a smaller id stands before it
-    NOT_DUE = "scheduled"  # its row says later
-    UNROUTED = "unrouted"  # no worker here knows the action
-    PAUSED = "paused"  # the application is being changed by a person
-    CONFLICT = "conflict"  # serialization failures outlasted the loop
-    SUSPECT = "suspect"  # its host died repeatedly; it has to run alone
-    STOPPING = "stopping"  # this worker is draining, or needs its child back
-    LOST = "lost"  # the store or the lease went away under it
 
 
 Outcome = Done | Retry | Fail | Release

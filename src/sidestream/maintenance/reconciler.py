@@ -23,7 +23,7 @@ from datetime import timedelta
 from sidestream.broker.protocol import Broker, Generation, Place, Publication
 from sidestream.clock import Clock
 from sidestream.crashpoints import crash_point
-from sidestream.job.outcome import ReleaseReason
+from sidestream.job.reason import Reason, ReasonCode
 from sidestream.job.reference import NO_TAG8, Reference
 from sidestream.maintenance.store_connection import Cursor, StoreConnection
 from sidestream.relay.publications import publication_of
@@ -258,7 +258,7 @@ class Reconciler:
         if behind:
             self._free_keys(cursor, behind.values())
         if parked:
-            note_reason(cursor, parked, f"{ReleaseReason.UNROUTED}: no worker here knows its action")
+            note_reason(cursor, parked, Reason(ReasonCode.UNROUTED))
         self._put_right(lost, late)
         self._looked = rows[-1].id if len(rows) == OVERDUE_LOT else 0
         if not self._looked:

@@ -22,6 +22,7 @@ from typing import Any
 from uuid import UUID
 
 from sidestream.job.job import DEFAULT_PRIORITY
+from sidestream.job.reason import Reason, ReasonCode
 from sidestream.job.states import State
 from sidestream.store.compare_and_set import UTC_NOW, compare_and_set, write
 from sidestream.store.cursor import Cursor
@@ -173,8 +174,8 @@ class Terminal:
 class Cancelled:
     """It expired, or it is a duplicate: this transaction wrote that it is cancelled. Commit it, settle the delivery."""
 
-    #: For people, in the row too.
-    reason: str
+    #: In the row too.
+    reason: Reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,14 +289,14 @@ def _why_not(cur: Cursor, row_id: int, attempts_seen: int | None) -> AcquireResu
     if attempts_seen is not None:
         return Superseded(attempts) if attempts != attempts_seen else Locked()
     if too_late is not None:
-        return _end(cur, row_id, f"expired: it was to be started by {too_late} UTC")
+        return _end(cur, row_id, Reason(ReasonCode.EXPIRED, {"expires_at": too_late}))
     if replaced is not None:
-        return _end(cur, row_id, f"replaced by {replaced}")
+        return _end(cur, row_id, Reason(ReasonCode.REPLACED, {"by": replaced}))
     if early:
         return NotDue(seconds, started)
     first = in_window if until == "window" else min(before, default=None) if until == "done" else None
     if returns and first is not None:
-        return _end(cur, row_id, f"duplicate of {first}")
+        return _end(cur, row_id, Reason(ReasonCode.DUPLICATE, {"of": first}))
     if blocked_by is not None:
         return Blocked(blocked_by)
     return _beside(cur, row_id, until, before, returns=returns) if before else None
@@ -311,13 +312,13 @@ def _beside(cur: Cursor, row_id: int, until: str, before: Sequence[int], *, retu
     waiting = {one for (one,) in cur.fetchall()}
     waiting -= running_between(cur, waiting)
     if returns:  # what runs already may have missed what this job's caller wrote
-        return _end(cur, row_id, f"duplicate of {min(waiting)}") if waiting else None
+        return _end(cur, row_id, Reason(ReasonCode.DUPLICATE, {"of": min(waiting)})) if waiting else None
     # Until it is done, nothing runs beside it; what waits is cancelled when it starts, because this one replaces it.
     return Locked() if until != "started" and len(waiting) < len(before) else None
 
 
-def _end(cur: Cursor, row_id: int, reason: str) -> AcquireResult:
-    written = write(cur, _END, {"id": row_id, "reason": reason})
+def _end(cur: Cursor, row_id: int, reason: Reason) -> AcquireResult:
+    written = write(cur, _END, {"id": row_id, "reason": reason.stored()})
     if written.applied:
         return Cancelled(reason)
     return Locked() if written.locked or written.state is None else Terminal(written.state)

@@ -9,11 +9,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 
+from sidestream.job.reason import Reason
 from sidestream.store.compare_and_set import storable
 from sidestream.store.cursor import Cursor
-
-ALONE = "alone"
-"""Detail of the attempt row that a worker writes before it starts a job that runs alone."""
 
 
 class Event(StrEnum):
@@ -38,7 +36,18 @@ class Attempt:
     worker: str
     #: Which child; -1 when none is meant.
     slot: int
+    #: A :class:`~sidestream.job.reason.Reason` as text, or an error with its traceback.
     detail: str | None
+
+    @property
+    def reason(self) -> Reason:
+        """What its detail says; an error is of code TEXT."""
+        return Reason.parse(self.detail or "")
+
+    @property
+    def text(self) -> str | None:
+        """What its detail says in English."""
+        return None if self.detail is None else str(self.reason)
 
 
 def record(cur: Cursor, job_id: int, worker: str, slot: int, event: str, detail: str | None = None) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from sidestream.errors import InvalidJob
+from sidestream.job.reason import Reason, ReasonCode
 from sidestream.store.acquire import expired
 from sidestream.store.compare_and_set import UTC_NOW, storable
 from sidestream.store.control import REQUESTS_HANDLED, RETRIED
@@ -81,7 +82,7 @@ _EXPIRE = f"""
         SELECT id FROM sidestream_job j WHERE state = 'pending' AND expires_at <= {UTC_NOW} AND {expired("j")}
         ORDER BY expires_at LIMIT %(limit)s::integer FOR NO KEY UPDATE SKIP LOCKED)
     UPDATE sidestream_job j SET state = 'cancelled', ended_at = {UTC_NOW},
-        reason = format('expired: it was to be started by %%s UTC', to_char(j.expires_at, 'YYYY-MM-DD HH24:MI:SS'))
+        reason = format('expired|{{"expires_at": "%%s"}}', to_char(j.expires_at, 'YYYY-MM-DD HH24:MI:SS'))
     FROM lot WHERE j.id = lot.id RETURNING {OF_J}"""
 
 
@@ -106,7 +107,7 @@ def discard_failed(
     cur: Cursor, only: Filter, *, by: str | None = None, limit: int = LOT, after_id: int = 0
 ) -> list[JobRow]:
     """End up to ``limit`` failed jobs as cancelled; return them, by id. Go on as with :func:`retry_failed`."""
-    reason = "discarded" if by is None else f"discarded by {storable(by)}"
+    reason = Reason(ReasonCode.DISCARDED, {} if by is None else {"by": storable(by)}).stored()
     return _lot(cur, _DISCARD, only, limit, after_id, reason)
 
 
@@ -135,6 +136,6 @@ def _values(only: Filter) -> dict[str, object]:
     return {name: getattr(only, name) for name in _CONDITIONS}
 
 
-def note_reason(cur: Cursor, ids: Sequence[int], reason: str) -> None:
+def note_reason(cur: Cursor, ids: Sequence[int], reason: Reason) -> None:
     """Write why these pending jobs wait, for people, where it does not stand already; nothing is counted."""
-    cur.execute(_NOTE, {"ids": list(ids), "reason": storable(reason)})
+    cur.execute(_NOTE, {"ids": list(ids), "reason": storable(reason.stored())})

@@ -13,14 +13,15 @@ from collections.abc import Iterable
 from sidestream.job.job import MAX_CRASHES
 from sidestream.job.names import tag
 from sidestream.job.observer import JobFailure
+from sidestream.job.reason import Reason, ReasonCode
 from sidestream.store import attempts, outcomes, queries
-from sidestream.store.attempts import ALONE, Attempt, Event
+from sidestream.store.attempts import Attempt, Event
 from sidestream.store.compare_and_set import CasResult
 from sidestream.store.cursor import Cursor
 from sidestream.store.locks import held_tags, lock_tag_in_transaction, wait_for_tag
 
-SUSPECTED = "its worker died while it ran there"
-"""Detail of the attempt row that notes a suspicion in the name of the dead worker."""
+WORKER_DIED = Reason(ReasonCode.WORKER_DIED)
+"""Detail of the attempt row that charges a job in the name of the dead worker."""
 
 
 def enter(cur: Cursor, worker: str) -> None:
@@ -57,19 +58,19 @@ def charge(cur: Cursor, job_id: int, worker: str, failed: list[JobFailure] | Non
         return CasResult(applied=False, state=None)
     row, _, history = found
     ours = [attempt for attempt in history if attempt.worker == worker]
-    crashed = f"It crashed: the worker {worker} died while it ran there alone."
-    if any(attempt.detail in (SUSPECTED, crashed) for attempt in ours):
+    if any(attempt.reason == WORKER_DIED for attempt in ours):
         return CasResult(applied=False, state=row.state, attempts=row.attempts)
     if _ran_alone(ours):
-        written = outcomes.crash(cur, job_id, row.attempts, crashed, MAX_CRASHES, with_host=True)
-        event, detail = Event.CRASHED, crashed
+        error = f"It crashed: the worker {worker} died while it ran there alone."
+        written = outcomes.crash(cur, job_id, row.attempts, error, MAX_CRASHES, with_host=True)
+        event = Event.CRASHED
     else:
         written = outcomes.suspect(cur, job_id, row.attempts)
-        event, detail = Event.RELEASED, SUSPECTED
+        event, error = Event.RELEASED, ""
     if written.applied:
-        attempts.record(cur, job_id, worker, -1, event, detail)
+        attempts.record(cur, job_id, worker, -1, event, WORKER_DIED.stored())
         if written.failed and failed is not None:
-            failed.append(JobFailure(job_id, row.action, row.queue, written.attempts, detail))
+            failed.append(JobFailure(job_id, row.action, row.queue, written.attempts, error))
     return written
 
 
@@ -90,7 +91,7 @@ def charge_all(cur: Cursor, worker: str, job_ids: Iterable[int], failed: list[Jo
 
 def _ran_alone(ours: list[Attempt]) -> bool:
     """Whether the last that its worker wrote of the job is that it started it alone."""
-    return bool(ours) and ours[-1].event is Event.STARTED and ours[-1].detail == ALONE
+    return bool(ours) and ours[-1].event is Event.STARTED and ours[-1].reason.code is ReasonCode.ALONE
 
 
 def _lock(worker: str) -> bytes:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from sidestream.job.job import is_accused
+from sidestream.job.reason import Reason
 from sidestream.job.states import State
 from sidestream.store.acquire import before_in_line, standing_before
 from sidestream.store.compare_and_set import UTC_NOW
@@ -50,7 +51,7 @@ class JobDiagnosis:
     #: Of the last failure.
     error: str | None
     #: Of the last release that was counted, or why it was cancelled.
-    reason: str | None
+    reason: Reason | None
     #: It runs alone next time: its last host died.
     suspect: bool
     #: A person asked to cancel it and no worker has done so yet.
@@ -82,7 +83,7 @@ def facts(cur: Cursor, id: int) -> JobDiagnosis | None:  # noqa: A002
         _aware(ended_at),
         _aware(expires_at),
         error,
-        reason,
+        None if reason is None else Reason.parse(reason),
         is_accused(suspects),
         cancelling,
         by,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from sidestream.errors import LockLost
 from sidestream.job.errorgroup import error_group
 from sidestream.job.job import ACCUSED_AFTER
+from sidestream.job.reason import Reason
 from sidestream.store.compare_and_set import UTC_NOW, CasResult, compare_and_set, storable, write
 from sidestream.store.cursor import Cursor
 from sidestream.store.insert import insert, insert_done
@@ -71,8 +72,7 @@ _SNOOZE = compare_and_set(
         ended_at = CASE WHEN j.snoozes >= %(cap)s::integer THEN {UTC_NOW} END,
         error_group = CASE WHEN j.snoozes >= %(cap)s::integer THEN %(group)s::text END,
         error = CASE WHEN j.snoozes >= %(cap)s::integer
-                THEN format('It put itself off more than %%s times; the last reason: %%s', %(cap)s::integer,
-                            %(reason)s::text)
+                THEN format('It snoozed more than %%s times; the last reason: %%s', %(cap)s::integer, %(told)s::text)
                 ELSE j.error END""",
     _AS_SEEN,
 )
@@ -94,9 +94,9 @@ _COUNT_RELEASES = compare_and_set(
         ended_at = CASE WHEN {_SPENT} THEN {UTC_NOW} END,
         error_group = CASE WHEN {_SPENT} THEN %(group)s::text END,
         error = CASE WHEN {_SPENT}
-                THEN format('It was handed back %%s times since %%s UTC without being run; the last reason: %%s',
+                THEN format('It was released %%s times since %%s UTC without being run; the last reason: %%s',
                             {_COUNTED}, to_char(coalesce(j.released_since, {UTC_NOW}), 'YYYY-MM-DD HH24:MI:SS'),
-                            %(reason)s::text)
+                            %(told)s::text)
                 ELSE j.error END""",
     "state = 'pending'",
 )
@@ -167,19 +167,21 @@ def snooze(
     id: int,  # noqa: A002
     attempts_seen: int,
     delay_s: float,
-    reason: str,
+    reason: Reason,
     cap: int,
 ) -> CasResult:
     """Put the job off because its action asked for it: no attempt is charged, it keeps its place in its key's line.
 
     Counted in the row; the job fails when it did so ``cap`` times before.
     """
-    group = error_group(storable(f"It put itself off more than 0 times; the last reason: {reason}"))
+    told = storable(str(reason.params["message"]))
+    group = error_group(f"It snoozed more than 0 times; the last reason: {told}")
     parameters = {
         "id": id,
         "seen": attempts_seen,
         "delay": delay_s,
-        "reason": storable(reason),
+        "reason": storable(reason.stored()),
+        "told": told,
         "group": group,
         "cap": cap,
     }
@@ -195,7 +197,7 @@ def count_releases(
     cur: Cursor,
     id: int,  # noqa: A002
     releases: int,
-    reason: str,
+    reason: Reason,
     cap: int,
     *,
     age_cap_s: float = AGE_CAP,
@@ -205,9 +207,16 @@ def count_releases(
     Report the first one and then every tenth. The job fails at ``cap`` releases, or at ``AGE_CAP_FROM`` of them
     when the first was ``age_cap_s`` seconds ago; a job that is not due starts its count anew.
     """
-    group = error_group(storable(f"It was handed back 0 times; the last reason: {reason}"))
-    parameters = {"id": id, "releases": releases, "reason": storable(reason), "cap": cap, "age": age_cap_s}
-    parameters["group"] = group
+    told = storable(str(reason))
+    parameters = {
+        "id": id,
+        "releases": releases,
+        "reason": storable(reason.stored()),
+        "told": told,
+        "group": error_group(f"It was released 0 times; the last reason: {told}"),
+        "cap": cap,
+        "age": age_cap_s,
+    }
     return write(cur, _COUNT_RELEASES, parameters)
 
 

@@ -24,7 +24,7 @@ CREATE TABLE sidestream_job (
     releases        integer NOT NULL DEFAULT 0,     -- times it was handed back since it was last started
     released_since  timestamp,                      -- when the first of them was counted
     error           text,                   -- of the last failure, for people
-    reason          text,                   -- of the last release that was counted, or why it was cancelled, for people
+    reason          text,                   -- why it was last released or cancelled: a code, or code|{parameters} (job/reason.py)
     company_id      integer,
     user_id         integer,                -- whom it runs as
     context         text,

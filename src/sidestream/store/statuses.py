@@ -37,9 +37,9 @@ _STATUSES = f"""
     SELECT j.id, CASE
         WHEN j.run_at > {UTC_NOW} AND j.attempts > j.forgiven THEN 'retrying'
         WHEN j.run_at > {UTC_NOW} THEN 'scheduled'
-        WHEN {_IS_PAUSED} OR j.reason LIKE 'paused%%' THEN 'paused'
+        WHEN {_IS_PAUSED} OR j.reason = 'upgrading' THEN 'paused'
         WHEN {standing_before("j")} THEN 'blocked'
-        WHEN j.reason LIKE 'unrouted%%' THEN 'unrouted'
+        WHEN split_part(j.reason, '|', 1) IN ('unrouted', 'unreadable', 'foreign', 'no_database') THEN 'unrouted'
         WHEN {_IS_LIMITED} THEN 'limited'
         ELSE 'waiting' END
     FROM sidestream_job j WHERE j.id = ANY (%(ids)s::bigint[]) AND j.state = 'pending'"""

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sidestream.job.job import DEFAULT_PRIORITY, Job, Unique
+from sidestream.job.reason import Reason, ReasonCode
 from sidestream.store.adapter import SERIALIZATION_FAILURE, sqlstate
 from sidestream.store.compare_and_set import UTC_NOW
 from sidestream.store.cursor import Cursor
@@ -119,7 +120,9 @@ def carry_out(cur: Cursor, plan: Plan, fresh: Sequence[JobRow]) -> list[JobRow]:
 
 def _cancel(cur: Cursor, waiting: Sequence[JobRow], by: JobRow) -> JobRow:
     """Cancel rows that wait and that we have locked; return ``by``, which replaces them."""
-    cur.execute(_CANCEL, {"ids": [one.id for one in waiting], "reason": f"replaced by {by.id}"})
+    cur.execute(
+        _CANCEL, {"ids": [one.id for one in waiting], "reason": Reason(ReasonCode.REPLACED, {"by": by.id}).stored()}
+    )
     return replace(by, replaced=tuple(waiting))
 
 

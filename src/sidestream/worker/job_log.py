@@ -13,6 +13,7 @@ from sidestream.executors.protocol import Acquired
 from sidestream.job.job import DEFAULT_QUEUE
 from sidestream.job.observer import JobFailure, JobRun, observers
 from sidestream.job.outcome import Done, Fail, Outcome, Release, Retry
+from sidestream.job.reason import Reason, ReasonCode
 from sidestream.job.reference import Reference
 from sidestream.logs import JOBS, set_job
 from sidestream.worker.outcome import detail_of
@@ -67,8 +68,9 @@ class JobLog:
                 attempt_line(logging.WARNING, run, "failed attempt", seconds, f"; again in {delay:.3g} s", error)
             case Fail():
                 attempt_line(logging.WARNING, run, "failed attempt", seconds, "; not tried again", error)
-            case Release(reason, delay_ms, snoozed=True):
-                attempt_line(logging.INFO, run, "snoozed", seconds, f" for {(delay_ms or 0) / 1000:g} s: {reason}")
+            case Release(Reason(ReasonCode.SNOOZED, params)):
+                more = f" for {params['seconds']} s: {params['message']}"
+                attempt_line(logging.INFO, run, "snoozed", seconds, more)
             case Release(reason):
                 attempt_line(logging.INFO, run, "released", seconds, f": {reason}")
 

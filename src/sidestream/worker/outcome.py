@@ -7,7 +7,8 @@ from datetime import UTC, datetime
 
 from sidestream.errors import GiveUp, LockLost, Snooze, SoftLimitExceeded, StoreError
 from sidestream.executors.protocol import Acquired, ApplicationChanged, SessionLost, message_of
-from sidestream.job.outcome import Fail, Outcome, Release, ReleaseReason
+from sidestream.job.outcome import Fail, Outcome, Release
+from sidestream.job.reason import Reason, ReasonCode
 from sidestream.job.retry_after import retry_after
 from sidestream.redaction import redact_text
 
@@ -20,15 +21,18 @@ DETAIL_LIMIT = 16_000
 def outcome_of(error: BaseException, acquired: Acquired) -> Outcome:
     """Return how the attempt that raised ``error`` ends."""
     if isinstance(error, SessionLost):
-        return Release(f"{ReleaseReason.LOST}: {error}", None, lost=error.code)
+        return Release(Reason(ReasonCode.SESSION_LOST, {"sqlstate": error.code, "error": str(error)}), None)
     if isinstance(error, StoreError | LockLost):
-        return Release(f"{ReleaseReason.LOST}: {error}"[:ERROR_LIMIT], None)
+        return Release(Reason(ReasonCode.LOST, {"error": str(error)[:ERROR_LIMIT]}), None)
     if isinstance(error, ApplicationChanged):
         return error.release
     if isinstance(error, GiveUp):
         return Fail(redact_text(" ".join(str(error).split()))[:ERROR_LIMIT], detail_of(error))
     if isinstance(error, Snooze):
-        return Release(redact_text(error.reason)[:ERROR_LIMIT], int(error.delay * 1000), snoozed=True)
+        message = redact_text(error.reason)[:ERROR_LIMIT]
+        return Release(
+            Reason(ReasonCode.SNOOZED, {"seconds": error.delay, "message": message}), int(error.delay * 1000)
+        )
     policy = acquired.retry.for_error(error)
     return policy.decide(
         acquired.attempts - acquired.forgiven + 1,

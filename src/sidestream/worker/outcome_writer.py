@@ -18,7 +18,8 @@ from sidestream.broker.protocol import Delivery
 from sidestream.errors import StoreUnavailable
 from sidestream.job.job import MAX_CRASHES, MAX_RELEASES
 from sidestream.job.observer import JobFailure, JobRun
-from sidestream.job.outcome import Fail, Outcome, Release, ReleaseReason, Retry
+from sidestream.job.outcome import Fail, Outcome, Release, Retry
+from sidestream.job.reason import Reason, ReasonCode
 from sidestream.job.reference import Reference
 from sidestream.job.retry import RetryPolicy
 from sidestream.store import attempts, bulk, control, outcomes, sessions
@@ -36,6 +37,8 @@ COUNT_EVERY = 10
 """Releases are counted in the row every tenth time, and the first time, so that the row tells the reason."""
 
 
+ELSEWHERE = {ReasonCode.UNROUTED, ReasonCode.UNREADABLE, ReasonCode.FOREIGN, ReasonCode.NO_DATABASE}
+"""Reasons for which a job is left to another worker."""
 PARKED_AGAIN = 30.0
 """Seconds until a job that this worker cannot read or place is offered to somebody again."""
 PARKED_TOLD = 100
@@ -83,9 +86,10 @@ class OutcomeWriter:
         """A child reported this outcome."""
         reference = Reference.unpack(delivery.reference)
         if isinstance(job_report.outcome, Release):
-            if job_report.outcome.snoozed:
+            code = job_report.outcome.reason.code
+            if code is ReasonCode.SNOOZED:
                 return self._snooze(delivery, reference, job_report.outcome, job_report.attempts_seen)
-            if job_report.outcome.lost is not None:
+            if code is ReasonCode.SESSION_LOST:
                 return self._lost(delivery, reference, job_report.outcome, job_report.attempts_seen)
             alone = self._end_alone(reference, job_report.outcome.reason)
             return self._release(delivery, reference, job_report.outcome, alone=alone)
@@ -105,7 +109,7 @@ class OutcomeWriter:
                 raise RowBusy
         if not reading.running:
             # It had ended, only the report is missing: its row tells.
-            return self._uncharged(reference, f"{how} before it told how the job ended")
+            return self._uncharged(reference, Reason(ReasonCode.UNREPORTED, {"how": how}))
         match kill_reason:
             case KillReason.LIMIT:
                 return self._over_limit(delivery, reference, reading)
@@ -129,7 +133,8 @@ class OutcomeWriter:
         """Write that this job runs, since ``seconds``."""
         reference = Reference.unpack(delivery.reference)
         if not reference.direct and self._connect is not None:
-            self._record(reference, slot, "started", f"since {seconds:.1f} s" if seconds else attempts.ALONE)
+            reason = Reason(ReasonCode.RUNNING, {"seconds": round(seconds, 1)}) if seconds else Reason(ReasonCode.ALONE)
+            self._record(reference, slot, "started", reason.stored())
             if seconds:
                 self._alone.discard(reference.id)  # others run beside it
             else:
@@ -137,9 +142,9 @@ class OutcomeWriter:
 
     def handed_back(self, delivery: Delivery) -> Settlement:
         """Nobody here runs this one; it did not start."""
-        return self._uncharged(Reference.unpack(delivery.reference), "handed back before it started")
+        return self._uncharged(Reference.unpack(delivery.reference), Reason(ReasonCode.UNSTARTED))
 
-    def released(self, delivery: Delivery, releases: int, reason: str) -> None:
+    def released(self, delivery: Delivery, releases: int, reason: Reason) -> None:
         """It was handed back for the ``releases``-th time."""
         reference = Reference.unpack(delivery.reference)
         if reference.direct or self._connect is None:
@@ -148,7 +153,7 @@ class OutcomeWriter:
             written = self._run(
                 lambda cursor: outcomes.count_releases(cursor, reference.id, releases, reason, MAX_RELEASES)
             )
-            self._told(delivery, written, f"It was handed back {releases} times; the last reason: {reason}")
+            self._told(delivery, written, f"It was released {releases} times; the last reason: {reason}")
 
     def failed(self, delivery: Delivery, error: str, detail: str) -> None:
         """The broker was told that this direct job has failed."""
@@ -162,20 +167,21 @@ class OutcomeWriter:
 
     def _snooze(self, delivery: Delivery, reference: Reference, outcome: Release, seen: int) -> Settlement:
         """The action put itself off: no attempt, a count of its own, and it keeps the head of its key."""
+        message = outcome.reason.params["message"]
         delay, cap = (outcome.delay_ms or 0) / 1000, self._policy(reference).max_snoozes
         if reference.direct:  # its only counter is that of its releases
             if delivery.releases >= cap:
-                return Settlement(fail=f"It put itself off more than {cap} times; the last reason: {outcome.reason}")
+                return Settlement(fail=f"It snoozed more than {cap} times; the last reason: {message}")
             return Settlement(release=outcome)
 
         def write(cursor: Any) -> outcomes.CasResult:
             written = outcomes.snooze(cursor, reference.id, seen, delay, outcome.reason, cap)
             if written.applied:
-                self._insert(cursor, reference, -1, "released", f"snoozed for {delay:g} s: {outcome.reason}")
+                self._insert(cursor, reference, -1, "released", outcome.reason.stored())
             return written
 
         written = self._charge(reference, write)
-        self._told(delivery, written, f"It put itself off more than {cap} times; the last reason: {outcome.reason}")
+        self._told(delivery, written, f"It snoozed more than {cap} times; the last reason: {message}")
         return self._settlement(written, int(delay * 1000))
 
     def _lost(self, delivery: Delivery, reference: Reference, outcome: Release, seen: int) -> Settlement:
@@ -183,8 +189,9 @@ class OutcomeWriter:
 
         It is innocent when the server named another cause: the crash of another process, or its own shutdown.
         """
-        error = f"Its PostgreSQL session ended while it ran: {outcome.reason.removeprefix(f'{ReleaseReason.LOST}: ')}"
-        if outcome.lost == CRASH_SHUTDOWN or (outcome.lost == ADMIN_SHUTDOWN and self._was_restarted()):
+        error = f"Its PostgreSQL session ended while it ran: {outcome.reason.params['error']}"
+        sqlstate = outcome.reason.params["sqlstate"]
+        if sqlstate == CRASH_SHUTDOWN or (sqlstate == ADMIN_SHUTDOWN and self._was_restarted()):
             return self._release(delivery, reference, outcome, alone=self._end_alone(reference, outcome.reason))
         if reference.direct:
             return self._charge_direct(delivery, error)
@@ -196,7 +203,13 @@ class OutcomeWriter:
             else:
                 written = outcomes.suspect(cursor, reference.id, seen)
             if written.applied:
-                self._insert(cursor, reference, -1, "crashed" if alone else "released", error)
+                self._insert(
+                    cursor,
+                    reference,
+                    -1,
+                    "crashed" if alone else "released",
+                    error if alone else outcome.reason.stored(),
+                )
             return written
 
         written = self._charge(reference, write)
@@ -222,13 +235,14 @@ class OutcomeWriter:
         return facts.retry if facts is not None else RetryPolicy()
 
     def _release(self, delivery: Delivery, reference: Reference, outcome: Release, *, alone: bool) -> Settlement:
-        if outcome.reason == ReleaseReason.SUSPECT:
+        code = outcome.reason.code
+        if code is ReasonCode.SUSPECT:
             return Settlement(release=replace(outcome, delay_ms=int(ALONE_AGAIN * 1000), count=False), run_alone=True)
-        if outcome.reason.startswith(ReleaseReason.UNROUTED):
+        if code in ELSEWHERE:
             # It is for another release or another database: waiting for a worker of that is no fault, however long.
             self._tell_parked(reference, outcome.reason)
             return Settlement(release=replace(outcome, delay_ms=int(PARKED_AGAIN * 1000), count=False))
-        if outcome.reason.startswith(ReleaseReason.PAUSED):
+        if code is ReasonCode.UPGRADING:
             # A person does that, maybe for a night: the row tells it once, and nothing is counted.
             if not reference.direct and self._connect is not None:
                 self._run(lambda cursor: bulk.note_reason(cursor, [reference.id], outcome.reason))
@@ -236,11 +250,11 @@ class OutcomeWriter:
             delay_ms = int(PARKED_AGAIN * 1000) if alone else outcome.delay_ms
             return Settlement(release=replace(outcome, delay_ms=delay_ms, count=False))
         if reference.direct and delivery.releases + 1 >= MAX_RELEASES:
-            return Settlement(fail=f"It was handed back {MAX_RELEASES} times: {outcome.reason}.")
+            return Settlement(fail=f"It was released {MAX_RELEASES} times; the last reason: {outcome.reason}")
         return Settlement(release=outcome)
 
-    def _tell_parked(self, reference: Reference, reason: str) -> None:
-        told = (reference.action, reason)
+    def _tell_parked(self, reference: Reference, reason: Reason) -> None:
+        told = (reference.action, reason.stored())
         if told not in self._parked and len(self._parked) < PARKED_TOLD:
             self._parked.add(told)
             log.warning("Jobs are left to another worker: %s.", reason, extra={"action": "job_parked"})
@@ -285,9 +299,9 @@ class OutcomeWriter:
         if reference.direct:
             return self._charge_direct(delivery, error)
         if reading.attempts_seen < 0:
-            why = "its process ended before its row was acquired"
-            self._end_alone(reference, why)
-            return Settlement(release=Release(why))
+            reason = Reason(ReasonCode.UNACQUIRED)
+            self._end_alone(reference, reason)
+            return Settlement(release=Release(reason))
 
         def write(cursor: Any) -> outcomes.CasResult:
             most = self._policy(reference).max_attempts
@@ -339,7 +353,7 @@ class OutcomeWriter:
         action = reference.action.hex() if facts is None else facts.name
         return JobFailure(job_id(reference), action, queue_of(delivery.lane), attempts, error, traceback)
 
-    def _uncharged(self, reference: Reference, reason: str) -> Settlement:
+    def _uncharged(self, reference: Reference, reason: Reason) -> Settlement:
         """It goes back to its place and nothing is counted."""
         self._end_alone(reference, reason)
         return Settlement()
@@ -354,11 +368,11 @@ class OutcomeWriter:
             return Settlement(release=Release(delay_ms=delay_ms, count=False, charge_attempt=True))
         return Settlement()  # somebody else wrote an attempt meanwhile: the row decides when it is acquired next
 
-    def _end_alone(self, reference: Reference, reason: str) -> bool:
+    def _end_alone(self, reference: Reference, reason: Reason) -> bool:
         """Write the end of a lone start that nothing else tells of; return whether there was such a start."""
         if reference.direct or reference.id not in self._alone:
             return False
-        self._record(reference, -1, "released", reason)
+        self._record(reference, -1, "released", reason.stored())
         self._alone.discard(reference.id)
         return True
 
@@ -406,5 +420,5 @@ def _is_gone(cursor: Any, pid: int, name: str) -> bool:
     return sessions.terminate_backend(cursor, pid, name, patience=0.0)
 
 
-def _killed(kill_reason: KillReason) -> str:
-    return f"its process was killed: {kill_reason}"
+def _killed(kill_reason: KillReason) -> Reason:
+    return Reason(ReasonCode.KILLED, {"by": kill_reason.value})

@@ -20,7 +20,8 @@ from types import FrameType
 
 from sidestream.errors import ForeignDatabase, SoftLimitExceeded, StoreError
 from sidestream.executors.protocol import Acquired, Conflict, Executor, Uncertain
-from sidestream.job.outcome import Done, Outcome, Release, ReleaseReason
+from sidestream.job.outcome import Done, Outcome, Release
+from sidestream.job.reason import Reason, ReasonCode
 from sidestream.worker.outcome import outcome_of
 
 log = logging.getLogger(__name__)
@@ -88,7 +89,7 @@ class Runner:
                 if attempt < CONFLICT_TRIES:
                     # Jitter: two jobs that met once should not meet again in step.
                     self._pause(random.uniform(0, CONFLICT_WAIT))
-        return Release(ReleaseReason.CONFLICT, None), None
+        return Release(Reason(ReasonCode.CONFLICT), None), None
 
     def _once(
         self,
@@ -105,8 +106,8 @@ class Runner:
         except StoreError as error:
             executor.reset()
             # Nothing is written into a copy, not even how often its jobs were handed back.
-            why = ReleaseReason.UNROUTED if isinstance(error, ForeignDatabase) else ReleaseReason.LOST
-            return Release(f"{why}: {error}", None), None
+            code = ReasonCode.FOREIGN if isinstance(error, ForeignDatabase) else ReasonCode.LOST
+            return Release(Reason(code, {"error": str(error)}), None), None
         except Conflict:
             executor.reset()
             raise
@@ -146,7 +147,11 @@ class Runner:
                 return Done()
         except (StoreError, Conflict) as unknown:
             # Still unknown: the row will tell whoever opens it next.
-            return Release(f"{ReleaseReason.LOST}: {unknown}", None, lost=error.code)
+            return _session_lost(error.code, unknown)
         finally:
             self._executor.reset()
-        return Release(f"{ReleaseReason.LOST}: {error}", None, lost=error.code)
+        return _session_lost(error.code, error)
+
+
+def _session_lost(sqlstate: str, error: Exception) -> Release:
+    return Release(Reason(ReasonCode.SESSION_LOST, {"sqlstate": sqlstate, "error": str(error)}), None)

@@ -16,6 +16,7 @@ import msgpack
 
 from sidestream.broker.protocol import Publication
 from sidestream.job.outcome import Done, Fail, Outcome, Release, Retry
+from sidestream.job.reason import Reason
 
 PACKET = 1 << 18
 """Largest packet that is read, in bytes."""
@@ -165,8 +166,13 @@ def _report(message: Any) -> Report:
 
 def _pack(outcome: Outcome) -> tuple[str, dict[str, object]]:
     """Return the kind of an outcome and its fields by their names."""
-    return type(outcome).__name__, {one.name: getattr(outcome, one.name) for one in fields(outcome)}
+    named = {one.name: getattr(outcome, one.name) for one in fields(outcome)}
+    if isinstance(outcome, Release):
+        named["reason"] = outcome.reason.stored()
+    return type(outcome).__name__, named
 
 
 def _unpack(kind: str, named: dict[str, Any]) -> Outcome:
+    if "reason" in named:
+        named["reason"] = Reason.parse(named["reason"])
     return _OUTCOMES[kind](**named)

@@ -116,7 +116,7 @@ class Bench:
     def start(self, row_id: int, worker: str = DEAD) -> None:
         """What a worker writes of a job that runs for a while."""
         with self.connection.cursor() as cursor:
-            attempts.record(cursor, row_id, worker, 0, "started", "since 0.5 s")
+            attempts.record(cursor, row_id, worker, 0, "started", 'running|{"seconds": 0.5}')
 
     def start_alone(self, row_id: int, worker: str = DEAD) -> None:
         """What a run_alone worker writes before it starts a job."""

@@ -198,6 +198,6 @@ def test_a_delivery_that_cannot_be_read_is_given_back(bench: Bench, monkeypatch:
     pages = [Reclaimed([(quarantine, DEAD)], more=False)]
     monkeypatch.setattr(bench.broker, "reclaim", lambda *args, **options: pages.pop())
     released: list[Delivery] = []
-    monkeypatch.setattr(bench.broker, "release", lambda delivery, **options: released.append(delivery))
+    monkeypatch.setattr(bench.broker, "release", lambda delivery, release: released.append(delivery))
     bench.reclaimer.step()
     assert released == [quarantine]

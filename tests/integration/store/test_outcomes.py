@@ -12,6 +12,7 @@ import pytest
 
 from sidestream.errors import InvalidJob, PayloadNotJson
 from sidestream.job.job import Job, Unique
+from sidestream.job.reason import Reason, ReasonCode
 from sidestream.job.reference import Reference
 from sidestream.job.states import State
 from sidestream.store import acquire, attempts, candidates, control, outcomes, queries, retention, schema
@@ -120,20 +121,20 @@ def test_bury_may_leave_the_attempt_uncharged(a: Session) -> None:
 def test_a_job_that_is_handed_back_too_often_is_dead_with_the_reason(a: Session) -> None:
     job = a.one()
     for releases in (1, 10, 20):
-        assert not outcomes.count_releases(a.cur, job, releases, "locked", 30).terminal
+        assert not outcomes.count_releases(a.cur, job, releases, Reason(ReasonCode.LOCKED), 30).terminal
     assert a.row(job, "state, releases, reason") == ("pending", 20, "locked")
-    assert outcomes.count_releases(a.cur, job, 30, "conflict", 30).failed
+    assert outcomes.count_releases(a.cur, job, 30, Reason(ReasonCode.CONFLICT), 30).failed
     state, error, ended = a.row(job, "state, error, ended_at IS NOT NULL")
     assert (state, ended) == ("failed", True)
-    assert error.startswith("It was handed back 30 times since 20")
-    assert error.endswith("the last reason: conflict")
+    assert error.startswith("It was released 30 times since 20")
+    assert error.endswith("the last reason: it conflicted with other transactions repeatedly")
 
 
 def test_the_count_goes_on_when_the_broker_begins_anew(a: Session) -> None:
     job = a.one()
     counted = []
     for releases in (1, 10, 20, 1, 10, 10):
-        outcomes.count_releases(a.cur, job, releases, "locked", 1000)
+        outcomes.count_releases(a.cur, job, releases, Reason(ReasonCode.LOCKED), 1000)
         counted.append(a.row(job, "releases")[0])
     assert counted == [1, 10, 20, 21, 31, 41]
 
@@ -141,21 +142,22 @@ def test_the_count_goes_on_when_the_broker_begins_anew(a: Session) -> None:
 def test_a_day_of_being_handed_back_is_enough(a: Session) -> None:
     often, seldom = a.one(), a.one()
     for job, releases in ((often, 10), (seldom, 1)):
-        outcomes.count_releases(a.cur, job, releases, "locked", 1000)
+        outcomes.count_releases(a.cur, job, releases, Reason(ReasonCode.LOCKED), 1000)
     a.execute("UPDATE sidestream_job SET released_since = released_since - interval '23 hours'")
-    assert not outcomes.count_releases(a.cur, often, 20, "locked", 1000).failed
+    assert not outcomes.count_releases(a.cur, often, 20, Reason(ReasonCode.LOCKED), 1000).failed
     a.execute("UPDATE sidestream_job SET released_since = released_since - interval '1 hour'")
-    assert outcomes.count_releases(a.cur, often, 30, "locked", 1000).failed
-    assert not outcomes.count_releases(a.cur, seldom, 2, "blocked", 1000).failed  # waiting for one's turn is no fault
+    assert outcomes.count_releases(a.cur, often, 30, Reason(ReasonCode.LOCKED), 1000).failed
+    waiting = Reason(ReasonCode.BLOCKED)
+    assert not outcomes.count_releases(a.cur, seldom, 2, waiting, 1000).failed, "waiting for its turn is no fault"
 
 
 def test_a_start_that_was_charged_or_a_later_date_begins_the_count_anew(a: Session) -> None:
     charged, moved = a.one(), a.one()
     for job in (charged, moved):
-        outcomes.count_releases(a.cur, job, 20, "locked", 1000)
+        outcomes.count_releases(a.cur, job, 20, Reason(ReasonCode.LOCKED), 1000)
     assert outcomes.fail_attempt(a.cur, charged, 0, 0, "It failed.").applied
     a.execute("UPDATE sidestream_job SET run_at = run_at + interval '1 day' WHERE id = %(id)s", {"id": moved})
-    assert outcomes.count_releases(a.cur, moved, 2000, "scheduled", 1000).state is State.PENDING
+    assert outcomes.count_releases(a.cur, moved, 2000, Reason(ReasonCode.NOT_DUE), 1000).state is State.PENDING
     for job in (charged, moved):
         assert a.row(job, "releases, released_since") == (0, None)
 

@@ -50,7 +50,7 @@ def test_a_start_that_was_noted_is_told_only_while_it_runs(a: Session, b: Sessio
     become_child(a)
     job = a.one()
     a.hold(job)
-    attempts.record(b.cur, job, "host-1", 0, "started", "since 0.5 s")
+    attempts.record(b.cur, job, "host-1", 0, "started", 'running|{"seconds": 0.5}')
     found = diagnosis.facts(b.cur, job)
     assert found is not None
     assert found.started_by == "host-1"

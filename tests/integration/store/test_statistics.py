@@ -60,7 +60,7 @@ def test_statistics_by_something_else_are_refused(a: Session) -> None:
 def test_running_jobs_are_those_whose_newest_attempt_row_says_started(a: Session) -> None:
     first, second, failed, ended = (a.one() for _ in range(4))
     for job in (first, second, failed, ended):
-        attempts.record(a.cur, job, "host/1", 3, "started", "since 0.5 s")
+        attempts.record(a.cur, job, "host/1", 3, "started", 'running|{"seconds": 0.5}')
     attempts.record(a.cur, failed, "host/1", 3, "failed", "It failed.")
     a.done(ended)
     found = queries.running(a.cur)

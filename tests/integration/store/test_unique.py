@@ -55,7 +55,7 @@ def check_answer(conflict: str, first: JobRow, second: JobRow, session: Session)
     """What two enqueues that see each other leave of a job that waits."""
     if conflict == "newest":
         assert not second.existed
-        assert session.row(first.id, "state, reason") == ("cancelled", f"replaced by {second.id}")
+        assert session.row(first.id, "state, reason") == ("cancelled", f'replaced|{{"by": {second.id}}}')
         assert open_ids(session) == [second.id]
     else:
         assert (second.id, second.existed) == (first.id, True)
@@ -136,8 +136,8 @@ def test_overlapping_transactions_wait_for_nobody_and_are_folded(
     found = a.open(ended.id)
     assert isinstance(found, acquire.Cancelled)
     a.commit()
-    word = "duplicate of" if conflict == "return" else "replaced by"
-    assert a.row(ended.id, "state, reason") == ("cancelled", f"{word} {kept.id}")
+    reason = 'duplicate|{"of": %s}' if conflict == "return" else 'replaced|{"by": %s}'
+    assert a.row(ended.id, "state, reason") == ("cancelled", reason % kept.id)
     assert run_all(a) == [1 if conflict == "return" else 2]
 
 
@@ -251,7 +251,7 @@ def test_a_running_job_that_fails_makes_room_for_the_newer_one(a: Session, b: Se
     a.rollback()
     assert outcomes.fail_attempt(a.cur, first.id, 0, 0.0, "Boom").applied
     assert run_all(b) == [2]
-    assert b.row(first.id, "state, reason") == ("cancelled", f"replaced by {second.id}")
+    assert b.row(first.id, "state, reason") == ("cancelled", f'replaced|{{"by": {second.id}}}')
 
 
 # -- ended -----------------------------------------------------------------------------------------------------------
@@ -356,7 +356,7 @@ def test_replace_by_a_job_with_another_reference_is_a_new_row(a: Session) -> Non
     first = put(a, "done", "replace", 1)
     second = put(a, "done", "replace", 2, group="other")
     assert not second.existed
-    assert a.row(first.id, "state, reason") == ("cancelled", f"replaced by {second.id}")
+    assert a.row(first.id, "state, reason") == ("cancelled", f'replaced|{{"by": {second.id}}}')
 
 
 def test_many_at_once(a: Session) -> None:

@@ -17,6 +17,7 @@ from uuid import UUID
 import pytest
 
 from sidestream.job.job import MAX_CRASHES, Job
+from sidestream.job.reason import Reason, ReasonCode
 from sidestream.job.states import State
 from sidestream.store import acquire, candidates, control, outcomes, queries, sessions
 from sidestream.store.adapter import SERIALIZATION_FAILURE, sqlstate
@@ -28,7 +29,7 @@ WRITES = {
     "fail_job": lambda session, job, seen: outcomes.fail_job(session.cur, job, seen, "It can never work."),
     "crash": lambda session, job, seen: outcomes.crash(session.cur, job, seen, "It crashed.", MAX_CRASHES),
     "suspect": lambda session, job, seen: outcomes.suspect(session.cur, job, seen),
-    "count": lambda session, job, seen: outcomes.count_releases(session.cur, job, 1, "locked", 1000),
+    "count": lambda session, job, seen: outcomes.count_releases(session.cur, job, 1, Reason(ReasonCode.LOCKED), 1000),
     "cancel": lambda session, job, seen: control.cancel(session.cur, job),
     "retry": lambda session, job, seen: control.retry(session.cur, job),
     "run_now": lambda session, job, seen: control.run_now(session.cur, job),

@@ -53,7 +53,8 @@ from sidestream.executors.session import VERIFY_TIMEOUT, Session
 from sidestream.job.codec import decode_payload
 from sidestream.job.names import tag
 from sidestream.job.observer import JobFailure
-from sidestream.job.outcome import Release, ReleaseReason
+from sidestream.job.outcome import Release
+from sidestream.job.reason import Reason, ReasonCode
 from sidestream.job.reference import Reference
 from sidestream.process import share_memory
 from sidestream.store import acquire, outcomes, sessions
@@ -228,16 +229,16 @@ class OdooExecutor:
         try:
             ref = Reference.unpack(reference)
         except WireError as error:
-            return Release(f"{ReleaseReason.UNROUTED}: {error}")
+            return Release(Reason(ReasonCode.UNREADABLE, {"error": str(error)}))
         known = self._actions.get(ref.action)
         if known is None or ref.direct:
-            return Release(f"{ReleaseReason.UNROUTED}: no worker here knows its action")
+            return Release(Reason(ReasonCode.UNROUTED))
         name, action = known
         if ref.database != self._tag:
-            return Release(f"{ReleaseReason.UNROUTED}: it belongs to another database")
+            return Release(Reason(ReasonCode.FOREIGN))
         locks = session_locks(ref, between_transactions=action.three_step or action.commits == "relock")
         if not self._lock_session.try_locks(locks):
-            return Release(ReleaseReason.LOCKED, None)
+            return Release(Reason(ReasonCode.LOCKED), None)
         try:
             found = self._acquire_row(ref.id, name)
             commit_cancellation(found, self._odoo.commit)
@@ -250,7 +251,7 @@ class OdooExecutor:
                     crash_point("child.acquired")
                     return self._acquired(Body(name, action, found, prefetched, locks))
         except WireError as error:
-            verdict = Release(f"{ReleaseReason.UNROUTED}: {error}")
+            verdict = Release(Reason(ReasonCode.UNREADABLE, {"error": str(error)}))
         except BaseException:
             self.reset()
             self._lock_session.unlock_all(locks)
@@ -379,13 +380,11 @@ class OdooExecutor:
     def _check_registry(self, prefetched: prefetch.Prefetched) -> Release | None:
         """Check for changes by other processes: a new registry, invalid caches, modules being installed."""
         if prefetched.modules_change:
-            return Release(
-                f"{ReleaseReason.PAUSED}: modules are being installed, upgraded or removed", UPGRADE_DELAY_MS
-            )
+            return Release(Reason(ReasonCode.UPGRADING), UPGRADE_DELAY_MS)
         registry = self._registry
         if prefetched.registry != registry.registry_sequence:
             self.stale = True
-            return Release(ReleaseReason.STOPPING)
+            return Release(Reason(ReasonCode.STOPPING))
         if prefetched.caches != list(registry.cache_sequences.values()):
             registry.check_signaling(self._odoo.cr)
         return None

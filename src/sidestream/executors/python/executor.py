@@ -34,7 +34,8 @@ from sidestream.job.job import Job
 from sidestream.job.names import tag
 from sidestream.job.observer import JobFailure
 from sidestream.job.options import JobOptions
-from sidestream.job.outcome import Done, Fail, Release, ReleaseReason
+from sidestream.job.outcome import Done, Fail, Release
+from sidestream.job.reason import Reason, ReasonCode
 from sidestream.job.reference import Reference
 from sidestream.relay.publications import publications_of
 from sidestream.store import acquire, outcomes
@@ -100,10 +101,10 @@ class PythonExecutor:
         try:
             ref = Reference.unpack(reference)
         except WireError as error:
-            return Release(f"{ReleaseReason.UNROUTED}: {error}")
+            return Release(Reason(ReasonCode.UNREADABLE, {"error": str(error)}))
         action = self._actions.by_tag(ref.action)
         if action is None:
-            return Release(f"{ReleaseReason.UNROUTED}: no worker here knows its action")
+            return Release(Reason(ReasonCode.UNROUTED))
         if ref.direct:
             return self._acquire_direct(ref, action, payload, attempts)
         return self._acquire_row(ref, action, run_alone)
@@ -182,7 +183,7 @@ class PythonExecutor:
         except BadSignature as error:
             return Fail(str(error))
         except WireError as error:
-            return Release(f"{ReleaseReason.UNROUTED}: {error}")
+            return Release(Reason(ReasonCode.UNREADABLE, {"error": str(error)}))
         if job.action != action.name:
             return Fail(f"The direct job {uuid} cannot run: its reference does not match its signed payload.")
         if job.expires_at is not None and not attempts and job.expires_at <= datetime.now(UTC):
@@ -199,12 +200,12 @@ class PythonExecutor:
     def _acquire_row(self, ref: Reference, action: Action, run_alone: bool) -> Acquired | Verdict:
         session = self._session
         if session is None:
-            return Release(f"{ReleaseReason.UNROUTED}: this worker has no database")
+            return Release(Reason(ReasonCode.NO_DATABASE))
         if ref.database != session.database.tag:
-            return Release(f"{ReleaseReason.UNROUTED}: it belongs to another database")
+            return Release(Reason(ReasonCode.FOREIGN))
         locks = session_locks(ref, between_transactions=action.steps is not None or action.commits == "relock")
         if not session.try_locks(locks):
-            return Release(ReleaseReason.LOCKED, None)
+            return Release(Reason(ReasonCode.LOCKED), None)
         try:
             found = self._acquire_statement(ref.id)
             commit_cancellation(found, session.commit)
@@ -224,7 +225,7 @@ class PythonExecutor:
         except WireError as error:
             session.rollback()
             self._unlock(locks)
-            return Release(f"{ReleaseReason.UNROUTED}: {error}")
+            return Release(Reason(ReasonCode.UNREADABLE, {"error": str(error)}))
         job = Job(
             found.action, tuple(args), kwargs, found.queue, found.key, None, ref.id, None, found.attempts, found.crashes
         )
