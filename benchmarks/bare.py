@@ -1,4 +1,4 @@
-"""The bare sides: the least that any program must do over the same server, in processes of their own.
+"""The bare baselines: the minimum that any program must do on the same server, in separate processes.
 
 Each function is the body of a process. Nothing is checked, counted or kept alive here: that is the point.
 """

@@ -1,4 +1,4 @@
-"""What does enqueueing cost the one who waits for it?
+"""Measure what enqueueing costs the caller.
 
 ``many``: one call inserts 10,000 jobs, then the transaction commits and they are published; the call has a bound of
 0.7 s. ``one``: a transaction that writes a business row and commits, with one job and without, in turn: what the job

@@ -1,4 +1,4 @@
-"""Jobs to drain: put in through the same calls that applications use."""
+"""Enqueue jobs to drain, through the calls that applications use."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def publish_direct(world: World, size: int, keys: int | None) -> None:
 
 
 def enqueue_rows(world: World, action: str, numbers: Sequence[int], *, publish: bool = True) -> list[int]:
-    """Enqueue a row for each number, in lots; return their ids. Without ``publish`` Redis never hears of them."""
+    """Enqueue a row for each number, in batches; return their ids. Without ``publish``, they never reach Redis."""
     ids: list[int] = []
     with world.jobs() as jobs, psycopg.connect(world.dsn or "") as connection:
         for start in range(0, len(numbers), LOT):

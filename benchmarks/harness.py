@@ -1,4 +1,4 @@
-"""What every benchmark shares: options, rounds in turn, figures with their spread, the table, the last line.
+"""Parts that all benchmarks share: options, alternating rounds, figures with their spread, the table, the last line.
 
 A script measures its sides in turn (ours, theirs, ours, theirs ...), so that a slow minute of the machine hits all of
 them, and reports medians with the lowest and the highest value beside them. The last line it prints is one JSON object.

@@ -1,4 +1,4 @@
-"""How long from enqueue to the first line of the action, while nothing else happens?
+"""Measure the time from enqueue to the first line of the action on an idle worker.
 
 Ours: a direct job, from the call of ``enqueue_direct`` to the first line in the child. Theirs: the bare hop, from XADD
 in one process to the return of a blocked XREADGROUP in another, over the same unix socket of the same server. Beside it

@@ -1,4 +1,4 @@
-"""Which job ran when: one count byte and one time a job, in a file that all processes map.
+"""Record when each job ran: one count and one time per job, in a file that all processes map.
 
 Writing it costs a microsecond and no server, so the same ledger serves every side of a comparison.
 """

@@ -1,4 +1,4 @@
-"""How many empty jobs a second can two children run, when a kill loses none of them?
+"""Measure how many empty jobs a second two children run, without losing any to a kill.
 
 The jobs are enqueued first, then the worker is started; the rate is taken between the first and the last job's own
 stamp, so that starting up is outside for every side. Every drain must deliver each job exactly once.

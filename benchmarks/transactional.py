@@ -1,4 +1,4 @@
-"""How many jobs a second, each with an effect and its "done" in one PostgreSQL transaction of its own?
+"""Measure jobs per second, each with its effect and "done" in one PostgreSQL transaction.
 
 Ours: the worker with two children drains rows that were enqueued before. Theirs: two bare loops that are told the ids,
 with the store's own opening statement and update, the same table and indexes, the same effect and commit; they have no

@@ -1,4 +1,4 @@
-"""What does a waiting job cost Redis, and does claiming stay as cheap when a million of them wait?
+"""Measure what a waiting job costs Redis, and whether claiming stays cheap while a million jobs wait.
 
 Two servers, one with 1,000 waiting jobs and one with 1,000,000, are measured call by call in turn. After each claim
 and settle as many new ones are published, untimed, so that the depth stays. Beside it, in the same turns, the same

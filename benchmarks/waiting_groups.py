@@ -1,4 +1,4 @@
-"""The rest of `waiting.py`: 10,000 groups, most of them paused; a million jobs due at once; what each limit costs."""
+"""Continue `waiting.py`: 10,000 groups, most of them paused; a million jobs due at once; the cost of each limit."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def _paused_groups(rounds: int) -> list[Row]:
         few = _Busy(one, Rules(1), "free")
         many = _Busy(other, Rules(1, pauses=frozenset(Pause(group=name) for name in paused)), "free")
         _publish(many.broker, len(paused), lambda number: _job(number, group=paused[number - 1]))
-        for _ in range(GROUPS // 100):  # the paused ones leave in bounded lots, each when it is met
+        for _ in range(GROUPS // 100):  # the paused ones leave in bounded batches
             met = many.broker.claim(CONSUMER, LANES, free=1)
             many.broker.settle(met)
             many.fill(len(met))

@@ -1,4 +1,4 @@
-"""What does one call cost Redis beside 1, 100 and 500 workers, on 1 and on 500 databases? And all their maintenance?
+"""Measure one call to Redis, and all maintenance, with 1, 100 and 500 workers on 1 and 500 databases.
 
 The workers are announced and wait for jobs, each on one database. One of them is measured: it publishes, claims what
 came due, reclaims, asks for the generation. Their clock stands still, so that no wait runs out meanwhile. Told is the

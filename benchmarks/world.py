@@ -1,4 +1,4 @@
-"""The servers, the worker and the meters of one benchmark; all of it is gone when the script ends."""
+"""The servers, the worker and the meters of one benchmark, which end with the script."""
 
 from __future__ import annotations
 

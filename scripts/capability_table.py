@@ -1,4 +1,4 @@
-"""Print the README's table of what each broker can do, from the brokers themselves.
+"""Print the README's table of capabilities, from the brokers themselves.
 
 ``python scripts/capability_table.py`` prints it, ``--write`` puts it between the marks in README.md.
 """
@@ -49,7 +49,7 @@ def table() -> str:
 
 
 def main() -> None:
-    """Print it, or write it into the README."""
+    """Print the table, or write it into the README."""
     if sys.argv[1:] != ["--write"]:
         print(table())
         return

@@ -1,4 +1,4 @@
-"""A courier's API as a process of its own: slow, sometimes failing, and honest about what it received.
+"""A courier's API as a separate process: slow, sometimes failing, and with a log of what it received.
 
 ``python scripts/courier.py LEDGER PORT [FASTEST SLOWEST]``: POST /shipments with an ``Idempotency-Key`` is answered
 after 0.8 to 1.5 s; one in twenty fails, half of those after the parcel was accepted, as it happens when a reply is

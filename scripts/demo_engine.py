@@ -1,4 +1,4 @@
-"""``make demo``: a shop whose orders are printed and announced in the background, while things go wrong on purpose.
+"""``make demo``: a shop prints and announces its orders in the background while the demo injects faults.
 
 Starts a private PostgreSQL, and a worker with two children and its embedded Valkey, in a temporary folder; confirms
 orders; kills a child in the middle of a job, then the whole worker, and empties Redis; and counts from outside what was

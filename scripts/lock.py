@@ -1,4 +1,4 @@
-"""``make lock``: keep the pins in requirements/ current, as Dependabot would.
+"""``make lock``: keep the pins in requirements/ current in the manner of Dependabot.
 
 Without arguments every package is upgraded at once; names upgrade these packages alone, and ``--each`` upgrades every
 outdated package by itself. What changed is shown, and the unit tests decide: with a lock that fails them, the files are

@@ -1,4 +1,4 @@
-"""``make test-matrix``: what a platform consists of, and the page that says on which platforms the tests passed.
+"""``make test-matrix``: describe a platform, and write the page of platforms on which the tests passed.
 
 ``facts`` prints the versions on this machine as JSON; ``page SUITE...`` writes docs/reference/platforms.md from the
 facts and test results in ``.sidestream-dev/matrix``.

@@ -1,4 +1,4 @@
-"""``make postgres``: a private PostgreSQL for development in this project's folder; yours is never touched.
+"""``make postgres``: run a private PostgreSQL for development in this project's folder.
 
 ``start`` (the default) makes it when it is not there and prints its URL; ``url`` does so and prints nothing else;
 ``stop`` stops it; ``status`` prints its URL.

@@ -1,4 +1,4 @@
-"""Write docs/reference/settings.md from the settings themselves; ``--check`` fails when it is not current."""
+"""Write docs/reference/settings.md from the settings; ``--check`` fails when it is outdated."""
 
 from __future__ import annotations
 

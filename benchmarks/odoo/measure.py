@@ -1,4 +1,4 @@
-"""The measures: each takes the shop and one side, and gives the figures of one round.
+"""The measurements: each takes the shop and one side, and returns the figures of one round.
 
 A job counts as done when the database says so, and the ledger says that it ran once; a drain in which one of the two is
 wrong fails the script.

@@ -1,4 +1,4 @@
-"""How much does a job cost inside a real Odoo, beside OCA's queue_job and beside no queue at all?
+"""Compare the cost of a job in a real Odoo with OCA's queue_job, and with no queue at all.
 
 Ours: ``records.enqueue().method()`` and a worker with two children. Theirs: ``records.with_delay().method()`` and a
 prefork server with two HTTP workers and channels root:2. The limit: two bare loops that are told the ids, with the

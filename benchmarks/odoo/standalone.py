@@ -1,4 +1,4 @@
-"""A stand-alone Odoo process that does what it is told, one JSON line after another: the user, or a bare loop.
+"""A stand-alone Odoo process that executes JSON lines: as the user, or as a bare loop.
 
 It is Odoo as ``odoo shell`` has it: its own registry, no worker, no queue. Everything is measured with the clocks of
 this process and handed back; nothing here waits for a job.

@@ -1,4 +1,4 @@
-"""What every peer's application shares. It runs in the peer's environment, so it may not import Sidestream.
+"""Parts that the peers' applications share. They run in the peer's environment, so they may not import Sidestream.
 
 Run as a script an application produces: ``<peer>_app.py bulk FIRST COUNT`` enqueues these jobs at once, ``<peer>_app.py
 pace FIRST COUNT`` one after another, each 20 ms after the one before ran, and prints the times of the calls as JSON.

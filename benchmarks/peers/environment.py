@@ -1,4 +1,4 @@
-"""An environment of its own for each peer, made once, so that its pins never meet ours."""
+"""A separate environment for each peer, created once, so that its pins do not conflict with ours."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How fast are other job queues on this machine, at their best settings, and how fast are we beside them?
+"""Compare Sidestream with other job queues on this machine, each at its best settings.
 
 The same empty job through each: first so many enqueued and then drained by 2 worker processes (jobs/s between the first
 and the last job's own stamp, so that starting up is outside), then, with the same worker, one job after another, each

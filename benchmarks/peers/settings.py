@@ -1,4 +1,4 @@
-"""Each peer's pinned packages, and the settings it is measured with: its best ones among those that were tried.
+"""The pinned packages of each peer, and the best of the settings that were tried.
 
 What becomes of jobs whose worker is killed was measured apart, on 2026-11-22: four jobs of 5 s (two where two run at a
 time), every process of the worker killed with SIGKILL after 2 s, a new worker started at once.

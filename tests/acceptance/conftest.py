@@ -1,4 +1,4 @@
-"""What the tests of the command line share: run a command, read its answer, see it refused."""
+"""Fixtures for the tests of the command line: run a command, read its output, expect a refusal."""
 
 from __future__ import annotations
 

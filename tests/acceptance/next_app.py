@@ -1,4 +1,4 @@
-"""The next release of the application: it knows what :mod:`tests.acceptance.worker_app` knows, and one action more."""
+"""The next release of the application: the actions of :mod:`tests.acceptance.worker_app` and one more."""
 
 from __future__ import annotations
 

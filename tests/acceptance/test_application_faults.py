@@ -1,4 +1,4 @@
-"""A fault in the user's module ends the worker before it comes up: his traceback, and one sentence that says so."""
+"""A fault in the user's module ends the worker at the start, with the user's traceback and one sentence."""
 
 from __future__ import annotations
 

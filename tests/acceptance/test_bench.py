@@ -1,4 +1,4 @@
-"""``sidestream bench`` on servers that others use: what it tells, what it refuses, that it leaves nothing."""
+"""``sidestream bench`` on shared servers: its output, its refusals, and that it leaves nothing behind."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The real worker and failures: policies by class of exception, waits that the failure asks for, snooze, expiry."""
+"""Failures in a real worker: policies by exception class, requested delays, snooze and expiry."""
 
 from __future__ import annotations
 

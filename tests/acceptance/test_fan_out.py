@@ -1,4 +1,4 @@
-"""A job that enqueues a great many jobs is a job like any other: all of them are done, and nobody else notices."""
+"""A job that enqueues very many jobs completes, and does not disturb other jobs."""
 
 from __future__ import annotations
 

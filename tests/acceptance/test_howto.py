@@ -1,4 +1,4 @@
-"""The pages say what works: their Python blocks run, and so do their commands, in the order of the page."""
+"""The how-to pages work: their Python blocks and commands run in the order of the page."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a worker's log tells of jobs, and who else is told when one ends as failed."""
+"""The job lines in a worker's log, and the hooks that are called for failed jobs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What leases, counts and order rest on, seen from outside: these tests catch the planted bugs of ``make mutants``."""
+"""Leases, counts and order, seen from outside; these tests catch the planted bugs of ``make mutants``."""
 
 from __future__ import annotations
 

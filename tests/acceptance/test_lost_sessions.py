@@ -1,4 +1,4 @@
-"""A job whose PostgreSQL session ends while it runs: three times at most, and only the job that is to blame."""
+"""A job whose PostgreSQL session ends while it runs is started three times at most, and only that job is charged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A base backup that is started beside its original runs none of the original's jobs."""
+"""A base backup that starts beside its original runs none of the original's jobs."""
 
 from __future__ import annotations
 

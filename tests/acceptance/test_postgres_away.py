@@ -1,4 +1,4 @@
-"""PostgreSQL that is away: the worker waits for it, and says so once."""
+"""During a PostgreSQL outage the worker waits, and logs it once."""
 
 from __future__ import annotations
 

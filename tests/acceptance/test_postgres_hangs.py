@@ -1,4 +1,4 @@
-"""A PostgreSQL that does not answer one worker, and a session that does not end, hold up what they concern alone."""
+"""A PostgreSQL that does not answer, or a session that does not end, affects only its own jobs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""README's first job, as a stranger pastes it: a clean clone, a clean home, no root."""
+"""README's first job works as a newcomer pastes it: a clean clone, a clean home, no root."""
 
 from __future__ import annotations
 

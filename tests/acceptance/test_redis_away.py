@@ -1,4 +1,4 @@
-"""Redis emptied, set back, away or frozen: rows decide, and nothing is lost or doubled (promises 1, 3 and 5)."""
+"""Redis is emptied, restored, stopped or frozen, and no job is lost or doubled (promises 1, 3 and 5)."""
 
 from __future__ import annotations
 

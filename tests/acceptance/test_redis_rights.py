@@ -1,4 +1,4 @@
-"""The rights that docs/howto/worker.md grants to a Redis user are enough for everything that it says they are for."""
+"""The Redis rights in docs/howto/worker.md suffice for everything that the page claims."""
 
 from __future__ import annotations
 

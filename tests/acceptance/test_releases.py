@@ -1,4 +1,4 @@
-"""Quiet, rolling restarts, and two releases of a worker on one Redis; a stopped job's statement ends too."""
+"""Quiet workers, rolling restarts, and two releases of an application on one Redis."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Processes of two releases beside each other: newer tables, and contents of Redis that another release wrote."""
+"""Two releases of Sidestream side by side: newer tables, and contents of Redis in another format."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A pause and a limit govern every host within a second of their commit, and survive an emptied Redis."""
+"""A pause and a limit take effect on every host within a second, and survive an emptied Redis."""
 
 from __future__ import annotations
 

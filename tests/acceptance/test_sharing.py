@@ -1,4 +1,4 @@
-"""Fairness, aging, order and limits under load and kills, in small; ``make chaos`` runs a hundred times as many."""
+"""Fairness, aging, order and limits under load and kills; ``make chaos`` runs a hundred times as many."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a worker and the command line say and do follows what has become of the database, the job and Redis."""
+"""The worker and the command line follow changes of the database, the job and Redis."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_a_job_that_runs_while_its_database_is_adopted_ends_once(rig: Rig) -> No
     assert worker.poll() is None
 
 
-def test_a_job_that_was_handed_back_is_not_said_to_run(rig: Rig) -> None:
+def test_a_released_job_is_not_shown_as_running(rig: Rig) -> None:
     worker = rig.start()
     job_id = inside(rig, rig.folder)
     rig.until(lambda: "started" in rig.events(job_id), 30)
@@ -84,7 +84,7 @@ def test_a_running_job_is_listed_as_running(rig: Rig) -> None:
     assert cli(rig, "jobs", "--running")["jobs"] == []
 
 
-def test_the_first_worker_of_a_fresh_redis_begins_at_once(rig: Rig, redis_server: RedisServer) -> None:
+def test_the_first_worker_on_a_fresh_redis_starts_jobs_immediately(rig: Rig, redis_server: RedisServer) -> None:
     job_id = rig.enqueue("note")
     redis_server.flushall()
     rig.start(SIDESTREAM_RENEW_INTERVAL="3", SIDESTREAM_LEASE="15")

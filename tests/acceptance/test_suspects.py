@@ -1,4 +1,4 @@
-"""A job that may have killed its host, and the time after an unclean end, hold others up for a bounded time."""
+"""A suspect, and the recovery period after an unclean end, delay other jobs for a bounded time."""
 
 from __future__ import annotations
 

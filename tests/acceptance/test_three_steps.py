@@ -1,4 +1,4 @@
-"""A three-step job makes its external call once, whoever looks at its row meanwhile."""
+"""A three-step job makes its external call once, even if its row is locked in the meantime."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Promise 6: what a command says matches PostgreSQL within two seconds, while everything changes."""
+"""Promise 6: commands match PostgreSQL within two seconds while everything changes."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Truth:
                     return [found for at, found in self._looks if began - WITHIN <= at <= first]
 
 
-def test_what_commands_say_was_true_within_two_seconds(rig: Rig, run: Run) -> None:
+def test_commands_report_states_that_are_at_most_two_seconds_old(rig: Rig, run: Run) -> None:
     rig.start()
     truth, wrong, changes = Truth(rig.dsn), list[str](), 0
 

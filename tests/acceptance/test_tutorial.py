@@ -1,4 +1,4 @@
-"""The tutorial works as it is printed: its files, its commands and what they answer, in the order of the page."""
+"""The tutorial works as printed: its files, its commands and their output, in the order of the page."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The real ``sidestream worker run``, one behaviour a test: limits, commits, steps, cancel, drain."""
+"""The real ``sidestream worker run``: limits, commits, steps, cancellation, drain."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_a_job_is_done_with_its_effect(shared: Rig) -> None:
     assert shared.effects(job) == ["hello"]
 
 
-def test_children_that_only_use_an_idle_processor(rig: Rig) -> None:
+def test_children_use_only_an_idle_processor(rig: Rig) -> None:
     worker = rig.start(SIDESTREAM_NICE="3", SIDESTREAM_IDLE_CPU_ONLY="true")
     assert rig.ends(rig.enqueue("note", "hello"), 90).state == "done"  # others may want the processor for long
     [zygote] = [one for one in psutil.Process(worker.pid).children() if one.children()]
@@ -99,7 +99,7 @@ def test_relock_commits_part_by_part(shared: Rig) -> None:
     assert shared.effects(job) == ["part 0", "part 1", "part 2", "end"]
 
 
-def test_what_is_no_longer_ours_after_a_part_is_not_written_whatever_the_action_swallows(
+def test_a_job_lost_after_a_part_is_not_written_even_if_the_action_swallows_the_error(
     shared: Rig,
 ) -> None:
     """Somebody changes the row as soon as the first part's commit frees it."""
@@ -139,7 +139,7 @@ def test_a_job_that_kills_its_process_runs_three_times(shared: Rig) -> None:
     assert row.error == "It crashed: its process ended with exit code 7."
 
 
-def test_a_cursor_left_broken_is_a_failure(shared: Rig) -> None:
+def test_a_cursor_in_a_failed_transaction_fails_the_attempt(shared: Rig) -> None:
     row = shared.ends(shared.enqueue("broken.cursor"))
     assert row.state == "failed"
     assert row.error is not None
@@ -185,7 +185,7 @@ def test_sigterm_lets_running_jobs_end(rig: Rig) -> None:
     assert rig.job(job).attempts == 0
 
 
-def test_a_second_sigterm_hands_back_what_runs(rig: Rig) -> None:
+def test_a_second_sigterm_releases_running_jobs(rig: Rig) -> None:
     worker = rig.start()
     file = rig.log.parent / "go on"
     job = rig.enqueue("until", str(file))
@@ -201,9 +201,7 @@ def test_a_second_sigterm_hands_back_what_runs(rig: Rig) -> None:
     assert rig.ends(job).state == "done"
 
 
-def test_a_job_that_was_to_start_alone_when_the_worker_stopped_is_given_back(
-    rig: Rig, redis_server: RedisServer
-) -> None:
+def test_a_job_that_waits_to_run_alone_is_released_at_the_stop(rig: Rig, redis_server: RedisServer) -> None:
     worker = rig.start()
     with psycopg.connect(rig.dsn) as other:
         other.execute("LOCK TABLE sidestream_attempt IN SHARE MODE")  # its attempt row is not written for now
@@ -229,7 +227,7 @@ def test_a_job_that_was_to_start_alone_when_the_worker_stopped_is_given_back(
     assert (row.attempts, row.crashes) == (0, 0)
 
 
-def test_without_redis_the_rows_are_worked_off_all_the_same(rig: Rig, redis_server: RedisServer) -> None:
+def test_without_redis_rows_are_processed_from_postgresql(rig: Rig, redis_server: RedisServer) -> None:
     worker = rig.start()
     redis_server.stop()
     jobs = [rig.enqueue("note", str(number), key="line") for number in range(20)]

@@ -1,4 +1,4 @@
-"""A worker that cannot work says so in one sentence before it takes a job."""
+"""A worker that cannot work reports it in one sentence before it claims a job."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A supervisor that claims and is never heard of again: it gives the others something to reclaim."""
+"""A worker that claims jobs and then goes silent, so that others have something to reclaim."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Redis away for a while: work goes on over PostgreSQL, and nothing runs twice when it is back."""
+"""A Redis outage under load: work continues in PostgreSQL, and nothing runs twice afterwards."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One crash point in one world: stop there, kill, restart, again; then everything has to come to rest."""
+"""Test one crash point in one world: stop, kill, restart, repeat; then everything has to come to rest."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the ledger proves: reads the two tables and the two files, and from Sidestream only which jobs failed."""
+"""Check the ledger: two tables, two files, and from Sidestream only which jobs failed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The other end of the crash points: hears who stopped where, and wakes everybody who is not to be killed."""
+"""The harness of the crash points: learns which process stopped where, and resumes those that may live."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the run has to know of each crash point: who passes it, and which traffic makes that happen often."""
+"""The crash points of the run: which process passes each, and which traffic makes that frequent."""
 
 from __future__ import annotations
 

@@ -119,7 +119,7 @@ def _begin(world: World) -> None:
 
 
 def _enqueue(world: World, jobs: Iterable[tuple[str, dict[str, Any], dict[str, Any]]]) -> None:
-    """Enqueue and promise (token, arguments, options) in lots."""
+    """Enqueue and promise (token, arguments, options) in batches."""
     source = iter(jobs)
     while lot := list(islice(source, LOT)):
         made = [world.jobs().job("share.work", (token,), arguments, **options) for token, arguments, options in lot]

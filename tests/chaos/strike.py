@@ -1,4 +1,4 @@
-"""Kill whom the plan says, wake the rest, and bring back what died."""
+"""Kill the processes of a plan, resume the others, and restart the killed ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the tests of the client share: a database with our tables, connections over both drivers, and a broker."""
+"""Fixtures for the tests of the client: a database with our tables, connections of both drivers, and a broker."""
 
 from __future__ import annotations
 

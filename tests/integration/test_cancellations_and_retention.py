@@ -1,4 +1,4 @@
-"""The controller, the janitor and the maintenance' connection, on a real PostgreSQL."""
+"""Cancellation, retention and the store connection of the maintenance, on a real PostgreSQL."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_a_running_job_is_stopped_and_then_cancelled(bench: Bench) -> None:
     assert bench.stopped == [row_id], "a free row is cancelled without another kill"
 
 
-def test_what_commits_first_is_done_and_stays_so(bench: Bench) -> None:
+def test_a_job_that_commits_before_its_cancellation_stays_done(bench: Bench) -> None:
     [row_id] = bench.insert()
     child = bench.run(row_id)
     bench.cancel(row_id)
@@ -119,7 +119,7 @@ def test_a_job_that_is_retried_while_its_cancellation_is_applied_stays_pending(b
     assert (bench.state(row_id), bench.pending(), bench.stopped) == ("pending", [], [])
 
 
-def test_every_supervisor_reads_the_request_whoever_runs_the_job(bench: Bench) -> None:
+def test_every_worker_reads_the_request_whichever_runs_the_job(bench: Bench) -> None:
     [row_id] = bench.insert()
     child = bench.run(row_id)
     bench.cancel(row_id)
@@ -142,7 +142,7 @@ def test_a_request_whose_row_is_gone_is_handled(bench: Bench) -> None:
     assert (bench.state(row_id), bench.pending()) == (None, [])
 
 
-def test_old_jobs_are_removed_in_lots_with_their_history(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_old_jobs_are_removed_in_batches_with_their_history(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sidestream.maintenance.retention.PRUNE_LOT", 4)
     ids = bench.insert(14)
     with bench.connection.cursor() as cursor:
@@ -167,7 +167,7 @@ def test_old_jobs_are_removed_in_lots_with_their_history(bench: Bench, monkeypat
     assert [bench.state(row_id) for row_id in ids[:2]] == [None, None]
 
 
-def test_the_link_says_which_database_it_is(bench: Bench) -> None:
+def test_the_store_connection_identifies_its_database(bench: Bench) -> None:
     assert bench.link.database() == bench.database
 
 
@@ -200,7 +200,7 @@ def test_a_refused_statement_keeps_the_connection_and_undoes_its_transaction(ben
         assert cursor.execute("SELECT count(*) FROM sidestream_meta").fetchone() == (1,)
 
 
-def test_missing_tables_are_told_in_one_sentence(database: str) -> None:
+def test_missing_tables_are_reported_in_one_sentence(database: str) -> None:
     link = StoreConnection(lambda: connect(database, "sidestream/test/bench", autocommit=True))
     with pytest.raises(SchemaMismatch):
         link.database()

@@ -1,4 +1,4 @@
-"""What a child's session keeps from one job to the next: nothing that an action left in it."""
+"""A child's session keeps nothing that an action left in it."""
 
 from __future__ import annotations
 
@@ -75,19 +75,17 @@ def looks(shop: Shop) -> Looks:
 
 @pytest.mark.parametrize("fails", [False, True], ids=["done", "failed"])
 @pytest.mark.parametrize("statement", LEAVINGS.values(), ids=LEAVINGS.keys())
-def test_a_job_finds_nothing_that_the_one_before_it_left_in_the_session(
-    looks: Looks, statement: str, fails: bool
-) -> None:
+def test_a_job_does_not_see_session_changes_of_the_previous_job(looks: Looks, statement: str, fails: bool) -> None:
     looks.run(("leave", (statement, fails)), ("look", ()))
     assert looks.seen == [("0", None, 0, 0, 0)]
 
 
-def test_a_job_finds_the_connection_as_it_was_made(looks: Looks) -> None:
+def test_a_job_receives_an_unchanged_connection(looks: Looks) -> None:
     looks.run(("configure", ()), ("look", ()))
     assert looks.seen == [("0", None, 0, 0, 0)]
 
 
-def test_a_session_in_which_nothing_was_left_is_kept(looks: Looks) -> None:
+def test_an_unchanged_session_is_kept(looks: Looks) -> None:
     looks.run(("leave", ("SELECT 1", False)), ("leave", ("SET LOCAL statement_timeout = '77s'", False)), ("look", ()))
     assert len(set(looks.backends)) == 1
 

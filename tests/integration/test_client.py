@@ -93,7 +93,7 @@ def test_an_exception_leaves_nothing(connection: Any, jobs: Jobs, dsn: str, brok
         insert_invoice(connection, 42)
 
 
-def test_a_savepoint_that_is_rolled_back_takes_its_jobs_along(connection: Any, jobs: Jobs, dsn: str) -> None:
+def test_rolling_back_a_savepoint_removes_its_jobs(connection: Any, jobs: Jobs, dsn: str) -> None:
     with jobs.transaction(connection) as tx:
         kept = tx.enqueue("a")
         with connection.cursor() as cursor:
@@ -125,7 +125,7 @@ def test_many_jobs_go_in_with_one_statement(connection: Any, jobs: Jobs, dsn: st
     assert claimed(broker, dsn)[:3] == ids[:3]
 
 
-def test_no_jobs_at_all_are_no_statement(connection: Any, jobs: Jobs) -> None:
+def test_an_empty_list_of_jobs_runs_no_statement(connection: Any, jobs: Jobs) -> None:
     with jobs.transaction(connection) as tx:
         assert tx.enqueue_many([]) == []
 
@@ -153,7 +153,7 @@ def test_a_deferred_constraint_that_fails_at_commit_leaves_nothing(connection: A
     assert rows(dsn) == []
 
 
-def test_a_backend_that_is_gone_is_a_typed_error(connection: Any, jobs: Jobs, dsn: str) -> None:
+def test_a_lost_backend_raises_a_typed_error(connection: Any, jobs: Jobs, dsn: str) -> None:
     with pytest.raises(StoreUnavailable), jobs.transaction(connection) as tx:  # noqa: PT012
         tx.enqueue("a")
         with psycopg.connect(dsn, autocommit=True) as other:
@@ -174,7 +174,7 @@ def test_an_autocommit_connection_is_refused(connection: Any, jobs: Jobs, dsn: s
     assert rows(dsn) == []
 
 
-def test_a_block_that_ended_takes_no_more_jobs(connection: Any, jobs: Jobs) -> None:
+def test_a_block_that_ended_accepts_no_more_jobs(connection: Any, jobs: Jobs) -> None:
     with jobs.transaction(connection) as tx:
         pass
     with pytest.raises(StoreError, match="has ended"):
@@ -202,7 +202,9 @@ def test_missing_tables_are_named(database: str, jobs: Jobs) -> None:
 # -- in somebody else's transaction ----------------------------------------------------------------------------------
 
 
-def test_a_row_alone_is_left_to_the_reconciler(connection: Any, jobs: Jobs, dsn: str, broker: Broker) -> None:
+def test_a_row_that_the_caller_commits_is_left_to_the_reconciler(
+    connection: Any, jobs: Jobs, dsn: str, broker: Broker
+) -> None:
     job_id = jobs.enqueue("a", connection=connection)
     assert rows(dsn) == []
     connection.commit()
@@ -210,7 +212,7 @@ def test_a_row_alone_is_left_to_the_reconciler(connection: Any, jobs: Jobs, dsn:
     assert claimed(broker, dsn) == []
 
 
-def test_a_bridge_hands_over_after_its_own_commit(connection: Any, jobs: Jobs, dsn: str, broker: Broker) -> None:
+def test_a_caller_hands_over_after_its_own_commit(connection: Any, jobs: Jobs, dsn: str, broker: Broker) -> None:
     inserted = jobs.insert(connection, [jobs.job("a"), jobs.job("b")])
     connection.commit()
     assert jobs.hand_over(inserted.publications)
@@ -240,7 +242,7 @@ def test_a_copy_s_jobs_are_published_as_soon_as_it_is_adopted(
         jobs.forget_databases()
 
 
-def test_what_is_refused_leaves_the_transaction_usable(connection: Any, jobs: Jobs, dsn: str) -> None:
+def test_a_refused_job_leaves_the_transaction_usable(connection: Any, jobs: Jobs, dsn: str) -> None:
     with jobs.transaction(connection) as tx:
         for error, options in (
             (PayloadNotJson, {"args": [object()]}),
@@ -272,7 +274,7 @@ def test_priority_group_and_limit_travel_with_the_reference(
     assert (reference.group, reference.limit) == (group_tag("company:2"), limit_tag("courier:7"))
 
 
-def test_direct_jobs_have_them_too(jobs: Jobs, broker: Broker) -> None:
+def test_direct_jobs_carry_priority_group_and_limit(jobs: Jobs, broker: Broker) -> None:
     jobs.enqueue_direct("a", priority=2, group="g", limit="courier", expires_in=60)
     [delivery] = broker.claim("test", [lane(NO_TAG8, "default")], free=2)
     reference = Reference.unpack(delivery.reference)
@@ -376,7 +378,7 @@ def test_a_direct_job_repeated_with_its_id_is_one_job(jobs: Jobs, broker: Broker
 
 
 @pytest.mark.parametrize("options", [{"id": "5"}, {"timeout": 0}, {"timeout": -1}, {"delay": -1}, {"priority": 10}])
-def test_bad_direct_calls_are_refused(jobs: Jobs, options: dict[str, Any]) -> None:
+def test_invalid_direct_calls_are_refused(jobs: Jobs, options: dict[str, Any]) -> None:
     with pytest.raises(InvalidJob):
         jobs.enqueue_direct("a", **options)
 
@@ -390,7 +392,7 @@ class Asynchronous:
 
 
 @pytest.mark.parametrize("kind", ["psycopg's", "another's", "none at all"])
-def test_what_cannot_share_its_transaction_is_refused_at_the_call(jobs: Jobs, dsn: str, kind: str) -> None:
+def test_an_unsuitable_connection_is_refused_at_the_call(jobs: Jobs, dsn: str, kind: str) -> None:
     async def connect() -> psycopg.AsyncConnection[Any]:
         return await psycopg.AsyncConnection.connect(dsn)
 

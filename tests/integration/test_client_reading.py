@@ -12,7 +12,7 @@ from sidestream.errors import SettingsError
 from tests.integration.test_client import claimed, rows
 
 
-def test_wrong_settings_keep_nobody_from_enqueueing(
+def test_wrong_settings_do_not_prevent_enqueueing(
     connection: Any, settings: Settings, dsn: str, broker: Broker
 ) -> None:
     """They are read where nobody waits for them, and again until they are right."""

@@ -23,7 +23,7 @@ from tests.integration.test_client import claimed, tag
 from tests.support.embedded_worker import EmbeddedWorker
 
 
-def test_what_a_duplicate_replaces_counts_at_once(connection: Any, jobs: Jobs, dsn: str, broker: Broker) -> None:
+def test_a_replaced_job_is_superseded_immediately(connection: Any, jobs: Jobs, dsn: str, broker: Broker) -> None:
     def enqueue(number: int, **options: Any) -> int:
         with jobs.transaction(connection) as tx:
             job_id = tx.enqueue("sync", [number], unique="sync", on_conflict="replace", **options)
@@ -54,7 +54,7 @@ def test_of_two_duplicates_in_one_call_the_one_that_replaced_decides_the_time(
     assert claimed(broker, dsn) == [first]
 
 
-def test_one_that_a_duplicate_puts_off_between_claim_and_start_lets_the_next_of_its_key_go_first(
+def test_a_job_postponed_by_a_duplicate_between_claim_and_start_lets_the_next_of_its_key_go_first(
     connection: Any, jobs: Jobs, dsn: str, broker: Broker, tmp_path: Path
 ) -> None:
     def enqueue(**options: Any) -> int:
@@ -111,7 +111,7 @@ def test_the_newest_does_not_wait_for_the_retry_of_the_one_that_it_replaced(
     assert claimed(broker, dsn, "default", "other") == [third]
 
 
-def test_what_an_action_replaces_is_out_of_the_way_too(
+def test_a_job_that_an_action_replaces_does_not_block_its_key(
     connection: Any, jobs: Jobs, dsn: str, broker: Broker, tmp_path: Path
 ) -> None:
     actions, ran = Actions(), []

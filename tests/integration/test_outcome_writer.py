@@ -1,4 +1,4 @@
-"""What a delivery that is handed back costs its row."""
+"""The cost of a release for its row."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ class Lone:
         return [event for (event,) in self.look.execute("SELECT event FROM sidestream_attempt ORDER BY id").fetchall()]
 
 
-def test_a_lone_start_that_came_to_nothing_is_ended_once(lone: Lone) -> None:
+def test_an_unsuccessful_lone_start_is_ended_once(lone: Lone) -> None:
     """The reclaimer charges a job whose last word is that it started alone."""
     for _ in range(2):
         assert lone.outcome_writer.handed_back(lone.delivery) == Settlement()
@@ -129,7 +129,7 @@ def test_a_failure_ends_a_lone_start(lone: Lone) -> None:
     assert lone.events() == ["started", "failed"]
 
 
-def test_a_direct_job_that_says_paused_when_it_puts_itself_off_is_counted(tmp_path: Path) -> None:
+def test_a_direct_job_that_snoozes_with_the_reason_paused_is_counted(tmp_path: Path) -> None:
     outcome_writer = OutcomeWriter(WorkerState(WorkerOptions("me", ("lane",), "00", tmp_path, children=1)), None)
     reference = direct_reference(UUID(int=1), "test.act", None).pack()
     for word in (ReasonCode.UPGRADING, ReasonCode.UNROUTED):

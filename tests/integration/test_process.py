@@ -1,4 +1,4 @@
-"""What a process does to itself, each in a process of its own."""
+"""Control of a process: user, niceness and OOM score, each in a separate process."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_reaches_reads_the_mode_bits_of_every_folder_above(tmp_path: Path) -> No
     assert not reaches(group, hidden)
 
 
-def test_what_is_there_before_a_fork_is_kept_from_the_collector() -> None:
+def test_objects_from_before_a_fork_are_frozen_for_the_collector() -> None:
     assert (
         python("import gc; process.share_memory(); print(gc.get_freeze_count() > 1000, gc.isenabled())") == "True True"
     )
@@ -59,7 +59,7 @@ def test_an_unknown_user_is_refused() -> None:
 
 
 @as_root
-def test_root_drops_for_good(folder: Path) -> None:
+def test_root_drops_privileges_permanently(folder: Path) -> None:
     who = account("nobody")
     code = (
         "process.reaches = lambda who, path: True\n"
@@ -72,7 +72,7 @@ def test_root_drops_for_good(folder: Path) -> None:
 
 
 @as_root
-def test_root_makes_a_folder_for_the_user_and_follows_no_link_of_his(folder: Path) -> None:
+def test_root_creates_a_folder_for_the_user_and_follows_no_link_of_the_user(folder: Path) -> None:
     who, home, roots = account("nobody"), folder / "home", folder / "roots"
     home.mkdir()
     os.chown(home, who.uid, who.gid)
@@ -92,7 +92,7 @@ def test_root_makes_a_folder_for_the_user_and_follows_no_link_of_his(folder: Pat
 
 
 @as_root
-def test_what_is_handed_over_is_what_no_link_leads_to(folder: Path) -> None:
+def test_a_transfer_skips_links(folder: Path) -> None:
     who, theirs, secret = account("nobody"), folder / "theirs", folder / "secret"
     (theirs / "run" / "w").mkdir(parents=True)
     (theirs / "run" / "w" / "lock").write_text("")
@@ -111,7 +111,7 @@ def test_what_is_handed_over_is_what_no_link_leads_to(folder: Path) -> None:
 
 
 @as_root
-def test_what_acts_as_another_user_answers_or_raises_as_if_it_were_here(folder: Path) -> None:
+def test_a_call_as_another_user_returns_or_raises_like_a_local_call(folder: Path) -> None:
     who = account("nobody")
 
     def refuse() -> None:
@@ -131,7 +131,7 @@ def test_what_acts_as_another_user_answers_or_raises_as_if_it_were_here(folder: 
 
 
 @as_root
-def test_who_drops_has_the_users_home_and_data_folder(folder: Path) -> None:
+def test_after_the_drop_home_and_data_folder_are_the_users(folder: Path) -> None:
     home, data = folder / "home", folder / "data"
     home.mkdir()
     home.chmod(0o777)
@@ -167,7 +167,7 @@ def test_a_drop_that_cannot_work_is_refused(before: str, user: str, said: str) -
     assert said in python(f"{before}try: {drop}\nexcept SettingsError as error: print(error)")
 
 
-def test_without_a_user_nothing_changes() -> None:
+def test_without_a_user_privileges_are_kept() -> None:
     assert python("process.drop_privileges(None, Path('/')); print(os.geteuid())") == str(os.geteuid())
 
 
@@ -215,7 +215,7 @@ def test_niceness_and_oom_score() -> None:
     assert refused.startswith("oom_score_adj=5000 was refused")
 
 
-def test_only_idle_cpu_goes_on_to_what_is_started() -> None:
+def test_idle_cpu_only_is_inherited_by_children() -> None:
     code = (
         "process.use_idle_cpu_only()\n"
         "import subprocess, sys\n"
@@ -225,7 +225,7 @@ def test_only_idle_cpu_goes_on_to_what_is_started() -> None:
     assert python(code) == "True"
 
 
-def test_only_idle_cpu_can_be_tried_without_getting_it() -> None:
+def test_idle_cpu_only_can_be_checked_without_applying_it() -> None:
     assert python("process.check_idle_cpu_only(); print(os.sched_getscheduler(0) == os.SCHED_OTHER)") == "True"
     refused = python(
         "def refuse(): raise PermissionError\n"

@@ -1,4 +1,4 @@
-"""A database that is restored, or exchanged for a copy, while a worker is connected to it."""
+"""A database is restored, or replaced by a copy, while a worker is connected to it."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def enqueue(connection: Any, jobs: Jobs, action: str, **options: Any) -> int:
         return tx.enqueue(action, **options)
 
 
-def test_a_reference_to_what_had_the_number_before_runs_nothing_and_makes_room_for_the_row_s_own(
+def test_a_reference_from_before_a_restore_runs_nothing_and_the_row_s_own_is_published(
     application: Application, connection: Any, jobs: Jobs, dsn: str, broker: Broker, tmp_path: Any
 ) -> None:
     job = enqueue(connection, jobs, "ship")
@@ -112,7 +112,7 @@ def test_a_reference_that_is_not_the_row_s_own_acquires_nothing(
     assert application.ran == ["bill"]
 
 
-def test_what_was_restored_during_a_call_is_not_finished_in_another_job_s_row(
+def test_a_job_whose_database_is_restored_during_its_call_does_not_finish_another_row(
     application: Application, connection: Any, jobs: Jobs, dsn: str
 ) -> None:
     job = enqueue(connection, jobs, "ask")

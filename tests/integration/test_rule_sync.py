@@ -84,7 +84,7 @@ def bench(database: str, redis_server: RedisServer) -> Iterator[Bench]:
     made.close()
 
 
-def test_nothing_is_claimed_before_the_rules_are_given(bench: Bench) -> None:
+def test_nothing_is_claimed_before_the_rules_are_configured(bench: Bench) -> None:
     ruler = bench.ruler()
     bench.worker.begin_generation()
     bench.put(Job("act"))
@@ -105,7 +105,7 @@ def test_a_pause_and_a_resume_govern_after_one_step(bench: Bench) -> None:
     assert bench.claim() == [1]
 
 
-def test_rules_are_back_right_after_everything_was_lost(bench: Bench) -> None:
+def test_rules_are_restored_right_after_redis_was_emptied(bench: Bench) -> None:
     rules.pause(bench.cursor, Pause(action="act"), by="Ann")
     ruler = bench.ruler()
     ruler.step()
@@ -115,7 +115,7 @@ def test_rules_are_back_right_after_everything_was_lost(bench: Bench) -> None:
     assert bench.claim() == [2], "the pause outlived Redis"
 
 
-def test_a_supervisor_that_was_cut_off_does_not_bring_old_rules_back(bench: Bench) -> None:
+def test_a_disconnected_worker_does_not_restore_old_rules(bench: Bench) -> None:
     cut_off, ruler = bench.ruler(), bench.ruler()
     old = rules.read(bench.cursor)
     cut_off.step()
@@ -127,7 +127,7 @@ def test_a_supervisor_that_was_cut_off_does_not_bring_old_rules_back(bench: Benc
     assert bench.claim() == []
 
 
-def test_without_a_change_nothing_is_given_again(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unchanged_rules_are_not_configured_again(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     ruler, given = bench.ruler(), []
     ruler.step()
     broker = bench.broker_of(ruler)
@@ -140,7 +140,7 @@ def test_without_a_change_nothing_is_given_again(bench: Bench, monkeypatch: pyte
     assert given == [bench.database.tag, NO_TAG8]
 
 
-def test_a_worker_without_a_database_gives_empty_rules(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_without_a_database_configures_empty_rules(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     broker, given = bench.broker(), []
     ruler = RuleSync(broker, None, direct=True)
     monkeypatch.setattr(broker, "configure", lambda database, found: given.append((database, found)))
@@ -182,7 +182,7 @@ def test_a_limit_set_in_the_table_is_the_brokers(bench: Bench) -> None:
     assert bench.claim() == [1, 3]
 
 
-def test_expired_jobs_are_cancelled_and_forgotten(bench: Bench) -> None:
+def test_expired_jobs_are_cancelled_and_removed_from_the_broker(bench: Bench) -> None:
     bench.ruler().step()
     past = datetime.now(UTC) - timedelta(minutes=1)
     expirer = ExpiryTask(bench.broker(), bench.link())

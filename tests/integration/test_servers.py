@@ -1,4 +1,4 @@
-"""The test servers themselves: what a kill, a freeze and a restart must leave."""
+"""The test servers themselves: the state after a kill, a freeze and a restart."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_redis_keeps_its_port_and_its_append_only_file_through_a_restart() -> No
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can drop to another user")
-def test_root_runs_servers_as_somebody_else(redis_server: RedisServer, postgres: PostgresServer) -> None:
+def test_root_runs_servers_as_another_user(redis_server: RedisServer, postgres: PostgresServer) -> None:
     assert psutil.Process(redis_server.pid).uids().effective != 0
     assert psutil.Process(postgres.pid).uids().effective != 0
 

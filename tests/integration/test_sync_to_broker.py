@@ -1,4 +1,4 @@
-"""What a person does to many rows at once is told to Redis over one connection to each server."""
+"""Changes to many rows are synchronized to Redis over one connection to each server."""
 
 from __future__ import annotations
 

@@ -157,7 +157,7 @@ class OrderCases:
         assert ids(claim(bench, 0, 10)) == []
         assert ids(claim(bench, 2)) == [3, 4]
 
-    def test_lanes_are_apart_and_each_gives_its_oldest_first(self, bench: Bench) -> None:
+    def test_lanes_are_separate_and_each_gives_its_oldest_first(self, bench: Bench) -> None:
         other = lane(bench.database, "other")
         bench.put([row(bench, 1)._replace(lane=other)])
         bench.advance(10)
@@ -170,7 +170,7 @@ class OrderCases:
         assert sorted(found) == [1, 3, 4]
         assert found.index(1) < found.index(3)
 
-    def test_two_consumers_share_without_overlap(self, bench: Bench) -> None:
+    def test_two_workers_share_without_overlap(self, bench: Bench) -> None:
         bench.put([row(bench, number) for number in range(1, 301)])
         second, found = bench.second(), []
 
@@ -192,7 +192,7 @@ class OrderCases:
         assert bench.broker.publish([row(bench, 1)]) == 1
         assert ids(claim(bench)) == [2, 3, 1]
 
-    def test_force_publishes_only_what_is_nowhere(self, bench: Bench) -> None:
+    def test_force_publishes_only_missing_jobs(self, bench: Bench) -> None:
         jobs = [row(bench, 1), row(bench, 2, "k"), row(bench, 3, "k"), row(bench, 4, due=bench.now() + 9000)]
         bench.put(jobs)
         assert bench.broker.publish(jobs, force=True) == 0
@@ -235,7 +235,7 @@ class OrderCases:
         assert ids(again) == [1, 3]
         assert again[0].ready_ms == first.ready_ms
 
-    def test_many_jobs_due_at_once_are_promoted_in_lots(self, bench: Bench) -> None:
+    def test_many_jobs_due_at_once_are_promoted_in_batches(self, bench: Bench) -> None:
         due = bench.now() + 60_000
         bench.put([row(bench, number, due=due) for number in range(1, MANY + 1)])
         bench.advance(61_000)
@@ -267,7 +267,7 @@ class KeyCases:
         bench.end([head])
         assert ids(claim(bench)) == [5]
 
-    def test_a_head_that_runs_is_left_alone(self, bench: Bench) -> None:
+    def test_a_running_head_is_not_changed(self, bench: Bench) -> None:
         bench.put([row(bench, 5, "k")])
         (head,) = claim(bench)
         bench.put([row(bench, 4, "k")])
@@ -296,13 +296,13 @@ class KeyCases:
         bench.advance(2100)
         assert ids(claim(bench)) == [2]
 
-    def test_a_published_attempt_keeps_its_place_while_it_waits(self, bench: Bench) -> None:
+    def test_a_published_retry_keeps_its_place_while_it_waits(self, bench: Bench) -> None:
         bench.put([row(bench, 1, "k", due=bench.now() + 1500, attempted=True), row(bench, 2, "k")])
         assert claim(bench) == []
         bench.advance(1600)
         assert ids(claim(bench)) == [1]
 
-    def test_a_scheduled_job_stands_in_no_line_until_it_is_due(self, bench: Bench) -> None:
+    def test_a_scheduled_job_does_not_block_its_key_until_it_is_due(self, bench: Bench) -> None:
         bench.put([row(bench, 1, "k", due=bench.now() + 1500), row(bench, 2, "k"), row(bench, 3, "k")])
         (head,) = claim(bench)
         assert ids([head]) == [2]
@@ -357,7 +357,7 @@ class KeyCases:
         assert not bench.broker.discard(third)
         assert bench.broker.publish([first]) == 1, "a person may retry it later"
 
-    def test_a_head_is_discarded_by_who_does_not_know_its_lane(self, bench: Bench) -> None:
+    def test_a_head_is_discarded_without_knowing_its_lane(self, bench: Bench) -> None:
         head, behind = row(bench, 1, "k", queue="other", priority=9), row(bench, 2, "k")
         bench.put([head._replace(attempted=True, due_ms=bench.now() + 60_000), behind])
         assert claim(bench) == []
@@ -365,7 +365,7 @@ class KeyCases:
         assert bench.broker.discard(behind._replace(reference=head.reference))
         assert ids(claim(bench)) == [2]
 
-    def test_every_place_is_told(self, bench: Bench) -> None:
+    def test_every_place_is_reported(self, bench: Bench) -> None:
         jobs = [row(bench, 1), row(bench, 2, "k"), row(bench, 3, "k"), row(bench, 4, due=bench.now() + 9000)]
         bench.put(jobs)
         assert bench.broker.locate([*jobs, row(bench, 5)]) == [

@@ -47,14 +47,14 @@ class EditedCases:
         bench.broker.publish([row(bench, 3)._replace(edited=True, priority=0)])
         assert ids(claim(bench, 2)) == [3, 1]
 
-    def test_one_that_runs_is_left_alone(self, bench: Bench) -> None:
+    def test_a_running_job_is_not_changed(self, bench: Bench) -> None:
         bench.put([row(bench, 1)])
         (one,) = claim(bench)
         assert bench.broker.publish([row(bench, 1)._replace(edited=True)]) == 0
         assert claim(bench) == []
         bench.end([one])
 
-    def test_one_that_is_not_known_is_published(self, bench: Bench) -> None:
+    def test_an_unpublished_job_is_published(self, bench: Bench) -> None:
         assert bench.broker.publish([row(bench, 1)._replace(edited=True)]) == 1
         assert ids(claim(bench)) == [1]
 
@@ -93,7 +93,7 @@ class EditedCases:
             bench.broker.release(first, Release(delay_ms=60_000, unstarted=True))
         assert ids(got) == [2]
 
-    def test_one_in_line_takes_its_place_by_id_again(self, bench: Bench) -> None:
+    def test_a_keyed_job_takes_its_place_by_id_again(self, bench: Bench) -> None:
         bench.put([row(bench, number, "k") for number in (1, 2, 3)])
         bench.broker.publish([row(bench, 2, "k")._replace(edited=True, priority=0)])
         for expected in (1, 2, 3):
@@ -113,7 +113,7 @@ class EditedCases:
         assert bench.broker.publish([row(bench, 1, "k")]) == 1, "a person acquired it again"
         assert ids(claim(bench)) == [1]
 
-    def test_a_withdrawn_head_wakes_who_waits_for_the_next(self, bench: Bench) -> None:
+    def test_withdrawing_a_head_wakes_a_reader_for_the_next(self, bench: Bench) -> None:
         bench.put([row(bench, 1, "k", due=bench.now() + 60_000, attempted=True), row(bench, 2, "k")])
         second, got = bench.second(), []
         with running(lambda: got.extend(second.claim("w2", lanes_of(bench), free=1, wait_ms=10_000))):
@@ -121,7 +121,7 @@ class EditedCases:
             bench.broker.publish([row(bench, 1, "k")._replace(withdrawn=True)])
         assert ids(got) == [2]
 
-    def test_a_withdrawn_one_that_runs_is_left_alone(self, bench: Bench) -> None:
+    def test_a_withdrawn_job_that_runs_is_not_changed(self, bench: Bench) -> None:
         bench.put([row(bench, 1, "k"), row(bench, 2, "k")])
         (one,) = claim(bench)
         bench.broker.publish([row(bench, 1, "k")._replace(withdrawn=True)])

@@ -37,7 +37,7 @@ class LeaseCases:
         assert bench.broker.settle([first, second]) == [first.lease]
         assert claim(bench) == []
 
-    def test_a_late_delivery_is_taken_over_and_its_old_lease_is_worth_nothing(self, bench: Bench) -> None:
+    def test_an_expired_lease_is_reclaimed_and_its_old_token_is_invalid(self, bench: Bench) -> None:
         bench.put([row(bench, 1)])
         (old,) = claim(bench)
         keep_alive(bench, LEASE_MS - 1000)
@@ -63,7 +63,7 @@ class LeaseCases:
             assert bench.broker.renew("w1", [one.lease for one in held[:20]]) == []
         assert sorted(ids([one for one, _ in reclaim(bench).deliveries])) == list(range(21, 31))
 
-    def test_a_lease_runs_out_although_the_clock_was_set_back(self, bench: Bench) -> None:
+    def test_a_lease_expires_although_the_clock_was_set_back(self, bench: Bench) -> None:
         bench.put([row(bench, 1)])
         (old,) = claim(bench)
         bench.advance(-3_600_000)
@@ -74,7 +74,7 @@ class LeaseCases:
         ((_, loser),) = reclaim(bench).deliveries
         assert loser == old.lease.worker
 
-    def test_a_consumer_renews_only_its_own(self, bench: Bench) -> None:
+    def test_a_worker_renews_only_its_own_leases(self, bench: Bench) -> None:
         bench.put([row(bench, 1)])
         (held,) = claim(bench)
         assert bench.broker.renew("w2", [held.lease]) == [held.lease]
@@ -157,7 +157,7 @@ class LeaseCases:
 class ContentsCases:
     """What belongs to one generation, and how it is made anew."""
 
-    def test_nothing_is_done_before_a_generation_was_begun(self, empty_bench: Bench) -> None:
+    def test_every_call_is_refused_before_a_generation_begins(self, empty_bench: Bench) -> None:
         broker, lanes = empty_bench.broker, lanes_of(empty_bench)
         assert broker.generation().number == 0
         for call in (
@@ -173,7 +173,7 @@ class ContentsCases:
         assert broker.begin_generation() == first
         assert broker.publish([row(empty_bench, 1)]) == 1
 
-    def test_built_databases(self, bench: Bench) -> None:
+    def test_synced_databases(self, bench: Bench) -> None:
         assert bench.broker.generation([bench.database]).synced == frozenset()
         bench.broker.mark_synced(bench.database)
         assert bench.second().generation([b"elsewher", bench.database]).synced == {bench.database.hex()}
@@ -183,14 +183,14 @@ class ContentsCases:
         bench.broker.announce("w1", lanes_of(bench), '{"host": "here"}', 15_000)
         bench.broker.withdraw("w1")
 
-    def test_what_a_withdrawn_reader_did_not_read_is_not_lost(self, bench: Bench) -> None:
+    def test_jobs_that_a_withdrawn_reader_did_not_read_are_not_lost(self, bench: Bench) -> None:
         bench.broker.announce("w1", lanes_of(bench), "{}", 15_000)
         assert claim(bench, 2, wait_ms=30) == []
         bench.put([row(bench, 1, "k"), row(bench, 2)])
         bench.broker.withdraw("w1")
         assert ids(claim(bench, worker="w2")) == [1, 2]
 
-    def test_known_bits(self, bench: Bench) -> None:
+    def test_published_bits(self, bench: Bench) -> None:
         broker, numbers = bench.broker, [1, 9, CHUNK - 1, CHUNK, 5 * CHUNK + 12]
         bench.put([row(bench, number) for number in numbers])
 
@@ -210,7 +210,7 @@ class ContentsCases:
         broker.release(held[0], Release(delay_ms=5000))
         assert known() == [1]
 
-    def test_an_emptied_broker_says_that_it_moved(self, bench: Bench) -> None:
+    def test_an_emptied_broker_reports_a_stale_generation(self, bench: Bench) -> None:
         second = bench.second()
         bench.put([row(bench, 1)])
         (held,) = claim(bench)
@@ -274,7 +274,7 @@ class ContentsCases:
 class DirectCases:
     """Jobs that have no row."""
 
-    def test_the_bytes_come_along(self, bench: Bench) -> None:
+    def test_the_payload_is_delivered(self, bench: Bench) -> None:
         job = direct(bench)
         assert bench.broker.publish([job, job]) == 1
         assert bench.broker.publish([job]) == 0
@@ -285,7 +285,7 @@ class DirectCases:
         bench.broker.settle([one])
         assert claim(bench) == []
 
-    def test_the_bytes_come_along_to_a_waiting_reader(self, bench: Bench) -> None:
+    def test_the_payload_is_delivered_to_a_waiting_reader(self, bench: Bench) -> None:
         assert claim(bench, 1, wait_ms=30) == []
         job = direct(bench)._replace(payload=bytes(range(256)))
         bench.broker.publish([job])

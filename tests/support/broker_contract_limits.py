@@ -56,7 +56,7 @@ class ConcurrencyCases:
         assert done == sorted(done), "in their order"
 
     @pytest.mark.parametrize("scope", list(Scope))
-    def test_nobody_is_let_in_by_0_and_everybody_by_none(self, bench: Bench, scope: Scope) -> None:
+    def test_a_limit_of_0_admits_nothing_and_no_limit_admits_everything(self, bench: Bench, scope: Scope) -> None:
         limited(bench, scope, concurrency=0)
         put(bench, 5)
         for _ in range(3):
@@ -104,7 +104,7 @@ class ConcurrencyCases:
         bench.put([row(bench, 9)])
         assert sorted(ids(claim(bench))) == [1, 9], "2 took no slot of the action while its key was full"
 
-    def test_a_cancelled_waiter_is_not_waited_for(self, bench: Bench) -> None:
+    def test_a_cancelled_waiter_does_not_block_others(self, bench: Bench) -> None:
         limited(bench, concurrency=1)
         put(bench, 3)
         (held,) = claim(bench)
@@ -153,7 +153,7 @@ class ConcurrencyCases:
         limited(bench, concurrency=4)
         assert ids(claim(bench)) == [2, 3, 4]
 
-    def test_a_limit_lowered_below_its_holders_admits_nobody_until_enough_ended(self, bench: Bench) -> None:
+    def test_a_limit_lowered_below_its_holders_admits_nothing_until_enough_ended(self, bench: Bench) -> None:
         limited(bench, concurrency=4)
         put(bench, 10)
         held = claim(bench)
@@ -166,7 +166,7 @@ class ConcurrencyCases:
         bench.end([held.pop()])
         assert ids(claim(bench)) == [5]
 
-    def test_a_new_limit_knows_who_runs_already(self, bench: Bench) -> None:
+    def test_a_new_limit_counts_running_jobs(self, bench: Bench) -> None:
         put(bench, 5)
         held = claim(bench, 2)
         limited(bench, concurrency=2)
@@ -237,7 +237,7 @@ class RateCases:
         bench.advance(60_000)
         assert ids(claim(bench)) == [5, 6, 7], "a quiet time saves up a burst and no more"
 
-    def test_a_rate_of_0_lets_nobody_in(self, bench: Bench) -> None:
+    def test_a_rate_of_0_admits_nothing(self, bench: Bench) -> None:
         limited(bench, rate=0.0)
         put(bench, 2)
         assert claim(bench) == []
@@ -246,7 +246,7 @@ class RateCases:
         limited(bench)
         assert ids(claim(bench)) == [1, 2]
 
-    def test_the_time_of_the_next_token_is_told(self, bench: Bench) -> None:
+    def test_the_time_of_the_next_token_is_reported(self, bench: Bench) -> None:
         limited(bench, rate=1.0)
         put(bench, 2)
         assert len(claim(bench)) == 1
@@ -295,7 +295,7 @@ class LimitLossCases:
         bench.end([taken])
         assert ids(claim(bench)) == [2]
 
-    def test_nothing_limited_before_the_database_is_built(self, bench: Bench) -> None:
+    def test_no_limited_job_is_claimed_before_the_database_is_synced(self, bench: Bench) -> None:
         limited(bench, concurrency=1, synced=False)
         put(bench, 2)
         bench.put([row(bench, 9)])

@@ -38,7 +38,7 @@ class PriorityCases:
         assert aged, "not before its time"
         assert turns <= 1, "it has every second turn from then on"
 
-    def test_those_that_are_not_aged_wait(self, bench: Bench) -> None:
+    def test_jobs_that_are_not_aged_wait(self, bench: Bench) -> None:
         govern(bench, aging=60.0)
         bench.put([row(bench, 1, priority=6)])
         bench.advance(20)
@@ -110,7 +110,7 @@ class PriorityCases:
         served = serve(bench, 12, queues=("heavy", "light"))
         assert sum(number > 100 for number in served) in (8, 9, 10), "a weight takes effect while it runs"
 
-    def test_a_queue_that_was_idle_saves_up_nothing(self, bench: Bench) -> None:
+    def test_an_idle_queue_accumulates_no_turns(self, bench: Bench) -> None:
         queues = ("busy", "idle")
         bench.put([row(bench, number, queue="busy") for number in range(1, 31)])
         bench.put([row(bench, 100, queue="idle")])
@@ -147,7 +147,7 @@ class FairnessCases:
         bench.put([row(bench, 500, group="late")])
         assert 500 in serve(bench, 2), "it waits for one job of the other group at most"
 
-    def test_a_group_that_was_away_saves_up_nothing(self, bench: Bench) -> None:
+    def test_an_idle_group_accumulates_no_turns(self, bench: Bench) -> None:
         bench.put([row(bench, number, group="A") for number in range(1, 61)])
         bench.put([row(bench, 200, group="B")])
         serve(bench, 30)
@@ -160,12 +160,12 @@ class FairnessCases:
         bench.put([row(bench, 3, group="A")])
         assert serve(bench, 3) == [7, 9, 3]
 
-    def test_priority_stands_above_groups(self, bench: Bench) -> None:
+    def test_priority_precedes_groups(self, bench: Bench) -> None:
         bench.put([row(bench, number, group="A") for number in range(1, 4)])
         bench.put([row(bench, number, group="B", priority=0) for number in range(11, 14)])
         assert serve(bench, 6) == [11, 12, 13, 1, 2, 3]
 
-    def test_a_page_is_shared_too(self, bench: Bench) -> None:
+    def test_one_claim_is_shared_between_groups_too(self, bench: Bench) -> None:
         bench.put([row(bench, number, group="A") for number in range(1, 101)])
         bench.put([row(bench, number, group="B") for number in range(201, 211)])
         assert sum(number > 200 for number in ids(claim(bench, 10))) == 5

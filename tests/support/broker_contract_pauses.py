@@ -75,7 +75,7 @@ class PauseCases:
         govern(bench)
         assert ids(claim(bench)) == [1, 3]
 
-    def test_resuming_brings_all_back_in_lots(self, bench: Bench) -> None:
+    def test_resuming_returns_all_jobs_in_batches(self, bench: Bench) -> None:
         bench.put([row(bench, number, action="bill") for number in range(1, 351)])
         govern(bench, **pause(action="bill"))
         for _ in range(5):
@@ -88,7 +88,7 @@ class PauseCases:
             found += page
         assert sorted(found) == list(range(1, 351))
 
-    def test_a_job_that_comes_back_into_a_pause_stays(self, bench: Bench) -> None:
+    def test_a_job_released_during_a_pause_stays_paused(self, bench: Bench) -> None:
         bench.put([row(bench, 1)])
         (held,) = claim(bench)
         govern(bench, **pause(queue="default"))
@@ -97,7 +97,7 @@ class PauseCases:
         govern(bench)
         assert ids(claim(bench)) == [1]
 
-    def test_what_runs_goes_on_in_a_pause(self, bench: Bench) -> None:
+    def test_running_jobs_continue_during_a_pause(self, bench: Bench) -> None:
         bench.put([row(bench, 1)])
         held = claim(bench)
         govern(bench, **pause(action="act"))
@@ -162,7 +162,7 @@ class UnknownCases:
 
     needs = Capability.ROUTING
 
-    def test_an_unknown_action_is_parked_and_handed_to_who_knows_it(self, bench: Bench) -> None:
+    def test_an_unknown_action_is_unrouted_until_a_worker_knows_it(self, bench: Bench) -> None:
         job = row(bench, 1, action="bill")
         bench.put([job, row(bench, 2)])
         bench.broker.announce("old", lanes_of(bench), "{}", 15_000, frozenset({ACT}))
@@ -179,7 +179,7 @@ class UnknownCases:
         bench.broker.announce("any", lanes_of(bench), "{}", 15_000)
         assert ids(claim(bench, worker="any")) == [1]
 
-    def test_two_releases_do_not_pass_a_job_to_and_fro(self, bench: Bench) -> None:
+    def test_two_releases_do_not_pass_a_job_back_and_forth(self, bench: Bench) -> None:
         bench.put([row(bench, number, action="bill") for number in range(1, 4)])
         bench.put([row(bench, number) for number in range(11, 14)])
         bench.broker.announce("old", lanes_of(bench), "{}", 15_000, frozenset({ACT}))
@@ -189,7 +189,7 @@ class UnknownCases:
             assert ids(claim(bench, 1, worker="old")) == [expected[1]]
         assert claim(bench, worker="old") == claim(bench, worker="new") == []
 
-    def test_a_lot_of_unknown_jobs_does_not_hide_the_known_ones(self, bench: Bench) -> None:
+    def test_many_unrouted_jobs_do_not_hide_the_others(self, bench: Bench) -> None:
         bench.put([row(bench, number, action="bill") for number in range(1, 251)])
         bench.advance(5)
         bench.put([row(bench, 900)])
@@ -200,7 +200,7 @@ class UnknownCases:
         woken = [ids(claim(bench, 1000, worker="new")) for _ in range(4)]
         assert sorted(number for page in woken for number in page) == list(range(1, 251))
 
-    def test_a_parked_job_can_be_moved_and_discarded(self, bench: Bench) -> None:
+    def test_an_unrouted_job_can_be_reprioritized_and_discarded(self, bench: Bench) -> None:
         job, other = row(bench, 1, action="bill"), row(bench, 2, action="bill")
         bench.put([job, other])
         bench.broker.announce("old", lanes_of(bench), "{}", 15_000, frozenset({ACT}))

@@ -91,7 +91,7 @@ class TrapCases:
         assert len(found) == 30
         assert {one.lane: sum(other.lane == one.lane for other in found) for one in found} == dict.fromkeys(lanes, 10)
 
-    def test_trap_a_removed_consumer_discards_its_pending(self, bench: Bench) -> None:
+    def test_trap_a_removed_worker_discards_its_pending(self, bench: Bench) -> None:
         """XGROUP DELCONSUMER throws away what a worker holds; here it can be settled still, or is reclaimed."""
         bench.broker.announce("w1", lanes_of(bench), "{}", 15_000)
         bench.put([row(bench, 1), row(bench, 2)])

@@ -11,7 +11,7 @@ from tests.support.broker_contract import Bench, claim, ids, lanes_of, row, runn
 class WaitingCases:
     """A claim that finds nothing waits for a first job."""
 
-    def test_nothing_comes(self, bench: Bench) -> None:
+    def test_an_empty_broker_delivers_nothing(self, bench: Bench) -> None:
         began = time.monotonic()
         assert claim(bench, 1, wait_ms=150) == []
         assert 0.1 < time.monotonic() - began < 5.0

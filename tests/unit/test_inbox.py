@@ -69,17 +69,17 @@ def test_an_urgent_entry_ends_the_gathering() -> None:
 def test_an_entry_that_is_not_urgent_wakes_nobody_while_it_gathers() -> None:
     inbox = Inbox[int]()
     inbox.put(0, urgent=False)
-    begun, lots = threading.Event(), list[list[int]]()
-    reader = threading.Thread(target=lambda: lots.append(inbox.take(None, gathering(inbox, begun.set))))
+    begun, batches = threading.Event(), list[list[int]]()
+    reader = threading.Thread(target=lambda: batches.append(inbox.take(None, gathering(inbox, begun.set))))
     reader.start()
     assert begun.wait(LONG)
     for number in range(1, 50):
         inbox.put(number, urgent=False)
     reader.join(0.3)  # gives it the interpreter: each of them would have ended the wait
-    assert not lots
+    assert not batches
     inbox.put(50, urgent=True)
     reader.join(LONG)
-    assert lots == [list(range(51))]
+    assert batches == [list(range(51))]
 
 
 def test_urgent_entries_leave_nothing_behind() -> None:
