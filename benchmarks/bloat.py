@@ -1,6 +1,6 @@
 """Measure whether the job table slows down when a million jobs pass through it at full rate.
 
-One process enqueues batches of 1,000 so that a few thousand jobs always wait; the worker runs them as fast as it can. The
+One process enqueues batches of 1,000 so a few thousand jobs always wait; the worker runs them as fast as it can. The
 action writes nothing, so all rows, pages and WAL are Sidestream's own. Rates are taken a tenth of the run at a time.
 """
 
