@@ -15,7 +15,7 @@ from sidestream.broker.redis.connection import RedisConnection, shown
 from sidestream.errors import BrokerFull, BrokerUnavailable, BrokerUnsuitable, SettingsError
 from sidestream.job.outcome import Release
 from tests.integration.redis.conftest import DB, Clock, ready
-from tests.integration.redis.test_functions import DELAYED, LANE, READY, SEAT, P, claimed, direct, row
+from tests.integration.redis.test_functions import DELAYED, FLOW, LANE, READY, P, claimed, direct, row
 from tests.support.servers import RedisServer, has_redis7
 
 
@@ -29,7 +29,7 @@ def foreign_ready(client: redis.Redis, members: Sequence[bytes]) -> None:
     client.hset(f"{P}lanes", LANE, 1)
     client.hset(f"{P}meta", "lane", 1)
     client.zadd(P + READY, dict.fromkeys(members, 1))
-    client.zadd(f"{P}schedule:r1", {SEAT: 5 * 2**40})
+    client.zadd(f"{P}schedule:r1", {FLOW: 5 * 2**40})
 
 
 @pytest.fixture

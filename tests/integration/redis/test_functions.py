@@ -21,9 +21,9 @@ from tests.integration.redis.conftest import DB, START, Clock, ready
 LANE = lane(DB, "default")
 P = "sidestream:{s0}:"
 KNOWN = f"{P}published:{DB.hex()}:0"
-SEAT = b"5" + bytes(8)
-READY = f"flow:r1:{SEAT.decode()}"
-"""The bin of the tests' jobs: the first lane's pool, the priority of those that name none, no group."""
+FLOW = b"5" + bytes(8)
+READY = f"flow:r1:{FLOW.decode()}"
+"""The flow of the tests' jobs: the first lane, the default priority, no group."""
 DELAYED = "delayed:1:5"
 
 
@@ -90,7 +90,7 @@ def test_publish_row(broker: RedisBroker, client: redis.Redis) -> None:
     assert found["behind"] == {LANE.encode(): b"1"}
     assert bits(client) == 4
     assert client.hgetall(f"{P}lanes") == {LANE.encode(): b"1"}
-    assert client.zrange(f"{P}schedule:r1", 0, -1, withscores=True) == [(SEAT, 5 * 2.0**40)]
+    assert client.zrange(f"{P}schedule:r1", 0, -1, withscores=True) == [(FLOW, 5 * 2.0**40)]
 
 
 def test_publish_direct(broker: RedisBroker, client: redis.Redis) -> None:
@@ -195,7 +195,7 @@ def test_reclaim_takes_a_hand_off_whose_reader_died(broker: RedisBroker, client:
         broker.claim("alive", [LANE], free=1)
     ((one, loser),) = broker.reclaim("alive", [LANE], lease_ms=15_000, grace_ms=3000).deliveries
     assert (one.payload, loser) == (b"signed", "failed")
-    assert broker.claim("failed", [LANE], free=1) == [], "what the dead one had is worth nothing any more"
+    assert broker.claim("failed", [LANE], free=1) == [], "the leases of the dead worker are no longer valid"
 
 
 def test_reassert(broker: RedisBroker, client: redis.Redis, redis_server: Any) -> None:

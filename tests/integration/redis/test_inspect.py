@@ -1,4 +1,4 @@
-"""What pages and commands are told about a shard."""
+"""What pages and commands read about a shard."""
 
 from __future__ import annotations
 

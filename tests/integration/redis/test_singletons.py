@@ -1,4 +1,4 @@
-"""A group with one waiting job beside other groups has no bin of its own: it behaves like one that has."""
+"""A group with one waiting job beside other groups has no sorted set of its own, and behaves as if it had."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.integration.redis.conftest import DB, Clock
 from tests.integration.redis.test_functions import LANE, P, claimed
 from tests.support.servers import RedisServer
 
-ONES = f"{P}singletons:r1"
+SINGLETONS = f"{P}singletons:r1"
 
 
 def job(number: int, group: str, due: int = 0, limit: str | None = None) -> Publication:
@@ -26,7 +26,7 @@ def job(number: int, group: str, due: int = 0, limit: str | None = None) -> Publ
 A, B, B2, C = job(1, "a"), job(2, "b"), job(3, "b"), job(4, "c")
 
 
-def bins(client: redis.Redis) -> int:
+def flows(client: redis.Redis) -> int:
     return len(list(client.scan_iter(f"{P}flow:r1:*")))
 
 
@@ -36,24 +36,24 @@ def numbers(broker: RedisBroker, free: int = 10) -> list[bytes]:
 
 @pytest.fixture
 def two(broker: RedisBroker, client: redis.Redis) -> RedisBroker:
-    """A broker in which group a has a bin and b's job is single."""
+    """A broker in which group a has a sorted set and b a single job."""
     broker.publish([A])
-    assert (client.exists(ONES), bins(client)) == (0, 1), "the only flow has a bin: no further look is needed"
+    assert (client.exists(SINGLETONS), flows(client)) == (0, 1), "the only flow has a sorted set"
     broker.publish([B])
-    assert (client.hlen(ONES), bins(client)) == (1, 1)
+    assert (client.hlen(SINGLETONS), flows(client)) == (1, 1)
     return broker
 
 
 def test_each_group_is_served_and_nothing_is_left(two: RedisBroker, client: redis.Redis) -> None:
     two.publish([C])
     assert sorted(numbers(two)) == sorted(one.reference for one in (A, B, C))
-    assert not client.exists(ONES, f"{P}schedule:r1")
+    assert not client.exists(SINGLETONS, f"{P}schedule:r1")
 
 
 def test_a_second_job_of_the_group_joins_the_first(two: RedisBroker, client: redis.Redis, clock: Clock) -> None:
     clock.ms += 5
     two.publish([B2])
-    assert (client.exists(ONES), bins(client)) == (0, 2)
+    assert (client.exists(SINGLETONS), flows(client)) == (0, 2)
     found = numbers(two)
     assert found.index(B.reference) < found.index(B2.reference)
     assert A.reference in found
@@ -61,7 +61,7 @@ def test_a_second_job_of_the_group_joins_the_first(two: RedisBroker, client: red
 
 def test_a_lot_of_one_group_beside_a_single_one(two: RedisBroker, client: redis.Redis) -> None:
     two.publish([job(number, "b") for number in range(10, 13)])
-    assert (client.exists(ONES), bins(client)) == (0, 2)
+    assert (client.exists(SINGLETONS), flows(client)) == (0, 2)
     assert len(numbers(two)) == 5
 
 
@@ -70,11 +70,11 @@ def test_it_can_be_found_moved_and_discarded(two: RedisBroker, client: redis.Red
     assert two.explain(B).rank == 0
     assert two.reprioritize(B, 2)
     assert two.locate([B]) == [Place.READY]
-    assert client.hkeys(ONES)[0][:1] == b"2"
+    assert client.hkeys(SINGLETONS)[0][:1] == b"2"
     assert two.discard(B)
     assert not two.discard(B)
     assert two.locate([B]) == [Place.NOWHERE]
-    assert not client.exists(ONES)
+    assert not client.exists(SINGLETONS)
     assert numbers(two) == [A.reference]
 
 
@@ -86,7 +86,7 @@ def test_published_again_by_force_it_is_there_once(two: RedisBroker) -> None:
 def test_paused_it_keeps_its_place(two: RedisBroker, client: redis.Redis) -> None:
     two.configure(DB, Rules(1, pauses=frozenset({Pause(group="b")})))
     assert numbers(two) == [A.reference]
-    assert (client.hlen(ONES), client.zcard(f"{P}schedule:r1")) == (1, 0)
+    assert (client.hlen(SINGLETONS), client.zcard(f"{P}schedule:r1")) == (1, 0)
     two.publish([B2])
     assert numbers(two) == []
     two.configure(DB, Rules(2))
@@ -113,7 +113,7 @@ def test_those_that_come_due(broker: RedisBroker, client: redis.Redis, clock: Cl
     broker.publish([job(number, f"g{number}", clock.ms + 50) for number in range(1, 6)])
     clock.ms += 60
     assert numbers(broker, 0) == []
-    assert (client.hlen(ONES), bins(client)) == (4, 1)
+    assert (client.hlen(SINGLETONS), flows(client)) == (4, 1)
     assert len(numbers(broker)) == 5
 
 
@@ -143,32 +143,32 @@ def test_the_depth_counts_it(two: RedisBroker, redis_server: RedisServer) -> Non
 
 @pytest.mark.parametrize("foreign", [b"hello", b"no number here", b"12 short"])
 def test_foreign_bytes_are_put_aside(two: RedisBroker, client: redis.Redis, foreign: bytes) -> None:
-    (flow,) = client.hkeys(ONES)
-    client.hset(ONES, flow, foreign)
+    (flow,) = client.hkeys(SINGLETONS)
+    client.hset(SINGLETONS, flow, foreign)
     assert numbers(two) == [A.reference]
     assert client.llen(f"{P}quarantine") == 1
-    assert not client.exists(ONES, f"{P}schedule:r1")
+    assert not client.exists(SINGLETONS, f"{P}schedule:r1")
 
 
 def test_a_second_job_beside_foreign_bytes(two: RedisBroker, client: redis.Redis) -> None:
-    (flow,) = client.hkeys(ONES)
-    client.hset(ONES, flow, b"hello")
+    (flow,) = client.hkeys(SINGLETONS)
+    client.hset(SINGLETONS, flow, b"hello")
     two.publish([B2])
     assert sorted(numbers(two)) == sorted([A.reference, B2.reference])
     assert client.llen(f"{P}quarantine") == 1
 
 
-def test_a_seat_that_another_release_took_away_comes_back(two: RedisBroker, client: redis.Redis) -> None:
-    (flow,) = client.hkeys(ONES)
+def test_a_flow_that_another_release_removed_comes_back(two: RedisBroker, client: redis.Redis) -> None:
+    (flow,) = client.hkeys(SINGLETONS)
     client.zrem(f"{P}schedule:r1", flow)
     two.publish([B2])
     assert sorted(numbers(two)) == sorted([A.reference, B.reference, B2.reference])
 
 
-def test_the_seat_of_a_paused_group_does_not_come_back_with_its_second_job(
+def test_the_flow_of_a_paused_group_does_not_come_back_with_its_second_job(
     two: RedisBroker, client: redis.Redis
 ) -> None:
-    """In the ring it would take the turns of priorities that are aged: the memory broker serves others then."""
+    """In the schedule it would take the turns of aged priorities, unlike in the memory broker."""
     two.configure(DB, Rules(1, pauses=frozenset({Pause(group="b")})))
     assert numbers(two) == [A.reference]
     assert not client.exists(f"{P}schedule:r1"), "it was met and is passed over"

@@ -1,7 +1,7 @@
-"""The Redis broker: each method is the keys' prefix and one function of ``lua/``.
+"""Implement the broker on Redis: each method calls one function of ``lua/``.
 
-A job's way: publish -> claim (ready -> stream, read) -> renew ... -> settle, or release / fail. When a worker dies:
-reclaim. When Redis was emptied: begin_generation, reassert, publish.
+A job passes through publish, claim, renew, and then settle, release or fail. After the death of a worker: reclaim.
+After Redis was emptied: begin_generation, reassert, publish.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from sidestream.job.outcome import Release
 from sidestream.job.rules import Rules
 
 CHUNK = 500
-"""Most jobs in one function call: Redis serves nobody else meanwhile (about 5 us each)."""
+"""Most jobs in one function call: Redis serves no other client meanwhile (about 5 us per job)."""
 FIRST_TOKEN = b"0" * TOKEN_SIZE
-"""Before every token."""
+"""Less than every token."""
 ROUNDING_MS = 100
-"""Milliseconds by which two clocks may have run apart since a claim was sent."""
+"""Milliseconds by which two clocks may differ since a claim was sent."""
 _PLACES = (
     Place.NOWHERE,
     Place.READY,
@@ -49,7 +49,7 @@ Item = TypeVar("Item")
 
 
 class RedisBroker:
-    """Keeps :class:`~sidestream.broker.protocol.Broker` on Redis >= 7.0 or any Valkey."""
+    """Implement :class:`~sidestream.broker.protocol.Broker` on Redis >= 7.0 or any Valkey."""
 
     capabilities = frozenset(Capability)
 
@@ -62,42 +62,42 @@ class RedisBroker:
         prefix: str = keys.PREFIX,
         clock_ms: Callable[[], int] | None = None,
     ) -> None:
-        """Prepare the broker; nothing is connected yet.
+        """Prepare the broker without connecting.
 
         Args:
             url: ``redis://``, ``rediss://`` or ``unix://``.
             timeout: Seconds that Redis may take to connect or to answer.
             lease_ms: How long a lease lasts without a renewal; the same for all workers of a shard.
-            prefix: What every key begins with; the part between braces is the shard's hash tag.
+            prefix: The start of every key; the part between braces is the hash tag of the shard.
             clock_ms: Unix milliseconds instead of the server's own time, for tests.
 
         Raises:
-            SettingsError: The URL is not one of Redis.
+            SettingsError: The URL is not a Redis URL.
         """
         self.connection = RedisConnection(url, timeout)
         self.prefix = prefix
         self._functions = Functions(self.connection, prefix, clock_ms)
         self._half_lease = lease_ms // 2
         self._reader = EntryReader(self._functions)
-        #: By worker: the last token that it received in this generation, and when (monotonic) it sent the first claim
-        #: whose reply was lost since.
+        #: By worker: the last token that it received in this generation, and the monotonic time at which it sent the
+        #: first claim whose reply was lost since.
         self._received: dict[str, bytes] = {}
         self._lost_at: dict[str, float] = {}
 
     def probe(self) -> None:
-        """Return if this server may be used; raises BrokerUnavailable or BrokerUnsuitable with the reason."""
+        """Check that this server may be used; raise BrokerUnavailable or BrokerUnsuitable with the reason."""
         probe(self.connection)
-        self._functions.look()  # a user without the right to load and call functions is told now, not at the first job
+        self._functions.look()  # report now, not at the first job, that the user may not load or call functions
 
     def generation(self, databases: Sequence[bytes] = ()) -> Generation:
         """See :meth:`Broker.generation`."""
         number, synced = self._functions.look([database.hex() for database in databases])
-        told = information(self.connection, "server", "replication")
+        fields = information(self.connection, "server", "replication")
         if self._functions.generation != str(number):
-            self._received.clear()  # tokens begin again
+            self._received.clear()  # tokens start anew
             self._lost_at.clear()
         self._functions.generation = str(number)
-        return Generation(number, f"{told.get('run_id', '')}/{told.get('master_replid', '')}", synced)
+        return Generation(number, f"{fields.get('run_id', '')}/{fields.get('master_replid', '')}", synced)
 
     def begin_generation(self, databases: Sequence[bytes] = ()) -> Generation:
         """See :meth:`Broker.begin_generation`."""
@@ -123,22 +123,22 @@ class RedisBroker:
         self._functions.withdraw(worker)
 
     def is_alive(self, worker: str) -> bool:
-        """Return whether a worker's announcement holds, by the server's clock."""
+        """Return whether a worker is announced now, by the server's clock."""
         return self._functions.alive(worker)
 
     def take_turn(self, task: str, worker: str, seconds: float) -> bool:
-        """Return whether ``worker`` is to do ``task``: it did so last, or nobody has for the time they were given.
+        """Return whether ``worker`` has the turn for ``task``: it had the last turn, or that one expired.
 
-        It is then nobody else's for ``seconds``. Nothing but effort may rest on it: two may do a task at once.
+        No other worker then has the turn for ``seconds``. This only saves effort: two workers may do a task at once.
         """
         return self._functions.take_turn(task, worker, round(seconds * 1000))
 
     def give_turn_back(self, task: str, worker: str) -> None:
-        """Let somebody else do ``task`` at once; without effect when it is not this worker's."""
+        """Let another worker have the turn for ``task`` at once; without effect if this worker does not have it."""
         self._functions.take_turn(task, worker, 0)
 
     def publish(self, jobs: Sequence[Publication], *, force: bool = False) -> int:
-        """See :meth:`Broker.publish`; a large number goes in chunks, so an error may leave the first ones published."""
+        """See :meth:`Broker.publish`; many jobs go in chunks, so after an error the first ones may be published."""
         return sum(self._functions.publish(chunk, force) for chunk in _chunks(jobs))
 
     def get_ready(self) -> None:
@@ -156,14 +156,14 @@ class RedisBroker:
     def claim(
         self, worker: str, lanes: Sequence[str], *, free: int, prefetch: int = 0, wait_ms: int = 0
     ) -> list[Delivery]:
-        """See :meth:`Broker.claim`; the wait is a blocked read, so a job that arrives is received at once."""
+        """See :meth:`Broker.claim`; it waits in a blocking read, so that a new job arrives at once."""
         if not lanes:
             return []
         sent = time.monotonic()
         try:
             found = self._claim(worker, lanes, free, prefetch, wait_ms)
         except BrokerUnavailable:
-            self._lost_at.setdefault(worker, sent)  # it may have been carried out all the same
+            self._lost_at.setdefault(worker, sent)  # Redis may have run it all the same
             raise
         if found:
             self._received[worker] = found[-1].lease.entry[:TOKEN_SIZE]
@@ -224,11 +224,11 @@ class RedisBroker:
         return self._functions.fail(delivery, error)
 
     def retry_failed(self, uuids: Sequence[bytes]) -> int:
-        """Open failed direct jobs again; see :class:`~sidestream.broker.redis.failed.FailedDirectJobs`."""
+        """Make failed direct jobs pending; see :class:`~sidestream.broker.redis.failed.FailedDirectJobs`."""
         return self._functions.retry_failed(uuids)
 
     def delete_failed(self, uuids: Sequence[bytes]) -> int:
-        """Forget failed direct jobs."""
+        """Delete failed direct jobs."""
         return self._functions.delete_failed(uuids)
 
     def reclaim(self, worker: str, lanes: Sequence[str], *, lease_ms: int, grace_ms: int) -> Reclaimed:
@@ -248,7 +248,7 @@ class RedisBroker:
         return ours
 
     def published(self, database: bytes, chunk: int) -> bytes:
-        """See :meth:`Broker.known`."""
+        """See :meth:`Broker.published`."""
         return self._functions.published(database, chunk)
 
     def locate(self, jobs: Sequence[Publication]) -> list[Place]:
@@ -265,7 +265,7 @@ class RedisBroker:
         return Explanation(_PLACES[place], scope.decode(), tuple(holders), until, worker.decode(), rank)
 
     def reprioritize(self, job: Publication, priority: int) -> bool:
-        """See :meth:`Broker.move`."""
+        """See :meth:`Broker.reprioritize`."""
         return self._functions.reprioritize(job, priority)
 
     def discard(self, job: Publication) -> bool:

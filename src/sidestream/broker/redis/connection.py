@@ -1,4 +1,4 @@
-"""One Redis URL as a pool of connections whose failures are errors of ours.
+"""Run commands on one Redis URL through a pool of connections, with our own errors.
 
 Nothing is repeated, except once when a pooled connection turns out to be closed; a time-out never is.
 """
@@ -32,11 +32,11 @@ from sidestream.errors import BrokerError, BrokerFull, BrokerUnavailable, Broker
 
 _SCHEMES = ("redis", "rediss", "unix")
 _WAITING = ("MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "BUSY", "NOREPLICAS", "LOADING")
-"""Error codes of a server that will answer again by itself."""
+"""Error codes of a server that will recover by itself."""
 _FORBIDDEN = ("ACL failure in script", "The user executing the script can't")
-"""How a refusal inside a function begins: Valkey's (which names the command) and Redis's (which does not)."""
+"""The start of a refusal inside a function: from Valkey (which names the command) and from Redis (which does not)."""
 _FINAL = (AuthenticationError, AuthorizationError, BusyLoadingError, MaxConnectionsError)
-"""Connection errors that a second connection would meet again."""
+"""Connection errors that a second connection would repeat."""
 
 
 class FunctionMissing(Exception):
@@ -44,18 +44,18 @@ class FunctionMissing(Exception):
 
 
 class CommandForbidden(Exception):
-    """A function of ours ran a command that the Redis user may not run; the text is the server's."""
+    """A function ran a command that the Redis user may not run; the text is the server's."""
 
 
 class NotReady(Exception):
-    """There is no open connection that could be used at once."""
+    """There is no open connection to use at once."""
 
 
 class RedisConnection:
-    """What the rest of this room talks through: one URL, any number of threads."""
+    """Sends the commands of this package: one URL, any number of threads."""
 
     def __init__(self, url: str, timeout: float = 1.0) -> None:
-        """Prepare connections to ``url`` (``redis://``, ``rediss://`` or ``unix://``); nothing is connected yet.
+        """Prepare connections to ``url`` (``redis://``, ``rediss://`` or ``unix://``); connect later.
 
         Args:
             url: Where the server is.
@@ -111,7 +111,7 @@ class RedisConnection:
         """Open the connection of :meth:`run_at_once` unless it is open; raises as :meth:`run` does."""
         if self._ready is not None and self._ready.is_connected:
             return
-        # Not of the pool, which counts what it made: one of our own that is acquired again has to count once.
+        # Not from the pool, which counts the connections that it made: this one is opened again without counting twice.
         connection = self._ready or self._pool.connection_class(**self._pool.connection_kwargs)
         try:
             connection.connect()
@@ -120,7 +120,7 @@ class RedisConnection:
         self._ready = connection
 
     def run_at_once(self, *command: Any, seconds: float) -> Any:
-        """Send one command over the connection that :meth:`get_ready` acquired; for one thread at a time.
+        """Send one command over the connection that :meth:`get_ready` opened; for one thread at a time.
 
         No name is resolved and nothing is connected, so it takes at most ``seconds``, if the command is of a few KiB.
 
@@ -135,11 +135,11 @@ class RedisConnection:
             connection.send_command(*command)  # type: ignore[no-untyped-call]  # redis-py does not annotate it
             return connection.read_response(disable_decoding=True, timeout=seconds)
         except ConnectionFailed as error:
-            raise NotReady from error  # closed by the server or on the way: it is acquired anew elsewhere
+            raise NotReady from error  # closed by the server or on the way: get_ready opens it again
         except (RedisError, OSError) as error:
             raise self._explain(error) from error
         except BaseException:
-            # Stopped between the question and the answer: the next call must not take this answer for its own.
+            # Stopped between command and reply: the next call must not read this reply.
             connection.disconnect()  # type: ignore[no-untyped-call]  # redis-py does not annotate it
             raise
 
@@ -178,7 +178,7 @@ def shown(url: str) -> str:
 
 
 def translate(error: Exception, url: str) -> BrokerError:
-    """Return the error of ours that stands for ``error`` out of redis-py, the operating system or the resolver.
+    """Return our error for ``error`` from redis-py, the operating system or the resolver.
 
     See https://redis.io/docs/latest/develop/reference/protocol-spec/#simple-errors for the codes.
     """

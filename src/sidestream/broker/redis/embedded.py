@@ -1,4 +1,4 @@
-"""The Redis that Sidestream starts itself when no URL is given: one server for each data folder, whatever dies.
+"""Start the embedded Redis server if no URL is configured: one server per data folder, whatever process dies.
 
 1. ``redis.lock`` is locked (flock) through a descriptor that the server inherits: lock held means server alive. No pid
    is ever trusted, and a killed server frees the lock with its last descriptor.
@@ -33,9 +33,9 @@ from sidestream.process import Account, account_of, reaches
 
 ALLOCATOR = {"GLIBC_TUNABLES": "glibc.malloc.tcache_count=1000"}
 """The wheel's server uses glibc's allocator, which is slow for Lua's small objects among a million jobs unless it may
-keep more of them at hand (https://sourceware.org/glibc/manual/latest/html_node/Memory-Allocation-Tunables.html)."""
+keep more of them in its cache (https://sourceware.org/glibc/manual/latest/html_node/Memory-Allocation-Tunables.html)."""
 SOCKET = "sidestream-redis.sock"
-"""Name of the server's socket, by which it is told from other servers of the host."""
+"""Name of the server's socket, which distinguishes it from other servers on the host."""
 SOCKET_LIMIT = 100
 """Longest socket path in bytes; the kernel takes 107 (https://man7.org/linux/man-pages/man7/unix.7.html)."""
 _LISTENING = 0x10000
@@ -72,7 +72,7 @@ def program_for(who: Account) -> Callable[[Path], Path]:
     try:
         binary = find_server()
     except SettingsError:
-        return lambda folder: find_server()  # told when a server has to be started
+        return lambda folder: find_server()  # it reports a missing server only if one must be started
     return carried(binary, who)
 
 
@@ -138,7 +138,7 @@ def ensure(
                 f"The server of {data_dir} did not answer within {timeout:g} s ({silence}); its log ends with: "
                 f"{_reason(data_dir)}"
             )
-        time.sleep(_PAUSE)  # nothing tells us when a server that others started begins to listen
+        time.sleep(_PAUSE)  # no event says when a server that another process started begins to listen
 
 
 class Tenant:
@@ -165,9 +165,11 @@ class Tenant:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 return False
-            return stop(self._data_dir, timeout=timeout)  # whoever joins meanwhile waits for our lock, then starts anew
+            return stop(
+                self._data_dir, timeout=timeout
+            )  # a process that joins meanwhile waits for our lock, then starts a new server
         finally:
-            fcntl.flock(lock, fcntl.LOCK_UN)  # said aloud: forked children hold copies of the descriptor
+            fcntl.flock(lock, fcntl.LOCK_UN)  # explicitly: forked children hold copies of the descriptor
             os.close(lock)
 
 
@@ -203,7 +205,7 @@ def stop(data_dir: Path, *, timeout: float = 10.0) -> bool:
             asked = launched
         if time.monotonic() >= deadline:
             raise BrokerUnavailable(f"The server of {data_dir} did not end within {timeout:g} s.")
-        time.sleep(_PAUSE)  # the lock is freed by the server's last breath, which sends nothing
+        time.sleep(_PAUSE)  # the exit of the server frees the lock and sends no event
 
 
 def foreign_server(uid: int) -> tuple[Path, str | None] | None:
@@ -231,7 +233,7 @@ def foreign_server(uid: int) -> tuple[Path, str | None] | None:
 
 
 def _prepare(data_dir: Path) -> None:
-    """Make the folder and its locks."""
+    """Create the folder and its locks."""
     try:
         if data_dir.exists() and not data_dir.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(data_dir))
@@ -246,7 +248,7 @@ def _prepare(data_dir: Path) -> None:
 
 
 def remedy(data_dir: Path) -> str:
-    """Return what to do about a data folder that cannot be used: name its owner where that is somebody else."""
+    """Return the advice for a data folder that cannot be used; it names the owner if that is another user."""
     try:
         owner = data_dir.stat().st_uid
     except OSError:
@@ -262,7 +264,7 @@ def remedy(data_dir: Path) -> str:
 
 @contextmanager
 def _lock_if_free(data_dir: Path) -> Iterator[int | None]:
-    """Give a descriptor that holds ``redis.lock``, or None when a server (or its starter) holds it."""
+    """Return a descriptor that holds ``redis.lock``, or None if a server (or its starter) holds it."""
     lock = os.open(data_dir / "redis.lock", os.O_RDWR)
     try:
         try:
@@ -290,7 +292,7 @@ def _launch(data_dir: Path, lock: int, binary: Path) -> None:
     keep = ["--appendonly", "yes", "--appendfsync", "everysec", "--save", ""]
     try:
         launcher = subprocess.run(
-            ["setsid", "--fork", str(binary), *own, *reach, *keep],  # nobody's child: no zombie here
+            ["setsid", "--fork", str(binary), *own, *reach, *keep],  # not our child, so it leaves no zombie
             pass_fds=(lock,),
             cwd=data_dir,
             env=os.environ | ALLOCATOR,
@@ -328,19 +330,19 @@ def _socket_of(data_dir: Path) -> Path | None:
 
 
 def _launched(data_dir: Path) -> int:
-    """Return when the server that is there was started: its starter writes the lock file, and nobody else does."""
+    """Return when the running server was started: only its starter writes the lock file."""
     return (data_dir / "redis.lock").stat().st_mtime_ns
 
 
 def _client(socket: Path) -> redis.Redis:
-    never = Retry(NoBackoff(), 0)  # the library's own repeats would take seconds; our loops have deadlines
+    never = Retry(NoBackoff(), 0)  # the library's own retries would take seconds; our loops have deadlines
     return redis.Redis(
         unix_socket_path=str(socket), socket_timeout=_ANSWER, socket_connect_timeout=_ANSWER, retry=never
     )
 
 
 def _silence(socket: Path) -> str | None:
-    """Return None when the server on ``socket`` takes commands, else what it says."""
+    """Return None if the server on ``socket`` accepts commands, else its error."""
     try:
         with _client(socket) as client:
             client.ping()
@@ -361,12 +363,12 @@ def _listens(socket: Path) -> bool:
 
 
 def _ask_to_end(socket: Path) -> bool:
-    """Send SHUTDOWN (the append-only file is flushed); return whether it was taken."""
+    """Send SHUTDOWN (the append-only file is flushed); return whether it was accepted."""
     try:
         with _client(socket) as client:
             client.shutdown(nosave=True)
     except (redis.exceptions.RedisError, OSError):
-        return False  # it is loading or not listening yet; the caller asks again
+        return False  # it is loading or not listening yet; the caller tries again
     return True
 
 

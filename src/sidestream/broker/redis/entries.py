@@ -1,4 +1,4 @@
-"""From what the functions hand out to deliveries: the hot path of every claim."""
+"""Turn the answers of claims and hand-offs into deliveries; this is the hot path of every claim."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ TOKEN_SIZE = 16
 
 
 class EntryReader:
-    """Reads what ``grant`` in ``lua/shared/lease.lua`` wrote and puts foreign bytes aside."""
+    """Reads what ``grant`` in ``lua/shared/lease.lua`` wrote, and puts foreign bytes into quarantine."""
 
     def __init__(self, functions: Functions) -> None:
-        """Read entries of the shard that ``functions`` speaks to."""
+        """Read entries of the shard of ``functions``."""
         self._functions = functions
         self._lanes: dict[bytes, str] = {}
 
     def deliveries(self, words: Sequence[bytes], worker: str, count: int = 1) -> list[Delivery]:
-        """Return one delivery, handed out ``count`` times, for each entry, meta, payload (or b"") in ``words``."""
+        """Return a delivery, handed out ``count`` times, for each entry, meta and payload (or b"") in ``words``."""
         found: list[Delivery] = []
         names = self._lanes
         each = iter(words)
         for entry, meta, payload in zip(each, each, each, strict=True):
-            ready, priority, name, *tries = meta.split()
+            ready, priority, name, *counts = meta.split()
             lane = names.get(name)
             if lane is None:
                 lane = names[name] = name.decode()
             lease = Lease(entry, worker, count)
-            if tries:
-                attempts, crashes, releases = map(int, tries)
+            if counts:
+                attempts, crashes, releases = map(int, counts)
                 found.append(
                     Delivery(
                         entry[16:], lane, lease, int(ready), payload or None, attempts, crashes, releases, int(priority)
@@ -43,7 +43,7 @@ class EntryReader:
         return found
 
     def handed(self, elements: Sequence[bytes], worker: str) -> list[Delivery]:
-        """Return the deliveries in elements of a reader's list (entry, meta, line feed, payload)."""
+        """Return the deliveries in elements of a hand-off list (entry, meta, line feed, payload)."""
         words: list[bytes] = []
         quarantine: list[bytes] = []
         for element in elements:

@@ -1,4 +1,4 @@
-"""Direct jobs that failed: listed, acquired again, forgotten. Of rows, PostgreSQL knows."""
+"""List, retry and delete failed direct jobs; failed rows are in PostgreSQL."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sidestream.job.codec import peek
 from sidestream.job.job import Job
 
 PAGE = 500
-"""Jobs of one look."""
+"""Jobs per HSCAN."""
 
 
 class FailedDirectJob(NamedTuple):
@@ -23,8 +23,8 @@ class FailedDirectJob(NamedTuple):
 
     uuid: UUID
     queue: str
-    #: As its signed bytes say; the signature was not looked at, so this is for people and nothing runs by it.
-    #: None: they cannot be read, which may be what it died of.
+    #: From its signed bytes, without a check of the signature: for people only, nothing runs by it. None: the bytes
+    #: cannot be read, which may be why it failed.
     job: Job | None
     error: str
     #: Unix milliseconds.
@@ -37,11 +37,11 @@ class FailedDirectJobs:
     """The failed direct jobs of one shard."""
 
     def __init__(self, broker: RedisBroker) -> None:
-        """Look through ``broker``, which knows its generation; every method may raise a BrokerError."""
+        """Read through ``broker``, which knows its generation; every method may raise a BrokerError."""
         self._broker = broker
 
     def __iter__(self) -> Iterator[FailedDirectJob]:
-        """Give each of them, a page at a time, in no order; one that is changed meanwhile may be given twice or not."""
+        """Yield each of them in no order; one that changes meanwhile may come twice or not at all."""
         cursor = 0
         while True:
             cursor, flat = self._broker.connection.run("HSCAN", keys.failed(self._broker.prefix), cursor, "COUNT", PAGE)
@@ -52,16 +52,16 @@ class FailedDirectJobs:
                 return
 
     def get(self, uuid: UUID) -> FailedDirectJob | None:
-        """Return one of them; None when it is not among them."""
+        """Return one of them; None if it is not there."""
         packed = self._broker.connection.run("HGET", keys.failed(self._broker.prefix), uuid.bytes)
         return None if packed is None else _read(uuid.bytes, packed)
 
     def retry_failed(self, uuids: Sequence[UUID]) -> int:
-        """Open a few hundred again, due now, their failures forgiven; return how many were among the dead."""
+        """Make a few hundred pending, due now, with their counts reset; return how many were found."""
         return self._broker.retry_failed([one.bytes for one in uuids])
 
     def delete_failed(self, uuids: Sequence[UUID]) -> int:
-        """Forget a few hundred; return how many were among the dead."""
+        """Delete a few hundred; return how many were found."""
         return self._broker.delete_failed([one.bytes for one in uuids])
 
 

@@ -1,10 +1,9 @@
-"""A typed Python face for every function in ``lua/``, and the one table that turns their codes into errors.
+"""Call the functions in ``lua/`` with typed methods, and turn their codes into errors.
 
-All of ``lua/`` is one Redis function library, loaded once into a server: its helpers in ``lua/shared/`` are built
-then, not at every call (`EVALSHA` would build some 45 of them each time: docs/decisions/0005). Its name carries the
-digest of its source, so two releases of Sidestream on one Redis have two libraries and call their own. Every function
-gets the prefix as KEYS[1], the caller's generation number as ARGV[1] and a test's clock (or nothing) as ARGV[2]; its
-header states the rest. Its answer begins with a code.
+``lua/`` is one Redis function library, which a server loads once; `EVALSHA` would build the helpers in ``lua/shared/``
+at every call (docs/decisions/0005). The name of the library contains the digest of its source, so two releases of
+Sidestream on one Redis use two libraries. Every function gets the prefix as KEYS[1], the caller's generation number as
+ARGV[1] and a test's clock (or '') as ARGV[2]; its header states the rest. Its answer starts with a code.
 
 See https://redis.io/docs/latest/develop/programmability/functions-intro/ and https://redis.io/docs/latest/commands/fcall/.
 """
@@ -28,10 +27,10 @@ from sidestream.job.rules import Rules
 CODES: dict[int, tuple[type[BrokerError], str]] = {
     1: (
         StaleGeneration,
-        "Redis was emptied, replaced or not begun since this process last looked; call generation() and publish again.",
+        "Redis was emptied or replaced, or has no generation yet; call generation() and publish again.",
     ),
 }
-"""What the codes of the functions mean; 0 is success."""
+"""The errors of the functions' codes; 0 is success."""
 
 
 SHARED = (
@@ -54,20 +53,20 @@ SHARED = (
     "remove_waiting",
     "forget",
 )
-"""What ``lua/shared/`` holds, each after what it calls."""
+"""The files of ``lua/shared/``, each after those that it calls."""
 
 
 class Library(NamedTuple):
     """The function library as it is loaded."""
 
     source: str
-    #: What the name of each of its functions begins with.
+    #: The start of the name of each function.
     prefix: str
 
 
 @cache
 def library() -> Library:
-    """Return everything in ``lua/`` as one library."""
+    """Return the files of ``lua/`` as one library."""
     folder = files(__package__) / "lua"
     parts = [(folder / "shared" / f"{name}.lua").read_text() for name in SHARED]
     for name in functions():
@@ -85,19 +84,19 @@ def library() -> Library:
 
 @cache
 def functions() -> tuple[str, ...]:
-    """Return the names of the functions, sorted: one a file of ``lua/``."""
+    """Return the sorted names of the functions, one per file of ``lua/``."""
     names = (entry.name for entry in (files(__package__) / "lua").iterdir())
     return tuple(sorted(name.removesuffix(".lua") for name in names if name.endswith(".lua")))
 
 
 class Functions:
-    """The functions of one shard, called with one generation number."""
+    """Calls the functions of one shard with one generation number."""
 
     def __init__(self, connection: RedisConnection, prefix: str, clock_ms: Callable[[], int] | None = None) -> None:
         """Bind the functions to ``connection`` and ``prefix``; ``clock_ms`` replaces the server's time in tests."""
         self.connection = connection
         self.prefix = prefix
-        #: The generation that every call names; "0" answers ``moved`` until it is set.
+        #: The generation of every call; until it is set, "0" makes them raise StaleGeneration.
         self.generation = "0"
         self._clock_ms = clock_ms
 
@@ -106,7 +105,7 @@ class Functions:
         return int(self._call("begin")[0])
 
     def look(self, databases: Sequence[str] = ()) -> tuple[int, frozenset[str]]:
-        """Return the generation's number, and which of the databases (16 hex digits each) are synced in it.
+        """Return the number of the generation, and which of the databases (16 hex digits each) are synced in it.
 
         Raises:
             FormatUnknown: Another release wrote it, in a format that this one does not know.
@@ -125,7 +124,7 @@ class Functions:
         self._call("mark_synced", database)
 
     def configure(self, database: str, rules: Rules) -> bool:
-        """Give the database (16 hex digits) its rules; False when newer ones, or these, govern it."""
+        """Put rules in force for a database (16 hex digits); return False if these or newer ones are in force."""
         packed = pack_rules(rules)
         digest = sha1(packed, usedforsecurity=False).hexdigest()[:12]
         return bool(self._call("configure", database, rules.version, digest, packed)[0])
@@ -139,7 +138,7 @@ class Functions:
         self._call("announce", worker, info, ttl_ms, digest, len(tags), *tags, *lanes)
 
     def withdraw(self, worker: str) -> None:
-        """Take an announcement back."""
+        """Withdraw an announcement."""
         self._call("withdraw", worker)
 
     def alive(self, worker: str) -> bool:
@@ -147,7 +146,7 @@ class Functions:
         return bool(self._call("alive", worker)[0])
 
     def take_turn(self, task: str, worker: str, hold_ms: int) -> bool:
-        """Return whether the task is the worker's for so long; 0 gives it back."""
+        """Return whether the worker has the turn for a task, for ``hold_ms``; 0 gives it back."""
         return bool(self._call("take_turn", task, worker, hold_ms)[0])
 
     def publish(self, jobs: Sequence[Publication], force: bool) -> int:
@@ -177,8 +176,8 @@ class Functions:
     ) -> tuple[int, list[bytes]]:
         """Return how many ms to block for a first job (0: not at all), and entry, meta, payload for each delivery.
 
-        ``received``: the last token that came, when the reply to a claim was lost that was sent ``lost_ms`` ago; what
-        the worker was granted since goes back first.
+        ``received``: the last token that the worker received, if the reply to a claim sent ``lost_ms`` ago was lost;
+        the jobs leased to the worker since then are returned first.
         """
         block, words = self._call("claim", half_lease, worker, free, prefetch, wait_ms, received, lost_ms, *lanes)
         return block, words
@@ -193,7 +192,7 @@ class Functions:
         return self._call("settle", *sections)
 
     def release(self, delivery: Delivery, release: Release) -> int:
-        """Return the releases counted so far, or -1 when the lease was lost."""
+        """Return the releases counted so far, or -1 if the lease was lost."""
         reply = self._call(
             "release",
             delivery.lease.entry,
@@ -209,33 +208,33 @@ class Functions:
         return int(reply[0])
 
     def fail(self, delivery: Delivery, error: str) -> bool:
-        """Return False when the lease was lost."""
+        """Return False if the lease was lost."""
         return bool(self._call("fail", delivery.lease.entry, delivery.lane, error)[0])
 
     def retry_failed(self, uuids: Sequence[bytes]) -> int:
-        """Open failed direct jobs again; return how many are."""
+        """Make failed direct jobs pending; return how many."""
         return int(self._call("retry_failed", *uuids)[0])
 
     def delete_failed(self, uuids: Sequence[bytes]) -> int:
-        """Forget failed direct jobs; return how many there were."""
+        """Delete failed direct jobs; return how many there were."""
         return int(self._call("delete_failed", *uuids)[0])
 
     def reclaim(
         self, worker: str, lease_ms: int, grace_ms: int, lanes: Sequence[str]
     ) -> tuple[bool, list[tuple[bytes, bytes, bytes, int, bytes]]]:
-        """Return whether there may be more, and (entry, meta, payload, deliveries, who lost it) for each one taken."""
+        """Return whether there may be more, and (entry, meta, payload, deliveries, old worker) of each job."""
         more, *found = self._call("reclaim", worker, lease_ms, grace_ms, *lanes)
         return bool(more), found
 
     def reassert(self, worker: str, deliveries: Sequence[Delivery]) -> list[tuple[int, bytes]]:
-        """Return (position from 1, entry) for each delivery that is the worker's again."""
+        """Return (position from 1, entry) of each delivery that the worker holds again."""
         words: list[Any] = [worker]
         for reference, lane, _, ready_ms, payload, attempts, crashes, releases, priority in deliveries:
             words += (reference, lane, priority, ready_ms, payload or b"", attempts, crashes, releases)
         return [(position, entry) for position, entry in self._call("reassert", *words)]
 
     def published(self, database: bytes, chunk: int) -> bytes:
-        """Return the bitmap of one chunk."""
+        """Return the published bits of one chunk."""
         bitmap: bytes = self._call("published", database, chunk)[0]
         return bitmap
 
@@ -260,7 +259,7 @@ class Functions:
         return bool(self._call("discard", job.reference, job.lane, job.priority)[0])
 
     def quarantine(self, found: Sequence[bytes]) -> None:
-        """Put foreign bytes aside."""
+        """Put foreign bytes into quarantine."""
         self._call("quarantine", *found)
 
     def _call(self, name: str, *words: Any) -> list[Any]:
@@ -276,7 +275,7 @@ class Functions:
         return _answer_of(reply)
 
     def _not_allowed(self, error: CommandForbidden) -> BrokerUnsuitable:
-        """Say which command the user of redis_url lacks; Redis itself says only where it stopped."""
+        """Return an error that names the forbidden command; Redis names only the line where it stopped."""
         found = re.search(r"the '([^']+)' command", str(error))
         line = re.search(r"@user_function:\s*(\d+)", str(error))
         commands = [found[1].upper()] if found else _commands_at(int(line[1])) if line else []
@@ -293,7 +292,7 @@ class Functions:
 
 
 def _commands_at(line: int) -> list[str]:
-    """Return the commands that this line of the library runs."""
+    """Return the commands that a line of the library runs."""
     lines = library().source.splitlines()
     return sorted(set(re.findall(r"\bcall\('([A-Z]+)'", lines[line - 1]))) if line <= len(lines) else []
 

@@ -1,6 +1,6 @@
-"""The read side: what a page or a command shows of one shard. Nothing here writes, and nothing is read without a bound.
+"""Read what pages and commands show of one shard, with bounded reads and no writes.
 
-The figures come from several commands, so they need not agree to the last job while workers run.
+The figures come from several commands, so they may differ by a few jobs while workers run.
 """
 
 from __future__ import annotations
@@ -12,32 +12,32 @@ from sidestream.broker.redis import keys
 from sidestream.broker.redis.connection import RedisConnection
 from sidestream.job.job import LOWEST_PRIORITY
 
-MOST_SEATS = 1000
-"""Most groups of a lane whose ready jobs are counted."""
+MOST_FLOWS = 1000
+"""Most flows of a lane whose ready jobs are counted."""
 
 
 class LaneDepth(NamedTuple):
-    """How many jobs of a lane are where."""
+    """The number of jobs of a lane in each place."""
 
     lane: str
-    #: Claimable now, paused groups left out.
+    #: Claimable now, without paused groups.
     ready: int
-    #: Due later, or waiting for another try.
+    #: Due later, or waiting for a retry.
     delayed: int
     #: Behind another job with the same key.
     behind_key: int
-    #: In a worker's hands, :attr:`Overview.undelivered` ones included.
+    #: Leased to workers, including :attr:`Overview.undelivered`.
     handed_off: int
 
 
 class AnnouncedWorker(NamedTuple):
-    """A worker that said it is alive."""
+    """A worker that is announced."""
 
     worker: str
     lanes: tuple[str, ...]
     #: JSON, as it announced it.
     info: str
-    #: Unix milliseconds until which the announcement holds.
+    #: Unix milliseconds at which the announcement expires.
     until_ms: int
 
 
@@ -47,13 +47,13 @@ class Overview:
 
     lanes: tuple[LaneDepth, ...]
     workers: tuple[AnnouncedWorker, ...]
-    #: Given to announced workers that have not read them yet.
+    #: Handed to announced workers that have not read them yet.
     undelivered: int
-    #: Direct jobs that are not over.
+    #: Pending direct jobs.
     direct: int
     #: Direct jobs that failed.
     failed: int
-    #: Foreign or truncated entries met in our keys so far.
+    #: Foreign or truncated entries found in our keys so far.
     quarantine: int
 
 
@@ -66,7 +66,7 @@ class RedisInspector:
         self._prefix = prefix
 
     def overview(self) -> Overview:
-        """Return the depth of every lane, the workers, and what is out of the ordinary."""
+        """Return the depth of every lane, the workers, and counts of unusual entries."""
         run, prefix = self._connection.run, self._prefix
         behind = _pairs(run("HGETALL", keys.behind(prefix)))
         lanes = _pairs(run("HGETALL", keys.lanes(prefix)))
@@ -84,26 +84,26 @@ class RedisInspector:
         )
 
     def workers(self) -> tuple[AnnouncedWorker, ...]:
-        """Return the announced workers, by name; one whose announcement ran out stays for a while, with its time."""
-        told = _pairs(self._connection.run("HGETALL", keys.info(self._prefix)))
+        """Return the announced workers, by name; an expired announcement stays for a while, with its time."""
+        announced = _pairs(self._connection.run("HGETALL", keys.info(self._prefix)))
         found = []
         for worker, until in _pairs(
             self._connection.run("ZRANGE", keys.workers(self._prefix), 0, -1, "WITHSCORES")
         ).items():
-            lanes, _, info = told.get(worker, b"\n").decode(errors="replace").partition("\n")
+            lanes, _, info = announced.get(worker, b"\n").decode(errors="replace").partition("\n")
             name = worker.decode(errors="replace")
             found.append(AnnouncedWorker(name, tuple(lanes.split()), info, int(float(until))))
         return tuple(sorted(found))
 
     def quarantine(self, count: int = 100) -> list[bytes]:
-        """Return the last ``count`` foreign entries that were put aside."""
+        """Return the last ``count`` foreign entries in quarantine."""
         found: list[bytes] = self._connection.run("LRANGE", keys.quarantine(self._prefix), 0, count - 1)
         return found
 
     def _depth(self, lane: str, number: str, behind: int) -> LaneDepth:
         run, prefix = self._connection.run, self._prefix
         pool = f"r{number}"
-        flows = run("ZRANGE", keys.schedule(prefix, pool), 0, MOST_SEATS - 1)
+        flows = run("ZRANGE", keys.schedule(prefix, pool), 0, MOST_FLOWS - 1)
         single = run("HMGET", keys.singletons(prefix, pool), *flows) if flows else []
         ready = sum(
             1 if only is not None else run("ZCARD", keys.flow(prefix, pool, flow))

@@ -1,4 +1,4 @@
-"""May this server be used? Asked once at start, so that a wrong one is refused with one sentence."""
+"""Check once at startup that a server may be used, and refuse a wrong one with one sentence."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ FLOOR = (7, 0)
 
 
 def probe(connection: RedisConnection) -> None:
-    """Return if the server may be used.
+    """Check that the server may be used.
 
     Raises:
         BrokerUnavailable: It does not answer, or is still loading its data.
         BrokerUnsuitable: It is too old, a replica, evicts keys, or does not allow what we need.
     """
-    url, told = connection.url, information(connection, "server", "persistence", "replication", "memory")
-    version = told.get("redis_version", "0")
-    if "valkey_version" not in told and _numbers(version) < FLOOR:
+    url, fields = connection.url, information(connection, "server", "persistence", "replication", "memory")
+    version = fields.get("redis_version", "0")
+    if "valkey_version" not in fields and _numbers(version) < FLOOR:
         raise BrokerUnsuitable(
             f"Redis at {url} has version {version}: expected 7.0 or newer, or any Valkey; upgrade it."
         )
-    if told.get("loading", "0") != "0":
+    if fields.get("loading", "0") != "0":
         raise BrokerUnavailable(f"Redis at {url} is still loading its data; jobs wait until it is ready.")
-    if told.get("role") == "slave":
+    if fields.get("role") == "slave":
         raise BrokerUnsuitable(f"Redis at {url} is a replica: expected a primary; name its primary in redis_url.")
-    policy = _eviction_policy(connection, told)
+    policy = _eviction_policy(connection, fields)
     if policy != "noeviction":
         raise BrokerUnsuitable(
             f"Redis at {url} has maxmemory-policy {policy}, under which it throws jobs away: expected noeviction; "
@@ -41,10 +41,10 @@ def information(connection: RedisConnection, *sections: str) -> dict[str, str]:
     return {name: value for name, colon, value in pairs if colon}
 
 
-def _eviction_policy(connection: RedisConnection, told: dict[str, str]) -> str:
-    # Where INFO does not tell (a hosted Redis may hide it), CONFIG does.
-    if "maxmemory_policy" in told:
-        return told["maxmemory_policy"]
+def _eviction_policy(connection: RedisConnection, fields: dict[str, str]) -> str:
+    # If INFO does not show it (a hosted Redis may hide it), CONFIG does.
+    if "maxmemory_policy" in fields:
+        return fields["maxmemory_policy"]
     reply: list[bytes] = connection.run("CONFIG", "GET", "maxmemory-policy")
     return reply[1].decode() if len(reply) == 2 else "unknown"
 

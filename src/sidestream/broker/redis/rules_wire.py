@@ -1,4 +1,4 @@
-"""The rules of a database as Lua reads them (``lua/shared/rules.lua``): actions, groups and limit rules as tags."""
+"""Pack the rules of a database for ``lua/shared/rules.lua``, with actions, groups and limit rules as tags."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from sidestream.job.rules import Limit, Rules, Scope
 
 
 def pack_rules(rules: Rules) -> bytes:
-    """Return MessagePack of everything but the version; the same rules give the same bytes."""
+    """Return the rules without their version as MessagePack; equal rules give equal bytes."""
     paused = sorted(rules.pauses, key=lambda pause: (pause.queue or "", pause.action or "", pause.group or ""))
-    told: dict[str, Any] = {
+    fields: dict[str, Any] = {
         "aging": round(rules.aging * 1000),
         "paused_queues": [pause.queue for pause in paused if pause.queue is not None],
         "paused_actions": [tag(p.action, 4) for p in paused if p.action is not None and p.group is None],
@@ -27,7 +27,7 @@ def pack_rules(rules: Rules) -> bytes:
         "group_weights": {group_tag(name): weight for name, weight in sorted(rules.group_weights.items())},
         "limits": _limits(rules.limits),
     }
-    packed: bytes = msgpack.packb(told, use_bin_type=False)  # Lua's cmsgpack has one kind of string
+    packed: bytes = msgpack.packb(fields, use_bin_type=False)  # cmsgpack in Lua has only one string type
     return packed
 
 
@@ -35,7 +35,7 @@ def _limits(limits: Mapping[tuple[Scope, str], Limit]) -> dict[str, Any]:
     found: dict[str, Any] = {"queues": {}, "actions": {}, "keys": {}}
     for (scope, name), limit in sorted(limits.items()):
         if limit.concurrency is None and limit.rate is None:
-            continue  # unlimited: not looked at for every job
+            continue  # unlimited: not checked for every job
         numbers = [
             -1 if limit.concurrency is None else limit.concurrency,
             -1 if limit.rate is None else limit.rate,

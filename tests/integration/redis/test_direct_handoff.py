@@ -1,4 +1,4 @@
-"""A job of an idle shard goes straight to a waiting reader, and leaves what the way through its pool leaves."""
+"""A job of an idle shard goes directly to an idle worker, with the same result as through its pool."""
 
 from __future__ import annotations
 
