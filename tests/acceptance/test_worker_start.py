@@ -40,4 +40,4 @@ def test_a_niceness_that_it_cannot_give_its_children() -> None:
             timeout=30,
         )
     assert done.returncode == 2, done.stderr
-    assert "nice=0 needs rights that this user does not have; choose a value of at least 5." in done.stderr
+    assert "nice=0 needs privileges that this user does not have; choose a value of at least 5." in done.stderr
