@@ -1,4 +1,4 @@
-"""The commands that look: why a job waits, failed jobs by error, queues by age, jobs by what they are."""
+"""The commands that read: the reason why a job waits, failed jobs by error, statistics and the list of jobs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.support.servers import RedisServer
 KEYS = "test:0123456789abcdef0123456789abcdef"
 DIRECT_LANES = [lane(NO_TAG8, "default")]
 Direct = tuple[Jobs, RedisBroker]
-DEAD = """
+FAILED = """
     INSERT INTO sidestream_job (action, queue, payload, state, ended_at, attempts, error, error_group, group_name)
     SELECT 'a' || n %% 2, 'q' || n %% 3, '{"v":1,"args":[],"kwargs":{}}', 'failed', now() AT TIME ZONE 'UTC', 1,
            'KeyError: ' || n, 'KeyError: #', 'company:' || n %% 2
@@ -55,8 +55,8 @@ def test_one_sentence_says_why_a_job_waits(ready: Run, database: str) -> None:
     refused(ready("job", "why", "0"), 2, "'0' is not the id of a job")
 
 
-def test_dead_jobs_are_grouped_by_error_and_treated_in_bulk(ready: Run, database: str) -> None:
-    execute(database, DEAD)
+def test_failed_jobs_are_grouped_by_error_and_changed_in_bulk(ready: Run, database: str) -> None:
+    execute(database, FAILED)
     [found] = answer(ready("failed", "list", "--json"))["errors"]
     assert (found["error"], found["count"], found["actions"]) == ("KeyError: #", 600, ["a0", "a1"])
     assert found["newest"]["error"] == "KeyError: 600"
@@ -76,7 +76,7 @@ def test_dead_jobs_are_grouped_by_error_and_treated_in_bulk(ready: Run, database
     assert reason[0][0].startswith('discarded|{"by": ')
 
 
-def test_queues_groups_and_actions_tell_their_age_and_whether_they_are_paused(ready: Run, database: str) -> None:
+def test_queues_groups_and_actions_show_their_age_and_pauses(ready: Run, database: str) -> None:
     answer(ready("enqueue", "a", "--group", "company:2", "--json"))
     answer(ready("enqueue", "b", "--queue", "mail", "--json"))
     execute(database, "UPDATE sidestream_job SET run_at = run_at - interval '10 minutes' WHERE action = 'a'")
@@ -97,7 +97,7 @@ def test_queues_groups_and_actions_tell_their_age_and_whether_they_are_paused(re
 
 
 def test_jobs_are_found_by_action_group_key_and_error(ready: Run, database: str) -> None:
-    execute(database, DEAD)
+    execute(database, FAILED)
     answer(ready("enqueue", "a", "--group", "company:2", "--key", "order:5", "--json"))
 
     def ids(*words: str) -> list[int]:
@@ -152,7 +152,7 @@ def test_the_status_says_what_a_pending_job_waits_for(ready: Run, database: str,
         (("jobs", "--key", ""), "key '' is not allowed"),
     ],
 )
-def test_odd_questions_are_refused_in_one_sentence(ready: Run, words: tuple[str, ...], said: str) -> None:
+def test_a_wrong_filter_is_refused_in_one_sentence(ready: Run, words: tuple[str, ...], said: str) -> None:
     refused(ready(*words), 2, said)
 
 
@@ -170,23 +170,23 @@ def direct_jobs(redis_server: RedisServer) -> Iterator[tuple[Jobs, RedisBroker]]
     jobs.close()
 
 
-def bury_all(broker: RedisBroker, error: str) -> None:
+def fail_all(broker: RedisBroker, error: str) -> None:
     for one in broker.claim("w1", DIRECT_LANES, free=100):
         broker.release(one, Release(charge_attempt=True))
     for one in broker.claim("w1", DIRECT_LANES, free=100):
         assert broker.fail(one, error)
 
 
-def test_dead_direct_jobs_are_listed_retried_and_discarded(ready: Run, direct_jobs: Direct) -> None:
+def test_failed_direct_jobs_are_listed_retried_and_discarded(ready: Run, direct_jobs: Direct) -> None:
     jobs, broker = direct_jobs
     first = jobs.enqueue_direct("mail.send", [1], key="k")
     jobs.enqueue_direct("mail.send", [2], group="company:1", priority=2)
     jobs.enqueue_direct("page.purge", [3])
     behind = jobs.enqueue_direct("mail.send", [4], key="k")
-    bury_all(broker, "ValueError: order 17 has no address")
+    fail_all(broker, "ValueError: order 17 has no address")
     for one in broker.claim("w1", DIRECT_LANES, free=1):
-        assert broker.settle([one]) == [], f"{behind} was freed by the death of {first}"
-    execute(str(os.environ["SIDESTREAM_DATABASE_URL"]), DEAD)
+        assert broker.settle([one]) == [], f"{behind} was freed by the failure of {first}"
+    execute(str(os.environ["SIDESTREAM_DATABASE_URL"]), FAILED)
     rows, direct = answer(ready("failed", "list", "--json"))["errors"]
     assert (rows["count"], rows["direct"]) == (600, False)
     assert (direct["error"], direct["count"], direct["direct"]) == ("ValueError: order … has no address", 3, True)
@@ -204,7 +204,7 @@ def test_dead_direct_jobs_are_listed_retried_and_discarded(ready: Run, direct_jo
     assert ready("job", "retry", str(first)).stdout == f"The direct job {first} is pending again and due now.\n"
     refused(ready("job", "retry", str(first)), 1, "has not failed")
     (again,) = broker.claim("w1", DIRECT_LANES, free=5)
-    assert (Reference.unpack(again.reference).uuid, again.attempts) == (first, 0), "its failures are forgiven"
+    assert (Reference.unpack(again.reference).uuid, again.attempts) == (first, 0), "it has all its attempts again"
 
     assert answer(ready("failed", "discard", "--action", "page.purge", "--json")) == {"discarded": 1}
     assert answer(ready("failed", "retry", "--error", direct["error"], "--json")) == {"retried": 1}
@@ -213,21 +213,21 @@ def test_dead_direct_jobs_are_listed_retried_and_discarded(ready: Run, direct_jo
     assert not broker.connection.run("EXISTS", f"{broker.prefix}failed")
 
 
-def test_direct_jobs_are_dead_letters_without_a_database_too(
+def test_failed_direct_jobs_are_listed_without_a_database(
     run: Run, direct_jobs: Direct, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     jobs, broker = direct_jobs
     monkeypatch.delenv("SIDESTREAM_DATABASE_URL")  # as `run` sets it
     assert run("failed", "list").stdout == "No failed jobs.\n"
     jobs.enqueue_direct("mail.send", [1])
-    bury_all(broker, "it broke")
+    fail_all(broker, "it broke")
     assert answer(run("failed", "list", "--json"))["errors"][0]["error"] == "it broke"
     assert answer(run("failed", "retry", "--all", "--json")) == {"retried": 1}
     assert len(broker.claim("w1", DIRECT_LANES, free=5)) == 1
 
 
-def test_without_redis_the_dead_rows_are_shown_and_the_rest_is_said(ready: Run, database: str) -> None:
-    execute(database, DEAD)
+def test_without_redis_failed_rows_are_listed_with_a_warning(ready: Run, database: str) -> None:
+    execute(database, FAILED)
     done = ready("--redis-url", "redis://127.0.0.1:1/0", "failed", "list")
     assert done.returncode == 0
     assert "600" in done.stdout
@@ -263,6 +263,6 @@ def test_why_a_direct_job_waits_and_how_it_is_cancelled(ready: Run, direct_jobs:
 
 
 @pytest.mark.parametrize("text", ["0", "-", "abc", "1.5", "99999999999999999999", "0x7"])
-def test_what_is_no_id_is_told(ready: Run, text: str) -> None:
+def test_a_wrong_id_is_refused(ready: Run, text: str) -> None:
     refused(ready("job", "show", text), 2, f"{text!r} is not the id of a job")
     refused(ready("job", "why", text), 2, "or the uuid of a direct job")

@@ -1,4 +1,4 @@
-"""The commands that govern many jobs: pauses, limits, weights, aging, and one job's priority."""
+"""The commands that set rules: pauses, limits, weights, aging, and the priority of a job."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from sidestream.broker.protocol import lane
 from sidestream.job.reference import Reference
-from sidestream.job.rules import DEFAULT_AGEING, Limit, Pause, Rules, Scope
+from sidestream.job.rules import DEFAULT_AGING, Limit, Pause, Rules, Scope
 from sidestream.settings import Settings
 from sidestream.store import rules, schema
 from sidestream.wiring.client import build_broker
@@ -22,7 +22,7 @@ def rules_of(dsn: str) -> Rules:
         return rules.read(cursor)
 
 
-def test_a_pause_is_kept_with_who_and_why_until_it_is_resumed(ready: Run, database: str) -> None:
+def test_a_pause_is_kept_with_its_author_and_note_until_it_is_resumed(ready: Run, database: str) -> None:
     assert answer(ready("queue", "pause", "mail", "--note", "the relay is down", "--json")) == {
         "paused": {"queue": "mail"}
     }
@@ -59,7 +59,7 @@ def test_limits_are_set_listed_and_removed(ready: Run, database: str) -> None:
     refused(ready("limit", "remove", "global"), 1, "There is no limit of global")
 
 
-def test_weights_and_ageing(ready: Run, database: str) -> None:
+def test_weights_and_aging(ready: Run, database: str) -> None:
     assert ready("queue", "weight", "mail", "0.5").stdout == "The queue mail has weight 0.5.\n"
     assert ready("group", "weight", "company:2", "3").returncode == 0
     found = rules_of(database)
@@ -72,11 +72,11 @@ def test_weights_and_ageing(ready: Run, database: str) -> None:
     assert ready("queue", "weight", "mail", "1").returncode == 0
     assert rules_of(database).queue_weights == {}
     assert ready("queue", "weight", "mail").stdout == "The queue mail has weight 1.\n"
-    assert answer(ready("aging", "show", "--json")) == {"aging": DEFAULT_AGEING}
+    assert answer(ready("aging", "show", "--json")) == {"aging": DEFAULT_AGING}
     assert answer(ready("aging", "set", "30", "--json")) == {"aging": 30}
     assert rules_of(database).aging == 30
     assert ready("aging", "set", "5m").stdout.startswith("A job that has been ready for 5m gets")
-    assert answer(ready("aging", "reset", "--json")) == {"aging": DEFAULT_AGEING}
+    assert answer(ready("aging", "reset", "--json")) == {"aging": DEFAULT_AGING}
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_a_waiting_job_gets_another_priority(ready: Run, database: str, redis_se
     refused(ready("job", "priority", str(job), "-1"), 2, "priority -1 is not allowed")
 
 
-def test_nobody_works(ready: Run) -> None:
+def test_without_workers_there_is_nothing_to_list_or_quiet(ready: Run) -> None:
     assert answer(ready("worker", "list", "--json")) == {"workers": []}
     assert "start one with 'sidestream worker run'" in ready("worker", "list").stdout
     refused(ready("worker", "quiet"), 1, "no worker runs")
@@ -133,5 +133,5 @@ def test_nobody_works(ready: Run) -> None:
         (("aging", "set", "late"), "TIME 'late' is wrong: expected a duration"),
     ],
 )
-def test_odd_rules_are_refused_in_one_sentence(ready: Run, words: tuple[str, ...], said: str) -> None:
+def test_wrong_rules_are_refused_in_one_sentence(ready: Run, words: tuple[str, ...], said: str) -> None:
     refused(ready(*words), 2, said)

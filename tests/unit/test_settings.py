@@ -52,12 +52,12 @@ def test_lists_are_comma_separated_in_the_environment(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("name", ["redis_url", "database_url", "app", "failed_retention", "user"])
-def test_none_can_be_said_in_the_environment(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_can_set_none(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(f"SIDESTREAM_{name.upper()}", "none")
     assert getattr(Settings(), name) is None
 
 
-def test_they_cannot_be_changed() -> None:
+def test_settings_are_immutable() -> None:
     with pytest.raises(ValueError, match="frozen"):
         Settings().children = 9
 

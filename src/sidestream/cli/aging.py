@@ -37,10 +37,10 @@ def aging_set(
 @aging.command("reset")
 def aging_reset(context: typer.Context, *, as_json: AsJson = False) -> None:
     """Return to the default priority aging time."""
-    from sidestream.job.rules import DEFAULT_AGEING
+    from sidestream.job.rules import DEFAULT_AGING
 
     with_rules(context, lambda cursor, rules: rules.remove_aging(cursor))
-    _tell(DEFAULT_AGEING, as_json=as_json)
+    _tell(DEFAULT_AGING, as_json=as_json)
 
 
 def _tell(found: float | None, *, as_json: bool) -> None:

@@ -13,7 +13,7 @@ from enum import StrEnum
 from sidestream.errors import SettingsError
 from sidestream.job.names import check_action, check_group, check_queue
 
-DEFAULT_AGEING = 600.0
+DEFAULT_AGING = 600.0
 """Seconds for which a job may be ready before every second turn belongs to such as it."""
 DEFAULT_WEIGHT = 1.0
 MAX_WEIGHT = 1000.0
@@ -77,7 +77,7 @@ class Rules:
     #: Grows with every change; the broker keeps the highest.
     version: int = 0
     #: Seconds for which a job may be ready before every second turn belongs to such as it.
-    aging: float = DEFAULT_AGEING
+    aging: float = DEFAULT_AGING
     pauses: frozenset[Pause] = frozenset()
     #: By queue; those not named have weight 1.
     queue_weights: Mapping[str, float] = field(default_factory=dict)

@@ -263,7 +263,7 @@ class _FileSource(PydanticBaseSettingsSource):
             if named is not None:
                 raise SettingsError(
                     f"The settings file {named} and Odoo's configuration file {odoo} are both named; "
-                    f"leave --config and {CONFIG_VARIABLE} out: settings stand in the latter's section [sidestream]."
+                    f"leave --config and {CONFIG_VARIABLE} out, and use the section [sidestream] of the latter."
                 )
             return settings_section(Path(str(odoo)).expanduser())
         path = Path(named or CONFIG_FILE)

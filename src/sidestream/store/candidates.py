@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from sidestream.job.job import LOWEST_PRIORITY
-from sidestream.job.rules import DEFAULT_AGEING
+from sidestream.job.rules import DEFAULT_AGING
 from sidestream.store.acquire import standing_before
 from sidestream.store.compare_and_set import UTC_NOW
 from sidestream.store.cursor import Cursor
@@ -82,7 +82,7 @@ def candidates(
     *,
     excluded: Collection[int] = (),
     passed_over: PassedOver = PassedOver(),
-    aging: float = DEFAULT_AGEING,
+    aging: float = DEFAULT_AGING,
 ) -> list[Candidate]:
     """Return up to ``limit`` of each queue in order of priority, and as many aged ones, without the ``excluded`` ids.
 
