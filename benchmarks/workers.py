@@ -77,7 +77,7 @@ class Crowd:
         return Publication(reference.pack(), self.mine[0], due)
 
     def publish(self, *, keyed: bool) -> float:
-        """Publish a job, which somebody is handed; he runs it and waits again."""
+        """Publish a job, which one worker claims, runs and settles before it waits again."""
         job = self.job(key="one" if keyed else None)
         took = _timed(lambda: self.broker.publish([job]))
         who = self.broker.explain(job).worker

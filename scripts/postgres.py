@@ -56,7 +56,7 @@ def run(user: Account | None, folder: Path, *command: str) -> int:
 
 
 def make(user: Account | None, folder: Path) -> int:
-    """Make the cluster with a free port of its own and return the exit code."""
+    """Create the cluster with a free port and return the exit code."""
     print(f"postgres: making a private cluster in {folder}", file=sys.stderr)
     folder.mkdir(mode=0o700, parents=True)
     if user is not None:

@@ -61,7 +61,7 @@ class Drain(NamedTuple):
 
     @property
     def everything(self) -> float:
-        """What a job costs the machine, whoever pays it: the figure that other work disturbs least."""
+        """Return the CPU time of a job in all processes, the figure that other work disturbs least."""
         return sum(self[1:])
 
 
@@ -129,7 +129,7 @@ def worker(shop: Shop, side: str, kind: Kind, size: int) -> Drain:
 
 
 def bare_loop(shop: Shop, kind: Kind, size: int) -> Drain:
-    """A drain by loops that are told the ids; the rows lie in a queue that no worker serves."""
+    """Drain with loops that receive the ids; the rows are in a queue that no worker serves."""
     ids = ids_for(shop, kind, size)
     settle(shop)
     mark = scalar(shop, NEWEST["ours"])

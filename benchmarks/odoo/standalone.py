@@ -59,7 +59,7 @@ class Process:
         """Enqueue a job a record in one transaction. Seconds of the calls and of the commit, and the jobs' ids."""
         self.cr.commit()  # a fresh snapshot, taken before the clock runs
         records = self.env()[model].browse(ids)
-        records.env.user.lang  # noqa: B018  # whoever enqueues has read who he is
+        records.env.user.lang  # noqa: B018  # an enqueuing user has been read already
         began = time.perf_counter()
         jobs = self._call(side, records, method, parked)
         records.env.flush_all()

@@ -1,1 +1,1 @@
-"""Other job queues, each in an environment of its own."""
+"""Other job queues, each in a separate environment."""

@@ -18,7 +18,7 @@ async def noop(given: dict[str, Any]) -> None:
 
 
 async def main() -> None:
-    """Produce, or serve until told to stop."""
+    """Produce, or serve until stopped."""
     async with Docket(name="bench", url=URL, execution_ttl=timedelta(0)) as docket:
         docket.register(noop)
         if sys.argv[1] == "worker":

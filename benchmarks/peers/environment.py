@@ -40,5 +40,5 @@ def environment(name: str, requirements: Sequence[str]) -> Path:
 
 
 def _pip(python: Path) -> list[str]:
-    """Our own pip, working for ``python``: a pip of its own would take longer to lay down than most peers."""
+    """Return our own pip for ``python``: installing another pip would take longer than most peers."""
     return [sys.executable, "-m", "pip", "--python", str(python)]

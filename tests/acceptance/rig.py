@@ -67,7 +67,7 @@ class Rig:
         return worker
 
     def enqueue(self, action: str, *args: Any, **options: Any) -> int:
-        """Enqueue in a transaction of its own; return the id."""
+        """Enqueue in a separate transaction and return the id."""
         with self.jobs.transaction(self.connection) as transaction:
             return transaction.enqueue(action, args, **options)
 

@@ -204,7 +204,7 @@ class Busy(Exception):
 
 @actions.action("picky", retry=RetryPolicy(first_delay=3600, by_exception={Busy: RetryPolicy(), KeyError: GIVE_UP}))
 def picky(context: Context, wanted: str) -> None:
-    """Fail as told: "busy" the first time only."""
+    """Fail as requested; "busy" fails the first time only."""
     if wanted == "busy" and context.attempt == 1:
         raise Busy("too many requests")
     if wanted == "key":

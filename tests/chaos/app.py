@@ -138,7 +138,7 @@ def in_http(context: Context, token: str, url: str) -> None:
 
 @actions.action("kill.subprocess", retry=PATIENT)
 def in_subprocess(context: Context, token: str) -> None:
-    """Hang inside a program of its own, which has to die as well."""
+    """Hang inside a child program, which has to die as well."""
     if _started(context, token):
         program = subprocess.Popen(["sleep", "600"])
         tell("program", token, program.pid)

@@ -76,7 +76,7 @@ class Harness(Listener):
                 return hit
 
     def heard(self, message: str) -> None:
-        """Hand the hit to whoever waits for one, else wake the process."""
+        """Pass the hit to a waiter, or resume the process if there is none."""
         name, pid = message.split()
         hit = Hit(name, int(pid))
         self.hits += 1

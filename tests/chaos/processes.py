@@ -59,7 +59,7 @@ def stop(*pids: int) -> None:
 
 
 def resume(pid: int) -> None:
-    """Wake a process that told the harness that it stops: it may not have stopped yet, and would sleep for ever."""
+    """Resume a process that announced its stop, and wait until it has stopped first; otherwise it would never wake."""
     for _ in range(2000):
         letter = state(pid)
         if letter in ("", "Z", "X"):

@@ -133,7 +133,7 @@ class Producer:
                 self._add(tx, plan, key=f"{self._name}/{self._random.randrange(KEYS)}")
 
     def _unpublished(self) -> None:
-        """The caller's own transaction: nobody but the reconciler publishes these."""
+        """Enqueue in the caller's own transaction, so that only the reconciler publishes the jobs."""
         connection = self._connected()
         token = self._token()
         job_id = self._jobs.enqueue("chaos.effect", (token, None, {}), connection=connection)

@@ -76,7 +76,7 @@ def _points_hold(options: argparse.Namespace) -> bool:
 
 
 def _start(module: list[str]) -> subprocess.Popen[str]:
-    """Start one of our modules in a process of its own; SIGTERM follows our end, so that it cleans up."""
+    """Start one of our modules in a separate process, which receives SIGTERM when we end, so that it cleans up."""
     parent = os.getpid()
     return subprocess.Popen(
         [sys.executable, "-m", *module],

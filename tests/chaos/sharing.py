@@ -95,7 +95,7 @@ class Found:
 
 
 def run(*, waiting: int, jobs: int, seconds: float, seed: int, aging: float = AGING, rank: float = Found.rank) -> Found:
-    """Run the three parts, each in a world of its own."""
+    """Run the three parts, each in a separate world."""
     found = Found(aging=aging, rank=rank)
     with _world(seed) as world:
         _beside(world, found, waiting, seconds)
@@ -204,7 +204,7 @@ def _limits(world: World, found: Found, jobs: int, chance: random.Random) -> Non
     while feeding.is_alive() or _any_open(world):
         if time.monotonic() > deadline:
             break
-        time.sleep(chance.uniform(0.2, 1.0))  # the moment of an accident is nobody's choice
+        time.sleep(chance.uniform(0.2, 1.0))  # accidents happen at random
         children = [child for worker in world.workers for child in world.children(worker)]
         if children:
             victim = chance.choice(children)
@@ -217,7 +217,7 @@ def _limits(world: World, found: Found, jobs: int, chance: random.Random) -> Non
 
 
 def _any_open(world: World) -> bool:
-    """Whether a job is open; asked on a session of its own, as another thread enqueues on the world's."""
+    """Return whether a job is pending, on a separate session because another thread uses the world's."""
     with psycopg.connect(world.dsn, autocommit=True) as connection:
         row = connection.execute("SELECT EXISTS (SELECT FROM sidestream_job WHERE state = 'pending')").fetchone()
     return bool(row and row[0])

@@ -40,7 +40,7 @@ class Striker:
     families: list[tuple[int, int]] = field(default_factory=list)
 
     def strike(self, hit: Hit, target: str) -> Exposure | None:
-        """Kill ``target`` while ``hit`` stands still, then restart; None when there was nobody to kill."""
+        """Kill ``target`` while ``hit`` is stopped, then restart it; None when there is no such process."""
         worker = self._worker_of(hit)
         exposure = self._exposure()
         struck = self._kill(hit, worker, target)

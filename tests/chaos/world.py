@@ -113,7 +113,7 @@ class World:
             os.chown(path, USER.uid, USER.gid)
 
     def environment(self) -> dict[str, str]:
-        """Return what every process of this world is told."""
+        """Return the environment of every process of this world."""
         return {
             "SIDESTREAM_DATABASE_URL": self.dsn,
             "SIDESTREAM_REDIS_URL": self.redis.url,
@@ -174,7 +174,7 @@ class World:
             time.sleep(0.02)
 
     def enqueue(self, action: str, *args: object, key: str | None = None) -> int:
-        """Enqueue one job in a transaction of its own and return its id."""
+        """Enqueue one job in a separate transaction and return its id."""
         with self.jobs().transaction(self.connection()) as tx:
             return tx.enqueue(action, args, key=key)
 
@@ -312,7 +312,7 @@ class World:
 
 
 def _sweep() -> None:
-    """Remove the folders of harnesses that were killed before they could: the pid stands in the name."""
+    """Remove the folders of killed harnesses, whose names contain their pids."""
     for left in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*-*"):
         pid = left.name.removeprefix(_PREFIX).partition("-")[0]
         if pid.isdigit() and not processes.alive(int(pid)) and not os.environ.get("CHAOS_KEEP"):

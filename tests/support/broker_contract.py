@@ -29,7 +29,7 @@ LEASE_MS = 15_000
 MANY = 20_000
 RENEW_MS = 3_000
 NAMES: dict[bytes, str | None] = {}
-"""What the tags in the cases' references stand for: a broker that reads rows is given rows with these names."""
+"""The names behind the tags in the cases' references, for brokers that read rows."""
 _versions = count(1)
 
 

@@ -9,7 +9,7 @@ from tests.support.broker_contract_waiting import wait_until_blocked
 
 
 class EditedCases:
-    """A known row that is published as edited is placed anew; needs a broker that holds references of its own."""
+    """A published row that is published again as edited takes its new place; needs a broker that stores references."""
 
     def test_an_earlier_time_counts_at_once(self, bench: Bench) -> None:
         bench.put([row(bench, 1, due=bench.now() + 60_000)])

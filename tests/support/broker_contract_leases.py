@@ -20,7 +20,7 @@ def reclaim(bench: Bench, worker: str = "w2") -> Reclaimed:
 
 
 def keep_alive(bench: Bench, ms: int) -> None:
-    """Let time pass with somebody calling now and then, so that no gap is seen."""
+    """Let time pass with regular calls, so that the broker sees no gap."""
     for _ in range(ms // 5000):
         bench.advance(5000)
         bench.broker.claim("somebody", [f"{bench.database.hex()}:nothing"], free=1)
@@ -28,7 +28,7 @@ def keep_alive(bench: Bench, ms: int) -> None:
 
 
 class LeaseCases:
-    """A delivery belongs to whoever holds its lease, and to nobody else."""
+    """A delivery belongs to the holder of its lease only."""
 
     def test_settling_twice(self, bench: Bench) -> None:
         bench.put([row(bench, 1), row(bench, 2)])
@@ -101,7 +101,7 @@ class LeaseCases:
     def test_after_a_gap_owners_have_time_to_renew(self, bench: Bench) -> None:
         bench.put([row(bench, 1), row(bench, 2)])
         kept, lost = claim(bench)
-        bench.advance(4 * LEASE_MS)  # everything stood still: nobody could renew
+        bench.advance(4 * LEASE_MS)  # everything was suspended, so no lease could be renewed
         assert reclaim(bench).deliveries == []
         assert bench.broker.renew("w1", [kept.lease]) == []
         bench.advance(RENEW_MS - 100)
@@ -155,7 +155,7 @@ class LeaseCases:
 
 
 class ContentsCases:
-    """What belongs to one generation, and how it is made anew."""
+    """The contents of one generation, and how they are rebuilt."""
 
     def test_every_call_is_refused_before_a_generation_begins(self, empty_bench: Bench) -> None:
         broker, lanes = empty_bench.broker, lanes_of(empty_bench)
@@ -247,7 +247,7 @@ class ContentsCases:
         bench.broker.begin_generation()
         bench.broker.configure(bench.database, Rules())
         second = bench.second()
-        # Before we speak: somebody claims 4, and the rest is published again.
+        # Before the reassertion, another worker claims 4 and the rest is published again.
         assert second.publish([row(bench, 4)]) == 1
         (foreign,) = second.claim("w2", lanes_of(bench), free=1)
         assert second.publish([row(bench, 3), row(bench, 7, "k")]) == 2

@@ -158,7 +158,7 @@ class RulesCases:
 
 
 class UnknownCases:
-    """An action that the claimer does not know waits until somebody knows it."""
+    """A job whose action the claiming worker does not know waits for a worker that knows it."""
 
     needs = Capability.ROUTING
 

@@ -48,7 +48,7 @@ class TrapCases:
         assert len(reclaim(bench).deliveries) == 1
 
     def test_trap_a_renewal_steals_from_the_new_owner(self, bench: Bench) -> None:
-        """XCLAIM with idle 0 takes a message back from whoever got it meanwhile; here the old lease is refused."""
+        """XCLAIM with idle 0 takes a message from its new owner; here the old lease is refused."""
         bench.put([row(bench, 1)])
         (old,) = claim(bench)
         keep_alive(bench, LEASE_MS + 100)

@@ -49,7 +49,7 @@ class EmbeddedWorker:
         self._state.actions = {facts.tag: facts for facts in executor.load()}
         executor.begin(0)
         for database in {bytes.fromhex(lane.partition(":")[0]) for lane in options.lanes}:
-            broker.configure(database, Rules())  # of version 0: those that somebody set stay
+            broker.configure(database, Rules())  # version 0: rules that were set before stay
 
     def run_until_idle(self, *, most: int = 10_000) -> list[tuple[Delivery, Outcome]]:
         """Run what is claimable now, and what that enqueues, until nothing is; return deliveries with their outcomes.

@@ -209,7 +209,7 @@ class OdooWorld:
 
     @property
     def account(self) -> Account | None:
-        """Whose Odoo's processes are; None when nobody's privileges are dropped."""
+        """Return the user of Odoo's processes; None when no privileges are dropped."""
         return None if self.user == "none" else account(self.user)
 
     # -- processes -----------------------------------------------------------------------------------------------
@@ -347,7 +347,7 @@ def _installed(base: Path, addons: Sequence[str], paths: Sequence[Path]) -> Iter
             finally:
                 world.close()
             mark.write_text(state)
-        fcntl.flock(lock, fcntl.LOCK_SH)  # nobody makes it anew while it is copied
+        fcntl.flock(lock, fcntl.LOCK_SH)  # it must not be recreated while it is copied
         yield kept
 
 

@@ -82,7 +82,7 @@ class Server:
                 return
             if not first:
                 break
-            self.port = 0  # somebody else took it between our look and the server's bind
+            self.port = 0  # another process took it before the server could bind
         raise ServerFailed(f"{self.kind} did not start on port {self.port}; its log ends with: {self._last_lines()}")
 
     def stop(self) -> None:
@@ -232,7 +232,7 @@ class Server:
 
 
 def free_port() -> int:
-    """Return a TCP port of 127.0.0.1 that nobody listens on and that no outgoing connection is given."""
+    """Return a free TCP port of 127.0.0.1 that no outgoing connection receives."""
     for port in random.sample(_PORTS, 200):
         with socket.socket() as probe:
             try:
@@ -252,7 +252,7 @@ def popen(
     environment: Mapping[str, str] | None = None,
     death_signal: int = signal.SIGKILL,
 ) -> subprocess.Popen[bytes]:
-    """Start ``command`` as ``user`` in ``folder``, in a session of its own; ``death_signal`` follows our death."""
+    """Start ``command`` as ``user`` in ``folder``, in a new session; it receives ``death_signal`` when we die."""
     parent = os.getpid()
     return subprocess.Popen(
         command,
@@ -288,7 +288,7 @@ def worker_user() -> str:
 
 
 def sweep(kind: str) -> None:
-    """Remove the folders of test processes that were killed before they could: the pid stands in the name.
+    """Remove the folders of killed test processes, whose names contain their pids.
 
     What they had started there, and what outlived them, is ended first: it would disturb what is measured now.
     """

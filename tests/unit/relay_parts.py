@@ -23,7 +23,7 @@ def direct(uuid: UUID = UUID_1) -> Publication:
 
 
 class ScriptedBroker:
-    """Does what the test says: answers, fails, or hangs until let go."""
+    """Follows the test's script: answers, fails, or hangs until released."""
 
     def __init__(self) -> None:
         self.published: list[list[Publication]] = []
@@ -76,14 +76,14 @@ def eventually(condition: Callable[[], object], what: str) -> None:
 
 
 class QuickBroker(ScriptedBroker):
-    """Publishes at once as well; ``quick`` says what comes of that: True, False, or an exception."""
+    """Also publishes in the caller's thread; ``quick`` is the result: True, False, or an exception."""
 
     def __init__(self) -> None:
         super().__init__()
         self.quick: bool | BaseException = True
         self.readied = 0
         self.ready_error: Exception | None = None
-        #: Who published at once, and what.
+        #: The thread's name and the publications of each such call.
         self.at_once: list[tuple[str, list[Publication]]] = []
 
     def get_ready(self) -> None:

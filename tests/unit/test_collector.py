@@ -69,7 +69,7 @@ def fork():
     return pid
 
 first = fork()
-fork()  # asked for as soon as the first one's end is seen, and done before that end is told
+fork()  # requested when the first child's end is seen, and done before that end is reported
 _, status = os.waitpid(first, 0)
 control.send(msgpack.packb(("exited", first, status)))
 control.recv(1 << 16)
@@ -77,7 +77,7 @@ control.recv(1 << 16)
 
 
 class Recorder:
-    """Stands in the settler's place and remembers what it is told."""
+    """Replaces the settler and records its calls."""
 
     def __init__(self) -> None:
         self.told: list[tuple[str, Any]] = []
@@ -139,7 +139,7 @@ def test_queues_that_are_not_served_are_logged_once_the_actions_are_known(
     parts.state.options = replace(parts.state.options, lanes=("00:default",))
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     facts = [ActionFacts(name, bytes([at] * 4), None, RetryPolicy(), queue) for at, (name, queue) in enumerate(QUEUES)]
-    for _ in range(2):  # a zygote that is started anew and knows the same says nothing new
+    for _ in range(2):  # a restarted zygote with the same actions causes no new log line
         wire.send(theirs, ("actions", [facts_to_wire(one) for one in facts]))
         wire.send(theirs, ("ready",))
         for _message in range(2):

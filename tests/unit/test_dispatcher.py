@@ -191,7 +191,7 @@ def test_it_claims_immediately_when_room_wakes_it(floor: Floor) -> None:
 
 
 class Clock:
-    """Stands in the place of the module ``time``."""
+    """Replaces the module ``time``."""
 
     def __init__(self) -> None:
         self.now = 1000.0

@@ -21,7 +21,7 @@ LONGEST = 5.0
 
 
 class Scripted:
-    """A broker that hands out what it is told to, notes every call, and fails as it is told to."""
+    """A broker that follows a script: deliveries, recorded calls and errors."""
 
     capabilities = frozenset({Capability.LEASES, Capability.PUBLISHED})
 

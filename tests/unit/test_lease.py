@@ -26,7 +26,7 @@ TAG = b"abcd"
 
 
 class Clock:
-    """Stands in the place of the module ``time``."""
+    """Replaces the module ``time``."""
 
     def __init__(self) -> None:
         self.now = 1000.0

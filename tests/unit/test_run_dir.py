@@ -68,7 +68,7 @@ def test_the_folder_is_kept_as_long_as_leases_may_be_left(tmp_path: Path) -> Non
 def test_a_clean_stop_that_may_have_left_leases_records_that_nothing_runs(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path, "me")
     slots, descriptor = Slots.create(folder.path / "slots", 1)
-    slots.start(0, 0, 1.0, REFERENCE)  # handed back, and its slot never told
+    slots.start(0, 0, 1.0, REFERENCE)  # released, but its slot does not know it
     slots.close()
     os.close(descriptor)
     folder.remove(leases_left=True)

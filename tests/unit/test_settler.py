@@ -32,7 +32,7 @@ def delivery(number: int, *, fallback: bool = False) -> Delivery:
 
 
 class Redis:
-    """A broker whose own leases cannot be told of while it is away; the others' can."""
+    """A broker whose own leases cannot be settled during its outage; those of the fallback can."""
 
     def __init__(self) -> None:
         self.away = False
@@ -203,7 +203,7 @@ def test_settling_in_redis_keeps_a_newer_lease_from_postgresql(desk: Desk) -> No
         until(lambda: desk.redis.released)
         assert desk.redis.released == [old]
         assert desk.state.held == {new.reference: new}
-        # Its own end is told though that of the first lease may still wait.
+        # It is settled although the settlement of the first lease still waits.
         desk.redis.away = True
         desk.settler.hand_back([old])
         until(lambda: desk.redis.asked >= 3)
