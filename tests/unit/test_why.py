@@ -8,7 +8,8 @@ from uuid import UUID
 
 import pytest
 
-from sidestream.admin.diagnosis import why
+from sidestream.admin.diagnosis import diagnose
+from sidestream.admin.diagnosis_text import render
 from sidestream.broker.protocol import Explanation, Place
 from sidestream.job.reason import Reason, ReasonCode
 from sidestream.job.reference import direct_reference, row_reference
@@ -27,6 +28,16 @@ EARLY = replace(READY, early=True, job=replace(JOB, run_at=NOW + timedelta(hours
 HOLDERS = tuple(row_reference(b"database", n, "a", None).pack() for n in (1, 2, 3, 4, 5))
 DIRECT = direct_reference(UUID(int=1), "a", None).pack()
 WORKERS = [["default"], ["mail"]]
+
+
+def why(
+    facts: JobDiagnosis,
+    entries: list[Entry],
+    explanation: Explanation | None,
+    workers: list[list[str]] | None,
+    busy: tuple[int, int] | None = None,
+) -> str:
+    return render("Job 7", diagnose(facts, entries, explanation, workers, busy))
 
 
 def pause(what: Pause, **options: str | None) -> Entry:
@@ -156,7 +167,7 @@ FROM_BROKER: list[tuple[Explanation | None, list[Entry], list[list[str]] | None,
         Explanation(Place.NOWHERE),
         [],
         WORKERS,
-        "is open and was not published yet; the reconciler does so within seconds.",
+        "is pending and not published yet; the reconciler publishes it within seconds.",
     ),
     (
         Explanation(Place.LIMITED, "key", HOLDERS),

@@ -1,150 +1,211 @@
-"""Why a job waits, in one sentence: what PostgreSQL tells first, then what the broker knows. Pure: a table of cases."""
+"""Why a job waits or how it ended: pure functions from what PostgreSQL and the broker know to a :class:`Diagnosis`.
+
+:mod:`sidestream.admin.diagnosis_text` renders it as one English sentence.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from uuid import UUID
+from enum import StrEnum
+from typing import Any
 
-from sidestream.admin.row_diagnosis import moment, paused, pausing, short, why_of_row
 from sidestream.broker.protocol import Explanation, Place
-from sidestream.errors import WireError
 from sidestream.job.job import Job
-from sidestream.job.reference import Reference
-from sidestream.job.rules import Limit, Scope
+from sidestream.job.names import limit_rule
+from sidestream.job.rules import Pause, Scope
 from sidestream.job.states import State
 from sidestream.store.diagnosis import JobDiagnosis
 from sidestream.store.job_row import JobRow
+from sidestream.store.queries import Row
 from sidestream.store.rules import Entry
 
-NAMED = 3
-"""How many holders of a limit are named."""
+
+class Code(StrEnum):
+    """What a diagnosis says; the comments name its parameters."""
+
+    # -- the row tells
+    DONE = "done"  # at
+    FAILED = "failed"  # at, error
+    CANCELLED = "cancelled"  # at, reason
+    CANCELLING = "cancelling"
+    EXPIRING = "expiring"  # at
+    RUNNING = "running"  # worker, at
+    RETRYING = "retrying"  # failures, at, error
+    SNOOZED = "snoozed"  # at, reason
+    SCHEDULED = "scheduled"  # at
+    PAUSED = "paused"  # entry
+    BEHIND_JOB = "behind_job"  # id, action, key
+    SUSPECT = "suspect"
+    # -- the broker tells
+    NO_BROKER = "no_broker"
+    UNSERVED = "unserved"  # queue
+    LEASED = "leased"  # worker
+    LIMITED = "limited"  # scope, name, concurrency, holders
+    RATE_LIMITED = "rate_limited"  # scope, name, rate, at
+    LIMIT_ZERO = "limit_zero"  # scope, name
+    UNPAUSING = "unpausing"  # scope
+    UNROUTED = "unrouted"  # action
+    BEHIND_KEY = "behind_key"  # holders, key
+    READY = "ready"  # rank, queue, busy, error
+    DUE = "due"  # busy, error
+    DELAYED = "delayed"  # at, reason
+    UNPUBLISHED = "unpublished"
+    LOST = "lost"  # a direct job only
 
 
-def why(
+@dataclass(frozen=True, slots=True)
+class Diagnosis:
+    """Why a job waits or how it ended."""
+
+    code: Code
+    params: Mapping[str, Any] = field(default_factory=dict)
+
+
+def diagnose(
     facts: JobDiagnosis,
     entries: Iterable[Entry],
     explanation: Explanation | None,
     workers: Sequence[Sequence[str]] | None,
     busy: tuple[int, int] | None = None,
-) -> str:
-    """Return one English sentence.
+) -> Diagnosis:
+    """Return the diagnosis of a row's job.
 
     Args:
         facts: The row.
         entries: The rules of its database.
-        explanation: What the broker says of its reference; None while it is away.
-        workers: For each worker that is alive, the names of the queues that it serves of this database; None: unknown.
+        explanation: What the broker says about its reference; None while the broker does not answer.
+        workers: For each live worker, the queues of this database that it serves; None: unknown.
         busy: Of the children of the workers that serve the job's queue, how many run a job, and how many there are.
     """
     entries = list(entries)
-    job = facts.job
-    told = why_of_row(facts, entries)
+    by_row = diagnose_row(facts, entries)
     running = facts.state is State.PENDING and explanation is not None and explanation.place is Place.LEASED
-    if told is not None and not running:
-        return told
+    if by_row is not None and not running:
+        return by_row
     if explanation is None:
-        return f"Job {job.id} is ready, but Redis does not answer: a worker takes it from PostgreSQL within seconds."
-    unserved = workers is not None and not any(job.queue in queues for queues in workers)
-    if unserved and explanation.place is not Place.LEASED:
-        return f"Job {job.id} waits because no worker that is alive serves the queue {job.queue!r}."
-    return f"Job {job.id} {_placed(facts, entries, explanation, busy)}."
+        return Diagnosis(Code.NO_BROKER)
+    if explanation.place is not Place.LEASED and workers is not None and _is_unserved(facts.job.queue, workers):
+        return Diagnosis(Code.UNSERVED, {"queue": facts.job.queue})
+    return _diagnose_place(facts, entries, explanation, busy)
 
 
-def why_direct(
-    uuid: UUID,
-    job: Job,
-    entries: Iterable[Entry],
-    explanation: Explanation,
-    workers: Sequence[Sequence[str]],
-) -> str:
-    """Return the sentence for a direct job that is not over; ``workers``: the queues of direct jobs of each."""
-    entries, name, now = list(entries), f"The direct job {uuid}", datetime.now(UTC)
+def diagnose_direct(
+    job: Job, entries: Iterable[Entry], explanation: Explanation, workers: Sequence[Sequence[str]]
+) -> Diagnosis:
+    """Return the diagnosis of a direct job that has not ended; ``workers``: the queues of direct jobs of each."""
+    entries, now = list(entries), datetime.now(UTC)
     due = job.run_at or now
-    stored = JobRow(0, job.action, job.queue, job.key, due, group=job.group, limit=job.limit)
-    facts = JobDiagnosis(stored, State.PENDING, False, 0, None, None, None, None, False, False, None, None, now, None)
+    row = JobRow(0, job.action, job.queue, job.key, due, group=job.group, limit=job.limit)
+    facts = JobDiagnosis(row, State.PENDING, False, 0, None, None, None, None, False, False, None, None, now, None)
     if explanation.place is Place.NOWHERE:
-        return f"{name} was lost by Redis or ends this moment; enqueue it again with its id."
+        return Diagnosis(Code.LOST)
     if explanation.place is not Place.LEASED:
         if job.run_at is not None and explanation.place is Place.DELAYED and now < due:
-            return f"{name} is scheduled for {moment(due)}."
-        entry = pausing(facts.job, entries)
+            return Diagnosis(Code.SCHEDULED, {"at": due})
+        entry = pause_of(row, entries)
         if entry is not None:
-            return f"{name} waits because {paused(entry)}."
-        if not any(job.queue in queues for queues in workers):
-            return f"{name} waits because no worker that is alive serves the queue {job.queue!r}."
-    return f"{name} {_placed(facts, entries, explanation)}."
+            return Diagnosis(Code.PAUSED, {"entry": entry})
+        if _is_unserved(job.queue, workers):
+            return Diagnosis(Code.UNSERVED, {"queue": job.queue})
+    return _diagnose_place(facts, entries, explanation, None)
 
 
-def _placed(
-    facts: JobDiagnosis, entries: Sequence[Entry], found: Explanation, busy: tuple[int, int] | None = None
-) -> str:
+def diagnose_row(facts: JobDiagnosis, entries: Iterable[Entry]) -> Diagnosis | None:
+    """Return what the row and the rules tell; None when nothing in PostgreSQL keeps the job from starting."""
     job = facts.job
-    free = "waits for a free worker" + (f" ({busy[0]} of {busy[1]} busy)" if busy is not None else "")
-    failed = f"; last error: {short(facts.error)}" if job.attempts > facts.forgiven and facts.error else ""
+    if facts.state is State.DONE:
+        return Diagnosis(Code.DONE, {"at": facts.ended_at})
+    if facts.state is State.FAILED:
+        return Diagnosis(Code.FAILED, {"at": facts.ended_at, "error": facts.error})
+    if facts.state is State.CANCELLED:
+        return Diagnosis(Code.CANCELLED, {"at": facts.ended_at, "reason": facts.reason})
+    if facts.cancelling:
+        return Diagnosis(Code.CANCELLING)
+    if facts.expires_at is not None and facts.expires_at <= facts.now and not job.attempts:
+        return Diagnosis(Code.EXPIRING, {"at": facts.expires_at})
+    if facts.started_by is not None and facts.started_at is not None:
+        return Diagnosis(Code.RUNNING, {"worker": facts.started_by, "at": facts.started_at})
+    if facts.early:
+        return _diagnose_early(facts)
+    entry = pause_of(job, entries)
+    if entry is not None:
+        return Diagnosis(Code.PAUSED, {"entry": entry})
+    if facts.before is not None:
+        return Diagnosis(Code.BEHIND_JOB, {"id": facts.before.id, "action": facts.before.action, "key": job.key})
+    return Diagnosis(Code.SUSPECT) if facts.suspect else None
+
+
+def pause_of(job: JobRow | Row, entries: Iterable[Entry]) -> Entry | None:
+    """Return the pause that holds the job back, the widest first; None when nothing is paused."""
+    by_pause = {entry.pause: entry for entry in entries if entry.pause is not None}
+    if not by_pause:
+        return None
+    wanted = [Pause(queue=job.queue), Pause(action=job.action)]
+    if job.group is not None:
+        wanted += [Pause(group=job.group), Pause(action=job.action, group=job.group)]
+    return next((by_pause[one] for one in wanted if one in by_pause), None)
+
+
+def _diagnose_early(facts: JobDiagnosis) -> Diagnosis:
+    job = facts.job
+    if job.attempts > facts.forgiven:
+        failures = job.attempts - facts.forgiven
+        return Diagnosis(Code.RETRYING, {"failures": failures, "at": job.run_at, "error": facts.error})
+    if job.snoozes:
+        return Diagnosis(Code.SNOOZED, {"at": job.run_at, "reason": facts.reason})
+    return Diagnosis(Code.SCHEDULED, {"at": job.run_at})
+
+
+def _diagnose_place(
+    facts: JobDiagnosis, entries: Sequence[Entry], found: Explanation, busy: tuple[int, int] | None
+) -> Diagnosis:
+    job = facts.job
+    waits = {"busy": busy, "error": facts.error if job.attempts > facts.forgiven else None}
     match found.place:
         case Place.LEASED:
-            return f"is with the worker {found.worker}, which runs it or is about to"
+            return Diagnosis(Code.LEASED, {"worker": found.worker})
         case Place.LIMITED:
-            return _limited(facts, entries, found)
+            return _diagnose_limit(job, entries, found)
         case Place.PAUSED:
-            return f"is set aside because its {found.scope} was paused; it comes back by itself within seconds"
+            return Diagnosis(Code.UNPAUSING, {"scope": found.scope})
         case Place.UNROUTED:
-            return f"waits until a worker is started that knows the action {job.action!r}"
+            return Diagnosis(Code.UNROUTED, {"action": job.action})
         case Place.BEHIND_KEY:
-            return f"waits behind {_named(found.holders[:1]) or 'another job'} with the same key {job.key!r}"
+            return Diagnosis(Code.BEHIND_KEY, {"holders": found.holders[:1], "key": job.key})
         case Place.DELAYED if found.until_ms and found.until_ms <= facts.now.timestamp() * 1000:
-            return f"{free}{failed}"  # its time has come, and a worker that asks for jobs will find it
+            return Diagnosis(Code.DUE, waits)  # its time has come, and a worker that asks for jobs will find it
         case Place.DELAYED:
-            until = f" until {_at(found.until_ms)}" if found.until_ms else ""
-            reason = f", because of the last time: {facts.reason}" if facts.reason else ""
-            return f"was handed back and is put off{until}{reason}"
-        case Place.READY if found.rank:
-            return f"{free} behind {found.rank} other jobs of its group and priority in the queue {job.queue!r}{failed}"
+            return Diagnosis(Code.DELAYED, {"at": _time(found.until_ms), "reason": facts.reason})
         case Place.READY:
-            return f"is the next of its group and priority in the queue {job.queue!r} and {free}{failed}"
+            return Diagnosis(Code.READY, {"rank": found.rank, "queue": job.queue, **waits})
         case _:
-            return "is open and was not published yet; the reconciler does so within seconds"
+            return Diagnosis(Code.UNPUBLISHED)
 
 
-def _limited(facts: JobDiagnosis, entries: Sequence[Entry], found: Explanation) -> str:
-    job = facts.job
+def _diagnose_limit(job: JobRow, entries: Sequence[Entry], found: Explanation) -> Diagnosis:
+    scope = Scope(found.scope or Scope.GLOBAL.value)
     names = {
-        "queue": (f"the queue {job.queue!r}", job.queue),
-        "action": (f"the action {job.action!r}", job.action),
-        "key": (f"the limit key {job.limit!r}", (job.limit or "").partition(":")[0]),
+        Scope.QUEUE: job.queue,
+        Scope.ACTION: job.action,
+        Scope.KEY: "" if job.limit is None else limit_rule(job.limit),
     }
-    what, name = names.get(found.scope, ("everything", ""))
     limits = {(entry.scope, entry.name): entry.limit for entry in entries if entry.limit is not None}
-    limit = limits.get((found.scope or Scope.GLOBAL.value, name))
+    limit = limits.get((scope.value, names.get(scope, "")))
+    what = {"scope": scope, "name": job.limit if scope is Scope.KEY else names.get(scope, "")}
     if found.until_ms:
-        rate = f" of {limit.rate:g} a second" if limit is not None and limit.rate is not None else ""
-        return f"waits for the rate{rate} of {what}; its next turn is at {_at(found.until_ms)}"
-    if limit is not None and _nothing(limit):
-        return f"waits because the limit of {what} is 0: nothing of it may start"
-    most = f" of {limit.concurrency}" if limit is not None and limit.concurrency is not None else ""
-    holders = _named(found.holders)
-    return f"waits for the limit{most} of {what}" + (f", which is used up by {holders}" if holders else "")
+        rate = None if limit is None else limit.rate
+        return Diagnosis(Code.RATE_LIMITED, {**what, "rate": rate, "at": _time(found.until_ms)})
+    if limit is not None and (limit.concurrency == 0 or limit.rate == 0):
+        return Diagnosis(Code.LIMIT_ZERO, what)
+    concurrency = None if limit is None else limit.concurrency
+    return Diagnosis(Code.LIMITED, {**what, "concurrency": concurrency, "holders": found.holders})
 
 
-def _nothing(limit: Limit) -> bool:
-    return limit.concurrency == 0 or limit.rate == 0
+def _is_unserved(queue: str, workers: Sequence[Sequence[str]]) -> bool:
+    return not any(queue in queues for queues in workers)
 
 
-def _named(holders: Sequence[bytes]) -> str:
-    names = [_name(one) for one in holders[:NAMED]]
-    if len(holders) > NAMED:
-        names.append(f"{len(holders) - NAMED} more")
-    return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1] if names else ""
-
-
-def _name(raw: bytes) -> str:
-    try:
-        reference = Reference.unpack(raw)
-    except WireError:
-        return "a job of another release"
-    return f"the direct job {reference.uuid}" if reference.direct else f"job {reference.id}"
-
-
-def _at(ms: int) -> str:
-    return moment(datetime.fromtimestamp(ms / 1000, UTC))
+def _time(ms: int) -> datetime | None:
+    return datetime.fromtimestamp(ms / 1000, UTC) if ms else None

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from uuid import UUID
 
-from sidestream.admin.diagnosis import why_direct
+from sidestream.admin.diagnosis import diagnose_direct
+from sidestream.admin.diagnosis_text import render
 from sidestream.broker.protocol import Explanation, Place, Publication, lane
 from sidestream.broker.redis import keys
 from sidestream.broker.redis.broker import RedisBroker
@@ -85,7 +86,8 @@ def find(settings: Settings, uuid: UUID) -> DirectJob | FailedDirectJob | None:
         [name.removeprefix(own) for name in one.lanes if name.startswith(own)] for one in workers if one.until_ms > now
     ]
     place = explanation.place if explanation is not None else Place.NOWHERE
-    return DirectJob(uuid, job, place, why_direct(uuid, job, entries, explanation or Explanation(place), serving))
+    diagnosis = diagnose_direct(job, entries, explanation or Explanation(place), serving)
+    return DirectJob(uuid, job, place, render(f"The direct job {uuid}", diagnosis))
 
 
 def cancel(settings: Settings, uuid: UUID) -> bool:

@@ -6,7 +6,8 @@ import json
 import time
 from collections.abc import Callable, Sequence
 
-from sidestream.admin.diagnosis import why
+from sidestream.admin.diagnosis import diagnose
+from sidestream.admin.diagnosis_text import render
 from sidestream.broker.protocol import Broker, Explanation, Place, lane
 from sidestream.broker.redis.inspect import RedisInspector
 from sidestream.errors import BrokerError
@@ -70,7 +71,7 @@ def why_waiting(settings: Settings, job_id: int) -> str | None:
         busy = _busy([one.info for one in found if one.until_ms > now_ms and wanted in one.lanes])
     except BrokerError:
         explanation = None  # the sentence says that it is away
-    return why(facts, entries, explanation, serving, busy)
+    return render(f"Job {job_id}", diagnose(facts, entries, explanation, serving, busy))
 
 
 def _busy(announced: Sequence[str]) -> tuple[int, int] | None:

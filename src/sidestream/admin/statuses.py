@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterable, Sequence
 
-from sidestream.admin.row_diagnosis import pausing
+from sidestream.admin.diagnosis import pause_of
 from sidestream.broker.protocol import Place
 from sidestream.errors import BrokerError, SettingsError
 from sidestream.job.states import State, Status
@@ -52,7 +52,7 @@ def _of_row(row: Row, running: Container[int], entries: Sequence[Entry]) -> Stat
         return Status.RUNNING
     if not row.due:
         return Status.RETRYING if row.attempts > row.forgiven else Status.SCHEDULED
-    return Status.WAITING if pausing(row, entries) is None else Status.PAUSED
+    return Status.WAITING if pause_of(row, entries) is None else Status.PAUSED
 
 
 def _of_broker(settings: Settings, job_ids: Sequence[int]) -> dict[int, Status]:

@@ -1,0 +1,162 @@
+"""A diagnosis as one English sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from sidestream.admin.diagnosis import Code, Diagnosis
+from sidestream.errors import WireError
+from sidestream.job.reason import Reason
+from sidestream.job.reference import Reference
+from sidestream.job.rules import Scope
+from sidestream.redaction import redact_text
+from sidestream.store.rules import Entry
+
+MOST_HOLDERS = 3
+"""How many holders of a limit a sentence names."""
+ERROR_SHOWN = 200
+"""Longest piece of an error in a sentence, in characters."""
+
+
+def render(subject: str, diagnosis: Diagnosis) -> str:
+    """Return the sentence about ``subject``, such as "Job 7"."""
+    return f"{subject} {_TEXTS[diagnosis.code](diagnosis.params)}."
+
+
+def _ended(params: Mapping[str, Any]) -> str:
+    return "" if params["at"] is None else f" at {_moment(params['at'])}"
+
+
+def _cancelled(params: Mapping[str, Any]) -> str:
+    because = f", because: {_short(str(params['reason']))}" if params["reason"] is not None else ""
+    return f"does not wait: it was cancelled{_ended(params)}{because}"
+
+
+def _retrying(params: Mapping[str, Any]) -> str:
+    times = "once" if params["failures"] == 1 else f"{params['failures']} times"
+    return (
+        f"failed {times} and is tried again at {_moment(params['at'])}, and its last error was: "
+        f"{_short(params['error'])}"
+    )
+
+
+def _snoozed(params: Mapping[str, Any]) -> str:
+    reason: Reason | None = params["reason"]
+    message = None if reason is None else str(reason.params.get("message", reason))
+    return f"put itself off until {_moment(params['at'])}, because: {_short(message)}"
+
+
+def _paused(params: Mapping[str, Any]) -> str:
+    entry: Entry = params["entry"]
+    pause = entry.pause
+    assert pause is not None
+    if pause.queue is not None:
+        what = f"the queue {pause.queue!r}"
+    elif pause.action is not None:
+        what = f"the action {pause.action!r}" + (f" of the group {pause.group!r}" if pause.group is not None else "")
+    else:
+        what = f"the group {pause.group!r}"
+    by = f" by {entry.changed_by}" if entry.changed_by else ""
+    note = f" ({entry.note})" if entry.note else ""
+    return f"waits because {what} was paused{by} at {_moment(entry.changed_at)}{note}"
+
+
+def _free(params: Mapping[str, Any]) -> str:
+    busy = params["busy"]
+    return "waits for a free worker" + (f" ({busy[0]} of {busy[1]} busy)" if busy is not None else "")
+
+
+def _last_error(params: Mapping[str, Any]) -> str:
+    return f"; last error: {_short(params['error'])}" if params["error"] else ""
+
+
+def _ready(params: Mapping[str, Any]) -> str:
+    queue, free, error = f"the queue {params['queue']!r}", _free(params), _last_error(params)
+    if params["rank"]:
+        return f"{free} behind {params['rank']} other jobs of its group and priority in {queue}{error}"
+    return f"is the next of its group and priority in {queue} and {free}{error}"
+
+
+def _delayed(params: Mapping[str, Any]) -> str:
+    until = f" until {_moment(params['at'])}" if params["at"] is not None else ""
+    reason = f", because of the last time: {params['reason']}" if params["reason"] is not None else ""
+    return f"was handed back and is put off{until}{reason}"
+
+
+def _limited(params: Mapping[str, Any]) -> str:
+    most = f" of {params['concurrency']}" if params["concurrency"] is not None else ""
+    holders = _names(params["holders"])
+    return f"waits for the limit{most} of {_scope(params)}" + (f", which is used up by {holders}" if holders else "")
+
+
+def _rate_limited(params: Mapping[str, Any]) -> str:
+    rate = f" of {params['rate']:g} a second" if params["rate"] is not None else ""
+    return f"waits for the rate{rate} of {_scope(params)}; its next turn is at {_moment(params['at'])}"
+
+
+def _scope(params: Mapping[str, Any]) -> str:
+    words = {Scope.QUEUE: "the queue", Scope.ACTION: "the action", Scope.KEY: "the limit key"}
+    return f"{words[params['scope']]} {params['name']!r}" if params["scope"] in words else "everything"
+
+
+def _names(holders: Sequence[bytes]) -> str:
+    names = [_name(one) for one in holders[:MOST_HOLDERS]]
+    if len(holders) > MOST_HOLDERS:
+        names.append(f"{len(holders) - MOST_HOLDERS} more")
+    return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1] if names else ""
+
+
+def _name(raw: bytes) -> str:
+    try:
+        reference = Reference.unpack(raw)
+    except WireError:
+        return "a job of another release"
+    return f"the direct job {reference.uuid}" if reference.direct else f"job {reference.id}"
+
+
+def _moment(when: datetime) -> str:
+    return f"{when:%Y-%m-%d %H:%M:%S} UTC"
+
+
+def _short(text: str | None) -> str:
+    """Return the first line of an error, cut to what a sentence may hold and without secrets."""
+    line = redact_text(next(iter((text or "").strip().splitlines()), "").rstrip(".")) or "not told"
+    return line if len(line) <= ERROR_SHOWN else line[: ERROR_SHOWN - 1] + "…"
+
+
+_TEXTS: dict[Code, Callable[[Mapping[str, Any]], str]] = {
+    Code.DONE: lambda p: f"does not wait: it was done{_ended(p)}",
+    Code.FAILED: lambda p: (
+        f"does not wait: it failed for good{_ended(p)}, and its last error was: {_short(p['error'])}"
+    ),
+    Code.CANCELLED: _cancelled,
+    Code.CANCELLING: lambda p: "is being cancelled: a person asked for it, and its worker has not carried it out yet",
+    Code.EXPIRING: lambda p: f"was to be started by {_moment(p['at'])} and was not: it is about to be cancelled",
+    Code.RUNNING: lambda p: f"runs on {p['worker']} since {_moment(p['at'])}",
+    Code.RETRYING: _retrying,
+    Code.SNOOZED: _snoozed,
+    Code.SCHEDULED: lambda p: f"is scheduled for {_moment(p['at'])}",
+    Code.PAUSED: _paused,
+    Code.BEHIND_JOB: lambda p: (
+        f"waits behind job {p['id']} ({p['action']}), which has the same key {p['key']!r} and comes first"
+    ),
+    Code.SUSPECT: lambda p: "waits until a worker can run it alone, because its worker died repeatedly while it ran",
+    Code.NO_BROKER: lambda p: "is ready, but Redis does not answer: a worker takes it from PostgreSQL within seconds",
+    Code.UNSERVED: lambda p: f"waits because no worker that is alive serves the queue {p['queue']!r}",
+    Code.LEASED: lambda p: f"is with the worker {p['worker']}, which runs it or is about to",
+    Code.LIMITED: _limited,
+    Code.RATE_LIMITED: _rate_limited,
+    Code.LIMIT_ZERO: lambda p: f"waits because the limit of {_scope(p)} is 0: nothing of it may start",
+    Code.UNPAUSING: lambda p: (
+        f"is set aside because its {p['scope']} was paused; it comes back by itself within seconds"
+    ),
+    Code.UNROUTED: lambda p: f"waits until a worker is started that knows the action {p['action']!r}",
+    Code.BEHIND_KEY: lambda p: f"waits behind {_names(p['holders']) or 'another job'} with the same key {p['key']!r}",
+    Code.READY: _ready,
+    Code.DUE: lambda p: f"{_free(p)}{_last_error(p)}",
+    Code.DELAYED: _delayed,
+    Code.UNPUBLISHED: lambda p: "is pending and not published yet; the reconciler publishes it within seconds",
+    Code.LOST: lambda p: "was lost by Redis or ends this moment; enqueue it again with its id",
+}
