@@ -73,7 +73,7 @@ def test_a_job_postponed_by_a_duplicate_between_claim_and_start_lets_the_next_of
     assert (verdict.reason, verdict.unstarted) == (Reason(ReasonCode.NOT_DUE), True)
     state = WorkerState(WorkerOptions("worker", tuple(lanes), tag(dsn).hex(), tmp_path, children=1))
     outcome_writer = OutcomeWriter(state, lambda: psycopg.connect(dsn, autocommit=True))
-    outcome_writer.found(delivery, JobReport(0, verdict, -1)).tell(broker, delivery)
+    outcome_writer.reported(delivery, JobReport(0, verdict, -1)).apply(broker, delivery)
     assert claimed(broker, dsn) == [second]
 
 

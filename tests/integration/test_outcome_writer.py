@@ -34,10 +34,10 @@ def test_a_pause_of_the_application_costs_nothing_however_long_it_lasts(database
     with _outcome_writer(database, tmp_path) as (look, outcome_writer, reference):
         for releases in (0, 1, MAX_RELEASES, 10 * MAX_RELEASES):
             delivery = Delivery(reference, "lane", Lease(b"1", "me", 1), 0, None, releases=releases)
-            settlement = outcome_writer.found(delivery, JobReport(0, Release(UPGRADING, 2000), -1))
+            settlement = outcome_writer.reported(delivery, JobReport(0, Release(UPGRADING, 2000), -1))
             assert settlement == Settlement(release=Release(UPGRADING, 2000, count=False))
         outcome_writer.started(delivery, 0, 0.0)
-        alone = outcome_writer.found(delivery, JobReport(0, Release(UPGRADING, 2000), -1))
+        alone = outcome_writer.reported(delivery, JobReport(0, Release(UPGRADING, 2000), -1))
         assert alone.release.delay_ms == 30_000, "its lone starts are written, so they are fewer"
         row = look.execute("SELECT state, reason, releases, attempts FROM sidestream_job").fetchone()
     assert row == ("pending", "upgrading", 0, 0)
@@ -48,7 +48,7 @@ def test_a_crash_counts_among_the_attempts_that_a_job_has(database: str, tmp_pat
     with _outcome_writer(database, tmp_path) as (look, outcome_writer, reference):
         delivery = Delivery(reference, "lane", Lease(b"1", "me", 1), 0)
         for seen in range(4):
-            outcome_writer.found(delivery, JobReport(0, Retry(0.0, "no stock"), seen))
+            outcome_writer.reported(delivery, JobReport(0, Retry(0.0, "no stock"), seen))
         running = Reading(
             0, running=True, started=1.0, backend=0, attempts_seen=4, limit=1, batch=1, reference=reference
         )
@@ -124,8 +124,8 @@ def test_a_lone_job_whose_child_died_uncharged_is_ended_in_its_rows(
 
 
 def test_a_failure_ends_a_lone_start(lone: Lone) -> None:
-    lone.outcome_writer.found(lone.delivery, JobReport(0, Retry(0.0, "no stock"), 0))
-    lone.outcome_writer.found(lone.delivery, JobReport(0, Release(Reason(ReasonCode.LOCKED)), -1))
+    lone.outcome_writer.reported(lone.delivery, JobReport(0, Retry(0.0, "no stock"), 0))
+    lone.outcome_writer.reported(lone.delivery, JobReport(0, Release(Reason(ReasonCode.LOCKED)), -1))
     assert lone.events() == ["started", "failed"]
 
 
@@ -134,7 +134,7 @@ def test_a_direct_job_that_snoozes_with_the_reason_paused_is_counted(tmp_path: P
     reference = direct_reference(UUID(int=1), "test.act", None).pack()
     for word in (ReasonCode.UPGRADING, ReasonCode.UNROUTED):
         snooze = Release(Reason(ReasonCode.SNOOZED, {"seconds": 60, "message": word.value}), 60_000)
-        settlement = outcome_writer.found(
+        settlement = outcome_writer.reported(
             Delivery(reference, "lane", Lease(b"1", "me", 1), 0), JobReport(0, snooze, -1)
         )
         assert settlement == Settlement(release=snooze)

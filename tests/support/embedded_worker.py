@@ -76,14 +76,14 @@ class EmbeddedWorker:
         )
         if isinstance(outcome, Done):
             self._publish(acquired)
-            Settlement(settle=True).tell(self._broker, delivery)
+            Settlement(settle=True).apply(self._broker, delivery)
             return outcome
         job_report = wire.JobReport(0, outcome, seen[-1].attempts if seen else -1)
-        settlement = self._outcome_writer.found(delivery, job_report)
+        settlement = self._outcome_writer.reported(delivery, job_report)
         if settlement.run_alone:
             self._outcome_writer.started(delivery, 0, 0.0)
             return self.run_one(delivery, run_alone=True)
-        releases = settlement.tell(self._broker, delivery)
+        releases = settlement.apply(self._broker, delivery)
         if settlement.fail is not None:
             self._outcome_writer.failed(delivery, settlement.fail, settlement.detail)
         if releases > 0:

@@ -64,7 +64,7 @@ class Books:
         self.suspects: set[bytes] = set()
         self.away: set[bytes] = set()
 
-    def found(self, delivery: Delivery, job_report: wire.JobReport) -> Settlement:
+    def reported(self, delivery: Delivery, job_report: wire.JobReport) -> Settlement:
         if delivery.reference in self.busy:
             raise RowBusy
         if delivery.reference in self.away:
@@ -250,13 +250,13 @@ def test_a_session_that_is_ending_is_waited_for_at_the_stop(desk: Desk) -> None:
     job = delivery(1)
     desk.outcome_writer.busy = {job.reference}
     asked = threading.Event()
-    found = desk.outcome_writer.found
+    found = desk.outcome_writer.reported
 
     def ask(*about: Any) -> Settlement:
         asked.set()
         return found(*about)
 
-    desk.outcome_writer.found = ask  # type: ignore[method-assign]
+    desk.outcome_writer.reported = ask  # type: ignore[method-assign]
     with desk.open():
         desk.fails(job)
         assert asked.wait(10)

@@ -1,6 +1,6 @@
-"""Decide what an ended delivery means, and write it to PostgreSQL before anybody tells the broker (design D4, D6).
+"""Decide how a delivery ends and write that to the row, before the settler calls the broker.
 
-A direct job has no row: its counts live with the broker, and the decisions are the same.
+ARCHITECTURE.md lists the events. A direct job has no row: the broker holds its counts, and the decisions are the same.
 """
 
 from __future__ import annotations
@@ -34,31 +34,31 @@ from sidestream.worker.state import KillReason, WorkerState
 log = logging.getLogger(__name__)
 
 COUNT_EVERY = 10
-"""Releases are counted in the row every tenth time, and the first time, so that the row tells the reason."""
+"""The row counts the first release, which shows the reason, and then every tenth."""
 
 
 ELSEWHERE = {ReasonCode.UNROUTED, ReasonCode.UNREADABLE, ReasonCode.FOREIGN, ReasonCode.NO_DATABASE}
 """Reasons for which a job is left to another worker."""
-PARKED_AGAIN = 30.0
-"""Seconds until a job that this worker cannot read or place is offered to somebody again."""
-PARKED_TOLD = 100
-"""Most kinds of such jobs that the log is told of."""
+ELSEWHERE_AGAIN = 30.0
+"""Seconds until a job that this worker cannot run is offered again."""
+ELSEWHERE_LOGGED = 100
+"""Maximum number of kinds of such jobs in the log."""
 ALONE_AGAIN = 2.0
-"""Seconds until a job that is to run alone is offered to somebody again when another one runs alone here."""
+"""Seconds until a job that has to run alone is offered again while another one runs alone here."""
 
 
 REFUSED = 0.1
-"""Seconds for which PostgreSQL is not asked again after it was away; at least as long as it took to find that out."""
+"""Minimum time, in seconds, between two attempts to reach PostgreSQL; longer when an attempt takes longer."""
 RESTART = 60.0
-"""Seconds after a restart of PostgreSQL for which jobs that lost their sessions on request are innocent."""
+"""Seconds after a restart of PostgreSQL during which a session that an administrator ended accuses no job."""
 
 
 class RowBusy(Exception):
-    """Another session holds the row for a moment: the write is tried again."""
+    """Another session holds the row: repeat the write later."""
 
 
 class OutcomeWriter:
-    """Writes outcomes to the rows. Used by the settler's thread alone."""
+    """Write outcomes to rows. Only the settler's thread uses it."""
 
     def __init__(
         self,
@@ -66,7 +66,7 @@ class OutcomeWriter:
         connect: Callable[[], psycopg.Connection[Any]] | None,
         on_failed: Callable[[JobFailure], None] = failed_line,
     ) -> None:
-        """``on_failed`` is told of each job that ended as failed."""
+        """``on_failed`` is called for each job that has failed."""
         self._state = state
         self._on_failed = on_failed
         self._connect = connect
@@ -77,13 +77,13 @@ class OutcomeWriter:
         self._server_started: datetime | None = None
         #: Monotonic time at which another start of the server was seen than before.
         self._restarted_at = float("-inf")
-        #: Rows whose lone start was written: its end has to be written too, or a later death would be charged to them.
+        #: Rows with a written lone start. Its end must be written too, or a later death would be charged to the row.
         self._alone: set[int] = set()
-        #: (action, reason) that the log was told.
-        self._parked: set[tuple[bytes, str]] = set()
+        #: (action, reason) pairs in the log.
+        self._elsewhere: set[tuple[bytes, str]] = set()
 
-    def found(self, delivery: Delivery, job_report: wire.JobReport) -> Settlement:
-        """A child reported this outcome."""
+    def reported(self, delivery: Delivery, job_report: wire.JobReport) -> Settlement:
+        """Handle an outcome that a child reported."""
         reference = Reference.unpack(delivery.reference)
         if isinstance(job_report.outcome, Release):
             code = job_report.outcome.reason.code
@@ -98,17 +98,17 @@ class OutcomeWriter:
     def crashed(
         self, delivery: Delivery, reading: Reading, slot: int, kill_reason: KillReason | None, how: str
     ) -> Settlement:
-        """The child that held this delivery is dead; ``how`` says how in words."""
+        """Handle the end of the child that held this delivery; ``how`` describes it, for people."""
         reference = Reference.unpack(delivery.reference)
-        # Its transaction may still run in its backend, holding the row, and another may hold its key (design D7).
+        # Its backend may still run the transaction and hold the row; a second backend may hold its key.
         left = [pid for pid in (reading.backend, reading.guard) if pid]
         if left and self._connect is not None:
             name = application_name(self._state.options.worker, slot)
-            # They are not waited for: the outcomes of other jobs would wait as well.
+            # Do not wait for them here: the outcomes of other jobs would wait as well.
             if self._run(lambda cursor: [pid for pid in left if not _is_gone(cursor, pid, name)]):
                 raise RowBusy
         if not reading.running:
-            # It had ended, only the report is missing: its row tells.
+            # It ended and only the report is missing: the row decides.
             return self._uncharged(reference, Reason(ReasonCode.UNREPORTED, {"how": how}))
         match kill_reason:
             case KillReason.LIMIT:
@@ -117,11 +117,12 @@ class OutcomeWriter:
                 self._run(lambda cursor: control.cancel(cursor, reference.id))
                 return Settlement(settle=True)
             case KillReason.ZYGOTE if not reference.direct and reading.attempts_seen >= 0:
-                settlement = self._uncharged(reference, _killed(kill_reason))  # first: a suspicion is not written again
+                # Before the suspicion, which a repetition must not write twice.
+                settlement = self._uncharged(reference, _killed(kill_reason))
                 self._run(lambda cursor: outcomes.suspect(cursor, reference.id, reading.attempts_seen))
                 return settlement
             case KillReason.TERMINATED:
-                # Counted as a release, with growing delays: a job that does this to itself has an end.
+                # Counted as a release with growing delays, so a job that signals itself fails in the end.
                 alone = self._end_alone(reference, _killed(kill_reason))
                 return self._release(delivery, reference, Release(_killed(kill_reason), None), alone=alone)
             case None:
@@ -130,7 +131,7 @@ class OutcomeWriter:
                 return self._uncharged(reference, _killed(kill_reason))
 
     def started(self, delivery: Delivery, slot: int, seconds: float) -> None:
-        """Write that this job runs, since ``seconds``."""
+        """Write that this job has run for ``seconds``."""
         reference = Reference.unpack(delivery.reference)
         if not reference.direct and self._connect is not None:
             reason = Reason(ReasonCode.RUNNING, {"seconds": round(seconds, 1)}) if seconds else Reason(ReasonCode.ALONE)
@@ -141,11 +142,11 @@ class OutcomeWriter:
                 self._alone.add(reference.id)
 
     def handed_back(self, delivery: Delivery) -> Settlement:
-        """Nobody here runs this one; it did not start."""
+        """Handle a delivery that was not started."""
         return self._uncharged(Reference.unpack(delivery.reference), Reason(ReasonCode.UNSTARTED))
 
     def released(self, delivery: Delivery, releases: int, reason: Reason) -> None:
-        """It was handed back for the ``releases``-th time."""
+        """Count the release in the row; it was the ``releases``-th."""
         reference = Reference.unpack(delivery.reference)
         if reference.direct or self._connect is None:
             return
@@ -153,10 +154,10 @@ class OutcomeWriter:
             written = self._run(
                 lambda cursor: outcomes.count_releases(cursor, reference.id, releases, reason, MAX_RELEASES)
             )
-            self._told(delivery, written, f"It was released {releases} times; the last reason: {reason}")
+            self._report(delivery, written, f"It was released {releases} times; the last reason: {reason}")
 
     def failed(self, delivery: Delivery, error: str, detail: str) -> None:
-        """The broker was told that this direct job has failed."""
+        """Report a direct job that the broker recorded as failed."""
         self._on_failed(self.failure_of(delivery, delivery.attempts + 1, error, detail))
 
     def close(self) -> None:
@@ -166,10 +167,10 @@ class OutcomeWriter:
             self._connection = None
 
     def _snooze(self, delivery: Delivery, reference: Reference, outcome: Release, seen: int) -> Settlement:
-        """The action put itself off: no attempt, a count of its own, and it keeps the head of its key."""
+        """Snooze: charge no attempt, count separately, and keep the head of the key."""
         message = outcome.reason.params["message"]
         delay, cap = (outcome.delay_ms or 0) / 1000, self._policy(reference).max_snoozes
-        if reference.direct:  # its only counter is that of its releases
+        if reference.direct:  # the broker counts only its releases
             if delivery.releases >= cap:
                 return Settlement(fail=f"It snoozed more than {cap} times; the last reason: {message}")
             return Settlement(release=outcome)
@@ -181,13 +182,13 @@ class OutcomeWriter:
             return written
 
         written = self._charge(reference, write)
-        self._told(delivery, written, f"It snoozed more than {cap} times; the last reason: {message}")
+        self._report(delivery, written, f"It snoozed more than {cap} times; the last reason: {message}")
         return self._settlement(written, int(delay * 1000))
 
     def _lost(self, delivery: Delivery, reference: Reference, outcome: Release, seen: int) -> Settlement:
-        """Suspect a job whose PostgreSQL session ended under it; charge it when it ran alone, for it may be the cause.
+        """Suspect a job whose PostgreSQL session ended while it ran; charge it when it ran alone.
 
-        It is innocent when the server named another cause: the crash of another process, or its own shutdown.
+        It is not the cause when the server gave another one: the crash of another process, or a restart.
         """
         error = f"Its PostgreSQL session ended while it ran: {outcome.reason.params['error']}"
         sqlstate = outcome.reason.params["sqlstate"]
@@ -213,14 +214,14 @@ class OutcomeWriter:
             return written
 
         written = self._charge(reference, write)
-        self._told(delivery, written, error, ended="crashed" if alone else "")
+        self._report(delivery, written, error, ended="crashed" if alone else "")
         return self._settlement(written, 0) if alone or not written.applied else Settlement()
 
     def _was_restarted(self) -> bool:
-        self._run(lambda cursor: None)  # connects anew if need be, which looks
+        self._run(lambda cursor: None)  # reconnects if necessary, which reads the start time
         return time.monotonic() - self._restarted_at < RESTART
 
-    def _look_at_server(self, connection: psycopg.Connection[Any]) -> None:
+    def _read_server_start(self, connection: psycopg.Connection[Any]) -> None:
         try:
             started = sessions.server_started(connection.cursor())
         except psycopg.Error as error:
@@ -239,24 +240,24 @@ class OutcomeWriter:
         if code is ReasonCode.SUSPECT:
             return Settlement(release=replace(outcome, delay_ms=int(ALONE_AGAIN * 1000), count=False), run_alone=True)
         if code in ELSEWHERE:
-            # It is for another release or another database: waiting for a worker of that is no fault, however long.
-            self._tell_parked(reference, outcome.reason)
-            return Settlement(release=replace(outcome, delay_ms=int(PARKED_AGAIN * 1000), count=False))
+            # Another release or database serves it: waiting for such a worker is no fault, however long it takes.
+            self._log_elsewhere(reference, outcome.reason)
+            return Settlement(release=replace(outcome, delay_ms=int(ELSEWHERE_AGAIN * 1000), count=False))
         if code is ReasonCode.UPGRADING:
-            # A person does that, maybe for a night: the row tells it once, and nothing is counted.
+            # A person does this and it may take a night: write the reason once and count nothing.
             if not reference.direct and self._connect is not None:
                 self._run(lambda cursor: bulk.note_reason(cursor, [reference.id], outcome.reason))
-            # Each lone start and its end are written: not every two seconds for a night.
-            delay_ms = int(PARKED_AGAIN * 1000) if alone else outcome.delay_ms
+            # Each lone start writes two rows, so do not repeat it every two seconds.
+            delay_ms = int(ELSEWHERE_AGAIN * 1000) if alone else outcome.delay_ms
             return Settlement(release=replace(outcome, delay_ms=delay_ms, count=False))
         if reference.direct and delivery.releases + 1 >= MAX_RELEASES:
             return Settlement(fail=f"It was released {MAX_RELEASES} times; the last reason: {outcome.reason}")
         return Settlement(release=outcome)
 
-    def _tell_parked(self, reference: Reference, reason: Reason) -> None:
-        told = (reference.action, reason.stored())
-        if told not in self._parked and len(self._parked) < PARKED_TOLD:
-            self._parked.add(told)
+    def _log_elsewhere(self, reference: Reference, reason: Reason) -> None:
+        kind = (reference.action, reason.stored())
+        if kind not in self._elsewhere and len(self._elsewhere) < ELSEWHERE_LOGGED:
+            self._elsewhere.add(kind)
             log.warning("Jobs are left to another worker: %s.", reason, extra={"action": "job_parked"})
 
     def _failure(self, delivery: Delivery, reference: Reference, outcome: Outcome, seen: int, event: str) -> Settlement:
@@ -279,8 +280,8 @@ class OutcomeWriter:
             return written
 
         written = self._charge(reference, write)
-        ended = "" if event == "failed" else event  # a failed attempt was told by the child that made it
-        self._told(delivery, written, outcome.error, outcome.detail, ended=ended)
+        ended = "" if event == "failed" else event  # the child logged the failed attempt
+        self._report(delivery, written, outcome.error, outcome.detail, ended=ended)
         return self._settlement(written, delay_ms)
 
     def _over_limit(self, delivery: Delivery, reference: Reference, reading: Reading) -> Settlement:
@@ -291,7 +292,7 @@ class OutcomeWriter:
         policy = self._policy(reference)
         seen = delivery.attempts if reference.direct else reading.attempts_seen
         if seen < 0:
-            return self._uncharged(reference, _killed(KillReason.LIMIT))  # before its row was acquired: nothing ran
+            return self._uncharged(reference, _killed(KillReason.LIMIT))  # the row was not acquired: nothing ran
         error = f"It ran longer than its hard limit of {limit:g} s and was killed."
         return self._failure(delivery, reference, policy.decide(seen + 1, error), seen, "timeout")
 
@@ -311,28 +312,28 @@ class OutcomeWriter:
             return written
 
         written = self._charge(reference, write)
-        self._told(delivery, written, error, ended="crashed")
+        self._report(delivery, written, error, ended="crashed")
         settlement = self._settlement(written, 0)
         return replace(settlement, run_again=True) if settlement.release.charge_attempt else settlement
 
     def _charge_direct(self, delivery: Delivery, error: str) -> Settlement:
-        """A direct job has no row; its crashes are counted by the broker."""
+        """Charge a direct job: the broker counts its crashes."""
         self._log_attempt(self.failure_of(delivery, delivery.attempts + 1, error), "crashed")
         if delivery.crashes + 1 >= MAX_CRASHES:
             return Settlement(fail=error)
         return Settlement(release=Release(count=False, charge_crash=True))
 
     def _charge(self, reference: Reference, write: Callable[[Any], outcomes.CasResult]) -> outcomes.CasResult:
-        """Write what ends an attempt, with its attempt row, which ends a lone start too."""
+        """Write the end of an attempt with its attempt row, which also ends a lone start."""
         written: outcomes.CasResult = self._run(write)
         if written.applied:
             self._alone.discard(reference.id)
         return written
 
-    def _told(
+    def _report(
         self, delivery: Delivery, written: outcomes.CasResult, error: str, traceback: str = "", *, ended: str = ""
     ) -> None:
-        """Tell of an attempt that ``ended`` without its process telling how, and of a job that has failed by it."""
+        """Log an attempt whose process did not report how it ``ended``, and report a job that has failed."""
         if not written.applied:
             return
         failure = self.failure_of(delivery, written.attempts, error, traceback)
@@ -347,14 +348,14 @@ class OutcomeWriter:
         attempt_line(logging.WARNING, run, ended, None, f": {failure.error}")
 
     def failure_of(self, delivery: Delivery, attempts: int, error: str, traceback: str = "") -> JobFailure:
-        """Return what the application is told of a job that has failed."""
+        """Return what the application learns about a job that has failed."""
         reference = Reference.unpack(delivery.reference)
         facts = self._state.actions.get(reference.action)
         action = reference.action.hex() if facts is None else facts.name
         return JobFailure(job_id(reference), action, queue_of(delivery.lane), attempts, error, traceback)
 
     def _uncharged(self, reference: Reference, reason: Reason) -> Settlement:
-        """It goes back to its place and nothing is counted."""
+        """Return the job to its lane and count nothing."""
         self._end_alone(reference, reason)
         return Settlement()
 
@@ -366,10 +367,10 @@ class OutcomeWriter:
             return Settlement(settle=True)
         if written.applied:
             return Settlement(release=Release(delay_ms=delay_ms, count=False, charge_attempt=True))
-        return Settlement()  # somebody else wrote an attempt meanwhile: the row decides when it is acquired next
+        return Settlement()  # another worker wrote an attempt: the row decides at the next acquire
 
     def _end_alone(self, reference: Reference, reason: Reason) -> bool:
-        """Write the end of a lone start that nothing else tells of; return whether there was such a start."""
+        """Write the end of a lone start that no other row records; return whether there was one."""
         if reference.direct or reference.id not in self._alone:
             return False
         self._record(reference, -1, "released", reason.stored())
@@ -383,7 +384,7 @@ class OutcomeWriter:
         attempts.record(cursor, reference.id, self._state.options.worker, slot, event, detail)
 
     def _run(self, statement: Callable[[Any], Any]) -> Any:
-        """Run ``statement`` in a transaction of its own; raise StoreUnavailable when PostgreSQL is away."""
+        """Run ``statement`` in its own transaction; raise StoreUnavailable when PostgreSQL does not answer."""
         if self._connect is None:
             raise StoreUnavailable(
                 "This worker has no database to write a job's outcome to; set SIDESTREAM_DATABASE_URL."
@@ -392,31 +393,31 @@ class OutcomeWriter:
         if self._refused is not None and began < self._refused_until:
             raise self._refused
         try:
-            connection = self._acquired(self._connect)
+            connection = self._connected(self._connect)
             try:
                 with connection.transaction(), connection.cursor() as cursor:
-                    found = statement(cursor)
+                    result = statement(cursor)
             except psycopg.Error as error:
                 if connection.broken or connection.closed:
                     self.close()
                 raise translate(error, "writing a job's outcome") from error
         except StoreUnavailable as error:
-            # Not asked for every outcome that lies there: what needs no PostgreSQL does not wait for it.
+            # Do not retry for every queued outcome: those that need no PostgreSQL must not wait.
             now = time.monotonic()
             self._refused, self._refused_until = error, now + max(REFUSED, now - began)
             raise
         self._refused = None
-        return found
+        return result
 
-    def _acquired(self, connect: Callable[[], psycopg.Connection[Any]]) -> psycopg.Connection[Any]:
+    def _connected(self, connect: Callable[[], psycopg.Connection[Any]]) -> psycopg.Connection[Any]:
         if self._connection is None or self._connection.closed:
             self._connection = connect()
-            self._look_at_server(self._connection)
+            self._read_server_start(self._connection)
         return self._connection
 
 
 def _is_gone(cursor: Any, pid: int, name: str) -> bool:
-    """Tell the session to end; return whether it has."""
+    """Ask the session to end; return whether it has."""
     return sessions.terminate_backend(cursor, pid, name, patience=0.0)
 
 

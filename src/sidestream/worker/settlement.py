@@ -29,7 +29,7 @@ class Settlement:
     #: Run it here at once, before everything else, instead of releasing it; while draining, ``release`` counts.
     run_again: bool = False
 
-    def tell(self, broker: Broker, delivery: Delivery) -> int:
+    def apply(self, broker: Broker, delivery: Delivery) -> int:
         """Call ``broker``; return how often the delivery was released when that counts, else 0. Raises BrokerError."""
         if self.settle:
             crash_point("settle.before_broker")

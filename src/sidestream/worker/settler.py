@@ -70,7 +70,7 @@ class Task:
 
 
 class Settler:
-    """The writing thread of a supervisor."""
+    """The thread of the supervisor that writes outcomes and ends deliveries."""
 
     def __init__(
         self,
@@ -95,19 +95,19 @@ class Settler:
         self._unsettled: list[Delivery] = []
         self._again_at = 0.0
 
-    # Told by the other threads; nothing here waits.
+    # Called by the other threads; none of these waits.
 
     def done(self, deliveries: list[Delivery]) -> None:
-        """These are done: settle them."""
+        """Settle these: they are done."""
         # The next job of its key, or limit key, waits for it.
         self._inbox.put(deliveries, urgent=any(map(holds_up_others, deliveries)))
 
     def job_report(self, delivery: Delivery, job_report: wire.JobReport) -> None:
-        """This one ended otherwise than done."""
+        """Settle a delivery as its report says; it is not simply done."""
 
         def decide() -> Settlement:
             crash_point("settle.before_store")
-            settlement = self._outcome_writer.found(delivery, job_report)
+            settlement = self._outcome_writer.reported(delivery, job_report)
             crash_point("settle.stored")
             return settlement
 
@@ -116,7 +116,7 @@ class Settler:
     def crashed(
         self, delivery: Delivery, reading: Reading, slot: int, kill_reason: KillReason | None, how: str
     ) -> None:
-        """The child that ran this one is dead."""
+        """Settle a delivery whose child has ended."""
 
         def decide() -> Settlement:
             crash_point("crash.noticed")
@@ -127,13 +127,13 @@ class Settler:
         self._inbox.put(Task("a crash", decide, delivery), urgent=True)
 
     def started(self, delivery: Delivery, slot: int, seconds: float) -> None:
-        """This one runs for a while: write its attempt row."""
+        """Write the attempt row of a job that has run for a while."""
         self._inbox.put(
             Task("an attempt row", lambda: self._outcome_writer.started(delivery, slot, seconds), delivery), urgent=True
         )
 
     def hand_back(self, deliveries: list[Delivery]) -> None:
-        """Give these back uncharged."""
+        """Release these and charge nothing."""
         for delivery in deliveries:
             self._inbox.put(
                 Task("a hand-back", partial(self._outcome_writer.handed_back, delivery), delivery), urgent=True
@@ -166,7 +166,7 @@ class Settler:
         self._inbox.put(Task("follow-up jobs", lambda: self._publish(jobs)), urgent=True)
 
     def stop(self) -> None:
-        """Write what is in line, as far as the servers answer, then end."""
+        """Write what is queued, as far as the servers answer, then end."""
         self._inbox.put(None, urgent=True)
 
     def run(self) -> None:
@@ -186,13 +186,13 @@ class Settler:
         left = len(self._unsettled) + sum(map(len, self._aside.values()))
         if left:
             log.warning(
-                "%s outcomes could not be told to the broker before the stop; their leases run out, the rows decide.",
+                "%s outcomes did not reach the broker before the stop. Their leases expire, and the rows decide.",
                 left,
                 extra={"action": "settle_abandoned"},
             )
 
     def _take(self, patience: float | None) -> bool:
-        """Move what the other threads told to our lists; return whether a stop was asked for."""
+        """Move what the other threads queued to our lists; return whether a stop was requested."""
         stopping = False
         for entry in self._inbox.take(patience, lambda: GATHER if self._state.backlog else SOON):
             if entry is None:
@@ -231,12 +231,12 @@ class Settler:
                 task.refused, task.busy = None, 0.0
                 self._set_aside(task)
             except StoreError as error:
-                self._troubles.met("write_again", "Could not write %s, trying again: %s", task.what, error)
+                self._troubles.met("write_again", "Cannot write %s to PostgreSQL, retrying: %s", task.what, error)
                 task.refused, task.busy = error, 0.0
                 self._set_aside(task)
             except BrokerError as error:
                 # The others may concern the rows alone, or what another broker gave. One line tells of them all.
-                self._troubles.met("tell_again", "Could not tell of %s, trying again: %s", task.what, error)
+                self._troubles.met("tell_again", "Cannot report %s to the broker, retrying: %s", task.what, error)
                 task.refused, task.busy = None, 0.0
                 self._set_aside(task)
         self._tell_whether_written()
@@ -245,7 +245,7 @@ class Settler:
         """Claim no more jobs with rows while PostgreSQL is away from here: another worker may reach it."""
         refused = [task.refused for tasks in self._aside.values() for task in tasks if task.refused is not None]
         if not refused:
-            self._troubles.over("write_again", "Outcomes are written")
+            self._troubles.over("write_again", "Outcomes are written again")
         unwritten = any(isinstance(error, StoreUnavailable) for error in refused)
         if unwritten != self._state.unwritten:
             with self._state.changed:
@@ -265,7 +265,7 @@ class Settler:
         if task.settlement is not None and task.delivery is not None:
             self._apply(task.delivery, task.settlement)
             if not from_fallback(task.delivery):
-                self._troubles.over("tell_again", "The broker is told of outcomes")
+                self._troubles.over("tell_again", "Outcomes reach the broker again")
 
     def _settle(self) -> None:
         done, self._done = self._done, []
@@ -289,16 +289,16 @@ class Settler:
                 self._on_stale_generation()
                 return done
             except BrokerError as error:
-                self._troubles.met("settle_again", "Could not settle, trying again: %s", error)
+                self._troubles.met("settle_again", "Cannot settle deliveries, retrying: %s", error)
                 return done
             if not from_fallback(batch[0]):
-                self._troubles.over("settle_again", "Deliveries are settled")
+                self._troubles.over("settle_again", "Deliveries are settled again")
             crash_point("settle.settled")
             done = done[SETTLE_MOST:]
         return done
 
     def _apply(self, delivery: Delivery, settlement: Settlement) -> None:
-        """Tell the broker what the outcome_writer decided."""
+        """Apply the outcome writer's decision."""
         with self._state.changed:
             # More of them are left to other workers: an accused job is started when no other one of them runs here.
             room = self._state.accused is None and not self._state.alone
@@ -317,7 +317,7 @@ class Settler:
                 return
         with self._state.telling:
             held = self._state.current(delivery)
-            releases = settlement.tell(self._broker, held)
+            releases = settlement.apply(self._broker, held)
             self._forget([held])
         if settlement.fail is not None:
             self._outcome_writer.failed(held, settlement.fail, settlement.detail)
@@ -331,7 +331,7 @@ class Settler:
             raise
         except BrokerError as error:
             # Their rows are committed: the reconciler publishes them when the broker answers again.
-            log.info("Follow-up jobs are left to the reconciler: %s", error, extra={"action": "publish_left"})
+            log.info("The reconciler will publish follow-up jobs: %s", error, extra={"action": "publish_left"})
 
     def _forget(self, deliveries: list[Delivery]) -> None:
         with self._state.lock:
