@@ -15,7 +15,7 @@ FOLLOW_UPS = int(os.environ.get("CHAOS_FOLLOW_UPS", "40000"))
 """Whose references fill hundreds of packets; ``make chaos`` makes 100,000 of them."""
 LOOK_EVERY = 0.2
 """Seconds between two counts of the jobs: each reads all of them."""
-QUICKLY = {"SIDESTREAM_NICE": "0", "SIDESTREAM_QUIET_JOBS": "true"}
+QUICKLY = {"SIDESTREAM_NICE": str(os.nice(0)), "SIDESTREAM_QUIET_JOBS": "true"}
 """What a worker is told that is to run very many jobs."""
 MANY_ACTIONS = """
 from sidestream import Actions

@@ -111,7 +111,7 @@ def references(world: World) -> int:
     """Return how many references Redis holds, wherever they wait."""
     client = world.valkey
     waiting = sum(client.zcard(key) for kind in ("flow:r", "delayed:") for key in client.scan_iter(f"*:{kind}*"))
-    single = sum(client.hlen(key) for key in client.scan_iter("*:ones:r*"))
+    single = sum(client.hlen(key) for key in client.scan_iter("*:singletons:r*"))
     return int(waiting + single + client.hlen("sidestream:{s0}:leases"))
 
 

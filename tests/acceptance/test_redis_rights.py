@@ -92,7 +92,7 @@ def test_the_bench_needs_the_rights_that_the_page_adds(
     limited: tuple[RedisServer, str], run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server, url = limited
-    [more] = re.findall(r"also needs\n`([^`]+)`", PAGE)
+    [more] = re.findall(r"also needs\s`([^`]+)`", PAGE)
     with server.client() as client:
         client.execute_command(*documented()[:3], *more.split())
     monkeypatch.setenv("SIDESTREAM_REDIS_URL", url)

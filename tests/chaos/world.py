@@ -119,6 +119,7 @@ class World:
             "SIDESTREAM_REDIS_URL": self.redis.url,
             "SIDESTREAM_APP": "tests.chaos.app:actions",
             "SIDESTREAM_CHILDREN": str(self._children),
+            "SIDESTREAM_NICE": str(os.nice(0)),  # as ours: other programs of this machine are not to delay a test
             "SIDESTREAM_LEASE": str(LEASE),
             "SIDESTREAM_RENEW_INTERVAL": str(RENEW),
             "SIDESTREAM_RECOVERY_PERIOD": "0.7",
