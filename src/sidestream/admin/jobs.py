@@ -49,7 +49,7 @@ def reprioritize(settings: Settings, job_id: int) -> bool:
 def why_waiting(settings: Settings, job_id: int) -> str | None:
     """Return the sentence that says why a row's job waits or how it ended; None when there is no such row."""
     with store_cursor(settings) as cursor:
-        database, facts, entries = schema.identify(cursor), diagnosis.facts(cursor, job_id), rules.entries(cursor)
+        database, facts, entries = schema.identify(cursor), diagnosis.diagnose(cursor, job_id), rules.entries(cursor)
     if facts is None:
         return None
     explanation, serving, busy = None, None, None

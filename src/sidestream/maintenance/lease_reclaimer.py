@@ -223,7 +223,7 @@ class LeaseReclaimer:
             _all(lost, Verdict.GIVE_BACK)
             return
         with self._link.cursor("ending the sessions of a dead worker") as cursor:
-            gone, _ = sessions.terminate_supervisor(cursor, owner)
+            gone, _ = sessions.terminate_worker(cursor, owner)
         if not gone:
             raise StoreError(f"A PostgreSQL session of the dead worker {owner} does not end; it is ended again.")
         ran = [one for one in lost if running is None or one.delivery.reference in running]

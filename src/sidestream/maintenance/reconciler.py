@@ -286,7 +286,7 @@ class Reconciler:
         Such a head was replaced or cancelled and the broker was not told; it would wait as long as its delay, or
         whatever parks it, lasts. One that is handed off stays: its worker meets the row.
         """
-        first = diagnosis.first_in_line(cursor, [row.id for row in behind], HEADS_LOT)
+        first = diagnosis.first_of_keys(cursor, [row.id for row in behind], HEADS_LOT)
         heads: dict[int, Publication] = {}
         for job in self._publications([row for row in behind if row.id in first]):
             for holder in self._broker.explain(job).holders:

@@ -71,7 +71,7 @@ class WorkerDeaths:
         self._charged &= here.keys()
         for worker in here.keys() - self._charged:
             with self._link.cursor("ending the sessions of a dead worker") as cursor:
-                gone, _ = sessions.terminate_supervisor(cursor, worker)
+                gone, _ = sessions.terminate_worker(cursor, worker)
             if not gone:
                 raise StoreError(f"A PostgreSQL session of the dead worker {worker} does not end; it is ended again.")
             if self._charge(worker, here[worker]):

@@ -1,17 +1,17 @@
-"""D2: the one statement that opens a job, and what its answer means.
+"""Acquire a job's row with one statement, or find out why that is not possible now.
 
-Call :func:`acquire_job` first in the job's transaction, at REPEATABLE READ. Its own snapshot then proves two things at
-once: that nothing stands before the job, and that the effects of all that stood before it are visible.
+Call :func:`acquire_job` first in the job's transaction, at REPEATABLE READ. Its snapshot then proves two things at
+once: no earlier job with the same key is pending, and the effects of all earlier ones are visible.
 
 1. :func:`lock_tag`, when the job has a key: in a statement of its own *before* BEGIN. A lock taken inside the
-   transaction would come after its snapshot, and the holder before us would be over but not visible (C5).
-2. :func:`acquire_job`. Serialization failures (40001: the row changed after the snapshot) come out as they are; the
-   executor's loop tries again with a new snapshot.
+   transaction would come after its snapshot, which might not show the effects of the previous holder.
+2. :func:`acquire_job`. It raises serialization failures (40001: the row changed after the snapshot) unchanged; the
+   executor tries again with a new snapshot.
 3. :func:`sidestream.store.outcomes.finish` in the same transaction.
 4. :func:`unlock_tag`.
 """
 
-# ruff: noqa: S608  (every statement is made of this room's own constants; values are bound)
+# ruff: noqa: S608  (every statement is made of this package's constants; values are bound)
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from sidestream.job.job import DEFAULT_PRIORITY
 from sidestream.job.reason import Reason, ReasonCode
 from sidestream.job.states import State
 from sidestream.store.compare_and_set import UTC_NOW, compare_and_set, write
-from sidestream.store.cursor import Cursor
+from sidestream.store.cursor import Cursor, fetch_ids, fetch_one, fetch_value
 from sidestream.store.locks import job_lock, lock_tag, running_between, unlock_tag
 
 __all__ = [
@@ -40,41 +40,41 @@ __all__ = [
     "Superseded",
     "Terminal",
     "acquire_job",
-    "before_in_line",
     "expired",
+    "has_predecessor",
     "inbox_has",
     "job_lock",
     "lock_tag",
-    "standing_before",
+    "precedes",
     "state_when_unlocked",
     "unlock_tag",
 ]
 
 _DUE = f"run_at <= {UTC_NOW} + interval '1 second'"
-"""A job may be acquired up to a second early: Redis and PostgreSQL have clocks of their own (C23)."""
+"""A job may be acquired up to a second early, because the clocks of Redis and PostgreSQL differ."""
 
 
-def before_in_line(job: str) -> str:
-    """Return the condition that the row ``before`` stands before the row ``job`` in its key's line (promise 4).
+def precedes(job: str) -> str:
+    """Return the condition that the row ``before`` precedes the row ``job`` in the order of its key (promise 4).
 
-    "Due" is the same with the same tolerance for both, else a job that is acquired early could pass one due before it.
+    "Due" has the same tolerance for both; otherwise a job that is acquired early could pass an earlier one.
     """
     return f"""before.state = 'pending' AND before.key = {job}.key AND before.id < {job}.id
         AND (before.{_DUE} OR before.attempts > 0 OR before.snoozes > 0)"""
 
 
-def standing_before(job: str) -> str:
-    """Return the condition that any row stands before the row ``job`` in its key's line."""
-    return f"{job}.key IS NOT NULL AND EXISTS (SELECT FROM sidestream_job before WHERE {before_in_line(job)})"
+def has_predecessor(job: str) -> str:
+    """Return the condition that an earlier row with the same key blocks the row ``job``."""
+    return f"{job}.key IS NOT NULL AND EXISTS (SELECT FROM sidestream_job before WHERE {precedes(job)})"
 
 
 def expired(job: str) -> str:
-    """Return the condition that the row ``job`` was to be started by a moment that has passed, and was not."""
+    """Return the condition that the start deadline of the row ``job`` has passed and it never started."""
     return f"({job}.expires_at <= {UTC_NOW} AND {job}.attempts = 0)"
 
 
-# What overlapping transactions could not see of each other (C9). A later one that replaces counts also once it is done:
-# it has newer arguments. In a window, what is not cancelled counts.
+# Duplicates that overlapping transactions could not see of each other. A later job that replaces this one counts even
+# when it is done, because it has newer arguments. In a window, every job counts unless it is cancelled.
 _REPLACES = """other.unique_key = j.unique_key AND other.id > j.id AND other.unique_conflict <> 'return'
         AND other.state IN ('pending', 'done') AND (other.unique_until <> 'window'
             OR j.created_at > other.created_at - other.unique_seconds * interval '1 second')"""
@@ -88,52 +88,79 @@ _FOLDABLE = f"""(j.unique_key IS NOT NULL AND (
         OR EXISTS (SELECT FROM sidestream_job other WHERE {_PENDING_BEFORE})
         OR EXISTS (SELECT FROM sidestream_job other WHERE {_IN_WINDOW_BEFORE})))"""
 _PREFETCH = "/* prefetch */"
-_OPENED = f"""
-    -- "sidestream.job" lasts as long as this transaction: rows.finish asks for it. MATERIALIZED, because it must not be
-    -- set for a row that turns out to be locked.
-    SELECT set_config('sidestream.job', id::text, true), pg_backend_pid(), id, action, payload, queue, key, attempts,
-           forgiven, crashes, suspects, user_id, context, priority, group_name, limit_key, requested_by{_PREFETCH}
-    FROM mine"""
+# By field of Acquired: its column.
+_COLUMNS = {
+    "id": "id",
+    "action": "action",
+    "payload": "payload",
+    "queue": "queue",
+    "key": "key",
+    "attempts": "attempts",
+    "forgiven": "forgiven",
+    "crashes": "crashes",
+    "suspects": "suspects",
+    "backend_pid": "pg_backend_pid()",
+    "user_id": "user_id",
+    "context": "context",
+    "priority": "priority",
+    "group": "group_name",
+    "limit": "limit_key",
+    "requested_by": "requested_by",
+}
+_ACQUIRED = f"""
+    -- "sidestream.job" lasts as long as this transaction, and finish() requires it. MATERIALIZED, because it must not
+    -- be set for a row that turns out to be locked.
+    SELECT {", ".join(_COLUMNS.values())}{_PREFETCH}, set_config('sidestream.job', id::text, true) FROM mine"""
 _NOT_CANCELLED = """NOT EXISTS (
     SELECT FROM sidestream_control c WHERE c.job_id = j.id AND c.handled_at IS NULL AND c.request = 'cancel')"""
-_OPEN = f"""
+# Locks the row (FOR NO KEY UPDATE, skipping a locked one) and returns it if the job may run; sets "sidestream.job".
+# Run it at REPEATABLE READ; it raises 40001 when the row changed after the snapshot. Index: the primary key,
+# sidestream_job_key, sidestream_control_pending and, for a unique job, sidestream_job_unique and _unique_kept.
+_ACQUIRE = f"""
     WITH mine AS MATERIALIZED (
         SELECT * FROM sidestream_job j
         WHERE j.id = %(id)s::bigint AND j.state = 'pending' AND j.{_DUE} AND {_NOT_CANCELLED}
-        AND NOT ({standing_before("j")}) AND (j.expires_at IS NULL OR NOT {expired("j")})
+        AND NOT ({has_predecessor("j")}) AND (j.expires_at IS NULL OR NOT {expired("j")})
         AND (%(unfolded)s::boolean OR NOT {_FOLDABLE})
         FOR NO KEY UPDATE OF j SKIP LOCKED)
-    {_OPENED}"""
-# A job between two of its own transactions holds a session lock and has its place already: neither its time nor its
-# line is asked again, only that nobody ended it or charged an attempt meanwhile.
-_OPEN_AGAIN = f"""
+    {_ACQUIRED}"""
+# The same for a job between two of its own transactions. It holds a session lock and its key, so neither its time nor
+# earlier jobs matter, only that no session ended it or charged an attempt meanwhile.
+_ACQUIRE_AGAIN = f"""
     WITH mine AS MATERIALIZED (
         SELECT * FROM sidestream_job j
         WHERE j.id = %(id)s::bigint AND j.state = 'pending' AND j.attempts = %(seen)s::integer AND {_NOT_CANCELLED}
         FOR NO KEY UPDATE OF j SKIP LOCKED)
-    {_OPENED}"""
+    {_ACQUIRED}"""
+# Returns what may have kept a row from being acquired. Index: as above.
 _WHY_NOT = f"""
-    SELECT j.state, extract(epoch FROM j.run_at - {UTC_NOW})::float8, NOT j.{_DUE}, NOT {_NOT_CANCELLED},
-           (SELECT min(before.id) FROM sidestream_job before WHERE {before_in_line("j")}), j.attempts,
-           to_char(CASE WHEN {expired("j")} THEN j.expires_at END, 'YYYY-MM-DD HH24:MI:SS'), j.unique_until,
-           j.unique_conflict = 'return', (SELECT max(other.id) FROM sidestream_job other WHERE {_REPLACES}),
-           ARRAY(SELECT other.id FROM sidestream_job other WHERE {_PENDING_BEFORE} ORDER BY other.id LIMIT 10),
-           (SELECT min(other.id) FROM sidestream_job other WHERE {_IN_WINDOW_BEFORE}),
-           j.attempts > 0 OR j.snoozes > 0
+    SELECT j.state, extract(epoch FROM j.run_at - {UTC_NOW})::float8 AS seconds, NOT j.{_DUE} AS early,
+           NOT {_NOT_CANCELLED} AS cancelling, j.attempts, j.attempts > 0 OR j.snoozes > 0 AS started, (SELECT
+           min(before.id) FROM sidestream_job before WHERE {precedes("j")}) AS blocked_by, to_char(CASE WHEN
+           {expired("j")} THEN j.expires_at END, 'YYYY-MM-DD HH24:MI:SS') AS expired_at, j.unique_until,
+           j.unique_conflict = 'return' AS returns, (SELECT max(other.id) FROM sidestream_job other WHERE {_REPLACES})
+           AS replaced_by, ARRAY(SELECT other.id FROM sidestream_job other WHERE {_PENDING_BEFORE} ORDER BY other.id
+           LIMIT 10) AS before, (SELECT min(other.id) FROM sidestream_job other WHERE {_IN_WINDOW_BEFORE}) AS in_window
     FROM sidestream_job j WHERE j.id = %(id)s::bigint"""
-_END = compare_and_set(f"state = 'cancelled', ended_at = {UTC_NOW}, reason = %(reason)s::text", "state = 'pending'")
+# Cancels a pending row, unless it is locked. Index: the primary key.
+_CANCEL = compare_and_set(f"state = 'cancelled', ended_at = {UTC_NOW}, reason = %(reason)s::text", "state = 'pending'")
+# Locks pending rows FOR SHARE and returns their ids, skipping locked rows. Index: the primary key.
 _WAITING = """
     SELECT id FROM sidestream_job WHERE id = ANY (%(ids)s::bigint[]) AND state = 'pending' ORDER BY id
     FOR SHARE SKIP LOCKED"""
-# In one statement, so that the time-out neither waits for a transaction nor outlives one in autocommit mode.
+# Waits for the row's lock up to a timeout, and returns its state. Index: the primary key. One statement, so that the
+# timeout needs no transaction and does not outlive it in autocommit mode.
 _STATE_WHEN_UNLOCKED = """
     WITH patience AS MATERIALIZED (SELECT set_config('lock_timeout', %(timeout)s::text, true))
     SELECT j.state FROM patience, sidestream_job j WHERE j.id = %(id)s::bigint FOR NO KEY UPDATE OF j"""
 
+# Returns whether a direct job ended. Index: sidestream_job_uuid.
+_INBOX_HAS = "SELECT EXISTS (SELECT FROM sidestream_job WHERE uuid = %(uuid)s::uuid AND state <> 'pending')"
+
 
 @dataclass(frozen=True, slots=True)
 class Acquired:
-    """The row is ours until the transaction ends."""
+    """This session holds the row until the transaction ends."""
 
     id: int
     action: str
@@ -143,21 +170,21 @@ class Acquired:
     key: str | None
     #: Starts that failed or crashed before: the mark for every compare-and-set that may follow.
     attempts: int
-    #: How many of them a person's retry wrote off: a retry policy counts ``attempts - forgiven``.
+    #: How many of them a person's retry forgave: a retry policy counts ``attempts - forgiven``.
     forgiven: int
     #: How many killed their process.
     crashes: int
-    #: Deaths of its host for which it may be to blame, -1 when it was charged with one: unless 0, run it alone.
+    #: Deaths of its host that it may have caused; -1 when it was charged with one. Unless it is 0, run the job alone.
     suspects: int
     #: The PostgreSQL process that holds the lock.
     backend_pid: int
-    #: The user that it runs as, and with what else: JSON.
+    #: The user that it runs as, and its context (JSON).
     user_id: int | None = None
     context: str | None = None
     priority: int = DEFAULT_PRIORITY
     group: str | None = None
     limit: str | None = None
-    #: Who asked for it, where that is not the user that it runs as.
+    #: Who requested it, if that is not the user that it runs as.
     requested_by: int | None = None
     #: The values of ``prefetch``.
     prefetched: tuple[Any, ...] = ()
@@ -165,37 +192,37 @@ class Acquired:
 
 @dataclass(frozen=True, slots=True)
 class Terminal:
-    """It is over: settle the delivery."""
+    """The job has ended: settle the delivery."""
 
     state: State
 
 
 @dataclass(frozen=True, slots=True)
 class Cancelled:
-    """It expired, or it is a duplicate: this transaction wrote that it is cancelled. Commit it, settle the delivery."""
+    """It expired or is a duplicate, and this transaction cancelled it. Commit, then settle the delivery."""
 
-    #: In the row too.
+    #: For people; the row has it too.
     reason: Reason
 
 
 @dataclass(frozen=True, slots=True)
 class Missing:
-    """No such row: its transaction, or its savepoint, was rolled back, or it was pruned. Settle the delivery."""
+    """There is no such row: its transaction was rolled back, or it was deleted. Settle the delivery."""
 
 
 @dataclass(frozen=True, slots=True)
 class NotDue:
-    """Its row says later."""
+    """It is not due yet."""
 
-    #: Until then.
+    #: Seconds until it is due.
     seconds: float
-    #: Whether it was started before, so that it stands in its key's line all the same.
+    #: Whether it was started before, so that it blocks later jobs with its key.
     started: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Blocked:
-    """Pending jobs with the same key stand before it."""
+    """Earlier pending jobs with the same key block it."""
 
     #: The smallest id of them.
     by: int
@@ -203,12 +230,12 @@ class Blocked:
 
 @dataclass(frozen=True, slots=True)
 class Cancelling:
-    """A person asked to cancel it while its row was locked; a worker has to carry that out."""
+    """A person requested to cancel it while its row was locked; a worker has to do so."""
 
 
 @dataclass(frozen=True, slots=True)
 class Superseded:
-    """Only when acquired again: somebody else charged an attempt meanwhile, the job is no longer the caller's."""
+    """Only when acquired again: another session charged an attempt meanwhile, so the caller lost the job."""
 
     attempts: int
 
@@ -228,15 +255,15 @@ def acquire_job(
     attempts_seen: int | None = None,
     prefetch: tuple[str, ...] = (),
 ) -> AcquireResult:
-    """Lock the job's row and read it, or say why not (a second, plain read).
+    """Lock the job's row and read it; if that is not possible, find out why with a second query.
 
-    ``prefetch``: SQL expressions (of the caller's own constants) that are read in the same statement, as
-    :attr:`Acquired.prefetched`; the job's row is called ``mine`` in them.
+    ``prefetch``: SQL expressions (constants of the caller) that the same statement reads into
+    :attr:`Acquired.prefetched`; the job's row is named ``mine`` in them.
 
-    ``attempts_seen``: give it in the second and later transactions of a three-step or ``relock`` job, which holds a
-    session lock; the job is then acquired in the state it was in, whatever became due before it meanwhile.
+    ``attempts_seen``: pass it in the second and later transactions of a three-step or ``relock`` job, which holds a
+    session lock. The job is then acquired even if an earlier job with its key became due meanwhile.
     """
-    statement = _opening(attempts_seen is not None, prefetch)
+    statement = _statement(attempts_seen is not None, prefetch)
     parameters = {"id": id, "seen": attempts_seen, "unfolded": False}
     cur.execute(statement, parameters)
     row = cur.fetchone()
@@ -251,99 +278,82 @@ def acquire_job(
 
 
 def _acquired(row: Sequence[Any]) -> Acquired:
-    _, pid, found, action, payload, queue, key, attempts, forgiven, crashes, suspects, user, context, *rest = row
-    priority, group, limit, requested_by, *prefetched = rest
-    return Acquired(
-        found,
-        action,
-        payload,
-        queue,
-        key,
-        attempts,
-        forgiven,
-        crashes,
-        suspects,
-        pid,
-        user,
-        context,
-        priority,
-        group,
-        limit,
-        requested_by,
-        tuple(prefetched),
-    )
+    # Without the last column, which only sets the transaction's right to finish the job.
+    return Acquired(**dict(zip(_COLUMNS, row, strict=False)), prefetched=tuple(row[len(_COLUMNS) : -1]))
 
 
 def _why_not(cur: Cursor, row_id: int, attempts_seen: int | None) -> AcquireResult | None:
-    """Return why the row was not acquired; None when it may be locked, or duplicates that do not count held it back."""
+    """Return why the row was not acquired; None when it may be locked, or has duplicates that do not prevent it."""
     cur.execute(_WHY_NOT, {"id": row_id})
-    row = cur.fetchone()
+    row = fetch_one(cur)
     if row is None:
         return Missing()
-    state, seconds, early, cancelling, blocked_by, attempts, too_late, until, returns, *duplicates, started = row
-    replaced, before, in_window = duplicates
-    if state != State.PENDING:
-        return Terminal(State(state))
-    if cancelling:
+    if row.state != State.PENDING:
+        return Terminal(State(row.state))
+    if row.cancelling:
         return Cancelling()
     if attempts_seen is not None:
-        return Superseded(attempts) if attempts != attempts_seen else Locked()
-    if too_late is not None:
-        return _end(cur, row_id, Reason(ReasonCode.EXPIRED, {"expires_at": too_late}))
-    if replaced is not None:
-        return _end(cur, row_id, Reason(ReasonCode.REPLACED, {"by": replaced}))
-    if early:
-        return NotDue(seconds, started)
-    first = in_window if until == "window" else min(before, default=None) if until == "done" else None
-    if returns and first is not None:
-        return _end(cur, row_id, Reason(ReasonCode.DUPLICATE, {"of": first}))
-    if blocked_by is not None:
-        return Blocked(blocked_by)
-    return _beside(cur, row_id, until, before, returns=returns) if before else None
+        return Superseded(row.attempts) if row.attempts != attempts_seen else Locked()
+    if row.expired_at is not None:
+        return _cancel(cur, row_id, Reason(ReasonCode.EXPIRED, {"expires_at": row.expired_at}))
+    if row.replaced_by is not None:
+        return _cancel(cur, row_id, Reason(ReasonCode.REPLACED, {"by": row.replaced_by}))
+    if row.early:
+        return NotDue(row.seconds, row.started)
+    match row.unique_until:
+        case "window":
+            first = row.in_window
+        case "done":
+            first = min(row.before, default=None)
+        case _:
+            first = None
+    if row.returns and first is not None:
+        return _cancel(cur, row_id, Reason(ReasonCode.DUPLICATE, {"of": first}))
+    if row.blocked_by is not None:
+        return Blocked(row.blocked_by)
+    return _beside(cur, row_id, row.unique_until, row.before, returns=row.returns) if row.before else None
 
 
 def _beside(cur: Cursor, row_id: int, until: str, before: Sequence[int], *, returns: bool) -> AcquireResult | None:
-    """Look at what the pending rows ``before`` with the same unique do; None when the job may run all the same."""
+    """Examine the pending duplicates ``before``; None when the job may run despite them."""
     if returns and until != "started":
         return None
     # A job between two of its transactions needs its row again: this transaction, which lasts as long as its own job,
     # must not lock it.
     cur.execute(_WAITING, {"ids": sorted(set(before) - running_between(cur, before))})
-    waiting = {one for (one,) in cur.fetchall()}
+    waiting = fetch_ids(cur)
     waiting -= running_between(cur, waiting)
-    if returns:  # what runs already may have missed what this job's caller wrote
-        return _end(cur, row_id, Reason(ReasonCode.DUPLICATE, {"of": min(waiting)})) if waiting else None
-    # Until it is done, nothing runs beside it; what waits is cancelled when it starts, because this one replaces it.
+    if returns:  # a job that runs already may not see what this job's caller wrote
+        return _cancel(cur, row_id, Reason(ReasonCode.DUPLICATE, {"of": min(waiting)})) if waiting else None
+    # Until a duplicate is done, this one must not run; waiting ones are cancelled at their start, because it replaces
+    # them.
     return Locked() if until != "started" and len(waiting) < len(before) else None
 
 
-def _end(cur: Cursor, row_id: int, reason: Reason) -> AcquireResult:
-    written = write(cur, _END, {"id": row_id, "reason": reason.stored()})
+def _cancel(cur: Cursor, row_id: int, reason: Reason) -> AcquireResult:
+    written = write(cur, _CANCEL, {"id": row_id, "reason": reason.stored()})
     if written.applied:
         return Cancelled(reason)
     return Locked() if written.locked or written.state is None else Terminal(written.state)
 
 
-@cache  # the text is the name under which a connection prepares it, so it should be made once
-def _opening(again: bool, prefetch: tuple[str, ...]) -> str:
-    return (_OPEN_AGAIN if again else _OPEN).replace(_PREFETCH, "".join(f", {one}" for one in prefetch))
+@cache  # a connection prepares each text once, under its identity
+def _statement(again: bool, prefetch: tuple[str, ...]) -> str:
+    return (_ACQUIRE_AGAIN if again else _ACQUIRE).replace(_PREFETCH, "".join(f", {one}" for one in prefetch))
 
 
 def state_when_unlocked(cur: Cursor, id: int, *, timeout: float) -> State | None:  # noqa: A002
-    """Wait until nobody else holds the row, at most ``timeout`` seconds, and return its state; None when it is missing.
+    """Wait until no other session holds the row, at most ``timeout`` seconds, and return its state; None when missing.
 
-    For after a commit that got no reply: a plain read may say "pending" while the old backend is still committing (C3).
-    Raises the driver's 55P03 after ``timeout``. In a transaction, its later statements keep that lock time-out.
+    Call it after a commit that got no reply: a plain read may return "pending" while the old backend still commits. It
+    raises the driver's 55P03 after ``timeout``. Later statements of the same transaction keep that lock timeout.
     """
     cur.execute(_STATE_WHEN_UNLOCKED, {"id": id, "timeout": f"{max(1, int(timeout * 1000))}ms"})
-    row = cur.fetchone()
-    return None if row is None else State(row[0])
+    row = fetch_one(cur)
+    return None if row is None else State(row.state)
 
 
 def inbox_has(cur: Cursor, uuid: UUID) -> bool:
-    """Whether the direct job ``uuid`` ended in this database: its effect, or its end, is committed."""
-    cur.execute(
-        "SELECT EXISTS (SELECT FROM sidestream_job WHERE uuid = %(uuid)s::uuid AND state <> 'pending')",
-        {"uuid": str(uuid)},
-    )
-    return bool(cur.fetchone()[0])
+    """Return whether the direct job ``uuid`` ended in this database: its effect or its failure is committed."""
+    cur.execute(_INBOX_HAS, {"uuid": str(uuid)})
+    return bool(fetch_value(cur))

@@ -1,21 +1,35 @@
-"""What happened to a job beyond "done": insert-only rows that workers write (C17).
+"""The attempt rows of a job: insert-only rows that workers write for everything but an ordinary "done".
 
-They never touch the job's row, so nobody waits: neither for a job that runs, nor a running job for them.
+They never touch the job's row, so they do not wait for a running job, and a running job does not wait for them.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from enum import StrEnum
 
 from sidestream.job.reason import Reason
 from sidestream.store.compare_and_set import storable
-from sidestream.store.cursor import Cursor
+from sidestream.store.cursor import Cursor, aware, fetch_all, fetch_ids
+
+# Writes one attempt row. Locks no other row.
+_RECORD = """
+    INSERT INTO sidestream_attempt (job_id, worker, slot, event, detail)
+    VALUES (%(job)s::bigint, %(worker)s::text, %(slot)s::smallint, %(event)s::text, %(detail)s::text)"""
+# Returns the pending jobs that the worker started and did not end. Index: sidestream_attempt_started, then _job.
+_UNFINISHED = """
+    SELECT j.id FROM sidestream_attempt a JOIN sidestream_job j ON j.id = a.job_id
+    WHERE a.worker = %(worker)s::text AND a.event = 'started' AND j.state = 'pending'
+    AND NOT EXISTS (SELECT FROM sidestream_attempt later
+                    WHERE later.job_id = a.job_id AND later.id > a.id AND later.worker = a.worker
+                    AND later.event <> 'started')"""
+# Returns the attempt rows of one job, oldest first. Index: sidestream_attempt_job.
+_OF_JOB = "SELECT event, at, worker, slot, detail FROM sidestream_attempt WHERE job_id = %(job)s::bigint ORDER BY id"
 
 
 class Event(StrEnum):
-    """What an attempt row tells."""
+    """What happened."""
 
     STARTED = "started"
     FAILED = "failed"
@@ -53,8 +67,7 @@ class Attempt:
 def record(cur: Cursor, job_id: int, worker: str, slot: int, event: str, detail: str | None = None) -> None:
     """Insert one row; ``event`` is one of :class:`Event`, ``slot`` -1 when no child is meant."""
     cur.execute(
-        """INSERT INTO sidestream_attempt (job_id, worker, slot, event, detail)
-           VALUES (%(job)s::bigint, %(worker)s::text, %(slot)s::smallint, %(event)s::text, %(detail)s::text)""",
+        _RECORD,
         {
             "job": job_id,
             "worker": worker,
@@ -65,26 +78,13 @@ def record(cur: Cursor, job_id: int, worker: str, slot: int, event: str, detail:
     )
 
 
-def open_starts(cur: Cursor, worker: str) -> frozenset[int]:
-    """Return the ids of the pending jobs that ``worker`` said to have started and not to have ended."""
-    cur.execute(
-        """SELECT j.id FROM sidestream_attempt a JOIN sidestream_job j ON j.id = a.job_id
-           WHERE a.worker = %(worker)s::text AND a.event = 'started' AND j.state = 'pending'
-           AND NOT EXISTS (SELECT FROM sidestream_attempt later
-                           WHERE later.job_id = a.job_id AND later.id > a.id AND later.worker = a.worker
-                           AND later.event <> 'started')""",
-        {"worker": worker},
-    )
-    return frozenset(job_id for (job_id,) in cur.fetchall())
+def unfinished(cur: Cursor, worker: str) -> set[int]:
+    """Return the ids of the pending jobs that ``worker`` recorded as started and not as ended."""
+    cur.execute(_UNFINISHED, {"worker": worker})
+    return fetch_ids(cur)
 
 
 def of_job(cur: Cursor, job_id: int) -> list[Attempt]:
     """Return the job's attempt rows, oldest first."""
-    cur.execute(
-        "SELECT event, at, worker, slot, detail FROM sidestream_attempt WHERE job_id = %(job)s::bigint ORDER BY id",
-        {"job": job_id},
-    )
-    return [
-        Attempt(Event(event), at.replace(tzinfo=UTC), worker, slot, detail)
-        for event, at, worker, slot, detail in cur.fetchall()
-    ]
+    cur.execute(_OF_JOB, {"job": job_id})
+    return [Attempt(Event(row.event), aware(row.at), row.worker, row.slot, row.detail) for row in fetch_all(cur)]

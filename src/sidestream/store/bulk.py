@@ -1,25 +1,27 @@
-"""What is done to many jobs at once, in bounded lots: rows that somebody has locked are passed over."""
+"""Change many jobs at once, in bounded batches that skip locked rows."""
 
-# ruff: noqa: S608  (every statement is made of this room's own constants; values are bound)
+# ruff: noqa: S608  (every statement is made of this package's constants; values are bound)
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 
 from sidestream.errors import InvalidJob
 from sidestream.job.reason import Reason, ReasonCode
 from sidestream.store.acquire import expired
 from sidestream.store.compare_and_set import UTC_NOW, storable
 from sidestream.store.control import REQUESTS_HANDLED, RETRIED
-from sidestream.store.cursor import Cursor
+from sidestream.store.cursor import Cursor, aware, fetch_all
 from sidestream.store.job_row import OF_J, JobRow, read_job_row
 
 LOT = 500
-"""Jobs of one call, at most: some 20 ms of PostgreSQL's time."""
+"""Default number of jobs per call: about 20 ms of PostgreSQL's time."""
 LARGEST_LOT = 5000
+"""Largest number of jobs per call."""
 
+# Writes the reason of pending rows that have another one. Locks them, skipping locked rows. Index: the primary key.
 _NOTE = """
     UPDATE sidestream_job SET reason = %(reason)s::text WHERE id IN (
         SELECT id FROM sidestream_job
@@ -29,9 +31,9 @@ _NOTE = """
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """Which jobs are meant; None: any. All that is given has to fit."""
+    """Which jobs to change: those that match every field that is not None."""
 
-    #: What failed jobs' errors share (:func:`~sidestream.job.errorgroup.error_group`).
+    #: The error group of failed jobs (:func:`~sidestream.job.errorgroup.error_group`).
     error_group: str | None = None
     action: str | None = None
     queue: str | None = None
@@ -40,13 +42,13 @@ class Filter:
 
 @dataclass(frozen=True, slots=True)
 class ErrorGroup:
-    """Failed jobs whose errors are alike."""
+    """Failed jobs with similar errors."""
 
     error_group: str
     count: int
-    #: How many of them belong to which action, at most ten, the most frequent first.
+    #: Their actions, at most ten, the most frequent first.
     actions: Sequence[str]
-    #: The newest of them: its id, its whole error, and when it ended (aware, UTC).
+    #: The newest of them: its id, its complete error, and when it ended (aware, UTC).
     newest_id: int
     newest_error: str
     newest_at: datetime
@@ -58,25 +60,30 @@ _CONDITIONS = {
     "queue": "queue = %(queue)s::text",
     "group": "group_name = %(group)s::text",
 }
+# Returns one row per error group. Index: sidestream_job_ended.
 _GROUPS = """
-    SELECT shared, n, (SELECT array_agg(action ORDER BY count DESC, action) FROM (
+    SELECT shared AS error_group, n AS count, (SELECT array_agg(action ORDER BY count DESC, action) FROM (
                SELECT action, count(*) FROM sidestream_job
                WHERE state = 'failed' AND coalesce(error_group, '(no message)') = shared
-               GROUP BY action ORDER BY count(*) DESC, action LIMIT 10) counted),
-           newest, j.error, j.ended_at
+               GROUP BY action ORDER BY count(*) DESC, action LIMIT 10) counted) AS actions,
+           newest AS newest_id, coalesce(j.error, '') AS newest_error, j.ended_at AS newest_at
     FROM (SELECT coalesce(error_group, '(no message)') AS shared, count(*) AS n, max(id) AS newest
           FROM sidestream_job WHERE state = 'failed' /* fits */ GROUP BY 1 ORDER BY n DESC, newest DESC
           LIMIT %(limit)s::integer) grouped
     JOIN sidestream_job j ON j.id = newest ORDER BY n DESC, newest DESC"""
-_LOT_OF_DEAD = """
+# Locks the next failed rows by id, skipping locked rows. Index: sidestream_job_ended.
+_LOT_OF_FAILED = """
     WITH lot AS MATERIALIZED (
         SELECT id FROM sidestream_job WHERE state = 'failed' AND id > %(after)s::bigint /* fits */
         ORDER BY id LIMIT %(limit)s::integer FOR NO KEY UPDATE SKIP LOCKED)"""
-_RETRY = f"""{_LOT_OF_DEAD}, {REQUESTS_HANDLED % "lot"}
+# Makes a batch of failed rows pending and returns them. Waits for a task that handles a cancel request of theirs.
+_RETRY = f"""{_LOT_OF_FAILED}, {REQUESTS_HANDLED % "lot"}
     UPDATE sidestream_job j SET {RETRIED} FROM lot WHERE j.id = lot.id RETURNING {OF_J}"""
-_DISCARD = f"""{_LOT_OF_DEAD}
+# Makes a batch of failed rows cancelled and returns them.
+_DISCARD = f"""{_LOT_OF_FAILED}
     UPDATE sidestream_job j SET state = 'cancelled', reason = %(reason)s::text FROM lot WHERE j.id = lot.id
     RETURNING {OF_J}"""
+# Cancels pending rows that expired and returns them. Locks them, skipping locked rows. Index: sidestream_job_expires.
 _EXPIRE = f"""
     WITH lot AS MATERIALIZED (
         SELECT id FROM sidestream_job j WHERE state = 'pending' AND expires_at <= {UTC_NOW} AND {expired("j")}
@@ -87,18 +94,21 @@ _EXPIRE = f"""
 
 
 def error_groups(cur: Cursor, only: Filter = Filter(), limit: int = 100) -> list[ErrorGroup]:
-    """Return the failed jobs by what their errors share, the most frequent first."""
+    """Return the groups of failed jobs with similar errors, the most frequent first."""
     cur.execute(_fitting(_GROUPS, only), {**_values(only), "limit": limit})
     return [
-        ErrorGroup(shared, count, tuple(actions), newest, error or "", at.replace(tzinfo=UTC))
-        for shared, count, actions, newest, error, at in cur.fetchall()
+        ErrorGroup(
+            row.error_group, row.count, tuple(row.actions), row.newest_id, row.newest_error, aware(row.newest_at)
+        )
+        for row in fetch_all(cur)
     ]
 
 
 def retry_failed(cur: Cursor, only: Filter, *, limit: int = LOT, after_id: int = 0) -> list[JobRow]:
-    """Retry up to ``limit`` failed jobs, due now, their failures forgiven; return them, by id.
+    """Retry up to ``limit`` failed jobs, due now, with their failures forgiven; return them by id.
 
-    Go on with ``after_id`` of the last one until fewer than ``limit`` come: what dies again meanwhile is then left.
+    Repeat with ``after_id`` of the last one until fewer than ``limit`` are returned. Jobs that fail again meanwhile are
+    then not retried twice.
     """
     return _lot(cur, _RETRY, only, limit, after_id)
 
@@ -106,25 +116,25 @@ def retry_failed(cur: Cursor, only: Filter, *, limit: int = LOT, after_id: int =
 def discard_failed(
     cur: Cursor, only: Filter, *, by: str | None = None, limit: int = LOT, after_id: int = 0
 ) -> list[JobRow]:
-    """End up to ``limit`` failed jobs as cancelled; return them, by id. Go on as with :func:`retry_failed`."""
+    """Cancel up to ``limit`` failed jobs; return them by id. Repeat as for :func:`retry_failed`."""
     reason = Reason(ReasonCode.DISCARDED, {} if by is None else {"by": storable(by)}).stored()
     return _lot(cur, _DISCARD, only, limit, after_id, reason)
 
 
 def expire(cur: Cursor, limit: int = LOT) -> list[JobRow]:
-    """Cancel up to ``limit`` pending jobs that were to be started by a moment that has passed; return them."""
+    """Cancel up to ``limit`` pending jobs whose start deadline has passed; return them."""
     cur.execute(_EXPIRE, {"limit": limit})
-    return [read_job_row(row) for row in cur.fetchall()]
+    return [read_job_row(row) for row in fetch_all(cur)]
 
 
 def _lot(
     cur: Cursor, statement: str, only: Filter, limit: int, after_id: int, reason: str | None = None
 ) -> list[JobRow]:
     if not 1 <= limit <= LARGEST_LOT:
-        raise InvalidJob(f"A lot of {limit} jobs is not allowed: expected 1 to {LARGEST_LOT}; repeat it for more.")
+        raise InvalidJob(f"A limit of {limit} jobs is not allowed: expected 1 to {LARGEST_LOT}; repeat it for more.")
     parameters = {**_values(only), "limit": limit, "after": after_id, "reason": reason}
     cur.execute(_fitting(statement, only), parameters)
-    return sorted((read_job_row(row) for row in cur.fetchall()), key=lambda job: job.id)
+    return sorted((read_job_row(row) for row in fetch_all(cur)), key=lambda job: job.id)
 
 
 def _fitting(statement: str, only: Filter) -> str:
@@ -137,5 +147,5 @@ def _values(only: Filter) -> dict[str, object]:
 
 
 def note_reason(cur: Cursor, ids: Sequence[int], reason: Reason) -> None:
-    """Write why these pending jobs wait, for people, where it does not stand already; nothing is counted."""
+    """Write the reason why these pending jobs wait, unless they have it already."""
     cur.execute(_NOTE, {"ids": list(ids), "reason": storable(reason.stored())})

@@ -1,6 +1,6 @@
-"""What could be acquired now: the query that serves a worker while Redis is away (design D13). It takes no lock."""
+"""Find the jobs that could be acquired now, for a worker while Redis is away. The query locks no row."""
 
-# ruff: noqa: S608  (every statement is made of this room's own constants; values are bound)
+# ruff: noqa: S608  (every statement is made of this package's constants; values are bound)
 
 from __future__ import annotations
 
@@ -10,20 +10,23 @@ from typing import NamedTuple
 
 from sidestream.job.job import LOWEST_PRIORITY
 from sidestream.job.rules import DEFAULT_AGING
-from sidestream.store.acquire import standing_before
+from sidestream.store.acquire import has_predecessor
 from sidestream.store.compare_and_set import UTC_NOW
-from sidestream.store.cursor import Cursor
+from sidestream.store.cursor import Cursor, fetch_all
 from sidestream.store.job_row import NAMES, OF_J, JobRow, read_job_row
 
 WIDE = 10_000
-"""How many of the oldest due jobs of a queue and priority are looked at when the first few are not enough."""
+"""Number of the oldest due jobs of a queue and priority that are examined when the first few are not enough."""
 WIDEST = 400_000
-"""How many are looked at when these are not enough either: one key has a very long line."""
+"""The number when these are not enough either, because one key has very many jobs."""
 FOR_EVER = 1e9
-"""Seconds of aging above which it makes no difference: what PostgreSQL can subtract from now."""
+"""Longest aging in seconds that PostgreSQL can subtract from now."""
 
 LEVELS = f"generate_series(0, {LOWEST_PRIORITY}) AS level (priority)"
-# Of a key's jobs among the oldest, only the first can be its head; whether any stands before is asked for that alone.
+# Returns candidates by queue in order of priority, and in each row whether more could be found with a larger window;
+# one row of NULLs when there are none. Run it at READ COMMITTED. Index: sidestream_job_due, then sidestream_job_key.
+# Of a key's jobs among the oldest, only the first can be the head, so only for that one the query looks for a
+# predecessor.
 _CANDIDATES = f"""
     WITH oldest AS MATERIALIZED (
         SELECT due.* FROM unnest(%(queues)s::text[]) AS wanted (queue) CROSS JOIN {LEVELS} CROSS JOIN LATERAL (
@@ -36,11 +39,12 @@ _CANDIDATES = f"""
         SELECT *, run_at < {UTC_NOW} - %(aging)s::float8 * interval '1 second'
                   AND priority > min(priority) OVER (PARTITION BY queue) AS aged
         FROM placed p
-        WHERE (p.key IS NULL OR p.place = 1) AND p.id <> ALL (%(excluded)s::bigint[]) AND NOT ({standing_before("p")})),
+        WHERE (p.key IS NULL OR p.place = 1) AND p.id <> ALL (%(excluded)s::bigint[]) AND NOT ({has_predecessor("p")})),
     ranked AS (
         SELECT *, row_number() OVER (
             PARTITION BY queue, aged ORDER BY CASE WHEN aged THEN 0 ELSE priority END, run_at, id) AS turn FROM fit)
-    SELECT EXISTS (SELECT FROM oldest GROUP BY queue, priority HAVING count(*) = %(window)s::integer), j.aged, {OF_J}
+    SELECT EXISTS (SELECT FROM oldest GROUP BY queue, priority HAVING count(*) = %(window)s::integer) AS more,
+           j.aged, {OF_J}
     FROM (SELECT) always LEFT JOIN ranked j ON j.turn <= %(limit)s::integer ORDER BY j.aged, j.priority, j.run_at, j.id
     """
 _PASSED_OVER = {
@@ -55,7 +59,7 @@ _PASSED_OVER = {
 
 @dataclass(frozen=True, slots=True)
 class PassedOver:
-    """What is not wanted now, by the rows' own words."""
+    """Which jobs to leave out, by the values of their columns."""
 
     actions: Collection[str] = ()
     groups: Collection[str] = ()
@@ -71,7 +75,7 @@ class Candidate(NamedTuple):
     """A job that could be acquired now."""
 
     job: JobRow
-    #: It is of a lower priority than the first of its queue, and has been ready for longer than the aging.
+    #: Its priority is lower than that of its queue's first job, and it has been due for longer than the aging time.
     aged: bool
 
 
@@ -86,9 +90,9 @@ def candidates(
 ) -> list[Candidate]:
     """Return up to ``limit`` of each queue in order of priority, and as many aged ones, without the ``excluded`` ids.
 
-    Of a priority, the oldest due first, ties by id; aged ones by their time alone. Candidates only: running ones are
-    among them; :func:`~sidestream.store.acquire.acquire_job` decides. Jobs behind another of their key are left out,
-    so that a line of up to :data:`WIDEST` does not hide what waits behind it. In READ COMMITTED.
+    Within a priority the oldest due job is first, then the lowest id; aged jobs are ordered by time alone. Running jobs
+    are included; :func:`~sidestream.store.acquire.acquire_job` decides. Jobs behind an earlier job of their key are
+    left out, so up to :data:`WIDEST` jobs of one key do not hide the others.
     """
     parameters = {
         "queues": list(dict.fromkeys(queues)),
@@ -107,14 +111,8 @@ def candidates(
     found: list[Candidate] = []
     for window in (4 * limit + len(excluded), WIDE, WIDEST):
         cur.execute(statement, {**parameters, "window": window})
-        rows = cur.fetchall()
-        found = [Candidate(read_job_row(columns), aged) for _, aged, *columns in rows if columns[0] is not None]
-        if len(found) >= limit or not rows[0][0]:
+        rows = fetch_all(cur)
+        found = [Candidate(read_job_row(row), row.aged) for row in rows if row.id is not None]
+        if len(found) >= limit or not rows[0].more:
             break
     return found
-
-
-def open_and_due(cur: Cursor, queues: Sequence[str], limit: int, *, excluded: Collection[int] = ()) -> list[JobRow]:
-    """Return up to ``limit`` of all these queues, lowest priority number first; see :func:`candidates`."""
-    found = candidates(cur, queues, limit, excluded=excluded, aging=float("inf"))
-    return sorted((one.job for one in found), key=lambda job: (job.priority, job.run_at, job.id))[:limit]

@@ -1,9 +1,9 @@
-"""Which workers live, as PostgreSQL sees it, and what the death of one means for the jobs that it ran.
+"""Record which workers live, and charge the jobs of a dead one. This does not need Redis.
 
 Each worker has a row, and a session lock as long as one of its sessions lives. A worker that has a row and no lock may
-be dead. Whoever takes its lock then charges its jobs: a job that ran alone crashed, any other becomes a suspect. That
-is written once for each job and worker, whoever finds out first: the next worker on the host, the maintenance of
-another one, or the one that takes its leases over. None of it needs Redis.
+be dead. The session that takes its lock then charges its jobs: a job that ran alone crashed, any other becomes a
+suspect. This is written once per job and worker, by whichever finds out first: the next worker on the host, the
+maintenance of another worker, or the lease reclaimer.
 """
 
 from __future__ import annotations
@@ -23,35 +23,41 @@ from sidestream.store.locks import held_tags, lock_tag_in_transaction, wait_for_
 WORKER_DIED = Reason(ReasonCode.WORKER_DIED)
 """Detail of the attempt row that charges a job in the name of the dead worker."""
 
+# Writes the row of a worker. Waits for a session that writes the same one.
+_ENTER = "INSERT INTO sidestream_worker (name) VALUES (%(name)s::text) ON CONFLICT DO NOTHING"
+_LEAVE = "DELETE FROM sidestream_worker WHERE name = %(name)s::text"
+# Returns the names of all workers; the table is small.
+_WORKERS = "SELECT name FROM sidestream_worker ORDER BY name"
+
 
 def enter(cur: Cursor, worker: str) -> None:
-    """Note that ``worker`` lives as long as this session, and until :func:`leave`; repeat it in each new session."""
+    """Record that ``worker`` lives as long as this session; repeat it in each new session until :func:`leave`."""
     wait_for_tag(cur, _lock(worker))
-    cur.execute("INSERT INTO sidestream_worker (name) VALUES (%(name)s::text) ON CONFLICT DO NOTHING", {"name": worker})
+    cur.execute(_ENTER, {"name": worker})
 
 
 def leave(cur: Cursor, worker: str) -> None:
-    """Forget ``worker``: it stopped and left nothing, or all that it left is charged."""
-    cur.execute("DELETE FROM sidestream_worker WHERE name = %(name)s::text", {"name": worker})
+    """Delete ``worker``: it stopped and left no job, or all its jobs are charged."""
+    cur.execute(_LEAVE, {"name": worker})
 
 
 def without_lock(cur: Cursor) -> list[str]:
-    """Return the workers that entered, did not leave, and hold no lock now."""
-    cur.execute("SELECT name FROM sidestream_worker ORDER BY name")
+    """Return the workers that have a row and hold no lock."""
+    cur.execute(_WORKERS)
     names = [name for (name,) in cur.fetchall()]
     held = held_tags(cur) if names else set()
     return [name for name in names if _lock(name) not in held]
 
 
 def lock(cur: Cursor, worker: str) -> bool:
-    """Keep everybody else from charging the jobs of ``worker`` in this transaction; False when it, or one, does."""
+    """Reserve the charging of ``worker``'s jobs for this transaction; False when it lives or another session has it."""
     return lock_tag_in_transaction(cur, _lock(worker))
 
 
 def charge(cur: Cursor, job_id: int, worker: str, failed: list[JobFailure] | None = None) -> CasResult:
-    """Write to the row what the death of ``worker`` means, once. Call it under :func:`lock`, its sessions gone.
+    """Charge one job for the death of ``worker``, once. Call it under :func:`lock`, when its sessions have ended.
 
-    A job that has failed by it is appended to ``failed``.
+    If the job fails, it is appended to ``failed``.
     """
     found = queries.job(cur, job_id)
     if found is None:
@@ -75,14 +81,14 @@ def charge(cur: Cursor, job_id: int, worker: str, failed: list[JobFailure] | Non
 
 
 def charge_all(cur: Cursor, worker: str, job_ids: Iterable[int], failed: list[JobFailure] | None = None) -> bool:
-    """Charge these, and all that ``worker`` said to have started and not to have ended; False: some have to wait.
+    """Charge these jobs and all that ``worker`` started and did not end; False when some rows are locked.
 
-    Call it in a transaction. When all is written, the worker is forgotten. Jobs that have failed by it are appended to
-    ``failed``.
+    Call it in a transaction, and repeat it after False. After True, the worker has no row. Jobs that fail are appended
+    to ``failed``.
     """
     if not lock(cur, worker):
         return False
-    started = attempts.open_starts(cur, worker)
+    started = attempts.unfinished(cur, worker)
     waits = [job_id for job_id in sorted({*job_ids, *started}) if charge(cur, job_id, worker, failed).locked]
     if not waits:
         leave(cur, worker)
@@ -90,7 +96,7 @@ def charge_all(cur: Cursor, worker: str, job_ids: Iterable[int], failed: list[Jo
 
 
 def _ran_alone(ours: list[Attempt]) -> bool:
-    """Whether the last that its worker wrote of the job is that it started it alone."""
+    """Return whether the last attempt row of its worker says that it started the job alone."""
     return bool(ours) and ours[-1].event is Event.STARTED and ours[-1].reason.code is ReasonCode.ALONE
 
 

@@ -1,109 +1,106 @@
-"""Everything that PostgreSQL knows of why a job waits, read in one statement."""
+"""Read everything that PostgreSQL knows about why a job waits, in one statement."""
 
-# ruff: noqa: S608  (every statement is made of this room's own constants; values are bound)
+# ruff: noqa: S608  (every statement is made of this package's constants; values are bound)
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 
 from sidestream.job.job import is_accused
 from sidestream.job.reason import Reason
 from sidestream.job.states import State
-from sidestream.store.acquire import before_in_line, standing_before
+from sidestream.store.acquire import has_predecessor, precedes
 from sidestream.store.compare_and_set import UTC_NOW
-from sidestream.store.cursor import Cursor
+from sidestream.store.cursor import Cursor, aware, fetch_ids, fetch_one
 from sidestream.store.job_row import COLUMNS, OF_J, JobRow, read_job_row
 from sidestream.store.locks import running_jobs
 
-_BEFORE = ", ".join(f"before.{name}" for name in COLUMNS)
-_FACTS = f"""
-    SELECT j.state, j.run_at > {UTC_NOW}, j.forgiven, j.ended_at, j.expires_at, j.error, j.reason, j.suspects,
-           EXISTS (SELECT FROM sidestream_control c WHERE c.job_id = j.id AND c.handled_at IS NULL),
-           started.worker, started.at, {UTC_NOW}, {OF_J}, {_BEFORE}
+_BEFORE = ", ".join(f"before.{name} AS before_{name}" for name in COLUMNS)
+# Returns the row, its newest unfinished start and the first earlier row with its key. Index: the primary key,
+# sidestream_job_key, sidestream_attempt_job, sidestream_control_pending.
+_DIAGNOSE = f"""
+    SELECT j.state, j.run_at > {UTC_NOW} AS early, j.forgiven, j.ended_at, j.expires_at, j.error, j.reason, j.suspects,
+           EXISTS (SELECT FROM sidestream_control c WHERE c.job_id = j.id AND c.handled_at IS NULL) AS cancelling,
+           started.worker AS started_by, started.at AS started_at, {UTC_NOW} AS now, {OF_J}, {_BEFORE}
     FROM sidestream_job j
-    LEFT JOIN LATERAL (SELECT * FROM sidestream_job before WHERE {before_in_line("j")} ORDER BY id LIMIT 1) before
+    LEFT JOIN LATERAL (SELECT * FROM sidestream_job before WHERE {precedes("j")} ORDER BY id LIMIT 1) before
         ON j.key IS NOT NULL AND j.state = 'pending'
     LEFT JOIN LATERAL (
         SELECT * FROM (SELECT event, worker, at FROM sidestream_attempt a WHERE a.job_id = j.id
                        ORDER BY a.id DESC LIMIT 1) newest WHERE event = 'started') started ON j.state = 'pending'
     WHERE j.id = %(id)s::bigint"""
-
-_FIRST_IN_LINE = f"""
+# Returns which of these pending rows no earlier row with the same key blocks. Index: sidestream_job_key.
+_FIRST_OF_KEYS = f"""
     SELECT j.id FROM sidestream_job j WHERE j.id = ANY (%(ids)s::bigint[]) AND j.state = 'pending'
-    AND NOT ({standing_before("j")}) ORDER BY j.id LIMIT %(limit)s::integer"""
+    AND NOT ({has_predecessor("j")}) ORDER BY j.id LIMIT %(limit)s::integer"""
+# Returns which of these rows are pending. Index: the primary key.
 _PENDING_AMONG = "SELECT id FROM sidestream_job WHERE id = ANY (%(ids)s::bigint[]) AND state = 'pending'"
 
 
 @dataclass(frozen=True, slots=True)
 class JobDiagnosis:
-    """A row as far as its waiting is concerned. Moments are aware, in UTC."""
+    """What a row says about why its job waits. Moments are aware, in UTC."""
 
     job: JobRow
     state: State
-    #: Its time has not come.
+    #: It is not due yet.
     early: bool
-    #: Failures that a person's retry wrote off.
+    #: Failed attempts that a person's retry forgave.
     forgiven: int
     ended_at: datetime | None
     expires_at: datetime | None
     #: Of the last failure.
     error: str | None
-    #: Of the last release that was counted, or why it was cancelled.
+    #: Why it was released last, or cancelled.
     reason: Reason | None
     #: It runs alone next time: its last host died.
     suspect: bool
-    #: A person asked to cancel it and no worker has done so yet.
+    #: A person requested to cancel it, and no worker has done so yet.
     cancelling: bool
-    #: The worker that said to have started it, which runs now, and when; only of long or lone jobs.
+    #: The worker that runs it now, and since when; known only for long jobs and jobs that run alone.
     started_by: str | None
     started_at: datetime | None
     #: PostgreSQL's clock.
     now: datetime
-    #: The first of its key that stands before it.
+    #: The earliest pending job with its key that blocks it.
     before: JobRow | None
 
 
-def facts(cur: Cursor, id: int) -> JobDiagnosis | None:  # noqa: A002
-    """Return what the row ``id`` tells; None when there is no such row."""
-    cur.execute(_FACTS, {"id": id})
-    row = cur.fetchone()
+def diagnose(cur: Cursor, id: int) -> JobDiagnosis | None:  # noqa: A002
+    """Return what the row ``id`` says about why its job waits; None when there is no such row."""
+    cur.execute(_DIAGNOSE, {"id": id})
+    row = fetch_one(cur)
     if row is None:
         return None
-    state, early, forgiven, ended_at, expires_at, error, reason, suspects, cancelling, by, at, now = row[:12]
-    if by is not None and not running_jobs(cur, [id]):
-        by = at = None  # its worker handed it back, or died, without another word
-    own, before = row[12 : 12 + len(COLUMNS)], row[12 + len(COLUMNS) :]
+    # Without a running job, its worker released it or died, and wrote nothing more.
+    runs = row.started_by is not None and bool(running_jobs(cur, [id]))
     return JobDiagnosis(
-        read_job_row(own),
-        State(state),
-        early,
-        forgiven,
-        _aware(ended_at),
-        _aware(expires_at),
-        error,
-        None if reason is None else Reason.parse(reason),
-        is_accused(suspects),
-        cancelling,
-        by,
-        _aware(at),
-        now.replace(tzinfo=UTC),
-        read_job_row(before) if before[0] is not None else None,
+        job=read_job_row(row),
+        state=State(row.state),
+        early=row.early,
+        forgiven=row.forgiven,
+        ended_at=aware(row.ended_at),
+        expires_at=aware(row.expires_at),
+        error=row.error,
+        reason=None if row.reason is None else Reason.parse(row.reason),
+        suspect=is_accused(row.suspects),
+        cancelling=row.cancelling,
+        started_by=row.started_by if runs else None,
+        started_at=aware(row.started_at) if runs else None,
+        now=aware(row.now),
+        before=None if row.before_id is None else read_job_row(row, prefix="before_"),
     )
 
 
-def first_in_line(cur: Cursor, ids: Iterable[int], limit: int) -> set[int]:
-    """Return which of these pending rows, the first ``limit`` by id, no row of the same key stands before."""
-    cur.execute(_FIRST_IN_LINE, {"ids": list(ids), "limit": limit})
-    return {row_id for (row_id,) in cur.fetchall()}
+def first_of_keys(cur: Cursor, ids: Iterable[int], limit: int) -> set[int]:
+    """Return which of these pending rows, the first ``limit`` by id, no earlier row with the same key blocks."""
+    cur.execute(_FIRST_OF_KEYS, {"ids": list(ids), "limit": limit})
+    return fetch_ids(cur)
 
 
 def pending_among(cur: Cursor, ids: Iterable[int]) -> set[int]:
-    """Return which of these rows are open; the others ended or are gone."""
+    """Return which of these rows are pending; the others ended or were deleted."""
     cur.execute(_PENDING_AMONG, {"ids": list(ids)})
-    return {row_id for (row_id,) in cur.fetchall()}
-
-
-def _aware(moment: datetime | None) -> datetime | None:
-    return None if moment is None else moment.replace(tzinfo=UTC)
+    return fetch_ids(cur)

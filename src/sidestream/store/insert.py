@@ -1,24 +1,24 @@
-"""A job's INSERT and its links to records: one statement for one job, two for any number of jobs about one model."""
+"""Insert jobs and their links to records: one statement for one job, two for any number of jobs about one model."""
 
-# ruff: noqa: S608  (every statement is made of this room's own constants; values are bound)
+# ruff: noqa: S608  (every statement is made of this package's constants; values are bound)
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import cache, lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from sidestream.errors import InvalidJob
 from sidestream.job.codec import encode_payload
 from sidestream.job.job import DEFAULT_PRIORITY, Job
 from sidestream.store import unique
 from sidestream.store.compare_and_set import UTC_NOW
-from sidestream.store.cursor import Cursor
+from sidestream.store.cursor import Cursor, naive
 from sidestream.store.job_row import JobRow
 
 CONTEXT_LIMIT = 16 * 1024
-"""Most bytes (UTF-8) of a job's context; with the limits of its arguments and of its other texts, a row is bounded."""
+"""Largest size of a job's context in bytes (UTF-8); with the limits of its other values, it bounds a row."""
 _COLUMNS = {
     "action": "text",
     "queue": "text",
@@ -38,13 +38,17 @@ _COLUMNS = {
     "expires_at": "timestamp",
     "requested_by": "integer",
 }
+"""The type of each column that an INSERT writes."""
 _DEFAULTS = {"run_at": UTC_NOW, "priority": str(DEFAULT_PRIORITY)}
-"""What stands for "none" where only some jobs of a call have a value."""
+"""The value of a column where only some jobs of a call have one."""
+# Links rows to records of one model. Locks nothing.
 _INSERT_RECORDS = """
     INSERT INTO sidestream_job_record (model, record_id, job_id)
     SELECT %(model)s::text, * FROM unnest(%(records)s::integer[], %(jobs)s::bigint[])"""
 _UNLESS_LINKED = " ORDER BY 1, 2, 3 ON CONFLICT DO NOTHING"
-"""Only for rows that may have been there before: it costs a third more. In order: two of them must not deadlock."""
+"""For rows that may be linked already; it costs a third more. The order prevents a deadlock of two such statements."""
+# Writes a direct job as done and returns its id; no row when its uuid exists. Waits for a transaction that writes the
+# same uuid. Index: sidestream_job_uuid.
 _INSERT_DONE = """
     INSERT INTO sidestream_job (uuid, action, queue, key, payload, state, started_at, ended_at, attempts, crashes,
                                 priority, group_name, limit_key)
@@ -55,15 +59,15 @@ _INSERT_DONE = """
 
 
 def insert(cur: Cursor, jobs: Sequence[Job]) -> list[JobRow]:
-    """Insert ``jobs`` as pending rows and return them in the same order; those that are new have ascending ids.
+    """Insert ``jobs`` as pending rows and return them in the same order; new rows have ascending ids.
 
-    Waits for nobody, as no constraint here is shared with another transaction's rows (C9); but for one that links the
-    same record to the same row that was there already. They are gone with the caller's
-    transaction or savepoint, and so may be any reference made of them. A job with a :class:`~sidestream.job.job.Unique`
-    may find a row that is there already: that one is returned, with ``existed`` set (see :mod:`~.unique`).
+    It does not wait for other transactions, except for one that links the same record to the same existing row. A
+    rollback of the caller's transaction or savepoint removes the rows. A job with a
+    :class:`~sidestream.job.job.Unique` may have a duplicate: that row is returned, with ``existed`` set (see
+    :mod:`~.unique`).
 
     Raises:
-        InvalidJob: An argument is not JSON or too large, or a moment has no time zone; nothing was inserted.
+        InvalidJob: An argument is not JSON or too large, or a time has no time zone; nothing was inserted.
     """
     if not jobs:
         return []
@@ -76,7 +80,7 @@ def insert(cur: Cursor, jobs: Sequence[Job]) -> list[JobRow]:
         new = plan.new
         fresh = _insert(cur, [jobs[at] for at in new], [rows[at] for at in new]) if new else []
         stored = unique.carry_out(cur, plan, fresh)
-    linked = jobs[new[0]] if len(new) == 1 else None  # by its own statement
+    linked = jobs[new[0]] if len(new) == 1 else None  # its INSERT wrote the links
     links: dict[str, tuple[list[int], list[int]]] = {}
     for row, job in zip(stored, jobs, strict=True):
         if job.records is not None and job.records[1] and job is not linked:
@@ -92,10 +96,10 @@ def insert(cur: Cursor, jobs: Sequence[Job]) -> list[JobRow]:
 
 
 def insert_done(cur: Cursor, job: Job) -> bool:
-    """Write the direct ``job`` as done, in the transaction of its effect; False when its uuid is there already.
+    """Write the direct ``job`` as done, in the transaction of its effect; False when its uuid exists already.
 
-    The row is the inbox that keeps promise 3 for direct jobs: on False, roll the effect back. Waits for a transaction
-    that is writing the same uuid; at REPEATABLE READ the driver then raises 40001.
+    The row makes the effect of a direct job happen once (promise 3): on False, roll the effect back. It waits for a
+    transaction that is writing the same uuid; at REPEATABLE READ the driver then raises 40001.
     """
     if job.uuid is None:
         raise InvalidJob(
@@ -119,10 +123,10 @@ def insert_done(cur: Cursor, job: Job) -> bool:
     return cur.fetchone() is not None
 
 
-def _insert(cur: Cursor, jobs: Sequence[Job], rows: Sequence[tuple[Any, ...]]) -> list[JobRow]:
+def _insert(cur: Cursor, jobs: Sequence[Job], rows: Sequence[unique.Values]) -> list[JobRow]:
     shared: dict[str, Any] = {}
     differing: dict[str, list[Any]] = {}
-    for name, column in zip(_COLUMNS, zip(*rows, strict=True), strict=True):
+    for name, column in zip(unique.Values._fields, zip(*rows, strict=True), strict=True):
         if name == "payload" or column.count(column[0]) < len(rows):
             differing[name] = list(column)
         elif column[0] is not None:
@@ -134,29 +138,38 @@ def _insert(cur: Cursor, jobs: Sequence[Job], rows: Sequence[tuple[Any, ...]]) -
         cur.execute(_insert_many(tuple(shared), tuple(differing)), {**shared, **differing})
     return [
         JobRow(
-            row_id,
+            inserted.id,
             job.action,
             job.queue,
-            row[2],
-            _aware(run_at),
+            row.key,
+            _aware(inserted.run_at),
             priority=job.priority,
             group=job.group,
             limit=job.limit,
         )
-        for (row_id, run_at), job, row in zip(cur.fetchall(), jobs, rows, strict=True)
+        for inserted, job, row in zip(map(_Inserted._make, cur.fetchall()), jobs, rows, strict=True)
     ]
 
 
-@lru_cache(maxsize=16)
+class _Inserted(NamedTuple):
+    """What every INSERT here returns."""
+
+    id: int
+    run_at: datetime
+
+
+_RETURNED = ", ".join(_Inserted._fields)
+
+
+@lru_cache(maxsize=16)  # most jobs of a call have the same time
 def _aware(run_at: datetime) -> datetime:
-    """Return a row's moment with its time zone; nearly all jobs of a call are due at once, so it is one moment."""
     return run_at.replace(tzinfo=UTC)
 
 
 def _insert_one(
     names: tuple[str, ...], records: tuple[str, tuple[int, ...]] | None
 ) -> tuple[str, dict[str, str | int | list[int]]]:
-    """Return the statement for one job that has these columns, and what it needs for the job's links to records."""
+    """Return the statement for one job with these columns, and the parameters for its links to records."""
     if records is None or not records[1]:
         return _insert_alone(names), {}
     model, ids = records
@@ -167,27 +180,27 @@ def _insert_one(
 
 @cache
 def _insert_alone(names: tuple[str, ...]) -> str:
-    """Return the statement for one job that has these columns; the others have their defaults."""
+    """Return the statement for one job with these columns; the others have their defaults."""
     values = ", ".join(f"%({name})s::{_COLUMNS[name]}" for name in names)
-    return f"INSERT INTO sidestream_job ({', '.join(names)}) VALUES ({values}) RETURNING id, run_at"
+    return f"INSERT INTO sidestream_job ({', '.join(names)}) VALUES ({values}) RETURNING {_RETURNED}"
 
 
 @cache
 def _insert_linked(names: tuple[str, ...], record: str) -> str:
-    """Return the same with its links to records, which saves the person who waits for it a round trip."""
+    """Return the statement that also links the job to records, which saves the caller a round trip."""
     return f"""
         WITH job AS ({_insert_alone(names)}),
         linked AS (INSERT INTO sidestream_job_record (model, record_id, job_id)
                    SELECT %(model)s::text, {record}, id FROM job)
-        SELECT id, run_at FROM job"""
+        SELECT {_RETURNED} FROM job"""
 
 
 @cache
 def _insert_many(shared: tuple[str, ...], differing: tuple[str, ...]) -> str:
-    """Return the statement for any number of jobs, in their order, which becomes the order of their ids.
+    """Return the statement for several jobs; the order of their ids is the order of the jobs.
 
-    What all of them have alike is sent once, what none of them has is not sent: of 10,000 jobs of one call that is
-    nearly everything.
+    A value that all jobs share is sent once, and a value that no job has is not sent. For 10,000 jobs of one call that
+    is nearly everything.
     """
     values = [f"%({name})s::{_COLUMNS[name]}" for name in shared]
     values += [f"coalesce(new.{name}, {_DEFAULTS[name]})" if name in _DEFAULTS else f"new.{name}" for name in differing]
@@ -195,30 +208,29 @@ def _insert_many(shared: tuple[str, ...], differing: tuple[str, ...]) -> str:
     return f"""
         INSERT INTO sidestream_job ({", ".join((*shared, *differing))}) SELECT {", ".join(values)}
         FROM unnest({arrays}) WITH ORDINALITY AS new ({", ".join(differing)}, place)
-        ORDER BY place RETURNING id, run_at"""
+        ORDER BY place RETURNING {_RETURNED}"""
 
 
-def _row(job: Job) -> tuple[Any, ...]:
-    """Return the values of :data:`_COLUMNS`."""
+def _row(job: Job) -> unique.Values:
     wanted = job.unique
-    return (
-        job.action,
-        job.queue,
-        unique.line_of(job),
-        encode_payload(job.args, job.kwargs),
-        _naive_utc(job, "run_at", job.run_at),
-        job.company_id,
-        job.user_id,
-        _bounded_context(job),
-        None if job.priority == DEFAULT_PRIORITY else job.priority,
-        job.group,
-        job.limit,
-        None if wanted is None else wanted.key,
-        None if wanted is None else wanted.until,
-        None if wanted is None or wanted.until != "window" else float(wanted.seconds),
-        None if wanted is None else wanted.on_conflict,
-        _naive_utc(job, "expires_at", job.expires_at),
-        job.requested_by,
+    return unique.Values(
+        action=job.action,
+        queue=job.queue,
+        key=unique.key_of(job),
+        payload=encode_payload(job.args, job.kwargs),
+        run_at=_naive_utc(job, "run_at", job.run_at),
+        company_id=job.company_id,
+        user_id=job.user_id,
+        context=_bounded_context(job),
+        priority=None if job.priority == DEFAULT_PRIORITY else job.priority,
+        group_name=job.group,
+        limit_key=job.limit,
+        unique_key=None if wanted is None else wanted.key,
+        unique_until=None if wanted is None else wanted.until,
+        unique_seconds=None if wanted is None or wanted.until != "window" else float(wanted.seconds),
+        unique_conflict=None if wanted is None else wanted.on_conflict,
+        expires_at=_naive_utc(job, "expires_at", job.expires_at),
+        requested_by=job.requested_by,
     )
 
 
@@ -238,4 +250,4 @@ def _naive_utc(job: Job, name: str, moment: datetime | None) -> datetime | None:
         raise InvalidJob(
             f"{name}={moment.isoformat()} of a job of action {job.action!r} has no time zone; make it aware."
         )
-    return moment.astimezone(UTC).replace(tzinfo=None)
+    return naive(moment)

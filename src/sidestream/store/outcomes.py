@@ -1,4 +1,8 @@
-"""The write side: a job's one INSERT (:mod:`~sidestream.store.insert`), its one "done", and every other write."""
+"""Write what happened to a job: its "done", and every other outcome.
+
+Each write is one statement. "Done" needs the transaction that acquired the row; every other outcome is a
+compare-and-set (:mod:`~sidestream.store.compare_and_set`) that skips a locked row.
+"""
 
 from __future__ import annotations
 
@@ -27,15 +31,17 @@ __all__ = [
 ]
 
 AGE_CAP = 24 * 3600.0
-"""Seconds after its first counted release for which a job may be handed back again and again."""
+"""Seconds after its first counted release for which a job may be released again."""
 NO_MOST = 2**31 - 1
-"""Attempts that no job has: whoever does not know its action's policy leaves it to who runs it next."""
+"""More attempts than any job has, for a caller that does not know the policy of the action."""
 CHARGED = -1
-"""In ``suspects``: it killed its host, which is charged already, and goes on running alone."""
+"""Value of ``suspects``: the job was charged for killing its host, and still runs alone."""
 AGE_CAP_FROM = 10
-"""Releases below which the age does not count: waiting a day for one's turn is no fault."""
+"""Number of releases below which the age does not count: a job may wait a day without a fault."""
 
-# The second condition is what D3 rests on: the lock is ours exactly as long as the transaction that took it.
+# Writes "done" to the row that this transaction acquired, and returns its id. Index: the primary key; it writes to
+# that one and to sidestream_job_action. "sidestream.job" ends with the transaction, so a commit inside the action
+# ends the right to write "done".
 _FINISH = """
     UPDATE sidestream_job
     SET state = 'done', started_at = transaction_timestamp() AT TIME ZONE 'UTC',
@@ -45,17 +51,20 @@ _FINISH = """
 
 _AS_SEEN = "state = 'pending' AND attempts = %(seen)s::integer"
 _STARTS_AGAIN = "suspects = 0, releases = 0, released_since = NULL, reason = NULL, error = %(error)s::text"
-_FAIL = compare_and_set(
+# Charges a failed attempt and schedules the next one.
+_FAIL_ATTEMPT = compare_and_set(
     f"attempts = j.attempts + 1, run_at = {UTC_NOW} + %(delay)s::float8 * interval '1 second', {_STARTS_AGAIN}",
     _AS_SEEN,
 )
-_BURY = compare_and_set(
+# Ends the job as failed.
+_FAIL_JOB = compare_and_set(
     f"""state = 'failed', ended_at = {UTC_NOW}, attempts = j.attempts + %(charge)s::integer, error = %(error)s::text,
         error_group = %(group)s::text""",
     _AS_SEEN,
 )
 _CRASHES = "j.crashes + 1 + greatest(j.suspects, 0)"
 _CRASHED_OFTEN = f"({_CRASHES} >= %(max)s::integer OR j.attempts + 1 - j.forgiven >= %(most)s::integer)"
+# Charges a crash, and what the job was suspected of; fails the job when there were too many crashes or attempts.
 _CRASH = compare_and_set(
     f"""attempts = j.attempts + 1, crashes = {_CRASHES},
         state = CASE WHEN {_CRASHED_OFTEN} THEN 'failed' ELSE 'pending' END,
@@ -64,7 +73,8 @@ _CRASH = compare_and_set(
         {_STARTS_AGAIN.replace("suspects = 0", "suspects = %(suspects)s::integer")}""",
     _AS_SEEN,
 )
-# "snoozed" begins a new count of releases: putting itself off is what the action wanted, and has a cap of its own.
+# Schedules the job anew, or fails it when it was snoozed too often. It resets the releases, because a snooze is what
+# the action wanted, and has its own cap.
 _SNOOZE = compare_and_set(
     f"""snoozes = j.snoozes + 1, run_at = {UTC_NOW} + %(delay)s::float8 * interval '1 second', suspects = 0,
         releases = 0, released_since = NULL, reason = %(reason)s::text,
@@ -76,12 +86,14 @@ _SNOOZE = compare_and_set(
                 ELSE j.error END""",
     _AS_SEEN,
 )
-# Not beyond what accuses it: whoever cannot read a dead worker's slots suspects also what only waited there.
+# Increments the suspicion, but not beyond what accuses the job: without a dead worker's slots, jobs that only waited
+# there are suspected too.
 _SUSPECT = compare_and_set(
     f"suspects = CASE WHEN j.suspects < 0 THEN j.suspects ELSE least(j.suspects + 1, {ACCUSED_AFTER}) END", _AS_SEEN
 )
-# The broker's count begins again when Redis was emptied: a smaller one than the row's is added, in the steps in which
-# it is reported. A job that is not due is not waiting, so its clock does not run.
+# Records the releases; fails the job when there were too many. The broker's count restarts when Redis was emptied: a
+# count below the row's is added in the steps in which it is reported. A job that is not due does not wait, so it does
+# not age.
 _COUNTED = """CASE WHEN %(releases)s::integer >= j.releases THEN %(releases)s::integer
               ELSE j.releases + least(%(releases)s::integer, 10) END"""
 _SPENT = f"""(j.run_at <= {UTC_NOW} AND ({_COUNTED} >= %(cap)s::integer OR ({_COUNTED} >= {AGE_CAP_FROM}
@@ -106,20 +118,20 @@ def finish(cur: Cursor, id: int) -> None:  # noqa: A002
     """Write "done" in the transaction in which :func:`~sidestream.store.acquire.acquire_job` locked the row.
 
     Raises:
-        LockLost: That transaction has ended, or the row is not open: roll back, nothing of this may be committed.
+        LockLost: That transaction has ended, or the row is not pending. Roll back; nothing may be committed.
     """
     cur.execute(_FINISH, {"id": id})
     if cur.fetchone() is None:
         raise LockLost(
-            f"Job {id} cannot be finished: the transaction that acquired it has ended, or its row is no longer open; "
-            "what was written since was not committed."
+            f"Job {id} cannot be finished: the transaction that acquired it has ended, or its row is no longer "
+            "pending; its later changes were not committed."
         )
 
 
 def fail_attempt(cur: Cursor, id: int, attempts_seen: int, delay_s: float, error: str) -> CasResult:  # noqa: A002
-    """Charge a failed attempt; the job is due again in ``delay_s`` seconds and keeps its place in its key's line."""
+    """Charge a failed attempt; the job is due again in ``delay_s`` seconds and still blocks later jobs of its key."""
     parameters = {"id": id, "seen": attempts_seen, "delay": delay_s, "error": storable(error)}
-    return write(cur, _FAIL, parameters, attempts_seen=attempts_seen)
+    return write(cur, _FAIL_ATTEMPT, parameters, attempts_seen=attempts_seen)
 
 
 def fail_job(
@@ -130,9 +142,9 @@ def fail_job(
     *,
     charge_attempt: bool = True,
 ) -> CasResult:
-    """End the job as dead; its key is free."""
+    """End the job as failed, which frees its key."""
     parameters = {"id": id, "seen": attempts_seen, "charge": int(charge_attempt)}
-    return write(cur, _BURY, {**parameters, **_told(error)}, attempts_seen=attempts_seen)
+    return write(cur, _FAIL_JOB, {**parameters, **_error_columns(error)}, attempts_seen=attempts_seen)
 
 
 def crash(
@@ -145,11 +157,10 @@ def crash(
     max_attempts: int = NO_MOST,
     with_host: bool = False,
 ) -> CasResult:
-    """Charge an attempt that killed its process, and what it was suspected of before; dead at ``max_crashes``.
+    """Charge a crash of its process, and earlier suspicions; the job fails at ``max_crashes``.
 
-    A crash is an attempt like another: the job is dead, too, when it was the last of ``max_attempts``.
-    ``with_host``: it took its worker along. It stays a suspect, so it runs alone again and is charged at once if it
-    does so a third time.
+    A crash is also a failed attempt, so the job fails at ``max_attempts``, too. ``with_host``: its worker died with it.
+    The job stays a suspect, so it runs alone again, and another death of its worker is charged at once.
     """
     parameters = {
         "id": id,
@@ -157,7 +168,7 @@ def crash(
         "max": max_crashes,
         "most": max_attempts,
         "suspects": CHARGED if with_host else 0,
-        **_told(error),
+        **_error_columns(error),
     }
     return write(cur, _CRASH, parameters, attempts_seen=attempts_seen)
 
@@ -170,9 +181,9 @@ def snooze(
     reason: Reason,
     cap: int,
 ) -> CasResult:
-    """Put the job off because its action asked for it: no attempt is charged, it keeps its place in its key's line.
+    """Delay the job because its action requested it; no attempt is charged, and it still blocks later jobs of its key.
 
-    Counted in the row; the job fails when it did so ``cap`` times before.
+    The row counts the snoozes; the job fails when it was snoozed ``cap`` times before.
     """
     told = storable(str(reason.params["message"]))
     group = error_group(f"It snoozed more than 0 times; the last reason: {told}")
@@ -189,7 +200,7 @@ def snooze(
 
 
 def suspect(cur: Cursor, id: int, attempts_seen: int) -> CasResult:  # noqa: A002
-    """Note that it ran when its host or its worker died: no attempt is charged; the second time accuses it."""
+    """Record that the job ran when its worker or host died; no attempt is charged. The second time accuses it."""
     return write(cur, _SUSPECT, {"id": id, "seen": attempts_seen}, attempts_seen=attempts_seen)
 
 
@@ -202,10 +213,10 @@ def count_releases(
     *,
     age_cap_s: float = AGE_CAP,
 ) -> CasResult:
-    """Note that the job was handed back for the ``releases``-th time since its last start, and why.
+    """Record the ``releases``-th release of the job since its last start, and its reason.
 
-    Report the first one and then every tenth. The job fails at ``cap`` releases, or at ``AGE_CAP_FROM`` of them
-    when the first was ``age_cap_s`` seconds ago; a job that is not due starts its count anew.
+    Report the first one and then every tenth. The job fails at ``cap`` releases, or at ``AGE_CAP_FROM`` of them if the
+    first was ``age_cap_s`` seconds ago. A job that is not due resets its count.
     """
     told = storable(str(reason))
     parameters = {
@@ -220,5 +231,5 @@ def count_releases(
     return write(cur, _COUNT_RELEASES, parameters)
 
 
-def _told(error: str) -> dict[str, str]:
+def _error_columns(error: str) -> dict[str, str]:
     return {"error": storable(error), "group": error_group(storable(error))}

@@ -83,6 +83,11 @@ class Prepared:
         if time.monotonic() - began > SLOW:
             self._slow = True
 
+    @property
+    def description(self) -> Any:
+        """Describe the columns of the last result."""
+        return self._cursor.description
+
     def fetchone(self) -> Any:
         """Return the next row, or None."""
         return self._cursor.fetchone()

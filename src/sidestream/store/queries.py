@@ -1,12 +1,12 @@
-"""The read side: no statement here locks a row or waits for one."""
+"""Read jobs: chunks for the reconciler, overdue rows, counts and pages. No query here locks a row or waits for one."""
 
-# ruff: noqa: S608  (every statement is made of this room's own constants; values are bound)
+# ruff: noqa: S608  (every statement is made of this package's constants; values are bound)
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -14,28 +14,28 @@ from sidestream.job.states import State
 from sidestream.store.attempts import Attempt, of_job
 from sidestream.store.candidates import LEVELS
 from sidestream.store.compare_and_set import UTC_NOW
-from sidestream.store.cursor import Cursor
+from sidestream.store.cursor import Cursor, aware, fetch_all, fetch_one, naive
 from sidestream.store.job_row import NAMES, OF_J, JobRow, read_job_row
 
 CHUNK = 32_768
-"""How many ids one chunk has; the same as :data:`sidestream.broker.protocol.CHUNK`."""
+"""Number of ids in one chunk; the same as :data:`sidestream.broker.protocol.CHUNK`."""
 FEW = 20_000
-"""Overdue rows up to which :func:`overdue` finds them by their time; of more, some are met soon in order of ids."""
+"""Number of overdue rows up to which :func:`overdue` finds them by time; more are found in the order of ids."""
 
-# One that was started stands in its key's line however late it is due: without it, those behind it would be handed out.
-_OPEN_IN_CHUNK = f"""
+# Returns the pending rows of a chunk whose bit in "known" is unset, by id. Index: sidestream_job_pending. A keyed job
+# that was started before is included however late it is due: without it, the later jobs of its key would be granted.
+# Redis counts bits from each byte's most significant one, get_bit from its least significant one.
+_UNPUBLISHED = f"""
     SELECT {OF_J} FROM sidestream_job j
     WHERE j.state = 'pending' AND j.id > greatest(%(after)s::bigint, %(first)s::bigint - 1)
     AND j.id < %(first)s::bigint + {CHUNK} AND (j.run_at <= coalesce(%(until)s::timestamp, 'infinity')
-        OR (j.key IS NOT NULL AND (j.attempts > 0 OR j.snoozes > 0)))"""
-# Redis counts bits from each byte's most significant one, get_bit from its least significant one.
-_UNPUBLISHED = f"""
-    {_OPEN_IN_CHUNK}
+        OR (j.key IS NOT NULL AND (j.attempts > 0 OR j.snoozes > 0)))
     AND CASE WHEN j.id - %(first)s::bigint < length(%(known)s::bytea) * 8
         THEN get_bit(%(known)s::bytea, (j.id - %(first)s::bigint) # 7) = 0 ELSE true END
     ORDER BY j.id LIMIT %(limit)s::integer"""
-# One index probe a chunk that has pending rows, however many rows are in it.
-_OPEN_CHUNKS = f"""
+# Returns the numbers of the chunks that have pending rows, ascending. Index: sidestream_job_pending, one probe per
+# chunk.
+_PENDING_CHUNKS = f"""
     WITH RECURSIVE chunk AS (
         (SELECT id / {CHUNK} AS number FROM sidestream_job WHERE state = 'pending' ORDER BY id LIMIT 1)
         UNION ALL
@@ -43,7 +43,8 @@ _OPEN_CHUNKS = f"""
                 WHERE state = 'pending' AND id >= (chunk.number + 1) * {CHUNK} ORDER BY id LIMIT 1)
         FROM chunk WHERE chunk.number IS NOT NULL)
     SELECT number FROM chunk WHERE number IS NOT NULL"""
-# Looked up by their time, as most pending rows may wait for a later day; the first column says whether there are more.
+# Returns overdue rows by id, and in each row whether there are more than FEW; one row of NULLs when there are none.
+# Index: sidestream_job_due, because most pending rows may be scheduled for a later day.
 _OVERDUE_AMONG_FEW = f"""
     WITH RECURSIVE queues AS (
         (SELECT queue FROM sidestream_job WHERE state = 'pending' ORDER BY queue LIMIT 1)
@@ -56,34 +57,63 @@ _OVERDUE_AMONG_FEW = f"""
             SELECT {NAMES} FROM sidestream_job
             WHERE state = 'pending' AND queue = queues.queue AND priority = level.priority
             AND run_at < {UTC_NOW} - %(older)s::float8 * interval '1 second'
-            ORDER BY run_at LIMIT {FEW + 1}) due  -- ordered, so that the index is used for levels without rows, too
+            ORDER BY run_at LIMIT {FEW + 1}) due  -- ordered, so that the index serves levels without rows, too
         LIMIT {FEW + 1}),
     found AS MATERIALIZED (SELECT * FROM few WHERE id > %(after)s::bigint ORDER BY id LIMIT %(limit)s::integer)
-    SELECT (SELECT count(*) FROM few) > {FEW}, {OF_J}
+    SELECT (SELECT count(*) FROM few) > {FEW} AS many, {OF_J}
     FROM (SELECT) always LEFT JOIN found j ON true
     ORDER BY j.id"""
+# Returns overdue rows by id. Index: sidestream_job_pending.
 _OVERDUE = f"""
     SELECT {OF_J} FROM sidestream_job j
     WHERE j.state = 'pending' AND j.id > %(after)s::bigint
     AND j.run_at < {UTC_NOW} - %(older)s::float8 * interval '1 second'
     ORDER BY j.id LIMIT %(limit)s::integer"""
+# Returns one row per queue. Index: sidestream_job_due and sidestream_job_ended.
 _COUNTS = f"""
-    SELECT queue, count(*) FILTER (WHERE state = 'pending' AND run_at <= {UTC_NOW}),
-           count(*) FILTER (WHERE state = 'pending' AND run_at > {UTC_NOW} AND attempts = 0),
-           count(*) FILTER (WHERE state = 'pending' AND run_at > {UTC_NOW} AND attempts > 0),
-           count(*) FILTER (WHERE state = 'failed'), count(*) FILTER (WHERE state = 'cancelled')
+    SELECT queue, count(*) FILTER (WHERE state = 'pending' AND run_at <= {UTC_NOW}) AS due,
+           count(*) FILTER (WHERE state = 'pending' AND run_at > {UTC_NOW} AND attempts = 0) AS scheduled,
+           count(*) FILTER (WHERE state = 'pending' AND run_at > {UTC_NOW} AND attempts > 0) AS retrying,
+           count(*) FILTER (WHERE state = 'failed') AS failed, count(*) FILTER (WHERE state = 'cancelled') AS cancelled
     FROM (SELECT queue, state, run_at, attempts FROM sidestream_job WHERE state = 'pending'
           UNION ALL
           SELECT queue, state, run_at, attempts FROM sidestream_job WHERE state IN ('failed', 'cancelled')) counted
     GROUP BY queue ORDER BY queue"""
-_SEEN = f"""
-    j.id, j.uuid::text, j.action, j.queue, j.key, j.state, j.created_at, j.run_at, j.ended_at, j.attempts,
-    j.forgiven, j.crashes, j.suspects, j.releases, j.error, j.reason, j.run_at <= {UTC_NOW},
-    EXISTS (SELECT FROM sidestream_control c WHERE c.job_id = j.id AND c.handled_at IS NULL),
-    j.priority, j.group_name, j.limit_key, j.unique_key, j.snoozes, j.started_at, j.error_group"""
-
-
-# From the starts, which are few, to their rows: most pending jobs have no attempt row.
+# By field of Row: its column.
+_COLUMNS = {
+    "id": "j.id",
+    "uuid": "j.uuid::text",
+    "action": "j.action",
+    "queue": "j.queue",
+    "key": "j.key",
+    "state": "j.state",
+    "created_at": "j.created_at",
+    "run_at": "j.run_at",
+    "ended_at": "j.ended_at",
+    "attempts": "j.attempts",
+    "forgiven": "j.forgiven",
+    "crashes": "j.crashes",
+    "suspects": "j.suspects",
+    "releases": "j.releases",
+    "error": "j.error",
+    "reason": "j.reason",
+    "due": f"j.run_at <= {UTC_NOW}",
+    "cancelling": "EXISTS (SELECT FROM sidestream_control c WHERE c.job_id = j.id AND c.handled_at IS NULL)",
+    "priority": "j.priority",
+    "group": "j.group_name",
+    "limit": "j.limit_key",
+    "unique": "j.unique_key",
+    "snoozes": "j.snoozes",
+    "started_at": "j.started_at",
+    "error_group": "j.error_group",
+}
+_SELECT = f"SELECT {', '.join(f'{column} AS {name}' for name, column in _COLUMNS.items())}"
+# Returns rows, newest first. Index: the primary key; of a state the index of that state.
+_PAGE = f"{_SELECT} FROM sidestream_job j WHERE /* conditions */ ORDER BY j.id DESC LIMIT %(limit)s::integer"
+# Returns one row and its payload. Index: the primary key.
+_JOB = f"{_SELECT}, j.payload FROM sidestream_job j WHERE j.id = %(id)s::bigint"
+# Returns the pending jobs whose newest attempt row is a start. Index: sidestream_attempt_started, because there are few
+# starts, and most pending jobs have no attempt row.
 _RUNNING = """
     SELECT j.id, j.action, j.queue, a.worker, a.slot, a.at
     FROM sidestream_attempt a JOIN sidestream_job j ON j.id = a.job_id AND j.state = 'pending'
@@ -93,7 +123,7 @@ _RUNNING = """
 
 
 class Running(NamedTuple):
-    """A job that a worker said to have started, and not to have ended."""
+    """A job that a worker recorded as started, and not as ended."""
 
     id: int
     action: str
@@ -105,14 +135,14 @@ class Running(NamedTuple):
 
 
 class QueueCounts(NamedTuple):
-    """How many rows of a queue are in which state; done ones are not counted, there may be millions."""
+    """Number of rows of a queue by state; done ones are not counted, because there may be millions."""
 
     queue: str
-    #: Open and due.
+    #: Pending and due.
     due: int
-    #: Open, not due, never tried.
+    #: Pending, not due, never attempted.
     scheduled: int
-    #: Open, not due, tried before.
+    #: Pending, not due, attempted before.
     retrying: int
     failed: int
     cancelled: int
@@ -134,36 +164,30 @@ class Row:
     ended_at: datetime | None
     #: Starts that failed or crashed.
     attempts: int
-    #: How many of them a person's retry wrote off.
+    #: How many of them a person's retry forgave.
     forgiven: int
     crashes: int
     suspects: int
     releases: int
     #: Of the last failure.
     error: str | None
-    #: Of the last release that was counted.
+    #: Why it was released last, or cancelled.
     reason: str | None
     #: Whether ``run_at`` has come.
     due: bool
-    #: Whether a person asked to cancel it and no worker has done so yet.
+    #: Whether a person requested to cancel it and no worker has done so yet.
     cancelling: bool
     #: 0 (first) to 9.
     priority: int
     group: str | None
     limit: str | None
     unique: str | None
-    #: Times that it put itself off.
+    #: Times that it was snoozed.
     snoozes: int
-    #: When the transaction that said "done" began; None before.
+    #: When the transaction that wrote "done" began; None before.
     started_at: datetime | None
-    #: Of a failed job: what it shares with those of the like error.
+    #: Of a failed job: the group of jobs with similar errors.
     error_group: str | None
-
-
-def open_in_chunk(cur: Cursor, chunk: int, until: datetime | None = None) -> list[JobRow]:
-    """Return the pending rows with ids from ``chunk * CHUNK``, by id; ``until`` as in :func:`unpublished`."""
-    cur.execute(f"{_OPEN_IN_CHUNK} ORDER BY j.id", {"first": chunk * CHUNK, "after": -1, "until": _naive(until)})
-    return _stored(cur.fetchall())
 
 
 def unpublished(
@@ -171,38 +195,39 @@ def unpublished(
 ) -> list[JobRow]:
     """Return up to ``limit`` pending rows of the chunk whose bit in ``known`` is unset, with ids above ``after_id``.
 
-    ``known`` is read from the broker *before* this (C1): most significant bit first, maybe shorter than the chunk.
-    ``until``: only what is due by then (aware), or stands in a key's line because it was started before.
+    The chunk begins with the id ``chunk * CHUNK``. Read ``known`` from the broker before this call: a bit that is read
+    later may belong to a row that ended in between. It has the most significant bit first, and may be shorter than the
+    chunk. With ``until`` (aware), only rows that are due by then, and keyed ones that were started before.
     """
-    parameters = {"first": chunk * CHUNK, "after": after_id, "until": _naive(until), "known": known, "limit": limit}
+    parameters = {"first": chunk * CHUNK, "after": after_id, "until": naive(until), "known": known, "limit": limit}
     cur.execute(_UNPUBLISHED, parameters)
-    return _stored(cur.fetchall())
+    return [read_job_row(row) for row in fetch_all(cur)]
 
 
 def pending_chunks(cur: Cursor) -> list[int]:
     """Return the numbers of the chunks that have pending rows, ascending."""
-    cur.execute(_OPEN_CHUNKS)
+    cur.execute(_PENDING_CHUNKS)
     return [number for (number,) in cur.fetchall()]
 
 
 def overdue(cur: Cursor, older_than_s: float, after_id: int = 0, limit: int = 500) -> list[JobRow]:
     """Return up to ``limit`` pending rows due for over ``older_than_s`` seconds, with ids above ``after_id``, by id.
 
-    Neither a million jobs that wait for a later day nor a million that are overdue make it slow.
+    It stays fast with a million scheduled jobs and with a million overdue ones.
     """
     parameters = {"older": older_than_s, "after": after_id, "limit": limit}
     cur.execute(_OVERDUE_AMONG_FEW, parameters)
-    rows = cur.fetchall()
-    if not rows[0][0]:
-        return _found(rows)
-    cur.execute(_OVERDUE, parameters)
-    return _stored(cur.fetchall())
+    rows = fetch_all(cur)
+    if rows[0].many:
+        cur.execute(_OVERDUE, parameters)
+        rows = fetch_all(cur)
+    return [read_job_row(row) for row in rows if row.id is not None]
 
 
 def counts(cur: Cursor) -> list[QueueCounts]:
-    """Return the counts of every queue that has open, failed or cancelled rows, by name."""
+    """Return the counts of every queue that has pending, failed or cancelled rows, by name."""
     cur.execute(_COUNTS)
-    return [QueueCounts(*row) for row in cur.fetchall()]
+    return [QueueCounts(**row._asdict()) for row in fetch_all(cur)]
 
 
 def page(
@@ -220,11 +245,11 @@ def page(
 ) -> list[Row]:
     """Return up to ``limit`` rows, newest first; the next page begins before the last one's id.
 
-    The others narrow it down (``only``: to these ids); None means all.
+    The other arguments are filters (``only``: by id); None matches every row.
     """
     conditions = ["true"]
     if state is not None:
-        # CasResult out, not bound: only then does the planner see that a partial index has exactly these rows.
+        # Written out, not bound: only then does the planner see that a partial index contains exactly these rows.
         conditions.append(f"j.state = '{State(state).value}'")
     wanted = {"queue": queue, "action": action, "group_name": group, "key": key, "error_group": error_group}
     conditions += [f"j.{name} = %({name})s::text" for name, value in wanted.items() if value is not None]
@@ -233,63 +258,32 @@ def page(
     if before_id is not None:
         conditions.append("j.id < %(before)s::bigint")
     cur.execute(
-        f"SELECT {_SEEN} FROM sidestream_job j WHERE {' AND '.join(conditions)} "
-        "ORDER BY j.id DESC LIMIT %(limit)s::integer",
+        _PAGE.replace("/* conditions */", " AND ".join(conditions)),
         {**wanted, "before": before_id, "limit": limit, "only": None if only is None else list(only)},
     )
-    return [_row(*row) for row in cur.fetchall()]
+    return [_row(found) for found in fetch_all(cur)]
 
 
 def running(cur: Cursor, limit: int = 1000) -> list[Running]:
-    """Return up to ``limit`` pending jobs whose newest attempt row says that they were started, oldest start first.
+    """Return up to ``limit`` pending jobs whose newest attempt row is a start, oldest start first.
 
-    Workers write that row for jobs that run alone or for long; of the short ones the broker knows.
+    Workers write that row for jobs that run alone or for long; only the broker knows the short ones.
     """
     cur.execute(_RUNNING, {"limit": limit})
-    return [
-        Running(row_id, action, queue, worker, slot, at.replace(tzinfo=UTC))
-        for row_id, action, queue, worker, slot, at in cur.fetchall()
-    ]
+    return [Running(**{**row._asdict(), "at": aware(row.at)}) for row in fetch_all(cur)]
 
 
 def job(cur: Cursor, id: int) -> tuple[Row, str, list[Attempt]] | None:  # noqa: A002
-    """Return one row, its payload (JSON) and its attempts, oldest first; None when it is missing."""
-    cur.execute(f"SELECT payload, {_SEEN} FROM sidestream_job j WHERE j.id = %(id)s::bigint", {"id": id})
-    found = cur.fetchone()
-    if found is None:
-        return None
-    payload, *row = found
-    return _row(*row), payload, of_job(cur, id)
+    """Return one row, its payload (JSON) and its attempts, oldest first; None when there is no such row."""
+    cur.execute(_JOB, {"id": id})
+    found = fetch_one(cur)
+    return None if found is None else (_row(found), found.payload, of_job(cur, id))
 
 
-def _found(rows: Sequence[Any]) -> list[JobRow]:
-    """Return the jobs of an answer whose first column is about the whole of it, and alone when there are none."""
-    return _stored([row for _, *row in rows if row[0] is not None])
-
-
-def _stored(rows: Sequence[Any]) -> list[JobRow]:
-    return [read_job_row(row) for row in rows]
-
-
-def _row(*columns: Any) -> Row:
-    row_id, uuid, action, queue, key, state, created_at, run_at, ended_at, *rest, started_at, shared = columns
-    return Row(
-        row_id,
-        None if uuid is None else UUID(uuid),
-        action,
-        queue,
-        key,
-        State(state),
-        created_at.replace(tzinfo=UTC),
-        run_at.replace(tzinfo=UTC),
-        _aware(ended_at),
-        *(*rest, _aware(started_at), shared),
-    )
-
-
-def _aware(moment: datetime | None) -> datetime | None:
-    return None if moment is None else moment.replace(tzinfo=UTC)
-
-
-def _naive(moment: datetime | None) -> datetime | None:
-    return None if moment is None else moment.astimezone(UTC).replace(tzinfo=None)
+def _row(found: Any) -> Row:
+    values = {name: getattr(found, name) for name in _COLUMNS}
+    values["uuid"] = None if found.uuid is None else UUID(found.uuid)
+    values["state"] = State(found.state)
+    for moment in ("created_at", "run_at", "ended_at", "started_at"):
+        values[moment] = aware(values[moment])
+    return Row(**values)

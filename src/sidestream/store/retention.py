@@ -1,16 +1,21 @@
-"""Forget what ended long ago, in bounded steps."""
+"""Delete jobs that ended long ago, in bounded steps."""
 
-# ruff: noqa: S608  (every statement is made of this room's own constants; values are bound)
+# ruff: noqa: S608  (every statement is made of this package's constants; values are bound)
 
 from __future__ import annotations
 
 from sidestream.store.compare_and_set import UTC_NOW
-from sidestream.store.cursor import Cursor
+from sidestream.store.cursor import Cursor, fetch_one, fetch_value
 
-# Rows end after they were made, and ids are given roughly in the order of making: so the old ones lie below an id that
-# is found by halving, and no index on the time of ending has to be written for every job.
-_NEXT = "SELECT id, created_at < {cutoff} FROM sidestream_job WHERE id >= %(id)s::bigint ORDER BY id LIMIT 1"
-_CUTOFF = f"({UTC_NOW} - %(age)s::float8 * interval '1 second')"
+# Returns the smallest id, and one above the largest. Index: the primary key.
+_RANGE = "SELECT coalesce(min(id), 0) AS low, coalesce(max(id), -1) + 1 AS high FROM sidestream_job"
+# Returns the next row from an id on, and whether it is old. Index: the primary key. Ids are roughly in the order of
+# creation, so binary search finds the id below which rows are old, without an index on the end time.
+_NEXT = f"""
+    SELECT id, created_at < {UTC_NOW} - %(age)s::float8 * interval '1 second' AS old
+    FROM sidestream_job WHERE id >= %(id)s::bigint ORDER BY id LIMIT 1"""
+# Deletes a batch of old rows, and what belongs to them, and returns their number. Locks them, skipping locked rows.
+# Index: the primary key.
 _PRUNE = f"""
     WITH old AS MATERIALIZED (
         SELECT id FROM sidestream_job
@@ -30,7 +35,7 @@ _PRUNE = f"""
 
 
 def prune(cur: Cursor, done_retention: float, failed_retention: float | None, limit: int) -> int:
-    """Delete up to ``limit`` rows, with their attempts, and return how many; call again while it returns ``limit``.
+    """Delete up to ``limit`` rows, with their attempts, and return how many; repeat while it returns ``limit``.
 
     Done and cancelled jobs go ``done_retention`` seconds after their end, failed ones after ``failed_retention``
     (None keeps them forever). Pending jobs stay, and so do those whose unique window is not over. Locked rows are
@@ -39,20 +44,19 @@ def prune(cur: Cursor, done_retention: float, failed_retention: float | None, li
     age = done_retention if failed_retention is None else min(done_retention, failed_retention)
     below = _first_younger(cur, age)
     cur.execute(_PRUNE, {"below": below, "done": done_retention, "failed": failed_retention, "limit": limit})
-    return int(cur.fetchone()[0])
+    return int(fetch_value(cur))
 
 
 def _first_younger(cur: Cursor, age: float) -> int:
-    """Return an id such that rows made more than ``age`` seconds ago lie below it, but for overlapping transactions."""
-    cur.execute("SELECT coalesce(min(id), 0), coalesce(max(id), -1) + 1 FROM sidestream_job")
-    low, high = cur.fetchone()
-    statement = _NEXT.format(cutoff=_CUTOFF)
+    """Return the id below which rows were created over ``age`` seconds ago, except for overlapping transactions."""
+    cur.execute(_RANGE)
+    low, high = fetch_one(cur)
     while low < high:
         middle = (low + high) // 2
-        cur.execute(statement, {"id": middle, "age": age})
-        row = cur.fetchone()
-        if row is not None and row[1]:
-            low = row[0] + 1
+        cur.execute(_NEXT, {"id": middle, "age": age})
+        row = fetch_one(cur)
+        if row is not None and row.old:
+            low = row.id + 1
         else:
             high = middle
     return int(low)

@@ -1,37 +1,40 @@
-"""The rules of a database, in its table: what is paused, limited and weighted, by whom and why.
+"""Read and change the rules of a database: pauses, limits, weights and aging, with who set them and why.
 
-A change and its version commit together; maintenance see the version and give the rules to the broker. Two people who
-change rules at the same time wait for each other, never a job for them.
+A change and its version commit together. The maintenance sees the version and sends the rules to the broker. Two people
+who change rules at the same time wait for each other; no job waits for them.
 """
 
-# ruff: noqa: S608  (every statement is made of this room's own constants; values are bound)
+# ruff: noqa: S608  (every statement is made of this package's constants; values are bound)
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from sidestream.errors import SettingsError
 from sidestream.job.names import check_action, check_group, check_queue, check_rule
 from sidestream.job.rules import Limit, Pause, Rules, Scope, check_weight
 from sidestream.store.compare_and_set import UTC_NOW, storable
-from sidestream.store.cursor import Cursor
+from sidestream.store.cursor import Cursor, aware, fetch_all, fetch_value
 
 _COLUMNS = "kind, scope, name, group_name, concurrency, rate, burst, weight, seconds, note, changed_by, changed_at"
-# One snapshot for both, whatever the isolation.
+# Returns the version and the rules in one snapshot, whatever the isolation; one row with NULLs when there is no rule.
 _READ = f"""
     SELECT meta.rules_version, {_COLUMNS}
     FROM sidestream_meta meta LEFT JOIN sidestream_rule ON true ORDER BY kind, scope, name, group_name"""
+# Returns the version of the rules.
 _VERSION = "SELECT rules_version FROM sidestream_meta"
-# Milliseconds of the clock, so that a database put back to an earlier day is not outvoted by what a broker kept. The
-# row's lock makes the order of the versions the order of the commits. A change and its version are one statement, so
-# that on an autocommit cursor too nobody sees the version before the change (and never looks again).
+# Raises the version. Waits for the row of sidestream_meta, so that versions have the order of commits. The version is
+# a time in milliseconds, so that a database restored to an earlier day still has a newer one than the broker kept. A
+# change and its version are one statement, so that no session sees the version before the change, even with
+# autocommit.
 _GROW = """
     WITH grown AS (
         UPDATE sidestream_meta
         SET rules_version = greatest(rules_version + 1, (extract(epoch FROM clock_timestamp()) * 1000)::bigint)
         RETURNING rules_version)"""
+# Writes a rule and returns the new version. Index: the unique one.
 _PUT = f"""
     {_GROW}
     INSERT INTO sidestream_rule ({_COLUMNS})
@@ -44,6 +47,7 @@ _PUT = f"""
         seconds = excluded.seconds, note = excluded.note, changed_by = excluded.changed_by,
         changed_at = excluded.changed_at
     RETURNING (SELECT rules_version FROM grown)"""
+# Deletes a rule and returns its id.
 _REMOVE = f"""
     {_GROW}
     DELETE FROM sidestream_rule USING grown
@@ -55,7 +59,7 @@ _INTEGER = 2**31 - 1
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One rule with who set it, when and why."""
+    """One rule, and who set it, when and why."""
 
     #: "limit", "weight", "pause" or "aging".
     kind: str
@@ -79,9 +83,9 @@ class Entry:
 
 
 def version(cur: Cursor) -> int:
-    """Return the version of the rules; 0 when nobody ever set one."""
+    """Return the version of the rules; 0 when no rule was ever set."""
     cur.execute(_VERSION)
-    return int(cur.fetchone()[0])
+    return int(fetch_value(cur))
 
 
 def read(cur: Cursor) -> Rules:
@@ -101,7 +105,7 @@ def read(cur: Cursor) -> Rules:
 
 
 def entries(cur: Cursor) -> list[Entry]:
-    """Return every rule with who set it, when and why, for people."""
+    """Return every rule, and who set it, when and why."""
     return _read(cur)[1]
 
 
@@ -122,40 +126,40 @@ def set_limit(
 
 
 def remove_limit(cur: Cursor, scope: Scope | str, name: str) -> bool:
-    """Lift a limit; False when there was none."""
+    """Remove a limit; False when there was none."""
     return _remove(cur, _limited(scope, name))
 
 
 def set_weight(
     cur: Cursor, kind: str, name: str, weight: float, *, by: str | None = None, note: str | None = None
 ) -> int:
-    """Give the queue or the group (``kind``) ``name`` a weight; return the version."""
+    """Set the weight of the queue or the group (``kind``) ``name``; return the version."""
     return _put(cur, {**_weighted(kind, name), "weight": check_weight(kind, name, float(weight))}, by, note)
 
 
 def remove_weight(cur: Cursor, kind: str, name: str) -> bool:
-    """Let the queue or the group have weight 1 again; False when it had."""
+    """Reset the weight of a queue or group to 1; False when none was set."""
     return _remove(cur, _weighted(kind, name))
 
 
 def pause(cur: Cursor, what: Pause, *, by: str | None = None, note: str | None = None) -> int:
-    """Let no job of ``what`` start any more; those that run go on. Return the version."""
+    """Stop starting jobs of ``what``; running jobs continue. Return the version."""
     return _put(cur, _paused(what), by, note)
 
 
 def resume(cur: Cursor, what: Pause) -> bool:
-    """Let jobs of ``what`` start again; False when that was not paused."""
+    """Start jobs of ``what`` again; False when it was not paused."""
     return _remove(cur, _paused(what))
 
 
 def set_aging(cur: Cursor, seconds: float, *, by: str | None = None, note: str | None = None) -> int:
-    """Set after how many seconds every second turn is a waiting job's of lower priority; return the version."""
+    """Set the priority aging time in seconds; return the version."""
     Rules(aging=seconds)  # says what is wrong with it
     return _put(cur, {"kind": "aging", "scope": "global", "name": "", "group": "", "seconds": seconds}, by, note)
 
 
 def remove_aging(cur: Cursor) -> bool:
-    """Go back to the usual aging; False when it was that."""
+    """Reset the priority aging time to its default; False when none was set."""
     return _remove(cur, {"kind": "aging", "scope": "global", "name": "", "group": ""})
 
 
@@ -192,11 +196,11 @@ def _paused(what: Pause) -> dict[str, Any]:
 def _put(cur: Cursor, values: dict[str, Any], by: str | None, note: str | None) -> int:
     told = {"by": None if by is None else storable(by), "note": None if note is None else storable(note)}
     cur.execute(_PUT, {**_NOTHING, **values, **told})
-    return int(cur.fetchone()[0])
+    return int(fetch_value(cur))
 
 
 def _remove(cur: Cursor, place: dict[str, Any]) -> bool:
-    # Again when it found nothing: it may have waited for somebody whose new rule its snapshot did not show.
+    # Repeat when it found nothing: it may have waited for a session whose new rule its snapshot did not show.
     for _ in range(2):
         cur.execute(_REMOVE, place)
         if cur.fetchone() is not None:
@@ -206,26 +210,25 @@ def _remove(cur: Cursor, place: dict[str, Any]) -> bool:
 
 def _read(cur: Cursor) -> tuple[int, list[Entry]]:
     cur.execute(_READ)
-    rows = cur.fetchall()
-    return int(rows[0][0]), [_entry(*row[1:]) for row in rows if row[1] is not None]
+    rows = fetch_all(cur)
+    return int(rows[0].rules_version), [_entry(row) for row in rows if row.kind is not None]
 
 
-def _entry(
-    kind: str,
-    scope: str,
-    name: str,
-    group: str,
-    concurrency: int | None,
-    rate: float | None,
-    burst: int | None,
-    weight: float | None,
-    seconds: float | None,
-    note: str | None,
-    by: str | None,
-    at: datetime,
-) -> Entry:
-    limit = Limit(concurrency, rate, burst or 1) if kind == "limit" else None
+def _entry(row: Any) -> Entry:
     paused = None
-    if kind == "pause":
-        paused = Pause(name, None, None) if scope == "queue" else Pause(None, name or None, group or None)
-    return Entry(kind, scope, name, group, limit, weight, paused, seconds, note, by, at.replace(tzinfo=UTC))
+    if row.kind == "pause":
+        queue = row.scope == "queue"
+        paused = Pause(row.name, None, None) if queue else Pause(None, row.name or None, row.group_name or None)
+    return Entry(
+        kind=row.kind,
+        scope=row.scope,
+        name=row.name,
+        group=row.group_name,
+        limit=Limit(row.concurrency, row.rate, row.burst or 1) if row.kind == "limit" else None,
+        weight=row.weight,
+        pause=paused,
+        seconds=row.seconds,
+        note=row.note,
+        changed_by=row.changed_by,
+        changed_at=aware(row.changed_at),
+    )

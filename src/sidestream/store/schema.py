@@ -1,4 +1,4 @@
-"""Install, upgrade and check the tables, and say which database this is."""
+"""Install, upgrade and check the tables, and identify the database."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from importlib.resources import files
 from uuid import UUID
 
 from sidestream.errors import ForeignDatabase, SchemaMismatch
-from sidestream.store.cursor import Cursor
+from sidestream.store.cursor import Cursor, fetch_one, fetch_value
 
 SCHEMA_VERSION = 1
-"""Version of the tables that this release makes."""
+"""Version of the tables that this release creates."""
 OLDEST_SCHEMA = 1
 """The oldest version that this release can use. Newer tables say whether it can (sidestream_meta.usable_from)."""
 
@@ -22,22 +22,28 @@ UPGRADES: dict[int, str] = {}
 # A number of our own (the letters "sidestrm"), so that two installers of one database wait for each other.
 _INSTALL_LOCK = 0x73696465_7374726D
 
-# to_regclass answers NULL where naming a missing table would fail, and with it the caller's transaction.
+# Returns whether the tables exist. to_regclass returns NULL for a missing table, which keeps the caller's transaction.
 _INSTALLED = "SELECT to_regclass('sidestream_meta') IS NOT NULL"
 # https://www.postgresql.org/docs/current/functions-info.html#FUNCTIONS-PG-CONTROL-SYSTEM
 _HOME = """(SELECT system_identifier || '/' || d.oid FROM pg_control_system(), pg_database d
             WHERE d.datname = current_database())"""
 # ruff: noqa: S608  (made of this room's own constants)
-# "usable_from" by way of JSON, because tables of before the first release have no such column and are to be refused.
-_META = f"""SELECT version, (to_jsonb(m) ->> 'usable_from')::integer, database_uuid::text, home = {_HOME}, former
+# Returns the one row. "usable_from" is read through JSON, because tables from before the first release do not have it.
+_META = f"""
+    SELECT version, (to_jsonb(m) ->> 'usable_from')::integer AS usable_from, database_uuid::text AS uuid,
+           home = {_HOME} AS at_home, former
     FROM sidestream_meta m"""
+# Returns the operator's name for this installation.
 _UPGRADED = "UPDATE sidestream_meta SET version = %(version)s::integer"
 _COLUMNS = """SELECT attrelid::regclass::text, attname FROM pg_attribute
     WHERE attrelid = ANY (ARRAY(SELECT to_regclass(name) FROM unnest(%(tables)s::text[]) name))
     AND attnum > 0 AND NOT attisdropped"""
 _INSTANCE = "SELECT instance FROM sidestream_meta"
+# Writes where the database is now, and its name.
 _SETTLE = f"UPDATE sidestream_meta SET home = {_HOME}, instance = %(instance)s::text"
+# Writes the one row.
 _INSTALL = f"INSERT INTO sidestream_meta (version, home) SELECT %(version)s::integer, {_HOME}"
+# Gives the database a new identity and appends the old one to "former".
 _ADOPT = f"""
     UPDATE sidestream_meta SET database_uuid = gen_random_uuid(), home = {_HOME}, instance = %(instance)s::text,
         former = ltrim(former || ' ' || database_uuid || ':' || (SELECT coalesce(max(id), 0) FROM sidestream_job))"""
@@ -45,17 +51,17 @@ _ADOPT = f"""
 
 @dataclass(frozen=True, slots=True)
 class Database:
-    """Which database the rows are in."""
+    """The identity of a database."""
 
-    #: Made at installation.
+    #: Created at installation.
     uuid: UUID
     #: Of the tables.
     version: int = field(default=SCHEMA_VERSION, compare=False)
     #: The operator's name for the installation, as :func:`check` found it.
     instance: str | None = None
-    #: It is a copy, or was restored elsewhere, and nobody said yet whose jobs these are: nothing of it may run.
+    #: It is a copy, or was restored elsewhere, and nobody adopted it yet: none of its jobs may run.
     copied: bool = False
-    #: Before it was adopted, the oldest first: the last job of that time, and the uuid that was.
+    #: For each adoption, oldest first: the last job before it, and the uuid until then.
     former: tuple[tuple[int, UUID], ...] = ()
 
     @property
@@ -64,19 +70,19 @@ class Database:
         return self.uuid.bytes[:8]
 
     def origin_of(self, job_id: int) -> UUID:
-        """Return what the idempotency keys of a row's job begin with: they outlive a move of the database.
+        """Return the uuid that the job's idempotency keys begin with.
 
-        A job that was enqueued before may have called somebody already. A later one has a number that the original,
-        if this is a copy beside it, gives to another job, so it needs another key.
+        A job that was enqueued before an adoption may have called a service already. The id of a later job may
+        belong to another job in the original, if this is a copy of it, so a later job needs another key.
         """
         return next((uuid for last, uuid in self.former if job_id <= last), self.uuid)
 
 
 def install(cur: Cursor) -> Database:
-    """Create tables, indexes and settings unless they are there, and return the database; the caller commits.
+    """Create the tables and indexes unless they exist, and return the database; the caller commits.
 
     Raises:
-        SchemaMismatch: The tables are there, of a release that this one does not go with.
+        SchemaMismatch: The tables exist, but this release cannot use them.
     """
     cur.execute("SELECT pg_advisory_xact_lock(%(lock)s::bigint)", {"lock": _INSTALL_LOCK})
     if not installed(cur):
@@ -111,10 +117,10 @@ def check(cur: Cursor, instance: str | None) -> Database:
     found = settle_in(cur, instance)
     cur.execute("ROLLBACK TO SAVEPOINT sidestream_check")
     cur.execute(_INSTANCE)
-    [named] = cur.fetchone()
+    named = fetch_value(cur)
     wanted = set(_declared_columns())
     cur.execute(_COLUMNS, {"tables": sorted({table for table, _ in wanted})})
-    missing = sorted(f"{table}.{column}" for table, column in wanted - {(row[0], row[1]) for row in cur.fetchall()})
+    missing = sorted(f"{table}.{column}" for table, column in wanted - set(cur.fetchall()))
     if missing and found.version >= SCHEMA_VERSION:
         raise SchemaMismatch(
             f"The Sidestream tables have version {found.version} but lack {', '.join(missing)}; restore them from a "
@@ -134,7 +140,7 @@ def _declared_columns() -> Iterator[tuple[str, str]]:
 def adopt(cur: Cursor, instance: str | None = None) -> Database:
     """Give a copied, restored or moved database an identity of its own, so that its jobs run; the caller commits.
 
-    Jobs that are in it keep their idempotency keys.
+    Existing jobs keep their idempotency keys.
 
     Args:
         cur: On the database.
@@ -149,10 +155,10 @@ def adopt(cur: Cursor, instance: str | None = None) -> Database:
 
 
 def settle_in(cur: Cursor, instance: str | None) -> Database:
-    """Return which database this is if a worker of ``instance`` may run its jobs; the caller commits.
+    """Return the database if a worker of ``instance`` may run its jobs; the caller commits.
 
-    The operator's name decides where the database has one: its home changes with pg_upgrade and is noted anew, and a
-    physical copy has the original's. A database without a name is given that of its first worker.
+    If the database has an operator's name, the name decides: the home changes with pg_upgrade and is then updated, and
+    a physical copy has the original's home. A database without a name gets the name of its first worker.
 
     Args:
         cur: On the database.
@@ -164,7 +170,7 @@ def settle_in(cur: Cursor, instance: str | None) -> Database:
     """
     found = identify(cur, allow_copy=True)
     cur.execute(_INSTANCE)
-    [named] = cur.fetchone()
+    named = fetch_value(cur)
     if named is None:
         identify(cur)
         if instance is not None:
@@ -182,37 +188,35 @@ def settle_in(cur: Cursor, instance: str | None) -> Database:
 
 
 def identify(cur: Cursor, *, allow_copy: bool = False) -> Database:
-    """Return which database this is; the caller's transaction survives a refusal.
+    """Return the identity of the database; the caller's transaction survives a refusal.
 
     Raises:
-        SchemaMismatch: The tables are missing, or of a release that this one does not go with.
+        SchemaMismatch: The tables are missing, or this release cannot use them.
         ForeignDatabase: It is a copy that nobody adopted (unless ``allow_copy``).
     """
     if not installed(cur):
         raise SchemaMismatch("The database has no Sidestream tables (no sidestream_meta); run: sidestream db init")
     cur.execute(_META)
-    found = cur.fetchone()
-    if found is None:
+    meta = fetch_one(cur)
+    if meta is None:
         raise SchemaMismatch("The table sidestream_meta is empty, expected one row; restore it from a backup.")
-    version, usable_from, uuid, at_home, former = found
-    if usable_from is None or version < OLDEST_SCHEMA:
+    if meta.usable_from is None or meta.version < OLDEST_SCHEMA:
         raise SchemaMismatch(
-            f"The Sidestream tables have version {version} of a release that this one cannot use, expected version "
-            f"{OLDEST_SCHEMA} to {SCHEMA_VERSION}; make them anew in an empty database: sidestream db init"
+            f"The Sidestream tables have version {meta.version} of a release that this one cannot use, expected "
+            f"version {OLDEST_SCHEMA} to {SCHEMA_VERSION}; make them anew in an empty database: sidestream db init"
         )
-    if usable_from > SCHEMA_VERSION:
+    if meta.usable_from > SCHEMA_VERSION:
         raise SchemaMismatch(
-            f"The Sidestream tables have version {version}, which releases for version {usable_from} and later can "
-            f"use; this one is for version {SCHEMA_VERSION}: upgrade Sidestream."
+            f"The Sidestream tables have version {meta.version}, which releases for version {meta.usable_from} and "
+            f"later can use; this one is for version {SCHEMA_VERSION}: upgrade Sidestream."
         )
-    if not at_home and not allow_copy:
+    if not meta.at_home and not allow_copy:
         raise ForeignDatabase(
             "This database is a copy, or was restored elsewhere: its pending jobs may be running at the original. "
             "To cancel them here, run Odoo's neutralize on it; to let them run here, run: sidestream db adopt"
         )
-    return Database(
-        UUID(uuid), version=version, copied=not at_home, former=tuple(_former(one) for one in former.split())
-    )
+    former = tuple(_former(one) for one in meta.former.split())
+    return Database(UUID(meta.uuid), version=meta.version, copied=not meta.at_home, former=former)
 
 
 def _former(word: str) -> tuple[int, UUID]:
@@ -221,6 +225,6 @@ def _former(word: str) -> tuple[int, UUID]:
 
 
 def installed(cur: Cursor) -> bool:
-    """Whether the tables are there, of whatever release."""
+    """Return whether the tables exist, of any release."""
     cur.execute(_INSTALLED)
-    return bool(cur.fetchone()[0])
+    return bool(fetch_value(cur))

@@ -1,40 +1,47 @@
-"""Counts, ages and latencies by queue, group and action: what pages and commands show at a glance. No lock is taken."""
+"""Counts, ages and latencies by queue, group and action, for pages and commands. No query here locks a row."""
 
-# ruff: noqa: S608  (every statement is made of this room's own constants; values are bound)
+# ruff: noqa: S608  (every statement is made of this package's constants; values are bound)
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from sidestream.errors import InvalidJob
 from sidestream.store.compare_and_set import UTC_NOW
-from sidestream.store.cursor import Cursor
+from sidestream.store.cursor import Cursor, fetch_all
 
 By = Literal["queue", "group", "action"]
 _COLUMNS = {"queue": "queue", "group": "coalesce(group_name, '')", "action": "action"}
 SAMPLE = 20_000
-"""How many of the newest rows tell the latencies: an index on the time of ending would be written for every job."""
+"""Number of newest rows that the latencies are from: an index on the end time would be written for every job."""
 WINDOW = 300.0
-"""Seconds back from now that the latencies are about."""
+"""Seconds before now that the latencies cover."""
 
-_OPEN = f"""
-    SELECT {{by}}, count(*) FILTER (WHERE run_at <= {UTC_NOW}),
-           count(*) FILTER (WHERE run_at > {UTC_NOW} AND attempts <= forgiven),
-           count(*) FILTER (WHERE run_at > {UTC_NOW} AND attempts > forgiven),
-           extract(epoch FROM {UTC_NOW} - min(run_at) FILTER (WHERE run_at <= {UTC_NOW}))::float8
+# Returns one row per name that has pending jobs. Index: sidestream_job_pending or _due.
+_PENDING = f"""
+    SELECT {{by}} AS name, count(*) FILTER (WHERE run_at <= {UTC_NOW}) AS due,
+           count(*) FILTER (WHERE run_at > {UTC_NOW} AND attempts <= forgiven) AS scheduled,
+           count(*) FILTER (WHERE run_at > {UTC_NOW} AND attempts > forgiven) AS retrying,
+           extract(epoch FROM {UTC_NOW} - min(run_at) FILTER (WHERE run_at <= {UTC_NOW}))::float8 AS oldest
     FROM sidestream_job WHERE state = 'pending' GROUP BY 1"""
-_ENDED = "SELECT {by}, state, count(*) FROM sidestream_job WHERE state IN ('failed', 'cancelled') GROUP BY 1, 2"
+# Returns one row per name that has failed or cancelled jobs. Index: sidestream_job_ended.
+_ENDED = """
+    SELECT {by} AS name, count(*) FILTER (WHERE state = 'failed') AS failed,
+           count(*) FILTER (WHERE state = 'cancelled') AS cancelled
+    FROM sidestream_job WHERE state IN ('failed', 'cancelled') GROUP BY 1"""
+# Returns one row per name that has done jobs among the newest SAMPLE rows. Index: the primary key.
 _DONE = f"""
     WITH newest AS MATERIALIZED (
         SELECT {{by}} AS name, state, created_at, run_at, started_at, ended_at
         FROM sidestream_job ORDER BY id DESC LIMIT {SAMPLE}),
     span AS (SELECT least(%(window)s::float8, CASE WHEN count(*) < {SAMPLE} THEN %(window)s::float8
                           ELSE extract(epoch FROM {UTC_NOW} - min(created_at)) END) AS seconds FROM newest)
-    SELECT name, count(*) * 60 / greatest(max(seconds), 1),
+    SELECT name, (count(*) * 60 / greatest(max(seconds), 1))::float8 AS done_per_minute,
            percentile_cont(ARRAY[0.5, 0.95]) WITHIN GROUP (
-               ORDER BY greatest(0, extract(epoch FROM started_at - run_at))::float8),
+               ORDER BY greatest(0, extract(epoch FROM started_at - run_at))::float8) AS waits,
            percentile_cont(ARRAY[0.5, 0.95]) WITHIN GROUP (ORDER BY extract(epoch FROM ended_at - started_at)::float8)
+               AS runs
     FROM newest, span
     WHERE state = 'done' AND started_at IS NOT NULL AND ended_at > {UTC_NOW} - seconds * interval '1 second'
     GROUP BY name"""
@@ -42,15 +49,15 @@ _DONE = f"""
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
-    """What stands behind one queue, group or action."""
+    """The statistics of one queue, group or action."""
 
     #: "" for the jobs without a group.
     name: str
-    #: Open and due.
+    #: Pending and due.
     due: int = 0
-    #: Open, not due, never failed.
+    #: Pending, not due, never failed.
     scheduled: int = 0
-    #: Open, not due, failed before.
+    #: Pending, not due, failed before.
     retrying: int = 0
     failed: int = 0
     cancelled: int = 0
@@ -66,22 +73,21 @@ class Statistics:
 
 
 def statistics(cur: Cursor, by: By, window: float = WINDOW) -> list[Statistics]:
-    """Return one line for each queue, group or action that has rows which are open, dead, cancelled or just done.
+    """Return the statistics of each queue, group or action that has pending, failed, cancelled or just done jobs.
 
     Rates and latencies are of the last ``window`` seconds, as far as the newest 20,000 rows reach back.
     """
     if by not in _COLUMNS:
         raise InvalidJob(f"Statistics by {by!r:.40} are not known; expected {', '.join(_COLUMNS)}.")
-    found: dict[str, dict[str, float | None]] = {}
-    cur.execute(_OPEN.format(by=_COLUMNS[by]))
-    for name, due, scheduled, retrying, oldest in cur.fetchall():
-        found[name] = {"due": due, "scheduled": scheduled, "retrying": retrying, "oldest": oldest}
-    cur.execute(_ENDED.format(by=_COLUMNS[by]))
-    for name, state, count in cur.fetchall():
-        found.setdefault(name, {})[state] = count
+    found: dict[str, dict[str, Any]] = {}
+    for statement in (_PENDING, _ENDED):
+        cur.execute(statement.format(by=_COLUMNS[by]))
+        for row in fetch_all(cur):
+            found.setdefault(row.name, {}).update(row._asdict())
     cur.execute(_DONE.format(by=_COLUMNS[by]), {"window": window})
-    for name, rate, waits, runs in cur.fetchall():
-        found.setdefault(name, {}).update(
-            done_per_minute=float(rate), wait_p50=waits[0], wait_p95=waits[1], run_p50=runs[0], run_p95=runs[1]
+    for row in fetch_all(cur):
+        (wait_p50, wait_p95), (run_p50, run_p95) = row.waits, row.runs
+        found.setdefault(row.name, {"name": row.name}).update(
+            done_per_minute=row.done_per_minute, wait_p50=wait_p50, wait_p95=wait_p95, run_p50=run_p50, run_p95=run_p95
         )
-    return [Statistics(name, **values) for name, values in sorted(found.items())]  # type: ignore[arg-type]
+    return [Statistics(**found[name]) for name in sorted(found)]

@@ -7,9 +7,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from sidestream.job.states import Status
-from sidestream.store.acquire import standing_before
+from sidestream.store.acquire import has_predecessor
 from sidestream.store.compare_and_set import UTC_NOW
-from sidestream.store.cursor import Cursor
+from sidestream.store.cursor import Cursor, fetch_all
 from sidestream.store.locks import running_jobs
 
 STARTS_PER_WORKER = 256
@@ -32,16 +32,17 @@ _IS_LIMITED = f"""EXISTS (SELECT FROM sidestream_rule r WHERE r.kind = 'limit'
         SELECT count(*) FROM ({_STARTED}) started WHERE CASE r.scope WHEN 'global' THEN true
             WHEN 'queue' THEN started.queue = r.name WHEN 'action' THEN started.action = r.name
             ELSE started.limit_key = j.limit_key END)))"""
-# In the order in which they decide: what keeps a job longest comes first.
+# Returns the status of each pending row among these. Index: the primary key. The cause that blocks a job longest comes
+# first.
 _STATUSES = f"""
     SELECT j.id, CASE
         WHEN j.run_at > {UTC_NOW} AND j.attempts > j.forgiven THEN 'retrying'
         WHEN j.run_at > {UTC_NOW} THEN 'scheduled'
         WHEN {_IS_PAUSED} OR j.reason = 'upgrading' THEN 'paused'
-        WHEN {standing_before("j")} THEN 'blocked'
+        WHEN {has_predecessor("j")} THEN 'blocked'
         WHEN split_part(j.reason, '|', 1) IN ('unrouted', 'unreadable', 'foreign', 'no_database') THEN 'unrouted'
         WHEN {_IS_LIMITED} THEN 'limited'
-        ELSE 'waiting' END
+        ELSE 'waiting' END AS status
     FROM sidestream_job j WHERE j.id = ANY (%(ids)s::bigint[]) AND j.state = 'pending'"""
 
 
@@ -52,4 +53,4 @@ def pending_statuses(cur: Cursor, ids: Iterable[int]) -> dict[int, Status]:
         return {}
     running = running_jobs(cur, wanted)
     cur.execute(_STATUSES, {"ids": wanted})
-    return {row_id: Status.RUNNING if row_id in running else Status(status) for row_id, status in cur.fetchall()}
+    return {row.id: Status.RUNNING if row.id in running else Status(row.status) for row in fetch_all(cur)}

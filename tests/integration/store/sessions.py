@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -11,14 +11,21 @@ import psycopg
 import psycopg2
 
 from sidestream.job.job import Job
-from sidestream.store import acquire, outcomes
-from sidestream.store.outcomes import JobRow
+from sidestream.store import acquire, candidates, outcomes
+from sidestream.store.cursor import Cursor
+from sidestream.store.job_row import JobRow
 
 T = TypeVar("T")
 
 DRIVERS: dict[str, Callable[..., Any]] = {"psycopg": psycopg.connect, "psycopg2": psycopg2.connect}
 ERRORS = (psycopg.Error, psycopg2.Error)
 DEADLINE = 20.0
+
+
+def due_jobs(cur: Cursor, queues: Sequence[str], limit: int, *, excluded: Collection[int] = ()) -> list[JobRow]:
+    """Return the first ``limit`` candidates of all these queues together, without aging."""
+    found = candidates.candidates(cur, queues, limit, excluded=excluded, aging=float("inf"))
+    return sorted((one.job for one in found), key=lambda job: (job.priority, job.run_at, job.id))[:limit]
 
 
 class Session:

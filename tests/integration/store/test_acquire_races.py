@@ -6,7 +6,7 @@
 - C4: the second read ``opening._WHY_NOT`` with its five answers.
 - C5: REPEATABLE READ with ``SKIP LOCKED`` raises 40001 and is let through; the predecessor test inside the one
   statement; the key's lock belongs to the session and is taken before the snapshot.
-- C11: ``_DUE ... OR before.attempts > 0`` in ``opening.before_in_line``.
+- C11: ``_DUE ... OR before.attempts > 0`` in ``opening.precedes``.
 - C17: ``FOR NO KEY UPDATE``, which a foreign key's FOR KEY SHARE does not conflict with.
 """
 
@@ -319,7 +319,7 @@ def test_c17_attempt_rows_are_written_while_the_job_runs(a: Session, b: Session)
     job = a.one()
     a.hold(job)
     attempts.record(b.cur, job, "host-1", 0, "started", "alone")
-    assert attempts.open_starts(b.cur, "host-1") == {job}
+    assert attempts.unfinished(b.cur, "host-1") == {job}
     outcomes.finish(a.cur, job)  # not disturbed by them: no 40001
     a.commit()
-    assert attempts.open_starts(b.cur, "host-1") == frozenset()
+    assert attempts.unfinished(b.cur, "host-1") == frozenset()

@@ -12,7 +12,7 @@ from sidestream.job.job import Job
 from sidestream.job.reason import Reason, ReasonCode
 from sidestream.store import acquire, bulk, candidates, control, outcomes, queries
 from sidestream.store.bulk import Filter
-from tests.integration.store.sessions import Session
+from tests.integration.store.sessions import Session, due_jobs
 
 NOW = datetime.now(UTC)
 SNOOZED = Reason(ReasonCode.SNOOZED, {"seconds": 60, "message": "no stock"})
@@ -82,7 +82,7 @@ def test_bulk_discard_says_by_whom(a: Session) -> None:
     assert [job.id for job in bulk.discard_failed(a.cur, Filter(), by="Ann")] == [job_id]
     assert a.row(job_id, "state, reason") == ("cancelled", 'discarded|{"by": "Ann"}')
     for limit in (0, 5001):
-        with pytest.raises(InvalidJob, match=f"lot of {limit} jobs"):
+        with pytest.raises(InvalidJob, match=f"limit of {limit} jobs"):
             bulk.discard_failed(a.cur, Filter(), limit=limit)
 
 
@@ -145,9 +145,9 @@ def test_a_snooze_has_a_cap_of_its_own(a: Session) -> None:
 
 def test_the_lowest_number_goes_first_and_may_be_changed(a: Session, b: Session) -> None:
     low, high, usual = a.one(priority=9), a.one(priority=0), a.one()
-    assert [job.id for job in candidates.open_and_due(a.cur, ["default"], 9)] == [high, usual, low]
+    assert [job.id for job in due_jobs(a.cur, ["default"], 9)] == [high, usual, low]
     assert control.set_priority(a.cur, low, 0).applied
-    assert [job.id for job in candidates.open_and_due(a.cur, ["default"], 9)] == [low, high, usual]
+    assert [job.id for job in due_jobs(a.cur, ["default"], 9)] == [low, high, usual]
     b.hold(usual)
     assert control.set_priority(a.cur, usual, 1).locked
     with pytest.raises(InvalidName, match=r"priority 10 is not allowed: expected 0 \(first\) to 9"):

@@ -15,9 +15,9 @@ from sidestream.job.job import Job, Unique
 from sidestream.job.reason import Reason, ReasonCode
 from sidestream.job.reference import Reference
 from sidestream.job.states import State
-from sidestream.store import acquire, attempts, candidates, control, outcomes, queries, retention, schema
+from sidestream.store import acquire, attempts, control, outcomes, queries, retention, schema
 from tests.integration.store.conftest import Connect
-from tests.integration.store.sessions import Session
+from tests.integration.store.sessions import Session, due_jobs
 
 DAY = 86_400
 ZONES = ["Asia/Kolkata", "Pacific/Kiritimati", "America/Adak"]
@@ -241,7 +241,7 @@ def test_attempts_tell_what_a_dead_supervisor_left_open(a: Session) -> None:
     attempts.record(a.cur, again, "host-1", 1, attempts.Event.STARTED)
     attempts.record(a.cur, again, "host-1", 1, attempts.Event.STARTED)
     a.done(done)
-    assert attempts.open_starts(a.cur, "host-1") == {running, again}
+    assert attempts.unfinished(a.cur, "host-1") == {running, again}
     [first, second] = attempts.of_job(a.cur, failed)
     assert (first.event, first.worker, first.slot, first.detail) == (attempts.Event.STARTED, "host-1", 0, "alone")
     assert (second.event, second.detail) == ("failed", "It failed.\\x00")
@@ -269,7 +269,7 @@ def test_c23_the_sessions_time_zone_changes_nothing(connect: Connect, zone: str)
     assert 100 < not_due.seconds <= 120
     assert not not_due.started
     a.rollback()
-    assert [job.id for job in candidates.open_and_due(a.cur, ["default"], 10)] == [soon.id, plain.id]
+    assert [job.id for job in due_jobs(a.cur, ["default"], 10)] == [soon.id, plain.id]
     assert [job.id for job in queries.unpublished(a.cur, 0, b"", 0, now + minute)] == [plain.id, soon.id]
     assert [job.id for job in queries.overdue(a.cur, 30)] == [soon.id]
     assert outcomes.fail_attempt(a.cur, plain.id, 0, 60, "It failed.").applied

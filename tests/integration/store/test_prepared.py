@@ -27,6 +27,10 @@ class Spy:
         self.texts.append(text)
         self._cursor.execute(text, parameters)
 
+    @property
+    def description(self) -> object:
+        return self._cursor.description
+
     def fetchone(self) -> object:
         return self._cursor.fetchone()
 

@@ -11,8 +11,8 @@ import pytest
 from sidestream.broker.protocol import CHUNK
 from sidestream.job.job import Job
 from sidestream.job.states import State
-from sidestream.store import acquire, attempts, candidates, control, outcomes, queries, retention
-from tests.integration.store.sessions import Session
+from sidestream.store import acquire, attempts, control, outcomes, queries, retention
+from tests.integration.store.sessions import Session, due_jobs
 
 MANY = 200_000
 DAY = 86_400
@@ -50,7 +50,7 @@ class Counting:
         return self._cur.fetchall()
 
 
-def test_open_and_due_gives_the_oldest_of_the_queues_first(a: Session) -> None:
+def test_due_jobs_gives_the_oldest_of_the_queues_first(a: Session) -> None:
     now = datetime.now(UTC)
 
     def due(minutes: int, **options: Any) -> int:
@@ -61,20 +61,20 @@ def test_open_and_due_gives_the_oldest_of_the_queues_first(a: Session) -> None:
     running = due(0)
     a.hold(running)
     a.rollback()
-    assert ids(candidates.open_and_due(a.cur, ["default", "q2", "q2"], 10)) == [first, second, third, running]
-    assert ids(candidates.open_and_due(a.cur, ["default", "q2"], 2, excluded=[first])) == [second, third]
-    assert ids(candidates.open_and_due(a.cur, ["q3"], 10)) == [other]
-    assert candidates.open_and_due(a.cur, [], 10) == []
-    assert scheduled not in ids(candidates.open_and_due(a.cur, ["default"], 10))
+    assert ids(due_jobs(a.cur, ["default", "q2", "q2"], 10)) == [first, second, third, running]
+    assert ids(due_jobs(a.cur, ["default", "q2"], 2, excluded=[first])) == [second, third]
+    assert ids(due_jobs(a.cur, ["q3"], 10)) == [other]
+    assert due_jobs(a.cur, [], 10) == []
+    assert scheduled not in ids(due_jobs(a.cur, ["default"], 10))
 
 
-def test_open_and_due_shows_the_head_of_a_key_alone(a: Session) -> None:
+def test_due_jobs_shows_the_head_of_a_key_alone(a: Session) -> None:
     head, behind, free = a.one(key="k"), a.one(key="k"), a.one()
-    assert ids(candidates.open_and_due(a.cur, ["default"], 10)) == [head, free]
+    assert ids(due_jobs(a.cur, ["default"], 10)) == [head, free]
     assert outcomes.fail_attempt(a.cur, head, 0, 60, "It failed.").applied
-    assert ids(candidates.open_and_due(a.cur, ["default"], 10)) == [free]
+    assert ids(due_jobs(a.cur, ["default"], 10)) == [free]
     assert outcomes.fail_job(a.cur, head, 1, "It can never work.").applied
-    assert ids(candidates.open_and_due(a.cur, ["default"], 10)) == [behind, free]
+    assert ids(due_jobs(a.cur, ["default"], 10)) == [behind, free]
 
 
 def test_unpublished_leaves_out_the_bits_that_are_set(a: Session) -> None:
@@ -88,7 +88,7 @@ def test_unpublished_leaves_out_the_bits_that_are_set(a: Session) -> None:
     assert ids(queries.unpublished(a.cur, 0, bytes(known), after_id=20, limit=3)) == [21, 22, 24]
     a.done(2)
     assert ids(queries.unpublished(a.cur, 0, bytes(known), limit=2)) == [3, 4]
-    assert ids(queries.open_in_chunk(a.cur, 0)) == [1, *range(3, 41)]
+    assert ids(queries.unpublished(a.cur, 0, b"")) == [1, *range(3, 41)]
     assert queries.unpublished(a.cur, 1, b"") == []
 
 
@@ -115,7 +115,6 @@ def test_what_is_due_far_ahead_stays_in_the_rows(a: Session) -> None:
     near, far = a.one(run_at=now + timedelta(minutes=10)), a.one(run_at=now + timedelta(minutes=20))
     until = now + timedelta(minutes=15)
     assert ids(queries.unpublished(a.cur, 0, b"", 0, until)) == [near]
-    assert ids(queries.open_in_chunk(a.cur, 0, until)) == [near]
     assert ids(queries.unpublished(a.cur, 0, b"")) == [near, far]
 
 
@@ -148,7 +147,7 @@ def test_among_many_rows_every_step_stays_small(a: Session) -> None:
     soon = datetime.now(UTC) + timedelta(minutes=15)
     last = 2 * MANY + 10_000
     steps: dict[str, Callable[[Counting], Any]] = {
-        "open_and_due": lambda cur: candidates.open_and_due(cur, ["default"], 20),
+        "candidates": lambda cur: due_jobs(cur, ["default"], 20),
         "pending_chunks": lambda cur: queries.pending_chunks(cur),
         "unpublished, newest chunk": lambda cur: queries.unpublished(cur, last // CHUNK, b""),
         "unpublished, nothing due": lambda cur: queries.unpublished(cur, MANY // CHUNK + 1, b"", 0, soon),

@@ -51,11 +51,11 @@ def test_a_start_that_was_noted_is_told_only_while_it_runs(a: Session, b: Sessio
     job = a.one()
     a.hold(job)
     attempts.record(b.cur, job, "host-1", 0, "started", 'running|{"seconds": 0.5}')
-    found = diagnosis.facts(b.cur, job)
+    found = diagnosis.diagnose(b.cur, job)
     assert found is not None
     assert found.started_by == "host-1"
     a.rollback()
-    found = diagnosis.facts(b.cur, job)
+    found = diagnosis.diagnose(b.cur, job)
     assert found is not None
     assert found.started_by is None
     assert found.started_at is None

@@ -5,7 +5,7 @@
 - C7, C9: ``SKIP LOCKED`` in ``written.compare_and_set``: no write waits for a job that runs.
 - C8: ``sessions``: the backend of a dead worker is ended, by number *and* name.
 - C9: ``rows._INSERT`` shares no constraint; ``control.cancel`` asks by an insert-only row, ``opening._NOT_CANCELLED``.
-- C22: ``candidates.open_and_due`` takes no lock.
+- C22: ``candidates.candidates`` takes no lock.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ import pytest
 from sidestream.job.job import MAX_CRASHES, Job
 from sidestream.job.reason import Reason, ReasonCode
 from sidestream.job.states import State
-from sidestream.store import acquire, candidates, control, outcomes, queries, sessions
+from sidestream.store import acquire, control, outcomes, queries, sessions
 from sidestream.store.adapter import SERIALIZATION_FAILURE, sqlstate
 from tests.integration.store.conftest import Connect
-from tests.integration.store.sessions import ERRORS, Session, beside, until_busy, until_gone, until_waiting
+from tests.integration.store.sessions import ERRORS, Session, beside, due_jobs, until_busy, until_gone, until_waiting
 
 WRITES = {
     "fail_attempt": lambda session, job, seen: outcomes.fail_attempt(session.cur, job, seen, 5, "It failed."),
@@ -104,7 +104,7 @@ def test_c07_the_condition_is_looked_at_again_under_the_lock(a: Session, b: Sess
            BEGIN PERFORM pg_advisory_lock_shared(77); PERFORM pg_advisory_unlock_shared(77); RETURN true; END $$"""
     )
     a.execute("SELECT pg_advisory_lock(77)")
-    statement = outcomes._FAIL.replace("WHERE id =", "WHERE pg_temp.meet() AND id =", 1)
+    statement = outcomes._FAIL_ATTEMPT.replace("WHERE id =", "WHERE pg_temp.meet() AND id =", 1)
     b.execute("SET lock_timeout = '20s'")
     writing = beside(
         lambda: outcomes.write(b.cur, statement, {"id": job, "seen": 0, "delay": 0.0, "error": "It failed."})
@@ -179,10 +179,10 @@ def test_c08_a_dead_supervisors_sessions_are_ended_and_no_others(connect: Connec
     theirs.execute("SET application_name = 'sidestream/host_1/3'")
     almost.execute("SET application_name = 'sidestream/host_10/3'")
     ours.execute("SET application_name = 'sidestream/host_1/maintenance'")
-    assert sessions.terminate_supervisor(ours.cur, "host_1") == (True, 1)
+    assert sessions.terminate_worker(ours.cur, "host_1") == (True, 1)
     until_gone(ours, theirs.pid)
     assert almost.value("SELECT 1") == 1
-    assert sessions.terminate_supervisor(ours.cur, "host_1") == (True, 0)
+    assert sessions.terminate_worker(ours.cur, "host_1") == (True, 0)
 
 
 def test_c09_enqueue_waits_for_nobodys_rows(a: Session, b: Session) -> None:
@@ -252,8 +252,8 @@ def test_c09_a_person_changes_an_ended_job_without_waiting(a: Session, b: Sessio
 def test_c22_candidates_are_read_without_a_lock(a: Session, b: Session) -> None:
     running, free = a.one(), a.one()
     a.hold(running)
-    assert [job.id for job in candidates.open_and_due(b.cur, ["default"], 10)] == [running, free]
-    assert [job.id for job in candidates.open_and_due(b.cur, ["default"], 10, excluded=[running])] == [free]
+    assert [job.id for job in due_jobs(b.cur, ["default"], 10)] == [running, free]
+    assert [job.id for job in due_jobs(b.cur, ["default"], 10, excluded=[running])] == [free]
     assert b.value("SELECT count(*) FROM pg_locks WHERE pid = pg_backend_pid() AND mode LIKE 'Row%%'", {}) == 0
 
 

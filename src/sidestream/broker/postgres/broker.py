@@ -44,7 +44,7 @@ from sidestream.job.states import State
 from sidestream.store import control, rules, schema
 from sidestream.store.adapter import translate
 from sidestream.store.candidates import candidates
-from sidestream.store.diagnosis import JobDiagnosis, facts
+from sidestream.store.diagnosis import JobDiagnosis, diagnose
 from sidestream.store.job_row import JobRow
 
 POLL = 0.2
@@ -239,7 +239,7 @@ class PostgresBroker:
         """See :meth:`Broker.explain`; limits are those of this process."""
         self._check()
         row_id = Reference.unpack(job.reference).id
-        found = self._query("reading a job", lambda cursor: facts(cursor, row_id))
+        found = self._query("reading a job", lambda cursor: diagnose(cursor, row_id))
         with self._changed:
             held = self._held.get(job.reference)
             if held is not None:
