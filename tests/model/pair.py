@@ -1,4 +1,4 @@
-"""One call, two brokers, one answer."""
+"""Make each call to two brokers and compare their answers."""
 
 from __future__ import annotations
 
@@ -96,9 +96,11 @@ class Pair:
         # Whose head moves first in one call is fixed within a lane alone: Redis works lane by lane.
         jobs.sort(key=lambda job: job.lane)
         force = random.random() < 0.2
-        told = [(shown(job), job.due_ms and job.due_ms - now, job.attempted, job.edited, job.withdrawn) for job in jobs]
+        described = [
+            (shown(job), job.due_ms and job.due_ms - now, job.attempted, job.edited, job.withdrawn) for job in jobs
+        ]
         self.same(
-            f"publish {told} {force=}",
+            f"publish {described} {force=}",
             [bench.broker.publish(jobs, force=force) for bench in self.benches],
         )
 
@@ -221,7 +223,7 @@ class Pair:
             bench.advance(ms)
 
 
-def _plain(told: Explanation) -> tuple[object, ...]:
+def _plain(found: Explanation) -> tuple[object, ...]:
     """Of many holders each broker names some ten."""
-    holders = sorted(str(Reference.unpack(one).id) for one in told.holders) if len(told.holders) < 10 else ["many"]
-    return told.place, told.scope, holders, told.until_ms, told.worker, told.rank
+    holders = sorted(str(Reference.unpack(one).id) for one in found.holders) if len(found.holders) < 10 else ["many"]
+    return found.place, found.scope, holders, found.until_ms, found.worker, found.rank

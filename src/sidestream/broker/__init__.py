@@ -1,1 +1,1 @@
-"""Order and lease: who gets which reference, and for how long. PostgreSQL decides; a broker only hastens."""
+"""Order and lease jobs: which worker gets which reference, and for how long. PostgreSQL has the final say."""

@@ -273,18 +273,18 @@ class FailoverBroker:
         primary was told of that end.
         """
         with self._lock:
-            untold = set(self._unreported.values())
+            unreported = set(self._unreported.values())
         theirs = [delivery for delivery in deliveries if from_fallback(delivery)]
-        ours = [d for d in deliveries if not from_fallback(d) or d.reference not in untold]
+        ours = [d for d in deliveries if not from_fallback(d) or d.reference not in unreported]
         self._must_reassert = False
         again = self._ask(lambda: self._primary.reassert(worker, ours))
         taken = {delivery.reference for delivery in again}
         with self._lock:
             self._from_primary.update((delivery.reference, delivery) for delivery in again)
-        moved = [delivery for delivery in theirs if delivery.reference in taken]
-        if moved and self._fallback is not None:
-            self._fallback.settle(moved)
-            self._ended(moved)
+        taken_over = [delivery for delivery in theirs if delivery.reference in taken]
+        if taken_over and self._fallback is not None:
+            self._fallback.settle(taken_over)
+            self._ended(taken_over)
         return again + [delivery for delivery in theirs if delivery.reference not in taken]
 
     def published(self, database: bytes, chunk: int) -> bytes:

@@ -56,7 +56,7 @@ class TestForeignBytes:
         assert len(claimed(broker)) == 1
         assert quarantine(client)[0] == len(self.FOREIGN)
 
-    def test_in_a_line_and_as_its_head(self, broker: RedisBroker, client: redis.Redis) -> None:
+    def test_behind_a_key_and_as_its_head(self, broker: RedisBroker, client: redis.Redis) -> None:
         broker.publish([row(1, "k"), row(2, "k")])
         (line,) = client.scan_iter(f"{P}key:*")
         client.zadd(line, {b"hello": 0, b"\x01" + bytes(36) + b"not a place": 1})
@@ -70,7 +70,7 @@ class TestForeignBytes:
         broker.release(second, Release())
         assert len(claimed(broker)) == 1
 
-    def test_in_held_and_in_leases(self, broker: RedisBroker, client: redis.Redis, clock: Clock) -> None:
+    def test_in_leased_and_in_leases(self, broker: RedisBroker, client: redis.Redis, clock: Clock) -> None:
         broker.publish([row(1), row(2)])
         first, _ = claimed(broker)
         client.zadd(f"{P}leased:{LANE}", {b"hello": 1})
@@ -82,13 +82,13 @@ class TestForeignBytes:
         assert [one.reference for one, _ in found.deliveries] == [row(2).reference]
         assert quarantine(client)[0] == 1
 
-    def test_in_a_readers_list(self, broker: RedisBroker, client: redis.Redis) -> None:
+    def test_in_a_hand_off_list(self, broker: RedisBroker, client: redis.Redis) -> None:
         client.rpush(f"{P}handoff:w1", b"hello", b"0" * 16 + b"\x01" + bytes(36) + b"no line feed", b"")
         broker.publish([row(1)])
         assert len(claimed(broker)) == 1
         assert quarantine(client)[0] == 3
 
-    def test_in_the_list_of_a_reader_that_blocks(self, broker: RedisBroker, client: redis.Redis) -> None:
+    def test_in_the_hand_off_list_of_a_worker_that_blocks(self, broker: RedisBroker, client: redis.Redis) -> None:
         found = broker._reader.handed([b"hello", b"0" * 16 + row(1).reference + b"x\n"], "w1")
         assert found == []
         assert quarantine(client)[0] == 2
@@ -101,7 +101,7 @@ class TestForeignBytes:
         assert quarantine(client)[0] == 1
         assert len(claimed(broker)) == 1, "its key is free"
 
-    def test_what_is_kept_is_bounded(self, broker: RedisBroker, client: redis.Redis) -> None:
+    def test_the_quarantine_is_bounded(self, broker: RedisBroker, client: redis.Redis) -> None:
         for start in range(0, 3000, 100):
             foreign_ready(client, [b"quarantine %d" % number for number in range(start, start + 100)])
             broker.claim("w1", [LANE], free=100)

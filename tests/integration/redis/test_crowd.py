@@ -116,13 +116,13 @@ def test_no_call_takes_more_beside_many_workers_and_databases(crowd: Crowd, data
     assert {name: took for name, took in beside.items() if took > 1.1 * alone[name] + 1} == {}, (alone, beside)
 
 
-def test_the_generation_is_told_without_what_concerns_other_databases(crowd: Crowd) -> None:
+def test_the_generation_names_no_other_databases(crowd: Crowd) -> None:
     for number in range(CROWD):
         crowd.broker.mark_synced(number.to_bytes(8, "big"))
     assert crowd.broker.generation([DB]).synced == {DB.hex()}
 
 
-def test_a_job_passes_those_who_do_not_know_its_action(crowd: Crowd) -> None:
+def test_a_job_skips_workers_that_do_not_know_its_action(crowd: Crowd) -> None:
     for number in range(5):
         crowd.wait(f"old {number}", LANE, actions=frozenset({tag("older", 4)}))
     crowd.wait("new", LANE)
@@ -130,14 +130,14 @@ def test_a_job_passes_those_who_do_not_know_its_action(crowd: Crowd) -> None:
     assert crowd.handed("new") == [1]
 
 
-def test_jobs_of_several_actions_go_to_whoever_knows_them(crowd: Crowd) -> None:
+def test_jobs_of_several_actions_go_to_workers_that_know_them(crowd: Crowd) -> None:
     crowd.wait("a", LANE, children=3, actions=frozenset({tag("a", 4)}))
     crowd.wait("b", LANE, children=3, actions=frozenset({tag("b", 4)}))
     crowd.broker.publish([job(number, action="ab"[number % 2]) for number in range(1, 6)])
     assert (crowd.handed("a"), crowd.handed("b")) == ([2, 4], [1, 3, 5])
 
 
-def test_a_slot_of_a_limit_on_everything_goes_to_a_reader_of_another_queue(crowd: Crowd) -> None:
+def test_a_slot_of_a_global_limit_goes_to_an_idle_worker_of_another_queue(crowd: Crowd) -> None:
     crowd.broker.configure(DB, Rules(1, limits={(Scope.GLOBAL, ""): Limit(concurrency=1)}))
     crowd.broker.publish([job(1)])
     (running,) = crowd.broker.claim(MINE, [LANE], free=1)
@@ -147,7 +147,7 @@ def test_a_slot_of_a_limit_on_everything_goes_to_a_reader_of_another_queue(crowd
     assert crowd.handed("w") == [2]
 
 
-def test_a_queue_that_goes_on_hands_its_jobs_to_those_who_wait(crowd: Crowd) -> None:
+def test_a_resumed_queue_hands_its_jobs_to_idle_workers(crowd: Crowd) -> None:
     crowd.broker.configure(DB, Rules(1, pauses=frozenset({Pause("other", None, None)})))
     crowd.wait("w", LANE, OTHER)
     crowd.broker.publish([job(1, OTHER)])
@@ -155,7 +155,7 @@ def test_a_queue_that_goes_on_hands_its_jobs_to_those_who_wait(crowd: Crowd) -> 
     assert crowd.handed("w") == [1]
 
 
-def test_a_reader_that_withdraws_is_handed_nothing(crowd: Crowd) -> None:
+def test_a_worker_that_withdraws_is_handed_nothing(crowd: Crowd) -> None:
     crowd.wait("w", LANE)
     crowd.broker.withdraw("w")
     crowd.broker.publish([job(1)])
@@ -163,7 +163,7 @@ def test_a_reader_that_withdraws_is_handed_nothing(crowd: Crowd) -> None:
     assert not list(crowd.client.scan_iter(f"{P}idle:*"))
 
 
-def test_leases_run_out_although_the_clock_was_set_back(crowd: Crowd, clock: Clock) -> None:
+def test_leases_expire_although_the_clock_was_set_back(crowd: Crowd, clock: Clock) -> None:
     crowd.broker.publish([job(1)])
     crowd.broker.claim("failed", [LANE], free=1)
     clock.ms += 8000
@@ -177,7 +177,7 @@ def test_leases_run_out_although_the_clock_was_set_back(crowd: Crowd, clock: Clo
     assert found == ["failed"]
 
 
-def test_whoever_lives_holds_its_leases_although_the_clock_was_set_back(crowd: Crowd, clock: Clock) -> None:
+def test_a_live_worker_keeps_its_leases_although_the_clock_was_set_back(crowd: Crowd, clock: Clock) -> None:
     crowd.broker.publish([job(1)])
     (held,) = crowd.broker.claim("living", [LANE], free=1)
     clock.ms -= HOUR
@@ -187,7 +187,7 @@ def test_whoever_lives_holds_its_leases_although_the_clock_was_set_back(crowd: C
         assert not reclaim(crowd.broker).deliveries
 
 
-def test_announcements_run_out_although_the_clock_was_set_back(crowd: Crowd, clock: Clock) -> None:
+def test_announcements_expire_although_the_clock_was_set_back(crowd: Crowd, clock: Clock) -> None:
     crowd.broker.announce("failed", [LANE], "{}", 15_000)
     reclaim(crowd.broker)
     clock.ms -= HOUR
@@ -207,14 +207,14 @@ def test_a_rate_goes_on_although_the_clock_was_set_back(crowd: Crowd, clock: Clo
     assert len(crowd.broker.claim(MINE, [LANE], free=2)) == 1
 
 
-def test_who_waited_before_the_clock_was_set_back_is_handed_nothing(crowd: Crowd, clock: Clock) -> None:
+def test_a_worker_that_was_idle_before_the_clock_was_set_back_is_handed_nothing(crowd: Crowd, clock: Clock) -> None:
     crowd.wait("failed", LANE)
     clock.ms -= HOUR
     crowd.broker.publish([job(1)])
     assert crowd.broker.locate([job(1)]) == [Place.READY]
 
 
-def test_a_task_stays_with_who_does_it_until_it_falls_silent(crowd: Crowd, clock: Clock) -> None:
+def test_a_task_stays_with_its_worker_until_it_falls_silent(crowd: Crowd, clock: Clock) -> None:
     take = crowd.broker.take_turn
     assert take("tidy", "a", 3)
     assert not take("tidy", "b", 3)
@@ -228,7 +228,7 @@ def test_a_task_stays_with_who_does_it_until_it_falls_silent(crowd: Crowd, clock
     assert not take("tidy", "a", 3)
 
 
-def test_a_task_that_is_given_back_is_anybodys(crowd: Crowd) -> None:
+def test_a_task_that_is_given_back_is_free(crowd: Crowd) -> None:
     assert crowd.broker.take_turn("tidy", "a", 3)
     crowd.broker.give_turn_back("tidy", "b")
     assert not crowd.broker.take_turn("tidy", "b", 3), "it was not theirs"

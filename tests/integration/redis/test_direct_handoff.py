@@ -58,7 +58,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("kind", "lanes_name", "rules_name", "known_name"), CASES)
-def test_both_ways_leave_the_same(
+def test_both_paths_have_the_same_result(
     broker: RedisBroker, client: redis.Redis, kind: str, lanes_name: str, rules_name: str, known_name: str
 ) -> None:
     lanes, rules, known = LANES[lanes_name], RULES[rules_name], KNOWN[known_name]
@@ -85,7 +85,7 @@ def wait(client: redis.Redis, reader: str, until: int, lane: str, children: int 
     client.zadd(f"{P}idle:{lane}", {reader: until})
 
 
-def test_one_that_came_before_is_not_overtaken(broker: RedisBroker, client: redis.Redis) -> None:
+def test_a_job_does_not_overtake_one_that_came_before(broker: RedisBroker, client: redis.Redis) -> None:
     broker.publish([row(1)])
     wait(client, "w1", START + 40, LANE)
     broker.publish([row(2)])
@@ -93,7 +93,7 @@ def test_one_that_came_before_is_not_overtaken(broker: RedisBroker, client: redi
     assert handed[16:].startswith(row(1).reference)
 
 
-def test_a_reader_whose_time_is_over_gets_nothing(broker: RedisBroker, client: redis.Redis) -> None:
+def test_a_worker_whose_wait_is_over_gets_nothing(broker: RedisBroker, client: redis.Redis) -> None:
     wait(client, "gone", START - 1, LANE)
     wait(client, "here", START + 40, LANE)
     broker.publish([row(1)])
@@ -103,7 +103,7 @@ def test_a_reader_whose_time_is_over_gets_nothing(broker: RedisBroker, client: r
     assert not client.exists(f"{P}idle:{LANE}")
 
 
-def test_readers_of_other_lanes_are_passed_over(broker: RedisBroker, client: redis.Redis) -> None:
+def test_idle_workers_of_other_lanes_are_skipped(broker: RedisBroker, client: redis.Redis) -> None:
     wait(client, "a", START + 40, OTHER)
     wait(client, "b", START + 40, LANE, children=2)
     broker.publish([row(1)])

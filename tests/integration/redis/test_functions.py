@@ -163,7 +163,7 @@ def test_release(broker: RedisBroker, client: redis.Redis) -> None:
     assert found["attempts"] == {one.reference: f"0 0 1 {START}".encode()}
 
 
-def test_bury(broker: RedisBroker, client: redis.Redis) -> None:
+def test_fail(broker: RedisBroker, client: redis.Redis) -> None:
     broker.publish([direct(1)])
     (one,) = claimed(broker)
     assert broker.fail(one, "no such printer")
@@ -210,7 +210,7 @@ def test_reassert(broker: RedisBroker, client: redis.Redis, redis_server: Any) -
     assert {one.lease.entry for one in again}.isdisjoint(one.lease.entry for one in held)
 
 
-def test_locate_mends_a_line_whose_head_is_nowhere(broker: RedisBroker, client: redis.Redis) -> None:
+def test_locate_repairs_a_key_whose_head_is_nowhere(broker: RedisBroker, client: redis.Redis) -> None:
     broker.publish([row(1, "k"), row(2, "k"), row(3, "k")])
     client.delete(P + READY, f"{P}schedule:r1")
     assert claimed(broker) == []
@@ -241,7 +241,7 @@ def test_generation_writes_nothing(redis_server: Any, client: redis.Redis) -> No
     fresh.close()
 
 
-def test_built_and_known(broker: RedisBroker, client: redis.Redis) -> None:
+def test_synced_and_published(broker: RedisBroker, client: redis.Redis) -> None:
     broker.mark_synced(DB)
     assert DB.hex() in broker.generation([DB]).synced
     broker.publish([row(9)])

@@ -38,7 +38,7 @@ def test_every_figure(broker: RedisBroker, client: redis.Redis) -> None:
     assert inspector.quarantine() == [b"hello"]
 
 
-def test_what_a_reader_has_not_read(broker: RedisBroker) -> None:
+def test_a_hand_off_that_was_not_read(broker: RedisBroker) -> None:
     broker.announce("w1", [LANE], "{}", 5000)
     broker.claim("w1", [LANE], free=2, wait_ms=20)
     broker.publish([row(1)])
@@ -46,7 +46,7 @@ def test_what_a_reader_has_not_read(broker: RedisBroker) -> None:
     assert (seen.undelivered, seen.lanes[0].handed_off) == (1, 1)
 
 
-def test_dead_direct_jobs_by_page(broker: RedisBroker) -> None:
+def test_failed_direct_jobs_by_page(broker: RedisBroker) -> None:
     broker.publish([direct(number) for number in range(300)])
     for one in claimed(broker, 300):
         broker.fail(one, "it is \N{GREEK SMALL LETTER ALPHA} test")

@@ -56,7 +56,7 @@ def test_nothing_is_left_behind(broker: RedisBroker, client: redis.Redis) -> Non
     assert not client.exists(SLOTS)
 
 
-def test_a_freed_slot_wakes_one(broker: RedisBroker, client: redis.Redis) -> None:
+def test_a_freed_slot_unparks_one_job(broker: RedisBroker, client: redis.Redis) -> None:
     broker.configure(DB, limited(20))
     broker.publish([courier(number) for number in range(1, 101)])
     held = claimed(broker, 50)
@@ -88,7 +88,7 @@ def test_a_lost_holder_of_everything_or_of_the_queue(broker: RedisBroker, client
     assert len(claimed(broker)) == 1
 
 
-def test_an_answer_that_never_came(broker: RedisBroker, client: redis.Redis, clock: Clock) -> None:
+def test_a_reply_that_never_came(broker: RedisBroker, client: redis.Redis, clock: Clock) -> None:
     broker.configure(DB, limited(1))
     broker.publish([courier(1), courier(2)])
     claimed(broker)  # the worker never read it
@@ -111,7 +111,7 @@ def test_an_unread_hand_off_gives_its_slot_back(broker: RedisBroker, client: red
     assert len(broker.claim("w2", [LANE], free=5)) == 1
 
 
-def test_rules_of_an_earlier_life_do_not_come_back(broker: RedisBroker, redis_server: RedisServer) -> None:
+def test_rules_from_before_redis_was_emptied_do_not_come_back(broker: RedisBroker, redis_server: RedisServer) -> None:
     broker.configure(DB, limited(0))
     broker.publish([courier(1)])
     assert claimed(broker) == []
@@ -131,7 +131,7 @@ def test_rules_are_taken_although_the_memory_is_full(broker: RedisBroker, client
         client.config_set("maxmemory", 0)
 
 
-def test_whoever_knows_an_action_gets_it_at_once(broker: RedisBroker, client: redis.Redis) -> None:
+def test_a_worker_that_knows_an_action_gets_its_jobs_at_once(broker: RedisBroker, client: redis.Redis) -> None:
     broker.announce("expert", [LANE], "{}", 5000, frozenset({tag("new", 4)}))
     broker.announce("old", [LANE], "{}", 5000, frozenset({tag("act", 4)}))
     broker.claim("expert", [LANE], free=1, wait_ms=20)
@@ -144,7 +144,7 @@ def test_whoever_knows_an_action_gets_it_at_once(broker: RedisBroker, client: re
     assert len(broker.claim("expert", [LANE], free=2)) == 2
 
 
-def test_very_many_paused_groups_leave_in_bounded_lots(broker: RedisBroker, client: redis.Redis) -> None:
+def test_very_many_paused_groups_leave_in_bounded_batches(broker: RedisBroker, client: redis.Redis) -> None:
     groups = [f"g{number}" for number in range(2500)]
     broker.publish(
         [

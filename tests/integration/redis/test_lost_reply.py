@@ -53,7 +53,7 @@ def test_what_a_lost_reply_granted_comes_with_the_next_claim(broker: RedisBroker
     assert broker.settle(held + found) == []
 
 
-def test_what_was_stated_anew_is_not_taken_back(broker: RedisBroker, redis_server: RedisServer) -> None:
+def test_a_reasserted_job_is_not_returned(broker: RedisBroker, redis_server: RedisServer) -> None:
     _publish(broker, 2)
     held = broker.claim(WORKER, [LANE], free=2)
     redis_server.flushall()

@@ -55,16 +55,14 @@ def test_it_is_opened_again_as_often_as_the_server_closes_it(quick: RedisBroker,
     assert quick.publish_at_once([row(500)], 5)
 
 
-def test_an_empty_server_is_the_slow_way_s_to_fill(quick: RedisBroker, client: redis.Redis) -> None:
+def test_an_empty_server_is_left_to_the_other_way(quick: RedisBroker, client: redis.Redis) -> None:
     client.flushall()
     assert not quick.publish_at_once([row(1)], 5)
     client.function_flush()
     assert not quick.publish_at_once([row(1)], 5)
 
 
-def test_an_answer_that_nobody_waited_for_is_not_the_next_one_s(
-    quick: RedisBroker, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_reply_that_came_too_late_is_not_the_next_one_s(quick: RedisBroker, monkeypatch: pytest.MonkeyPatch) -> None:
     connection = quick.connection._ready
     assert connection is not None
     with monkeypatch.context() as patch:

@@ -59,13 +59,13 @@ def test_a_second_job_of_the_group_joins_the_first(two: RedisBroker, client: red
     assert A.reference in found
 
 
-def test_a_lot_of_one_group_beside_a_single_one(two: RedisBroker, client: redis.Redis) -> None:
+def test_many_jobs_of_one_group_beside_a_single_one(two: RedisBroker, client: redis.Redis) -> None:
     two.publish([job(number, "b") for number in range(10, 13)])
     assert (client.exists(SINGLETONS), flows(client)) == (0, 2)
     assert len(numbers(two)) == 5
 
 
-def test_it_can_be_found_moved_and_discarded(two: RedisBroker, client: redis.Redis) -> None:
+def test_it_can_be_found_reprioritized_and_discarded(two: RedisBroker, client: redis.Redis) -> None:
     assert two.locate([B]) == [Place.READY]
     assert two.explain(B).rank == 0
     assert two.reprioritize(B, 2)
@@ -102,14 +102,14 @@ def test_paused_and_resumed_alone(two: RedisBroker) -> None:
     assert numbers(two) == [B.reference]
 
 
-def test_handed_back_it_is_there_once(two: RedisBroker) -> None:
+def test_released_it_is_there_once(two: RedisBroker) -> None:
     two.publish([C])
     for one in claimed(two):
         two.release(one, Release(delay_ms=0))
     assert len(numbers(two)) == 3
 
 
-def test_those_that_come_due(broker: RedisBroker, client: redis.Redis, clock: Clock) -> None:
+def test_jobs_that_become_due(broker: RedisBroker, client: redis.Redis, clock: Clock) -> None:
     broker.publish([job(number, f"g{number}", clock.ms + 50) for number in range(1, 6)])
     clock.ms += 60
     assert numbers(broker, 0) == []
@@ -117,7 +117,7 @@ def test_those_that_come_due(broker: RedisBroker, client: redis.Redis, clock: Cl
     assert len(numbers(broker)) == 5
 
 
-def test_those_that_a_limit_keeps(broker: RedisBroker, client: redis.Redis) -> None:
+def test_jobs_that_a_limit_parks(broker: RedisBroker, client: redis.Redis) -> None:
     broker.configure(DB, Rules(1, limits={(Scope.KEY, "courier"): Limit(1, None, 1)}))
     jobs = [job(number, f"g{number}", 0, "courier:7") for number in range(1, 5)]
     broker.publish(jobs)
@@ -142,7 +142,7 @@ def test_the_depth_counts_it(two: RedisBroker, redis_server: RedisServer) -> Non
 
 
 @pytest.mark.parametrize("foreign", [b"hello", b"no number here", b"12 short"])
-def test_foreign_bytes_are_put_aside(two: RedisBroker, client: redis.Redis, foreign: bytes) -> None:
+def test_foreign_bytes_go_to_quarantine(two: RedisBroker, client: redis.Redis, foreign: bytes) -> None:
     (flow,) = client.hkeys(SINGLETONS)
     client.hset(SINGLETONS, flow, foreign)
     assert numbers(two) == [A.reference]

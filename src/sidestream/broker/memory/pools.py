@@ -62,7 +62,7 @@ class SortedSet:
         return self._order[-1] if self._order else None
 
     def up_to(self, score: float, most: int) -> list[bytes]:
-        """Return at most ``most`` members, the first ones, whose scores are at most ``score``."""
+        """Return the first members, at most ``most``, whose scores are at most ``score``."""
         return [member for its, member in islice(self._order, most) if its <= score]
 
     def rank(self, member: bytes) -> int:

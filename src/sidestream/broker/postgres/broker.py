@@ -55,7 +55,7 @@ FORGET_AFTER = 600.0
 """Seconds after which a job that was put off and not claimed again is forgotten here (it ran elsewhere)."""
 RULES_EVERY = 0.5
 """Seconds between two reads of the rules."""
-TRIES = 5
+MOST_QUERIES = 5
 """Most queries of one claim, when a limit admits fewer jobs than were found."""
 
 
@@ -276,7 +276,7 @@ class PostgresBroker:
     def _take(self, worker: str, lanes: dict[str, str], free: int, prefetch: int) -> list[Delivery]:
         """Select and hold up to so many jobs; query again while a limit admits fewer than were found."""
         found: list[Delivery] = []
-        for _ in range(TRIES):
+        for _ in range(MOST_QUERIES):
             wanted = free + prefetch - len(found)
             if wanted <= 0:
                 break

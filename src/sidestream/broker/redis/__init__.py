@@ -1,1 +1,1 @@
-"""The only room that knows Redis."""
+"""Redis as the broker: the only package that sends commands to Redis."""

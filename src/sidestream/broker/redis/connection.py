@@ -125,7 +125,7 @@ class RedisConnection:
         No name is resolved and nothing is connected, so it takes at most ``seconds``, if the command is of a few KiB.
 
         Raises:
-            NotReady: There is no open connection; nothing was sent, or nobody knows what became of it.
+            NotReady: There is no open connection; nothing was sent, or its result is unknown.
             BrokerError, FunctionMissing, CommandForbidden: As :meth:`run`.
         """
         connection = self._ready
