@@ -144,7 +144,7 @@ class Signer:
             f'"key":{"null" if job.key is None else _encode(check_key(job.key))},'
             f'"run_at":{"null" if job.run_at is None else to_ms(job.run_at)},"at":{enqueued_ms}'
         )
-        # Left out where nobody asked for them: Redis holds these bytes, and releases without them wrote the same.
+        # Omitted when not requested: Redis holds these bytes, and older releases wrote none of these fields.
         asked: dict[str, object] = {}
         if job.priority != DEFAULT_PRIORITY:
             asked["priority"] = job.priority
@@ -239,7 +239,7 @@ def _read(body: bytes, uuid: UUID | None) -> Envelope:
         ) from error
     if uuid is not None and uuid != named:
         raise BadSignature(
-            f"The signed bytes of direct job {named} were found under {uuid}; somebody moved them, so they are not run."
+            f"The signed bytes of direct job {named} were found under {uuid}: they were moved, so the job does not run."
         )
     return envelope
 

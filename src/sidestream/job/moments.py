@@ -1,4 +1,4 @@
-"""When: delays, moments with and without a time zone, and the moment after which nobody needs the job any more.
+"""When: delays, moments with and without a time zone, and the moment after which the job is no longer needed.
 
 A moment without an offset is read from a clock on the wall in ``time_zone``. Twice a year such a clock is odd:
 

@@ -77,17 +77,17 @@ def check_priority(priority: object) -> int:
 
 
 def check_rule(name: str) -> str:
-    """Return ``name`` if a limit rule may be called so (what stands before a limit key's colon), else raise."""
+    """Return ``name`` if a limit rule may have it (the part of a limit key before its colon), else raise."""
     return _check("limit rule", name)
 
 
 def check_unique(text: str) -> str:
-    """Return ``text`` if it may tell duplicates: 1 to 200 printable characters; else raise :class:`InvalidName`."""
+    """Return ``text`` if it may identify duplicates: 1 to 200 printable characters; else raise :class:`InvalidName`."""
     return _check_text("unique", text)
 
 
 def limit_rule(limit: str) -> str:
-    """Return the name of the rule that a limit key falls under: what stands before its first colon."""
+    """Return the name of the rule that a limit key belongs to: the part before its first colon."""
     return limit.partition(":")[0]
 
 

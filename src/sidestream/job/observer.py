@@ -1,4 +1,4 @@
-"""What a program may be told of jobs as they run and fail: for the failure hook, and for tools that report errors."""
+"""What observers learn about jobs as they run and fail: for the failure hook and for tools that report errors."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ class JobObserver:
         """The job's row says that it failed. Called in a process of its own, whatever ended the job."""
 
     def close(self) -> None:
-        """The process that ran attempts, or was told of failures, ends."""
+        """Handle the end of the process that ran attempts or received failures."""
 
 
 observers: list[JobObserver] = []
-"""Those of this process, in the order in which they are told. Add yours when your module is imported."""
+"""The observers of this process, in the order of their calls. Add yours when your module is imported."""

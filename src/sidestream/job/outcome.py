@@ -11,7 +11,7 @@ _RELEASED = Reason(ReasonCode.RELEASED)
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """The effect is committed (or the job was found terminal or gone): the delivery is settled."""
+    """The effect is committed (or the job had ended or no longer exists): settle the delivery."""
 
 
 @dataclass(frozen=True, slots=True)

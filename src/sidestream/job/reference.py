@@ -73,7 +73,8 @@ class Reference:
     def unpack(cls, raw: bytes) -> Reference:
         """Read what :meth:`pack` wrote.
 
-        Raises :class:`UnknownVersion` when a newer release wrote it and :class:`BadReference` when nobody of ours did.
+        Raises :class:`UnknownVersion` when a newer release wrote it, and :class:`BadReference` when
+        no release of Sidestream did.
         """
         if not raw:
             raise BadReference("An empty reference was found in Redis; it was not written by Sidestream.")

@@ -10,7 +10,7 @@ from sidestream.errors import SettingsError
 from sidestream.job.outcome import Fail, Retry
 
 MAX_SNOOZES = 100
-"""Unless its policy says otherwise, a job that puts itself off more often than this is dead."""
+"""Default maximum number of snoozes; one more and the job fails."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,7 @@ class RetryPolicy:
     (its MRO) decides, and this policy everywhere else. All of them count the same attempts.
     """
 
-    #: Attempts in all, the first one included; the job is dead when the last one fails.
+    #: Attempts in all, the first one included; the job fails when the last one fails.
     max_attempts: int = 5
     #: Seconds after the first failure.
     first_delay: float = 2.0
@@ -37,7 +37,7 @@ class RetryPolicy:
     jitter: float = 0.25
     #: Longest wait, in seconds, that an exception may ask for itself (``retry_after``, or HTTP's ``Retry-After``).
     max_retry_after: float = 3600.0
-    #: How often a job may put itself off (:class:`~sidestream.errors.Snooze`) before it is dead.
+    #: Maximum number of snoozes (:class:`~sidestream.errors.Snooze`); one more and the job fails.
     max_snoozes: int = MAX_SNOOZES
     #: Policies of exception classes.
     by_exception: Mapping[type[BaseException], RetryPolicy] = field(default_factory=dict)
@@ -94,7 +94,7 @@ class RetryPolicy:
             return Fail(error, detail)
         if after is None:
             return Retry(self.delay(attempt, chance=chance), error, detail)
-        # Never earlier than asked, and spread: everybody whom a server refused was told the same number.
+        # Never earlier than requested, and spread: the server gave every refused client the same number.
         return Retry(min(after * (1 + self.jitter * chance()), self.max_retry_after), error, detail)
 
     def delay(self, attempt: int, *, chance: Callable[[], float] = random.random) -> float:
@@ -107,7 +107,7 @@ class RetryPolicy:
 
 
 GIVE_UP = RetryPolicy(max_attempts=1)
-"""For exceptions that another attempt cannot help: the job is dead at once."""
+"""For exceptions that another attempt cannot fix: the job fails immediately."""
 
 
 def policy_of(action: str, given: object) -> RetryPolicy:

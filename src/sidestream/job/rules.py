@@ -72,7 +72,7 @@ class Pause:
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """All rules of one database, in one version. Without arguments: none, as of a database that nobody touched."""
+    """All rules of one database, in one version. Without arguments: no rules."""
 
     #: Grows with every change; the broker keeps the highest.
     version: int = 0

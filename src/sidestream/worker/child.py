@@ -73,7 +73,7 @@ class Child:
                 crash_point("child.received")
                 self._batch(wire.read_batch(message))
         except (BrokenPipeError, ConnectionResetError):
-            log.info("The supervisor is gone; this child ends.", extra={"action": "child_orphaned"})
+            log.info("The supervisor has ended; this child ends.", extra={"action": "child_orphaned"})
         finally:
             self._log.close()
             self._executor.close()
@@ -99,7 +99,7 @@ class Child:
         crash_point("child.reported")
 
     def _one(self, index: int, item: wire.Item, started: float) -> bool:
-        """Run one job; return whether its outcome has to be told at once (everything but done)."""
+        """Run one job; return whether to report its outcome at once (everything but done)."""
         self._attempts_seen, self._reference = -1, item.reference
         outcome, acquired = self._runner.run(
             item.reference, item.payload, attempts=item.attempts, run_alone=item.run_alone, on_acquired=self._acquired
@@ -142,7 +142,7 @@ class Child:
 
 
 def serve(end: socket.socket, executor: Executor, slots: Slots, slot: int, limits: ChildLimits) -> None:
-    """Run a child until its supervisor is gone; never returns to the zygote's code."""
+    """Run a child until its supervisor ends; never returns to the zygote's code."""
     try:
         Child(end, executor, slots, slot, limits).run()
     except BaseException:

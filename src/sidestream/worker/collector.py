@@ -53,7 +53,7 @@ class Settling(Protocol):
         ...
 
     def hand_back(self, deliveries: list[Delivery]) -> None:
-        """Whether these ended is not known: their rows tell."""
+        """Release these: whether they ended is unknown, and their rows decide."""
         ...
 
     def follow_ups(self, jobs: Sequence[Publication]) -> None:
@@ -75,7 +75,7 @@ class Collector:
         *,
         on_actions: Callable[[], None] = lambda: None,
     ) -> None:
-        """``on_actions`` is called when a zygote told which actions it knows, under the state's lock."""
+        """``on_actions`` is called when a zygote has reported its actions, under the state's lock."""
         self._on_actions = on_actions
         self._state = state
         self._pool = pool
@@ -86,7 +86,7 @@ class Collector:
         self._selector = selectors.DefaultSelector()
         #: Children that ended, until the zygote says whether it outlived them.
         self._ended: dict[int, tuple[ChildState, Reading]] = {}
-        #: What the zygote that loads told of its actions so far.
+        #: Actions that the loading zygote has reported so far.
         self._loading: list[ActionFacts] = []
         #: Zygotes in a row that died before they were ready.
         self._died_loading = 0
@@ -108,7 +108,7 @@ class Collector:
                     if kind == "control":
                         self._zygote_says(child)
                     elif child.ended:
-                        continue  # an event before this one, of the same look, told of its end
+                        continue  # an earlier event of this poll reported its end
                     elif kind == "end":
                         self._child_says(child)
                     else:
@@ -153,7 +153,7 @@ class Collector:
                 self.failure = reason
 
     def _tell_unserved(self, actions: Collection[ActionFacts]) -> None:
-        """Say which queues need another worker: jobs in a queue that nobody serves wait without an error."""
+        """Log which queues no worker serves: their jobs wait without an error."""
         served = {lane.partition(":")[2] for lane in self._state.options.lanes}
         for queue in sorted({facts.queue for facts in actions} - served):
             log.warning(
@@ -277,7 +277,7 @@ class Collector:
             self._settler.done(done)
 
     def _child_ended(self, child: ChildState) -> None:
-        """Its process is gone: take what it said before, then what its slot says."""
+        """Handle the end of a child: read its last messages, then its slot."""
         if child.pidfd >= 0 and child.pidfd in self._selector.get_map():
             self._selector.unregister(child.pidfd)
         if child.end in self._selector.get_map():

@@ -284,7 +284,7 @@ class Dispatcher:
         child.reported = 0
         child.recalled = -1
         if alone:
-            # Its attempt row says that it runs alone; a later one would hide that from who charges a dead worker's job.
+            # Its attempt row says that it runs alone; a later row would hide that when its worker dies.
             child.recorded = (child.batch, 0)
         self._slots.assign(child.slot, child.batch, len(batch))
         items = [wire.Item(d.reference, d.payload, d.attempts, d.crashes, run_alone) for d in batch]
@@ -292,4 +292,4 @@ class Dispatcher:
             wire.send_batch(child.end, wire.Batch(child.batch, items))
         except OSError:
             # It died this moment: the collector sees its end and takes the batch back, nothing of it was started.
-            log.info("Child %s is gone before its batch was sent.", child.pid, extra={"action": "child_gone"})
+            log.info("Child %s ended before its batch was sent.", child.pid, extra={"action": "child_gone"})

@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 class Inbox(Generic[T]):
-    """A queue with one reader, who gathers: while he does, an entry that is not urgent wakes nobody.
+    """A queue with one reader, which gathers entries: meanwhile, only an urgent entry wakes it.
 
     A thread's turn costs more than most entries do (a futex, the interpreter's lock handed over twice).
     """

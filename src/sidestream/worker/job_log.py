@@ -1,4 +1,4 @@
-"""One log line for each attempt at a job, in the process that made it, and what observers are told of it.
+"""One log line for each attempt at a job, in the process that made it, and the calls of observers.
 
 The logger is ``sidestream.jobs``; ``quiet_jobs`` silences it. Each record says in its extras what its text says.
 """
@@ -30,7 +30,7 @@ class JobLog:
         self._observed = ExitStack()
 
     def begin(self, reference: bytes, acquired: Acquired) -> None:
-        """An attempt begins: mark the log lines of its code, and tell the observers."""
+        """Begin an attempt: mark the log lines of its code and call the observers."""
         self._observed.close()  # of the try before it, which met a conflict
         self._run = JobRun(job_id(Reference.unpack(reference)), acquired.action, acquired.queue, acquired.attempts + 1)
         set_job(self._run.id, self._run.action)
@@ -44,7 +44,7 @@ class JobLog:
         """The attempt ended, after ``seconds``, and raised ``error`` if any."""
         run, self._run = self._run, None
         if run is None:
-            return  # it did not begin: whoever hands it back says why
+            return  # it did not begin: the reason of its release says why
         try:
             self._tell(run, outcome, seconds, error)
             if isinstance(outcome, Retry | Fail) and error is not None:
@@ -122,10 +122,10 @@ def failed_line(failure: JobFailure) -> None:
     )
 
 
-def observed(tell: Any, *arguments: Any, **named: Any) -> None:
-    """Call an observer, or a hook of the application; what it raises is logged and disturbs nobody."""
+def observed(call: Any, *arguments: Any, **named: Any) -> None:
+    """Call an observer, or a hook of the application; an exception is logged and has no other effect."""
     try:
-        tell(*arguments, **named)
+        call(*arguments, **named)
     except Exception:
         log.exception("An observer of jobs failed.", extra={"action": "observer_failed"})
 

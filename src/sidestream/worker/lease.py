@@ -114,7 +114,7 @@ class LeaseRenewer:
             if not self._away:
                 log.warning("Leases cannot be renewed now: %s", error, extra={"action": "renew_failed"})
             self._away = True
-            self._told()  # rows are claimed without Redis, in a generation that could not be begun as well
+            self._broker_informed()  # rows are claimed without Redis, in a generation that could not be begun as well
             return
         if lost:
             self._drop(lost)
@@ -138,9 +138,9 @@ class LeaseRenewer:
         with state.lock:
             actions = frozenset(state.actions)
         self._broker.announce(options.worker, options.lanes, self._info(), int(options.lease * 1000), actions)
-        self._told(actions)
+        self._broker_informed(actions)
 
-    def _told(self, actions: frozenset[bytes] | None = None) -> None:
+    def _broker_informed(self, actions: frozenset[bytes] | None = None) -> None:
         """Let jobs be claimed: the broker knows ``actions``, or (None) it is away and is told when it is back."""
         with self._state.changed:
             if not self._state.announced and actions in (None, self._state.actions.keys()):
@@ -168,7 +168,7 @@ class LeaseRenewer:
         )
 
     def _drop(self, lost: list[Lease]) -> None:
-        """These leases are no longer ours: what runs under them is killed, what waits is forgotten (design D7)."""
+        """Handle lost leases: kill what runs under them and forget what waits."""
         gone = set(lost)
         with self._state.changed:
             references = {reference for reference, held in self._state.held.items() if held.lease in gone}

@@ -47,5 +47,5 @@ class WorkerOptions:
 
 
 def application_name(supervisor: str, slot: int | str) -> str:
-    """Return what a session of this supervisor is called, so that a reclaimer can end it (design D7)."""
+    """Return what a session of this supervisor is called, so that a reclaimer can end it."""
     return f"sidestream/{supervisor}/{slot}"

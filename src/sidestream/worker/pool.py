@@ -1,4 +1,4 @@
-"""The zygote and its children as processes: start, stop, kill, and the descriptors that tell of their deaths."""
+"""The zygote and its children as processes: start, stop, kill, and the descriptors that signal their ends."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class ProcessPool:
         return [control for control in self._outdated if control not in needed]
 
     def zygote_gone(self, control: socket.socket) -> None:
-        """The control socket ended: every child is dead or dying with it; kill what they started."""
+        """Handle the end of the control socket: the children end with it; kill what they started."""
         control.close()
         process = self._outdated.pop(control, None)
         if control is self.control:
@@ -95,7 +95,7 @@ class ProcessPool:
             process.wait()
 
     def spawn(self, slot: int) -> ChildState | None:
-        """Ask the zygote for a child in ``slot``; None when the zygote is gone."""
+        """Ask the zygote for a child in ``slot``; None when the zygote has ended."""
         if self.control is None:
             return None
         self._slots.clear(slot)
@@ -111,7 +111,7 @@ class ProcessPool:
         return child
 
     def tell_failed(self, failure: JobFailure) -> None:
-        """Let the zygote tell the application that a job has failed, if there is one and it listens."""
+        """Let the zygote report a failed job to the application's hooks, if there are any."""
         if self.control is None or not self.ready:
             problem = "the application is not loaded"
         else:
@@ -121,10 +121,12 @@ class ProcessPool:
                 problem = str(error)
             else:
                 return
-        log.warning("Failure hooks are not told of job %s: %s.", failure.id, problem, extra={"action": "hook_skipped"})
+        log.warning(
+            "Failure hooks were not called for job %s: %s.", failure.id, problem, extra={"action": "hook_skipped"}
+        )
 
     def forked(self, child: ChildState, pid: int) -> bool:
-        """The zygote told the child's pid; False when it is gone already."""
+        """Record the child's pid; return False when the child has already ended."""
         child.pid = pid
         try:
             child.pidfd = os.pidfd_open(pid)

@@ -1,4 +1,4 @@
-"""The folder of one supervisor, and what dead ones on this host left behind.
+"""The folder of one supervisor, and what supervisors that died on this host left behind.
 
 ``<data>/run/<supervisor>/lock`` is held with flock(2) as long as the supervisor lives, so "failed" is certain:
 https://man7.org/linux/man-pages/man2/flock.2.html. A clean stop removes the folder, or leaves it without slots when
@@ -139,7 +139,7 @@ def kill_family(supervisor: str) -> None:
             if process.environ().get(FAMILY) == supervisor and process.pid != os.getpid():
                 process.send_signal(signal.SIGKILL)
                 log.warning(
-                    "Process %s was left behind by the dead supervisor %s and is killed.",
+                    "Killing process %s, which the dead supervisor %s left behind.",
                     process.pid,
                     supervisor,
                     extra={"action": "orphan_killed"},

@@ -1,12 +1,12 @@
-"""Run one job: open, run, commit, within its soft limit, with our own conflict loop.
+"""Run one job: acquire, run, commit, within its soft limit, with our own conflict loop.
 
-1. open: the executor locks and reads the row, or says why not;
+1. acquire: the executor locks and reads the row, or says why not;
 2. run: the action, under the soft limit;
 3. commit: effect and "done" together;
 4. a conflict with another transaction (40001, 40P01, 55P03) starts again from 1, at most three times;
 5. anything else that went wrong becomes an outcome, and the executor rolls back.
 
-Odoo's ``retrying`` is not used: it sleeps up to 30 s in the slot and commits by itself (design D5).
+Odoo's ``retrying`` is not used: it sleeps up to 30 s in the slot and commits by itself.
 """
 
 from __future__ import annotations
@@ -141,12 +141,12 @@ class Runner:
             return outcome
 
     def _after_lost_commit(self, acquired: Acquired, error: Uncertain) -> Outcome:
-        """Decide only after the row was read with a waiting lock (design D4)."""
+        """Decide only after the row was read with a waiting lock."""
         try:
             if self._executor.verify(acquired):
                 return Done()
         except (StoreError, Conflict) as unknown:
-            # Still unknown: the row will tell whoever opens it next.
+            # Still unknown: the row decides at the next acquire.
             return _session_lost(error.code, unknown)
         finally:
             self._executor.reset()

@@ -1,9 +1,8 @@
-"""Write outcomes down: failures to PostgreSQL first, then everything to the broker, in batches.
+"""Write outcomes: failures to PostgreSQL first, then everything to the broker, in batches.
 
-One thread takes whatever lies in its queue, and waits for PostgreSQL for a bounded time. What cannot be written because
-PostgreSQL is away stays in line until it can, for a while under a lease that goes on being renewed. What
-only the broker cannot be told is set aside and told again later: what was claimed from PostgreSQL meanwhile does not
-wait for it. Nothing is forgotten.
+One thread empties a queue and waits for PostgreSQL for a bounded time. While PostgreSQL does not answer, outcomes stay
+queued, for a while under a lease that is renewed. While only the broker does not answer, its calls are set aside and
+repeated later, so that jobs claimed from PostgreSQL do not wait for them. Nothing is lost.
 """
 
 from __future__ import annotations
@@ -29,15 +28,15 @@ from sidestream.worker.troubles import Troubles
 log = logging.getLogger(__name__)
 
 SETTLE_MOST = 512
-"""Most deliveries in one settle."""
+"""Maximum number of deliveries in one settle."""
 GATHER = 0.02
-"""Longest time, in seconds, that a job without a key waits to be settled together with others while more of them are at
-hand: nobody waits for it, and what a dead supervisor left unsettled is found done. Jobs of Odoo take a millisecond or
-more each, so a shorter time would settle them one by one."""
+"""Longest time, in seconds, that a job without a key waits to be settled in a batch while more jobs are claimed. No job
+depends on it, and the row of an unsettled job says that it is done. Odoo's jobs take a millisecond or more each, so a
+shorter time would settle them one by one."""
 SOON = 0.005
-"""The same when none is at hand: the next one may wait for the slot of a limit that this one holds."""
+"""The same when no more jobs are claimed: another job may wait for the slot of a limit."""
 AGAIN_AFTER = 0.2
-"""Seconds until what could not be written is tried again."""
+"""Seconds until a failed write is repeated."""
 BUSY_AFTER = 0.01
 """The same, the first time, for what a session holds up that is ending; then it doubles."""
 BUSY_AT_STOP = 4.0

@@ -72,7 +72,7 @@ class Slots:
 
     @classmethod
     def dead_workers(cls, path: Path) -> list[Reading]:
-        """Return what the slots of a dead supervisor say; empty when it never made any."""
+        """Return what the slots of a supervisor that has died say; empty when it made none."""
         try:
             descriptor = os.open(path, os.O_RDWR)
         except FileNotFoundError:

@@ -49,7 +49,7 @@ class KillReason(StrEnum):
     CANCELLED = "cancelled"
     STOPPING = "stopping"
     ZYGOTE = "zygote died"
-    #: By somebody else, with SIGTERM: a service manager or a person who stops every process of the worker.
+    #: From outside, with SIGTERM: a service manager or a person stops every process of the worker.
     TERMINATED = "SIGTERM"
     #: By us, for a message of it: whatever ran there is charged.
     UNREADABLE = "sent a message that cannot be read"
@@ -63,7 +63,7 @@ class ChildState:
     end: socket.socket
     #: The control socket of the zygote that it comes from.
     control: socket.socket | None = None
-    #: 0 until the zygote told it.
+    #: 0 until the zygote reports it.
     pid: int = 0
     #: Acquired when the pid is known; readable when the child ended.
     pidfd: int = -1
@@ -77,11 +77,11 @@ class ChildState:
     reserved: bool = False
     retiring: bool = False
     kill_reason: KillReason | None = None
-    #: The reference for which it was killed, where it was for one job: it may have gone on to the next meanwhile.
+    #: The job for which it was killed, if for one: the child may have started the next one meanwhile.
     killed_for: bytes | None = None
-    #: Its process is gone and its deliveries were taken back: nothing may be sent to it any more.
+    #: Its process has ended and its deliveries were taken back: send it nothing.
     ended: bool = False
-    #: Its zygote is gone: nobody will tell that it was reaped.
+    #: Its zygote has ended: no message will report that it was reaped.
     orphaned: bool = False
     #: Position up to which a recall was asked for, or -1.
     recalled: int = -1
@@ -115,8 +115,8 @@ class WorkerState:
     def __init__(self, options: WorkerOptions) -> None:
         self.options = options
         self.lock = threading.RLock()
-        #: Held while the broker is told of an ended delivery, and while all are stated anew in a new generation:
-        #: a lease is told under the generation that it belongs to, or it would count as lost.
+        #: Held during a broker call that ends a delivery, and while all are reasserted in a new generation: a lease
+        #: must be used in its own generation, or it counts as lost.
         self.telling = threading.Lock()
         #: Notified when there is something to claim for, a child was forked, one came back, a stop was asked for.
         self.changed = threading.Condition(self.lock)
@@ -145,7 +145,7 @@ class WorkerState:
         self.draining = False
         #: No claiming for now: what runs goes on, nothing waits here.
         self.quiet = False
-        #: The broker was told which actions we know; nothing is claimed before.
+        #: The broker knows our actions; nothing is claimed before.
         self.announced = True
         #: A thread of ours failed, which is a fault in Sidestream: its name and the error.
         self.fault: str | None = None
@@ -184,7 +184,7 @@ class WorkerState:
     def current(self, delivery: Delivery) -> Delivery:
         """Return the delivery under its present lease (stating anew what we hold gives new ones)."""
         held = self.held.get(delivery.reference)
-        # While Redis is away, a job whose end could not be told may come again from PostgreSQL: that lease is another.
+        # While Redis is away, a job whose end did not reach it may come again from PostgreSQL, under another lease.
         # One that PostgreSQL gave continues under a lease of Redis once it is back.
         return delivery if held is None or (from_fallback(held) and not from_fallback(delivery)) else held
 

@@ -1,7 +1,7 @@
 """The supervisor: one a host; it never imports job code.
 
 1. dispatcher thread: claims for free children and hands out batches;
-2. collector thread: hears the children and the zygote, sees deaths, enforces limits;
+2. collector thread: reads the messages of children and zygote, notices their ends, enforces limits;
 3. settler thread: writes outcomes, PostgreSQL first, then the broker;
 4. lease thread: renews, announces, states holdings anew after Redis was emptied;
 5. the main thread waits for signals: SIGTERM or SIGINT drains (no more claims, running jobs end), a second one hands
@@ -40,7 +40,7 @@ from sidestream.worker.timeout_monitor import TimeoutMonitor
 log = logging.getLogger(__name__)
 
 QUIET_EVERY = 0.5
-"""Seconds between two looks at whether somebody asked for quiet."""
+"""Seconds between two checks for a request to be quiet."""
 STOP_PATIENCE = 5.0
 """Seconds that threads and processes get to end by themselves at the very end."""
 
@@ -223,7 +223,7 @@ class Supervisor:
             return sorted(facts.name for facts in self._state.actions.values())
 
     def failed(self, failure: JobFailure) -> None:
-        """A job has ended as failed: say so in the log, and tell the application."""
+        """Log a failed job and call the application's failure hooks."""
         failed_line(failure)
         with self._state.lock:
             self._pool.tell_failed(failure)

@@ -1,4 +1,4 @@
-"""What the supervisor, the zygote and the children say to each other.
+"""The messages between the supervisor, the zygote and the children.
 
 Every message is one packet of a ``SOCK_SEQPACKET`` unix socket (https://man7.org/linux/man-pages/man7/unix.7.html),
 so there is no framing; its bytes are msgpack of one of the tuples below. What may be of any length (follow-up jobs, the
@@ -92,7 +92,7 @@ def pair() -> tuple[socket.socket, socket.socket]:
 
 
 def send(end: socket.socket, message: object) -> None:
-    """Send one message; raise OSError when the other side is gone or does not read."""
+    """Send one message; raise OSError when the other side has ended or does not read."""
     end.send(msgpack.packb(message))
 
 
@@ -132,7 +132,7 @@ def send_report(end: socket.socket, report: Report) -> None:
     """Send a report to the supervisor, in several messages when it has many follow-up jobs."""
     *earlier, last = chunks(report.follow_ups, FOLLOW_UPS_MOST)
     for follow_ups in earlier:
-        # First, and with no job's end: who dies in between leaves rows that are published from the table.
+        # First, and without the end of a job: after a crash in between, the reconciler publishes the rows.
         send(end, Report(report.number, 0, False, [], {}, follow_ups, False))
     packed = [one._replace(outcome=_pack(one.outcome)) for one in report.job_reports]  # type: ignore[arg-type]
     send(end, report._replace(job_reports=packed, follow_ups=last))

@@ -4,7 +4,7 @@
 2. loads the application, as soon as that is possible, and reports the actions it found;
 3. forks a child for each request, handing it the socket that came with the request and keeping no copy;
 4. reaps children and reports each death;
-5. when the supervisor is gone, kills the children's process groups and ends.
+5. when the supervisor ends, kills the children's process groups and ends.
 
 It has one thread and no connection of any kind, so a fork copies nothing that two processes could share by accident.
 """
@@ -43,12 +43,12 @@ FAMILY = "SIDESTREAM_FAMILY"
 FAILURE_MOST = 4000
 """Longest reason, in characters, why the application cannot be loaded."""
 HOOK_SECONDS = 30
-"""Seconds for which a process may tell the application of jobs that have failed."""
+"""Time limit, in seconds, for a process that calls failure hooks."""
 HOOK_PATIENCE = 3.0
 """Seconds for which the zygote, when the worker stops, waits for that process."""
 HOOK_SKIPPED = {"action": "hook_skipped"}
 MOST_FAILURES = 1000
-"""Most jobs of which the application is told at once."""
+"""Maximum number of failed jobs in one such process."""
 OOM_SCORE = 500
 """Children are preferred by the OOM killer over everything that would take more down with it."""
 
@@ -90,12 +90,12 @@ class Zygote:
         self._executor: Executor
         self._orders = orders
         self._children: set[int] = set()
-        #: Failures of which the application is to be told, and the process that tells it of those before.
+        #: Failures to report to the application, and the process that reports earlier ones.
         self._failures: list[JobFailure] = []
         self._hook = 0
 
     def run(self) -> None:
-        """Load, then serve until the supervisor is gone."""
+        """Load, then serve until the supervisor ends."""
         try:
             self._executor = self._make()
             facts = self._load()
@@ -127,17 +127,17 @@ class Zygote:
                 self._finish_hooks()
 
     def _load(self) -> Sequence[ActionFacts] | None:
-        """Load the application once that is possible; None when the supervisor is gone before."""
-        told = ""
+        """Load the application once that is possible; None when the supervisor ends first."""
+        logged = ""
         while True:
             try:
                 return self._executor.load()
             except ApplicationNotReady as error:
-                if str(error) != told:
-                    told = str(error)
-                    log.warning("%s", told, extra={"action": "load_waits"})
+                if str(error) != logged:
+                    logged = str(error)
+                    log.warning("%s", logged, extra={"action": "load_waits"})
             if select.select([self._control], [], [], LOAD_PAUSE)[0]:
-                return None  # before it is told of children it can only be the end
+                return None  # before any request for children, this can only be the end
 
     def _step(self, selector: selectors.BaseSelector, woken: socket.socket) -> bool:
         for key, _ in selector.select():
@@ -149,7 +149,7 @@ class Zygote:
         return True
 
     def _serve(self) -> bool:
-        """Carry out one request; return False when the supervisor is gone."""
+        """Carry out one request; return False when the supervisor has ended."""
         try:
             packet, descriptors, _, _ = socket.recv_fds(self._control, PACKET, 1)
         except ConnectionResetError:
@@ -204,7 +204,12 @@ class Zygote:
         if not observers and not self._executor.has_failure_hooks:
             return
         if len(self._failures) >= MOST_FAILURES:
-            log.warning("Failure hooks are not told of job %s: %s wait.", failure.id, MOST_FAILURES, extra=HOOK_SKIPPED)
+            log.warning(
+                "Failure hooks were not called for job %s: %s others wait.",
+                failure.id,
+                MOST_FAILURES,
+                extra=HOOK_SKIPPED,
+            )
             return
         self._failures.append(failure)
         self._start_hooks()
@@ -273,7 +278,7 @@ class Zygote:
         try:
             wire.send(self._control, message)
         except (BrokenPipeError, ConnectionResetError):
-            log.info("The supervisor is gone.", extra={"action": "zygote_orphaned"})
+            log.info("The supervisor has ended; the zygote ends.", extra={"action": "zygote_orphaned"})
 
     def _kill_children(self) -> None:
         for pid in self._children:
