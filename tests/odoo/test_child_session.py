@@ -65,42 +65,50 @@ def _publication(connection: psycopg.Connection[Any], job: int, method: str) -> 
     return Publication(reference, lane(database.tag, "default"))
 
 
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [("home = 'elsewhere'", "is a copy, or was restored elsewhere"), ("database_uuid = %s", "restart the worker")],
-    ids=["copy", "adopted"],
-)
-def test_a_database_that_is_exchanged_under_a_running_worker_runs_nothing(shop: Shop, change: str, said: str) -> None:
-    """The children's connections are lost, and the same address now leads to another database."""
-    modules = "UPDATE ir_module_module SET state = %s WHERE name = 'sidestream_chaos'"
+def test_a_worker_runs_nothing_when_its_database_becomes_a_copy(shop: Shop) -> None:
+    """The children's connections are lost, and the same address now leads to a copy."""
     broker = RedisBroker(shop.world.redis_url(), lease_ms=3000)
     broker.generation()
     with shop.world.connect() as connection:
-        connection.execute(modules, ["to upgrade"])
-        probe, job = shop.user.call("chaos.probe", "start", [], "add")
+        before = connection.execute("SELECT home FROM sidestream_meta").fetchone()
+        probe, job = _exchange_database(shop, connection, "home = 'elsewhere'")
         deadline = time.monotonic() + 60
-        while not connection.execute(
-            "SELECT FROM sidestream_job WHERE id = %s AND reason = 'upgrading'", [job]
-        ).fetchall():
-            assert time.monotonic() < deadline, shop.world.worker_log()[-2000:]
-            time.sleep(0.05)
-        before = connection.execute("SELECT home, database_uuid FROM sidestream_meta").fetchone()
-        connection.execute(f"UPDATE sidestream_meta SET {change}", [uuid4()] if "%s" in change else None)
-        connection.execute(
-            "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity "
-            r"WHERE application_name ~ '^sidestream/.*/\d+$'"
-        )
-        connection.execute(modules, ["installed"])
-        while said not in shop.world.worker_log():
+        while "is a copy, or was restored elsewhere" not in shop.world.worker_log():
             assert time.monotonic() < deadline, shop.world.worker_log()[-2000:]
             time.sleep(0.05)
         assert shop.user.call("chaos.probe", "look", [], probe, job) == {"count": 0, "state": "pending", "error": ""}
-        connection.execute("UPDATE sidestream_meta SET home = %s, database_uuid = %s", before)
+        connection.execute("UPDATE sidestream_meta SET home = %s", before)
         while not broker.discard(_publication(connection, job, "add")):  # else it is offered again after 30 s
             assert time.monotonic() < deadline, "a worker still holds it"
             time.sleep(0.05)
     broker.close()
     assert shop.end(probe, job) == {"count": 1, "state": "done", "error": ""}
+
+
+def test_a_worker_starts_anew_when_its_database_is_adopted(shop: Shop) -> None:
+    with shop.world.connect() as connection:
+        probe, job = _exchange_database(shop, connection, f"database_uuid = '{uuid4()}'")
+    assert shop.end(probe, job) == {"count": 1, "state": "done", "error": ""}
+    assert "This database was adopted" in shop.world.worker_log()
+
+
+def _exchange_database(shop: Shop, connection: psycopg.Connection[Any], change: str) -> tuple[int, int]:
+    """Change the database's identity and cut the children's connections while a job waits for modules."""
+    modules = "UPDATE ir_module_module SET state = %s WHERE name = 'sidestream_chaos'"
+    waits = "SELECT FROM sidestream_job WHERE id = %s AND reason = 'upgrading'"
+    connection.execute(modules, ["to upgrade"])
+    probe, job = shop.user.call("chaos.probe", "start", [], "add")
+    deadline = time.monotonic() + 60
+    while not connection.execute(waits, [job]).fetchall():
+        assert time.monotonic() < deadline, shop.world.worker_log()[-2000:]
+        time.sleep(0.05)
+    connection.execute(f"UPDATE sidestream_meta SET {change}")  # type: ignore[arg-type]
+    connection.execute(
+        "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity "
+        "WHERE application_name ~ '^sidestream/.*/[0-9]+$'"
+    )
+    connection.execute(modules, ["installed"])
+    return probe, job
 
 
 def _looked(shop: Shop, method: str = "looks") -> list[str]:
