@@ -1,7 +1,7 @@
-"""Carry out what people asked for while a job was running (design D8).
+"""Carry out cancel requests for running jobs.
 
-A cancel of a locked row is a request that every worker reads. Whoever runs the job kills it; whoever finds the row
-free first cancels it. A job that commits before that is done, and stays so.
+A cancel of a locked row is a request that every worker reads. The worker that runs the job kills it; the first worker that
+finds the row unlocked cancels it. A job that commits first stays done.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class CancellationTask:
 
     def _carry_out(self, cursor: Cursor, request: control.Request) -> None:
         written = control.carry_out(cursor, request)
-        if written is None:  # acquired again by a person: nobody wants it cancelled any more
+        if written is None:  # a person retried the job, so the request no longer applies
             return
         if written.locked:
             if self._stop_running(request.job_id):

@@ -1,4 +1,4 @@
-"""Cancel what was to be started by a moment that has passed, so that people see it end, and forget its reference."""
+"""Cancel jobs whose start deadline has passed, and remove their references from the broker."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""See that the database is still the one that the worker was started for."""
+"""Check that the database is still the one that the worker was started for."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from sidestream.maintenance.store_connection import StoreConnection
 
 
 class IdentityCheck:
-    """Notices that somebody adopted the database: its jobs are published under another name from then on."""
+    """Notice that a person adopted the database, which changes the identity under which its jobs are published."""
 
     name = "identity check"
     every = 2.0

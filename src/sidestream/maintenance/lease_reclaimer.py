@@ -1,4 +1,4 @@
-"""Take over what dead workers held (design D4, D6, D7).
+"""Take over the deliveries of dead workers.
 
 For each delivery whose lease ran out:
 

@@ -1,4 +1,4 @@
-"""Make the broker match the rows (design D9).
+"""Make the broker match the rows.
 
 One bit a row says that the broker was given its reference. So nothing here remembers how far it came: whatever is open
 without its bit is published, whichever transaction committed in whatever order. See docs/explanation/reconciler.md.
@@ -60,7 +60,7 @@ def _never_alone(cursor: Cursor) -> bool:
 
 
 class Reconciler:
-    """Publishes what is open and unknown to the broker."""
+    """Publish the pending jobs that the broker does not know."""
 
     name = "reconciler"
 

@@ -1,4 +1,4 @@
-"""Remove rows that are kept long enough."""
+"""Delete jobs whose retention has passed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PRUNE_LOT = 1000
 
 
 class RetentionTask:
-    """Deletes ended jobs in small lots, so that no statement holds many locks or makes much WAL at once."""
+    """Delete ended jobs in small batches, so that no statement holds many locks or writes much WAL."""
 
     name = "janitor"
     every = 60.0

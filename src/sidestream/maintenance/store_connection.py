@@ -1,4 +1,4 @@
-"""The one PostgreSQL connection that all maintenance of a worker share: they run in one thread."""
+"""The PostgreSQL connection that all maintenance tasks of a worker share; they run in one thread."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Cursor = psycopg.Cursor[tuple[Any, ...]]
 
 
 class StoreConnection:
-    """Acquired when first needed, acquired again when it was lost."""
+    """Connect when a cursor is first needed, and again after the connection was lost."""
 
     def __init__(
         self, connect: Callable[[], psycopg.Connection[Any]], *, on_open: Callable[[Cursor], None] = lambda cursor: None

@@ -59,7 +59,7 @@ class InTurn:
         """``turn`` makes the claim to the task of a name, kept for so many seconds."""
         self.name = task.name
         self.every = task.every
-        self._keeper = task
+        self._task = task
         self._turn = turn(task.name, kept_for(task.every))
 
     def step(self) -> bool:
@@ -67,7 +67,7 @@ class InTurn:
         if not self._turn.take():
             return False
         try:
-            return self._keeper.step()
+            return self._task.step()
         except StoreError:
             with contextlib.suppress(BrokerError):  # then it runs out
                 self._turn.give_back()
