@@ -1,7 +1,7 @@
 """Carry out cancel requests for running jobs.
 
-A cancel of a locked row is a request that every worker reads. The worker that runs the job kills it; the first worker that
-finds the row unlocked cancels it. A job that commits first stays done.
+A cancel of a locked row is a request that every worker reads. The worker that runs the job kills it; the first worker
+that finds the row unlocked cancels it. A job that commits first stays done.
 """
 
 from __future__ import annotations
