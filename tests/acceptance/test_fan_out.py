@@ -15,8 +15,6 @@ FOLLOW_UPS = int(os.environ.get("CHAOS_FOLLOW_UPS", "40000"))
 """Whose references fill hundreds of packets; ``make chaos`` makes 100,000 of them."""
 LOOK_EVERY = 0.2
 """Seconds between two counts of the jobs: each reads all of them."""
-QUICKLY = {"SIDESTREAM_NICE": str(os.nice(0)), "SIDESTREAM_QUIET_JOBS": "true"}
-"""What a worker is told that is to run very many jobs."""
 MANY_ACTIONS = """
 from sidestream import Actions
 
@@ -80,13 +78,13 @@ def counted(rig: Rig) -> tuple[int, int]:
 
 
 def test_a_fan_out_job_leaves_bystanders_alone(rig: Rig) -> None:
-    rig.start(**QUICKLY)
+    rig.start(SIDESTREAM_QUIET_JOBS="true")
     fan_out(rig, 3_000, UNSERVED, seconds=100)  # with this queue's name as many bytes as 6,000 others
 
 
 @pytest.mark.timeout(900)
 def test_a_great_many_follow_up_jobs_of_one_job_are_all_done(rig: Rig) -> None:
-    rig.start(**QUICKLY)
+    rig.start(SIDESTREAM_QUIET_JOBS="true")
     fan_out(rig, FOLLOW_UPS, "default", seconds=800)
 
 
