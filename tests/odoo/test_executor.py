@@ -35,12 +35,12 @@ def test_an_action_runs_and_is_done_once(shop: Shop) -> None:
 @pytest.mark.parametrize(
     ("method", "said"),
     [
-        ("commits", "tried to commit its job's transaction"),
-        ("rolls_back", "tried to roll back its job's transaction"),
-        ("closes", "tried to close its job's transaction"),
-        ("swallows", "went on after an error of PostgreSQL"),
-        ("swallows_and_enqueues", "went on after an error of PostgreSQL"),
-        ("asks_outside", "asked the database in its second step"),
+        ("commits", "tried to commit the transaction of its job"),
+        ("rolls_back", "tried to roll back the transaction of its job"),
+        ("closes", "tried to close the transaction of its job"),
+        ("swallows", "continued after a PostgreSQL error"),
+        ("swallows_and_enqueues", "continued after a PostgreSQL error"),
+        ("asks_outside", "used the database in its second step"),
         ("yields_rubbish", "expected a function"),
         ("is_made_to_yield", "returned a generator, so none of its code ran; expected a method without yield"),
         ("is_made_to_return", "returned True; expected a method that yields its call"),
@@ -50,7 +50,7 @@ def test_an_action_runs_and_is_done_once(shop: Shop) -> None:
         ("too_long", "ran longer than its soft limit of 0.3 s"),
         ("far_too_long", "hard limit"),
         ("loses_its_session", "Its PostgreSQL session ended while it ran"),
-        ("loses_its_key", "lost the connection that holds its key"),
+        ("loses_its_key", "lost the connection that holds its locks"),
     ],
 )
 def test_a_forbidden_action_is_reported_and_rolled_back(shop: Shop, method: str, said: str) -> None:
