@@ -151,7 +151,7 @@ def test_a_wrong_command_line_is_code_2_without_a_traceback(run: Run, words: lis
 
 def test_no_database_is_named(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SIDESTREAM_DATABASE_URL")
-    refused(run("jobs"), 2, "give --database-url or set SIDESTREAM_DATABASE_URL")
+    refused(run("jobs"), 2, "pass --database-url or set SIDESTREAM_DATABASE_URL")
 
 
 # -- servers that are not as they should be --------------------------------------------------------------------------

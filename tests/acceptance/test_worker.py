@@ -83,7 +83,8 @@ def test_the_hard_limit_kills_the_job_and_what_it_started(shared: Rig) -> None:
 
 
 @pytest.mark.parametrize(
-    ("action", "says"), [("commits", "tried to commit the transaction of its job"), ("commits.sql", "cannot be finished")]
+    ("action", "says"),
+    [("commits", "tried to commit the transaction of its job"), ("commits.sql", "cannot be finished")],
 )
 def test_an_action_that_commits_by_itself_is_refused(shared: Rig, action: str, says: str) -> None:
     job = shared.enqueue(action)

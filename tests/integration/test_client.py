@@ -279,7 +279,7 @@ def test_direct_jobs_carry_priority_group_and_limit(jobs: Jobs, broker: Broker) 
     [delivery] = broker.claim("test", [lane(NO_TAG8, "default")], free=2)
     reference = Reference.unpack(delivery.reference)
     assert (delivery.priority, reference.group, reference.limit) == (2, group_tag("g"), limit_tag("courier"))
-    with pytest.raises(InvalidJob, match="only a row can tell duplicates"):
+    with pytest.raises(InvalidJob, match="only rows can detect duplicates"):
         jobs.enqueue_direct("a", unique="u")
 
 
@@ -402,7 +402,7 @@ def test_an_unsuitable_connection_is_refused_at_the_call(jobs: Jobs, dsn: str, k
     with asyncio.Runner() as runner:
         asynchronous = runner.run(connect())
         given = {"psycopg's": asynchronous, "another's": Asynchronous(), "none at all": object()}[kind]
-        with pytest.raises(SettingsError, match="cannot be used here; expected a connection of psycopg 3 or psycopg2"):
+        with pytest.raises(SettingsError, match="cannot be used here; expected a synchronous connection of psycopg 3"):
             jobs.transaction(given)
         with pytest.raises(SettingsError, match="cannot be used here"):
             jobs.enqueue("a", connection=given)

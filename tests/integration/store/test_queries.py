@@ -43,6 +43,10 @@ class Counting:
         self.blocks += plan["Plan"]["Shared Hit Blocks"] + plan["Plan"]["Shared Read Blocks"]
         self._cur.execute(statement, parameters)
 
+    @property
+    def description(self) -> Any:
+        return self._cur.description
+
     def fetchone(self) -> Any:
         return self._cur.fetchone()
 
