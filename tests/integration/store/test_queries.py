@@ -37,10 +37,6 @@ class Counting:
         self._cur = session.cur
         self.blocks = 0
 
-    @property
-    def description(self) -> Any:
-        return self._cur.description
-
     def execute(self, statement: str, parameters: dict[str, Any] | None = None) -> None:
         self._cur.execute(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {statement}", parameters)
         [plan] = self._cur.fetchone()[0]
