@@ -161,7 +161,7 @@ def test_a_delayed_job_waits_for_its_time(shared: Rig) -> None:
     began = time.monotonic()
     job = shared.enqueue("note", "later", delay=1.2)
     assert shared.ends(job).state == "done"
-    assert time.monotonic() - began > 0.2 + 0.9  # up to a second early counts as due (design D2)
+    assert time.monotonic() - began > 0.2 + 0.9  # up to a second early counts as due
 
 
 def test_a_direct_job_with_a_database_leaves_its_row_with_the_effect(shared: Rig) -> None:

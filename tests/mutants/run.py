@@ -51,7 +51,7 @@ MUTANTS = (
     Mutant("failure-without-compare-and-set", (f"{_LEASES}test_a_late_failure_does_not_reopen_a_done_job",)),
     Mutant(
         "no-predecessor-check",
-        (f"{_RACES}test_c05_whatever_the_locks_say_an_open_predecessor_blocks",),
+        (f"{_RACES}test_a_pending_predecessor_blocks_whatever_the_locks_say",),
     ),
     Mutant("reconcile-by-watermark", (f"{_LEASES}test_a_smaller_id_that_commits_later_is_published_too",)),
     Mutant("crash-count-in-redis", (f"{_LEASES}test_an_emptied_redis_forgets_no_crash",)),

@@ -44,7 +44,7 @@ CONNECT_TIMEOUT = 5
 """Seconds that a connection attempt may take, for each address."""
 _KEEPALIVE = {"keepalives": 1, "keepalives_idle": 5, "keepalives_interval": 2, "keepalives_count": 3}
 # Through options, because Odoo's pool wipes what SET did. The backend of a vanished client notices within a second on
-# this host, and within 11 s when the client's host lost its power: a lock does not outlive its worker (design D7).
+# this host, and within 11 s when the client's host lost its power: a lock does not outlive its worker.
 _OPTIONS = {
     "client_connection_check_interval": "1000",
     "tcp_keepalives_idle": "5",

@@ -76,7 +76,7 @@ def test_a_start_alone_that_had_ended_is_not_charged(bench: Bench) -> None:
     assert charges(bench.row(row_id)) == (0, 0, 1)
 
 
-def test_c7_a_job_that_kills_its_host_runs_at_most_three_times(bench: Bench) -> None:
+def test_a_job_that_kills_its_host_runs_at_most_three_times(bench: Bench) -> None:
     """The first death makes a suspect, the next ones, alone, charge it; in the end it is dead and settled."""
     [row_id] = bench.insert()
     for death in range(MAX_CRASHES):
@@ -123,7 +123,7 @@ def test_a_row_at_its_end_is_settled(bench: Bench) -> None:
     assert charges(bench.row(done)) == (0, 0, 0)
 
 
-def test_c8_sessions_of_the_dead_are_ended_before_their_jobs_come_back(bench: Bench) -> None:
+def test_sessions_of_the_dead_are_ended_before_their_jobs_come_back(bench: Bench) -> None:
     [row_id] = bench.insert()
     bench.claim(DEAD)
     bench.die(bench.reference(row_id))

@@ -47,7 +47,7 @@ def test_a_row_that_nobody_published_is_found_by_the_next_step(bench: Bench) -> 
     assert bench.claimed() == []
 
 
-def test_c1_an_id_that_commits_after_a_higher_one_is_found(bench: Bench) -> None:
+def test_an_id_that_commits_after_a_higher_one_is_found(bench: Bench) -> None:
     """A watermark would have passed it: ids are given at the INSERT, rows are seen at the COMMIT."""
     bench.build()
     slow = bench.connect()
@@ -113,7 +113,7 @@ def test_a_retrying_head_is_published_however_late_it_is_due(bench: Bench) -> No
         assert places == [Place.DELAYED, Place.BEHIND_KEY, Place.NOWHERE], "without a key nobody waits for it"
 
 
-def test_c1_a_job_that_ends_between_the_two_reads_stays_settled(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_job_that_ends_between_the_two_reads_stays_settled(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """The bits are read before the rows: the other way round its bit would look unset, and its row still open."""
     [row_id] = bench.insert()
     bench.build()

@@ -1,13 +1,13 @@
-"""Races about opening a job and finishing it. Each test names its C-number and the guard that it needs.
+"""Races about acquiring a row and finishing its job, and the guard in the SQL that each needs.
 
-- C2: ``current_setting('sidestream.job')`` in ``rows._FINISH``, set by ``opening._OPENED`` for the transaction only,
-  and ``MATERIALIZED`` around the lock, so that it is not set for a row that turned out to be locked.
-- C3: the waiting lock in ``opening._STATE_WHEN_UNLOCKED``.
-- C4: the second read ``opening._WHY_NOT`` with its five answers.
-- C5: REPEATABLE READ with ``SKIP LOCKED`` raises 40001 and is let through; the predecessor test inside the one
+- The right to finish: ``current_setting('sidestream.job')`` in ``outcomes._FINISH``, set by ``acquire._ACQUIRED`` for
+  the transaction only, and ``MATERIALIZED`` around the lock, so that it is not set for a row that is locked.
+- The state after a lost commit: the waiting lock in ``acquire._STATE_WHEN_UNLOCKED``.
+- No row: the second read ``acquire._WHY_NOT`` with its five answers.
+- Keys: REPEATABLE READ with ``SKIP LOCKED`` raises 40001, which is not caught; the predecessor test is inside the one
   statement; the key's lock belongs to the session and is taken before the snapshot.
-- C11: ``_DUE ... OR before.attempts > 0`` in ``opening.precedes``.
-- C17: ``FOR NO KEY UPDATE``, which a foreign key's FOR KEY SHARE does not conflict with.
+- Order: ``_DUE ... OR before.attempts > 0`` in ``acquire.precedes``.
+- Foreign keys: ``FOR NO KEY UPDATE``, which a foreign key's FOR KEY SHARE does not conflict with.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ NOW = datetime.now(UTC)
 LATER = NOW + timedelta(hours=1)
 
 
-def test_c02_a_commit_inside_the_action_loses_the_right_to_finish(a: Session, b: Session) -> None:
+def test_a_commit_inside_the_action_loses_the_right_to_finish(a: Session, b: Session) -> None:
     job = a.one()
     a.hold(job)
     a.commit()  # as a cr.commit() in an action does: the lock is gone
@@ -40,7 +40,7 @@ def test_c02_a_commit_inside_the_action_loses_the_right_to_finish(a: Session, b:
     assert b.row(job) == ("done", 0, 0)
 
 
-def test_c02_the_second_delivery_wins_after_a_commit_inside_the_action(a: Session, b: Session) -> None:
+def test_the_second_delivery_wins_after_a_commit_inside_the_action(a: Session, b: Session) -> None:
     job = a.one()
     a.hold(job)
     a.commit()
@@ -53,7 +53,7 @@ def test_c02_the_second_delivery_wins_after_a_commit_inside_the_action(a: Sessio
     b.commit()
 
 
-def test_c02_a_rollback_inside_the_action_loses_it_too(a: Session) -> None:
+def test_a_rollback_inside_the_action_loses_the_right_to_finish(a: Session) -> None:
     job = a.one()
     a.hold(job)
     a.rollback()
@@ -62,7 +62,7 @@ def test_c02_a_rollback_inside_the_action_loses_it_too(a: Session) -> None:
         outcomes.finish(a.cur, job)
 
 
-def test_c02_without_a_transaction_nothing_can_be_finished(a: Session) -> None:
+def test_without_a_transaction_nothing_can_be_finished(a: Session) -> None:
     job = a.one()
     assert isinstance(acquire.acquire_job(a.cur, job), acquire.Acquired)  # autocommit: it is over already
     with pytest.raises(LockLost):
@@ -70,14 +70,14 @@ def test_c02_without_a_transaction_nothing_can_be_finished(a: Session) -> None:
     assert a.row(job)[0] == "pending"
 
 
-def test_c02_another_jobs_lock_does_not_finish_this_one(a: Session) -> None:
+def test_another_jobs_lock_does_not_finish_this_one(a: Session) -> None:
     first, second = a.one(), a.one()
     a.hold(first)
     with pytest.raises(LockLost):
         outcomes.finish(a.cur, second)
 
 
-def test_c02_done_is_written_once(a: Session) -> None:
+def test_done_is_written_once(a: Session) -> None:
     job = a.one()
     a.hold(job)
     outcomes.finish(a.cur, job)
@@ -85,7 +85,7 @@ def test_c02_done_is_written_once(a: Session) -> None:
         outcomes.finish(a.cur, job)
 
 
-def test_c02_a_row_that_was_locked_cannot_be_finished(a: Session, b: Session) -> None:
+def test_a_row_that_was_locked_cannot_be_finished(a: Session, b: Session) -> None:
     job = a.one()
     a.hold(job)
     assert b.open(job) == acquire.Locked()
@@ -94,7 +94,7 @@ def test_c02_a_row_that_was_locked_cannot_be_finished(a: Session, b: Session) ->
         outcomes.finish(b.cur, job)
 
 
-def test_c02_opened_again_after_a_commit_it_can_be_finished(a: Session) -> None:
+def test_a_row_acquired_again_after_a_commit_can_be_finished(a: Session) -> None:
     job = a.one()
     acquired = a.hold(job)
     a.commit()
@@ -104,7 +104,7 @@ def test_c02_opened_again_after_a_commit_it_can_be_finished(a: Session) -> None:
     assert a.row(job)[0] == "done"
 
 
-def test_c02_opened_again_it_is_not_ours_when_an_attempt_was_charged(a: Session, b: Session) -> None:
+def test_a_row_is_not_acquired_again_when_an_attempt_was_charged(a: Session, b: Session) -> None:
     job = a.one()
     a.hold(job)
     a.commit()
@@ -115,7 +115,7 @@ def test_c02_opened_again_it_is_not_ours_when_an_attempt_was_charged(a: Session,
     assert a.open(job, attempts_seen=1) == acquire.Locked()
 
 
-def test_c02_opened_again_nothing_that_became_due_stands_before_it(a: Session) -> None:
+def test_no_job_that_became_due_precedes_a_row_acquired_again(a: Session) -> None:
     head = a.one(key="k", run_at=LATER)
     job = a.one(key="k")
     a.hold(job)
@@ -126,7 +126,7 @@ def test_c02_opened_again_nothing_that_became_due_stands_before_it(a: Session) -
     assert a.open(job) == acquire.Blocked(head)
 
 
-def test_c03_the_state_after_a_lost_commit_is_read_with_a_waiting_lock(a: Session, b: Session) -> None:
+def test_the_state_after_a_lost_commit_is_read_with_a_waiting_lock(a: Session, b: Session) -> None:
     job = a.one()
     a.hold(job)
     outcomes.finish(a.cur, job)  # the commit is under way in the old backend
@@ -137,7 +137,7 @@ def test_c03_the_state_after_a_lost_commit_is_read_with_a_waiting_lock(a: Sessio
     assert reading.result(15) is State.DONE
 
 
-def test_c03_the_wait_is_bounded(a: Session, b: Session) -> None:
+def test_the_wait_is_bounded(a: Session, b: Session) -> None:
     job = a.one()
     a.hold(job)
     with pytest.raises(ERRORS) as caught:
@@ -149,7 +149,7 @@ def test_c03_the_wait_is_bounded(a: Session, b: Session) -> None:
     assert acquire.state_when_unlocked(b.cur, job + 1, timeout=0.05) is None
 
 
-def test_c04_no_row_has_many_meanings(a: Session, b: Session) -> None:
+def test_no_row_has_many_meanings(a: Session, b: Session) -> None:
     running, done, dead, cancelled = (a.one() for _ in range(4))
     scheduled = a.one(run_at=LATER)
     head, behind, far_behind = (a.one(key="k") for _ in range(3))
@@ -174,14 +174,14 @@ def test_c04_no_row_has_many_meanings(a: Session, b: Session) -> None:
     assert isinstance(acquire.acquire_job(b.cur, head), acquire.Acquired)
 
 
-def test_c04_a_form_that_edits_the_row_counts_as_locked(a: Session, b: Session) -> None:
+def test_a_form_that_edits_the_row_counts_as_locked(a: Session, b: Session) -> None:
     job = a.one()
     a.begin()
     a.execute("SELECT FROM sidestream_job WHERE id = %(id)s FOR UPDATE", {"id": job})
     assert b.open(job) == acquire.Locked()
 
 
-def test_c04_opened_says_all_that_the_job_needs(a: Session) -> None:
+def test_an_acquired_row_has_all_that_the_job_needs(a: Session) -> None:
     [stored] = a.insert(Job("test.act", (1, "é"), {"n": None}, queue="q", key="k"))
     acquired = a.hold(stored.id)
     assert acquired == acquire.Acquired(
@@ -189,7 +189,7 @@ def test_c04_opened_says_all_that_the_job_needs(a: Session) -> None:
     )
 
 
-def test_c05_a_row_that_changed_after_the_snapshot_raises_40001(a: Session, b: Session) -> None:
+def test_a_row_that_changed_after_the_snapshot_raises_40001(a: Session, b: Session) -> None:
     job = a.one()
     b.begin()
     b.value("SELECT count(*) FROM sidestream_job")  # the snapshot
@@ -202,7 +202,7 @@ def test_c05_a_row_that_changed_after_the_snapshot_raises_40001(a: Session, b: S
     assert b.hold(job).attempts == 1  # a new snapshot, nothing left undone
 
 
-def test_c05_whatever_the_locks_say_an_open_predecessor_blocks(a: Session, b: Session) -> None:
+def test_a_pending_predecessor_blocks_whatever_the_locks_say(a: Session, b: Session) -> None:
     first, second = a.one(key="k"), a.one(key="k")
     a.hold(first)
     assert b.open(second) == acquire.Blocked(first)  # Redis was emptied and admitted it too early
@@ -215,7 +215,7 @@ def test_c05_whatever_the_locks_say_an_open_predecessor_blocks(a: Session, b: Se
     assert isinstance(b.open(second), acquire.Acquired)
 
 
-def test_c05_who_opens_sees_what_its_predecessor_did(a: Session, b: Session) -> None:
+def test_an_acquired_job_sees_what_its_predecessor_did(a: Session, b: Session) -> None:
     first, second = a.one(key="k"), a.one(key="k")
     a.hold(first)
     a.execute("INSERT INTO sidestream_attempt (job_id, worker, slot, event) VALUES (0, 'effect', 0, 'done')")
@@ -231,7 +231,7 @@ def test_c05_who_opens_sees_what_its_predecessor_did(a: Session, b: Session) -> 
     assert b.value("SELECT count(*) FROM sidestream_attempt WHERE worker = 'effect'") == 1
 
 
-def test_c05_the_keys_lock_outlives_transactions_and_dies_with_its_session(a: Session, b: Session) -> None:
+def test_the_keys_lock_outlives_transactions_and_dies_with_its_session(a: Session, b: Session) -> None:
     assert acquire.lock_tag(a.cur, tag("k", 8))
     assert not acquire.lock_tag(b.cur, tag("k", 8))
     assert acquire.lock_tag(b.cur, tag("another", 8))
@@ -246,7 +246,7 @@ def test_c05_the_keys_lock_outlives_transactions_and_dies_with_its_session(a: Se
     assert acquire.unlock_tag(b.cur, tag("k", 8))
 
 
-def test_c05_a_key_is_unlocked_by_its_holder_alone(a: Session, b: Session) -> None:
+def test_a_key_is_unlocked_by_its_holder_alone(a: Session, b: Session) -> None:
     assert acquire.lock_tag(a.cur, tag("k", 8))
     b.execute("SET client_min_messages = error")
     assert not acquire.unlock_tag(b.cur, tag("k", 8))
@@ -255,7 +255,7 @@ def test_c05_a_key_is_unlocked_by_its_holder_alone(a: Session, b: Session) -> No
     assert acquire.unlock_tag(b.cur, b"\xff" * 8)
 
 
-def test_c11_overlapping_transactions_have_no_order(a: Session, b: Session) -> None:
+def test_overlapping_transactions_have_no_order(a: Session, b: Session) -> None:
     a.begin()
     first = a.one(key="k")
     second = b.one(key="k")
@@ -265,7 +265,7 @@ def test_c11_overlapping_transactions_have_no_order(a: Session, b: Session) -> N
     b.done(first)
 
 
-def test_c11_a_smaller_id_that_appears_late_goes_first_from_then_on(a: Session, b: Session) -> None:
+def test_a_smaller_id_that_appears_late_goes_first_from_then_on(a: Session, b: Session) -> None:
     a.begin()
     first = a.one(key="k")
     second = b.one(key="k")
@@ -273,14 +273,14 @@ def test_c11_a_smaller_id_that_appears_late_goes_first_from_then_on(a: Session, 
     assert b.open(second) == acquire.Blocked(first)
 
 
-def test_c11_a_retrying_head_blocks_its_key(a: Session) -> None:
+def test_a_retrying_head_blocks_its_key(a: Session) -> None:
     head, behind = a.one(key="k"), a.one(key="k")
     assert outcomes.fail_attempt(a.cur, head, 0, 3600, "It failed.").applied
     assert isinstance(a.open(head), acquire.NotDue)
     assert acquire.acquire_job(a.cur, behind) == acquire.Blocked(head)
 
 
-def test_c11_a_job_that_is_not_due_stands_in_no_line_and_takes_its_place_when_due(a: Session) -> None:
+def test_a_job_does_not_block_its_key_until_it_is_due(a: Session) -> None:
     head, behind, other = a.one(key="k", run_at=LATER), a.one(key="k"), a.one(key="other", run_at=NOW)
     assert isinstance(a.open(behind), acquire.Acquired)
     assert isinstance(acquire.acquire_job(a.cur, other), acquire.Acquired)
@@ -290,7 +290,7 @@ def test_c11_a_job_that_is_not_due_stands_in_no_line_and_takes_its_place_when_du
 
 
 @pytest.mark.parametrize("end", ["failed", "cancelled", "done"])
-def test_c11_a_head_that_ended_frees_its_key(a: Session, end: str) -> None:
+def test_a_head_that_ended_frees_its_key(a: Session, end: str) -> None:
     head, behind = a.one(key="k"), a.one(key="k")
     if end == "failed":
         assert outcomes.fail_job(a.cur, head, 0, "It can never work.").applied
@@ -301,21 +301,21 @@ def test_c11_a_head_that_ended_frees_its_key(a: Session, end: str) -> None:
     assert isinstance(a.open(behind), acquire.Acquired)
 
 
-def test_c11_who_may_be_opened_early_counts_as_due_for_those_behind_it(a: Session) -> None:
+def test_a_job_that_may_be_acquired_early_counts_as_due_for_those_behind_it(a: Session) -> None:
     soon = a.value("SELECT now()") + timedelta(seconds=0.8)
     head, behind = a.one(key="k", run_at=soon), a.one(key="k")
     assert a.open(behind) == acquire.Blocked(head)
     assert isinstance(acquire.acquire_job(a.cur, head), acquire.Acquired)
 
 
-def test_c17_a_key_share_lock_on_the_row_delays_nobody(a: Session, b: Session) -> None:
+def test_a_key_share_lock_on_the_row_delays_nobody(a: Session, b: Session) -> None:
     job = a.one()
     a.begin()
     a.execute("SELECT FROM sidestream_job WHERE id = %(id)s FOR KEY SHARE", {"id": job})  # as an Odoo many2one's
     b.done(job)
 
 
-def test_c17_attempt_rows_are_written_while_the_job_runs(a: Session, b: Session) -> None:
+def test_attempt_rows_are_written_while_the_job_runs(a: Session, b: Session) -> None:
     job = a.one()
     a.hold(job)
     attempts.record(b.cur, job, "host-1", 0, "started", "alone")

@@ -251,7 +251,7 @@ def test_attempts_tell_what_a_dead_supervisor_left_open(a: Session) -> None:
 
 
 @pytest.mark.parametrize("zone", ZONES)
-def test_c23_the_sessions_time_zone_changes_nothing(connect: Connect, zone: str) -> None:
+def test_the_sessions_time_zone_changes_nothing(connect: Connect, zone: str) -> None:
     """Guard: ``AT TIME ZONE 'UTC'`` wherever ``now`` meets a column, in statements and in the columns' defaults."""
     a = connect(TimeZone=zone)
     now = datetime.now(UTC)

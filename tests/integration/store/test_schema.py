@@ -240,7 +240,7 @@ connection.execute("SELECT pg_sleep(60)")
 
 
 @pytest.mark.parametrize("driver", ["psycopg"], indirect=True)
-def test_c08_the_backend_of_a_killed_client_ends_by_itself(connect: Connect, store_dsn: str) -> None:
+def test_the_backend_of_a_killed_client_ends_by_itself(connect: Connect, store_dsn: str) -> None:
     """Guard: ``client_connection_check_interval``; without it the backend sleeps on for a minute."""
     watcher = connect()
     command = [sys.executable, "-c", CLIENT, store_dsn]

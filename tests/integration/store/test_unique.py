@@ -107,7 +107,7 @@ def test_the_first_is_rolled_back(a: Session, b: Session, until: str, conflict: 
     put(a, until, conflict, 1)
     assert not put(b, until, conflict, 2).existed
     a.rollback()
-    assert run_all(b) == [2], "no ghost suppresses it (C9)"
+    assert run_all(b) == [2], "no ghost suppresses it"
 
 
 def test_another_key_is_no_duplicate(a: Session) -> None:

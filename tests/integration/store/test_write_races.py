@@ -1,11 +1,11 @@
-"""Races about every write that is not "done", and about people. Each test names its C-number and the guard it needs.
+"""Races about every write that is not "done", and about people, and the guard in the SQL that each needs.
 
-- C1: ``queries.unpublished`` compares bits and rows; no watermark, whatever order transactions commit in.
-- C3, C7: ``rows._AS_SEEN`` (open, and the attempts that the writer saw), looked at again under the row's lock.
-- C7, C9: ``SKIP LOCKED`` in ``written.compare_and_set``: no write waits for a job that runs.
-- C8: ``sessions``: the backend of a dead worker is ended, by number *and* name.
-- C9: ``rows._INSERT`` shares no constraint; ``control.cancel`` asks by an insert-only row, ``opening._NOT_CANCELLED``.
-- C22: ``candidates.candidates`` takes no lock.
+- Commit order: ``queries.unpublished`` compares bits and rows; no watermark, whatever order transactions commit in.
+- Late writers: each write's condition (pending, and the attempts that the writer saw) is checked again under the lock.
+- Running jobs: ``SKIP LOCKED`` in ``compare_and_set.compare_and_set``: no write waits for a job that runs.
+- Dead workers: ``sessions`` ends the backend of a dead worker, by number *and* name.
+- Cancel: ``insert`` shares no constraint; ``control.cancel`` asks by an insert-only row, ``acquire._NOT_CANCELLED``.
+- Candidates: ``candidates.candidates`` takes no lock.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ WRITES = {
 DIRECT = UUID("01890a5d-ac96-774b-bcce-b302099a8057")
 
 
-def test_c01_a_transaction_that_commits_late_is_found_below_ids_that_were_compared(a: Session, b: Session) -> None:
+def test_a_transaction_that_commits_late_is_found_below_ids_that_were_compared(a: Session, b: Session) -> None:
     a.begin()
     late = a.one()
     early = b.one()
@@ -48,7 +48,7 @@ def test_c01_a_transaction_that_commits_late_is_found_below_ids_that_were_compar
 
 
 @pytest.mark.parametrize("write", ["fail_attempt", "fail_job", "crash", "suspect"])
-def test_c03_nothing_reopens_or_charges_a_job_that_is_done(a: Session, b: Session, write: str) -> None:
+def test_nothing_reopens_or_charges_a_job_that_is_done(a: Session, b: Session, write: str) -> None:
     job = a.one()
     a.done(job)
     before = b.row(job, "*")
@@ -58,7 +58,7 @@ def test_c03_nothing_reopens_or_charges_a_job_that_is_done(a: Session, b: Sessio
 
 
 @pytest.mark.parametrize("write", ["fail_attempt", "fail_job", "crash", "suspect"])
-def test_c03_a_late_writer_of_an_older_attempt_changes_nothing(a: Session, b: Session, write: str) -> None:
+def test_a_late_writer_of_an_older_attempt_changes_nothing(a: Session, b: Session, write: str) -> None:
     job = a.one()
     assert outcomes.fail_attempt(a.cur, job, 0, 0, "It failed.").applied
     before = b.row(job, "*")
@@ -68,7 +68,7 @@ def test_c03_a_late_writer_of_an_older_attempt_changes_nothing(a: Session, b: Se
 
 
 @pytest.mark.parametrize("write", ["fail_attempt", "fail_job", "crash", "suspect", "count", "cancel", "run_now"])
-def test_c07_no_write_waits_for_a_job_that_runs(a: Session, b: Session, write: str) -> None:
+def test_no_write_waits_for_a_job_that_runs(a: Session, b: Session, write: str) -> None:
     job = a.one()
     a.hold(job)
     before = b.row(job, "*")
@@ -81,12 +81,12 @@ def test_c07_no_write_waits_for_a_job_that_runs(a: Session, b: Session, write: s
 @pytest.mark.parametrize(
     "write", ["fail_attempt", "fail_job", "crash", "suspect", "count", "cancel", "retry", "run_now"]
 )
-def test_c07_a_row_that_is_gone_is_missing(a: Session, write: str) -> None:
+def test_a_row_that_is_gone_is_missing(a: Session, write: str) -> None:
     written = WRITES[write](a, 10_000, 0)
     assert (written.applied, written.locked, written.missing, written.terminal) == (False, False, True, True)
 
 
-def test_c07_two_supervisors_charge_one_crash_once(a: Session, b: Session) -> None:
+def test_two_workers_charge_one_crash_once(a: Session, b: Session) -> None:
     job = a.one()
     a.begin()
     assert outcomes.crash(a.cur, job, 0, "It crashed.", MAX_CRASHES).applied
@@ -96,7 +96,7 @@ def test_c07_two_supervisors_charge_one_crash_once(a: Session, b: Session) -> No
     assert b.row(job) == ("pending", 1, 1)
 
 
-def test_c07_the_condition_is_looked_at_again_under_the_lock(a: Session, b: Session) -> None:
+def test_the_condition_is_checked_again_under_the_lock(a: Session, b: Session) -> None:
     """The row changes between the writer's snapshot and its lock; READ COMMITTED reads it anew."""
     job = a.one()
     b.execute(
@@ -116,7 +116,7 @@ def test_c07_the_condition_is_looked_at_again_under_the_lock(a: Session, b: Sess
     assert a.row(job, "attempts, error") == (1, "It failed first.")
 
 
-def test_c07_the_third_crash_is_the_end(a: Session) -> None:
+def test_the_third_crash_is_the_end(a: Session) -> None:
     job = a.one()
     for seen in range(MAX_CRASHES - 1):
         written = outcomes.crash(a.cur, job, seen, "It crashed.", MAX_CRASHES)
@@ -127,7 +127,7 @@ def test_c07_the_third_crash_is_the_end(a: Session) -> None:
     assert a.row(job, "ended_at IS NOT NULL") == (True,)
 
 
-def test_c07_a_suspicion_charges_nothing_until_it_is_confirmed(a: Session) -> None:
+def test_a_suspicion_charges_nothing_until_it_is_confirmed(a: Session) -> None:
     job = a.one()
     assert outcomes.suspect(a.cur, job, 0).applied
     assert a.row(job, "state, attempts, crashes, suspects") == ("pending", 0, 0, 1)
@@ -137,14 +137,14 @@ def test_c07_a_suspicion_charges_nothing_until_it_is_confirmed(a: Session) -> No
     assert a.row(job, "attempts, crashes, suspects") == (1, 2, 0)
 
 
-def test_c07_a_failure_clears_the_suspicion(a: Session) -> None:
+def test_a_failure_clears_the_suspicion(a: Session) -> None:
     job = a.one()
     assert outcomes.suspect(a.cur, job, 0).applied
     assert outcomes.fail_attempt(a.cur, job, 0, 0, "It failed.").applied
     assert a.row(job, "attempts, crashes, suspects") == (1, 0, 0)
 
 
-def test_c08_the_backend_of_a_dead_worker_holds_its_rows_no_longer(a: Session, b: Session) -> None:
+def test_the_ended_backend_of_a_dead_worker_releases_its_rows(a: Session, b: Session) -> None:
     job = a.one()
     a.execute("SET application_name = 'sidestream/host-1/0'")
     a.hold(job)
@@ -157,7 +157,7 @@ def test_c08_the_backend_of_a_dead_worker_holds_its_rows_no_longer(a: Session, b
     assert isinstance(asleep.exception(10), ERRORS)
 
 
-def test_c08_a_backend_that_does_not_end_is_not_called_gone(a: Session, b: Session) -> None:
+def test_a_backend_that_does_not_end_is_not_called_gone(a: Session, b: Session) -> None:
     os.kill(a.pid, signal.SIGSTOP)
     try:
         assert not sessions.terminate_backend(b.cur, a.pid, "test", patience=0.05)
@@ -167,14 +167,14 @@ def test_c08_a_backend_that_does_not_end_is_not_called_gone(a: Session, b: Sessi
     assert sessions.terminate_backend(b.cur, a.pid, "test")
 
 
-def test_c08_a_process_number_that_was_given_again_is_spared(a: Session, b: Session) -> None:
+def test_a_reused_process_number_is_spared(a: Session, b: Session) -> None:
     a.execute("SET application_name = 'the accountant'")
     assert sessions.terminate_backend(b.cur, a.pid, "sidestream/host-1/0")
     assert sessions.terminate_backend(b.cur, b.pid, "test")  # never oneself
     assert a.value("SELECT 1") == 1
 
 
-def test_c08_a_dead_supervisors_sessions_are_ended_and_no_others(connect: Connect, b: Session) -> None:
+def test_a_dead_workers_sessions_are_ended_and_no_others(connect: Connect, b: Session) -> None:
     theirs, almost, ours = connect(), connect(), b
     theirs.execute("SET application_name = 'sidestream/host_1/3'")
     almost.execute("SET application_name = 'sidestream/host_10/3'")
@@ -185,7 +185,7 @@ def test_c08_a_dead_supervisors_sessions_are_ended_and_no_others(connect: Connec
     assert sessions.terminate_worker(ours.cur, "host_1") == (True, 0)
 
 
-def test_c09_enqueue_waits_for_nobodys_rows(a: Session, b: Session) -> None:
+def test_enqueue_waits_for_nobodys_rows(a: Session, b: Session) -> None:
     held = a.one(key="k")
     a.hold(held)
     mine = a.one(key="k")  # uncommitted
@@ -196,7 +196,7 @@ def test_c09_enqueue_waits_for_nobodys_rows(a: Session, b: Session) -> None:
     assert held < mine < theirs
 
 
-def test_c09_cancelling_a_running_job_asks_for_it_once(a: Session, b: Session) -> None:
+def test_cancelling_a_running_job_asks_for_it_once(a: Session, b: Session) -> None:
     job = a.one()
     a.hold(job)
     b.begin()  # as in a person's request
@@ -214,7 +214,7 @@ def test_c09_cancelling_a_running_job_asks_for_it_once(a: Session, b: Session) -
     assert (control.pending(b.cur), b.row(job)[0]) == ([], "cancelled")
 
 
-def test_c09_a_cancel_that_comes_too_late_changes_nothing(a: Session, b: Session) -> None:
+def test_a_cancel_that_comes_too_late_changes_nothing(a: Session, b: Session) -> None:
     job = a.one()
     a.hold(job)
     assert control.cancel(b.cur, job).locked
@@ -227,7 +227,7 @@ def test_c09_a_cancel_that_comes_too_late_changes_nothing(a: Session, b: Session
     assert control.handled(b.cur, request.id)
 
 
-def test_c09_two_keepers_handle_a_request_without_waiting(a: Session, b: Session) -> None:
+def test_two_workers_handle_a_cancel_request_without_waiting(a: Session, b: Session) -> None:
     job = a.one()
     a.hold(job)
     control.cancel(b.cur, job)
@@ -239,7 +239,7 @@ def test_c09_two_keepers_handle_a_request_without_waiting(a: Session, b: Session
     a.commit()
 
 
-def test_c09_a_person_changes_an_ended_job_without_waiting(a: Session, b: Session) -> None:
+def test_a_person_changes_an_ended_job_without_waiting(a: Session, b: Session) -> None:
     job = a.one()
     assert outcomes.fail_job(a.cur, job, 0, "It can never work.").applied
     a.begin()
@@ -249,7 +249,7 @@ def test_c09_a_person_changes_an_ended_job_without_waiting(a: Session, b: Sessio
     assert control.retry(b.cur, job).applied
 
 
-def test_c22_candidates_are_read_without_a_lock(a: Session, b: Session) -> None:
+def test_candidates_are_read_without_a_lock(a: Session, b: Session) -> None:
     running, free = a.one(), a.one()
     a.hold(running)
     assert [job.id for job in due_jobs(b.cur, ["default"], 10)] == [running, free]
