@@ -166,13 +166,13 @@ def _maintenance(world: World, database: schema.Database, name: str) -> Iterator
     assert world.dsn is not None
     settings = world.settings()
     connect = partial(adapter.connect, world.dsn, f"sidestream/{name}/maintenance", autocommit=True)
-    broker, link = RedisBroker(world.redis.url, timeout=10), StoreConnection(connect)
+    broker, store = RedisBroker(world.redis.url, timeout=10), StoreConnection(connect)
     maintenance = make_maintenance_tasks(
         settings,
         worker=name,
         lanes=(lane(database.tag, "default"), lane(NO_TAG8, "default")),
         broker=broker,
-        link=link,
+        store=store,
         database=database,
         dead_workers=DeadWorkers(settings.data_dir),
         stop_running=lambda job_id: False,
@@ -186,7 +186,7 @@ def _maintenance(world: World, database: schema.Database, name: str) -> Iterator
         yield
     finally:
         thread.stop()
-        link.close()
+        store.close()
         broker.close()
 
 

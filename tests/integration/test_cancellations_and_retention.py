@@ -28,10 +28,10 @@ class Bench:
         self.connection = self.connect()
         with self.connection.transaction(), self.connection.cursor() as cursor:
             self.database = schema.install(cursor)
-        self.link = StoreConnection(self.connect)
+        self.store = StoreConnection(self.connect)
         self.stopped: list[int] = []
         self.runs_here = True
-        self.controller = CancellationTask(self.link, stop_running=self.stop_running)
+        self.cancellations = CancellationTask(self.store, stop_running=self.stop_running)
 
     def connect(self) -> psycopg.Connection[Any]:
         return connect(self.dsn, "sidestream/test/bench", autocommit=True)
@@ -64,7 +64,7 @@ class Bench:
         return None if found is None else found[0]
 
     def close(self) -> None:
-        self.link.close()
+        self.store.close()
         self.connection.close()
 
 
@@ -79,14 +79,14 @@ def test_a_running_job_is_stopped_and_then_cancelled(bench: Bench) -> None:
     [row_id] = bench.insert()
     child = bench.run(row_id)
     bench.cancel(row_id)
-    assert not bench.controller.step()
+    assert not bench.cancellations.step()
     assert bench.stopped == [row_id]
     assert (bench.state(row_id), bench.pending()) == ("pending", [row_id])
     child.execute("ROLLBACK")  # close() alone does not wait until the lock is free
     child.close()
-    bench.controller.step()
+    bench.cancellations.step()
     assert (bench.state(row_id), bench.pending()) == ("cancelled", [])
-    bench.controller.step()
+    bench.cancellations.step()
     assert bench.stopped == [row_id], "a free row is cancelled without another kill"
 
 
@@ -94,11 +94,11 @@ def test_a_job_that_commits_before_its_cancellation_stays_done(bench: Bench) -> 
     [row_id] = bench.insert()
     child = bench.run(row_id)
     bench.cancel(row_id)
-    bench.controller.step()
+    bench.cancellations.step()
     child.execute("UPDATE sidestream_job SET state = 'done' WHERE id = %s", (row_id,))
     child.execute("COMMIT")
     child.close()
-    bench.controller.step()
+    bench.cancellations.step()
     assert (bench.state(row_id), bench.pending()) == ("done", [])
 
 
@@ -114,7 +114,7 @@ def test_a_job_that_is_retried_while_its_cancellation_is_applied_stays_pending(b
         [request] = control.pending(cursor)
         assert control.retry(cursor, row_id).applied
         child = bench.run(row_id) if runs else bench.connect()
-        bench.controller._carry_out(cursor, request)
+        bench.cancellations._carry_out(cursor, request)
     child.close()
     assert (bench.state(row_id), bench.pending(), bench.stopped) == ("pending", [], [])
 
@@ -124,8 +124,8 @@ def test_every_worker_reads_the_request_whichever_runs_the_job(bench: Bench) -> 
     child = bench.run(row_id)
     bench.cancel(row_id)
     bench.runs_here = False
-    bench.controller.step()
-    bench.controller.step()
+    bench.cancellations.step()
+    bench.cancellations.step()
     assert bench.stopped == [row_id, row_id]
     assert bench.pending() == [row_id]
     child.close()
@@ -138,7 +138,7 @@ def test_a_request_whose_row_is_gone_is_handled(bench: Bench) -> None:
     child.execute("DELETE FROM sidestream_job WHERE id = %s", (row_id,))
     child.execute("COMMIT")
     child.close()
-    bench.controller.step()
+    bench.cancellations.step()
     assert (bench.state(row_id), bench.pending()) == (None, [])
 
 
@@ -154,67 +154,67 @@ def test_old_jobs_are_removed_in_batches_with_their_history(bench: Bench, monkey
         " state = CASE WHEN id = ANY(%s) THEN 'failed' ELSE 'done' END WHERE id = ANY(%s)",
         (ids[:2], ids[:12]),
     )
-    janitor = RetentionTask(bench.link, done_retention=30 * DAY, failed_retention=None)
+    task = RetentionTask(bench.store, done_retention=30 * DAY, failed_retention=None)
     steps = 1
-    while janitor.step():
+    while task.step():
         steps += 1
     assert steps == 3
     left = [row[0] for row in bench.connection.execute("SELECT id FROM sidestream_job ORDER BY id")]
     assert left == [*ids[:2], *ids[12:]]
     history = [row[0] for row in bench.connection.execute("SELECT job_id FROM sidestream_attempt ORDER BY job_id")]
     assert history == left
-    assert not RetentionTask(bench.link, done_retention=30 * DAY, failed_retention=35 * DAY).step()
+    assert not RetentionTask(bench.store, done_retention=30 * DAY, failed_retention=35 * DAY).step()
     assert [bench.state(row_id) for row_id in ids[:2]] == [None, None]
 
 
 def test_the_store_connection_identifies_its_database(bench: Bench) -> None:
-    assert bench.link.database() == bench.database
+    assert bench.store.database() == bench.database
 
 
 def test_the_store_connection_reopens_after_postgresql_was_away(bench: Bench, postgres: PostgresServer) -> None:
-    with bench.link.cursor("looking") as cursor:
+    with bench.store.cursor("looking") as cursor:
         cursor.execute("SELECT 1")
     postgres.kill()
     for _ in range(2):
-        with pytest.raises(StoreUnavailable), bench.link.cursor("looking") as cursor:
+        with pytest.raises(StoreUnavailable), bench.store.cursor("looking") as cursor:
             cursor.execute("SELECT 1")
     postgres.start()
-    with bench.link.cursor("looking") as cursor:
+    with bench.store.cursor("looking") as cursor:
         assert cursor.execute("SELECT 1").fetchone() == (1,)
 
 
 def test_a_refused_statement_keeps_the_connection_and_undoes_its_transaction(bench: Bench) -> None:
-    with bench.link.cursor("looking") as cursor:
+    with bench.store.cursor("looking") as cursor:
         pid = cursor.connection.info.backend_pid
 
     def refused() -> None:
-        with bench.link.transaction("looking") as cursor:
+        with bench.store.transaction("looking") as cursor:
             cursor.execute("DELETE FROM sidestream_meta")
             cursor.execute("SELECT 1 / 0")
 
     with pytest.raises(StoreError, match="looking"):
         refused()
-    assert bench.link.database() == bench.database
-    with bench.link.cursor("looking") as cursor:
+    assert bench.store.database() == bench.database
+    with bench.store.cursor("looking") as cursor:
         assert cursor.connection.info.backend_pid == pid
         assert cursor.execute("SELECT count(*) FROM sidestream_meta").fetchone() == (1,)
 
 
 def test_missing_tables_are_reported_in_one_sentence(database: str) -> None:
-    link = StoreConnection(lambda: connect(database, "sidestream/test/bench", autocommit=True))
+    store = StoreConnection(lambda: connect(database, "sidestream/test/bench", autocommit=True))
     with pytest.raises(SchemaMismatch):
-        link.database()
-    link.close()
+        store.database()
+    store.close()
 
 
 def test_another_database_behind_the_same_address_is_refused(bench: Bench) -> None:
-    assert bench.link.database() == bench.database
-    bench.link.close()
+    assert bench.store.database() == bench.database
+    bench.store.close()
     bench.connection.execute(
         "DROP TABLE sidestream_job, sidestream_attempt, sidestream_job_record, sidestream_control, sidestream_meta,"
         " sidestream_rule, sidestream_worker"
     )
     with bench.connection.transaction(), bench.connection.cursor() as cursor:
         schema.install(cursor)
-    with pytest.raises(SchemaMismatch, match="restart the worker"), bench.link.cursor("looking"):
+    with pytest.raises(SchemaMismatch, match="restart the worker"), bench.store.cursor("looking"):
         pass

@@ -35,7 +35,7 @@ class Bench:
             self.database = schema.install(cursor)
         self.cursor = self.connection.cursor()
         self.lane = lane(self.database.tag, "default")
-        self.links: list[StoreConnection] = []
+        self.stores: list[StoreConnection] = []
         self.brokers: list[RedisBroker] = []
         self.worker = self.broker()
 
@@ -46,15 +46,15 @@ class Bench:
         self.brokers.append(RedisBroker(self.redis.url, timeout=10))
         return self.brokers[-1]
 
-    def link(self) -> StoreConnection:
-        self.links.append(StoreConnection(self.connect))
-        return self.links[-1]
+    def store(self) -> StoreConnection:
+        self.stores.append(StoreConnection(self.connect))
+        return self.stores[-1]
 
-    def ruler(self) -> RuleSync:
-        return RuleSync(self.broker(), self.link(), direct=True)
+    def rule_sync(self) -> RuleSync:
+        return RuleSync(self.broker(), self.store(), direct=True)
 
-    def broker_of(self, ruler: RuleSync) -> RedisBroker:
-        broker = ruler._broker
+    def broker_of(self, rule_sync: RuleSync) -> RedisBroker:
+        broker = rule_sync._broker
         assert isinstance(broker, RedisBroker)
         return broker
 
@@ -70,8 +70,8 @@ class Bench:
         return [Reference.unpack(delivery.reference).id for delivery in found]
 
     def close(self) -> None:
-        for link in self.links:
-            link.close()
+        for store in self.stores:
+            store.close()
         for broker in self.brokers:
             broker.close()
         self.connection.close()
@@ -85,42 +85,42 @@ def bench(database: str, redis_server: RedisServer) -> Iterator[Bench]:
 
 
 def test_nothing_is_claimed_before_the_rules_are_configured(bench: Bench) -> None:
-    ruler = bench.ruler()
+    rule_sync = bench.rule_sync()
     bench.worker.begin_generation()
     bench.put(Job("act"))
     assert bench.claim() == []
-    assert not ruler.step()
+    assert not rule_sync.step()
     assert bench.claim() == [1]
 
 
 def test_a_pause_and_a_resume_govern_after_one_step(bench: Bench) -> None:
-    ruler = bench.ruler()
-    ruler.step()
+    rule_sync = bench.rule_sync()
+    rule_sync.step()
     rules.pause(bench.cursor, Pause(queue="default"))
-    ruler.step()
+    rule_sync.step()
     bench.put(Job("act"))
     assert bench.claim() == []
     rules.resume(bench.cursor, Pause(queue="default"))
-    ruler.step()
+    rule_sync.step()
     assert bench.claim() == [1]
 
 
 def test_rules_are_restored_right_after_redis_was_emptied(bench: Bench) -> None:
     rules.pause(bench.cursor, Pause(action="act"), by="Ann")
-    ruler = bench.ruler()
-    ruler.step()
+    rule_sync = bench.rule_sync()
+    rule_sync.step()
     bench.redis.flushall()
-    ruler.step()
+    rule_sync.step()
     bench.put(Job("act"), Job("other"))
     assert bench.claim() == [2], "the pause outlived Redis"
 
 
 def test_a_disconnected_worker_does_not_restore_old_rules(bench: Bench) -> None:
-    cut_off, ruler = bench.ruler(), bench.ruler()
+    cut_off, rule_sync = bench.rule_sync(), bench.rule_sync()
     old = rules.read(bench.cursor)
     cut_off.step()
     rules.pause(bench.cursor, Pause(queue="default"))
-    ruler.step()
+    rule_sync.step()
     assert not bench.broker_of(cut_off).configure(bench.database.tag, old)
     cut_off.step()
     bench.put(Job("act"))
@@ -128,31 +128,31 @@ def test_a_disconnected_worker_does_not_restore_old_rules(bench: Bench) -> None:
 
 
 def test_unchanged_rules_are_not_configured_again(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    ruler, given = bench.ruler(), []
-    ruler.step()
-    broker = bench.broker_of(ruler)
+    rule_sync, given = bench.rule_sync(), []
+    rule_sync.step()
+    broker = bench.broker_of(rule_sync)
     monkeypatch.setattr(broker, "configure", lambda database, found: given.append(database))
     for _ in range(5):
-        ruler.step()
+        rule_sync.step()
     assert given == []
     rules.set_aging(bench.cursor, 5)
-    ruler.step()
+    rule_sync.step()
     assert given == [bench.database.tag, NO_TAG8]
 
 
 def test_a_worker_without_a_database_configures_empty_rules(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     broker, given = bench.broker(), []
-    ruler = RuleSync(broker, None, direct=True)
+    rule_sync = RuleSync(broker, None, direct=True)
     monkeypatch.setattr(broker, "configure", lambda database, found: given.append((database, found)))
-    ruler.step()
-    ruler.step()
+    rule_sync.step()
+    rule_sync.step()
     assert given == [(NO_TAG8, Rules())]
 
 
 def test_a_change_takes_effect_on_two_hosts_within_a_second(bench: Bench) -> None:
     took: list[float] = []
     bench.worker.begin_generation()
-    threads = [MaintenanceThread([bench.ruler()]) for _ in range(2)]
+    threads = [MaintenanceThread([bench.rule_sync()]) for _ in range(2)]
     for thread in threads:
         thread.start()
     try:
@@ -172,26 +172,26 @@ def test_a_change_takes_effect_on_two_hosts_within_a_second(bench: Bench) -> Non
 
 
 def test_a_limit_set_in_the_table_is_the_brokers(bench: Bench) -> None:
-    ruler = bench.ruler()
-    ruler.step()
+    rule_sync = bench.rule_sync()
+    rule_sync.step()
     bench.worker.generation()
     bench.worker.mark_synced(bench.database.tag)
     rules.set_limit(bench.cursor, Scope.KEY, "courier", Limit(concurrency=1))
-    ruler.step()
+    rule_sync.step()
     bench.put(*(Job("act", limit=limit) for limit in ("courier:1", "courier:1", "courier:2")))
     assert bench.claim() == [1, 3]
 
 
 def test_expired_jobs_are_cancelled_and_removed_from_the_broker(bench: Bench) -> None:
-    bench.ruler().step()
+    bench.rule_sync().step()
     past = datetime.now(UTC) - timedelta(minutes=1)
-    expirer = ExpiryTask(bench.broker(), bench.link())
+    expiry = ExpiryTask(bench.broker(), bench.store())
     bench.brokers[-1].generation()
     expired, waiting = bench.put(Job("act", expires_at=past), Job("act"))
-    assert not expirer.step()
+    assert not expiry.step()
     assert bench.worker.locate([expired, waiting]) == [Place.NOWHERE, Place.READY]
     assert bench.claim() == [2]
     bench.put(*[Job("act", expires_at=past)] * 150)
-    assert expirer.step()
-    assert not expirer.step()
+    assert expiry.step()
+    assert not expiry.step()
     assert bench.claim() == []

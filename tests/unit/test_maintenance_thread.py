@@ -20,7 +20,7 @@ IDLE, MORE = False, True
 class Told:
     """A task whose steps wait for the test: each takes the next answer from a queue."""
 
-    def __init__(self, name: str = "told", every: float = 3600.0) -> None:
+    def __init__(self, name: str = "urgent", every: float = 3600.0) -> None:
         self.name = name
         self.every = every
         self.answers: queue.Queue[bool | Exception] = queue.Queue()
@@ -68,17 +68,17 @@ def test_each_task_runs_at_once_and_then_when_poked() -> None:
     task = Told()
     with running(task) as thread:
         task.answers.put(IDLE)
-        assert task.began.get(timeout=PATIENCE) == "told"
-        thread.poke("told")
+        assert task.began.get(timeout=PATIENCE) == "urgent"
+        thread.poke("urgent")
         task.answers.put(IDLE)
-        assert task.began.get(timeout=PATIENCE) == "told"
+        assert task.began.get(timeout=PATIENCE) == "urgent"
 
 
 def test_a_poke_during_a_step_is_not_lost() -> None:
     task = Told()
     with running(task) as thread:
         task.began.get(timeout=PATIENCE)
-        thread.poke("told")
+        thread.poke("urgent")
         task.answers.put(IDLE)
         task.began.get(timeout=PATIENCE)
         task.answers.put(IDLE)
@@ -136,8 +136,8 @@ def test_an_outage_that_several_tasks_meet_is_logged_once(error: Exception, capl
             task.answers.put(IDLE)
     server = "store" if isinstance(error, StoreUnavailable) else "broker"
     assert [record.getMessage() for record in caplog.records] == [
-        f"The one waits for the {server}: {error}",
-        f"The maintenance reach the {server} again.",
+        f"The maintenance task 'one' waits for the {server}: {error}",
+        f"Maintenance reaches the {server} again.",
     ]
 
 
@@ -155,10 +155,10 @@ def test_a_bug_in_a_task_is_logged_and_the_task_continues() -> None:
         bug = ZeroDivisionError()
         task.answers.put(bug)
         task.began.get(timeout=PATIENCE)
-        thread.poke("told")
+        thread.poke("urgent")
         task.answers.put(IDLE)
         task.began.get(timeout=PATIENCE)
-    assert errors == [("told", bug)]
+    assert errors == [("urgent", bug)]
 
 
 def test_a_bug_is_logged_with_its_traceback(caplog: pytest.LogCaptureFixture) -> None:
@@ -170,7 +170,7 @@ def test_a_bug_is_logged_with_its_traceback(caplog: pytest.LogCaptureFixture) ->
     assert thread.stop(PATIENCE)
     [record] = caplog.records
     assert record.exc_info is not None
-    assert record.getMessage() == "The told failed and goes on: bug"
+    assert record.getMessage() == "The maintenance task 'urgent' failed; it runs again at its next turn: bug"
 
 
 def test_stop_is_bounded_when_a_step_hangs() -> None:

@@ -31,7 +31,7 @@ def _dies(data: Path, supervisor: str) -> None:
 
 def test_a_clean_stop_leaves_nothing(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path, "me")
-    assert not DeadWorkers(tmp_path).look()
+    assert not DeadWorkers(tmp_path).scan()
     folder.remove()
     assert not (tmp_path / "run" / "me").exists()
 
@@ -41,7 +41,7 @@ def test_a_dead_worker_is_found_with_the_jobs_that_it_ran(tmp_path: Path) -> Non
     _dies(tmp_path, "failed")
     left = DeadWorkers(tmp_path)
 
-    assert left.look()
+    assert left.scan()
 
     assert left.running("failed") == frozenset({REFERENCE})
     assert left.running("alive") is None
@@ -52,7 +52,7 @@ def test_the_folder_is_kept_as_long_as_leases_may_be_left(tmp_path: Path) -> Non
     now = [100.0]
     _dies(tmp_path, "failed")
     left = DeadWorkers(tmp_path, monotonic=lambda: now[0])
-    left.look()
+    left.scan()
     now[0] += 30
     left.tidy(kept=33, clear_since=0.0)
     assert left.running("failed") is not None
@@ -73,7 +73,7 @@ def test_a_clean_stop_that_may_have_left_leases_records_that_nothing_runs(tmp_pa
     os.close(descriptor)
     folder.remove(leases_left=True)
     left = DeadWorkers(tmp_path)
-    assert not left.look(), "nothing died: whoever starts next need not be run_alone"
+    assert not left.scan(), "nothing died: whoever starts next need not be run_alone"
     assert left.running("me") == frozenset()
 
 
@@ -82,7 +82,7 @@ def test_processes_that_a_dead_worker_s_children_started_are_killed(tmp_path: Pa
     other = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, env={FAMILY: "alive"})
     _dies(tmp_path, "failed")
     try:
-        DeadWorkers(tmp_path).look()
+        DeadWorkers(tmp_path).scan()
         assert orphan.wait(10) == -9
         assert psutil.Process(other.pid).is_running()
         assert other.poll() is None

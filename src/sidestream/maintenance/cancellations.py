@@ -18,17 +18,17 @@ log = logging.getLogger(__name__)
 class CancellationTask:
     """Reads cancel requests."""
 
-    name = "controller"
+    name = "cancellations"
     every = 1.0
 
-    def __init__(self, link: StoreConnection, *, stop_running: Callable[[int], bool]) -> None:
+    def __init__(self, store: StoreConnection, *, stop_running: Callable[[int], bool]) -> None:
         """``stop_running`` kills the process that runs a row here; it returns False when none does."""
-        self._link = link
+        self._store = store
         self._stop_running = stop_running
 
     def step(self) -> bool:
         """Go once through the oldest requests; there is no more to do at once, the killed need a moment."""
-        with self._link.cursor("reading cancel requests") as cursor:
+        with self._store.cursor("reading cancel requests") as cursor:
             for request in control.pending(cursor):
                 self._carry_out(cursor, request)
         return False

@@ -16,25 +16,25 @@ LOT = 100
 
 
 class ExpiryTask:
-    """Cancels expired jobs. A job that is claimed first is cancelled by its own opening: nothing hangs on this step."""
+    """Cancels expired jobs. A job that is claimed before is cancelled when its row is acquired."""
 
-    name = "expirer"
+    name = "expiry"
     every = 1.0
 
-    def __init__(self, broker: Broker, link: StoreConnection) -> None:
-        """Cancel the rows behind ``link``; ``broker`` is the maintenance' own."""
+    def __init__(self, broker: Broker, store: StoreConnection) -> None:
+        """Cancel the rows behind ``store``; ``broker`` belongs to maintenance alone."""
         self._broker = broker
-        self._link = link
+        self._store = store
 
     def step(self) -> bool:
         """Cancel one lot; return whether it was a full one."""
-        with self._link.cursor("cancelling expired jobs") as cursor:
+        with self._store.cursor("cancelling expired jobs") as cursor:
             ended = bulk.expire(cursor, LOT)
         if not ended:
             return False
         log.info("Cancelled %s jobs that expired.", len(ended), extra={"action": "jobs_expired"})
-        database = self._link.database()
+        database = self._store.database()
         for job in ended:
-            # What is lost here is settled when it is claimed: its row is over.
+            # A discard that fails is harmless: a worker that claims the job finds its row ended.
             self._broker.discard(publication_of(job, database))
         return len(ended) == LOT

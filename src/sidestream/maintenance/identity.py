@@ -14,18 +14,18 @@ class IdentityCheck:
     name = "identity check"
     every = 2.0
 
-    def __init__(self, link: StoreConnection, on_changed: Callable[[], None]) -> None:
+    def __init__(self, store: StoreConnection, on_changed: Callable[[], None]) -> None:
         """``on_changed`` is called at every step from then on."""
-        self._link = link
+        self._store = store
         self._on_changed = on_changed
 
     def step(self) -> bool:
         """Look once; see :class:`~sidestream.maintenance.task.MaintenanceTask`."""
         try:
-            self._link.check()
+            self._store.check()
         except SchemaMismatch:
-            if not self._link.changed:
+            if not self._store.changed:
                 raise
-        if self._link.changed:
+        if self._store.changed:
             self._on_changed()
         return False

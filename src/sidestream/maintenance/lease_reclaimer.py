@@ -46,11 +46,11 @@ def _always() -> bool:
 
 
 class Verdict(Enum):
-    """What the broker is told of a delivery, once the row says what it has to."""
+    """What to do with a delivery in the broker, once its row is written."""
 
     GIVE_BACK = "give back"
     CHARGE_CRASH = "give back with a crash"
-    BURY = "fail"
+    FAIL = "fail"
     SETTLE = "settle"
 
 
@@ -72,12 +72,12 @@ class Taken:
 class LeaseReclaimer:
     """Gives back what nobody renews any more."""
 
-    name = "reclaimer"
+    name = "lease reclaimer"
 
     def __init__(
         self,
         broker: Broker,
-        link: StoreConnection | None,
+        store: StoreConnection | None,
         clock: Clock,
         *,
         worker: str,
@@ -97,7 +97,7 @@ class LeaseReclaimer:
             clock: Of this host.
             worker: Who takes over.
             lanes: Which lanes are tended.
-            link: Where the rows are; None for a worker without a database.
+            store: Where the rows are; None for a worker without a database.
             dead_workers: The references that the slots of a dead worker name as running, or None when nobody here
                 can read its slots (another host, or lost with the power).
             alive: Whether a worker is still announced. A claim whose answer got lost leaves deliveries that their
@@ -110,7 +110,7 @@ class LeaseReclaimer:
         """
         self.every = min(1.0, lease / 4)
         self._broker = broker
-        self._link = link
+        self._store = store
         self._clock = clock
         self._worker = worker
         self._lanes = lanes
@@ -219,17 +219,17 @@ class LeaseReclaimer:
 
     def _decide_rows(self, owner: str, lost: Sequence[Taken], running: frozenset[bytes] | None) -> None:
         """Free the rows of a dead worker and write down which of them may have killed it."""
-        if self._link is None:
+        if self._store is None:
             _all(lost, Verdict.GIVE_BACK)
             return
-        with self._link.cursor("ending the sessions of a dead worker") as cursor:
+        with self._store.cursor("ending the sessions of a dead worker") as cursor:
             gone, _ = sessions.terminate_worker(cursor, owner)
         if not gone:
             raise StoreError(f"A PostgreSQL session of the dead worker {owner} does not end; it is ended again.")
         ran = [one for one in lost if running is None or one.delivery.reference in running]
         failed: list[JobFailure] = []
         if ran:
-            with self._link.transaction("charging the jobs of a dead worker") as cursor:
+            with self._store.transaction("charging the jobs of a dead worker") as cursor:
                 if not deaths.lock(cursor, owner):
                     raise StoreError(f"The jobs of the dead worker {owner} are being charged by another worker.")
                 verdicts = [(one, _charge(cursor, one, failed)) for one in ran]
@@ -244,7 +244,7 @@ class LeaseReclaimer:
         match one.verdict:
             case Verdict.SETTLE:
                 self._broker.settle([one.delivery])
-            case Verdict.BURY:
+            case Verdict.FAIL:
                 error = f"It killed its worker {MAX_CRASHES} times."
                 self._broker.fail(one.delivery, error)
                 self._on_direct_failed(one.delivery, one.delivery.attempts + 1, error)
@@ -279,7 +279,7 @@ def _direct_verdict(delivery: Delivery, running: frozenset[bytes] | None) -> Ver
     """
     if running is not None and delivery.reference not in running:
         return Verdict.GIVE_BACK
-    return Verdict.BURY if delivery.crashes + 1 >= MAX_CRASHES else Verdict.CHARGE_CRASH
+    return Verdict.FAIL if delivery.crashes + 1 >= MAX_CRASHES else Verdict.CHARGE_CRASH
 
 
 def _all(some: Sequence[Taken], verdict: Verdict) -> None:

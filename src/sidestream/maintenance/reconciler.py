@@ -67,7 +67,7 @@ class Reconciler:
     def __init__(
         self,
         broker: Broker,
-        link: StoreConnection,
+        store: StoreConnection,
         clock: Clock,
         *,
         every: float = 1.0,
@@ -76,7 +76,7 @@ class Reconciler:
         direct: bool = False,
         alone: Callable[[Cursor], bool] = _never_alone,
     ) -> None:
-        """Keep ``broker`` true to the rows behind ``link``.
+        """Keep ``broker`` true to the rows behind ``store``.
 
         ``broker`` belongs to maintenance alone: asking an object for the generation makes it accept a new one, but the
         worker's object has to see the change, so that the worker states what it holds. ``direct``: jobs
@@ -85,7 +85,7 @@ class Reconciler:
         """
         self.every = every
         self._broker = broker
-        self._link = link
+        self._store = store
         self._clock = clock
         self._lease = lease
         self._renew_interval = renew_interval
@@ -101,32 +101,32 @@ class Reconciler:
         #: Chunks to compare as fast as the budget allows; None when nothing is urgent.
         self._urgent: deque[int] | None = None
         #: The chunk that the rotation compared last.
-        self._turned = -1
+        self._compared_last = -1
         #: The last step had no time to look for overdue rows.
-        self._look_first = False
+        self._overdue_first = False
         #: The overdue row that was looked for last, 0 at the begin of a lap.
-        self._looked = 0
+        self._overdue_after = 0
         #: When rows were first missed (monotonic), by id: of this lap, and of the one before.
         self._missed: dict[int, float] = {}
         self._missed_before: dict[int, float] = {}
 
     def step(self) -> bool:
         """Do one bounded step; return whether more can be done at once."""
-        self._look()
+        self._check_generation()
         if self._build_at is not None:
             if self._clock.monotonic() < self._build_at:
                 return False
             self._build_at, self._building, self._everything = None, True, True
-        with self._link.cursor("comparing Redis with the rows") as cursor:
+        with self._store.cursor("comparing Redis with the rows") as cursor:
             if self._everything:
                 self._urgent = deque(reversed(queries.pending_chunks(cursor)))
                 self._everything = False
             if self._urgent is not None:
-                return self._hurry(cursor, self._urgent)
-            return self._stroll(cursor)
+                return self._compare_all(cursor, self._urgent)
+            return self._compare_in_rotation(cursor)
 
-    def _look(self) -> None:
-        """See whether the broker's contents are still those that we knew."""
+    def _check_generation(self) -> None:
+        """Notice when the generation or the server changed since the last step."""
         databases = self._databases()
         found = self._broker.generation(databases)
         if found.number == 0:
@@ -142,7 +142,7 @@ class Reconciler:
             self._build_at, self._building = None, False
 
     def _databases(self) -> list[bytes]:
-        own = self._link.database().tag
+        own = self._store.database().tag
         return [own, NO_TAG8] if self._direct else [own]
 
     def _begin(self, found: Generation, *, synced: bool) -> None:
@@ -167,10 +167,10 @@ class Reconciler:
         self._missed, self._missed_before = {}, {}
 
     def _has_no_others(self) -> bool:
-        with self._link.cursor("looking for other workers") as cursor:
+        with self._store.cursor("looking for other workers") as cursor:
             return self._alone(cursor)
 
-    def _hurry(self, cursor: Cursor, urgent: deque[int]) -> bool:
+    def _compare_all(self, cursor: Cursor, urgent: deque[int]) -> bool:
         """Compare chunk after chunk until the budget is used; True when there are more."""
         deadline = self._clock.monotonic() + BUSY_BUDGET
         while urgent:
@@ -189,36 +189,36 @@ class Reconciler:
             )
         return False
 
-    def _stroll(self, cursor: Cursor) -> bool:
+    def _compare_in_rotation(self, cursor: Cursor) -> bool:
         """Compare the newest chunk, some others in turn, and look for overdue rows; True when a lot was missing."""
         began = self._clock.monotonic()
-        look_first, self._look_first = self._look_first, False
-        if look_first:
-            self._look_for_overdue(cursor)
-        for number, chunk in enumerate(self._in_turn(queries.pending_chunks(cursor))):
+        overdue_first, self._overdue_first = self._overdue_first, False
+        if overdue_first:
+            self._publish_overdue(cursor)
+        for number, chunk in enumerate(self._rotated(queries.pending_chunks(cursor))):
             if number > 1 and self._clock.monotonic() - began >= IDLE_BUDGET:
                 break
             if not self._compare(cursor, chunk, began + BUSY_BUDGET):
                 return True
             if number:
-                self._turned = chunk
-        if not look_first:
+                self._compared_last = chunk
+        if not overdue_first:
             # With very many pending rows the two take turns.
-            self._look_first = self._clock.monotonic() - began >= IDLE_BUDGET
-            if not self._look_first:
-                self._look_for_overdue(cursor)
+            self._overdue_first = self._clock.monotonic() - began >= IDLE_BUDGET
+            if not self._overdue_first:
+                self._publish_overdue(cursor)
         return False
 
-    def _in_turn(self, chunks: Sequence[int]) -> list[int]:
+    def _rotated(self, chunks: Sequence[int]) -> list[int]:
         """Return ``chunks`` (ascending) as the newest, then the others, going on behind the one compared last."""
         others = chunks[:-1]
-        behind = [chunk for chunk in others if chunk > self._turned]
-        return [*chunks[-1:], *behind, *(chunk for chunk in others if chunk <= self._turned)]
+        behind = [chunk for chunk in others if chunk > self._compared_last]
+        return [*chunks[-1:], *behind, *(chunk for chunk in others if chunk <= self._compared_last)]
 
     def _compare(self, cursor: Cursor, chunk: int, deadline: float) -> bool:
         """Publish the chunk's pending rows whose bit is unset; False when the deadline came before the end."""
         # The bits first: read after the rows, the bit of a row that was settled in between would look unset.
-        known = self._broker.published(self._link.database().tag, chunk)
+        known = self._broker.published(self._store.database().tag, chunk)
         until, after = self._clock.now() + HORIZON, 0
         while missing := queries.unpublished(cursor, chunk, known, after, until, PUBLISH_LOT):
             self._publish(missing, force=False)
@@ -229,7 +229,7 @@ class Reconciler:
                 return False
         return True
 
-    def _look_for_overdue(self, cursor: Cursor) -> None:
+    def _publish_overdue(self, cursor: Cursor) -> None:
         """Look where the next rows are that have been due for longer than a lease; publish the twice missed by force.
 
         One that is delayed for longer than any release delays it is made due and keeps its counts: a person said "now"
@@ -237,7 +237,7 @@ class Reconciler:
         people read it. Missed once is no proof: its holder may be stating it anew, or its settle may be under way.
         After a lease more neither can be, and the row, read anew, is still open and due.
         """
-        rows = queries.overdue(cursor, self._lease, self._looked, OVERDUE_LOT)
+        rows = queries.overdue(cursor, self._lease, self._overdue_after, OVERDUE_LOT)
         lost, late, parked = [], [], []
         #: By key: the first of those behind it.
         behind: dict[str | None, JobRow] = {}
@@ -260,8 +260,8 @@ class Reconciler:
         if parked:
             note_reason(cursor, parked, Reason(ReasonCode.UNROUTED))
         self._put_right(lost, late)
-        self._looked = rows[-1].id if len(rows) == OVERDUE_LOT else 0
-        if not self._looked:
+        self._overdue_after = rows[-1].id if len(rows) == OVERDUE_LOT else 0
+        if not self._overdue_after:
             self._missed_before, self._missed = self._missed, {}
 
     def _put_right(self, lost: Sequence[JobRow], late: Sequence[JobRow]) -> None:
@@ -323,5 +323,5 @@ class Reconciler:
         crash_point("reconcile.published")
 
     def _publications(self, rows: Sequence[JobRow]) -> list[Publication]:
-        database = self._link.database()
+        database = self._store.database()
         return [publication_of(row, database) for row in rows]

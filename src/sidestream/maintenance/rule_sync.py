@@ -25,16 +25,16 @@ AGAIN_EVERY = 30.0
 class RuleSync:
     """Reads the rules' version; gives the rules on when it, or the broker's generation, changed."""
 
-    name = "ruler"
+    name = "rule sync"
     every = EVERY
 
-    def __init__(self, broker: Broker, link: StoreConnection | None, *, direct: bool) -> None:
-        """Rule the lanes of the database behind ``link``, and with ``direct`` those of jobs without a database.
+    def __init__(self, broker: Broker, store: StoreConnection | None, *, direct: bool) -> None:
+        """Rule the lanes of the database behind ``store``, and with ``direct`` those of jobs without a database.
 
-        ``broker`` is the maintenance' own object, as the reconciler's. Without a database direct jobs have no rules.
+        ``broker`` belongs to maintenance alone, as the reconciler's. Without a database direct jobs have no rules.
         """
         self._broker = broker
-        self._link = link
+        self._store = store
         self._direct = direct
         #: (generation, run id, version of the rules) that the broker was given last.
         self._given: tuple[int, str, int] | None = None
@@ -46,8 +46,8 @@ class RuleSync:
         if found.number == 0:
             found = self._broker.begin_generation()
         version = 0
-        if self._link is not None:
-            with self._link.cursor("reading the rules' version") as cursor:
+        if self._store is not None:
+            with self._store.cursor("reading the rules' version") as cursor:
                 version = rules.version(cursor)
         self._steps += 1
         if self._steps * EVERY < AGAIN_EVERY and self._given == (found.number, found.run_id, version):
@@ -61,11 +61,11 @@ class RuleSync:
         return False
 
     def _rules(self) -> Rules:
-        if self._link is None:
+        if self._store is None:
             return Rules()
-        with self._link.cursor("reading the rules") as cursor:
+        with self._store.cursor("reading the rules") as cursor:
             return rules.read(cursor)
 
     def _databases(self) -> list[bytes]:
-        own = [] if self._link is None else [self._link.database().tag]
+        own = [] if self._store is None else [self._store.database().tag]
         return [*own, NO_TAG8] if self._direct else own

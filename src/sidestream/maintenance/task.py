@@ -34,7 +34,13 @@ class MaintenanceTask(Protocol):
 
 def log_failure(name: str, error: Exception) -> None:
     """Log an error that no outage explains, with its traceback."""
-    log.error("The %s failed and goes on: %s", name, error, exc_info=error, extra={"action": "maintenance_failed"})
+    log.error(
+        "The maintenance task %r failed; it runs again at its next turn: %s",
+        name,
+        error,
+        exc_info=error,
+        extra={"action": "maintenance_failed"},
+    )
 
 
 class MaintenanceThread:
@@ -58,7 +64,7 @@ class MaintenanceThread:
         self._stopping = False
         #: When each is due next; a busy one is due again behind those that fell due meanwhile, so it starves nobody.
         self._due = dict.fromkeys(self._maintenance, monotonic())
-        #: Which maintenance meet an outage now, by the server that is away.
+        #: Which tasks meet an outage now, by the server that is away.
         self._meeting: dict[str, set[str]] = {"broker": set(), "store": set()}
         self._thread = threading.Thread(target=self._run, name="sidestream-maintenance", daemon=True)
 
@@ -122,7 +128,11 @@ class MaintenanceThread:
         self._meeting[server].add(name)
         if first:
             log.warning(
-                "The %s waits for the %s: %s", name, server, error, extra={"action": "maintenance_waits", "task": name}
+                "The maintenance task %r waits for the %s: %s",
+                name,
+                server,
+                error,
+                extra={"action": "maintenance_waits", "task": name},
             )
 
     def _worked(self, name: str) -> None:
@@ -130,4 +140,4 @@ class MaintenanceThread:
             if name in names:
                 names.discard(name)
                 if not names:
-                    log.info("The maintenance reach the %s again.", server, extra={"action": "maintenance_resumed"})
+                    log.info("Maintenance reaches the %s again.", server, extra={"action": "maintenance_resumed"})

@@ -29,7 +29,7 @@ class WorkerDeaths:
 
     def __init__(
         self,
-        link: StoreConnection,
+        store: StoreConnection,
         *,
         dead_here: Callable[[], Mapping[str, frozenset[bytes]]],
         announced: Callable[[str], bool],
@@ -39,13 +39,13 @@ class WorkerDeaths:
         """Look at nothing yet.
 
         Args:
-            link: Where the rows are.
+            store: Where the rows are.
             dead_here: The references that the dead workers of this host were running, by worker.
             announced: Whether a worker is announced in Redis; raises BrokerError when Redis cannot be asked.
             turn: Whether maintenance is to look at the workers of other hosts here, and nowhere else at this moment.
             on_failed: Told of each job that has failed by the death of its worker.
         """
-        self._link = link
+        self._store = store
         self._dead_here = dead_here
         self._announced = announced
         self._turn = turn
@@ -56,29 +56,29 @@ class WorkerDeaths:
 
     def step(self) -> bool:
         """Charge what can be charged now; see :class:`~sidestream.maintenance.task.MaintenanceTask`."""
-        self._look_here()
+        self._charge_here()
         if self._turn():
-            self._look_elsewhere()
+            self._charge_elsewhere()
         return False
 
-    def look(self) -> None:
+    def charge(self) -> None:
         """Charge what can be charged now, whosever turn it is; raises StoreError when PostgreSQL is away."""
-        self._look_here()
-        self._look_elsewhere()
+        self._charge_here()
+        self._charge_elsewhere()
 
-    def _look_here(self) -> None:
+    def _charge_here(self) -> None:
         here = self._dead_here()
         self._charged &= here.keys()
         for worker in here.keys() - self._charged:
-            with self._link.cursor("ending the sessions of a dead worker") as cursor:
+            with self._store.cursor("ending the sessions of a dead worker") as cursor:
                 gone, _ = sessions.terminate_worker(cursor, worker)
             if not gone:
                 raise StoreError(f"A PostgreSQL session of the dead worker {worker} does not end; it is ended again.")
             if self._charge(worker, here[worker]):
                 self._charged.add(worker)
 
-    def _look_elsewhere(self) -> None:
-        with self._link.cursor("looking for dead workers") as cursor:
+    def _charge_elsewhere(self) -> None:
+        with self._store.cursor("looking for dead workers") as cursor:
             silent = deaths.without_lock(cursor)
         for worker in silent:
             if not self._is_announced(worker):
@@ -86,9 +86,9 @@ class WorkerDeaths:
 
     def _charge(self, worker: str, running: Iterable[bytes]) -> bool:
         self.found = True
-        database = self._link.database().tag
+        database = self._store.database().tag
         failed: list[JobFailure] = []
-        with self._link.transaction("charging the jobs of a dead worker") as cursor:
+        with self._store.transaction("charging the jobs of a dead worker") as cursor:
             charged = deaths.charge_all(cursor, worker, _rows(running, database), failed)
         for failure in failed:
             self._on_failed(failure)

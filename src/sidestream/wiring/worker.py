@@ -98,7 +98,7 @@ class DeadWorkersTask:
 
     def step(self) -> bool:
         """Check once; see :class:`~sidestream.maintenance.task.MaintenanceTask`."""
-        self._dead_workers.look()
+        self._dead_workers.scan()
         self._dead_workers.tidy(self._kept, self._reclaimer.clear_since)
         return False
 
@@ -124,7 +124,7 @@ class Worker:
         if settings.idle_cpu_only:
             process.check_idle_cpu_only()
         self._tenant = embedded.join(settings.data_dir) if settings.redis_url is None else None
-        self._link: StoreConnection | None = None
+        self._store: StoreConnection | None = None
         try:
             self._prepare()
         except BaseException:
@@ -147,7 +147,7 @@ class Worker:
             self._primary, self._fallback(), SystemClock(), longest_pause=settings.renew_interval
         )
         self._tended = self._redis_broker()
-        self._link = (
+        self._store = (
             None
             if self._database is None
             else StoreConnection(self._connector("maintenance", adapter.ANSWER_AT_LENGTH), on_open=self._enter)
@@ -155,7 +155,7 @@ class Worker:
         self._turns: list[Turn] = []
         self._failed_early: list[JobFailure] | None = []
         self._dead_workers = DeadWorkers(settings.data_dir)
-        unclean = self._dead_workers.look()
+        unclean = self._dead_workers.scan()
         self._deaths = self._charge_deaths()
         unclean = unclean or (self._deaths is not None and self._deaths.found)
         self._folder = RunFolder(settings.data_dir, self._name)
@@ -174,7 +174,7 @@ class Worker:
                 worker=self._name,
                 lanes=self._lanes,
                 broker=self._tended,
-                link=self._link,
+                store=self._store,
                 database=self._database,
                 dead_workers=self._dead_workers,
                 stop_running=self._supervisor.stop_running,
@@ -258,33 +258,33 @@ class Worker:
 
     def _leave_store(self) -> None:
         """Record in PostgreSQL that nothing of this worker runs any more."""
-        if self._link is None:
+        if self._store is None:
             return
         try:
-            with self._link.cursor("leaving") as cursor:
+            with self._store.cursor("leaving") as cursor:
                 deaths.leave(cursor, self._name)
         except StoreError as error:
             # Another worker notices it.
             log.info(
                 "Could not record in PostgreSQL that this worker stops: %s", error, extra={"action": "worker_not_left"}
             )
-        self._link.close()
+        self._store.close()
 
     def _charge_deaths(self) -> WorkerDeaths | None:
         """Charge the jobs that killed earlier workers before anything is claimed."""
-        if self._link is None or self._database is None:
+        if self._store is None or self._database is None:
             return None
         served = f"{WorkerDeaths.name} {self._database.tag.hex()}"
         self._turns.append(Turn(self._tended, served, self._name, kept_for(WorkerDeaths.every)))
         found = WorkerDeaths(
-            self._link,
+            self._store,
             dead_here=self._dead_workers.unclean,
             announced=self._tended.is_alive,
             turn=self._turns[-1].take,
             on_failed=self._failed,
         )
         try:
-            found.look()
+            found.charge()
         except StoreError as error:
             log.warning("The search for dead workers is postponed: %s", error, extra={"action": "worker_deaths_later"})
         return found
@@ -405,7 +405,7 @@ def make_maintenance_tasks(
     worker: str,
     lanes: Sequence[str],
     broker: RedisBroker,
-    link: StoreConnection | None,
+    store: StoreConnection | None,
     database: schema.Database | None,
     dead_workers: DeadWorkers,
     stop_running: Callable[[int], bool],
@@ -415,7 +415,7 @@ def make_maintenance_tasks(
     on_failed: Callable[[JobFailure], None] = lambda failure: None,
     on_direct_failed: Callable[[Delivery, int, str], None] = lambda delivery, attempts, error: None,
 ) -> list[MaintenanceTask]:
-    """Return the maintenance tasks of one worker; it must not share ``broker`` and ``link``.
+    """Return the maintenance tasks of one worker; it must not share ``broker`` and ``store``.
 
     One worker at a time does the tasks that concern a whole database; their claims are appended to ``turns``.
     """
@@ -428,7 +428,7 @@ def make_maintenance_tasks(
 
     reclaimer = LeaseReclaimer(
         broker,
-        link,
+        store,
         clock,
         worker=worker,
         lanes=lanes,
@@ -446,14 +446,14 @@ def make_maintenance_tasks(
     ]
     if settings.redis_url is None:
         maintenance.append(EmbeddedServerTask(settings))
-    if link is None or database is None:
+    if store is None or database is None:
         return [*maintenance, RuleSync(broker, None, direct=direct)]
     tended = database.tag.hex() + " direct" * direct
     shared: list[MaintenanceTask] = [
-        RuleSync(broker, link, direct=direct),
+        RuleSync(broker, store, direct=direct),
         Reconciler(
             broker,
-            link,
+            store,
             clock,
             every=settings.reconcile_interval,
             lease=settings.lease,
@@ -461,9 +461,9 @@ def make_maintenance_tasks(
             direct=direct,
             alone=lambda cursor: not sessions.has_others(cursor, worker),
         ),
-        ExpiryTask(broker, link),
-        RetentionTask(link, done_retention=settings.done_retention, failed_retention=settings.failed_retention),
+        ExpiryTask(broker, store),
+        RetentionTask(store, done_retention=settings.done_retention, failed_retention=settings.failed_retention),
     ]
     maintenance += [InTurn(task, lambda name, seconds: turn(f"{name} {tended}", seconds)) for task in shared]
     maintenance += [worker_deaths] if worker_deaths is not None else []
-    return [*maintenance, CancellationTask(link, stop_running=stop_running), IdentityCheck(link, on_adopted)]
+    return [*maintenance, CancellationTask(store, stop_running=stop_running), IdentityCheck(store, on_adopted)]

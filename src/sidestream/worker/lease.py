@@ -49,8 +49,8 @@ class LeaseRenewer:
         self._pool = pool
         self._probe = probe
         self._wake = threading.Condition()
-        self._moved = False
-        self._hurry = False
+        self._stale_generation = False
+        self._announce_due = False
         self._stopped = False
         self._away = False
         #: Since when (monotonic) what we hold is neither run here nor waits for it, by reference.
@@ -62,25 +62,25 @@ class LeaseRenewer:
         while not self._stopped:
             if self._probe is not None:
                 self._probe()
-            if due <= 0 or self._moved or self._hurry:
-                self._hurry = False
+            if due <= 0 or self._stale_generation or self._announce_due:
+                self._announce_due = False
                 self._renew()
                 due = self._state.options.renew_interval
             with self._wake:
-                if not self._moved and not self._hurry and not self._stopped:
+                if not self._stale_generation and not self._announce_due and not self._stopped:
                     self._wake.wait(min(due, PROBE_EVERY))
             due -= PROBE_EVERY
 
-    def moved(self) -> None:
-        """Redis was emptied or replaced: look at once."""
+    def on_stale_generation(self) -> None:
+        """State what we hold anew at once, because Redis was emptied or replaced."""
         with self._wake:
-            self._moved = True
+            self._stale_generation = True
             self._wake.notify()
 
-    def hurry(self) -> None:
-        """What we announce changed: tell it at once."""
+    def announce_now(self) -> None:
+        """Announce at once, because what we announce changed."""
         with self._wake:
-            self._hurry = True
+            self._announce_due = True
             self._wake.notify()
 
     def stop(self) -> None:
@@ -92,11 +92,11 @@ class LeaseRenewer:
     def _renew(self) -> None:
         options = self._state.options
         try:
-            if self._moved:
+            if self._stale_generation:
                 try:
                     self._reassert()
                 except BrokerError:
-                    # Redis went away before it could be told what we know; what hands out rows meanwhile is told.
+                    # Redis went away in between; the broker that hands out rows meanwhile gets the announcement.
                     with contextlib.suppress(BrokerError):
                         self._announce()
                     raise
@@ -108,7 +108,7 @@ class LeaseRenewer:
             crash_point("renew.renewed")
             self._away = False
         except StaleGeneration:
-            self._moved = True
+            self._stale_generation = True
             return
         except BrokerError as error:
             if not self._away:
@@ -160,7 +160,7 @@ class LeaseRenewer:
                 for delivery in renewed:
                     if delivery.reference in state.held:
                         state.held[delivery.reference] = delivery
-        self._moved = False
+        self._stale_generation = False
         log.warning(
             "Redis was emptied, replaced or away; it was told again of %s jobs that this worker holds.",
             len(renewed),

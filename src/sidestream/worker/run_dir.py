@@ -93,7 +93,7 @@ class DeadWorkers:
         self._monotonic = monotonic
         self._found: dict[str, _Dead] = {}
 
-    def look(self) -> bool:
+    def scan(self) -> bool:
         """Read the folders of dead supervisors and kill what their children started.
 
         Returns whether one of them came to an unclean end.
@@ -109,13 +109,13 @@ class DeadWorkers:
     def running(self, supervisor: str) -> frozenset[bytes] | None:
         """Return the references that ``supervisor`` was running when it died; None when it is not known here."""
         if supervisor not in self._found:
-            self.look()
+            self.scan()
         found = self._found.get(supervisor)
         return None if found is None else found.running
 
     def unclean(self) -> dict[str, frozenset[bytes]]:
         """Return what the supervisors that came to an unclean end were running, by supervisor."""
-        self.look()
+        self.scan()
         return {supervisor: dead.running for supervisor, dead in self._found.items() if dead.unclean}
 
     def tidy(self, kept: float, clear_since: float | None) -> None:

@@ -73,7 +73,7 @@ class Supervisor:
             broker,
             self._outcome_writer,
             send_alone=lambda delivery, child: self._dispatcher.send_alone(delivery, child),
-            on_stale_generation=self._moved,
+            on_stale_generation=self._on_stale_generation,
         )
         self._dispatcher = Dispatcher(
             self._state,
@@ -82,7 +82,7 @@ class Supervisor:
             prepare_alone=self._settler.prepare_alone,
             end_alone=self._settler.end_alone,
             hand_back=self._settler.hand_back,
-            on_stale_generation=self._moved,
+            on_stale_generation=self._on_stale_generation,
         )
         timeout_monitor = TimeoutMonitor(self._state, self._pool, self._slots, self._settler)
         self._leases = LeaseRenewer(self._state, broker, self._pool, self._slots, probe=probe)
@@ -250,10 +250,10 @@ class Supervisor:
     def _loaded(self) -> None:
         self._is_loaded = True
         self._signalled.set()
-        self._leases.hurry()
+        self._leases.announce_now()
 
-    def _moved(self) -> None:
-        self._leases.moved()
+    def _on_stale_generation(self) -> None:
+        self._leases.on_stale_generation()
         if self._also_on_stale_generation is not None:
             self._also_on_stale_generation()
 
@@ -271,7 +271,7 @@ class Supervisor:
             self._state.quiet = quiet
             self._dispatcher.hand_out()
             self._state.changed.notify_all()
-        self._leases.hurry()
+        self._leases.announce_now()
         if quiet:
             log.info("Quiet: no more jobs are claimed, running ones go on.", extra={"action": "quiet"})
         else:

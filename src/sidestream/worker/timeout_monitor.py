@@ -66,7 +66,7 @@ class TimeoutMonitor:
                 continue
             seconds = now - reading.started
             stalled = stalled and seconds > 2 * self._state.options.prefetch
-            self._look(child, reading, seconds)
+            self._check(child, reading, seconds)
         if stalled and (self._state.backlog or self._state.alone):
             # Others have time for them, or the broker keeps them where a pause or a cancel still reaches them.
             self._settler.hand_back([*self._state.backlog, *self._state.alone])
@@ -74,7 +74,7 @@ class TimeoutMonitor:
             self._state.alone.clear()
             self._state.last_fetch_short = True
 
-    def _look(self, child: ChildState, reading: Reading, seconds: float) -> None:
+    def _check(self, child: ChildState, reading: Reading, seconds: float) -> None:
         if reading.position >= len(child.deliveries):
             return
         delivery = child.deliveries[reading.position]

@@ -46,7 +46,7 @@ class Bench:
         self.broker.begin_generation()
         for database in (self.database.tag, NO_TAG8):
             self.broker.configure(database, Rules())
-        self.link = StoreConnection(lambda: connect(dsn, f"sidestream/{US}/maintenance", autocommit=True))
+        self.store = StoreConnection(lambda: connect(dsn, f"sidestream/{US}/maintenance", autocommit=True))
         #: What the slots of dead supervisors say; a worker that is not here is of another host.
         self.slots: dict[str, frozenset[bytes]] = {}
         self.announced: set[str] = set()
@@ -61,7 +61,7 @@ class Bench:
     def another(self, worker: str) -> LeaseReclaimer:
         return LeaseReclaimer(
             self.broker,
-            self.link,
+            self.store,
             self.clock,
             worker=worker,
             lanes=self.lanes,
@@ -127,7 +127,7 @@ class Bench:
         return [Reference.unpack(delivery.reference).id for delivery in self.claim("next")]
 
     def close(self) -> None:
-        self.link.close()
+        self.store.close()
         self.connection.close()
         self.broker.close()
 

@@ -118,7 +118,7 @@ def test_who_ran_is_still_known_after_an_outage(
     slots.start(1, 0, 1.0, bench.reference(ran))
     left = DeadWorkers(tmp_path, monotonic=bench.clock.monotonic)
     bench.reclaimer = LeaseReclaimer(
-        bench.broker, bench.link, bench.clock, worker=US, lanes=bench.lanes, dead_workers=left.running, lease=LEASE
+        bench.broker, bench.store, bench.clock, worker=US, lanes=bench.lanes, dead_workers=left.running, lease=LEASE
     )
     task = DeadWorkersTask(left, bench.reclaimer, 2 * LEASE + RENEW)
 

@@ -22,7 +22,7 @@ def _until_silent(bench: Bench, worker: str) -> None:
 
 def test_the_lone_start_of_a_worker_that_is_neither_announced_nor_locked_is_charged(bench: Bench) -> None:
     [row_id] = bench.insert()
-    looking = WorkerDeaths(bench.link, dead_here=dict, announced=bench.announced.__contains__)
+    looking = WorkerDeaths(bench.store, dead_here=dict, announced=bench.announced.__contains__)
     with bench.session(DEAD) as session, session.cursor() as cursor:
         deaths.enter(cursor, DEAD)
         bench.start_alone(row_id)
@@ -47,7 +47,7 @@ def test_what_a_dead_worker_started_among_others_is_suspected_while_redis_is_awa
         deaths.enter(cursor, DEAD)
         bench.start(started)
     _until_silent(bench, DEAD)
-    WorkerDeaths(bench.link, dead_here=dict, announced=unknown).step()
+    WorkerDeaths(bench.store, dead_here=dict, announced=unknown).step()
     assert [charges(bench.row(row_id)) for row_id in (started, idle)] == [(0, 0, 1), (0, 0, 0)]
 
 
@@ -56,7 +56,7 @@ def test_what_the_slots_of_a_dead_worker_of_this_host_name_is_charged_though_it_
     [direct] = bench.enqueue_direct()
     bench.announced.add(DEAD)
     running = frozenset({bench.reference(ran), direct, b"not ours"})
-    looking = WorkerDeaths(bench.link, dead_here=lambda: {DEAD: running}, announced=bench.announced.__contains__)
+    looking = WorkerDeaths(bench.store, dead_here=lambda: {DEAD: running}, announced=bench.announced.__contains__)
     looking.step()
     looking.step()
     assert [charges(bench.row(row_id)) for row_id in (ran, idle)] == [(0, 0, 1), (0, 0, 0)]
@@ -65,7 +65,7 @@ def test_what_the_slots_of_a_dead_worker_of_this_host_name_is_charged_though_it_
 def test_a_job_whose_row_is_locked_is_charged_later(bench: Bench) -> None:
     [row_id] = bench.insert()
     running = {DEAD: frozenset({bench.reference(row_id)})}
-    looking = WorkerDeaths(bench.link, dead_here=lambda: running, announced=bench.announced.__contains__)
+    looking = WorkerDeaths(bench.store, dead_here=lambda: running, announced=bench.announced.__contains__)
     with bench.session("form") as form, form.transaction():
         form.execute("SELECT FROM sidestream_job WHERE id = %s FOR UPDATE", (row_id,))
         looking.step()

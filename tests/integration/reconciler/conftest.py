@@ -44,17 +44,17 @@ class Bench:
         self.lane = lane(self.database.tag, "default")
         #: What workers use; the reconciler has an object of its own.
         self.broker = RedisBroker(redis.url, timeout=TIMEOUT)
-        self.links: list[StoreConnection] = []
+        self.stores: list[StoreConnection] = []
         self.reconciler = self.another()
 
     def connect(self) -> psycopg.Connection[Any]:
         return connect(self.dsn, "sidestream/test/bench", autocommit=True)
 
     def another(self) -> Reconciler:
-        link = StoreConnection(self.connect)
-        self.links.append(link)
+        store = StoreConnection(self.connect)
+        self.stores.append(store)
         return Reconciler(
-            RedisBroker(self.redis.url, timeout=TIMEOUT), link, self.clock, lease=LEASE, renew_interval=RENEW
+            RedisBroker(self.redis.url, timeout=TIMEOUT), store, self.clock, lease=LEASE, renew_interval=RENEW
         )
 
     def insert(self, *jobs: Job) -> list[int]:
@@ -111,8 +111,8 @@ class Bench:
         return found
 
     def close(self) -> None:
-        for link in self.links:
-            link.close()
+        for store in self.stores:
+            store.close()
         self.connection.close()
         self.broker.close()
 

@@ -150,10 +150,10 @@ def test_emptied_redis_is_a_new_generation_that_is_built_anew(bench: Bench) -> N
 
 def starting(bench: Bench, worker: str) -> Reconciler:
     """Return the reconciler of a worker that starts; the test's own sessions are those of the worker ``test``."""
-    link, broker = bench.another()._link, RedisBroker(bench.redis.url, timeout=TIMEOUT)
+    store, broker = bench.another()._store, RedisBroker(bench.redis.url, timeout=TIMEOUT)
     return Reconciler(
         broker,
-        link,
+        store,
         bench.clock,
         lease=LEASE,
         renew_interval=RENEW,
@@ -269,13 +269,13 @@ def test_old_chunks_are_compared_in_rotation(bench: Bench, monkeypatch: pytest.M
 
     bench.reconciler._broker.published = note  # type: ignore[method-assign]
     looks: list[int] = []
-    look = bench.reconciler._look_for_overdue
+    look = bench.reconciler._publish_overdue
 
     def note_look(cursor: Any) -> None:
         looks.append(len(compared))
         look(cursor)
 
-    monkeypatch.setattr(bench.reconciler, "_look_for_overdue", note_look)
+    monkeypatch.setattr(bench.reconciler, "_publish_overdue", note_look)
     for _ in range(7):
         bench.steps()
     assert compared == [5, 0, 5, 1, 5, 2, 5, 3, 5, 4, 5, 0, 5, 1]
@@ -413,12 +413,12 @@ def test_10_000_open_jobs_are_back_within_10_s_of_flushall(bench: Bench) -> None
     """With real clocks, real intervals and the wait of one renew interval (promise 5)."""
     bench.insert_many(10_000)
     bench.build()
-    link = StoreConnection(bench.connect)
-    bench.links.append(link)
+    store = StoreConnection(bench.connect)
+    bench.stores.append(store)
     thread = MaintenanceThread(
         [
             Reconciler(
-                RedisBroker(bench.redis.url, timeout=TIMEOUT), link, SystemClock(), lease=LEASE, renew_interval=RENEW
+                RedisBroker(bench.redis.url, timeout=TIMEOUT), store, SystemClock(), lease=LEASE, renew_interval=RENEW
             )
         ]
     )
@@ -441,7 +441,7 @@ def test_a_step_over_200_000_open_rows_stays_under_100_ms(bench: Bench) -> None:
         bench.broker.publish([bench.publication(row_id) for row_id in range(start, start + 5000)])
     bench.broker.mark_synced(bench.database.tag)
     reconciler = Reconciler(
-        RedisBroker(bench.redis.url, timeout=TIMEOUT), bench.links[0], SystemClock(), lease=LEASE, renew_interval=RENEW
+        RedisBroker(bench.redis.url, timeout=TIMEOUT), bench.stores[0], SystemClock(), lease=LEASE, renew_interval=RENEW
     )
     while reconciler.step():
         pass

@@ -87,11 +87,11 @@ class RedisBroker:
     def probe(self) -> None:
         """Check that this server may be used; raise BrokerUnavailable or BrokerUnsuitable with the reason."""
         probe(self.connection)
-        self._functions.look()  # report now, not at the first job, that the user may not load or call functions
+        self._functions.read_generation()  # report missing rights to load or call functions now, not at the first job
 
     def generation(self, databases: Sequence[bytes] = ()) -> Generation:
         """See :meth:`Broker.generation`."""
-        number, synced = self._functions.look([database.hex() for database in databases])
+        number, synced = self._functions.read_generation([database.hex() for database in databases])
         fields = information(self.connection, "server", "replication")
         if self._functions.generation != str(number):
             self._received.clear()  # tokens start anew

@@ -104,7 +104,7 @@ class Functions:
         """Begin a generation if there is none; return its number."""
         return int(self._call("begin")[0])
 
-    def look(self, databases: Sequence[str] = ()) -> tuple[int, frozenset[str]]:
+    def read_generation(self, databases: Sequence[str] = ()) -> tuple[int, frozenset[str]]:
         """Return the number of the generation, and which of the databases (16 hex digits each) are synced in it.
 
         Raises:
