@@ -22,7 +22,6 @@ from sidestream.job.names import (
     tag,
 )
 from sidestream.job.reference import (
-    KEY_OFFSET_FROM_END,
     NO_TAG8,
     SIZES,
     Reference,
@@ -32,7 +31,6 @@ from sidestream.job.reference import (
     limit_tag,
     row_reference,
 )
-from sidestream.job.states import MOVES, TERMINAL, State
 
 DATABASE = b"database"
 
@@ -99,7 +97,7 @@ def test_a_row_s_reference_comes_back(row_id: int, key: str | None, group: str |
     assert action_of(raw) == tag("a.b", 4)
     assert reference.group == group_tag(group)
     assert reference.limit == limit_tag(limit)
-    assert (raw[-KEY_OFFSET_FROM_END:] == NO_TAG8) == (key is None)
+    assert (raw[-8:] == NO_TAG8) == (key is None)
 
 
 @given(st.uuids(), TEXTS, TEXTS, TEXTS)
@@ -146,13 +144,3 @@ def test_foreign_bytes_never_pass_and_never_raise_anything_else(raw: bytes) -> N
 def test_invalid_references_are_refused(raw: bytes, error: type[Exception]) -> None:
     with pytest.raises(error):
         Reference.unpack(raw)
-
-
-# -- states ----------------------------------------------------------------------------------------------------------
-
-
-def test_every_state_lists_its_transitions() -> None:
-    assert set(MOVES) == set(State)
-    assert set(State) - TERMINAL == {State.PENDING}
-    assert MOVES[State.DONE] == frozenset()
-    assert all(State.PENDING in MOVES[state] for state in (State.FAILED, State.CANCELLED))

@@ -44,7 +44,7 @@ class ScratchShard:
         probe(self._connection)
         self._had_library = self._has_library()
         seen = RedisInspector(self._connection).overview()
-        held = sum(depth.handed_off for depth in seen.lanes)
+        held = sum(depth.leased for depth in seen.lanes)
         ready = sum(depth.ready for depth in seen.lanes)
         if not held and not ready:
             return None

@@ -127,12 +127,6 @@ class FailoverBroker:
         outage = self._outage
         return outage.since if outage is not None else None
 
-    @property
-    def away_because(self) -> str | None:
-        """Why the primary is away, in one sentence; None while it is in use."""
-        outage = self._outage
-        return outage.reason if outage is not None else None
-
     def probe(self) -> bool:
         """Probe a primary that is away, if it is time to; return whether it is in use.
 

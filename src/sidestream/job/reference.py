@@ -25,10 +25,7 @@ SIZES = {version: form.size for version, form in _BY_VERSION.items()}
 """Length in bytes by version: a row, a direct job, and the same two with a limit key."""
 LIMITED = frozenset({3, 4})
 """The versions that carry a limit key."""
-NO_TAG4 = bytes(4)
 NO_TAG8 = bytes(8)
-KEY_OFFSET_FROM_END = 8
-"""The key tag is the last 8 bytes of every form; all zero means that the job has no key."""
 
 
 def action_of(raw: bytes) -> bytes:

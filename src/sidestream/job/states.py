@@ -1,4 +1,4 @@
-"""The states that PostgreSQL stores, the ways of being open, and which moves are allowed."""
+"""The states that PostgreSQL stores, and the statuses of a pending job."""
 
 from __future__ import annotations
 
@@ -25,14 +25,3 @@ class Status(StrEnum):
     UNROUTED = "unrouted"
     RETRYING = "retrying"
     RUNNING = "running"
-
-
-MOVES: dict[State, frozenset[State]] = {
-    State.PENDING: frozenset({State.DONE, State.FAILED, State.CANCELLED}),
-    State.FAILED: frozenset({State.PENDING, State.CANCELLED}),
-    State.CANCELLED: frozenset({State.PENDING}),
-    State.DONE: frozenset(),
-}
-"""From a state to the states that may follow it; a person's retry retries a failed or cancelled job."""
-
-TERMINAL = frozenset({State.DONE, State.FAILED, State.CANCELLED})

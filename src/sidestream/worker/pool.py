@@ -56,11 +56,6 @@ class ProcessPool:
         self.ready = False
         return ours
 
-    @property
-    def zygote_pid(self) -> int:
-        """The zygote's pid; 0 when there is none."""
-        return self._process.pid if self._process is not None else 0
-
     def renew(self, control: socket.socket | None) -> None:
         """The application changed since the zygote behind ``control`` loaded it: another one is to be started."""
         if control is None or control is not self.control or self._process is None:

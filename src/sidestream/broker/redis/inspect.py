@@ -24,10 +24,8 @@ class LaneDepth(NamedTuple):
     ready: int
     #: Due later, or waiting for a retry.
     delayed: int
-    #: Behind another job with the same key.
-    behind_key: int
-    #: Leased to workers, including :attr:`Overview.undelivered`.
-    handed_off: int
+    #: Leased to workers, whether or not they have read them.
+    leased: int
 
 
 class AnnouncedWorker(NamedTuple):
@@ -47,8 +45,6 @@ class Overview:
 
     lanes: tuple[LaneDepth, ...]
     workers: tuple[AnnouncedWorker, ...]
-    #: Handed to announced workers that have not read them yet.
-    undelivered: int
     #: Pending direct jobs.
     direct: int
     #: Direct jobs that failed.
@@ -68,16 +64,10 @@ class RedisInspector:
     def overview(self) -> Overview:
         """Return the depth of every lane, the workers, and counts of unusual entries."""
         run, prefix = self._connection.run, self._prefix
-        behind = _pairs(run("HGETALL", keys.behind(prefix)))
         lanes = _pairs(run("HGETALL", keys.lanes(prefix)))
-        workers = self.workers()
         return Overview(
-            lanes=tuple(
-                self._depth(name.decode(), number.decode(), int(behind.get(name, 0)))
-                for name, number in sorted(lanes.items())
-            ),
-            workers=workers,
-            undelivered=sum(run("LLEN", keys.handoff(prefix, worker.worker)) for worker in workers),
+            lanes=tuple(self._depth(name.decode(), number.decode()) for name, number in sorted(lanes.items())),
+            workers=self.workers(),
             direct=run("HLEN", keys.direct(prefix)),
             failed=run("HLEN", keys.failed(prefix)),
             quarantine=int(run("HGET", keys.meta(prefix), "quarantine") or 0),
@@ -100,7 +90,7 @@ class RedisInspector:
         found: list[bytes] = self._connection.run("LRANGE", keys.quarantine(self._prefix), 0, count - 1)
         return found
 
-    def _depth(self, lane: str, number: str, behind: int) -> LaneDepth:
+    def _depth(self, lane: str, number: str) -> LaneDepth:
         run, prefix = self._connection.run, self._prefix
         pool = f"r{number}"
         flows = run("ZRANGE", keys.schedule(prefix, pool), 0, MOST_FLOWS - 1)
@@ -110,7 +100,7 @@ class RedisInspector:
             for flow, only in zip(flows, single, strict=True)
         )
         delayed = sum(run("ZCARD", keys.delayed(prefix, number, priority)) for priority in range(LOWEST_PRIORITY + 1))
-        return LaneDepth(lane, ready, delayed, behind, run("ZCARD", keys.leased(prefix, lane)))
+        return LaneDepth(lane, ready, delayed, run("ZCARD", keys.leased(prefix, lane)))
 
 
 def _pairs(flat: list[bytes]) -> dict[bytes, bytes]:

@@ -39,11 +39,6 @@ def delayed(prefix: str, lane_number: str, priority: int) -> str:
     return f"{prefix}delayed:{lane_number}:{priority}"
 
 
-def behind(prefix: str) -> str:
-    """HASH lane -> how many of its jobs are behind another job with the same key."""
-    return f"{prefix}behind"
-
-
 def leased(prefix: str, lane: str) -> str:
     """ZSET reference -> ms of its last claim or renewal, for the leased jobs of a lane."""
     return f"{prefix}leased:{lane}"
