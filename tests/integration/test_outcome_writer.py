@@ -75,7 +75,7 @@ def lone(database: str, tmp_path: Path) -> Iterator[Lone]:
     """A job that was written to start alone."""
     with _outcome_writer(database, tmp_path) as (look, outcome_writer, reference):
         delivery = Delivery(reference, "lane", Lease(b"1", "me", 1), 0)
-        assert outcome_writer.handed_back(delivery) == Settlement()
+        assert outcome_writer.not_started(delivery) == Settlement()
         outcome_writer.started(delivery, 0, 0.0)
         yield Lone(look, outcome_writer, delivery)
 
@@ -96,7 +96,7 @@ class Lone:
 def test_an_unsuccessful_lone_start_is_ended_once(lone: Lone) -> None:
     """The reclaimer charges a job whose last word is that it started alone."""
     for _ in range(2):
-        assert lone.outcome_writer.handed_back(lone.delivery) == Settlement()
+        assert lone.outcome_writer.not_started(lone.delivery) == Settlement()
     assert lone.events() == ["started", "released"]
 
 

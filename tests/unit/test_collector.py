@@ -105,7 +105,7 @@ def parts(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[SimpleName
         slots,
         prepare_alone=lambda job, child: None,
         end_alone=lambda lone: None,
-        hand_back=lambda jobs: None,
+        release=lambda jobs: None,
         on_stale_generation=lambda: None,
     )
     collector = Collector(state, pool, slots, dispatcher, recorder, SimpleNamespace(tick=lambda: None))

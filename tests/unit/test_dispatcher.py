@@ -51,7 +51,7 @@ class Floor:
     def __init__(self, folder: Path) -> None:
         self.state = state = WorkerState(WorkerOptions("me", ("lane",), "00", folder, children=2))
         self.claims = Claims()
-        self.handed_back: list[Delivery] = []
+        self.released: list[Delivery] = []
         self.lone: list[Delivery] = []
         self.ended: list[Lone] = []
         self.slots, self.descriptor = Slots.create(folder / "slots", 2)
@@ -61,7 +61,7 @@ class Floor:
             self.slots,
             prepare_alone=lambda job, child: self.lone.append(job),
             end_alone=self.ended.append,
-            hand_back=lambda jobs: self.handed_back.extend(jobs),
+            release=lambda jobs: self.released.extend(jobs),
             on_stale_generation=lambda: None,
         )
         self.ends = []
@@ -292,7 +292,7 @@ def test_while_outcomes_cannot_be_written_only_direct_jobs_are_claimed(floor: Fl
     state.unwritten = True
     with state.changed:
         floor.dispatcher.hand_out()
-    assert floor.handed_back == rows
+    assert floor.released == rows
     assert list(state.backlog) == [direct]
     floor.idle()
     state.backlog.clear()

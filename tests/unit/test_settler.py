@@ -74,7 +74,7 @@ class Books:
             return Settlement(run_alone=True)
         return Settlement(release=Release(charge_attempt=True, count=False))
 
-    def handed_back(self, delivery: Delivery) -> Settlement:
+    def not_started(self, delivery: Delivery) -> Settlement:
         return Settlement()
 
     def started(self, delivery: Delivery, slot: int, seconds: float) -> None:
@@ -129,12 +129,12 @@ def until(seen: Callable[[], object]) -> None:
 
 def test_a_settlement_that_redis_refuses_does_not_delay_others(desk: Desk) -> None:
     """Jobs from PostgreSQL go on failing, starting alone and being handed back while Redis is away."""
-    untold, handed_back = delivery(1), delivery(2)
+    untold, released = delivery(1), delivery(2)
     failed, alone = delivery(3, fallback=True), delivery(4, fallback=True)
     desk.redis.away = True
     with desk.open():
         desk.fails(untold)
-        desk.settler.hand_back([handed_back])
+        desk.settler.release([released])
         until(lambda: desk.redis.asked >= 2)
         desk.fails(failed)
         desk.settler.prepare_alone(alone, ChildState(0, None))  # type: ignore[arg-type]
@@ -143,7 +143,7 @@ def test_a_settlement_that_redis_refuses_does_not_delay_others(desk: Desk) -> No
         assert desk.redis.released == [failed]
         desk.redis.away = False
         until(lambda: len(desk.redis.released) == 3)
-    assert desk.redis.released == [failed, untold, handed_back]
+    assert desk.redis.released == [failed, untold, released]
     assert desk.outcome_writer.decided == [untold, failed, alone], "what was decided is not decided again"
     assert not desk.state.held
 
@@ -181,7 +181,7 @@ def test_settlements_of_one_lease_are_written_in_order(desk: Desk) -> None:
     desk.outcome_writer.busy = {job.reference}
     with desk.open():
         desk.fails(job)
-        desk.settler.hand_back([job])
+        desk.settler.release([job])
         desk.fails(other)
         until(lambda: desk.redis.released)
         assert desk.redis.released == [other]
@@ -205,7 +205,7 @@ def test_settling_in_redis_keeps_a_newer_lease_from_postgresql(desk: Desk) -> No
         assert desk.state.held == {new.reference: new}
         # It is settled although the settlement of the first lease still waits.
         desk.redis.away = True
-        desk.settler.hand_back([old])
+        desk.settler.release([old])
         until(lambda: desk.redis.asked >= 3)
         desk.settler.job_report(new, FAILED)
         until(lambda: desk.redis.released == [old, new])
@@ -226,7 +226,7 @@ def test_a_draining_worker_releases_a_job_that_has_to_run_alone(desk: Desk) -> N
 def test_releases_of_the_last_writes_are_settled_before_the_end(desk: Desk) -> None:
     """A lone start whose row is written at last, when its child is gone already."""
     job = delivery(1)
-    desk.settler._send_alone = lambda delivery, child: desk.settler.hand_back([delivery])
+    desk.settler._send_alone = lambda delivery, child: desk.settler.release([delivery])
     desk.settler.prepare_alone(job, ChildState(0, None))  # type: ignore[arg-type]
     desk.settler.stop()
     desk.settler.run()
@@ -238,7 +238,7 @@ def test_an_outcome_that_postgresql_refuses_delays_no_other_and_no_row_is_claime
     desk.outcome_writer.away = {stuck.reference}
     with desk.open():
         desk.fails(stuck)
-        desk.settler.hand_back([other])
+        desk.settler.release([other])
         until(lambda: desk.redis.released == [other])
         until(lambda: desk.state.unwritten)
         desk.outcome_writer.away = set()

@@ -30,8 +30,8 @@ class Look:
         self.state = WorkerState(WorkerOptions("me", ("lane",), "00", folder, children=2))
         slots, descriptor = Slots.create(folder / "slots", 2)
         os.close(descriptor)
-        self.handed_back: list[Delivery] = []
-        settler = SimpleNamespace(hand_back=self.handed_back.extend, started=lambda *about: None)
+        self.released: list[Delivery] = []
+        settler = SimpleNamespace(release=self.released.extend, started=lambda *about: None)
         pool: Any = SimpleNamespace()
         self.timeout_monitor = TimeoutMonitor(self.state, pool, slots, settler)
         self.busy, self.idle = (ChildState(slot, None, pid=1000 + slot) for slot in range(2))  # type: ignore[arg-type]
@@ -52,7 +52,7 @@ def test_jobs_behind_a_long_lone_job_are_released(look: Look) -> None:
     look.state.backlog.append(delivery(1))
     look.state.alone.append(delivery(2))
     look.timeout_monitor.tick()
-    assert look.handed_back == [delivery(1), delivery(2)]
+    assert look.released == [delivery(1), delivery(2)]
     assert not look.state.backlog
     assert not look.state.alone
 
@@ -61,5 +61,5 @@ def test_a_job_that_waits_to_run_alone_keeps_its_place_while_the_others_end(look
     """Handed back, it would be claimed by the idle child at once, and others that take longer with it."""
     look.state.alone.append(delivery(2))
     look.timeout_monitor.tick()
-    assert look.handed_back == []
+    assert look.released == []
     assert list(look.state.alone) == [delivery(2)]

@@ -94,7 +94,7 @@ FROM_ROW: list[tuple[JobDiagnosis, list[Entry], str]] = [
             reason=Reason(ReasonCode.SNOOZED, {"seconds": 60, "message": "no stock"}),
         ),
         [],
-        f"put itself off until {ONE}, because: no stock.",
+        f"snoozed itself until {ONE}, because: no stock.",
     ),
     (
         READY,
@@ -162,7 +162,7 @@ FROM_BROKER: list[tuple[Explanation | None, list[Entry], list[list[str]] | None,
         "waits behind job 3 with the same key 'k'.",
     ),
     (Explanation(Place.BEHIND_KEY), [], WORKERS, "waits behind another job with the same key 'k'."),
-    (Explanation(Place.DELAYED, until_ms=ONE_MS), [], WORKERS, f"was handed back and is put off until {ONE}."),
+    (Explanation(Place.DELAYED, until_ms=ONE_MS), [], WORKERS, f"was released and waits until {ONE}."),
     (
         Explanation(Place.NOWHERE),
         [],

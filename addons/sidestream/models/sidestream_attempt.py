@@ -23,7 +23,7 @@ class SidestreamAttempt(models.Model):
             ("started", "Started"),
             ("failed", "Failed"),
             ("crashed", "Process Died"),
-            ("released", "Handed Back"),
+            ("released", "Released"),
             ("done", "Done"),
             ("timeout", "Timed Out"),
             ("cancelled", "Cancelled"),

@@ -28,7 +28,7 @@ class TestStatus(JobCase):
             ("""reason = 'lost|{"error": "the server closed it"}'""", "waiting", "^The database did not answer"),
             ("state = 'failed', error = 'UserError: Not: so'", "failed", "^Not: so$"),
             ("error = 'Address: the customer has none.'", "failed", "^Address: the customer has none.$"),
-            ("error = 'It was handed back: too often'", "failed", "^It was handed back: too often$"),
+            ("error = 'It was released: too often'", "failed", "^It was released: too often$"),
             (
                 """state = 'cancelled', reason = 'expired|{"expires_at": "2026-01-01 00:00:00"}'""",
                 "cancelled",

@@ -45,7 +45,7 @@ def _retrying(params: Mapping[str, Any]) -> str:
 def _snoozed(params: Mapping[str, Any]) -> str:
     reason: Reason | None = params["reason"]
     message = None if reason is None else str(reason.params.get("message", reason))
-    return f"put itself off until {_moment(params['at'])}, because: {_short(message)}"
+    return f"snoozed itself until {_moment(params['at'])}, because: {_short(message)}"
 
 
 def _paused(params: Mapping[str, Any]) -> str:
@@ -82,7 +82,7 @@ def _ready(params: Mapping[str, Any]) -> str:
 def _delayed(params: Mapping[str, Any]) -> str:
     until = f" until {_moment(params['at'])}" if params["at"] is not None else ""
     reason = f", because of the last time: {params['reason']}" if params["reason"] is not None else ""
-    return f"was handed back and is put off{until}{reason}"
+    return f"was released and waits{until}{reason}"
 
 
 def _limited(params: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Direct jobs for people: one of them and why it waits, the dead ones, and what is done to them. They have no row."""
+"""Direct jobs for people: one of them and why it waits, the failed ones, and what is done to them. They have no row."""
 
 from __future__ import annotations
 
@@ -68,9 +68,9 @@ class DirectJob:
 def find(settings: Settings, uuid: UUID) -> DirectJob | FailedDirectJob | None:
     """Return a direct job; None when Redis holds none of that id (it is done, discarded, or never was)."""
     with _broker(settings) as broker:
-        dead = FailedDirectJobs(broker).get(uuid)
-        if dead is not None:
-            return dead
+        failed = FailedDirectJobs(broker).get(uuid)
+        if failed is not None:
+            return failed
         payload = broker.connection.run("HGET", keys.direct(broker.prefix), uuid.bytes)
         if payload is None:
             return None
@@ -98,7 +98,7 @@ def cancel(settings: Settings, uuid: UUID) -> bool:
 
 
 def retry_failed(settings: Settings, uuid: UUID) -> bool:
-    """Retry a failed direct job, due now; False when it is not among the dead."""
+    """Retry a failed direct job, due now; False when it is not among the failed."""
     with _broker(settings) as broker:
         return FailedDirectJobs(broker).retry_failed([uuid]) == 1
 
@@ -107,9 +107,9 @@ def error_groups(settings: Settings, only: Filter) -> list[DirectGroup]:
     """Return the failed direct jobs by what their errors share, the most frequent first."""
     groups: dict[str, list[FailedDirectJob]] = {}
     with _broker(settings) as broker:
-        for dead in FailedDirectJobs(broker):
-            if _fits(dead, only):
-                groups.setdefault(error_group(dead.error), []).append(dead)
+        for failed in FailedDirectJobs(broker):
+            if _fits(failed, only):
+                groups.setdefault(error_group(failed.error), []).append(failed)
     found = []
     for shared, members in groups.items():
         counts: dict[str, int] = {}
@@ -126,12 +126,12 @@ def error_groups(settings: Settings, only: Filter) -> list[DirectGroup]:
 def change_failed(settings: Settings, only: Filter, *, again: bool) -> Iterator[int]:
     """Retry the failed direct jobs that fit, or forget them; give how many it were after each lot."""
     with _broker(settings) as broker:
-        letters = FailedDirectJobs(broker)
+        failed = FailedDirectJobs(broker)
         # All are read before the first is changed: one that dies again meanwhile is left.
-        uuids = [dead.uuid for dead in letters if _fits(dead, only)]
+        uuids = [one.uuid for one in failed if _fits(one, only)]
         for at in range(0, len(uuids), LOT):
             lot = uuids[at : at + LOT]
-            yield letters.retry_failed(lot) if again else letters.delete_failed(lot)
+            yield failed.retry_failed(lot) if again else failed.delete_failed(lot)
 
 
 def merged(rows: list[ErrorGroup], direct: list[DirectGroup]) -> list[ErrorGroup | DirectGroup]:
@@ -158,11 +158,11 @@ def _publication(uuid: UUID, job: Job) -> Publication:
     )
 
 
-def _fits(dead: FailedDirectJob, only: Filter) -> bool:
-    job = dead.job
+def _fits(failed: FailedDirectJob, only: Filter) -> bool:
+    job = failed.job
     return (
-        (only.error_group is None or error_group(dead.error) == only.error_group)
-        and (only.queue is None or dead.queue == only.queue)
+        (only.error_group is None or error_group(failed.error) == only.error_group)
+        and (only.queue is None or failed.queue == only.queue)
         and (only.action is None or (job is not None and job.action == only.action))
         and (only.group is None or (job is not None and job.group == only.group))
     )

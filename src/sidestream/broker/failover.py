@@ -264,7 +264,7 @@ class FailoverBroker:
         """Reassert all in the primary: jobs of the fallback belong to the primary from then on, unless it refuses them.
 
         A job that ended under a lease of the primary, and was claimed from the fallback since, is reasserted after the
-        primary was told of that end.
+        primary has received that end.
         """
         with self._lock:
             unreported = set(self._unreported.values())

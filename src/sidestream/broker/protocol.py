@@ -33,7 +33,7 @@ class Capability(StrEnum):
     GROUPS = "groups"  # groups are served in rotation by weight
     LIMITS = "limits"  # concurrency and rate, by parking and waking
     PAUSES = "pauses"  # of a queue, an action, a group, an action of a group
-    ROUTING = "routing"  # an action that the claimer does not know waits until somebody knows it
+    ROUTING = "routing"  # an action that the claimer does not know waits for a worker that does
 
 
 def lane(database: bytes, queue: str) -> str:
@@ -87,7 +87,7 @@ class Delivery(NamedTuple):
     attempts: int = 0
     #: Direct jobs: how many of them killed their process.
     crashes: int = 0
-    #: How often it was handed back since it was last started.
+    #: How often it was released since it was last started.
     releases: int = 0
     #: 0 (first) to 9: the place that it goes back to.
     priority: int = DEFAULT_PRIORITY
@@ -240,7 +240,7 @@ class Broker(Protocol):
         ...
 
     def fail(self, delivery: Delivery, error: str) -> bool:
-        """End a direct job as dead, its bytes and ``error`` kept; return False when the lease was lost."""
+        """End a direct job as failed, its bytes and ``error`` kept; return False when the lease was lost."""
         ...
 
     def reclaim(self, worker: str, lanes: Sequence[str], *, lease_ms: int, grace_ms: int) -> Reclaimed:

@@ -17,7 +17,7 @@ MAX_CRASHES = 3
 ACCUSED_AFTER = 2
 """A job that ran during so many deaths of its host runs alone, and is charged with the next one."""
 MAX_RELEASES = 1000
-"""A job that is handed back more often than this fails with the reason."""
+"""A job that is released more often than this fails with the reason."""
 
 
 @dataclass(frozen=True, slots=True)

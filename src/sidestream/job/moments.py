@@ -93,7 +93,7 @@ def zone_of(action: str, name: object) -> ZoneInfo:
 
 
 def no_zone(action: str, name: str, moment: datetime) -> InvalidJob:
-    """Return what is said of a moment that nobody knows the place of."""
+    """Return the error for a moment without a time zone."""
     return InvalidJob(
         f"{name}={moment.isoformat()} for action {action!r:.80} has no time zone; give time_zone='Europe/Brussels' or "
         "the like, or make it aware, for example with tzinfo=timezone.utc."

@@ -35,7 +35,7 @@ class JobFailure:
 
 
 class JobObserver:
-    """Told of every attempt in the process that makes it; see :data:`observers`. An exception out of it is logged."""
+    """Observe every attempt in the process that makes it; see :data:`observers`. An exception out of it is logged."""
 
     def attempt(self, run: JobRun) -> AbstractContextManager[object]:
         """Return a context in which the attempt runs."""

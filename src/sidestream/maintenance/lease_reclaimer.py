@@ -36,7 +36,7 @@ MOST_PAGES = 10
 
 
 def _nobody(owner: str) -> bool:
-    """Without announcements, everybody whose lease ran out is dead."""
+    """Without announcements, count every worker whose lease ran out as dead."""
     return False
 
 
@@ -70,7 +70,7 @@ class Taken:
 
 
 class LeaseReclaimer:
-    """Gives back what nobody renews any more."""
+    """Releases or ends deliveries whose leases ran out."""
 
     name = "lease reclaimer"
 
@@ -105,7 +105,7 @@ class LeaseReclaimer:
             turn: Whether it is ours to look for more, and nobody else's at this moment.
             lease: Seconds after which a delivery that nobody renewed is taken over.
             grace: Seconds that owners get to renew after a gap in which nobody could.
-            on_failed: Told of each row whose job has failed by the death of its worker.
+            on_failed: Called with each row whose job failed by the death of its worker.
             on_direct_failed: The same for direct jobs, with the number of attempts and the error.
         """
         self.every = min(1.0, lease / 4)
@@ -191,7 +191,7 @@ class LeaseReclaimer:
             except StoreError as error:
                 trouble = error
         for one in [one for one in self._taken if one.verdict is not None]:
-            self._tell(one)
+            self._apply(one)
             self._taken.remove(one)
         return trouble
 
@@ -239,8 +239,8 @@ class LeaseReclaimer:
                 self._on_failed(failure)
         _all([one for one in lost if one not in ran], Verdict.GIVE_BACK)
 
-    def _tell(self, one: Taken) -> None:
-        """Tell the broker the verdict; a lease that was lost meanwhile is somebody else's to end."""
+    def _apply(self, one: Taken) -> None:
+        """Apply the verdict in the broker; a lease that was lost meanwhile ends elsewhere."""
         match one.verdict:
             case Verdict.SETTLE:
                 self._broker.settle([one.delivery])

@@ -1,7 +1,7 @@
 """Make the broker match the rows.
 
-One bit a row says that the broker was given its reference. So nothing here remembers how far it came: whatever is open
-without its bit is published, whichever transaction committed in whatever order. See docs/explanation/reconciler.md.
+One bit a row says that the broker was given its reference. So nothing here remembers how far it came: every pending row
+without its bit is published, whatever order transactions committed in. See docs/explanation/reconciler.md.
 
 Each step looks at the generation first, then does one of these:
 
@@ -233,9 +233,9 @@ class Reconciler:
         """Look where the next rows are that have been due for longer than a lease; publish the twice missed by force.
 
         One that is delayed for longer than any release delays it is made due and keeps its counts: a person said "now"
-        while Redis was away. One whose action nobody knows waits in the broker alone: its row is told why, so that
-        people read it. Missed once is no proof: its holder may be stating it anew, or its settle may be under way.
-        After a lease more neither can be, and the row, read anew, is still open and due.
+        while Redis was away. One whose action no worker knows waits in the broker alone: its row gets the reason, for
+        people. Missed once is no proof: its holder may be stating it anew, or its settle may be under way.
+        After a lease more neither can be, and the row, read anew, is still pending and due.
         """
         rows = queries.overdue(cursor, self._lease, self._overdue_after, OVERDUE_LOT)
         lost, late, parked = [], [], []

@@ -43,7 +43,7 @@ class WorkerDeaths:
             dead_here: The references that the dead workers of this host were running, by worker.
             announced: Whether a worker is announced in Redis; raises BrokerError when Redis cannot be asked.
             turn: Whether maintenance is to look at the workers of other hosts here, and nowhere else at this moment.
-            on_failed: Told of each job that has failed by the death of its worker.
+            on_failed: Called with each job that failed by the death of its worker.
         """
         self._store = store
         self._dead_here = dead_here

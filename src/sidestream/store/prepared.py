@@ -32,7 +32,7 @@ REPLAN_PAUSE = 5.0
 PLAIN_AFTER_GONE = 20
 """Executions without preparing after one whose statement was gone."""
 _GONE = frozenset({"26000", "0A000"})
-"""invalid_sql_statement_name; feature_not_supported, which is how a changed result type is told."""
+"""invalid_sql_statement_name; feature_not_supported, which reports a changed result type."""
 _PARAMETER = re.compile(r"%(?:%|\((\w+)\)s)")
 # Never used twice in a process, so that a name cannot stand for the statement of an earlier connection or plan.
 _numbers = itertools.count(1)

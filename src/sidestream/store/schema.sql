@@ -21,7 +21,7 @@ CREATE TABLE sidestream_job (
     forgiven        integer NOT NULL DEFAULT 0,     -- how many of them a person's retry wrote off
     crashes         integer NOT NULL DEFAULT 0,     -- how many killed their process, since the last person's retry
     suspects        integer NOT NULL DEFAULT 0,     -- deaths of its host for which it may or may not be to blame, at most 2: run it alone then; -1: it was, and was charged: likewise
-    releases        integer NOT NULL DEFAULT 0,     -- times it was handed back since it was last started
+    releases        integer NOT NULL DEFAULT 0,     -- times it was released since it was last started
     released_since  timestamp,                      -- when the first of them was counted
     error           text,                   -- of the last failure, for people
     reason          text,                   -- why it was last released or cancelled: a code, or code|{parameters} (job/reason.py)
@@ -36,7 +36,7 @@ CREATE TABLE sidestream_job (
     unique_seconds  double precision,       -- the window's length
     unique_conflict text COLLATE "C" CHECK (unique_conflict IN ('return', 'replace', 'newest')),
     expires_at      timestamp,              -- cancelled when it was not started by then
-    snoozes         integer NOT NULL DEFAULT 0,     -- times that it put itself off, since the last person's retry
+    snoozes         integer NOT NULL DEFAULT 0,     -- times that it snoozed itself, since the last person's retry
     error_group     text COLLATE "C",       -- what failed rows with the like error share (job/errorgroup.py)
     requested_by    integer                 -- who asked for it, where that is not the user that it runs as
 );

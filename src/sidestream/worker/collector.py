@@ -52,7 +52,7 @@ class Settling(Protocol):
         """The child that ran this one ended."""
         ...
 
-    def hand_back(self, deliveries: list[Delivery]) -> None:
+    def release(self, deliveries: list[Delivery]) -> None:
         """Release these: whether they ended is unknown, and their rows decide."""
         ...
 
@@ -332,7 +332,7 @@ class Collector:
         position = reading.position if started else -1
         finished = [d for i, d in enumerate(deliveries) if child.reported <= i < position]
         if finished and child.kill_reason is KillReason.UNREADABLE:
-            self._settler.hand_back(finished)  # what was said of them may be what could not be read
+            self._settler.release(finished)  # what was said of them may be what could not be read
         elif finished:
             # Whatever did not end as done is reported at once, so these are done.
             self._settler.done(finished)

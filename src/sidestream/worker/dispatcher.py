@@ -61,10 +61,10 @@ class Dispatcher:
         *,
         prepare_alone: Callable[[Delivery, ChildState], None],
         end_alone: Callable[[Lone], None],
-        hand_back: Callable[[list[Delivery]], None],
+        release: Callable[[list[Delivery]], None],
         on_stale_generation: Callable[[], None],
     ) -> None:
-        self._hand_back = hand_back
+        self._release = release
         self._state = state
         self._broker = broker
         self._slots = slots
@@ -89,10 +89,10 @@ class Dispatcher:
         if state.draining:
             return
         if state.quiet:
-            self.hand_back_waiting()
+            self.release_waiting()
             return
         if state.unwritten:
-            self._hand_back_rows()
+            self._release_rows()
         now = time.monotonic()
         if self._held_up(now) or self._hand_out_accused(now):
             return
@@ -107,20 +107,20 @@ class Dispatcher:
             share = -(-len(state.backlog) // (len(idle) + 1))
             self._send(child, self._next_batch(share))
 
-    def hand_back_waiting(self) -> None:
+    def release_waiting(self) -> None:
         """Give back what was claimed and not sent to a child. Call it under the state's lock."""
         for line in (self._state.backlog, self._state.alone):
             if line:
-                self._hand_back(list(line))
+                self._release(list(line))
                 line.clear()
 
-    def _hand_back_rows(self) -> None:
+    def _release_rows(self) -> None:
         """Give back what waits here and has a row: its outcome could not be written."""
         for line in (self._state.backlog, self._state.alone):
             rows = [delivery for delivery in line if not is_direct(delivery)]
             if rows:
                 direct = [delivery for delivery in line if is_direct(delivery)]
-                self._hand_back(rows)
+                self._release(rows)
                 line.clear()
                 line.extend(direct)
 
@@ -134,7 +134,7 @@ class Dispatcher:
             return
         # It died while the row was being written, maybe because PostgreSQL was away; the row is to say that, too.
         self._state.lone_ended(child)
-        self._hand_back([delivery])
+        self._release([delivery])
 
     def wake(self) -> None:
         """Wake the claiming thread if it has something to do. Call it under the state's lock, after handing out."""

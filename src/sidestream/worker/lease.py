@@ -141,7 +141,7 @@ class LeaseRenewer:
         self._broker_informed(actions)
 
     def _broker_informed(self, actions: frozenset[bytes] | None = None) -> None:
-        """Let jobs be claimed: the broker knows ``actions``, or (None) it is away and is told when it is back."""
+        """Let jobs be claimed: the broker knows ``actions``, or (None) it is away and learns them when it is back."""
         with self._state.changed:
             if not self._state.announced and actions in (None, self._state.actions.keys()):
                 self._state.announced = True

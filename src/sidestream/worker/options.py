@@ -1,4 +1,4 @@
-"""What a supervisor is told at birth. Durations are seconds."""
+"""The settings that a supervisor starts with. Durations are seconds."""
 
 from __future__ import annotations
 

@@ -141,7 +141,7 @@ class OutcomeWriter:
             else:
                 self._alone.add(reference.id)
 
-    def handed_back(self, delivery: Delivery) -> Settlement:
+    def not_started(self, delivery: Delivery) -> Settlement:
         """Handle a delivery that was not started."""
         return self._uncharged(Reference.unpack(delivery.reference), Reason(ReasonCode.UNSTARTED))
 

@@ -1,6 +1,6 @@
 """The folder of one supervisor, and what supervisors that died on this host left behind.
 
-``<data>/run/<supervisor>/lock`` is held with flock(2) as long as the supervisor lives, so "failed" is certain:
+``<data>/run/<supervisor>/lock`` is held with flock(2) as long as the supervisor lives, so a death is certain:
 https://man7.org/linux/man-pages/man2/flock.2.html. A clean stop removes the folder, or leaves it without slots when
 Redis was away: leases may be left, but nothing runs. An unclean end leaves its slots, which say exactly what ran.
 """

@@ -27,7 +27,7 @@ from sidestream.worker.outcome import outcome_of
 log = logging.getLogger(__name__)
 
 CONFLICT_TRIES = 3
-"""How often a conflicting transaction is tried before the job is handed back."""
+"""How often a conflicting transaction is tried before the job is released."""
 CONFLICT_WAIT = 0.05
 """Longest pause, in seconds, before the next try."""
 
@@ -105,7 +105,7 @@ class Runner:
             acquired = executor.acquire(reference, payload, attempts=attempts, run_alone=run_alone)
         except StoreError as error:
             executor.reset()
-            # Nothing is written into a copy, not even how often its jobs were handed back.
+            # Nothing is written into a copy, not even how often its jobs were released.
             code = ReasonCode.FOREIGN if isinstance(error, ForeignDatabase) else ReasonCode.LOST
             return Release(Reason(code, {"error": str(error)}), None), None
         except Conflict:

@@ -131,11 +131,11 @@ class Settler:
             Task("an attempt row", lambda: self._outcome_writer.started(delivery, slot, seconds), delivery), urgent=True
         )
 
-    def hand_back(self, deliveries: list[Delivery]) -> None:
+    def release(self, deliveries: list[Delivery]) -> None:
         """Release these and charge nothing."""
         for delivery in deliveries:
             self._inbox.put(
-                Task("a hand-back", partial(self._outcome_writer.handed_back, delivery), delivery), urgent=True
+                Task("a release", partial(self._outcome_writer.not_started, delivery), delivery), urgent=True
             )
 
     def prepare_alone(self, delivery: Delivery, child: ChildState) -> None:
@@ -171,7 +171,7 @@ class Settler:
     def run(self) -> None:
         """Write until :meth:`stop`."""
         stopping, until = False, 0.0
-        # What is written last may have something handed back: a job that was to start alone.
+        # The last outcome written may release a job that was to start alone.
         while not stopping or not self._inbox.empty() or (self._is_busy() and time.monotonic() < until):
             patience = max(0.0, self._again_at - time.monotonic()) if self._unsettled or self._aside else None
             if self._take(patience if not stopping or self._is_busy() else 0.0):

@@ -81,7 +81,7 @@ class Supervisor:
             self._slots,
             prepare_alone=self._settler.prepare_alone,
             end_alone=self._settler.end_alone,
-            hand_back=self._settler.hand_back,
+            release=self._settler.release,
             on_stale_generation=self._on_stale_generation,
         )
         timeout_monitor = TimeoutMonitor(self._state, self._pool, self._slots, self._settler)
@@ -121,17 +121,17 @@ class Supervisor:
         signal.signal(signal.SIGUSR1, self._on_quiet)
         try:
             self._threads["collector"].start()
-            while not (self._told_to_end() or self._is_loaded):
+            while not (self._is_asked_to_end() or self._is_loaded):
                 self._signalled.wait(QUIET_EVERY)
                 self._signalled.clear()
-            if not self._told_to_end():
+            if not self._is_asked_to_end():
                 on_loaded()
                 for name in ("settler", "leases", "dispatcher"):
                     self._threads[name].start()
-            while not self._told_to_end():
+            while not self._is_asked_to_end():
                 self._signalled.wait(QUIET_EVERY)
                 self._signalled.clear()
-                self._look_whether_quiet()
+                self._check_quiet()
         finally:
             self.stop()
         if self._collector.failure is not None:
@@ -170,7 +170,7 @@ class Supervisor:
             self._ended = True
             self._signalled.set()
 
-    def _told_to_end(self) -> bool:
+    def _is_asked_to_end(self) -> bool:
         return bool(self._signals or self._ended or self._replace or self._state.fault)
 
     def _join(self, name: str) -> None:
@@ -183,7 +183,7 @@ class Supervisor:
             log.info("Draining: no more jobs are claimed, running ones end.", extra={"action": "drain"})
         with self._state.changed:
             self._state.draining = True
-            self._dispatcher.hand_back_waiting()
+            self._dispatcher.release_waiting()
             self._state.changed.notify_all()
         deadline = time.monotonic() + self._options.drain_timeout
         with self._state.changed:
@@ -191,7 +191,7 @@ class Supervisor:
                 self._state.changed.wait(0.1)
             left = self._busy()
             if left:
-                log.warning("%s running jobs are handed back.", left, extra={"action": "drain_hand_back"})
+                log.warning("%s running jobs are stopped and released.", left, extra={"action": "drain_release"})
             for child in list(self._state.children.values()):
                 self._pool.kill(child, KillReason.STOPPING)
             while self._busy() and time.monotonic() < deadline + STOP_PATIENCE and self._collector_works():
@@ -202,7 +202,7 @@ class Supervisor:
         self._join("collector")
         with self._state.lock:
             # What the last claim brought while it was blocked, and what children left that ended since.
-            self._dispatcher.hand_back_waiting()
+            self._dispatcher.release_waiting()
         self._settler.stop()
         self._join("settler")
         self._leases.stop()
@@ -263,7 +263,7 @@ class Supervisor:
     def _collector_works(self) -> bool:
         return self._threads["collector"].is_alive() and self._state.fault is None
 
-    def _look_whether_quiet(self) -> None:
+    def _check_quiet(self) -> None:
         quiet = is_quiet(self._options.run_folder)
         with self._state.changed:
             if quiet == self._state.quiet:

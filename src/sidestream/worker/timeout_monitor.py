@@ -29,7 +29,7 @@ class Recording(Protocol):
         """This job has been running for so long."""
         ...
 
-    def hand_back(self, deliveries: list[Delivery]) -> None:
+    def release(self, deliveries: list[Delivery]) -> None:
         """Nobody here has time for these."""
         ...
 
@@ -69,7 +69,7 @@ class TimeoutMonitor:
             self._check(child, reading, seconds)
         if stalled and (self._state.backlog or self._state.alone):
             # Others have time for them, or the broker keeps them where a pause or a cancel still reaches them.
-            self._settler.hand_back([*self._state.backlog, *self._state.alone])
+            self._settler.release([*self._state.backlog, *self._state.alone])
             self._state.backlog.clear()
             self._state.alone.clear()
             self._state.last_fetch_short = True

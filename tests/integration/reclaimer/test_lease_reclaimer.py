@@ -229,7 +229,7 @@ def test_who_charges_a_death_keeps_the_others_waiting(bench: Bench) -> None:
     assert bench.row(row_id).suspects == 1
 
 
-def test_a_direct_job_that_kills_its_host_is_buried_at_last(bench: Bench) -> None:
+def test_a_direct_job_that_kills_its_host_fails_at_last(bench: Bench) -> None:
     [reference] = bench.enqueue_direct()
     for _ in range(MAX_CRASHES):
         assert [d.reference for d in bench.claim(DEAD)] == [reference]

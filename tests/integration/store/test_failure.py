@@ -24,7 +24,7 @@ def dead(session: Session, error: str, **options: Any) -> int:
     return job_id
 
 
-def test_dead_jobs_are_grouped_by_what_their_errors_share(a: Session) -> None:
+def test_failed_jobs_are_grouped_by_what_their_errors_share(a: Session) -> None:
     ids = [dead(a, f"ValueError: order {n} of 2024-01-{n:02d} has no lines\nmore") for n in range(10, 13)]
     other = dead(a, "KeyError: 'x'", queue="other")
     first, second = bulk.error_groups(a.cur)
@@ -89,7 +89,7 @@ def test_bulk_discard_says_by_whom(a: Session) -> None:
 # -- expiry ----------------------------------------------------------------------------------------------------------
 
 
-def test_an_expired_job_ends_as_cancelled_when_it_is_opened(a: Session) -> None:
+def test_an_expired_job_ends_as_cancelled_when_it_is_acquired(a: Session) -> None:
     job_id = a.one(expires_at=NOW - timedelta(minutes=1))
     found = a.open(job_id)
     assert isinstance(found, acquire.Cancelled)
@@ -99,7 +99,7 @@ def test_an_expired_job_ends_as_cancelled_when_it_is_opened(a: Session) -> None:
     assert reason.startswith('expired|{"expires_at": "20')
 
 
-def test_the_keeper_cancels_expired_jobs_that_wait_and_no_others(a: Session, b: Session) -> None:
+def test_maintenance_cancels_expired_jobs_that_wait_and_no_others(a: Session, b: Session) -> None:
     past, future = NOW - timedelta(minutes=1), NOW + timedelta(minutes=9)
     waiting, scheduled = a.one(expires_at=past), a.one(expires_at=past, run_at=future)
     started, running, later, never = a.one(), a.one(), a.one(expires_at=future), a.one()

@@ -118,7 +118,7 @@ def test_bury_may_leave_the_attempt_uncharged(a: Session) -> None:
     assert (a.row(first)[:2], a.row(second)[:2]) == (("failed", 1), ("failed", 0))
 
 
-def test_a_job_that_is_handed_back_too_often_is_dead_with_the_reason(a: Session) -> None:
+def test_a_job_that_is_released_too_often_fails_with_the_reason(a: Session) -> None:
     job = a.one()
     for releases in (1, 10, 20):
         assert not outcomes.count_releases(a.cur, job, releases, Reason(ReasonCode.LOCKED), 30).terminal
@@ -139,7 +139,7 @@ def test_the_count_goes_on_when_the_broker_begins_anew(a: Session) -> None:
     assert counted == [1, 10, 20, 21, 31, 41]
 
 
-def test_a_day_of_being_handed_back_is_enough(a: Session) -> None:
+def test_a_job_that_is_released_for_a_day_fails(a: Session) -> None:
     often, seldom = a.one(), a.one()
     for job, releases in ((often, 10), (seldom, 1)):
         outcomes.count_releases(a.cur, job, releases, Reason(ReasonCode.LOCKED), 1000)

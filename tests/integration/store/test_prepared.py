@@ -88,7 +88,7 @@ def test_another_prefetched_expression_is_another_statement(session: Session, sp
     assert spy.count("PREPARE") == 3
 
 
-def test_what_is_not_opened_says_why(session: Session, cursor: Prepared) -> None:
+def test_a_row_that_is_not_acquired_says_why(session: Session, cursor: Prepared) -> None:
     done, first, second = session.one(), session.one(key="k"), session.one(key="k")
     run(session, cursor, done)
     session.begin()
