@@ -343,7 +343,7 @@ def test_a_reference_to_another_database_is_kept_and_not_run(shop: Shop) -> None
     with redis.Redis.from_url(shop.world.redis_url()) as client:
         deadline = time.monotonic() + 20
         while not client.hexists(f"{keys.PREFIX}attempts", foreign):
-            assert time.monotonic() < deadline, "it was not handed back"
+            assert time.monotonic() < deadline, "it was not released"
             time.sleep(0.05)
     while not broker.discard(Publication(foreign, lane(database.tag, "default"))):  # false while a worker looks at it
         assert time.monotonic() < deadline

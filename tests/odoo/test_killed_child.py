@@ -1,6 +1,6 @@
 """Kill a child while it waits for another server: its job calls again within a second.
 
-Whatever waits behind it: the other child is busy and more such jobs are ready, so a job that was handed back instead of
+Whatever waits behind it: the other child is busy and more such jobs are ready, so a job that was released instead of
 being run again would wait for one of them.
 """
 

@@ -128,7 +128,7 @@ def until(seen: Callable[[], object]) -> None:
 
 
 def test_a_settlement_that_redis_refuses_does_not_delay_others(desk: Desk) -> None:
-    """Jobs from PostgreSQL go on failing, starting alone and being handed back while Redis is away."""
+    """Jobs from PostgreSQL go on failing, starting alone and being released while Redis is away."""
     untold, released = delivery(1), delivery(2)
     failed, alone = delivery(3, fallback=True), delivery(4, fallback=True)
     desk.redis.away = True

@@ -20,7 +20,7 @@ from sidestream.wiring.client import build_broker, store_cursor
 
 
 def sync_to_broker(settings: Settings, job_ids: Sequence[int], *, waiting: bool) -> bool:
-    """Make Redis follow at once what a person did to rows, and return whether it could be told.
+    """Synchronize rows that a person changed to Redis at once; return whether Redis answered.
 
     Their old references are taken from where they wait; when ``waiting``, the jobs are published as their rows now
     stand. One connection to each server, however many rows these are. Not needed for any promise: a worker that meets
@@ -39,7 +39,7 @@ def sync_all_to_broker(settings: Settings, jobs: Sequence[JobRow], *, waiting: b
 
 
 def reprioritize(settings: Settings, job_id: int) -> bool:
-    """Let a waiting job have the priority that its row has now, and return whether Redis could be told."""
+    """Give a waiting job the priority of its row in Redis; return whether Redis answered."""
     with store_cursor(settings) as cursor:
         database, found = schema.identify(cursor), job_row.find_all(cursor, [job_id])
     publications = [publication_of(row, database) for row in found]
@@ -79,8 +79,8 @@ def _busy(announced: Sequence[str]) -> tuple[int, int] | None:
     running, children = 0, 0
     for info in announced:
         try:
-            told = json.loads(info)
-            running, children = running + int(told["running"]), children + int(told["children"])
+            facts = json.loads(info)
+            running, children = running + int(facts["running"]), children + int(facts["children"])
         except (ValueError, TypeError, KeyError):
             return None  # a worker of another release
     return (min(running, children), children) if children else None

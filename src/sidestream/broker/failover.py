@@ -377,7 +377,7 @@ class FailoverBroker:
                     self._must_reassert = True
 
     def _ended_unreported(self, deliveries: Sequence[Delivery]) -> None:
-        """Record ends of which the primary must be told later; the rows have the outcomes.
+        """Record ends that the primary must receive later; the rows have the outcomes.
 
         The jobs no longer run here, so they hold no slots, and the fallback may hand them out again.
         """

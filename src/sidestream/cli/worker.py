@@ -116,22 +116,22 @@ def worker_quiet(
 
 def _facts(name: str, lanes: tuple[str, ...], info: str, until_ms: int) -> dict[str, Any]:
     try:
-        told = json.loads(info)
+        facts = json.loads(info)
     except ValueError:
-        told = {}
-    if not isinstance(told, dict):
-        told = {}
+        facts = {}
+    if not isinstance(facts, dict):
+        facts = {}
     now = time.time()
     alive = until_ms > now * 1000
-    state = "draining" if told.get("draining") else "quiet" if told.get("quiet") else "working"
+    state = "draining" if facts.get("draining") else "quiet" if facts.get("quiet") else "working"
     return {
         "worker": name,
         "state": state if alive else "silent",
         "queues": sorted({lane.partition(":")[2] for lane in lanes}),
-        "host": told.get("host"),
-        "pid": told.get("pid"),
-        "children": told.get("children"),
-        "actions": told.get("actions", []),
+        "host": facts.get("host"),
+        "pid": facts.get("pid"),
+        "children": facts.get("children"),
+        "actions": facts.get("actions", []),
         "jobs": [
             {
                 "job": job.get("job"),
@@ -139,6 +139,6 @@ def _facts(name: str, lanes: tuple[str, ...], info: str, until_ms: int) -> dict[
                 "since": datetime.fromtimestamp(job.get("since", now), UTC),
                 "seconds": round(max(0.0, now - job.get("since", now)), 1),
             }
-            for job in told.get("jobs", [])
+            for job in facts.get("jobs", [])
         ],
     }

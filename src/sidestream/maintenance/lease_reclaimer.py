@@ -65,7 +65,7 @@ class Taken:
     owner: str
     #: Monotonic time at which we took it.
     since: float
-    #: Never decided twice, however often the broker has to be told.
+    #: Decided once, however often the broker call has to be repeated.
     verdict: Verdict | None = None
 
 

@@ -161,7 +161,7 @@ class Reconciler:
                 0.0 if first and self._has_no_others() else GRACE * self._renew_interval
             )
         self._building = False
-        # Built by others or before our time: what happened to the server since then nobody told us.
+        # Others built it, or it is older than we are: what happened to the server since then is unknown.
         self._everything = synced
         self._urgent = None
         self._missed, self._missed_before = {}, {}
@@ -283,8 +283,8 @@ class Reconciler:
     def _free_keys(self, cursor: Cursor, behind: Collection[JobRow]) -> None:
         """Discard heads whose rows are over, where nothing in PostgreSQL stands before those behind them.
 
-        Such a head was replaced or cancelled and the broker was not told; it would wait as long as its delay, or
-        whatever parks it, lasts. One that is handed off stays: its worker meets the row.
+        Such a head was replaced or cancelled, and the broker did not learn of it. It would wait as long as its delay,
+        or whatever parks it, lasts. One that is handed off stays: its worker meets the row.
         """
         first = diagnosis.first_of_keys(cursor, [row.id for row in behind], HEADS_LOT)
         heads: dict[int, Publication] = {}

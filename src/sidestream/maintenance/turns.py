@@ -48,7 +48,7 @@ class Turn:
             return True  # the step meets it as well, and says so
 
     def give_back(self) -> None:
-        """Let somebody else try at once; raises a :class:`~sidestream.errors.BrokerError` when nobody can be told."""
+        """Let another worker try at once; raises a :class:`~sidestream.errors.BrokerError` in an outage."""
         self._turns.give_turn_back(self._task, self._worker)
 
 

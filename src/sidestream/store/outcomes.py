@@ -82,7 +82,7 @@ _SNOOZE = compare_and_set(
         ended_at = CASE WHEN j.snoozes >= %(cap)s::integer THEN {UTC_NOW} END,
         error_group = CASE WHEN j.snoozes >= %(cap)s::integer THEN %(group)s::text END,
         error = CASE WHEN j.snoozes >= %(cap)s::integer
-                THEN format('It snoozed more than %%s times; the last reason: %%s', %(cap)s::integer, %(told)s::text)
+                THEN format('It snoozed more than %%s times; the last reason: %%s', %(cap)s::integer, %(message)s::text)
                 ELSE j.error END""",
     _AS_SEEN,
 )
@@ -108,7 +108,7 @@ _COUNT_RELEASES = compare_and_set(
         error = CASE WHEN {_SPENT}
                 THEN format('It was released %%s times since %%s UTC without being run; the last reason: %%s',
                             {_COUNTED}, to_char(coalesce(j.released_since, {UTC_NOW}), 'YYYY-MM-DD HH24:MI:SS'),
-                            %(told)s::text)
+                            %(message)s::text)
                 ELSE j.error END""",
     "state = 'pending'",
 )
@@ -185,14 +185,14 @@ def snooze(
 
     The row counts the snoozes; the job fails when it was snoozed ``cap`` times before.
     """
-    told = storable(str(reason.params["message"]))
-    group = error_group(f"It snoozed more than 0 times; the last reason: {told}")
+    message = storable(str(reason.params["message"]))
+    group = error_group(f"It snoozed more than 0 times; the last reason: {message}")
     parameters = {
         "id": id,
         "seen": attempts_seen,
         "delay": delay_s,
         "reason": storable(reason.stored()),
-        "told": told,
+        "message": message,
         "group": group,
         "cap": cap,
     }
@@ -218,13 +218,13 @@ def count_releases(
     Report the first one and then every tenth. The job fails at ``cap`` releases, or at ``AGE_CAP_FROM`` of them if the
     first was ``age_cap_s`` seconds ago. A job that is not due resets its count.
     """
-    told = storable(str(reason))
+    message = storable(str(reason))
     parameters = {
         "id": id,
         "releases": releases,
         "reason": storable(reason.stored()),
-        "told": told,
-        "group": error_group(f"It was released 0 times; the last reason: {told}"),
+        "message": message,
+        "group": error_group(f"It was released 0 times; the last reason: {message}"),
         "cap": cap,
         "age": age_cap_s,
     }

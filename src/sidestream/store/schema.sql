@@ -143,7 +143,7 @@ CREATE TABLE sidestream_rule (
 );
 
 -- Each job leaves one dead version behind: clean up by the tens of thousands, at full speed, and keep the statistics of
--- "how many are open" fresh, because the planner's choice between the indexes hangs on them.
+-- "how many are pending" fresh, because the planner chooses between the indexes by them.
 ALTER TABLE sidestream_job SET (
     autovacuum_vacuum_scale_factor = 0.01, autovacuum_vacuum_threshold = 5000, autovacuum_vacuum_cost_delay = 0,
     autovacuum_vacuum_insert_scale_factor = 0.05,

@@ -71,7 +71,7 @@ def test_a_rolled_back_row_is_never_published(bench: Bench) -> None:
     assert bench.claimed() == []
 
 
-def test_ended_rows_are_not_published_and_reopened_ones_are(bench: Bench) -> None:
+def test_ended_rows_are_not_published_and_retried_ones_are(bench: Bench) -> None:
     ids = bench.insert(*[Job("act") for _ in range(3)])
     bench.connection.execute("UPDATE sidestream_job SET state = 'failed' WHERE id = %s", (ids[0],))
     bench.connection.execute("UPDATE sidestream_job SET state = 'done' WHERE id = %s", (ids[1],))

@@ -69,19 +69,19 @@ class Session:
         """Insert one job and return its id."""
         return self.insert(Job("test.act", **options))[0].id
 
-    def open(self, job_id: int, **options: Any) -> acquire.AcquireResult:
-        """Begin a job's transaction and try to open the job in it."""
+    def acquire_row(self, job_id: int, **options: Any) -> acquire.AcquireResult:
+        """Begin a job's transaction and try to acquire its row in it."""
         self.begin()
         return acquire.acquire_job(self.cur, job_id, **options)
 
     def hold(self, job_id: int) -> acquire.Acquired:
-        """Open a job that must open."""
-        found = self.open(job_id)
+        """Acquire a row that must be free."""
+        found = self.acquire_row(job_id)
         assert isinstance(found, acquire.Acquired), found
         return found
 
     def done(self, job_id: int) -> None:
-        """Run a job that must open to its end."""
+        """Run a job whose row must be free to its end."""
         self.hold(job_id)
         outcomes.finish(self.cur, job_id)
         self.commit()

@@ -88,7 +88,7 @@ def test_done_is_written_once(a: Session) -> None:
 def test_a_row_that_was_locked_cannot_be_finished(a: Session, b: Session) -> None:
     job = a.one()
     a.hold(job)
-    assert b.open(job) == acquire.Locked()
+    assert b.acquire_row(job) == acquire.Locked()
     a.rollback()  # now nobody holds it, and b never did
     with pytest.raises(LockLost):
         outcomes.finish(b.cur, job)
@@ -98,7 +98,7 @@ def test_a_row_acquired_again_after_a_commit_can_be_finished(a: Session) -> None
     job = a.one()
     acquired = a.hold(job)
     a.commit()
-    assert isinstance(a.open(job, attempts_seen=acquired.attempts), acquire.Acquired)
+    assert isinstance(a.acquire_row(job, attempts_seen=acquired.attempts), acquire.Acquired)
     outcomes.finish(a.cur, job)
     a.commit()
     assert a.row(job)[0] == "done"
@@ -109,10 +109,10 @@ def test_a_row_is_not_acquired_again_when_an_attempt_was_charged(a: Session, b: 
     a.hold(job)
     a.commit()
     assert outcomes.crash(b.cur, job, 0, "It crashed.", 3).applied
-    assert a.open(job, attempts_seen=0) == acquire.Superseded(1)
+    assert a.acquire_row(job, attempts_seen=0) == acquire.Superseded(1)
     a.rollback()
     b.hold(job)
-    assert a.open(job, attempts_seen=1) == acquire.Locked()
+    assert a.acquire_row(job, attempts_seen=1) == acquire.Locked()
 
 
 def test_no_job_that_became_due_precedes_a_row_acquired_again(a: Session) -> None:
@@ -121,9 +121,9 @@ def test_no_job_that_became_due_precedes_a_row_acquired_again(a: Session) -> Non
     a.hold(job)
     a.commit()
     assert control.run_now(a.cur, head).applied
-    assert isinstance(a.open(job, attempts_seen=0), acquire.Acquired)
+    assert isinstance(a.acquire_row(job, attempts_seen=0), acquire.Acquired)
     a.rollback()
-    assert a.open(job) == acquire.Blocked(head)
+    assert a.acquire_row(job) == acquire.Blocked(head)
 
 
 def test_the_state_after_a_lost_commit_is_read_with_a_waiting_lock(a: Session, b: Session) -> None:
@@ -178,7 +178,7 @@ def test_a_form_that_edits_the_row_counts_as_locked(a: Session, b: Session) -> N
     job = a.one()
     a.begin()
     a.execute("SELECT FROM sidestream_job WHERE id = %(id)s FOR UPDATE", {"id": job})
-    assert b.open(job) == acquire.Locked()
+    assert b.acquire_row(job) == acquire.Locked()
 
 
 def test_an_acquired_row_has_all_that_the_job_needs(a: Session) -> None:
@@ -205,14 +205,14 @@ def test_a_row_that_changed_after_the_snapshot_raises_40001(a: Session, b: Sessi
 def test_a_pending_predecessor_blocks_whatever_the_locks_say(a: Session, b: Session) -> None:
     first, second = a.one(key="k"), a.one(key="k")
     a.hold(first)
-    assert b.open(second) == acquire.Blocked(first)  # Redis was emptied and admitted it too early
+    assert b.acquire_row(second) == acquire.Blocked(first)  # Redis was emptied and admitted it too early
     b.rollback()
     outcomes.finish(a.cur, first)
-    assert b.open(second) == acquire.Blocked(first)  # done, not committed
+    assert b.acquire_row(second) == acquire.Blocked(first)  # done, not committed
     a.commit()
     assert acquire.acquire_job(b.cur, second) == acquire.Blocked(first)  # committed, after b's snapshot
     b.rollback()
-    assert isinstance(b.open(second), acquire.Acquired)
+    assert isinstance(b.acquire_row(second), acquire.Acquired)
 
 
 def test_an_acquired_job_sees_what_its_predecessor_did(a: Session, b: Session) -> None:
@@ -270,23 +270,23 @@ def test_a_smaller_id_that_appears_late_goes_first_from_then_on(a: Session, b: S
     first = a.one(key="k")
     second = b.one(key="k")
     a.commit()
-    assert b.open(second) == acquire.Blocked(first)
+    assert b.acquire_row(second) == acquire.Blocked(first)
 
 
 def test_a_retrying_head_blocks_its_key(a: Session) -> None:
     head, behind = a.one(key="k"), a.one(key="k")
     assert outcomes.fail_attempt(a.cur, head, 0, 3600, "It failed.").applied
-    assert isinstance(a.open(head), acquire.NotDue)
+    assert isinstance(a.acquire_row(head), acquire.NotDue)
     assert acquire.acquire_job(a.cur, behind) == acquire.Blocked(head)
 
 
 def test_a_job_does_not_block_its_key_until_it_is_due(a: Session) -> None:
     head, behind, other = a.one(key="k", run_at=LATER), a.one(key="k"), a.one(key="other", run_at=NOW)
-    assert isinstance(a.open(behind), acquire.Acquired)
+    assert isinstance(a.acquire_row(behind), acquire.Acquired)
     assert isinstance(acquire.acquire_job(a.cur, other), acquire.Acquired)
     a.rollback()
     assert control.run_now(a.cur, head).applied
-    assert a.open(behind) == acquire.Blocked(head)
+    assert a.acquire_row(behind) == acquire.Blocked(head)
 
 
 @pytest.mark.parametrize("end", ["failed", "cancelled", "done"])
@@ -298,13 +298,13 @@ def test_a_head_that_ended_frees_its_key(a: Session, end: str) -> None:
         assert control.cancel(a.cur, head).applied
     else:
         a.done(head)
-    assert isinstance(a.open(behind), acquire.Acquired)
+    assert isinstance(a.acquire_row(behind), acquire.Acquired)
 
 
 def test_a_job_that_may_be_acquired_early_counts_as_due_for_those_behind_it(a: Session) -> None:
     soon = a.value("SELECT now()") + timedelta(seconds=0.8)
     head, behind = a.one(key="k", run_at=soon), a.one(key="k")
-    assert a.open(behind) == acquire.Blocked(head)
+    assert a.acquire_row(behind) == acquire.Blocked(head)
     assert isinstance(acquire.acquire_job(a.cur, head), acquire.Acquired)
 
 

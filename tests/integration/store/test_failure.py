@@ -91,7 +91,7 @@ def test_bulk_discard_says_by_whom(a: Session) -> None:
 
 def test_an_expired_job_ends_as_cancelled_when_it_is_acquired(a: Session) -> None:
     job_id = a.one(expires_at=NOW - timedelta(minutes=1))
-    found = a.open(job_id)
+    found = a.acquire_row(job_id)
     assert isinstance(found, acquire.Cancelled)
     a.commit()
     state, reason = a.row(job_id, "state, reason")
@@ -108,7 +108,7 @@ def test_maintenance_cancels_expired_jobs_that_wait_and_no_others(a: Session, b:
               {"id": started, "past": past.replace(tzinfo=None)})  # fmt: skip
     assert [job.id for job in bulk.expire(a.cur)] == [waiting, scheduled]
     assert bulk.expire(a.cur) == []
-    assert isinstance(a.open(started), acquire.Acquired), "it was started in time; a retry is no start"
+    assert isinstance(a.acquire_row(started), acquire.Acquired), "it was started in time; a retry is no start"
     a.rollback()
     assert {row.id for row in queries.page(a.cur, "pending")} == {started, running, later, never}
 
@@ -123,9 +123,9 @@ def test_a_snooze_costs_no_attempt_and_keeps_the_place_in_line(a: Session) -> No
     assert written.applied
     assert not written.terminal
     assert a.row(first, "attempts, snoozes, releases, reason") == (0, 1, 0, SNOOZED.stored())
-    assert isinstance(a.open(second), acquire.Blocked)
+    assert isinstance(a.acquire_row(second), acquire.Blocked)
     a.rollback()
-    assert isinstance(a.open(first), acquire.NotDue)
+    assert isinstance(a.acquire_row(first), acquire.NotDue)
     a.rollback()
     assert outcomes.snooze(a.cur, first, 1, 60.0, SNOOZED, 9).superseded, "compare-and-set"
 

@@ -78,7 +78,7 @@ def test_a_savepoint_that_is_rolled_back_leaves_no_ghost(a: Session) -> None:
     ghost = a.one()
     a.execute("ROLLBACK TO SAVEPOINT s")
     a.commit()
-    assert isinstance(a.open(ghost), acquire.Missing)
+    assert isinstance(a.acquire_row(ghost), acquire.Missing)
     assert isinstance(acquire.acquire_job(a.cur, kept), acquire.Acquired)
 
 
@@ -104,7 +104,7 @@ def test_a_failure_charges_and_delays(a: Session) -> None:
     job = a.one()
     written = outcomes.fail_attempt(a.cur, job, 0, 90, "It failed: \x00 and \ud800.")
     assert (written.applied, written.state, written.attempts, written.terminal) == (True, State.PENDING, 1, False)
-    found = a.open(job)
+    found = a.acquire_row(job)
     assert isinstance(found, acquire.NotDue)
     assert 60 < found.seconds <= 90
     assert found.started
@@ -219,7 +219,7 @@ def test_a_retry_takes_back_the_wish_to_cancel(a: Session, b: Session) -> None:
     a.rollback()
     assert outcomes.fail_job(b.cur, job, 0, "It can never work.").applied
     assert control.retry(b.cur, job).applied
-    assert isinstance(a.open(job), acquire.Acquired)
+    assert isinstance(a.acquire_row(job), acquire.Acquired)
 
 
 def test_run_now_never_delays(a: Session) -> None:
@@ -228,7 +228,7 @@ def test_run_now_never_delays(a: Session) -> None:
     assert control.run_now(a.cur, job).applied
     assert a.row(job, "run_at") == before
     assert control.run_now(a.cur, later).applied
-    assert isinstance(a.open(later), acquire.Acquired)
+    assert isinstance(a.acquire_row(later), acquire.Acquired)
 
 
 def test_attempts_tell_what_a_dead_supervisor_left_open(a: Session) -> None:

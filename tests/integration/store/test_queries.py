@@ -158,10 +158,10 @@ def test_among_many_rows_every_step_stays_small(a: Session) -> None:
         "overdue, many": lambda cur: queries.overdue(cur, 60),
         "overdue, none": lambda cur: queries.overdue(cur, 7200),
         "page": lambda cur: queries.page(cur),
-        "page, dead": lambda cur: queries.page(cur, "failed"),
+        "page, failed": lambda cur: queries.page(cur, "failed"),
         "prune": lambda cur: retention.prune(cur, 30 * DAY, None, 1000),
-        "open, last behind a long line": lambda cur: acquire.acquire_job(cur, last),
-        "open, free": lambda cur: acquire.acquire_job(cur, last + 1),
+        "acquire, last of a long key": lambda cur: acquire.acquire_job(cur, last),
+        "acquire, free": lambda cur: acquire.acquire_job(cur, last + 1),
     }
     touched = {}
     for name, step in steps.items():
@@ -170,7 +170,7 @@ def test_among_many_rows_every_step_stays_small(a: Session) -> None:
         touched[name] = counting.blocks
     whole = a.value("SELECT pg_relation_size('sidestream_job') / 8192")
     assert max(touched.values()) < whole / 5, f"{whole}: {touched}"
-    assert max(touched["open, free"], touched["overdue, none"], touched["page, dead"]) < 40, str(touched)
+    assert max(touched["acquire, free"], touched["overdue, none"], touched["page, failed"]) < 40, str(touched)
 
 
 def test_counts_say_how_a_queue_stands(a: Session) -> None:

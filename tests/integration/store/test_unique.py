@@ -34,16 +34,16 @@ def argument(session: Session, job_id: int) -> int:
     return int(payload.split('"args":[')[1].split("]")[0])
 
 
-def open_ids(session: Session) -> list[int]:
+def pending_ids(session: Session) -> list[int]:
     return [found for (found,) in session.all("SELECT id FROM sidestream_job WHERE state = 'pending' ORDER BY id")]
 
 
 def run_all(session: Session) -> list[int]:
     """Start every pending job until none is left; return the numbers of those that ran, in order."""
     ran = []
-    while ids := open_ids(session):
+    while ids := pending_ids(session):
         for job_id in ids:
-            found = session.open(job_id)
+            found = session.acquire_row(job_id)
             if isinstance(found, acquire.Acquired):
                 ran.append(argument(session, job_id))
                 outcomes.finish(session.cur, job_id)
@@ -56,10 +56,10 @@ def check_answer(conflict: str, first: JobRow, second: JobRow, session: Session)
     if conflict == "newest":
         assert not second.existed
         assert session.row(first.id, "state, reason") == ("cancelled", f'replaced|{{"by": {second.id}}}')
-        assert open_ids(session) == [second.id]
+        assert pending_ids(session) == [second.id]
     else:
         assert (second.id, second.existed) == (first.id, True)
-        assert open_ids(session) == [first.id]
+        assert pending_ids(session) == [first.id]
     assert run_all(session) == [1 if conflict == "return" else 2]
 
 
@@ -112,7 +112,7 @@ def test_the_first_is_rolled_back(a: Session, b: Session, until: str, conflict: 
 
 def test_another_key_is_no_duplicate(a: Session) -> None:
     a.insert(*(Job("test.act", (n,), unique=Unique(f"u{n}")) for n in (1, 2)))
-    assert len(open_ids(a)) == 2
+    assert len(pending_ids(a)) == 2
 
 
 # -- overlapping transactions ----------------------------------------------------------------------------------------
@@ -129,11 +129,11 @@ def test_overlapping_transactions_wait_for_nobody_and_are_folded(
     assert not second.existed
     b.commit()
     a.commit()
-    assert open_ids(a) == [first.id, second.id]
+    assert pending_ids(a) == [first.id, second.id]
     # Whichever starts first, one runs: the first, or the newest.
     ended = second if conflict == "return" else first
     kept = first if conflict == "return" else second
-    found = a.open(ended.id)
+    found = a.acquire_row(ended.id)
     assert isinstance(found, acquire.Cancelled)
     a.commit()
     reason = 'duplicate|{"of": %s}' if conflict == "return" else 'replaced|{"by": %s}'
@@ -149,7 +149,7 @@ def test_overlapping_and_the_other_starts_first(a: Session, b: Session, until: s
     a.commit()
     order = (first, second) if conflict == "return" else (second, first)
     for one in order:
-        if isinstance(a.open(one.id), acquire.Acquired):
+        if isinstance(a.acquire_row(one.id), acquire.Acquired):
             outcomes.finish(a.cur, one.id)
         a.commit()
     assert run_all(a) in ([], [1], [2])
@@ -173,7 +173,7 @@ def test_while_the_first_runs(a: Session, b: Session, connect: Connect, until: s
     else:
         assert not second.existed
         c = connect()
-        beside = c.open(second.id)
+        beside = c.acquire_row(second.id)
         if until == "started":
             assert isinstance(beside, acquire.Acquired), "what runs may have missed what the caller wrote"
         else:
@@ -191,7 +191,7 @@ def test_with_keys_of_their_own_the_new_one_still_waits_for_the_active_one(
     first = put(a, "done", "return", 1, key="k1")
     a.hold(first.id)
     second = put(b, "done", conflict, 2, key="k2")
-    assert isinstance(b.open(second.id), acquire.Locked)
+    assert isinstance(b.acquire_row(second.id), acquire.Locked)
     b.rollback()
     outcomes.finish(a.cur, first.id)
     a.commit()
@@ -205,7 +205,7 @@ def test_a_job_between_two_of_its_transactions_runs(a: Session, b: Session, conf
     assert acquire.lock_tag(a.cur, lock)  # a three-step job in its second step: nobody has its row
     second = put(b, "started", conflict, 2)
     assert not second.existed
-    assert isinstance(b.open(second.id), acquire.Acquired)
+    assert isinstance(b.acquire_row(second.id), acquire.Acquired)
     b.rollback()
     acquire.unlock_tag(a.cur, lock)
 
@@ -237,7 +237,7 @@ def test_a_duplicate_that_starts_leaves_the_row_of_a_job_between_its_transaction
     b.commit()
     lock = acquire.job_lock(first.id)
     assert acquire.lock_tag(a.cur, lock)
-    b.open(second.id)
+    b.acquire_row(second.id)
     assert isinstance(acquire.acquire_job(a.cur, first.id, attempts_seen=0), acquire.Acquired)
     acquire.unlock_tag(a.cur, lock)
     b.rollback()
@@ -325,7 +325,7 @@ def test_the_job_that_answered_starts_after_the_callers_commit(a: Session, b: Se
     first = put(a, until, "return", 1)
     b.begin()
     assert put(b, until, "return", 2).id == first.id
-    assert isinstance(a.open(first.id), acquire.Locked), "else it would not see what the caller wrote"
+    assert isinstance(a.acquire_row(first.id), acquire.Locked), "else it would not see what the caller wrote"
     a.rollback()
     b.commit()
     assert run_all(a) == [1]

@@ -150,10 +150,10 @@ def test_the_ended_backend_of_a_dead_worker_releases_its_rows(a: Session, b: Ses
     a.hold(job)
     asleep = beside(lambda: a.execute("SELECT pg_sleep(60)"))  # SIGKILLed in the middle of a statement
     until_busy(b, a.pid)
-    assert b.open(job) == acquire.Locked()
+    assert b.acquire_row(job) == acquire.Locked()
     b.rollback()
     assert sessions.terminate_backend(b.cur, a.pid, "sidestream/host-1/0")
-    assert isinstance(b.open(job), acquire.Acquired)  # at once: it waits until the backend is gone
+    assert isinstance(b.acquire_row(job), acquire.Acquired)  # at once: it waits until the backend is gone
     assert isinstance(asleep.exception(10), ERRORS)
 
 
@@ -206,7 +206,7 @@ def test_cancelling_a_running_job_asks_for_it_once(a: Session, b: Session) -> No
     [request] = control.pending(b.cur)
     assert (request.job_id, request.request, request.state) == (job, "cancel", State.PENDING)
     a.rollback()  # its process was killed for it
-    assert a.open(job) == acquire.Cancelling()
+    assert a.acquire_row(job) == acquire.Cancelling()
     a.rollback()
     assert control.cancel(b.cur, job).applied
     assert control.handled(b.cur, request.id)
