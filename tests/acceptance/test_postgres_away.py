@@ -41,7 +41,7 @@ def test_a_worker_that_is_started_before_postgresql_waits_for_it(rig: Rig, postg
 
 def test_a_worker_that_waits_for_postgresql_says_so_in_one_line_and_ends_at_sigterm(rig: Rig) -> None:
     worker = subprocess.Popen(
-        [COMMAND, "worker"],
+        [COMMAND, "worker", "run"],
         cwd=ROOT,
         env={**rig.variables, "SIDESTREAM_DATABASE_URL": "postgresql://127.0.0.1:1/none"},
         stderr=subprocess.PIPE,
@@ -64,10 +64,10 @@ def test_an_outcome_that_cannot_be_written_is_told_once(rig: Rig, postgres: Post
     rig.until(lambda: rig.events(job_id) == ["started"])
     postgres.stop()
     gate.touch(mode=0o666)
-    rig.until(lambda: _lines(rig, "trying again"))
+    rig.until(lambda: _lines(rig, "retrying: "))
     tried = time.monotonic() + 2
     rig.until(lambda: time.monotonic() > tried)
-    assert _lines(rig, "trying again") == 1
+    assert _lines(rig, "retrying: ") == 1
     postgres.start()
     rig.look = _connect(rig)
     assert rig.ends(job_id).state == "done"

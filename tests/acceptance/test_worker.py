@@ -209,7 +209,7 @@ def test_a_job_that_waits_to_run_alone_is_released_at_the_stop(rig: Rig, redis_s
         with rig.jobs.transaction(rig.connection) as transaction:
             job = transaction.enqueue("note", ("never",))
             rig.connection.execute("UPDATE sidestream_job SET suspects = 2 WHERE id = %s", (job,))
-        waits = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE 'INSERT INTO %attempt%'"
+        waits = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%INSERT INTO %attempt%'"
         rig.until(lambda: rig.look.execute(waits).fetchone())
         children = [one for zygote in psutil.Process(worker.pid).children() for one in zygote.children()]
         assert children
