@@ -25,7 +25,7 @@ RANK = 0.99 if KILLS >= 300 else 0.5
 
 @pytest.fixture(scope="module")
 def world(launcher: Launcher) -> Iterator[World]:
-    """Two supervisors of two children each on one host."""
+    """Two workers of two children each on one host."""
     with World(seed="kills", launcher=launcher) as world:
         world.start_workers()
         for worker in world.workers:

@@ -14,7 +14,7 @@ from tests.chaos.world import PATIENCE, World
 
 @pytest.fixture
 def world(launcher: Launcher) -> Iterator[World]:
-    """Two supervisors of one child each; a test starts those that it wants."""
+    """Two workers of one child each; a test starts those that it wants."""
     with World(seed="leases", children=1, launcher=launcher) as world:
         yield world
 
@@ -30,7 +30,7 @@ def test_a_direct_job_of_a_killed_child_is_not_lost(world: World) -> None:
 
 
 def test_a_late_failure_does_not_reopen_a_done_job(world: World) -> None:
-    """A supervisor stands still before it writes a failure; another one finishes the job; then it goes on."""
+    """A worker stands still before it writes a failure; another one finishes the job; then it goes on."""
     late, other = world.workers
     late.extra["SIDESTREAM_CRASH_AT"] = "settle.before_store:1"
     late.start()

@@ -22,7 +22,7 @@ FROZEN = float(os.environ.get("CHAOS_FROZEN", str(3 * LEASE)))
 
 @pytest.fixture
 def world(launcher: Launcher) -> Iterator[World]:
-    """One supervisor with one child: what it runs keeps everything else waiting."""
+    """One worker with one child: what it runs keeps everything else waiting."""
     with World(supervisors=1, children=1, seed="away", launcher=launcher) as world:
         yield world
 

@@ -25,7 +25,7 @@ LONG = 0.05
 
 @pytest.fixture
 def world(launcher: Launcher) -> Iterator[World]:
-    """Two supervisors on hosts of their own, with two children each, and more jobs than the test can use."""
+    """Two workers on hosts of their own, with two children each, and more jobs than the test can use."""
     with World(supervisors=2, hosts=2, seed="rules", launcher=launcher) as world:
         (world.folder / SPANS).touch()
         world.give(world.folder / SPANS)

@@ -134,7 +134,7 @@ class Campaign:
             result.failures.append(world.logs())
 
     def _be_absent(self, stop: threading.Event) -> None:
-        """Claim as a supervisor that is never heard of again, so that others have to take over."""
+        """Claim as a worker that is never heard of again, so that others have to take over."""
         from tests.chaos.absent import Absentee
 
         absentee = Absentee(self._world)

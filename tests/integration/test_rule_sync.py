@@ -25,7 +25,7 @@ from tests.support.servers import RedisServer
 
 
 class Bench:
-    """A database, a Valkey, and the maintenance of as many supervisors as a test asks for."""
+    """A database, a Valkey, and the maintenance of as many workers as a test asks for."""
 
     def __init__(self, dsn: str, redis: RedisServer) -> None:
         self.dsn = dsn

@@ -147,7 +147,7 @@ class Explanation(NamedTuple):
     until_ms: int = 0
     #: Handed off: who holds it.
     worker: str = ""
-    #: Ready: how many stand before it in its own group and priority.
+    #: Ready: how many jobs of its group and priority come first.
     rank: int = 0
 
 

@@ -1,6 +1,6 @@
 """The rules of a database: what is paused, limited and weighted, as values. Their truth is in PostgreSQL.
 
-Every supervisor gives the newest version to the broker, so that one change there governs every host.
+Every worker gives the newest version to the broker, so that one change there governs every host.
 """
 
 from __future__ import annotations

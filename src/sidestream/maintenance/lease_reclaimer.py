@@ -2,12 +2,12 @@
 
 For each delivery whose lease ran out:
 
-1. who lost it: ourselves (we never got the answer, or were frozen), somebody still announced (likewise), or the dead;
-2. the sessions that a dead worker left in PostgreSQL are ended, so that its rows are free;
-3. what ran there is written to its row first: a crash when it ran alone, a suspicion when it may have been the cause;
-4. only then is the delivery given back, or settled when its row is at an end.
+1. find its owner: this worker (the answer was lost, or it was frozen), another announced worker, or a dead one;
+2. end the sessions that a dead worker left in PostgreSQL, so that its rows are free;
+3. charge the row of a job that ran there: a crash when it ran alone, a suspicion when it may have been the cause;
+4. only then release the delivery, or settle it when its row has ended.
 
-What was claimed but did not run is charged with nothing. While PostgreSQL is away, deliveries of rows stay with us.
+A job that was claimed but did not run is not charged. While PostgreSQL is away, deliveries of rows stay here.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ class LeaseReclaimer:
             broker: The one with leases.
             clock: Of this host.
             worker: Who takes over.
-            lanes: Which lanes are tended.
+            lanes: Which lanes are checked.
             store: Where the rows are; None for a worker without a database.
             dead_workers: The references that the slots of a dead worker name as running, or None when nobody here
                 can read its slots (another host, or lost with the power).

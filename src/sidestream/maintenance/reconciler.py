@@ -138,7 +138,7 @@ class Reconciler:
             # Restarted or failed over: a second or so of what it held may be gone, bits and references alike.
             self._run_id = found.run_id
             self._everything = True
-        if synced:  # by whoever was first; our comparison goes on, but nobody waits for it
+        if synced:  # by the first worker; our comparison goes on, but no job waits for it
             self._build_at, self._building = None, False
 
     def _databases(self) -> list[bytes]:
@@ -155,8 +155,8 @@ class Reconciler:
         first, self._number, self._run_id = not self._number, found.number, found.run_id
         self._build_at = None
         if not synced:
-            # Supervisors state what they hold in the meantime, so that a running job is not handed out as well. Of
-            # those that are there while we look at a first generation only others can hold something.
+            # Workers reassert their jobs in the meantime, so that a running job is not handed out as well. When
+            # this worker has just started, only other workers can have jobs to reassert.
             self._build_at = self._clock.monotonic() + (
                 0.0 if first and self._has_no_others() else GRACE * self._renew_interval
             )

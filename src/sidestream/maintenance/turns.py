@@ -26,7 +26,7 @@ class Turns(Protocol):
         ...
 
     def give_turn_back(self, task: str, worker: str) -> None:
-        """Let somebody else have it at once."""
+        """Let another worker take it at once."""
         ...
 
 

@@ -62,7 +62,7 @@ class WorkerDeaths:
         return False
 
     def charge(self) -> None:
-        """Charge what can be charged now, whosever turn it is; raises StoreError when PostgreSQL is away."""
+        """Charge what can be charged now, without waiting for a turn; raises StoreError when PostgreSQL is away."""
         self._charge_here()
         self._charge_elsewhere()
 

@@ -146,7 +146,7 @@ class Worker:
         self._broker = FailoverBroker(
             self._primary, self._fallback(), SystemClock(), longest_pause=settings.renew_interval
         )
-        self._tended = self._redis_broker()
+        self._maintenance_broker = self._redis_broker()
         self._store = (
             None
             if self._database is None
@@ -173,7 +173,7 @@ class Worker:
                 settings,
                 worker=self._name,
                 lanes=self._lanes,
-                broker=self._tended,
+                broker=self._maintenance_broker,
                 store=self._store,
                 database=self._database,
                 dead_workers=self._dead_workers,
@@ -198,7 +198,7 @@ class Worker:
                 self._give_turns_back()
                 self._leave_store()
             self._broker.close()
-            self._tended.close()
+            self._maintenance_broker.close()
             # Leases that could not be returned to Redis are reclaimed later; the folder shows that no job of them runs.
             self._folder.remove(leases_left=self._broker.away_since is not None)
             self._leave_server()
@@ -275,11 +275,11 @@ class Worker:
         if self._store is None or self._database is None:
             return None
         served = f"{WorkerDeaths.name} {self._database.tag.hex()}"
-        self._turns.append(Turn(self._tended, served, self._name, kept_for(WorkerDeaths.every)))
+        self._turns.append(Turn(self._maintenance_broker, served, self._name, kept_for(WorkerDeaths.every)))
         found = WorkerDeaths(
             self._store,
             dead_here=self._dead_workers.unclean,
-            announced=self._tended.is_alive,
+            announced=self._maintenance_broker.is_alive,
             turn=self._turns[-1].take,
             on_failed=self._failed,
         )

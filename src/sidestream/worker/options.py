@@ -46,6 +46,6 @@ class WorkerOptions:
             raise SettingsError("A worker needs at least one queue to serve.")
 
 
-def application_name(supervisor: str, slot: int | str) -> str:
-    """Return what a session of this supervisor is called, so that a reclaimer can end it."""
-    return f"sidestream/{supervisor}/{slot}"
+def application_name(worker: str, slot: int | str) -> str:
+    """Return the application name of a session of ``worker``, by which the lease reclaimer finds it."""
+    return f"sidestream/{worker}/{slot}"

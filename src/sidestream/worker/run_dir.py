@@ -1,6 +1,6 @@
-"""The folder of one supervisor, and what supervisors that died on this host left behind.
+"""The folder of one worker, and what workers that died on this host left behind.
 
-``<data>/run/<supervisor>/lock`` is held with flock(2) as long as the supervisor lives, so a death is certain:
+``<data>/run/<worker>/lock`` is held with flock(2) as long as the worker lives, so a death is certain:
 https://man7.org/linux/man-pages/man2/flock.2.html. A clean stop removes the folder, or leaves it without slots when
 Redis was away: leases may be left, but nothing runs. An unclean end leaves its slots, which say exactly what ran.
 """
@@ -26,18 +26,18 @@ from sidestream.worker.zygote import FAMILY
 log = logging.getLogger(__name__)
 
 SLOTS = "slots"
-"""File in a supervisor's folder: what its children run."""
+"""File in a worker's folder: what its children run."""
 QUIET = "quiet"
-"""File in a supervisor's folder that asks it to claim nothing."""
+"""File in a worker's folder that asks it to claim nothing."""
 
 
 class RunFolder:
-    """This supervisor's folder, locked until :meth:`remove` or our death."""
+    """This worker's folder, locked until :meth:`remove` or our death."""
 
-    def __init__(self, data: Path, supervisor: str) -> None:
-        self.path = data / "run" / supervisor
+    def __init__(self, data: Path, worker: str) -> None:
+        self.path = data / "run" / worker
         # Made and locked under a hidden name: a folder that others see is locked, or its owner is dead.
-        hidden = data / "run" / f".{supervisor}"
+        hidden = data / "run" / f".{worker}"
         hidden.mkdir(parents=True, mode=0o700)
         self._lock = os.open(hidden / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         fcntl.flock(self._lock, fcntl.LOCK_EX)
@@ -53,19 +53,19 @@ class RunFolder:
 
 
 def living(data: Path) -> list[Path]:
-    """Return the folders of the supervisors that live on this host and share the data folder, by name."""
+    """Return the folders of the workers that live on this host and share the data folder, by name."""
     return [folder for folder in sorted((data / "run").glob("[!.]*")) if _is_alive(folder)]
 
 
 def is_quiet(folder: Path) -> bool:
-    """Whether the supervisor of ``folder`` was asked to claim nothing."""
+    """Whether the worker of ``folder`` was asked to claim nothing."""
     return (folder / QUIET).exists()
 
 
 def set_quiet(folder: Path, *, quiet: bool) -> bool:
-    """Ask the supervisor of ``folder`` to claim nothing, or to go on; False when that was asked before.
+    """Ask the worker of ``folder`` to claim nothing, or to go on; False when that was asked before.
 
-    Its folder ends with it, so a supervisor that starts anew is never quiet.
+    Its folder ends with it, so a worker that starts anew is never quiet.
     """
     if is_quiet(folder) == quiet:
         return False
@@ -86,7 +86,7 @@ class _Dead:
 
 
 class DeadWorkers:
-    """What dead supervisors on this host were running, by supervisor."""
+    """What dead workers on this host were running, by worker."""
 
     def __init__(self, data: Path, *, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._data = data / "run"
@@ -94,7 +94,7 @@ class DeadWorkers:
         self._found: dict[str, _Dead] = {}
 
     def scan(self) -> bool:
-        """Read the folders of dead supervisors and kill what their children started.
+        """Read the folders of dead workers and kill what their children started.
 
         Returns whether one of them came to an unclean end.
         """
@@ -106,17 +106,17 @@ class DeadWorkers:
                 kill_family(folder.name)
         return any(dead.unclean for dead in self._found.values())
 
-    def running(self, supervisor: str) -> frozenset[bytes] | None:
-        """Return the references that ``supervisor`` was running when it died; None when it is not known here."""
-        if supervisor not in self._found:
+    def running(self, worker: str) -> frozenset[bytes] | None:
+        """Return the references that ``worker`` was running when it died; None when it is not known here."""
+        if worker not in self._found:
             self.scan()
-        found = self._found.get(supervisor)
+        found = self._found.get(worker)
         return None if found is None else found.running
 
     def unclean(self) -> dict[str, frozenset[bytes]]:
-        """Return what the supervisors that came to an unclean end were running, by supervisor."""
+        """Return what the workers that came to an unclean end were running, by worker."""
         self.scan()
-        return {supervisor: dead.running for supervisor, dead in self._found.items() if dead.unclean}
+        return {worker: dead.running for worker, dead in self._found.items() if dead.unclean}
 
     def tidy(self, kept: float, clear_since: float | None) -> None:
         """Remove the folders that were found ``kept`` seconds ago, if leases have been taken over for as long.
@@ -127,21 +127,21 @@ class DeadWorkers:
         if clear_since is None:
             return
         now = self._monotonic()
-        for supervisor in [name for name, dead in self._found.items() if now - max(dead.found_at, clear_since) > kept]:
-            del self._found[supervisor]
-            shutil.rmtree(self._data / supervisor, ignore_errors=True)
+        for worker in [name for name, dead in self._found.items() if now - max(dead.found_at, clear_since) > kept]:
+            del self._found[worker]
+            shutil.rmtree(self._data / worker, ignore_errors=True)
 
 
-def kill_family(supervisor: str) -> None:
-    """Kill every process that children of ``supervisor`` started and that outlived them all."""
+def kill_family(worker: str) -> None:
+    """Kill every process that children of ``worker`` started and that outlived them all."""
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
-            if process.environ().get(FAMILY) == supervisor and process.pid != os.getpid():
+            if process.environ().get(FAMILY) == worker and process.pid != os.getpid():
                 process.send_signal(signal.SIGKILL)
                 log.warning(
-                    "Killing process %s, which the dead supervisor %s left behind.",
+                    "Killing process %s, which the dead worker %s left behind.",
                     process.pid,
-                    supervisor,
+                    worker,
                     extra={"action": "orphan_killed"},
                 )
 

@@ -1,4 +1,4 @@
-"""A reclaimer with a real PostgreSQL and Valkey, and supervisors that die when the test says so."""
+"""A reclaimer with a real PostgreSQL and Valkey, and workers that die when the test says so."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Bench:
         for database in (self.database.tag, NO_TAG8):
             self.broker.configure(database, Rules())
         self.store = StoreConnection(lambda: connect(dsn, f"sidestream/{US}/maintenance", autocommit=True))
-        #: What the slots of dead supervisors say; a worker that is not here is of another host.
+        #: What the slots of dead workers say; a worker that is not here is of another host.
         self.slots: dict[str, frozenset[bytes]] = {}
         self.announced: set[str] = set()
         self.reclaimer = self.another(US)

@@ -1,4 +1,4 @@
-"""The reclaimer on a real PostgreSQL and a real Valkey: what dead supervisors held comes back, and who is charged."""
+"""The reclaimer on a real PostgreSQL and a real Valkey: what dead workers held comes back, and who is charged."""
 
 from __future__ import annotations
 
