@@ -95,7 +95,7 @@ def test_a_hook_that_raises_after_the_commit_repeats_nothing(shop: Shop) -> None
             assert time.monotonic() < deadline, "no hook ran after the job's commit"
             time.sleep(0.02)
     assert shop.run("hook_raises_between") == {"count": 2, "state": "done", "error": ""}
-    while shop.world.worker_log().count("a hook after its commit failed; what it did is not repeated") < 2:
+    while shop.world.worker_log().count("a hook after its commit failed; the job is not repeated") < 2:
         assert time.monotonic() < deadline, shop.world.worker_log()[-2000:]
         time.sleep(0.02)
 

@@ -111,7 +111,7 @@ def test_a_worker_that_starts_while_modules_change_waits_and_upgrades_nothing(wo
         assert state_of(look) == "to upgrade"
         look.execute("UPDATE ir_module_module SET state = 'installed' WHERE name = 'sidestream_chaos'")
         deadline = time.monotonic() + 60
-        while "has not been finished" not in world.worker_log():
+        while "is not finished" not in world.worker_log():
             assert time.monotonic() < deadline, world.worker_log()[-2000:]
             time.sleep(0.05)
         assert look.execute("DELETE FROM ir_config_parameter WHERE key = %s", [marker]).rowcount == 1
