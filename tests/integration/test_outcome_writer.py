@@ -59,7 +59,7 @@ def test_a_crash_counts_among_the_attempts_that_a_job_has(database: str, tmp_pat
 
 @contextmanager
 def _outcome_writer(database: str, folder: Path) -> Iterator[tuple[psycopg.Connection[Any], OutcomeWriter, bytes]]:
-    """Give a look at the database, the outcome_writer over it, and the reference of a job in it."""
+    """Yield a connection to the database, an outcome writer on it, and the reference of a job in it."""
     with psycopg.connect(database, autocommit=True) as look:
         with look.transaction(), look.cursor() as cursor:
             known = schema.install(cursor)
@@ -82,7 +82,7 @@ def lone(database: str, tmp_path: Path) -> Iterator[Lone]:
 
 @dataclass
 class Lone:
-    """A job that was written to start alone, and the outcome_writer in which its end has to stand."""
+    """A job with a recorded lone start, and the outcome writer that has to record its end."""
 
     look: psycopg.Connection
     outcome_writer: OutcomeWriter

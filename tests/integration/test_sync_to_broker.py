@@ -23,7 +23,7 @@ JOBS = 150
 
 @pytest.fixture
 def connected(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Note every connection to PostgreSQL that is acquired."""
+    """Note every connection to PostgreSQL that is opened."""
     acquired: list[str] = []
     connect = adapter.connect
 

@@ -24,7 +24,7 @@ def delivery(number: int) -> Delivery:
 
 
 class Look:
-    """A timeout_monitor over two children that are only states; the first one runs something since a second."""
+    """A timeout monitor over the states of two children; the first one has run a job for a second."""
 
     def __init__(self, folder: Path) -> None:
         self.state = WorkerState(WorkerOptions("me", ("lane",), "00", folder, children=2))

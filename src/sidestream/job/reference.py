@@ -1,6 +1,6 @@
 """The packed reference: what Redis carries instead of a job.
 
-It is synced from the row's unchangeable fields alone, so the same job has the same bytes everywhere, and it carries no
+It is built from the row's unchangeable fields alone, so the same job has the same bytes everywhere, and it carries no
 user, no arguments and no signature: the row decides.
 
 Layout, big endian: version (1), database (8), id (8) or uuid (16), limit (12, only where the job has a limit key),

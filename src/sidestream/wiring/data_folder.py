@@ -145,18 +145,18 @@ def _has_workers(folder: int) -> bool:
 
 def _is_locked(folder: int, *names: str) -> bool:
     """Return whether the file at ``names`` below the open folder is locked; do not follow links."""
-    acquired: list[int] = []
+    opened: list[int] = []
     try:
         for name in names:
             flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-            acquired.append(os.open(name, flags, dir_fd=acquired[-1] if acquired else folder))
-        fcntl.flock(acquired[-1], fcntl.LOCK_EX | fcntl.LOCK_NB)
+            opened.append(os.open(name, flags, dir_fd=opened[-1] if opened else folder))
+        fcntl.flock(opened[-1], fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
     except OSError:
         return False  # there is none, or it is not our file
     finally:
-        for descriptor in acquired:
+        for descriptor in opened:
             os.close(descriptor)
     return False
 

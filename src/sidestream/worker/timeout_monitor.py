@@ -23,7 +23,7 @@ SHOWN_AFTER = 0.5
 
 
 class Recording(Protocol):
-    """What the timeout_monitor tells the settler."""
+    """What the timeout monitor reports to the settler."""
 
     def started(self, delivery: Delivery, slot: int, seconds: float) -> None:
         """This job has been running for so long."""

@@ -59,7 +59,7 @@ class Report(NamedTuple):
     """Child to supervisor: the jobs of batch ``number`` below ``upto`` ended."""
 
     number: int
-    #: Jobs with a smaller index ended: done, unless a job_report says otherwise.
+    #: Jobs with a smaller index ended: done, unless a job report says otherwise.
     upto: int
     #: Whether the child is free again; jobs from ``upto`` on were then not started.
     idle: bool

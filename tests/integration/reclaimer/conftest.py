@@ -119,7 +119,7 @@ class Bench:
             attempts.record(cursor, row_id, worker, 0, "started", 'running|{"seconds": 0.5}')
 
     def start_alone(self, row_id: int, worker: str = DEAD) -> None:
-        """What a run_alone worker writes before it starts a job."""
+        """What a worker writes before it runs a job alone."""
         with self.connection.cursor() as cursor:
             attempts.record(cursor, row_id, worker, 0, "started", "alone")
 

@@ -1,4 +1,4 @@
-"""The connection that callers publish over at once: bounded, never confused, acquired anew as often as needed."""
+"""The connection that callers publish over at once: bounded, never confused, reopened as often as needed."""
 
 from __future__ import annotations
 
