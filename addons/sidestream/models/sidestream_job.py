@@ -348,7 +348,7 @@ class SidestreamJob(models.Model):
             return SQL("(SELECT o.id FROM %s o WHERE o.id = %s)", SQL.identifier(DELETABLE[field_expr]), found)
         return found
 
-    # -- CRUD: nobody changes rows by hand -------------------------------------------------------------------------
+    # -- CRUD: users cannot create, write or delete rows -----------------------------------------------------------
     # pylint: disable=method-required-super,no-raise-unlink
 
     @api.model_create_multi
@@ -465,7 +465,7 @@ class SidestreamJob(models.Model):
         database = self.env.cr.dbname
 
         @self.env.cr.postcommit.add
-        def sync():  # in a thread: nobody should wait for a Redis that does not answer
+        def sync():  # in a thread, so that a Redis that does not answer delays no request
             threading.Thread(target=_sync, args=(database, job_ids, waiting), daemon=True).start()
 
     def _check_may_act(self):

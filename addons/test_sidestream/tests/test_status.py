@@ -99,7 +99,7 @@ class TestStatus(JobCase):
         self.assertEqual(job.status, "waiting")
 
     def test_the_status_is_read_from_the_primary_and_not_from_a_replica(self):
-        """There nobody holds a lock, so no job would ever run."""
+        """No session holds a lock on a replica, so no job would show as running."""
         job = self.order.enqueue().remember()
         asked = []
         self.patch(
