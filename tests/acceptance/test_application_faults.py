@@ -68,8 +68,8 @@ def test_a_module_that_ends_its_process_ends_the_worker_after_three_tries(rig: R
     ended = start(rig, "import os\nos._exit(3)\n")
     assert ended.returncode == 2, ended.stderr
     assert ended.stderr.splitlines()[-1] == (
-        "The process that loads the application ended 3 times in a row before that was done, most likely by the "
-        "application's own code; what it printed last says more."
+        "The process that loads the application ended 3 times in a row before it was ready, most likely because of "
+        "the application's own code; see what it printed last."
     )
 
 

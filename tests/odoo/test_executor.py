@@ -159,7 +159,7 @@ def test_a_changed_registry_renews_the_zygote_and_loses_nothing(shop: Shop) -> N
     with shop.world.connect() as connection:
         connection.execute("INSERT INTO orm_signaling_registry DEFAULT VALUES")
     assert before == shop.run("add") == {"count": 1, "state": "done", "error": ""}
-    assert "The application changed; it is loaded anew." in shop.world.worker_log()
+    assert "The application has changed and is loaded again." in shop.world.worker_log()
 
 
 def test_jobs_wait_while_modules_change_and_run_afterwards(shop: Shop) -> None:

@@ -143,11 +143,11 @@ def test_queues_that_are_not_served_are_logged_once_the_actions_are_known(
         wire.send(theirs, ("actions", [facts_to_wire(one) for one in facts]))
         wire.send(theirs, ("ready",))
         for _message in range(2):
-            parts.collector._zygote_says(ours)
+            parts.collector._read_zygote(ours)
     ours.close()
     theirs.close()
-    assert [record.getMessage().partition(" is not served")[0] for record in caplog.records] == [
-        "The queue 'pdf' of invoice.print, order.print"
+    assert [record.getMessage().partition("; their jobs")[0] for record in caplog.records] == [
+        "This worker does not serve the queue 'pdf' of invoice.print, order.print"
     ]
 
 

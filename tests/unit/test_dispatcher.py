@@ -274,7 +274,7 @@ def test_after_an_unclean_end_jobs_start_one_at_a_time_and_none_keeps_the_next_o
     hand_out()
     assert floor.ended == [first], "its row is to say first that it is not alone any more"
     assert floor.lone == jobs[:1]
-    state.go_on()  # it was written
+    state.resume_others()  # it was written
     hand_out()
     assert floor.lone == jobs[:2]
     clock.now = state.recovery_until

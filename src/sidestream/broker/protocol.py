@@ -1,10 +1,10 @@
-"""What a broker is. It speaks of references and leases, never of Redis or of rows.
+"""Define the contract of a broker, in terms of references and leases.
 
-Three brokers keep this contract: :mod:`sidestream.broker.memory` (the shortest true one),
-:mod:`sidestream.broker.redis` and :mod:`sidestream.broker.postgres.broker` (for when Redis is away).
-``tests.support.broker_contract`` and ``broker_contract_leases`` are its suite.
+Three brokers implement it: :mod:`sidestream.broker.memory` (the shortest complete one),
+:mod:`sidestream.broker.redis` and :mod:`sidestream.broker.postgres.broker` (used while Redis is unavailable).
+The tests in ``tests.support.broker_contract*`` check each of them.
 
-A *lane* is a backlog of one database: ``<16 hex digits of the database tag>:<queue>``. A worker serves a fixed tuple of
+A *lane* is a queue of one database: ``<16 hex digits of the database tag>:<queue>``. A worker serves a fixed tuple of
 lanes.
 """
 
@@ -19,21 +19,21 @@ from sidestream.job.outcome import Release
 from sidestream.job.rules import Rules
 
 CHUNK = 32_768
-"""How many row ids one known-bitmap covers."""
+"""Number of row ids in one bitmap of published bits."""
 
 
 class Capability(StrEnum):
-    """What a broker can do beyond handing out references."""
+    """A feature that a broker may have beyond leasing references."""
 
-    DIRECT = "direct"  # carries jobs that have no row
-    LEASES = "leases"  # leases outlive the process that took them and can be reclaimed
-    PUBLISHED = "published"  # remembers which row ids it was given
+    DIRECT = "direct"  # jobs without a row
+    LEASES = "leases"  # leases outlive the process that holds them and can be reclaimed
+    PUBLISHED = "published"  # remembers which row ids were published
     SHARED = "shared"  # several processes see the same contents
-    PRIORITIES = "priorities"  # priority within a queue, aging, weights of queues
-    GROUPS = "groups"  # groups are served in rotation by weight
-    LIMITS = "limits"  # concurrency and rate, by parking and waking
+    PRIORITIES = "priorities"  # priorities within a queue, aging, weights of queues
+    GROUPS = "groups"  # groups take turns by weight
+    LIMITS = "limits"  # limits of concurrency and rate
     PAUSES = "pauses"  # of a queue, an action, a group, an action of a group
-    ROUTING = "routing"  # an action that the claimer does not know waits for a worker that does
+    ROUTING = "routing"  # a job whose action the claiming worker does not know waits for one that does
 
 
 def lane(database: bytes, queue: str) -> str:
@@ -42,88 +42,88 @@ def lane(database: bytes, queue: str) -> str:
 
 
 class Publication(NamedTuple):
-    """One job to make claimable."""
+    """A job to be made claimable."""
 
     #: The packed reference.
     reference: bytes
     #: The lane it waits in.
     lane: str
-    #: Unix milliseconds at which it is due; 0 means now.
+    #: Due time in Unix milliseconds; 0 means now.
     due_ms: int = 0
     #: The signed bytes of a direct job; None for a row.
     payload: bytes | None = None
-    #: Whether it was tried before: such a job keeps its place at the head of its key while it waits.
+    #: Whether it has been started before: such a job stays the head of its key while it is delayed.
     attempted: bool = False
     #: 0 (first) to 9.
     priority: int = DEFAULT_PRIORITY
-    #: Its row was given another time or priority: a known one that waits is taken out and placed anew.
+    #: Whether the time or priority of its row has changed: a waiting job is placed again.
     edited: bool = False
-    #: Its row was ended by a newer job that replaces it: it is discarded where it waits. Rows only.
+    #: Whether a newer job has replaced it: it is removed if it waits. Rows only.
     withdrawn: bool = False
 
 
 class Lease(NamedTuple):
-    """The proof of who holds a delivery; compared on every settle, renew and release."""
+    """The identity of a lease, which every settle, renew, release and fail compares."""
 
-    #: The hand-off: never given out twice, whoever takes a delivery over gets a new one.
+    #: Token and reference. A token is never used twice; a takeover assigns a new one.
     entry: bytes
-    #: Who holds it.
+    #: The worker that holds it.
     worker: str
-    #: How often it was handed out; a reclaim raises it.
+    #: How often the job was delivered; a takeover adds one.
     deliveries: int
 
 
 class Delivery(NamedTuple):
-    """A reference together with the lease under which a worker holds it."""
+    """A reference that a broker has leased to a worker."""
 
     reference: bytes
     lane: str
     lease: Lease
-    #: First-ready time in Unix milliseconds: its place in the lane, kept through release.
+    #: First-ready time in Unix milliseconds. It decides the job's place in the lane, and a release keeps it.
     ready_ms: int
     #: The signed bytes of a direct job; None for a row.
     payload: bytes | None = None
-    #: Direct jobs: failed and crashed starts so far. Rows: 0, their row knows.
+    #: Direct jobs: failed attempts so far, crashes included. Rows: 0, because the row counts them.
     attempts: int = 0
-    #: Direct jobs: how many of them killed their process.
+    #: Direct jobs: crashes so far.
     crashes: int = 0
-    #: How often it was released since it was last started.
+    #: Number of releases since the job was last started.
     releases: int = 0
-    #: 0 (first) to 9: the place that it goes back to.
+    #: 0 (first) to 9.
     priority: int = DEFAULT_PRIORITY
 
 
 FALLBACK_PREFIX = b"pg:"
-"""Hand-off entries of a broker that needs no Redis begin so; no other broker's do."""
+"""Prefix of the lease entries of the PostgreSQL broker; entries of other brokers never begin with it."""
 
 
 def from_fallback(delivery: Delivery) -> bool:
-    """Whether a broker that needs no Redis gave this delivery: it is settled while Redis is away."""
+    """Return whether the PostgreSQL broker leased this delivery, which then settles without Redis."""
     return delivery.lease.entry.startswith(FALLBACK_PREFIX)
 
 
 class Generation(NamedTuple):
-    """Which life of the broker's contents this is."""
+    """One life of the broker's contents; emptying them begins a new generation."""
 
-    #: 0 when the contents are empty and nobody began a generation yet.
+    #: 0 if the contents are empty and no generation has begun.
     number: int
-    #: Changes when the server process or its replication history changes, with the contents kept.
+    #: Changes with the server process or its replication history, even if the contents are kept.
     run_id: str
-    #: Of the databases that were asked about (16 hex digits each): whose pending rows were all published in it.
+    #: Those of the requested databases (16 hex digits each) whose pending rows were all published in it.
     synced: frozenset[str]
 
 
 class Reclaimed(NamedTuple):
-    """The deliveries that a reclaim took over."""
+    """The result of a reclaim."""
 
-    #: Deliveries that the reclaimer now holds, each with the worker that lost it.
+    #: Deliveries that the caller now holds, each with the worker that lost it.
     deliveries: Sequence[tuple[Delivery, str]]
     #: Whether another call may find more.
     more: bool
 
 
 class Place(StrEnum):
-    """Where a reference is."""
+    """The place of a reference in the broker."""
 
     NOWHERE = "nowhere"
     READY = "ready"
@@ -136,153 +136,151 @@ class Place(StrEnum):
 
 
 class Explanation(NamedTuple):
-    """Where a reference is, and what it waits for."""
+    """The place of a reference, and what it waits for."""
 
     place: Place
     #: Limited: "global", "queue", "action" or "key". Paused: "queue", "action", "group" or "action of group". Else "".
     scope: str = ""
-    #: Limited: packed references of those that hold the slots, at most ten. Behind its key: the head of the key.
+    #: Limited: packed references of at most ten jobs that hold the slots. Behind its key: the head of the key.
     holders: tuple[bytes, ...] = ()
-    #: Delayed, or limited by a rate: Unix milliseconds at which it goes on; else 0.
+    #: Delayed, or limited by a rate: Unix milliseconds at which it continues; else 0.
     until_ms: int = 0
-    #: Handed off: who holds it.
+    #: Leased: the worker that holds it.
     worker: str = ""
-    #: Ready: how many jobs of its group and priority come first.
+    #: Ready: number of jobs of its group and priority that come first.
     rank: int = 0
 
 
 class Broker(Protocol):
-    """Where references wait and who holds them.
+    """Orders references and leases them to workers.
 
     Every method may raise :class:`~sidestream.errors.BrokerUnavailable`, :class:`~sidestream.errors.BrokerUnsuitable`,
-    :class:`~sidestream.errors.BrokerFull` or :class:`~sidestream.errors.StaleGeneration`, and nothing else of its
-    client library. All methods are bounded in time by the broker's own time-outs and safe to call from several threads.
+    :class:`~sidestream.errors.BrokerFull` or :class:`~sidestream.errors.StaleGeneration`, and no error of a client
+    library. The broker's timeouts bound every call, and several threads may call it.
     """
 
     capabilities: frozenset[Capability]
 
     def generation(self, databases: Sequence[bytes] = ()) -> Generation:
-        """Return the current generation and remember its number for the calls that follow (no write).
+        """Return the current generation, and remember its number for later calls.
 
-        ``databases``: of which it is to say whether they are synced (8 bytes each).
+        ``databases``: the tags (8 bytes each) of the databases to look up in ``synced``. Nothing is written.
         """
         ...
 
     def begin_generation(self, databases: Sequence[bytes] = ()) -> Generation:
-        """Begin a generation if there is none (the first caller wins), then as :meth:`generation`."""
+        """Begin a generation if there is none, then do as :meth:`generation`."""
         ...
 
     def mark_synced(self, database: bytes) -> None:
-        """State that all pending rows of ``database`` were published in this generation."""
+        """Record that all pending rows of ``database`` were published in this generation."""
         ...
 
     def configure(self, database: bytes, rules: Rules) -> bool:
-        """Let ``rules`` govern the lanes of ``database`` from now on; False when newer ones do so already.
+        """Put ``rules`` in force for ``database``; return False if newer rules are in force.
 
-        In a new generation nothing of a database is claimed before its rules were given, and nothing that a limit
-        concerns before :meth:`mark_synced`: until then workers state what they hold. Rules with the same version
-        are given again after every loss; what is paused or limited no longer is woken in bounded lots.
+        In a new generation, no job of a database is claimed before its rules are in force, and no job that a limit
+        counts before :meth:`mark_synced`, because workers restate their leases until then. Call it again with the
+        same version after every loss. Jobs that are no longer paused or limited are woken in bounded batches.
         """
         ...
 
     def announce(
         self, worker: str, lanes: Sequence[str], info: str, ttl_ms: int, actions: frozenset[bytes] | None = None
     ) -> None:
-        """Tell that ``worker`` is alive and serves ``lanes``; ``info`` is JSON for people; gone after ``ttl_ms``.
+        """Announce that ``worker`` is alive and serves ``lanes``, for ``ttl_ms``.
 
-        ``actions``: tags of the actions that it knows, it is handed no others; None: it takes any. A job whose action
-        its claimer does not know is parked until an announced worker of its lane knows it, and handed to that one.
+        ``info`` is JSON for people. ``actions`` are the tags of the actions that the worker knows; None means all. It
+        receives no other jobs: they are parked as unrouted until an announced worker of their lane knows them.
         """
         ...
 
     def withdraw(self, worker: str) -> None:
-        """Take the announcement back (at a clean stop, after everything held was released)."""
+        """Withdraw the announcement, at a clean stop, after the worker has released its deliveries."""
         ...
 
     def publish(self, jobs: Sequence[Publication], *, force: bool = False) -> int:
         """Make jobs claimable; return how many were new.
 
-        Idempotent: a row whose known bit is set, or a direct job whose bytes are already held, is skipped. ``force``
-        publishes a row all the same, unless its reference is found in some place. One that is ``edited`` is placed
-        anew and keeps its counts, one that is ``withdrawn`` is discarded, unless it is handed off; then its worker
-        sees the row.
+        Idempotent: a row whose published bit is set, or a direct job that is already stored, is skipped. ``force``
+        publishes a row whose bit is set, unless its reference is in a place. An ``edited`` job is placed again and
+        keeps its counts, and a ``withdrawn`` one is removed; neither happens to a leased job, whose worker reads the
+        row.
         """
         ...
 
     def claim(
         self, worker: str, lanes: Sequence[str], *, free: int, prefetch: int = 0, wait_ms: int = 0
     ) -> list[Delivery]:
-        """Hand up to ``free`` jobs to ``worker``, and up to ``prefetch`` more that have neither key nor limit.
+        """Lease up to ``free`` jobs, and up to ``prefetch`` more without key and limit.
 
-        Lanes take turns by weight; in a lane the lowest priority number goes first, but every second turn belongs to
-        a lower one whose next job has been ready for longer than the rules' aging; of a priority, groups take turns by
-        weight; of a group, the oldest first-ready time goes first, ties by id. Nothing paused, limited or unknown to
-        the worker is handed out: it is moved to where its reason waits (at most 100 a call) and woken from there. A
-        keyed job is handed out only while it is the head of its key. When there is nothing, wait up to ``wait_ms`` (or
-        until something is due) for a first one.
+        Lanes take turns by weight. In a lane, the lowest priority number goes first, but every second turn goes to a
+        lower priority whose next job has been ready for longer than the aging time. Within a priority, groups take
+        turns by weight. Within a group, the oldest first-ready time goes first, ties by id. Jobs that are paused,
+        limited or unknown to the worker are parked (at most 100 per call) and woken later. A keyed job is leased only
+        while it is the head of its key. If no job is ready, wait up to ``wait_ms`` for the first one.
         """
         ...
 
     def renew(self, worker: str, leases: Sequence[Lease]) -> list[Lease]:
-        """Restart the lease time of each; return those that are no longer ours (``lost``)."""
+        """Restart the time of these leases; return those that were lost."""
         ...
 
     def settle(self, deliveries: Sequence[Delivery]) -> list[Lease]:
-        """Final: forget these jobs, free their keys, clear their known bits; return the leases that were lost."""
+        """Remove these jobs, free their keys and clear their bits; return the lost leases."""
         ...
 
     def release(self, delivery: Delivery, release: Release) -> int:
         """Return a delivery to its lane as ``release`` says.
 
         Returns:
-            How many releases were counted since the job last started; -1 when the lease was lost.
+            The number of releases since the job was last started; -1 if the lease was lost.
         """
         ...
 
     def fail(self, delivery: Delivery, error: str) -> bool:
-        """End a direct job as failed, its bytes and ``error`` kept; return False when the lease was lost."""
+        """End a direct job as failed and keep its bytes and ``error``; False if the lease was lost."""
         ...
 
     def reclaim(self, worker: str, lanes: Sequence[str], *, lease_ms: int, grace_ms: int) -> Reclaimed:
-        """Take over up to 100 deliveries of these lanes whose lease ran out; the caller decides on each, then releases.
+        """Take over up to 100 deliveries of these lanes whose lease has expired.
 
-        Does nothing for ``grace_ms`` after a gap in all calls of more than half of ``lease_ms``: their owners could
-        not renew. Entries that nobody read and whose workers are all gone go back to their lanes by themselves.
+        The caller decides about each one, then settles, releases or fails it. For ``grace_ms`` after all workers were
+        silent for more than half of ``lease_ms``, nothing is taken over, so that their owners can renew first.
         """
         ...
 
     def reassert(self, worker: str, deliveries: Sequence[Delivery]) -> list[Delivery]:
-        """In a new generation: state what ``worker`` holds; return the deliveries under their new leases."""
+        """Restate what ``worker`` holds, in a new generation; return the new leases."""
         ...
 
     def published(self, database: bytes, chunk: int) -> bytes:
-        """Return the known bits of ids from ``chunk * CHUNK``, most significant bit first, maybe shorter or empty."""
+        """Return the bits of ids from ``chunk * CHUNK``, most significant first; may be short."""
         ...
 
     def locate(self, jobs: Sequence[Publication]) -> list[Place]:
-        """Say where each of these rows' references is.
+        """Return the place of each of these rows' references.
 
-        A job whose whole lane, or whose group, is paused or limited is READY here: it waits in its lane.
-        :meth:`explain` says for what.
+        A job whose lane or group is paused or limited is READY here; :meth:`explain` names the rule.
         """
         ...
 
     def delayed_until(self, jobs: Sequence[Publication]) -> list[int]:
-        """Return until when each of these rows' references is delayed, in Unix milliseconds; 0: it is not."""
+        """Return until when each of these rows is delayed, in Unix milliseconds, else 0."""
         ...
 
     def explain(self, job: Publication) -> Explanation:
-        """Say where one reference is and what it waits for."""
+        """Return the place of one reference, and what it waits for."""
         ...
 
     def reprioritize(self, job: Publication, priority: int) -> bool:
-        """Give a waiting reference another priority; False when it is handed off or nowhere."""
+        """Change the priority of a waiting reference; False if it is leased or nowhere."""
         ...
 
     def discard(self, job: Publication) -> bool:
-        """Remove a waiting reference whose row ended (a person cancelled it); False when handed off or nowhere.
+        """Remove a waiting reference whose row has ended; False if it is leased or nowhere.
 
-        The head of a key is found under any lane and priority: its row may be gone.
+        The head of a key is found whatever lane and priority ``job`` names, because its row may be gone.
         """
         ...
 
@@ -293,17 +291,17 @@ class Broker(Protocol):
 
 @runtime_checkable
 class AtOnce(Protocol):
-    """A broker that can publish over a connection that is open already, in the thread of whoever waits for it."""
+    """A broker that can publish in the caller's thread, over an open connection."""
 
     def get_ready(self) -> None:
-        """Open that connection unless it is open; may be slow, and raises as a :class:`Broker`'s methods do."""
+        """Open that connection unless it is open. May be slow; raises as :class:`Broker` does."""
         ...
 
     def publish_at_once(self, jobs: Sequence[Publication], seconds: float) -> bool:
-        """Publish a few jobs of a few KiB in all within ``seconds``; False: go the other way, which may repeat them.
+        """Publish a few small jobs within ``seconds``; False if the caller must use :meth:`Broker.publish`.
 
-        No name is resolved and nothing is connected. For one thread at a time. Raises
-        :class:`~sidestream.errors.BrokerUnavailable` when there was no answer in time, and the other errors of
+        Together they may have a few KiB. Resolves no name and opens no connection. Only one thread may call it at a
+        time. Raises :class:`~sidestream.errors.BrokerUnavailable` without an answer in time, and the other errors of
         :meth:`Broker.publish`.
         """
         ...

@@ -1,6 +1,6 @@
-"""Hear from the zygote and the children, and see them die.
+"""Read the messages of the zygote and the children, and detect their ends.
 
-It never waits for Redis or PostgreSQL: whatever has to be written goes to the settler's queue.
+The collector never waits for Redis or PostgreSQL: it gives everything that must be written to the settler.
 """
 
 from __future__ import annotations
@@ -26,38 +26,38 @@ from sidestream.worker.zygote import facts_from_wire, kill_group
 log = logging.getLogger(__name__)
 
 TICK = 0.05
-"""Seconds between two looks at limits and stalls."""
+"""Seconds between two checks of time limits and stalled batches."""
 NAMED = 5
-"""Most actions that a warning names."""
+"""Maximum number of actions that a warning names."""
 ZYGOTE_PAUSE = 1.0
-"""Seconds until the next zygote when the last one died before it was ready: the next may meet the same."""
-LOADS_MOST = 3
-"""So many zygotes in a row that die before they are ready end the worker: what they load ends them."""
+"""Seconds to wait after a zygote died before it was ready, because the next one may die for the same reason."""
+MAX_LOADS = 3
+"""Number of zygotes that may die in a row before they are ready; then the worker ends."""
 
 
-class Settling(Protocol):
-    """What the collector tells the settler; nothing here waits."""
+class SettlerCalls(Protocol):
+    """The calls from the collector to the settler; none of them waits."""
 
     def done(self, deliveries: list[Delivery]) -> None:
-        """These are done."""
+        """Settle deliveries that are done."""
         ...
 
     def job_report(self, delivery: Delivery, job_report: wire.JobReport) -> None:
-        """This one ended otherwise."""
+        """Settle a delivery that ended in another way, as its report says."""
         ...
 
     def crashed(
         self, delivery: Delivery, reading: Reading, slot: int, kill_reason: KillReason | None, how: str
     ) -> None:
-        """The child that ran this one ended."""
+        """Settle a delivery whose child ended while it ran."""
         ...
 
     def release(self, deliveries: list[Delivery]) -> None:
-        """Release these: whether they ended is unknown, and their rows decide."""
+        """Release deliveries of which it is unknown whether they ended; their rows decide."""
         ...
 
     def follow_ups(self, jobs: Sequence[Publication]) -> None:
-        """Publish these: the transaction that wrote their rows is committed."""
+        """Publish follow-up jobs; the transaction that wrote their rows is committed."""
         ...
 
 
@@ -70,12 +70,12 @@ class Collector:
         pool: ProcessPool,
         slots: Slots,
         dispatcher: Dispatcher,
-        settler: Settling,
+        settler: SettlerCalls,
         timeout_monitor: Any,
         *,
         on_actions: Callable[[], None] = lambda: None,
     ) -> None:
-        """``on_actions`` is called when a zygote has reported its actions, under the state's lock."""
+        """Call ``on_actions`` under the state's lock when a zygote has reported its actions."""
         self._on_actions = on_actions
         self._state = state
         self._pool = pool
@@ -84,15 +84,15 @@ class Collector:
         self._settler = settler
         self._timeout_monitor = timeout_monitor
         self._selector = selectors.DefaultSelector()
-        #: Children that ended, until the zygote says whether it outlived them.
+        #: Children that have ended, by pid, until the zygote reports their exit or ends itself.
         self._ended: dict[int, tuple[ChildState, Reading]] = {}
         #: Actions that the loading zygote has reported so far.
         self._loading: list[ActionFacts] = []
-        #: Zygotes in a row that died before they were ready.
+        #: Number of zygotes in a row that died before they were ready.
         self._died_loading = 0
-        #: When a zygote may be started (monotonic).
+        #: Monotonic time from which a zygote may be started.
         self._start_at = 0.0
-        #: Set when the application could not be loaded: the worker cannot go on.
+        #: Why the application could not be loaded, which ends the worker.
         self.failure: str | None = None
 
     def run(self) -> None:
@@ -101,16 +101,16 @@ class Collector:
             with self._state.changed:
                 self._timeout_monitor.tick()
                 self._fill_up()
-                self._dispatcher.hand_out()  # what came back since: recalled jobs, jobs that have to run alone
+                self._dispatcher.hand_out()  # recalled jobs, and jobs that must run alone
             for key, _ in self._selector.select(TICK):
                 kind, child = key.data
                 with self._state.changed:
                     if kind == "control":
-                        self._zygote_says(child)
+                        self._read_zygote(child)
                     elif child.ended:
-                        continue  # an earlier event of this poll reported its end
+                        continue  # an earlier event of this loop has handled its end
                     elif kind == "end":
-                        self._child_says(child)
+                        self._read_child(child)
                     else:
                         self._child_ended(child)
 
@@ -123,13 +123,13 @@ class Collector:
         self._loading = []
         self._selector.register(control, selectors.EVENT_READ, ("control", control))
 
-    def _zygote_says(self, control: socket.socket) -> None:
+    def _read_zygote(self, control: socket.socket) -> None:
         try:
             message = wire.receive(control)
         except ConnectionResetError:
             message = None
         except wire.BadPacket as error:
-            log.error("The zygote is ended: %s.", error, extra={"action": "zygote_unreadable"})
+            log.error("The zygote is stopped: %s.", error, extra={"action": "zygote_unreadable"})
             message = None
         match message:
             case None:
@@ -140,7 +140,7 @@ class Collector:
                 known = {fact.tag: fact for fact in self._loading}
                 if known.keys() != self._state.actions.keys():
                     self._state.announced = False
-                    self._tell_unserved(known.values())
+                    self._warn_unserved(known.values())
                 self._state.actions = known
                 self._on_actions()
                 self._pool.ready = control is self._pool.control
@@ -152,13 +152,13 @@ class Collector:
             case ["failed", reason]:
                 self.failure = reason
 
-    def _tell_unserved(self, actions: Collection[ActionFacts]) -> None:
-        """Log which queues no worker serves: their jobs wait without an error."""
+    def _warn_unserved(self, actions: Collection[ActionFacts]) -> None:
+        """Log the queues that this worker does not serve, because their jobs wait without an error."""
         served = {lane.partition(":")[2] for lane in self._state.options.lanes}
         for queue in sorted({facts.queue for facts in actions} - served):
             log.warning(
-                "The queue %r of %s is not served by this worker: their jobs wait unless another one serves it. "
-                "To serve it here, name it in the setting queues.",
+                "This worker does not serve the queue %r of %s; their jobs wait unless another worker serves it. "
+                "To serve it here, add it to the setting queues.",
                 queue,
                 ", ".join(sorted(facts.name for facts in actions if facts.queue == queue)[:NAMED]),
                 extra={"action": "queue_not_served"},
@@ -167,16 +167,16 @@ class Collector:
     def _zygote_ended(self, control: socket.socket) -> None:
         self._selector.unregister(control)
         log.warning(
-            "The zygote ended; its children end with it; another one is started.", extra={"action": "zygote_ended"}
+            "The zygote and its children have ended; another zygote is started.", extra={"action": "zygote_ended"}
         )
         was_ready = self._pool.ready or control is not self._pool.control
         self._pool.zygote_gone(control)
         if not was_ready:
             self._died_loading += 1
-            if self._died_loading >= LOADS_MOST and self.failure is None:
+            if self._died_loading >= MAX_LOADS and self.failure is None:
                 self.failure = (
-                    f"The process that loads the application ended {LOADS_MOST} times in a row before that was done, "
-                    "most likely by the application's own code; what it printed last says more."
+                    f"The process that loads the application ended {MAX_LOADS} times in a row before it was ready, "
+                    "most likely because of the application's own code; see what it printed last."
                 )
         for child, reading in [ended for ended in self._ended.values() if ended[0].control is control]:
             child.kill_reason = child.kill_reason or KillReason.ZYGOTE
@@ -185,7 +185,7 @@ class Collector:
         for child in list(self._state.children.values()):
             if (
                 child.control is control and not child.pid
-            ):  # asked for, never forked; its end of file may have been seen before
+            ):  # requested and never forked; its end of file may have been read before
                 if child.end in self._selector.get_map():
                     self._selector.unregister(child.end)
                 child.ended = True
@@ -206,7 +206,7 @@ class Collector:
 
     def _forked(self, child: ChildState | None, pid: int) -> None:
         if child is None:
-            kill_group(pid)  # the request was given up meanwhile
+            kill_group(pid)  # the request was withdrawn meanwhile
             return
         if self._pool.forked(child, pid):
             self._selector.register(child.pidfd, selectors.EVENT_READ, ("pid", child))
@@ -215,16 +215,16 @@ class Collector:
         else:
             self._child_ended(child)
 
-    def _child_says(self, child: ChildState) -> None:
+    def _read_child(self, child: ChildState) -> None:
         report = self._receive(child)
         if report is not None:
             self._reported(child, report)
         elif child.end.fileno() >= 0 and child.end in self._selector.get_map():
-            # The child closed, died, or is killed for what it sent; its pidfd tells for certain.
+            # The child closed its end, died, or was killed for its message; its pidfd signals its end.
             self._selector.unregister(child.end)
 
     def _receive(self, child: ChildState) -> wire.Report | None:
-        """Return what the child says; None when nothing more is to be read of it."""
+        """Return the child's next report; None if there is none."""
         try:
             return wire.receive_report(child.end)
         except (BlockingIOError, ConnectionResetError):
@@ -288,10 +288,11 @@ class Collector:
         kill_group(child.pid)
         child.ended = True
         reading = self._slots.read(child.slot)
-        # The slot is given to a new child at once; the verdict waits until the zygote said that it outlived this one.
+        # A new child gets the slot immediately. What ran is charged after the zygote has reported this child's exit,
+        # because the death of the zygote would be the cause of the child's.
         self._ended[child.pid] = (child, reading)
         if child.kill_reason is None and (interrupted := _interrupted(child, reading)) is not None:
-            # Now, not with the verdict: the child in its place may be forked before the zygote tells of this one.
+            # Reserve a child now, because the next one may be forked before the zygote reports this one's exit.
             self._state.recovering[interrupted.reference] = time.monotonic() + RECOVERY
         self._pool.forget(child)
         self._state.lone_ended(child)
@@ -299,10 +300,10 @@ class Collector:
             self._reaped(child.pid, signal.SIGKILL)
 
     def _reaped(self, pid: int, status: int) -> None:
-        """The zygote reaped this child: it outlived it."""
+        """Handle the zygote's report that it reaped this child, which it therefore outlived."""
         ended = self._ended.pop(pid, None)
         if ended is None:
-            # Told before its pidfd was seen; look again when that arrives.
+            # The report arrived before the event of the child's pidfd.
             for child in self._state.children.values():
                 if child.pid == pid:
                     self._child_ended(child)
@@ -315,12 +316,12 @@ class Collector:
             self._settle_dead(child, reading, _how(status))
 
     def _settle_dead(self, child: ChildState, reading: Reading, how: str) -> None:
-        """Charge what ran, take back what did not."""
+        """Charge the job that ran, and take back those that did not."""
         state = self._state
         deliveries = child.deliveries
         if not child.retiring and not state.draining:
             log.warning(
-                "The child in slot %s (process %s) has ended: %s; another one takes its place.",
+                "The child in slot %s (process %s) has ended: %s; another one replaces it.",
                 child.slot,
                 child.pid,
                 how if child.kill_reason is None else f"it was killed ({child.kill_reason})",
@@ -332,9 +333,9 @@ class Collector:
         position = reading.position if started else -1
         finished = [d for i, d in enumerate(deliveries) if child.reported <= i < position]
         if finished and child.kill_reason is KillReason.UNREADABLE:
-            self._settler.release(finished)  # what was said of them may be what could not be read
+            self._settler.release(finished)  # the message that could not be read may have reported them
         elif finished:
-            # Whatever did not end as done is reported at once, so these are done.
+            # A child reports every other outcome before it starts the next job, so these are done.
             self._settler.done(finished)
         if (interrupted := _interrupted(child, reading)) is not None:
             kill_reason = child.kill_reason
@@ -343,7 +344,7 @@ class Collector:
             if kill_reason is not None:
                 state.recovering.pop(interrupted.reference, None)
             if child.killed_for not in (None, interrupted.reference):
-                # It was killed for the one before, which ended in that moment: this one is innocent.
+                # It was killed because of the previous job, which ended at that moment, so this one is not charged.
                 kill_reason = KillReason.STOPPING
             self._settler.crashed(interrupted, reading, child.slot, kill_reason, how)
         state.backlog.extendleft(reversed(deliveries[max(position + 1, child.reported) :]))
@@ -353,7 +354,7 @@ class Collector:
 
 
 def _interrupted(child: ChildState, reading: Reading) -> Delivery | None:
-    """Return what the child that ended had started and not reported, if anything."""
+    """Return the delivery that the ended child had started and not reported, if any."""
     started = reading.started > 0 and reading.batch == child.batch
     if started and child.reported <= reading.position < len(child.deliveries):
         return child.deliveries[reading.position]

@@ -1,14 +1,13 @@
-"""Claim for free capacity, and hand out what was claimed.
+"""Claim jobs for idle children, and send them to the children in batches.
 
-A claim asks for one job for each idle child, and for more without a key in advance as long as their measured work stays
-under ``prefetch`` seconds a child. A batch carries at most ``batch`` seconds of measured work; a job that was never
-measured, or has a key, travels alone.
+A claim requests one job for each idle child, and in advance more jobs without keys whose measured work stays below
+``prefetch`` seconds per child. A batch contains at most ``batch`` seconds of measured work. A job that was never
+measured, or that has a key, is sent alone.
 
-Two kinds of jobs hold others up, for a bounded time. A job whose host died repeatedly while it ran (an accused one) is
-started when what runs has ended, or after ``END_OTHERS`` seconds beside it; then nothing else is started for
-``ALONE_MOST`` seconds, or until it ends. Afterwards others have the worker for as long as they were held up. And for a
-while after an unclean end of a worker, jobs start one at a time, each ``ALONE_MOST`` seconds after the one before at
-the latest.
+Two kinds of jobs hold other starts back for a bounded time. An accused job starts when the running jobs have ended, or
+after ``END_OTHERS`` seconds beside them. Then no other job starts until it ends, or for ``ALONE_MOST`` seconds.
+Afterwards other jobs get as much time as they were held back. In the recovery period after an unclean end, jobs start
+one at a time, at most ``ALONE_MOST`` seconds apart.
 """
 
 from __future__ import annotations
@@ -39,19 +38,19 @@ from sidestream.worker.troubles import Troubles
 log = logging.getLogger(__name__)
 
 CLAIM_WAIT_MS = 1000
-"""Longest blocked claim."""
+"""Longest blocked claim, in milliseconds."""
 CLAIM_MOST = 1024
-"""Most jobs that one claim asks for in advance."""
+"""Maximum number of jobs that one claim requests in advance."""
 BACKLOG_MOST = 2048
-"""Most jobs held in advance, however cheap they are."""
+"""Maximum number of jobs held in advance, however short they are."""
 DIRECT = NO_TAG8.hex()
-"""What the lanes of direct jobs begin with."""
+"""Prefix of the lanes of direct jobs."""
 RETRY_PAUSE = 0.25
 """Seconds between two claims while no broker answers."""
 
 
 class Dispatcher:
-    """The claiming thread, and the hand-out that other threads call as well."""
+    """The claiming thread, and the sending of batches, which other threads also call."""
 
     def __init__(
         self,
@@ -74,7 +73,7 @@ class Dispatcher:
         self._troubles = Troubles(log)
 
     def run(self) -> None:
-        """Claim until a drain is asked for."""
+        """Claim jobs until the worker drains."""
         while True:
             wanted = self._wait_for_room()
             if wanted is None:
@@ -84,7 +83,7 @@ class Dispatcher:
             self._take_in(deliveries, wanted)
 
     def hand_out(self) -> None:
-        """Send what is in the backlog to idle children. Call it under the state's lock."""
+        """Send the backlog to idle children. Call it under the state's lock."""
         state = self._state
         if state.draining:
             return
@@ -94,7 +93,7 @@ class Dispatcher:
         if state.unwritten:
             self._release_rows()
         now = time.monotonic()
-        if self._held_up(now) or self._hand_out_accused(now):
+        if self._runs_alone(now) or self._hand_out_accused(now):
             return
         idle = state.idle_children()
         if state.recovery_until > now:
@@ -108,14 +107,14 @@ class Dispatcher:
             self._send(child, self._next_batch(share))
 
     def release_waiting(self) -> None:
-        """Give back what was claimed and not sent to a child. Call it under the state's lock."""
+        """Release the jobs that were not sent to a child. Call it under the state's lock."""
         for line in (self._state.backlog, self._state.alone):
             if line:
                 self._release(list(line))
                 line.clear()
 
     def _release_rows(self) -> None:
-        """Give back what waits here and has a row: its outcome could not be written."""
+        """Release the waiting jobs that have rows, because their outcome could not be written."""
         for line in (self._state.backlog, self._state.alone):
             rows = [delivery for delivery in line if not is_direct(delivery)]
             if rows:
@@ -125,19 +124,20 @@ class Dispatcher:
                 line.extend(direct)
 
     def send_alone(self, delivery: Delivery, child: ChildState) -> None:
-        """Send a job that runs alone, now that its attempt row is written. Call it under the state's lock."""
+        """Send a job that runs alone after its attempt row was written. Needs the state's lock."""
         child.reserved = False
         leaving = self._state.draining or self._state.quiet
         accused = self._state.accused is not None and self._state.accused.child is child
         if child.kill_reason is None and not child.ended and not leaving:
             self._send(child, [delivery], alone=True, run_alone=accused)
             return
-        # It died while the row was being written, maybe because PostgreSQL was away; the row is to say that, too.
+        # The child died while the row was written, perhaps because PostgreSQL was unavailable. The release tells the
+        # row that the job did not start.
         self._state.lone_ended(child)
         self._release([delivery])
 
     def wake(self) -> None:
-        """Wake the claiming thread if it has something to do. Call it under the state's lock, after handing out."""
+        """Wake the claiming thread if it can claim. Call it under the state's lock, after handing out."""
         if self._state.draining or self._wanted() is not None:
             self._state.changed.notify_all()
 
@@ -153,13 +153,13 @@ class Dispatcher:
         return None
 
     def _wanted(self) -> tuple[int, int] | None:
-        """Return what to claim now, as (free, prefetch); None when nothing is to be claimed."""
+        """Return what to claim now, as (free, prefetch), or None."""
         state = self._state
         if state.quiet or not state.announced or not self._lanes():
             return None
         now = time.monotonic()
         if state.exclusive is not None or self._accused_waits(now):
-            return None  # what runs is to end, or what starts now is to be alone
+            return None  # running jobs must end first, or a job runs alone
         run_alone = state.recovery_until > now
         idle = min(len(state.idle_children()), 1 if run_alone else state.options.children)
         if idle and not state.backlog:
@@ -169,7 +169,7 @@ class Dispatcher:
         return None
 
     def _room(self) -> int:
-        """Return how many jobs may be claimed in advance."""
+        """Return the number of jobs that may be claimed in advance."""
         state = self._state
         if state.pace >= UNKNOWN_COST:
             return 0
@@ -177,7 +177,7 @@ class Dispatcher:
         return max(0, min(most, BACKLOG_MOST) - len(state.backlog)) if most >= 2 else 0
 
     def _lanes(self) -> Sequence[str]:
-        """Return the lanes to claim from: those of direct jobs alone while no outcome of others can be written."""
+        """Return the lanes to claim from; while outcomes cannot be written, those of direct jobs."""
         lanes = self._state.options.lanes
         return [lane for lane in lanes if lane.startswith(DIRECT)] if self._state.unwritten else lanes
 
@@ -213,7 +213,7 @@ class Dispatcher:
             state.last_fetch_short = len(deliveries) < sum(wanted) // 2
             state.add_held(deliveries)
             for delivery in deliveries:
-                # No row says of a direct job that it ran during several deaths.
+                # A direct job has no row that would mark it as accused.
                 (state.alone if is_accused(delivery.crashes) else state.backlog).append(delivery)
             self.hand_out()
         if deliveries:
@@ -236,39 +236,39 @@ class Dispatcher:
             batch.append(state.backlog.popleft())
         return batch
 
-    def _held_up(self, now: float) -> bool:
-        """Whether nothing may be started beside the job that runs alone; end its time when it is over."""
+    def _runs_alone(self, now: float) -> bool:
+        """Return whether a job runs alone now; end that when its time is over."""
         state, lone = self._state, self._state.exclusive
         if lone is None:
             return False
         if now < lone.until:
             return True
         if not lone.accused and now < state.recovery_until:
-            # Its row has to say so before others start, or it alone would be charged for what one of them does.
+            # Withdraw its record before others start, or it would be charged for a death that one of them causes.
             lone.until = state.recovery_until
             self._end_alone(lone)
             return True
         if not lone.accused:
             self._end_alone(lone)
-        state.go_on()
+        state.resume_others()
         state.changed.notify_all()
         return False
 
     def _accused_waits(self, now: float) -> bool:
-        """Whether an accused job is to be started next."""
+        """Return whether an accused job must start next."""
         state = self._state
         return bool(state.alone) and state.accused is None and now >= state.rest_until
 
     def _hand_out_accused(self, now: float) -> bool:
-        """Start the accused job that waits; return whether others have to wait for it."""
+        """Start a waiting accused job; return whether other jobs must wait for it."""
         state = self._state
         if not self._accused_waits(now):
-            state.held_up_since = None  # the one that others were held up for may have been given back
+            state.held_back_since = None  # the accused job may have been released
             return False
-        if state.held_up_since is None:
-            state.held_up_since = now
+        if state.held_back_since is None:
+            state.held_back_since = now
         idle = state.idle_children()
-        if idle and (not state.running() or now >= state.held_up_since + END_OTHERS):
+        if idle and (not state.running() or now >= state.held_back_since + END_OTHERS):
             state.accused = Lone(state.alone.popleft(), idle[0], now + ALONE_MOST, accused=True)
             self._start_alone(state.accused)
         return True
@@ -284,12 +284,12 @@ class Dispatcher:
         child.reported = 0
         child.recalled = -1
         if alone:
-            # Its attempt row says that it runs alone; a later row would hide that when its worker dies.
+            # Its attempt row records that it runs alone; a later row would hide that when the worker dies.
             child.recorded = (child.batch, 0)
         self._slots.assign(child.slot, child.batch, len(batch))
         items = [wire.Item(d.reference, d.payload, d.attempts, d.crashes, run_alone) for d in batch]
         try:
             wire.send_batch(child.end, wire.Batch(child.batch, items))
         except OSError:
-            # It died this moment: the collector sees its end and takes the batch back, nothing of it was started.
+            # The child has just died. The collector will detect that and take back the batch, of which no job started.
             log.info("Child %s ended before its batch was sent.", child.pid, extra={"action": "child_gone"})

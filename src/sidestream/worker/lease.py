@@ -1,6 +1,6 @@
-"""Keep what we hold: renew leases, announce that we live, and state our holdings anew after Redis was emptied.
+"""Renew the leases of a worker, announce the worker, and restate its leases after an emptied Redis.
 
-A thread of its own, so that no job, no slow write and no blocked claim can starve it.
+This runs in a separate thread, so that no job, slow write or blocked claim can delay a renewal.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from sidestream.worker.state import KillReason, WorkerState
 log = logging.getLogger(__name__)
 
 UNWRITTEN = 10.0
-"""Longest time, in seconds, for which the lease of a job that ended here is renewed until its outcome is written."""
-JOBS_TOLD = 64
-"""Most running jobs in one announcement."""
+"""Longest time, in seconds, for which the lease of an ended job is renewed while its outcome is not written."""
+ANNOUNCED_JOBS = 64
+"""Maximum number of running jobs in one announcement."""
 
 
 class LeaseRenewer:
-    """The renewing thread of a supervisor."""
+    """The thread of a supervisor that renews leases."""
 
     def __init__(
         self,
@@ -53,7 +53,7 @@ class LeaseRenewer:
         self._announce_due = False
         self._stopped = False
         self._away = False
-        #: Since when (monotonic) what we hold is neither run here nor waits for it, by reference.
+        #: Monotonic time since which a held job neither runs nor waits to run here, by reference.
         self._ended: dict[bytes, float] = {}
 
     def run(self) -> None:
@@ -72,13 +72,13 @@ class LeaseRenewer:
             due -= PROBE_EVERY
 
     def on_stale_generation(self) -> None:
-        """State what we hold anew at once, because Redis was emptied or replaced."""
+        """Restate all leases immediately, because Redis was emptied or replaced."""
         with self._wake:
             self._stale_generation = True
             self._wake.notify()
 
     def announce_now(self) -> None:
-        """Announce at once, because what we announce changed."""
+        """Announce the worker immediately, because its announcement has changed."""
         with self._wake:
             self._announce_due = True
             self._wake.notify()
@@ -96,7 +96,7 @@ class LeaseRenewer:
                 try:
                     self._reassert()
                 except BrokerError:
-                    # Redis went away in between; the broker that hands out rows meanwhile gets the announcement.
+                    # Redis became unavailable in between, and the PostgreSQL broker gets the announcement.
                     with contextlib.suppress(BrokerError):
                         self._announce()
                     raise
@@ -114,15 +114,16 @@ class LeaseRenewer:
             if not self._away:
                 log.warning("Leases cannot be renewed now: %s", error, extra={"action": "renew_failed"})
             self._away = True
-            self._broker_informed()  # rows are claimed without Redis, in a generation that could not be begun as well
+            self._broker_informed()  # rows are claimed without Redis, also if no generation could be begun
             return
         if lost:
             self._drop(lost)
 
     def _kept(self) -> list[Delivery]:
-        """Return what we hold and run, or are to run, and for a while what ended. Call it under the state's lock.
+        """Return the deliveries whose leases are renewed. Call it under the state's lock.
 
-        A job whose outcome cannot be written for longer is left to a worker that can: its row decides what counts.
+        A job that ended here is among them for ``UNWRITTEN`` seconds. If its outcome cannot be written in that time,
+        another worker takes it over.
         """
         state, now = self._state, time.monotonic()
         here = {delivery.reference for line in (state.backlog, state.alone) for delivery in line}
@@ -133,7 +134,7 @@ class LeaseRenewer:
         return [delivery for reference, delivery in state.held.items() if reference not in given_up]
 
     def _announce(self) -> None:
-        """Tell that we live and what we know; jobs of other actions are then kept for those who know them."""
+        """Announce the worker and its actions, so that the broker offers it no others."""
         options, state = self._state.options, self._state
         with state.lock:
             actions = frozenset(state.actions)
@@ -141,16 +142,16 @@ class LeaseRenewer:
         self._broker_informed(actions)
 
     def _broker_informed(self, actions: frozenset[bytes] | None = None) -> None:
-        """Let jobs be claimed: the broker knows ``actions``, or (None) it is away and learns them when it is back."""
+        """Allow claims: the broker knows ``actions``, or is unavailable and learns them later (None)."""
         with self._state.changed:
             if not self._state.announced and actions in (None, self._state.actions.keys()):
                 self._state.announced = True
                 self._state.changed.notify_all()
 
     def _reassert(self) -> None:
-        """State what we hold, in a new generation before the rows are published again, or after an outage of Redis."""
+        """Restate all leases, in a new generation or after an outage of Redis."""
         options, state = self._state.options, self._state
-        with state.telling:
+        with state.settle_lock:
             if not self._broker.generation().number:
                 self._broker.begin_generation()
             with state.lock:
@@ -162,13 +163,13 @@ class LeaseRenewer:
                         state.held[delivery.reference] = delivery
         self._stale_generation = False
         log.warning(
-            "Redis was emptied, replaced or away; it was told again of %s jobs that this worker holds.",
+            "Redis was emptied, replaced or unavailable; the leases of %s jobs were restated.",
             len(renewed),
             extra={"action": "reasserted"},
         )
 
     def _drop(self, lost: list[Lease]) -> None:
-        """Handle lost leases: kill what runs under them and forget what waits."""
+        """Handle lost leases: kill the jobs that run under them and drop those that wait."""
         gone = set(lost)
         with self._state.changed:
             references = {reference for reference, held in self._state.held.items() if held.lease in gone}
@@ -207,12 +208,12 @@ class LeaseRenewer:
         )
 
     def _jobs(self) -> list[dict[str, object]]:
-        """Return what runs, for people: job, action, since when (Unix seconds). Call it under the state's lock."""
+        """Return the running jobs for people, ``since`` in Unix seconds. Needs the state's lock."""
         found: list[dict[str, object]] = []
         now, monotonic = time.time(), time.monotonic()
         for child in self._state.children.values():
             running = self._slots.read(child.slot)
-            if not running.running or running.batch != child.batch or len(found) >= JOBS_TOLD:
+            if not running.running or running.batch != child.batch or len(found) >= ANNOUNCED_JOBS:
                 continue
             reference = Reference.unpack(running.reference)
             facts = self._state.actions.get(reference.action)

@@ -1,4 +1,4 @@
-"""The zygote and its children as processes: start, stop, kill, and the descriptors that signal their ends."""
+"""Start, stop and kill the zygote and its children, and open descriptors that signal their ends."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 
 class ProcessPool:
-    """Owns the processes of one supervisor. Call every method under the state's lock."""
+    """The processes of one worker. Call every method under the state's lock."""
 
     def __init__(
         self, state: WorkerState, slots: Slots, slots_descriptor: int, command: Sequence[str], orders: bytes
@@ -34,20 +34,20 @@ class ProcessPool:
         self._orders = orders
         self._process: subprocess.Popen[bytes] | None = None
         self.control: socket.socket | None = None
-        #: Zygotes whose application changed: no more children of theirs, but those that run a job finish it.
+        #: Zygotes whose application has changed. They fork no more children, and running children finish their job.
         self._outdated: dict[socket.socket, subprocess.Popen[bytes]] = {}
-        #: The zygote loaded the application and may be asked for children.
+        #: Whether the zygote has loaded the application and can fork children.
         self.ready = False
 
     def start_zygote(self) -> socket.socket:
-        """Start a zygote; return the control socket that tells of it."""
+        """Start a zygote and return its control socket."""
         ours, theirs = wire.pair()
         descriptors = (theirs.fileno(), self._slots_descriptor)
         self._process = subprocess.Popen(
             [*self._command, *(str(number) for number in descriptors)],
             pass_fds=descriptors,
             stdin=subprocess.DEVNULL,
-            # Its niceness is that of the session, too (zygote.py).
+            # The kernel compares niceness within sessions (zygote.py).
             start_new_session=True,
         )
         theirs.close()
@@ -57,23 +57,23 @@ class ProcessPool:
         return ours
 
     def renew(self, control: socket.socket | None) -> None:
-        """The application changed since the zygote behind ``control`` loaded it: another one is to be started."""
+        """Replace the zygote of ``control``, because its application has changed."""
         if control is None or control is not self.control or self._process is None:
             return
-        log.info("The application changed; it is loaded anew.", extra={"action": "zygote_renewed"})
+        log.info("The application has changed and is loaded again.", extra={"action": "zygote_renewed"})
         self._outdated[control] = self._process
         self.control, self._process, self.ready = None, None, False
         for child in self._state.children.values():
             if child.control is control:
-                self.retire(child)  # when it has finished what it runs
+                self.retire(child)  # it finishes its running job first
 
     def outdated(self, waited_for: Sequence[ChildState]) -> list[socket.socket]:
-        """Return the control sockets of renewed zygotes that no child, nor one of ``waited_for``, needs."""
+        """Return the control sockets of replaced zygotes without children and ``waited_for``."""
         needed = {child.control for child in [*self._state.children.values(), *waited_for]}
         return [control for control in self._outdated if control not in needed]
 
     def zygote_gone(self, control: socket.socket) -> None:
-        """Handle the end of the control socket: the children end with it; kill what they started."""
+        """Handle the end of a zygote: kill its children and the processes that they started."""
         control.close()
         process = self._outdated.pop(control, None)
         if control is self.control:
@@ -90,7 +90,7 @@ class ProcessPool:
             process.wait()
 
     def spawn(self, slot: int) -> ChildState | None:
-        """Ask the zygote for a child in ``slot``; None when the zygote has ended."""
+        """Request a child in ``slot`` from the zygote; None if the zygote has ended."""
         if self.control is None:
             return None
         self._slots.clear(slot)
@@ -105,8 +105,8 @@ class ProcessPool:
         self._state.children[slot] = child
         return child
 
-    def tell_failed(self, failure: JobFailure) -> None:
-        """Let the zygote report a failed job to the application's hooks, if there are any."""
+    def report_failure(self, failure: JobFailure) -> None:
+        """Let the zygote call the application's failure hooks, if there are any."""
         if self.control is None or not self.ready:
             problem = "the application is not loaded"
         else:
@@ -121,7 +121,7 @@ class ProcessPool:
         )
 
     def forked(self, child: ChildState, pid: int) -> bool:
-        """Record the child's pid; return False when the child has already ended."""
+        """Record the child's pid; return False if the child has already ended."""
         child.pid = pid
         try:
             child.pidfd = os.pidfd_open(pid)
@@ -130,20 +130,20 @@ class ProcessPool:
         return True
 
     def kill(self, child: ChildState, kill_reason: KillReason, reference: bytes | None = None) -> None:
-        """Kill a child and what it started; ``kill_reason`` concerns the job ``reference`` if given."""
+        """Kill a child and its processes, because of the job ``reference`` if given."""
         if child.kill_reason is None:
             child.kill_reason, child.killed_for = kill_reason, reference
         if child.pid:
             kill_group(child.pid)
 
     def retire(self, child: ChildState) -> None:
-        """Let an idle child end: it sees end of file."""
+        """Let a child end when it is idle and reads end of file."""
         child.retiring = True
         with contextlib.suppress(OSError):
             child.end.shutdown(socket.SHUT_WR)
 
     def forget(self, child: ChildState) -> None:
-        """Close what belongs to a child that ended."""
+        """Close the descriptors of a child that has ended."""
         child.end.close()
         if child.pidfd >= 0:
             os.close(child.pidfd)
@@ -152,7 +152,7 @@ class ProcessPool:
             del self._state.children[child.slot]
 
     def stop(self, patience: float) -> None:
-        """End the zygote, and with it all children."""
+        """End the zygotes and all children; kill them after ``patience`` seconds."""
         for control in list(self._outdated):
             self.zygote_gone(control)
         if self.control is not None:
@@ -162,7 +162,7 @@ class ProcessPool:
             try:
                 self._process.wait(patience)
             except subprocess.TimeoutExpired:
-                log.warning("The zygote did not end by itself and is killed.", extra={"action": "zygote_killed"})
+                log.warning("The zygote did not end and is killed.", extra={"action": "zygote_killed"})
                 self._process.kill()
                 self._process.wait()
             self._process = None

@@ -1,8 +1,8 @@
-"""The folder of one worker, and what workers that died on this host left behind.
+"""Manage the folder of a worker, and the folders of workers that died on this host.
 
-``<data>/run/<worker>/lock`` is held with flock(2) as long as the worker lives, so a death is certain:
-https://man7.org/linux/man-pages/man2/flock.2.html. A clean stop removes the folder, or leaves it without slots when
-Redis was away: leases may be left, but nothing runs. An unclean end leaves its slots, which say exactly what ran.
+A living worker holds ``<data>/run/<worker>/lock`` with flock(2), so a death can be detected with certainty:
+https://man7.org/linux/man-pages/man2/flock.2.html. A clean stop removes the folder. While Redis is unavailable, it
+leaves the folder without slots, because leases may remain but no job runs. An unclean end leaves the slots.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from sidestream.worker.zygote import FAMILY
 log = logging.getLogger(__name__)
 
 SLOTS = "slots"
-"""File in a worker's folder: what its children run."""
+"""File in a worker's folder that holds the slots of its children."""
 QUIET = "quiet"
-"""File in a worker's folder that asks it to claim nothing."""
+"""File in a worker's folder that makes it quiet."""
 
 
 class RunFolder:
-    """This worker's folder, locked until :meth:`remove` or our death."""
+    """This worker's folder, locked until :meth:`remove` or the end of this process."""
 
     def __init__(self, data: Path, worker: str) -> None:
         self.path = data / "run" / worker
-        # Made and locked under a hidden name: a folder that others see is locked, or its owner is dead.
+        # Create and lock it under a hidden name, so that every visible folder is locked or its owner is dead.
         hidden = data / "run" / f".{worker}"
         hidden.mkdir(parents=True, mode=0o700)
         self._lock = os.open(hidden / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -44,7 +44,7 @@ class RunFolder:
         hidden.rename(self.path)
 
     def remove(self, *, leases_left: bool = False) -> None:
-        """After a clean stop: leave nothing behind, or with ``leases_left`` that nothing of them runs any more."""
+        """Remove the folder, or only its slots if leases are left that no job runs under."""
         if leases_left:
             (self.path / SLOTS).unlink(missing_ok=True)
         else:
@@ -53,19 +53,19 @@ class RunFolder:
 
 
 def living(data: Path) -> list[Path]:
-    """Return the folders of the workers that live on this host and share the data folder, by name."""
+    """Return the folders of the living workers of this data folder, sorted by name."""
     return [folder for folder in sorted((data / "run").glob("[!.]*")) if _is_alive(folder)]
 
 
 def is_quiet(folder: Path) -> bool:
-    """Whether the worker of ``folder`` was asked to claim nothing."""
+    """Return whether the worker of ``folder`` is quiet."""
     return (folder / QUIET).exists()
 
 
 def set_quiet(folder: Path, *, quiet: bool) -> bool:
-    """Ask the worker of ``folder`` to claim nothing, or to go on; False when that was asked before.
+    """Make the worker of ``folder`` quiet, or end that; return False if nothing changes.
 
-    Its folder ends with it, so a worker that starts anew is never quiet.
+    Each worker has a new folder, so a worker never starts quiet.
     """
     if is_quiet(folder) == quiet:
         return False
@@ -79,14 +79,14 @@ def set_quiet(folder: Path, *, quiet: bool) -> bool:
 @dataclass(frozen=True, slots=True)
 class _Dead:
     running: frozenset[bytes]
-    #: Whether it left slots: a clean stop leaves none.
+    #: Whether it left slots, which a clean stop does not.
     unclean: bool
-    #: Monotonic time.
+    #: Monotonic time at which its folder was found.
     found_at: float
 
 
 class DeadWorkers:
-    """What dead workers on this host were running, by worker."""
+    """The dead workers of this host, with the jobs that each was running."""
 
     def __init__(self, data: Path, *, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._data = data / "run"
@@ -94,9 +94,9 @@ class DeadWorkers:
         self._found: dict[str, _Dead] = {}
 
     def scan(self) -> bool:
-        """Read the folders of dead workers and kill what their children started.
+        """Read the folders of dead workers and kill the processes that their children started.
 
-        Returns whether one of them came to an unclean end.
+        Returns whether one of them ended uncleanly.
         """
         for folder in sorted(self._data.glob("[!.]*")):
             if folder.name not in self._found and _is_dead(folder):
@@ -107,22 +107,22 @@ class DeadWorkers:
         return any(dead.unclean for dead in self._found.values())
 
     def running(self, worker: str) -> frozenset[bytes] | None:
-        """Return the references that ``worker`` was running when it died; None when it is not known here."""
+        """Return the references that ``worker`` ran when it died; None if it has no folder."""
         if worker not in self._found:
             self.scan()
         found = self._found.get(worker)
         return None if found is None else found.running
 
     def unclean(self) -> dict[str, frozenset[bytes]]:
-        """Return what the workers that came to an unclean end were running, by worker."""
+        """Return the references that each uncleanly ended worker was running."""
         self.scan()
         return {worker: dead.running for worker, dead in self._found.items() if dead.unclean}
 
     def tidy(self, kept: float, clear_since: float | None) -> None:
-        """Remove the folders that were found ``kept`` seconds ago, if leases have been taken over for as long.
+        """Remove folders whose leases have all been taken over, ``kept`` seconds after they were found.
 
-        ``clear_since``: the monotonic time since when that was never held up; None when it is now. By then every lease
-        of theirs is taken over; before, their slots say which of those jobs did not run.
+        Takeovers must have been possible for as long: ``clear_since`` is the monotonic time since which they were never
+        suspended, or None if they are suspended now. Until then, the slots show which leased jobs did not run.
         """
         if clear_since is None:
             return
@@ -133,13 +133,13 @@ class DeadWorkers:
 
 
 def kill_family(worker: str) -> None:
-    """Kill every process that children of ``worker`` started and that outlived them all."""
+    """Kill every process that the children of the dead ``worker`` started."""
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
             if process.environ().get(FAMILY) == worker and process.pid != os.getpid():
                 process.send_signal(signal.SIGKILL)
                 log.warning(
-                    "Killing process %s, which the dead worker %s left behind.",
+                    "Killing process %s, which the dead worker %s left running.",
                     process.pid,
                     worker,
                     extra={"action": "orphan_killed"},
@@ -154,7 +154,7 @@ def _is_dead(folder: Path) -> bool:
     try:
         descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:
-        return False  # it is just being removed
+        return False  # another process is removing it
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

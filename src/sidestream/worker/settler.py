@@ -1,8 +1,8 @@
 """Write outcomes: failures to PostgreSQL first, then everything to the broker, in batches.
 
 One thread empties a queue and waits for PostgreSQL for a bounded time. While PostgreSQL does not answer, outcomes stay
-queued, for a while under a lease that is renewed. While only the broker does not answer, its calls are set aside and
-repeated later, so that jobs claimed from PostgreSQL do not wait for them. Nothing is lost.
+queued, and their leases are renewed for a limited time. While only the broker does not answer, its calls are repeated
+later, so that jobs claimed from PostgreSQL do not wait for them. Nothing is lost.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from sidestream.worker.inbox import Inbox
 from sidestream.worker.outcome_writer import OutcomeWriter, RowBusy
 from sidestream.worker.settlement import Settlement
 from sidestream.worker.slots import Reading
-from sidestream.worker.state import ALONE_MOST, ChildState, KillReason, Lone, WorkerState, holds_up_others
+from sidestream.worker.state import ALONE_MOST, ChildState, KillReason, Lone, WorkerState, may_block_others
 from sidestream.worker.troubles import Troubles
 
 log = logging.getLogger(__name__)
@@ -38,33 +38,33 @@ SOON = 0.005
 AGAIN_AFTER = 0.2
 """Seconds until a failed write is repeated."""
 BUSY_AFTER = 0.01
-"""The same, the first time, for what a session holds up that is ending; then it doubles."""
+"""Seconds until the first repetition when an ending session still holds the row; each one doubles it."""
 BUSY_AT_STOP = 4.0
-"""Longest time, in seconds, for which such a session is waited for at the stop."""
+"""Longest time, in seconds, to wait for such a session when the worker stops."""
 
 
 @dataclass(slots=True)
 class Task:
-    """One thing to write that is not a plain "done"."""
+    """One write other than "done"."""
 
-    #: What it is, for logs.
+    #: The name for logs.
     what: str
-    #: Writes to PostgreSQL and decides; called again later when it raises StoreError or RowBusy.
+    #: Writes to PostgreSQL and decides; called again later if it raises StoreError or RowBusy.
     decide: Callable[[], Settlement | None]
-    #: What it is about; None when it is about no delivery of ours.
+    #: The delivery that it concerns, if any.
     delivery: Delivery | None = None
-    #: The decision once it was written: never decided twice, however often the broker has to be told.
+    #: The written decision. It is made once, even if the call of the broker is repeated.
     settlement: Settlement | None = None
     decided: bool = False
-    #: Seconds until it is tried again because a session holds its row; 0 when that is not the reason.
+    #: Seconds until the next attempt if a session holds its row; else 0.
     busy: float = 0.0
-    #: Why it could not be written the last time, when PostgreSQL is the reason.
+    #: The error of PostgreSQL in the last attempt, if any.
     refused: StoreError | None = None
 
     @property
     def line(self) -> tuple[bytes, bool]:
-        """Return what it has in common with those that it must not overtake: those of the same lease."""
-        # Not the token, which a new generation changes. A job is held at most once under each broker's lease.
+        """Return the identity of its lease; tasks of one lease keep their order."""
+        # Without the token, which a new generation changes. Each broker leases a job at most once.
         return (self.delivery.reference, from_fallback(self.delivery)) if self.delivery is not None else (b"", False)
 
 
@@ -88,7 +88,7 @@ class Settler:
         self._inbox: Inbox[list[Delivery] | Task | None] = Inbox()
         self._done: list[Delivery] = []
         self._tasks: list[Task] = []
-        #: What is tried again at ``_again_at`` (monotonic): the tasks by :attr:`Task.line`, each line in its order.
+        #: Tasks to repeat at ``_again_at`` (monotonic), by :attr:`Task.line`, each line in its order.
         self._aside: dict[tuple[bytes, bool], list[Task]] = {}
         self._troubles = Troubles(log)
         self._unsettled: list[Delivery] = []
@@ -97,12 +97,12 @@ class Settler:
     # Called by the other threads; none of these waits.
 
     def done(self, deliveries: list[Delivery]) -> None:
-        """Settle these: they are done."""
-        # The next job of its key, or limit key, waits for it.
-        self._inbox.put(deliveries, urgent=any(map(holds_up_others, deliveries)))
+        """Settle deliveries that are done."""
+        # Other jobs of its key, or limit key, may wait for it.
+        self._inbox.put(deliveries, urgent=any(map(may_block_others, deliveries)))
 
     def job_report(self, delivery: Delivery, job_report: wire.JobReport) -> None:
-        """Settle a delivery as its report says; it is not simply done."""
+        """Settle a delivery that is not done, as its report says."""
 
         def decide() -> Settlement:
             crash_point("settle.before_store")
@@ -132,7 +132,7 @@ class Settler:
         )
 
     def release(self, deliveries: list[Delivery]) -> None:
-        """Release these and charge nothing."""
+        """Release deliveries without a charge."""
         for delivery in deliveries:
             self._inbox.put(
                 Task("a release", partial(self._outcome_writer.not_started, delivery), delivery), urgent=True
@@ -149,13 +149,13 @@ class Settler:
         self._inbox.put(Task("a lone start", decide, delivery), urgent=True)
 
     def end_alone(self, lone: Lone) -> None:
-        """Write that others are started beside a job that ran alone until now, then let them start."""
+        """Record that a job no longer runs alone, then let other jobs start."""
 
         def decide() -> None:
             self._outcome_writer.started(lone.delivery, lone.child.slot, ALONE_MOST)
             with self._state.changed:
                 if self._state.exclusive is lone:
-                    self._state.go_on()
+                    self._state.resume_others()
                     self._state.changed.notify_all()
 
         self._inbox.put(Task("the end of a lone start", decide, lone.delivery), urgent=True)
@@ -171,7 +171,7 @@ class Settler:
     def run(self) -> None:
         """Write until :meth:`stop`."""
         stopping, until = False, 0.0
-        # The last outcome written may release a job that was to start alone.
+        # The last written outcome may release a job that waited to start alone.
         while not stopping or not self._inbox.empty() or (self._is_busy() and time.monotonic() < until):
             patience = max(0.0, self._again_at - time.monotonic()) if self._unsettled or self._aside else None
             if self._take(patience if not stopping or self._is_busy() else 0.0):
@@ -191,7 +191,7 @@ class Settler:
             )
 
     def _take(self, patience: float | None) -> bool:
-        """Move what the other threads queued to our lists; return whether a stop was requested."""
+        """Take what other threads queued; return whether a stop was requested."""
         stopping = False
         for entry in self._inbox.take(patience, lambda: GATHER if self._state.backlog else SOON):
             if entry is None:
@@ -203,7 +203,7 @@ class Settler:
         return stopping
 
     def _try_again(self) -> None:
-        """Put what was set aside before what came in since."""
+        """Queue again what was set aside, before newer tasks."""
         if self._aside:
             self._tasks[:0] = chain.from_iterable(self._aside.values())
             self._aside = {}
@@ -221,7 +221,7 @@ class Settler:
                 self._write(task)
             except RowBusy:
                 task.refused = None
-                # A session that was told to end does so within milliseconds; others do not wait if it does not.
+                # A terminated session ends within milliseconds; if it does not, other tasks do not wait for it.
                 task.busy = min(max(BUSY_AFTER, 2 * task.busy), AGAIN_AFTER)
                 self._again_at = min(self._again_at, time.monotonic() + task.busy)
                 self._set_aside(task)
@@ -234,14 +234,14 @@ class Settler:
                 task.refused, task.busy = error, 0.0
                 self._set_aside(task)
             except BrokerError as error:
-                # The others may concern the rows alone, or what another broker gave. One line tells of them all.
+                # Other tasks may concern only rows, or deliveries of another broker. One log line covers all failures.
                 self._troubles.met("tell_again", "Cannot report %s to the broker, retrying: %s", task.what, error)
                 task.refused, task.busy = None, 0.0
                 self._set_aside(task)
-        self._tell_whether_written()
+        self._update_unwritten()
 
-    def _tell_whether_written(self) -> None:
-        """Claim no more jobs with rows while PostgreSQL is away from here: another worker may reach it."""
+    def _update_unwritten(self) -> None:
+        """Stop claiming rows while PostgreSQL is unavailable here; other workers may reach it."""
         refused = [task.refused for tasks in self._aside.values() for task in tasks if task.refused is not None]
         if not refused:
             self._troubles.over("write_again", "Outcomes are written again")
@@ -268,7 +268,7 @@ class Settler:
 
     def _settle(self) -> None:
         done, self._done = self._done, []
-        # Apart, because what PostgreSQL gave out can be settled while Redis is away.
+        # Settled separately, because deliveries of the PostgreSQL broker do not need Redis.
         with self._state.lock:
             away = [from_fallback(self._state.current(delivery)) for delivery in done]
         kept = list(compress(done, away))
@@ -276,11 +276,11 @@ class Settler:
         self._unsettled += self._settle_these(kept) + self._settle_these(shared)
 
     def _settle_these(self, done: list[Delivery]) -> list[Delivery]:
-        """Settle in lots; return what could not be settled now."""
+        """Settle in batches; return what could not be settled now."""
         while done:
             crash_point("settle.before_broker")
             try:
-                with self._state.telling:
+                with self._state.settle_lock:
                     batch = [self._state.current(delivery) for delivery in done[:SETTLE_MOST]]
                     self._broker.settle(batch)
                     self._forget(batch)
@@ -299,7 +299,7 @@ class Settler:
     def _apply(self, delivery: Delivery, settlement: Settlement) -> None:
         """Apply the outcome writer's decision."""
         with self._state.changed:
-            # More of them are left to other workers: an accused job is started when no other one of them runs here.
+            # A worker takes one accused job at a time; further ones are released to other workers.
             room = self._state.accused is None and not self._state.alone
             if settlement.run_alone and room and not self._state.draining:
                 self._state.alone.append(self._state.current(delivery))
@@ -314,7 +314,7 @@ class Settler:
                 self._state.backlog.appendleft(held_here)
                 self._state.changed.notify_all()
                 return
-        with self._state.telling:
+        with self._state.settle_lock:
             held = self._state.current(delivery)
             releases = settlement.apply(self._broker, held)
             self._forget([held])

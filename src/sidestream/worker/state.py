@@ -1,4 +1,4 @@
-"""What the supervisor's threads share: deliveries, children, and the lock around both."""
+"""Hold what the supervisor's threads share: deliveries, children, and the lock around both."""
 
 from __future__ import annotations
 
@@ -15,43 +15,43 @@ from sidestream.job.reference import LIMITED, NO_TAG8, Reference, action_of
 from sidestream.worker.options import WorkerOptions
 
 UNKNOWN_COST = 1.0
-"""Seconds that an action is assumed to take before it was measured: nothing is prefetched for it."""
+"""Seconds that an action is assumed to take until it is measured; so long that nothing is prefetched."""
 RECOVERY = 1.0
-"""Seconds for which a child is kept free for a job whose crash is being written."""
+"""Seconds for which an idle child is reserved for a job whose crash is being written."""
 END_OTHERS = 5.0
-"""Longest time, in seconds, for which nothing is started so that what runs may end before an accused job starts."""
+"""Longest time, in seconds, without starts before an accused job starts, so that running jobs can end."""
 ALONE_MOST = 5.0
-"""Longest time, in seconds, for which nothing is started beside a job that runs alone; then others go on beside it."""
+"""Longest time, in seconds, for which a job runs alone; then other jobs start beside it."""
 SMOOTHING = 0.2
-"""Share of the newest measurement in an action's average."""
+"""Weight of the newest measurement in an action's moving average."""
 
 
 def is_keyed(delivery: Delivery) -> bool:
-    """Whether the job has an ordering key: such a job is never prefetched and travels alone."""
+    """Return whether the job has a key: it is never prefetched, and is sent alone."""
     return delivery.reference[-8:] != NO_TAG8
 
 
 def is_direct(delivery: Delivery) -> bool:
-    """Whether the job has no row."""
+    """Return whether the job has no row."""
     return Reference.unpack(delivery.reference).direct
 
 
-def holds_up_others(delivery: Delivery) -> bool:
-    """Whether others may wait for its end: those of its key, or of its limit key."""
+def may_block_others(delivery: Delivery) -> bool:
+    """Return whether other jobs may wait for its end, because of its key or limit key."""
     return is_keyed(delivery) or delivery.reference[0] in LIMITED
 
 
 class KillReason(StrEnum):
-    """Why a child was killed. The job that it ran is not charged with a crash, but for UNREADABLE."""
+    """Why a child was killed. Only UNREADABLE charges its job with a crash."""
 
     LIMIT = "hard limit"
     LOST = "lease lost"
     CANCELLED = "cancelled"
     STOPPING = "stopping"
     ZYGOTE = "zygote died"
-    #: From outside, with SIGTERM: a service manager or a person stops every process of the worker.
+    #: Another program sent SIGTERM: a service manager or a person stops every process of the worker.
     TERMINATED = "SIGTERM"
-    #: By us, for a message of it: whatever ran there is charged.
+    #: The supervisor killed it because of its message.
     UNREADABLE = "sent a message that cannot be read"
 
 
@@ -61,36 +61,36 @@ class ChildState:
 
     slot: int
     end: socket.socket
-    #: The control socket of the zygote that it comes from.
+    #: The control socket of its zygote.
     control: socket.socket | None = None
     #: 0 until the zygote reports it.
     pid: int = 0
-    #: Acquired when the pid is known; readable when the child ended.
+    #: Opened when the pid is known; readable when the child has ended.
     pidfd: int = -1
-    #: Number of the batch that was sent last.
+    #: Number of the last batch that was sent.
     batch: int = 0
     #: The batch's deliveries; empty when the child is idle.
     deliveries: list[Delivery] = field(default_factory=list)
-    #: How many of them were reported.
+    #: Number of deliveries that were reported.
     reported: int = 0
     #: Reserved for a job that runs alone, whose attempt row is being written.
     reserved: bool = False
     retiring: bool = False
     kill_reason: KillReason | None = None
-    #: The job for which it was killed, if for one: the child may have started the next one meanwhile.
+    #: The job because of which it was killed, if any; the child may have started the next one meanwhile.
     killed_for: bytes | None = None
-    #: Its process has ended and its deliveries were taken back: send it nothing.
+    #: Whether its process has ended and its deliveries were taken back.
     ended: bool = False
-    #: Its zygote has ended: no message will report that it was reaped.
+    #: Whether its zygote has ended, so that no message will report that it was reaped.
     orphaned: bool = False
-    #: Position up to which a recall was asked for, or -1.
+    #: Position up to which a recall was requested, or -1.
     recalled: int = -1
-    #: (batch, position) for which an attempt row was written.
+    #: The last (batch, position) for which an attempt row was written.
     recorded: tuple[int, int] = (0, -1)
 
     @property
     def idle(self) -> bool:
-        """Whether a batch may be sent to it."""
+        """Return whether a batch may be sent to it."""
         return self.pid > 0 and not (
             self.deliveries or self.reserved or self.retiring or self.kill_reason or self.ended
         )
@@ -98,98 +98,98 @@ class ChildState:
 
 @dataclass(eq=False, slots=True)
 class Lone:
-    """A job for which other starts are put off, and the child that is to run it."""
+    """A job that runs alone while other starts are held back, and its child."""
 
     delivery: Delivery
     child: ChildState
-    #: Until when (monotonic) nothing else is started.
+    #: Monotonic time until which nothing else is started.
     until: float
-    #: Its host died repeatedly while it ran: it is charged when its host dies again. Else it is one of those that start
+    #: Whether the job is a suspect of two deaths, and charged with a third. Otherwise it runs alone because jobs start
     #: one at a time after an unclean end.
     accused: bool
 
 
 class WorkerState:
-    """All that is shared. Every attribute is read and written under :attr:`lock` unless it says otherwise."""
+    """The shared state. Hold :attr:`lock` to read or write any attribute but the locks."""
 
     def __init__(self, options: WorkerOptions) -> None:
         self.options = options
         self.lock = threading.RLock()
-        #: Held during a broker call that ends a delivery, and while all are reasserted in a new generation: a lease
-        #: must be used in its own generation, or it counts as lost.
-        self.telling = threading.Lock()
-        #: Notified when there is something to claim for, a child was forked, one came back, a stop was asked for.
+        #: Held during a broker call that ends a delivery, and while all leases are restated in a new generation, as
+        #: a lease that is used in another generation counts as lost.
+        self.settle_lock = threading.Lock()
+        #: Notified when more jobs can be claimed, a child was forked or became idle, or a stop was requested.
         self.changed = threading.Condition(self.lock)
         self.children: dict[int, ChildState] = {}
-        #: Claimed, not yet sent to a child.
+        #: Claimed jobs that were not yet sent to a child.
         self.backlog: deque[Delivery] = deque()
-        #: Accused (:attr:`Lone.accused`), to be started when others may be held up.
+        #: Accused jobs (:attr:`Lone.accused`) that wait until other starts can be held back.
         self.alone: deque[Delivery] = deque()
-        #: While it is set, nothing else is started.
+        #: While this is set, no other job starts.
         self.exclusive: Lone | None = None
-        #: The accused job that runs: one at a time, however long it takes.
+        #: The running accused job; a worker runs one at a time.
         self.accused: Lone | None = None
-        #: Since when (monotonic) other starts are put off for an accused job; None while they are not.
-        self.held_up_since: float | None = None
-        #: Before this monotonic time nothing is put off for an accused job: others were held up just before.
+        #: Monotonic time since which other starts have been held back for an accused job; None if they are not.
+        self.held_back_since: float | None = None
+        #: Monotonic time until which no start is held back, because others were held back just before.
         self.rest_until = 0.0
-        #: Every lease we hold, by reference.
+        #: Every delivery that this worker holds, by reference.
         self.held: dict[bytes, Delivery] = {}
-        #: What the zygote knows of the actions, by tag.
+        #: The actions that the zygote has reported, by tag.
         self.actions: dict[bytes, ActionFacts] = {}
-        #: Average seconds a job of an action takes, by tag.
+        #: Average duration of a job of an action in seconds, by tag.
         self.costs: dict[bytes, float] = {}
-        #: Average seconds a job takes lately, whatever its action; UNKNOWN_COST until something was measured.
+        #: Average duration of recent jobs of all actions, in seconds; UNKNOWN_COST until one was measured.
         self.pace = UNKNOWN_COST
-        #: No more claiming: finish what runs.
+        #: Whether the worker claims nothing, finishes its running jobs and exits.
         self.draining = False
-        #: No claiming for now: what runs goes on, nothing waits here.
+        #: Whether the worker claims nothing and keeps no waiting job.
         self.quiet = False
-        #: The broker knows our actions; nothing is claimed before.
+        #: Whether the broker knows this worker's actions; nothing is claimed before.
         self.announced = True
-        #: A thread of ours failed, which is a fault in Sidestream: its name and the error.
+        #: The name of a thread that failed, which is a fault in Sidestream, with the error.
         self.fault: str | None = None
-        #: Everything ends now.
+        #: Whether all threads end now.
         self.stopped = False
-        #: Until this monotonic time jobs start one at a time.
+        #: Monotonic time until which jobs start one at a time.
         self.recovery_until = 0.0
-        #: Jobs whose child died while they ran, until their crash is written, at the latest until then (monotonic): the
-        #: child that takes the place of theirs is for them.
+        #: Jobs whose child died while they ran, with the monotonic time at which each entry expires. Until their crash
+        #: is written, an idle child is reserved for each.
         self.recovering: dict[bytes, float] = {}
-        #: PostgreSQL did not take the outcome of a job: it is tried again, and no more jobs with rows are claimed.
+        #: Whether PostgreSQL did not accept an outcome. It is written again, and no more jobs with rows are claimed.
         self.unwritten = False
-        #: The last refill came back short: wait for an idle child before asking again.
+        #: Whether the last claim returned less than requested; the next one waits for an idle child.
         self.last_fetch_short = False
 
     def add_held(self, deliveries: list[Delivery]) -> None:
-        """Note that we hold these."""
+        """Record that this worker holds ``deliveries``."""
         for delivery in deliveries:
             self.held[delivery.reference] = delivery
 
     def lone_ended(self, child: ChildState) -> None:
-        """``child`` runs nothing any more: if others were held up for what it ran, they go on."""
+        """Stop holding other starts back for what ``child`` ran; it runs nothing any more."""
         if self.exclusive is not None and self.exclusive.child is child:
-            self.go_on()
+            self.resume_others()
         if self.accused is not None and self.accused.child is child:
             self.accused = None
 
-    def go_on(self) -> None:
-        """Let other jobs start; the next accused one holds them up only after they had as much time for themselves."""
+    def resume_others(self) -> None:
+        """Let other jobs start, and give them as much time as they were held back."""
         self.exclusive = None
-        if self.held_up_since is not None:
+        if self.held_back_since is not None:
             now = time.monotonic()
-            self.rest_until = now + min(now - self.held_up_since, END_OTHERS + ALONE_MOST)
-            self.held_up_since = None
+            self.rest_until = now + min(now - self.held_back_since, END_OTHERS + ALONE_MOST)
+            self.held_back_since = None
 
     def current(self, delivery: Delivery) -> Delivery:
-        """Return the delivery under its present lease (stating anew what we hold gives new ones)."""
+        """Return the delivery with its current lease, which restating may have replaced."""
         held = self.held.get(delivery.reference)
-        # While Redis is away, a job whose end did not reach it may come again from PostgreSQL, under another lease.
-        # One that PostgreSQL gave continues under a lease of Redis once it is back.
+        # While Redis is unavailable, the PostgreSQL broker may lease a job again whose end is not settled in Redis.
+        # When Redis returns, a job that the PostgreSQL broker leased continues under a lease of Redis.
         return delivery if held is None or (from_fallback(held) and not from_fallback(delivery)) else held
 
     def idle_children(self) -> list[ChildState]:
-        """Return the children that wait for work, but for those that wait for a job whose crash is being written."""
+        """Return the idle children, except one for each job whose crash is being written."""
         idle = [child for child in self.children.values() if child.idle]
         if self.recovering:
             now = time.monotonic()
@@ -197,11 +197,11 @@ class WorkerState:
         return idle[len(self.recovering) :]
 
     def cost(self, delivery: Delivery) -> float:
-        """Return the seconds that this delivery is expected to take."""
+        """Return the expected duration of this delivery in seconds."""
         return self.costs.get(action_of(delivery.reference), UNKNOWN_COST)
 
     def measured(self, times: dict[bytes, tuple[int, int]]) -> None:
-        """Take a child's measurements into the averages."""
+        """Add a child's measurements to the averages."""
         if not times:
             return
         for action, (jobs, micros) in times.items():
@@ -212,5 +212,5 @@ class WorkerState:
         self.pace = latest if self.pace >= UNKNOWN_COST else self.pace + SMOOTHING * (latest - self.pace)
 
     def running(self) -> int:
-        """Return how many deliveries children hold."""
+        """Return the number of deliveries that children hold."""
         return sum(len(child.deliveries) - child.reported for child in self.children.values())

@@ -226,7 +226,7 @@ class Supervisor:
         """Log a failed job and call the application's failure hooks."""
         failed_line(failure)
         with self._state.lock:
-            self._pool.tell_failed(failure)
+            self._pool.report_failure(failure)
 
     def delivery_failed(self, delivery: Delivery, attempts: int, error: str) -> None:
         """The job of a delivery that was taken over has failed."""
