@@ -1,4 +1,4 @@
-"""Fixtures for every test: servers of their own, made when first asked for, one set for each xdist worker."""
+"""Provide servers to all tests, started on first use, one set for each xdist worker."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from tests.support.servers import PostgresServer, RedisServer
 os.environ.setdefault("SIDESTREAM_USER", worker_user())  # for the commands that tests start
 _numbers = itertools.count(1)
 _emptied: list[str] = []
-"""Databases that a test has used and that are empty again."""
+"""Databases that a test has used and that were emptied again."""
 
 
 @pytest.fixture(scope="session")
 def postgres_process() -> Iterator[PostgresServer]:
-    """A PostgreSQL for this test process; tests take :func:`postgres`, which mends what they did to it."""
+    """The PostgreSQL of this test process; tests use :func:`postgres`, which repairs it."""
     with PostgresServer(fsync=False) as server:
         yield server
 
@@ -34,7 +34,7 @@ def postgres(postgres_process: PostgresServer) -> Iterator[PostgresServer]:
 
 @pytest.fixture
 def database(postgres: PostgresServer) -> Iterator[str]:
-    """The URL of an empty database of this test alone."""
+    """The URL of an empty database that only this test uses."""
     if not _emptied:
         _emptied.append(f"test_{next(_numbers)}")
         postgres.create_database(_emptied[-1])
@@ -47,7 +47,7 @@ def database(postgres: PostgresServer) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def redis_process() -> Iterator[RedisServer]:
-    """A Valkey for this test process; tests take :func:`redis_server`, which empties it first."""
+    """The Valkey of this test process; tests use :func:`redis_server`, which empties it first."""
     with RedisServer() as server:
         yield server
 

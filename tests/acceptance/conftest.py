@@ -1,4 +1,4 @@
-"""Fixtures for the tests of the command line: run a command, read its output, expect a refusal."""
+"""Run commands of the command line in tests, and check their output and errors."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.support.servers import RedisServer
 
 
 class Finished(NamedTuple):
-    """What became of a command."""
+    """The result of a command."""
 
     returncode: int
     stdout: str
@@ -30,14 +30,14 @@ Run = Callable[..., Finished]
 
 @pytest.fixture(scope="session")
 def launcher() -> Iterator[Launcher]:
-    """Starts what a world consists of without its imports."""
+    """A launcher that starts workers and producers without repeating their imports."""
     with Launcher() as launcher:
         yield launcher
 
 
 @pytest.fixture
 def rig(database: str, redis_server: RedisServer) -> Iterator[Rig]:
-    """A rig without a worker, for tests that start and end them."""
+    """A rig without a worker, for tests that start and stop workers."""
     with open_folder() as folder:
         rig = Rig(folder, database, redis_server.url)
         yield rig
@@ -52,16 +52,16 @@ def run(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> Run:
-    """Run ``sidestream`` with these words in a folder of its own, inside this process: a start costs half a second."""
+    """Run ``sidestream`` in an empty folder, within this process, which saves half a second."""
     for name in os.environ:
         if name.startswith("SIDESTREAM_"):
             monkeypatch.delenv(name)
-    monkeypatch.setenv("SIDESTREAM_CONFIG", "noted here, so that what --config sets is undone after the test")
+    monkeypatch.setenv("SIDESTREAM_CONFIG", "set here, so that monkeypatch undoes what --config sets")
     monkeypatch.setenv("SIDESTREAM_DATABASE_URL", database)
     monkeypatch.setenv("SIDESTREAM_REDIS_URL", redis_server.url)
     monkeypatch.setenv("SIDESTREAM_DATA_DIR", str(tmp_path / "data"))
-    monkeypatch.setenv("SIDESTREAM_USER", "none")  # nobody else may enter this folder
-    monkeypatch.setenv("SIDESTREAM_PUBLISH_TIMEOUT", "10")  # a busy machine may take long to start the relay's thread
+    monkeypatch.setenv("SIDESTREAM_USER", "none")  # no other account may enter this folder
+    monkeypatch.setenv("SIDESTREAM_PUBLISH_TIMEOUT", "10")  # on a busy machine, the relay's thread may start late
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
 
@@ -80,7 +80,7 @@ def run(
 
 @pytest.fixture
 def ready(run: Run) -> Run:
-    """The same, with the tables made."""
+    """The same fixture after ``sidestream db init``."""
     assert run("db", "init").returncode == 0
     return run
 

@@ -1,4 +1,4 @@
-"""A whole Sidestream in one process: a real PostgreSQL, the memory broker, the embedded worker."""
+"""Run all of Sidestream in one process: a real PostgreSQL, the memory broker, the embedded worker."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Shop:
         )
 
     def work(self) -> list[Outcome]:
-        """Run every job that can run now; return how each ended."""
+        """Run every job that can run now; return the outcomes."""
         worker = EmbeddedWorker(
             self._broker,
             PythonExecutor(
@@ -65,7 +65,7 @@ class Shop:
             worker.close()
 
     def stock(self) -> list[tuple[Any, ...]]:
-        """Return what the actions wrote, in the order of writing."""
+        """Return the rows that the actions wrote, in their order."""
         found = self.connection.execute("SELECT product, amount FROM stock ORDER BY ctid").fetchall()
         self.connection.commit()
         return found

@@ -1,4 +1,4 @@
-"""Fixtures for the tests of the client: a database with our tables, connections of both drivers, and a broker."""
+"""Provide a database with the tables, connections of both drivers, a client and a broker."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def connection(request: pytest.FixtureRequest, dsn: str) -> Iterator[Any]:
 
 @pytest.fixture
 def settings(dsn: str, redis_server: RedisServer, tmp_path: Path) -> Settings:
-    """With waits that a busy machine does not use up; a test whose subject they are takes :data:`SHORT_WAITS`."""
+    """Settings with long timeouts for a busy machine; tests of timeouts use :data:`SHORT_WAITS`."""
     return Settings(
         database_url=dsn, redis_url=redis_server.url, data_dir=tmp_path, user=None, publish_timeout=10, redis_timeout=10
     )

@@ -1,4 +1,4 @@
-"""One Odoo for most of these tests: a server, a worker, the addon and its probes."""
+"""Provide one Odoo for most of these tests: a server, a worker, the addon and its probes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.server_process import ServerFailed
 HERE = Path(__file__).parent
 CHAOS = HERE / "addons"
 LONGEST_FIRST = ("screens", "modules", "searches", "executor", "addon", "kills", "killed_child")
-"""Two processes share the files (`make test`), so the longest files start first."""
+"""The longest files, which start first because two processes share the files (`make test`)."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -48,18 +48,18 @@ class Shop:
         self.worker = world.work()
 
     def run(self, method: str, *args: Any, **options: Any) -> dict[str, Any]:
-        """Enqueue a probe's action, wait for its end, and return what came of it."""
+        """Enqueue an action of a probe, wait for its end, and return the result."""
         probe, job = self.user.call("chaos.probe", "start", [], method, *args, **options)
         return self.end(probe, job)
 
     def end(self, probe: int, job: int, patience: float = 60.0) -> dict[str, Any]:
-        """Wait until the job is over."""
+        """Wait until the job has ended."""
         deadline = time.monotonic() + patience
         while True:
             found: dict[str, Any] = self.user.call("chaos.probe", "look", [], probe, job)
             if found["state"] != "pending":
                 return found
-            assert time.monotonic() < deadline, f"{found}; the worker said: {self.world.worker_log()[-3000:]}"
+            assert time.monotonic() < deadline, f"{found}; the worker's log: {self.world.worker_log()[-3000:]}"
             time.sleep(0.05)
 
 

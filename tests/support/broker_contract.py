@@ -1,10 +1,9 @@
-"""The broker contract as tests: order, keys and waiting.
+"""Test the broker contract: the order of jobs, and keys.
 
-``broker_contract_leases`` holds leases, contents and direct jobs; ``broker_contract_order`` priorities and groups,
-``broker_contract_limits``, ``broker_contract_pauses`` and ``broker_contract_traps`` what their names say.
+The other modules ``broker_contract_*`` test leases, priorities, limits, pauses, waiting claims and edited rows.
 
-A case asks for the fixture ``bench``, a :class:`Bench` around one broker; what a broker does not do is excused by the
-case's name in the suite that runs them (``tests/contract``).
+A test uses the fixture ``bench``, a :class:`Bench` with one broker. ``tests/contract/conftest.py`` names the tests that
+a broker is excused from, with the reason.
 """
 
 from __future__ import annotations
@@ -29,16 +28,16 @@ LEASE_MS = 15_000
 MANY = 20_000
 RENEW_MS = 3_000
 NAMES: dict[bytes, str | None] = {}
-"""The names behind the tags in the cases' references, for brokers that read rows."""
+"""The names of the tags in the tests' references, for brokers that read rows."""
 _versions = count(1)
 
 
 class Bench(Protocol):
-    """One broker set up for one test, with a clock that the test moves."""
+    """One broker for one test, with a clock that the test moves."""
 
     broker: Broker
     database: bytes
-    #: How many jobs are very many here.
+    #: The number of jobs in tests with very many jobs.
     many: int
 
     def second(self) -> Broker:
@@ -50,24 +49,24 @@ class Bench(Protocol):
         ...
 
     def advance(self, ms: int) -> None:
-        """Move the broker's time on (a real clock is waited for)."""
+        """Move the broker's time forward, or with a real clock wait."""
         ...
 
     def put(self, jobs: Sequence[Publication]) -> None:
-        """Make jobs open and known to the broker."""
+        """Make jobs pending and publish them."""
         ...
 
     def end(self, deliveries: Sequence[Delivery]) -> None:
-        """End jobs for good, as their worker does."""
+        """Settle jobs as done, as their worker does."""
         ...
 
     def somebody_waits(self) -> bool:
-        """Return whether a reader waits for its first job (True where that makes no difference)."""
+        """Return whether a claim waits for its first job (True if that makes no difference)."""
         ...
 
 
 def lanes_of(bench: Bench) -> list[str]:
-    """Return the lanes that the cases' workers serve."""
+    """Return the lanes that the tests' workers serve."""
     return [lane(bench.database, "default")]
 
 
@@ -97,14 +96,14 @@ def direct(bench: Bench, key: str | None = None, uuid: UUID | None = None) -> Pu
 
 
 def govern(bench: Bench, broker: Broker | None = None, **rules: Any) -> Rules:
-    """Put rules in force, newer than all before, and return them."""
+    """Put new rules in force and return them."""
     new = Rules(next(_versions), **rules)
     assert (broker or bench.broker).configure(bench.database, new)
     return new
 
 
 def serve(bench: Bench, count: int, *, worker: str = "w1", queues: Sequence[str] = ("default",)) -> list[int]:
-    """Claim and end up to ``count`` jobs one by one; return their ids in that order."""
+    """Claim and settle up to ``count`` jobs one by one; return their ids in that order."""
     served: list[int] = []
     for _ in range(count):
         found = bench.broker.claim(worker, [lane(bench.database, queue) for queue in queues], free=1)
@@ -125,7 +124,7 @@ def claim(bench: Bench, free: int = 10, prefetch: int = 0, *, worker: str = "w1"
 
 @contextmanager
 def running(work: Callable[[], object]) -> Iterator[threading.Thread]:
-    """Run ``work`` beside the block and join it."""
+    """Run ``work`` in a thread beside the block, and join it."""
     thread = threading.Thread(target=work)
     thread.start()
     try:
@@ -136,7 +135,7 @@ def running(work: Callable[[], object]) -> Iterator[threading.Thread]:
 
 
 class OrderCases:
-    """Who is next."""
+    """The order of jobs."""
 
     def test_oldest_first_and_ties_by_id(self, bench: Bench) -> None:
         bench.put([row(bench, 30)])

@@ -1,4 +1,4 @@
-"""The broker contract as tests: a row was given another time or priority while it waited."""
+"""Test the broker contract: rows whose time or priority changes while they wait."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tests.support.broker_contract_waiting import wait_until_blocked
 
 
 class EditedCases:
-    """A published row that is published again as edited takes its new place; needs a broker that stores references."""
+    """Published rows that are published again as edited, for brokers that store references."""
 
     def test_an_earlier_time_counts_at_once(self, bench: Bench) -> None:
         bench.put([row(bench, 1, due=bench.now() + 60_000)])

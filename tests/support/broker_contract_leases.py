@@ -1,4 +1,4 @@
-"""The broker contract as tests, second half: leases, what a generation holds, and direct jobs."""
+"""Test the broker contract: leases, generations and direct jobs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def keep_alive(bench: Bench, ms: int) -> None:
 
 
 class LeaseCases:
-    """A delivery belongs to the holder of its lease only."""
+    """Leases, and the deliveries that belong to their holder only."""
 
     def test_settling_twice(self, bench: Bench) -> None:
         bench.put([row(bench, 1), row(bench, 2)])
@@ -147,7 +147,7 @@ class LeaseCases:
             bench.advance(delay - 30)
             early = claim(bench)
             if early:
-                # Where the clock is the real one, a slow machine may have let the delay pass.
+                # With a real clock, the delay may have passed on a slow machine.
                 assert bench.now() >= released + delay, f"claimable again before its {delay} ms were over"
                 bench.broker.release(early[0], Release(delay_ms=0, count=False))
             bench.advance(40)
@@ -155,7 +155,7 @@ class LeaseCases:
 
 
 class ContentsCases:
-    """The contents of one generation, and how they are rebuilt."""
+    """Generations, and how their contents are rebuilt."""
 
     def test_every_call_is_refused_before_a_generation_begins(self, empty_bench: Bench) -> None:
         broker, lanes = empty_bench.broker, lanes_of(empty_bench)
@@ -247,7 +247,7 @@ class ContentsCases:
         bench.broker.begin_generation()
         bench.broker.configure(bench.database, Rules())
         second = bench.second()
-        # Before the reassertion, another worker claims 4 and the rest is published again.
+        # Before the leases are restated, another worker claims job 4, and the rest is published again.
         assert second.publish([row(bench, 4)]) == 1
         (foreign,) = second.claim("w2", lanes_of(bench), free=1)
         assert second.publish([row(bench, 3), row(bench, 7, "k")]) == 2
@@ -267,12 +267,12 @@ class ContentsCases:
             claim(bench)
 
     def empty(self, bench: Bench) -> None:
-        """Empty the broker as an accident would."""
+        """Delete the contents of the broker."""
         bench.wipe()  # type: ignore[attr-defined]  # only benches that can
 
 
 class DirectCases:
-    """Jobs that have no row."""
+    """Jobs without a row."""
 
     def test_the_payload_is_delivered(self, bench: Bench) -> None:
         job = direct(bench)

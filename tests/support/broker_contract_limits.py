@@ -1,4 +1,4 @@
-"""The broker contract as tests: concurrency and rate, by parking and waking."""
+"""Test the broker contract: limits of concurrency and rate."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ def limited(bench: Bench, scope: Scope = Scope.KEY, *, synced: bool = True, **li
 
 
 def put(bench: Bench, count: int, start: int = 1) -> None:
-    """Publish jobs that count against every scope of the cases."""
+    """Publish jobs that count against every scope of limits."""
     bench.put([row(bench, number, limit="courier:7") for number in range(start, start + count)])
 
 
 class ConcurrencyCases:
-    """How many at once."""
+    """Limits of concurrency."""
 
     needs = Capability.LIMITS
 
@@ -221,7 +221,7 @@ class ConcurrencyCases:
 
 
 class RateCases:
-    """How many a second."""
+    """Limits of rate."""
 
     needs = Capability.LIMITS
 
@@ -274,13 +274,13 @@ class RateCases:
         assert 48 <= started <= 51, "5 seconds at 10 a second"
 
     def end_all(self, bench: Bench, deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
-        """End them and return them."""
+        """Settle the jobs and return their deliveries."""
         bench.end(deliveries)
         return deliveries
 
 
 class LimitLossCases:
-    """Limits when the contents are lost."""
+    """Limits after the contents are lost."""
 
     needs = Capability.LIMITS
 

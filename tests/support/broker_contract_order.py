@@ -1,4 +1,4 @@
-"""The broker contract as tests: priorities with aging, shares of queues, and groups in rotation."""
+"""Test the broker contract: priorities with aging, weights of queues, and groups."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.support.broker_contract import Bench, claim, govern, ids, row, serve
 
 
 class PriorityCases:
-    """Which priority is next, and how long a low one waits."""
+    """Priorities, aging and weights of queues."""
 
     needs = Capability.PRIORITIES
 
@@ -120,7 +120,7 @@ class PriorityCases:
 
 
 class FairnessCases:
-    """Groups are served in rotation by weight."""
+    """Groups, which take turns by weight."""
 
     needs = Capability.GROUPS
 

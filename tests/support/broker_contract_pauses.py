@@ -1,4 +1,4 @@
-"""The broker contract as tests: pauses, rules and generations, actions that a worker does not know."""
+"""Test the broker contract: pauses, rules in new generations, and unrouted jobs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def pause(**what: str) -> dict[str, Any]:
 
 
 class PauseCases:
-    """What is paused is not handed out, and comes back."""
+    """Paused jobs, which are not claimed until they are resumed."""
 
     needs = Capability.PAUSES
 
@@ -128,7 +128,7 @@ class PauseCases:
 
 
 class RulesCases:
-    """Rules and generations."""
+    """Rules in a new generation."""
 
     needs = Capability.PAUSES
 
@@ -158,7 +158,7 @@ class RulesCases:
 
 
 class UnknownCases:
-    """A job whose action the claiming worker does not know waits for a worker that knows it."""
+    """Jobs whose action the claiming worker does not know."""
 
     needs = Capability.ROUTING
 

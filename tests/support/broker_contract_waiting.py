@@ -1,4 +1,4 @@
-"""The broker contract as tests: a claim that finds nothing waits for a first job."""
+"""Test the broker contract: claims that wait for a first job."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tests.support.broker_contract import Bench, claim, ids, lanes_of, row, runn
 
 
 class WaitingCases:
-    """A claim that finds nothing waits for a first job."""
+    """Claims that find no job and wait for the first one."""
 
     def test_an_empty_broker_delivers_nothing(self, bench: Bench) -> None:
         began = time.monotonic()
@@ -57,7 +57,7 @@ class WaitingCases:
 
 
 def wait_until_blocked(bench: Bench) -> None:
-    """Return when a reader waits."""
+    """Return when a claim waits."""
     deadline = time.monotonic() + 10
     while not bench.somebody_waits():
         assert time.monotonic() < deadline, "no reader began to wait within 10 s"

@@ -1,7 +1,7 @@
-"""The whole path in one thread of the caller's process: for tests of applications, and for a first try.
+"""Run jobs in the caller's thread, for tests and benchmarks.
 
-The same broker, executor, runner and outcome writer as the real worker; no processes, so no hard limits and no crash
-counts.
+It uses the broker, executor, runner and outcome writer of a real worker. It starts no processes, so hard limits and
+crashes are not covered.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class EmbeddedWorker:
     Args:
         broker: Where jobs are claimed.
         executor: Runs them; loaded here.
-        options: ``supervisor``, ``lanes`` and ``database`` are used; its folder is not touched.
-        connect: Opens the connection on which failures are written; None for direct jobs only.
+        options: ``worker``, ``lanes`` and ``database`` are used, and the run folder is not.
+        connect: Opens the connection on which failures are written; None if all jobs are direct jobs.
     """
 
     def __init__(
@@ -52,9 +52,9 @@ class EmbeddedWorker:
             broker.configure(database, Rules())  # version 0: rules that were set before stay
 
     def run_until_idle(self, *, most: int = 10_000) -> list[tuple[Delivery, Outcome]]:
-        """Run what is claimable now, and what that enqueues, until nothing is; return deliveries with their outcomes.
+        """Run all claimable jobs and their follow-up jobs; return deliveries with their outcomes.
 
-        Jobs that wait for a later time stay waiting. ``most`` bounds the number of deliveries.
+        Jobs that are not due keep waiting. ``most`` bounds the number of deliveries.
         """
         ended: list[tuple[Delivery, Outcome]] = []
         while len(ended) < most:

@@ -1,7 +1,7 @@
-"""A real Odoo of our own: database, configuration, HTTP server and workers in one temporary folder.
+"""Set up a real Odoo: database, configuration, HTTP server and workers in one temporary folder.
 
-The database with Odoo's modules (and demo data) is made once and kept in ``.sidestream-dev/odoo-base``; beside it the
-same with the addons under test installed, until a file of ours changes. Every world begins with a copy.
+The database with Odoo's modules (and demo data) is created once and kept in ``.sidestream-dev/odoo-base``. A second one
+with the addons under test is kept beside it until a file of this repository changes. Every world starts from a copy.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ ADDONS = ROOT / "addons"
 TOOLS = (ROOT / ".sidestream-dev").resolve()
 DATABASE = "shop"
 SHOP = ("sale_management", "stock", "account", "delivery")
-"""The modules of the main job."""
+"""Odoo's modules for selling, shipping and invoicing."""
 INSTALL_PATIENCE = 900.0
-"""Seconds that installing modules may take on a busy machine."""
+"""Longest time, in seconds, to install modules on a busy machine."""
 
 
 def odoo_command() -> list[str]:
-    """Return what runs Odoo: ODOO_COMMAND's words, else the one that ``make odoo`` unpacked."""
+    """Return the command that runs Odoo: ODOO_COMMAND, else the one of ``make odoo``."""
     given = os.environ.get("ODOO_COMMAND")
     if given:
         return shlex.split(given)
@@ -53,23 +53,23 @@ def odoo_command() -> list[str]:
 
 
 class OdooServer(Server):
-    """Odoo's HTTP server of one world."""
+    """The HTTP server of a world."""
 
     kind = "odoo"
     death_signal = 15  # its own processes end with it
 
     def __init__(self, world: OdooWorld, workers: int) -> None:
-        """``workers``: 0 for one process with threads, else so many processes ("prefork")."""
+        """Start ``workers`` processes ("prefork"), or with 0 one process with threads."""
         super().__init__(world.folder / "server")
-        self.user = world.account  # not just any unprivileged one: below a private folder only root reaches the code
+        self.user = world.account  # an account that can read the code: in a private folder, only root can
         self._world = world
         self._workers = workers
-        #: With several processes, where WebSockets are.
+        #: The port of WebSockets if there are several processes.
         self.gevent_port = free_port()
 
     @property
     def url(self) -> str:
-        """Where a browser finds it."""
+        """Return its URL for a browser."""
         return f"http://127.0.0.1:{self.port}"
 
     def command(self) -> Sequence[str]:
@@ -86,16 +86,16 @@ class OdooServer(Server):
         return self._world.environment()
 
     def ready(self) -> bool:
-        """Whether it answers."""
+        """Return whether it answers."""
         try:
-            with urllib.request.urlopen(f"{self.url}/web/health", timeout=2) as answer:  # our own server
+            with urllib.request.urlopen(f"{self.url}/web/health", timeout=2) as answer:
                 return bool(answer.status == 200)
         except OSError:
             return False
 
 
 class OdooWorld:
-    """One database with what serves it."""
+    """A database with its servers and workers."""
 
     def __init__(
         self,
@@ -109,17 +109,17 @@ class OdooWorld:
         fsync: bool = True,
         keep: bool = True,
     ) -> None:
-        """Prepare; :meth:`start` does it.
+        """Describe a world, which :meth:`start` starts.
 
         Args:
-            addons: What is installed beside ``base``.
+            addons: Addons to install in addition to ``base``.
             base: Odoo's own modules.
-            demo_data: With Odoo's demo data.
-            addon_paths: Folders of addons beside ours.
-            settings: Sidestream's, for the section of that name.
-            options: More of Odoo's own options.
+            demo_data: Whether to load Odoo's demo data.
+            addon_paths: Folders of addons in addition to ``addons/``.
+            settings: Sidestream's settings, for the section ``[sidestream]``.
+            options: Further options of Odoo.
             fsync: Whether PostgreSQL waits for the disk.
-            keep: Whether the database with the addons is kept for the next world that wants the same.
+            keep: Whether to keep the database with the addons for later worlds.
         """
         sweep("odoo")
         self.folder = Path(tempfile.mkdtemp(prefix=f"sidestream-odoo-{os.getpid()}-"))
@@ -141,7 +141,7 @@ class OdooWorld:
     # -- database ------------------------------------------------------------------------------------------------
 
     def start(self) -> Self:
-        """Copy the database with the addons and start PostgreSQL."""
+        """Start PostgreSQL with a copy of the database with the addons."""
         base = _base(self._base, demo_data=self._demo_data)
         if not self._addons or not self._keep:
             self.begin_with(base)
@@ -153,13 +153,13 @@ class OdooWorld:
         return self
 
     def begin_with(self, base: Path) -> None:
-        """Copy what is kept in the folder ``base`` and start PostgreSQL with it."""
+        """Start PostgreSQL with a copy of the folder ``base``."""
         _copy(base / "data", self.postgres.data)
         self.postgres.start()
         self.prepare(base / "filestore")
 
     def keep_in(self, base: Path) -> None:
-        """Stop PostgreSQL and keep what is there in the folder ``base``, in place of what it held."""
+        """Stop PostgreSQL and replace the folder ``base`` by this world's contents."""
         self.postgres.stop()
         draft = base.with_suffix(".draft")
         shutil.rmtree(draft, ignore_errors=True)
@@ -170,7 +170,7 @@ class OdooWorld:
         draft.rename(base)
 
     def prepare(self, filestore: Path | None = None, **options: object) -> None:
-        """Make the folders and the configuration; ``options`` are more of Odoo's own."""
+        """Create the folders and the configuration with further ``options`` of Odoo."""
         for name in ("data", "sidestream", "home", "server"):
             (self.folder / name).mkdir()
         if filestore is not None:
@@ -184,7 +184,7 @@ class OdooWorld:
         self.run_odoo("-u" if upgrade else "-i", ",".join(modules))
 
     def run_odoo(self, *arguments: str) -> str:
-        """Run Odoo with these arguments until it stops; return its output."""
+        """Run Odoo with these arguments until it exits; return its output."""
         return _run([*self.odoo(), "--no-http", "--stop-after-init", *arguments], self)
 
     def odoo(self) -> list[str]:
@@ -192,12 +192,12 @@ class OdooWorld:
         return [*odoo_command(), "server", "-c", str(self.config), "-d", DATABASE]
 
     def connect(self) -> psycopg.Connection[Any]:
-        """Return a connection to the database, in autocommit mode, for looking from outside."""
+        """Return an autocommit connection to the database, to inspect it from outside."""
         return psycopg.connect(self.postgres.dsn(DATABASE), autocommit=True)
 
     def environment(self) -> dict[str, str]:
         """Return the environment of Odoo's processes and of the workers."""
-        # PYTHONPATH: `make mutants` runs the same tests over a patched copy of the engine.
+        # PYTHONPATH, because `make mutants` runs the same tests with a patched copy of the engine.
         passed_on = ("SIDESTREAM_CRASH", "PYTHONPATH")
         kept = {name: value for name, value in os.environ.items() if name.startswith(passed_on)}
         return kept | {
@@ -209,7 +209,7 @@ class OdooWorld:
 
     @property
     def account(self) -> Account | None:
-        """Return the user of Odoo's processes; None when no privileges are dropped."""
+        """Return the user of Odoo's processes; None if no privileges are dropped."""
         return None if self.user == "none" else account(self.user)
 
     # -- processes -----------------------------------------------------------------------------------------------
@@ -222,7 +222,7 @@ class OdooWorld:
         return server
 
     def work(self, *arguments: str, environment: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
-        """Start ``sidestream worker run`` as an operator would, and return it once its application is loaded."""
+        """Start ``sidestream worker run`` and return it when its application is loaded."""
         log = self.folder / f"worker{len(self._workers)}.log"
         command = [odoo_command()[0], "-m", "sidestream", "--odoo-config", str(self.config)]
         with log.open("wb") as output:
@@ -238,15 +238,15 @@ class OdooWorld:
         return process
 
     def worker_log(self) -> str:
-        """Return what the last worker wrote."""
+        """Return the output of the last worker."""
         return (self.folder / f"worker{len(self._workers) - 1}.log").read_text(errors="replace")
 
     def redis_url(self) -> str:
-        """Return the URL of the embedded server of this world, started if need be."""
+        """Return the URL of this world's embedded server; start it if necessary."""
         return server_url(Settings(data_dir=self.folder / "sidestream", user=self.user))
 
     def close(self) -> None:
-        """End everything and remove the folder."""
+        """Stop all processes and remove the folder."""
         for process in self._workers:
             if process.poll() is None:
                 process.terminate()
@@ -299,7 +299,7 @@ class OdooWorld:
 
 
 def _base(modules: Sequence[str], *, demo_data: bool) -> Path:
-    """Return the folder of a stopped cluster with ``modules`` in the database, made when it is not there."""
+    """Return the folder of a stopped cluster with ``modules``; create it if it is missing."""
     if os.environ.get("ODOO_COMMAND"):
         version = subprocess.run([*odoo_command(), "--version"], capture_output=True, text=True, check=True).stdout
     else:
@@ -308,7 +308,7 @@ def _base(modules: Sequence[str], *, demo_data: bool) -> Path:
     base = TOOLS / "odoo-base" / hashlib.sha256(recipe.encode()).hexdigest()[:16]
     base.parent.mkdir(parents=True, exist_ok=True)
     with Path(f"{base}.lock").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # another process may be making it
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another process may be creating it
         if not base.exists():
             _make_base(base, modules, demo_data=demo_data)
     return base
@@ -330,7 +330,7 @@ def _make_base(base: Path, modules: Sequence[str], *, demo_data: bool) -> None:
 
 @contextmanager
 def _installed(base: Path, addons: Sequence[str], paths: Sequence[Path]) -> Iterator[Path]:
-    """Give the folder of ``base`` with these addons installed, made when it is not there or a file has changed."""
+    """Yield the folder of ``base`` with these addons; create it if missing or outdated."""
     name = hashlib.sha256(json.dumps([addons, [str(path) for path in paths]]).encode()).hexdigest()[:8]
     kept = base.with_name(f"{base.name}-{name}")
     state = _state(addons, paths)
@@ -352,7 +352,7 @@ def _installed(base: Path, addons: Sequence[str], paths: Sequence[Path]) -> Iter
 
 
 def _state(addons: Sequence[str], paths: Sequence[Path]) -> str:
-    """Return a digest of all files that decide what installing the addons makes: theirs and the engine's."""
+    """Return a digest of all files of the addons and the engine."""
     folders = [ROOT / "src" / "sidestream", *(path / addon for addon in addons for path in paths)]
     digest = hashlib.sha256()
     for folder in folders:
@@ -363,7 +363,7 @@ def _state(addons: Sequence[str], paths: Sequence[Path]) -> str:
 
 
 def _copy(source: Path, target: Path) -> None:
-    """Copy a folder with its owners; sharing blocks where the file system can."""
+    """Copy a folder and its owners, sharing blocks if the file system supports that."""
     subprocess.run(["cp", "-a", "--reflink=auto", str(source), str(target)], check=True)
 
 

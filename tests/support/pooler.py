@@ -1,4 +1,4 @@
-"""A TCP proxy before PostgreSQL that can stop answering."""
+"""Put a TCP proxy in front of PostgreSQL that can stop answering."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 
 
 class Pooler:
-    """A TCP proxy that accepts connections all the time, and passes bytes on while it is not frozen."""
+    """A TCP proxy that always accepts connections, and forwards bytes unless it is frozen."""
 
     def __init__(self, port: int) -> None:
         self._port = port
@@ -21,11 +21,11 @@ class Pooler:
         threading.Thread(target=self._accept, daemon=True).start()
 
     def freeze(self) -> None:
-        """Pass nothing on from now on."""
+        """Forward nothing from now on."""
         self._flows.clear()
 
     def close(self) -> None:
-        """Drop every connection."""
+        """Close every connection."""
         self._flows.set()
         for one in (self._listener, *self._sockets):
             with suppress(OSError):
@@ -52,7 +52,7 @@ class Pooler:
 
 @contextmanager
 def pooler_before(dsn: str) -> Iterator[tuple[Pooler, str]]:
-    """Give a pooler before the server of ``dsn``, and the URL that leads through it."""
+    """Yield a pooler in front of the server of ``dsn``, and the URL that leads through it."""
     port = dsn.partition("127.0.0.1:")[2].partition("/")[0]
     pooler = Pooler(int(port))
     try:

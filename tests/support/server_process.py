@@ -1,4 +1,4 @@
-"""One server process of a test: its folder, its user, its port, and the accidents that can be done to it."""
+"""Run one server process of a test in its own folder, and kill, freeze or restart it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ import sidestream.process
 from sidestream.process import Account, account, die_with_parent, reaches
 
 DEADLINE = 60.0
-"""Seconds that a start or a stop may take on a busy machine."""
+"""Longest time, in seconds, of a start or a stop on a busy machine."""
 _PORTS = range(20_000, 32_000)  # below the kernel's ephemeral range: no outgoing connection takes one in a restart
 _PREFIX = "sidestream-"
 
@@ -36,15 +36,15 @@ class ServerFailed(Exception):
 
 
 class Server:
-    """One server process in one folder; what PostgreSQL and Redis have in common."""
+    """One server process in one folder: the common part of PostgreSQL, Redis and Odoo."""
 
-    #: Names its temporary folders.
+    #: Part of the names of its temporary folders.
     kind: ClassVar[str]
     #: The users that root tries, in this order.
     users: ClassVar[tuple[str, ...]] = ("nobody",)
-    #: What ends it at once when our process dies.
+    #: The signal that it receives when this process dies.
     death_signal: ClassVar[int] = signal.SIGKILL
-    #: What stops it cleanly.
+    #: The signal that stops it cleanly.
     stop_signal: ClassVar[int] = signal.SIGTERM
 
     def __init__(self, folder: Path | None = None) -> None:
@@ -63,16 +63,16 @@ class Server:
 
     @property
     def pid(self) -> int:
-        """The server's process id; raises :class:`ServerFailed` when it is not running."""
+        """Return its process id; raise :class:`ServerFailed` if it is not running."""
         return self._running().pid
 
     @property
     def alive(self) -> bool:
-        """Whether the server process exists (frozen counts as alive)."""
+        """Return whether the server process exists, also if it is frozen."""
         return self._process is not None and self._process.poll() is None
 
     def start(self) -> None:
-        """Start it and return when it answers; the port stays the same over restarts."""
+        """Start it and return when it answers. A restart keeps the port."""
         if self.alive:
             return
         for _ in range(5):
@@ -86,7 +86,7 @@ class Server:
         raise ServerFailed(f"{self.kind} did not start on port {self.port}; its log ends with: {self._last_lines()}")
 
     def stop(self) -> None:
-        """Stop it cleanly and return when it is gone."""
+        """Stop it cleanly and return when it has ended."""
         if not self.alive:
             return
         self.thaw()
@@ -98,7 +98,7 @@ class Server:
             raise ServerFailed(f"{self.kind} did not stop in {DEADLINE:.0f} s: {self._last_lines()}") from None
 
     def kill(self) -> None:
-        """SIGKILL it with everything it started, as a power cut would, and return when all are gone."""
+        """Kill it and the processes that it started, and return when all have ended."""
         if not self.alive:
             return
         own = self._running()
@@ -110,7 +110,7 @@ class Server:
         while any(_runs(process) for process in family):
             if time.monotonic() > deadline:
                 raise ServerFailed(f"{self.kind} was killed but some of its processes did not end.")
-            time.sleep(0.002)  # they are not our children: nothing tells us of their end
+            time.sleep(0.002)  # they are not children of this process, so no signal reports their end
 
     def restart(self) -> None:
         """Stop cleanly, then start on the same port with the same contents."""
@@ -118,7 +118,7 @@ class Server:
         self.start()
 
     def freeze(self) -> None:
-        """SIGSTOP it with everything it started: connections stay open and nothing answers."""
+        """Stop it and its processes with SIGSTOP: connections stay open without answers."""
         self._stop_family()
 
     def thaw(self) -> None:
@@ -127,14 +127,14 @@ class Server:
             _signal(process, signal.SIGCONT)
 
     def mend(self) -> None:
-        """Undo whatever a test did to it: it runs and answers afterwards."""
+        """Make it run and answer again, whatever a test did to it."""
         if self.alive:
             self.thaw()
         else:
             self.start()
 
     def close(self) -> None:
-        """End it in the quickest way and remove its folder, if that was a temporary one."""
+        """Kill it, and remove its folder if that is a temporary one."""
         self.kill()
         if self._temporary:
             shutil.rmtree(self.folder, ignore_errors=True)
@@ -157,7 +157,7 @@ class Server:
         raise NotImplementedError
 
     def environment(self) -> dict[str, str]:
-        """Return variables that the server needs beyond ours."""
+        """Return the additional environment variables of the server."""
         return {}
 
     def ready(self) -> bool:
@@ -165,12 +165,12 @@ class Server:
         raise NotImplementedError
 
     def give(self, path: Path) -> None:
-        """Make ``path`` the server user's own."""
+        """Change the owner of ``path`` to the server's user."""
         if self.user is not None:
             os.chown(path, self.user.uid, self.user.gid, follow_symlinks=False)
 
     def run(self, *command: str) -> None:
-        """Run one of the server's tools as the server's user."""
+        """Run a program of the server as the server's user."""
         done = _spawn(lambda: popen(command, self.user, self.folder, output=subprocess.PIPE))
         output, _ = done.communicate(timeout=DEADLINE)
         if done.returncode:
@@ -202,7 +202,7 @@ class Server:
         return False
 
     def _give_contents(self) -> None:
-        """Files that a test laid here (an older dump, say) belong to the server's user too."""
+        """Give files that a test put here, such as an older dump, to the server's user."""
         for folder, _, names in os.walk(self.folder):
             for path in (Path(folder), *(Path(folder, name) for name in names)):
                 if self.user is not None and path.lstat().st_uid != self.user.uid:
@@ -221,7 +221,7 @@ class Server:
             return []
 
     def _stop_family(self) -> list[psutil.Process]:
-        _signal(psutil.Process(self._running().pid), signal.SIGSTOP)  # first: from here on it starts no more children
+        _signal(psutil.Process(self._running().pid), signal.SIGSTOP)  # first, so that it starts no more children
         family = self._family()
         for process in family[1:]:
             _signal(process, signal.SIGSTOP)
@@ -252,7 +252,7 @@ def popen(
     environment: Mapping[str, str] | None = None,
     death_signal: int = signal.SIGKILL,
 ) -> subprocess.Popen[bytes]:
-    """Start ``command`` as ``user`` in ``folder``, in a new session; it receives ``death_signal`` when we die."""
+    """Start ``command`` in a new session; it gets ``death_signal`` when this process dies."""
     parent = os.getpid()
     return subprocess.Popen(
         command,
@@ -270,7 +270,7 @@ def popen(
 
 
 def unprivileged(names: Sequence[str]) -> Account | None:
-    """Return the first of ``names`` that this machine has, if we are root; else None."""
+    """Return the first account of ``names`` that exists if this process is root, else None."""
     if os.geteuid() != 0:
         return None
     known = {entry.pw_name for entry in pwd.getpwall()}
@@ -278,9 +278,9 @@ def unprivileged(names: Sequence[str]) -> Account | None:
 
 
 def worker_user() -> str:
-    """Return what SIDESTREAM_USER must be for workers that root starts: "none" where "nobody" cannot reach the code.
+    """Return SIDESTREAM_USER for workers that root starts: "nobody", or else "none".
 
-    A clone below a private folder is such a place; a worker there would rightly refuse to drop its privileges.
+    It is "none" if "nobody" cannot read the code, for example in a private folder, where a worker refuses to start.
     """
     nobody = account("nobody")
     code = (Path(sidestream.process.__file__).parent, Path(sys.prefix))
@@ -290,7 +290,7 @@ def worker_user() -> str:
 def sweep(kind: str) -> None:
     """Remove the folders of killed test processes, whose names contain their pids.
 
-    What they had started there, and what outlived them, is ended first: it would disturb what is measured now.
+    Processes that they left running there are killed first, because they would disturb measurements.
     """
     for left in Path(tempfile.gettempdir()).glob(f"{_PREFIX}{kind}-*-*"):
         pid = left.name.removeprefix(f"{_PREFIX}{kind}-").partition("-")[0]
@@ -301,13 +301,13 @@ def sweep(kind: str) -> None:
 
 
 def _below(folder: Path) -> list[psutil.Process]:
-    """Return the processes of ours that work in ``folder``."""
+    """Return the processes whose working directory is ``folder`` or below it."""
     found = []
     for process in psutil.process_iter():
         try:
             where = Path(process.cwd())
         except (psutil.Error, OSError):
-            continue  # it ended, or is another user's
+            continue  # it has ended, or belongs to another user
         if where == folder or folder in where.parents:
             found.append(process)
     return found
@@ -321,7 +321,7 @@ def _runs(process: psutil.Process) -> bool:
 
 
 def _signal(process: psutil.Process, signum: int) -> None:
-    with contextlib.suppress(psutil.NoSuchProcess):  # it ended by itself meanwhile
+    with contextlib.suppress(psutil.NoSuchProcess):  # it has ended meanwhile
         process.send_signal(signum)
 
 
@@ -329,7 +329,7 @@ _spawner: ThreadPoolExecutor | None = None
 
 
 def _spawn(make: Callable[[], subprocess.Popen[bytes]]) -> subprocess.Popen[bytes]:
-    """Fork from a thread that lives as long as the process: a parent-death signal follows the forking *thread*."""
+    """Fork from a permanent thread, because a parent-death signal follows the forking *thread*."""
     global _spawner
     if threading.current_thread() is threading.main_thread():
         return make()

@@ -1,6 +1,6 @@
-"""Private PostgreSQL and Redis servers for tests: each in its own folder, gone with the process that started it.
+"""Run private PostgreSQL and Redis servers for tests, each in its own folder.
 
-Started by root, they run as an unprivileged user. ``kill`` and ``freeze`` do to a server what an accident would.
+They end with the process that started them. If root starts them, they run as an unprivileged user.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from sidestream.broker.redis.embedded import ALLOCATOR, carried, find_server
 from tests.support.server_process import Server, ServerFailed
 
 POSTGRES_VERSIONS = Path("/usr/lib/postgresql")
-"""Where Debian's packages put each major version; other places are looked for on the PATH."""
+"""Folder of Debian's packages, one per major version; other installations are found on the PATH."""
 REDIS7 = Path(__file__).resolve().parents[2] / ".sidestream-dev" / "redis7" / "redis-server"
-"""Where ``make setup`` unpacks Debian's Redis 7.0."""
+"""Debian's Redis 7.0, unpacked by ``make setup``."""
 
 
 class PostgresServer(Server):
-    """A PostgreSQL cluster that trusts everybody on 127.0.0.1."""
+    """A PostgreSQL cluster that trusts every client on 127.0.0.1."""
 
     kind = "postgres"
     users = ("postgres", "nobody")
@@ -42,7 +42,7 @@ class PostgresServer(Server):
     def __init__(
         self, folder: Path | None = None, *, fsync: bool = True, settings: Mapping[str, object] | None = None
     ) -> None:
-        """Lay the cluster into ``folder`` (None: a temporary one); ``settings`` are lines of postgresql.conf."""
+        """Use ``folder`` (None: a temporary one) and ``settings`` of postgresql.conf."""
         super().__init__(folder)
         self.data = self.folder / "data"
         self._settings: dict[str, object] = {
@@ -51,23 +51,23 @@ class PostgresServer(Server):
             "dynamic_shared_memory_type": "mmap",  # in the folder: a killed server leaves nothing in /dev/shm
             "shared_buffers": "64MB",
             "max_connections": 200,
-            "fsync": "on" if fsync else "off",  # kills of processes lose nothing either way, a power cut would
+            "fsync": "on" if fsync else "off",  # "off" loses nothing when a process is killed, only in a power cut
             **(settings or {}),
         }
 
     def start(self) -> None:
-        """Start it (from a copy of one cached empty cluster the first time) and return when it accepts connections."""
+        """Start it, at first from a copy of a cached empty cluster, and wait for its answer."""
         if not self.data.exists():
             shutil.copytree(_empty_cluster(self), self.data)
             self.data.chmod(0o700)
         super().start()
 
     def close(self) -> None:
-        """End it at once and remove its folder, if that was a temporary one."""
+        """Stop it immediately, and remove its folder if that is a temporary one."""
         if self.alive:
             self.thaw()
             own = self._running()
-            own.send_signal(signal.SIGQUIT)  # unlike a kill it takes its shared memory along
+            own.send_signal(signal.SIGQUIT)  # unlike SIGKILL, this removes its shared memory
             try:
                 own.wait(20)
             except subprocess.TimeoutExpired:
@@ -87,7 +87,7 @@ class PostgresServer(Server):
         return self.dsn(name)
 
     def empty_database(self, name: str) -> None:
-        """End the sessions in the database ``name`` and drop every schema of it: cheaper by half than a new one."""
+        """End the sessions of the database and drop its schemas, in half the time of a new one."""
         with psycopg.connect(self.dsn(name), autocommit=True) as connection:
             connection.execute(
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
@@ -113,12 +113,12 @@ class PostgresServer(Server):
         return [postgres_binary("postgres"), "-D", str(self.data), "-p", str(self.port), *options]
 
     def ready(self) -> bool:
-        """Whether the status line of postmaster.pid says so (what ``pg_ctl -w`` looks at)."""
+        """Return whether the status line of postmaster.pid says "ready", as ``pg_ctl -w`` does."""
         lines = self._pid_file()
         return len(lines) > 7 and lines[0] == str(self.pid_or_zero()) and lines[7].strip() == "ready"
 
     def pid_or_zero(self) -> int:
-        """The postmaster's pid, 0 when it is not running."""
+        """Return the postmaster's pid, or 0 if it is not running."""
         return self._process.pid if self.alive and self._process is not None else 0
 
     def _pid_file(self) -> list[str]:
@@ -128,7 +128,7 @@ class PostgresServer(Server):
             return []
 
     def _remove_shared_memory(self) -> None:
-        """A killed postmaster leaves a 56-byte System V segment, named in its pid file, until the next start."""
+        """Remove the System V segment of a killed postmaster, which its pid file names."""
         lines = self._pid_file()
         if len(lines) > 6 and (found := re.search(r"(\d+)\s*$", lines[6])):
             subprocess.run(["ipcrm", "-m", found[1]], stderr=subprocess.DEVNULL, check=False)  # it may be gone
@@ -148,9 +148,9 @@ class RedisServer(Server):
         appendonly: bool = True,
         extra: Sequence[str] = (),
     ) -> None:
-        """``binary`` is "valkey" (the embedded one), "redis7" (Debian's) or a path; ``extra`` more arguments.
+        """Use ``binary``: "valkey" (the embedded one), "redis7" (Debian's) or a path.
 
-        The variables TEST_VALKEY and TEST_REDIS name other servers to stand for these two.
+        ``extra`` are further arguments. The variables TEST_VALKEY and TEST_REDIS replace these two binaries.
         """
         super().__init__(folder)
         original = {"valkey": find_valkey, "redis7": find_redis7}.get(str(binary), lambda: Path(binary))()
@@ -160,20 +160,20 @@ class RedisServer(Server):
 
     @property
     def url(self) -> str:
-        """The URL of its unix socket."""
+        """Return the URL of its unix socket."""
         return f"unix://{self.socket_path}"
 
     @property
     def tcp_url(self) -> str:
-        """The URL of its TCP port."""
+        """Return the URL of its TCP port."""
         return f"redis://127.0.0.1:{self.port}/0"
 
     def client(self, **options: Any) -> redis.Redis:
-        """Return a new client over the socket; ``options`` are redis-py's."""
+        """Return a new client over the socket with ``options`` of redis-py."""
         return redis.Redis.from_url(self.url, **options)
 
     def flushall(self) -> None:
-        """Empty it."""
+        """Delete all keys."""
         with self.client() as client:
             client.flushall()
 
@@ -184,18 +184,18 @@ class RedisServer(Server):
         return [str(self._binary), *own, *socket, "--save", "", "--maxmemory-policy", "noeviction", *self._arguments]
 
     def environment(self) -> dict[str, str]:
-        """The embedded one's allocator settings; Redis from Debian finds the libraries that were unpacked beside it."""
+        """Return the allocator settings of the embedded server, and the folder of libraries."""
         beside = {"LD_LIBRARY_PATH": str(self._binary.parent)} if any(self._binary.parent.glob("*.so*")) else {}
         return ALLOCATOR | beside
 
     def ready(self) -> bool:
-        """Whether it answers over TCP, as itself and done loading (a leftover socket file proves nothing)."""
+        """Return whether this process answers over TCP and has loaded its data."""
         try:
             with redis.Redis(port=self.port, socket_timeout=1, retry=Retry(NoBackoff(), 0)) as client:
                 about: dict[str, Any] = client.info("server", "persistence")
         except redis.exceptions.RedisError:
             return False
-        if about["loading"]:  # INFO is answered meanwhile, commands are not
+        if about["loading"]:  # it answers INFO meanwhile, but no commands
             return False
         return self._process is not None and about["process_id"] == self._process.pid and self.socket_path.exists()
 
@@ -207,10 +207,10 @@ def find_valkey() -> Path:
 
 
 def find_redis7() -> Path:
-    """Return the server that TEST_REDIS names, else Debian's Redis 7.0 as ``make setup`` unpacked it.
+    """Return the server that TEST_REDIS names, else Debian's Redis 7.0.
 
     Raises:
-        ServerFailed: It is not there.
+        ServerFailed: It was not found.
     """
     if named := os.environ.get("TEST_REDIS"):
         return Path(named)
@@ -225,7 +225,7 @@ def has_redis7() -> bool:
 
 
 def postgres_binary(name: str) -> str:
-    """Return the path of a PostgreSQL program, of Debian's newest version; raise :class:`ServerFailed` without one."""
+    """Return the path of a PostgreSQL program; raise :class:`ServerFailed` without one."""
     debian = [path for path in POSTGRES_VERSIONS.glob(f"*/bin/{name}") if path.parts[-3].isdigit()]
     found = str(max(debian, key=lambda path: int(path.parts[-3]))) if debian else shutil.which(name)
     if found is None:
@@ -234,18 +234,18 @@ def postgres_binary(name: str) -> str:
 
 
 def _empty_cluster(server: PostgresServer) -> Path:
-    """Return an empty cluster that the server's user owns, made once per machine, user and PostgreSQL build."""
+    """Return an empty cluster, created once per machine, user and PostgreSQL build."""
     initdb = Path(postgres_binary("initdb")).resolve()
     uid = os.geteuid() if server.user is None else server.user.uid
     build = initdb.stat()
     cached = Path(tempfile.gettempdir()) / f"sidestream-initdb-{uid}-{build.st_size}-{int(build.st_mtime)}"
     with Path(f"{cached}.lock").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # another test process may be making it
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another test process may be creating it
         if not cached.exists():
             draft = server.folder / "initdb"
             options = ["-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C.UTF-8", "--no-sync"]
             server.run(str(initdb), "-D", str(draft), *options)
             shutil.move(draft, cached)
     if cached.stat().st_uid not in (uid, 0):
-        raise ServerFailed(f"The cached cluster {cached} belongs to somebody else; remove it.")
+        raise ServerFailed(f"The cached cluster {cached} belongs to another user; remove it.")
     return cached
