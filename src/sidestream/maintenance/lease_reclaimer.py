@@ -27,6 +27,7 @@ from sidestream.job.observer import JobFailure
 from sidestream.job.outcome import Release
 from sidestream.job.reference import Reference
 from sidestream.maintenance.store_connection import Cursor, StoreConnection
+from sidestream.maintenance.task import check_times
 from sidestream.store import deaths, sessions
 
 log = logging.getLogger(__name__)
@@ -70,9 +71,13 @@ class Taken:
 
 
 class LeaseReclaimer:
-    """Releases or ends deliveries whose leases ran out."""
+    """Releases or ends deliveries whose leases ran out.
+
+    Settings: ``lease = "15s"``, ``renew_interval = "3s"``.
+    """
 
     name = "lease reclaimer"
+    every = 1.0
 
     def __init__(
         self,
@@ -108,7 +113,8 @@ class LeaseReclaimer:
             on_failed: Called with each row whose job failed by the death of its worker.
             on_direct_failed: The same for direct jobs, with the number of attempts and the error.
         """
-        self.every = min(1.0, lease / 4)
+        check_times(self.name, lease=lease, grace=grace)
+        self.every = min(self.every, lease / 4)
         self._broker = broker
         self._store = store
         self._clock = clock

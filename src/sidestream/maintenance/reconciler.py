@@ -26,6 +26,7 @@ from sidestream.crashpoints import crash_point
 from sidestream.job.reason import Reason, ReasonCode
 from sidestream.job.reference import NO_TAG8, Reference
 from sidestream.maintenance.store_connection import Cursor, StoreConnection
+from sidestream.maintenance.task import check_times
 from sidestream.relay.publications import publication_of
 from sidestream.store import diagnosis, queries
 from sidestream.store.bulk import note_reason
@@ -60,7 +61,10 @@ def _never_alone(cursor: Cursor) -> bool:
 
 
 class Reconciler:
-    """Publish the pending jobs that the broker does not know."""
+    """Publish the pending jobs that the broker does not know.
+
+    Settings: ``reconcile_interval = "1s"``, ``lease = "15s"``, ``renew_interval = "3s"``.
+    """
 
     name = "reconciler"
 
@@ -83,6 +87,7 @@ class Reconciler:
         without a database are served here too; they have no rows, but their limits wait for what others state.
         ``alone``: whether no other worker is there that could have something to state.
         """
+        check_times(self.name, lease=lease, renew_interval=renew_interval)
         self.every = every
         self._broker = broker
         self._store = store

@@ -14,7 +14,10 @@ PRUNE_LOT = 1000
 
 
 class RetentionTask:
-    """Delete ended jobs in small batches, so that no statement holds many locks or writes much WAL."""
+    """Delete ended jobs in small batches, so that no statement holds many locks or writes much WAL.
+
+    Settings: ``done_retention = "30d"``, ``failed_retention = "none"``.
+    """
 
     name = "retention"
     every = 60.0

@@ -7,7 +7,7 @@ import math
 import random
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 from sidestream.errors import BrokerError, StaleGeneration, StoreError
@@ -20,7 +20,11 @@ JITTER = (0.9, 1.1)
 
 
 class MaintenanceTask(Protocol):
-    """One kind of background step."""
+    """One kind of background step.
+
+    All tasks have one shape: a docstring that names the settings with their defaults, a constructor that takes the
+    parts and then times as keywords, checked by :func:`check_times`, and one verb, ``step``.
+    """
 
     #: Its name in logs and for :meth:`MaintenanceThread.poke`.
     name: str
@@ -32,38 +36,28 @@ class MaintenanceTask(Protocol):
         ...
 
 
-def log_failure(name: str, error: Exception) -> None:
-    """Log an error that no outage explains, with its traceback."""
-    log.error(
-        "The maintenance task %r failed; it runs again at its next turn: %s",
-        name,
-        error,
-        exc_info=error,
-        extra={"action": "maintenance_failed"},
-    )
+def check_times(task: str, **seconds: float) -> None:
+    """Raise ValueError unless each of these times of the task named ``task`` is a finite number of seconds above 0."""
+    for name, value in seconds.items():
+        if not 0 < value < math.inf:
+            raise ValueError(f"The maintenance task {task!r} has {name}={value}; expected a number of seconds above 0.")
 
 
 class MaintenanceThread:
     """Runs each task when it is due, one at a time.
 
     A server that is away (any BrokerError or StoreError) is logged once when the first task meets it, and once when
-    the last one that met it works again; meanwhile each is tried at its usual times. Other errors go to ``on_error``.
+    the last one that met it works again; meanwhile each is tried at its usual times. Other errors are logged each time.
     """
 
-    def __init__(
-        self,
-        maintenance: Sequence[MaintenanceTask],
-        on_error: Callable[[str, Exception], None] = log_failure,
-        *,
-        monotonic: Callable[[], float] = time.monotonic,
-    ) -> None:
+    def __init__(self, maintenance: Sequence[MaintenanceTask]) -> None:
+        for task in maintenance:
+            check_times(task.name, every=task.every)
         self._maintenance = {task.name: task for task in maintenance}
-        self._on_error = on_error
-        self._monotonic = monotonic
         self._changed = threading.Condition()
         self._stopping = False
         #: When each is due next; a busy one is due again behind those that fell due meanwhile, so it starves nobody.
-        self._due = dict.fromkeys(self._maintenance, monotonic())
+        self._due = dict.fromkeys(self._maintenance, time.monotonic())
         #: Which tasks meet an outage now, by the server that is away.
         self._meeting: dict[str, set[str]] = {"broker": set(), "store": set()}
         self._thread = threading.Thread(target=self._run, name="sidestream-maintenance", daemon=True)
@@ -76,7 +70,7 @@ class MaintenanceThread:
         """Make the task ``name`` due now; without such a task (no database: no reconciler) do nothing."""
         with self._changed:
             if name in self._due:
-                self._due[name] = self._monotonic()
+                self._due[name] = time.monotonic()
                 self._changed.notify_all()
 
     def stop(self, timeout: float = 5.0) -> bool:
@@ -94,13 +88,13 @@ class MaintenanceThread:
             with self._changed:
                 pause = 0.0 if more else self._maintenance[name].every * random.uniform(*JITTER)
                 # A poke during the step made it due already.
-                self._due[name] = min(self._due[name], self._monotonic() + pause)
+                self._due[name] = min(self._due[name], time.monotonic() + pause)
 
     def _next(self) -> str | None:
         """Wait until a task is due; return its name, or None to end."""
         with self._changed:
             while not self._stopping:
-                now = self._monotonic()
+                now = time.monotonic()
                 name = min(self._due, key=self._due.__getitem__, default=None)
                 if name is not None and self._due[name] <= now:
                     self._due[name] = math.inf
@@ -117,8 +111,14 @@ class MaintenanceThread:
         except (BrokerError, StoreError) as error:
             self._met(task.name, "store" if isinstance(error, StoreError) else "broker", error)
             return False
-        except Exception as error:  # noqa: BLE001  (a bug in one task must not stop the others)
-            self._on_error(task.name, error)
+        except Exception as error:  # a bug in one task must not stop the others
+            log.error(
+                "The maintenance task %r failed; it runs again at its next turn: %s",
+                task.name,
+                error,
+                exc_info=error,
+                extra={"action": "maintenance_failed"},
+            )
             return False
         self._worked(task.name)
         return more

@@ -434,7 +434,7 @@ def make_maintenance_tasks(
         lanes=lanes,
         dead_workers=dead_workers.running,
         alive=broker.is_alive,
-        turn=turn(f"{LeaseReclaimer.name} {served}", kept_for(1.0)).take,
+        turn=turn(f"{LeaseReclaimer.name} {served}", kept_for(LeaseReclaimer.every)).take,
         lease=settings.lease,
         grace=grace,
         on_failed=on_failed,
