@@ -1,4 +1,4 @@
-"""How maintenance tasks are configured."""
+"""What maintenance tasks decide from values alone, and how they are configured."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 
+from sidestream.broker.protocol import Generation
 from sidestream.clock import SystemClock
 from sidestream.job.durations import parse_duration
+from sidestream.maintenance.generation import Contents, follow
 from sidestream.maintenance.lease_reclaimer import LeaseReclaimer
-from sidestream.maintenance.reconciler import Reconciler
+from sidestream.maintenance.reconciler import Reconciler, rotate
 from sidestream.maintenance.retention import RetentionTask
 from sidestream.settings import Settings
 
@@ -57,3 +59,49 @@ class TestSettings:
 
     def test_a_short_lease_is_looked_for_more_often(self) -> None:
         assert [reclaimer(lease=lease).every for lease in (1.0, 4.0, 15.0)] == [0.25, 1.0, 1.0]
+
+
+class TestGeneration:
+    KNOWN = Contents(3, "a")
+    BUILDS = Contents(3, "a", building=True)
+    WAITS = Contents(3, "a", build_at=5.0)
+
+    @pytest.mark.parametrize("known", [Contents(), KNOWN, BUILDS, WAITS])
+    @pytest.mark.parametrize("run_id", ["a", "b"])
+    def test_a_new_one_is_built_after_a_wait(self, known: Contents, run_id: str) -> None:
+        found = follow(known, Generation(4, run_id, frozenset()), synced=False, build_at=9.0)
+        assert found == Contents(4, run_id, build_at=9.0)
+
+    @pytest.mark.parametrize("known", [Contents(), KNOWN, BUILDS, WAITS])
+    def test_a_new_one_that_others_built_is_compared_at_once(self, known: Contents) -> None:
+        found = follow(known, Generation(4, "a", frozenset()), synced=True, build_at=9.0)
+        assert found == Contents(4, "a", everything=True)
+
+    @pytest.mark.parametrize("known", [KNOWN, BUILDS, WAITS])
+    def test_the_same_one_changes_nothing(self, known: Contents) -> None:
+        assert follow(known, Generation(3, "a", frozenset()), synced=False, build_at=9.0) == known
+
+    @pytest.mark.parametrize("known", [KNOWN, BUILDS, WAITS])
+    def test_no_job_waits_for_our_build_of_one_that_others_built(self, known: Contents) -> None:
+        assert follow(known, Generation(3, "a", frozenset()), synced=True, build_at=9.0) == self.KNOWN
+
+    @pytest.mark.parametrize("synced", [False, True])
+    def test_a_restarted_server_is_compared_at_once(self, synced: bool) -> None:
+        found = follow(self.KNOWN, Generation(3, "b", frozenset()), synced=synced, build_at=9.0)
+        assert found == Contents(3, "b", everything=True)
+
+    def test_a_restarted_server_that_is_not_built_yet_is_built(self) -> None:
+        found = follow(self.WAITS, Generation(3, "b", frozenset()), synced=False, build_at=9.0)
+        assert found == Contents(3, "b", build_at=5.0, everything=True)
+
+
+class TestRotation:
+    @pytest.mark.parametrize(
+        ("last", "order"), [(-1, [9, 1, 3, 5]), (1, [9, 3, 5, 1]), (4, [9, 5, 1, 3]), (5, [9, 1, 3, 5])]
+    )
+    def test_the_newest_is_first_and_the_others_go_on(self, last: int, order: list[int]) -> None:
+        assert rotate([1, 3, 5, 9], last) == order
+
+    def test_one_chunk_is_the_newest(self) -> None:
+        assert rotate([4], 4) == [4]
+        assert rotate([], 4) == []

@@ -17,19 +17,20 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 
-from sidestream.broker.protocol import Broker, Generation, Place, Publication
+from sidestream.broker.protocol import Broker
 from sidestream.clock import Clock
 from sidestream.crashpoints import crash_point
-from sidestream.job.reason import Reason, ReasonCode
-from sidestream.job.reference import NO_TAG8, Reference
+from sidestream.maintenance.generation import Contents, current_generation, follow, served_databases
+from sidestream.maintenance.overdue_rows import OverdueRows
 from sidestream.maintenance.store_connection import Cursor, StoreConnection
 from sidestream.maintenance.task import check_times
 from sidestream.relay.publications import publication_of
-from sidestream.store import diagnosis, queries
-from sidestream.store.bulk import note_reason
+from sidestream.store import queries
 from sidestream.store.job_row import JobRow
 
 log = logging.getLogger(__name__)
@@ -39,25 +40,12 @@ HORIZON = timedelta(minutes=15)
 with a key that was started before: those behind it have to find it there."""
 PUBLISH_LOT = 500
 """Most references in one publish: about 3 ms of Redis's time."""
-LOCATE_LOT = 100
-"""Most references in one locate."""
-OVERDUE_LOT = 500
-"""Most overdue rows that one step looks for."""
-HEADS_LOT = 50
-"""Most keys whose heads one step looks at."""
 GRACE = 1.25
 """How many renew intervals a new generation waits: every worker renews once in one, and gets a moment for it."""
 BUSY_BUDGET = 0.5
 """Seconds after which a step that rebuilds or compares everything makes room for the other maintenance."""
-LONGEST_RELEASE = 30.0
-"""Longest delay, in seconds, of a release whose row does not say when the job is due again."""
 IDLE_BUDGET = 0.03
 """Seconds after which an ordinary step takes no further chunk."""
-
-
-def _never_alone(cursor: Cursor) -> bool:
-    """Without anybody to ask, others may be there."""
-    return False
 
 
 class Reconciler:
@@ -78,7 +66,7 @@ class Reconciler:
         lease: float = 15.0,
         renew_interval: float = 3.0,
         direct: bool = False,
-        alone: Callable[[Cursor], bool] = _never_alone,
+        alone: Callable[[Cursor], bool] = lambda cursor: False,
     ) -> None:
         """Keep ``broker`` true to the rows behind ``store``.
 
@@ -92,84 +80,52 @@ class Reconciler:
         self._broker = broker
         self._store = store
         self._clock = clock
-        self._lease = lease
         self._renew_interval = renew_interval
         self._direct = direct
         self._alone = alone
-        self._number = 0
-        self._run_id = ""
-        #: The generation is not synced: once this monotonic time has come, everything is compared.
-        self._build_at: float | None = None
-        self._building = False
-        #: Compare every chunk from the next step on.
-        self._everything = False
+        self._contents = Contents()
         #: Chunks to compare as fast as the budget allows; None when nothing is urgent.
         self._urgent: deque[int] | None = None
         #: The chunk that the rotation compared last.
         self._compared_last = -1
+        self._overdue = OverdueRows(broker, store, clock, lease, partial(self._publish, force=True))
         #: The last step had no time to look for overdue rows.
         self._overdue_first = False
-        #: The overdue row that was looked for last, 0 at the begin of a lap.
-        self._overdue_after = 0
-        #: When rows were first missed (monotonic), by id: of this lap, and of the one before.
-        self._missed: dict[int, float] = {}
-        self._missed_before: dict[int, float] = {}
 
     def step(self) -> bool:
         """Do one bounded step; return whether more can be done at once."""
         self._check_generation()
-        if self._build_at is not None:
-            if self._clock.monotonic() < self._build_at:
+        if self._contents.build_at is not None:
+            if self._clock.monotonic() < self._contents.build_at:
                 return False
-            self._build_at, self._building, self._everything = None, True, True
+            self._contents = replace(self._contents, build_at=None, building=True, everything=True)
         with self._store.cursor("comparing Redis with the rows") as cursor:
-            if self._everything:
+            if self._contents.everything:
                 self._urgent = deque(reversed(queries.pending_chunks(cursor)))
-                self._everything = False
+                self._contents = replace(self._contents, everything=False)
             if self._urgent is not None:
                 return self._compare_all(cursor, self._urgent)
             return self._compare_in_rotation(cursor)
 
     def _check_generation(self) -> None:
         """Notice when the generation or the server changed since the last step."""
-        databases = self._databases()
-        found = self._broker.generation(databases)
-        if found.number == 0:
-            found = self._broker.begin_generation(databases)
+        databases = served_databases(self._store, direct=self._direct)
+        found = current_generation(self._broker, databases)
         synced = all(database.hex() in found.synced for database in databases)
-        if found.number != self._number:
-            self._begin(found, synced=synced)
-        elif found.run_id != self._run_id:
-            # Restarted or failed over: a second or so of what it held may be gone, bits and references alike.
-            self._run_id = found.run_id
-            self._everything = True
-        if synced:  # by the first worker; our comparison goes on, but no job waits for it
-            self._build_at, self._building = None, False
-
-    def _databases(self) -> list[bytes]:
-        own = self._store.database().tag
-        return [own, NO_TAG8] if self._direct else [own]
-
-    def _begin(self, found: Generation, *, synced: bool) -> None:
-        log.info(
-            "The broker's contents are of generation %s, %s.",
-            found.number,
-            "complete" if synced else "to be published from the rows",
-            extra={"action": "generation_found"},
-        )
-        first, self._number, self._run_id = not self._number, found.number, found.run_id
-        self._build_at = None
-        if not synced:
-            # Workers reassert their jobs in the meantime, so that a running job is not handed out as well. When
-            # this worker has just started, only other workers can have jobs to reassert.
-            self._build_at = self._clock.monotonic() + (
-                0.0 if first and self._has_no_others() else GRACE * self._renew_interval
+        new, first = found.number != self._contents.number, not self._contents.number
+        # Workers reassert their jobs in the meantime, so that a running job is not handed out as well. When this
+        # worker has just started, only other workers can have jobs to reassert.
+        wait = 0.0 if first and not synced and self._has_no_others() else GRACE * self._renew_interval
+        self._contents = follow(self._contents, found, synced=synced, build_at=self._clock.monotonic() + wait)
+        if new:
+            self._urgent = None
+            self._overdue.forget()
+            log.info(
+                "The broker's contents are of generation %s, %s.",
+                found.number,
+                "complete" if synced else "to be published from the rows",
+                extra={"action": "generation_found"},
             )
-        self._building = False
-        # Others built it, or it is older than we are: what happened to the server since then is unknown.
-        self._everything = synced
-        self._urgent = None
-        self._missed, self._missed_before = {}, {}
 
     def _has_no_others(self) -> bool:
         with self._store.cursor("looking for other workers") as cursor:
@@ -185,12 +141,14 @@ class Reconciler:
             if urgent and self._clock.monotonic() >= deadline:
                 return True
         self._urgent = None
-        if self._building:
-            for database in self._databases():
+        if self._contents.building:
+            for database in served_databases(self._store, direct=self._direct):
                 self._broker.mark_synced(database)
-            self._building = False
+            self._contents = replace(self._contents, building=False)
             log.info(
-                "Every pending row is published in generation %s.", self._number, extra={"action": "generation_built"}
+                "Every pending row is published in generation %s.",
+                self._contents.number,
+                extra={"action": "generation_built"},
             )
         return False
 
@@ -199,8 +157,8 @@ class Reconciler:
         began = self._clock.monotonic()
         overdue_first, self._overdue_first = self._overdue_first, False
         if overdue_first:
-            self._publish_overdue(cursor)
-        for number, chunk in enumerate(self._rotated(queries.pending_chunks(cursor))):
+            self._overdue.publish(cursor)
+        for number, chunk in enumerate(rotate(queries.pending_chunks(cursor), self._compared_last)):
             if number > 1 and self._clock.monotonic() - began >= IDLE_BUDGET:
                 break
             if not self._compare(cursor, chunk, began + BUSY_BUDGET):
@@ -211,14 +169,8 @@ class Reconciler:
             # With very many pending rows the two take turns.
             self._overdue_first = self._clock.monotonic() - began >= IDLE_BUDGET
             if not self._overdue_first:
-                self._publish_overdue(cursor)
+                self._overdue.publish(cursor)
         return False
-
-    def _rotated(self, chunks: Sequence[int]) -> list[int]:
-        """Return ``chunks`` (ascending) as the newest, then the others, going on behind the one compared last."""
-        others = chunks[:-1]
-        behind = [chunk for chunk in others if chunk > self._compared_last]
-        return [*chunks[-1:], *behind, *(chunk for chunk in others if chunk <= self._compared_last)]
 
     def _compare(self, cursor: Cursor, chunk: int, deadline: float) -> bool:
         """Publish the chunk's pending rows whose bit is unset; False when the deadline came before the end."""
@@ -226,7 +178,7 @@ class Reconciler:
         known = self._broker.published(self._store.database().tag, chunk)
         until, after = self._clock.now() + HORIZON, 0
         while missing := queries.unpublished(cursor, chunk, known, after, until, PUBLISH_LOT):
-            self._publish(missing, force=False)
+            self._publish(missing)
             after = missing[-1].id
             if len(missing) < PUBLISH_LOT:
                 break
@@ -234,99 +186,15 @@ class Reconciler:
                 return False
         return True
 
-    def _publish_overdue(self, cursor: Cursor) -> None:
-        """Look where the next rows are that have been due for longer than a lease; publish the twice missed by force.
-
-        One that is delayed for longer than any release delays it is made due and keeps its counts: a person said "now"
-        while Redis was away. One whose action no worker knows waits in the broker alone: its row gets the reason, for
-        people. Missed once is no proof: its holder may be stating it anew, or its settle may be under way.
-        After a lease more neither can be, and the row, read anew, is still pending and due.
-        """
-        rows = queries.overdue(cursor, self._lease, self._overdue_after, OVERDUE_LOT)
-        lost, late, parked = [], [], []
-        #: By key: the first of those behind it.
-        behind: dict[str | None, JobRow] = {}
-        for start in range(0, len(rows), LOCATE_LOT):
-            lot = rows[start : start + LOCATE_LOT]
-            delayed = []
-            for row, place in zip(lot, self._broker.locate(self._publications(lot)), strict=True):
-                if place == Place.NOWHERE:
-                    if self._missed_twice(row):
-                        lost.append(row)
-                elif place == Place.DELAYED:
-                    delayed.append(row)
-                elif place == Place.UNROUTED:
-                    parked.append(row.id)
-                elif place == Place.BEHIND_KEY:
-                    behind.setdefault(row.key, row)
-            late += [row for row in self._delayed_too_long(delayed) if self._missed_twice(row)]
-        if behind:
-            self._free_keys(cursor, behind.values())
-        if parked:
-            note_reason(cursor, parked, Reason(ReasonCode.UNROUTED))
-        self._put_right(lost, late)
-        self._overdue_after = rows[-1].id if len(rows) == OVERDUE_LOT else 0
-        if not self._overdue_after:
-            self._missed_before, self._missed = self._missed, {}
-
-    def _put_right(self, lost: Sequence[JobRow], late: Sequence[JobRow]) -> None:
-        if lost:
-            log.warning(
-                "%s jobs were known to the broker and nowhere in it; they are published by force.",
-                len(lost),
-                extra={"action": "lost_found", "jobs": [row.id for row in lost]},
-            )
-            self._publish(lost, force=True)
-        if late:
-            log.info(
-                "%s jobs were delayed in the broker although their rows are due; they are due there now.",
-                len(late),
-                extra={"action": "late_found", "jobs": [row.id for row in late]},
-            )
-            self._broker.publish([job._replace(edited=True) for job in self._publications(late)])
-
-    def _free_keys(self, cursor: Cursor, behind: Collection[JobRow]) -> None:
-        """Discard heads whose rows are over, where nothing in PostgreSQL stands before those behind them.
-
-        Such a head was replaced or cancelled, and the broker did not learn of it. It would wait as long as its delay,
-        or whatever parks it, lasts. One that is handed off stays: its worker meets the row.
-        """
-        first = diagnosis.first_of_keys(cursor, [row.id for row in behind], HEADS_LOT)
-        heads: dict[int, Publication] = {}
-        for job in self._publications([row for row in behind if row.id in first]):
-            for holder in self._broker.explain(job).holders:
-                heads[Reference.unpack(holder).id] = job._replace(reference=holder)
-        over = heads.keys() - diagnosis.pending_among(cursor, heads)
-        freed = [row_id for row_id in sorted(over) if self._broker.discard(heads[row_id])]
-        if freed:
-            log.info(
-                "%s jobs were over and still the first of their keys; they are forgotten.",
-                len(freed),
-                extra={"action": "heads_freed", "jobs": freed},
-            )
-
-    def _missed_twice(self, row: JobRow) -> bool:
-        """Note that ``row`` is not where it belongs; return whether that was so a lease ago already."""
-        now = self._clock.monotonic()
-        first = self._missed_before.get(row.id, now)
-        if now - first >= self._lease:
-            return True
-        self._missed[row.id] = first
-        return False
-
-    def _delayed_too_long(self, rows: Sequence[JobRow]) -> list[JobRow]:
-        """Return those of ``rows``, which are due and delayed, whose delay no release explains."""
-        if not rows:
-            return []
-        longest = int((self._clock.now().timestamp() + LONGEST_RELEASE + self._lease) * 1000)
-        until = self._broker.delayed_until(self._publications(rows))
-        return [row for row, its in zip(rows, until, strict=True) if its > longest]
-
-    def _publish(self, rows: Sequence[JobRow], *, force: bool) -> None:
+    def _publish(self, rows: Sequence[JobRow], *, force: bool = False) -> None:
+        database = self._store.database()
         crash_point("reconcile.before_publish")
-        self._broker.publish(self._publications(rows), force=force)
+        self._broker.publish([publication_of(row, database) for row in rows], force=force)
         crash_point("reconcile.published")
 
-    def _publications(self, rows: Sequence[JobRow]) -> list[Publication]:
-        database = self._store.database()
-        return [publication_of(row, database) for row in rows]
+
+def rotate(chunks: Sequence[int], compared_last: int) -> list[int]:
+    """Return ``chunks`` (ascending) as the newest, then the others, going on behind the one compared last."""
+    others = chunks[:-1]
+    behind = [chunk for chunk in others if chunk > compared_last]
+    return [*chunks[-1:], *behind, *(chunk for chunk in others if chunk <= compared_last)]

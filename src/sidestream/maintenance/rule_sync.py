@@ -9,8 +9,8 @@ from __future__ import annotations
 import logging
 
 from sidestream.broker.protocol import Broker
-from sidestream.job.reference import NO_TAG8
 from sidestream.job.rules import Rules
+from sidestream.maintenance.generation import current_generation, served_databases
 from sidestream.maintenance.store_connection import StoreConnection
 from sidestream.store import rules
 
@@ -42,9 +42,7 @@ class RuleSync:
 
     def step(self) -> bool:
         """Look once; see :class:`~sidestream.maintenance.task.MaintenanceTask`."""
-        found = self._broker.generation()
-        if found.number == 0:
-            found = self._broker.begin_generation()
+        found = current_generation(self._broker)
         version = 0
         if self._store is not None:
             with self._store.cursor("reading the rules' version") as cursor:
@@ -53,7 +51,7 @@ class RuleSync:
         if self._steps * EVERY < AGAIN_EVERY and self._given == (found.number, found.run_id, version):
             return False
         wanted = self._rules()
-        for database in self._databases():
+        for database in served_databases(self._store, direct=self._direct):
             self._broker.configure(database, wanted)
         if self._given is None or self._given[2] != wanted.version:
             log.info("The rules of version %s govern.", wanted.version, extra={"action": "rules_given"})
@@ -65,7 +63,3 @@ class RuleSync:
             return Rules()
         with self._store.cursor("reading the rules") as cursor:
             return rules.read(cursor)
-
-    def _databases(self) -> list[bytes]:
-        own = [] if self._store is None else [self._store.database().tag]
-        return [*own, NO_TAG8] if self._direct else own

@@ -100,7 +100,7 @@ def test_a_head_that_is_handed_off_is_its_workers(bench: Bench) -> None:
 
 
 def test_few_heads_are_looked_at_in_a_step(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sidestream.maintenance.reconciler.HEADS_LOT", 3)
+    monkeypatch.setattr("sidestream.maintenance.overdue_rows.HEADS_LOT", 3)
     bench.build()
     heads, behind = zip(*[put(bench, "act", "act", key=f"k{number}") for number in range(5)], strict=True)
     for delivery in claim(bench):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -18,7 +18,7 @@ from sidestream.errors import BrokerUnavailable, StoreUnavailable
 from sidestream.job.job import Job
 from sidestream.job.outcome import Release
 from sidestream.maintenance.reconciler import GRACE, Reconciler
-from sidestream.maintenance.store_connection import StoreConnection
+from sidestream.maintenance.store_connection import Cursor, StoreConnection
 from sidestream.maintenance.task import MaintenanceThread
 from sidestream.store import job_row, outcomes, queries, sessions
 from tests.integration.reconciler.conftest import LEASE, RENEW, TIMEOUT, Bench, wait_until
@@ -148,7 +148,7 @@ def test_emptied_redis_is_a_new_generation_that_is_built_anew(bench: Bench) -> N
     assert bench.claimed() == list(range(1, 1201))
 
 
-def starting(bench: Bench, worker: str) -> Reconciler:
+def starting(bench: Bench, worker: str, alone: Callable[[Cursor], bool] | None = None) -> Reconciler:
     """Return the reconciler of a worker that starts; the test's own sessions are those of the worker ``test``."""
     store, broker = bench.another()._store, RedisBroker(bench.redis.url, timeout=TIMEOUT)
     return Reconciler(
@@ -157,7 +157,7 @@ def starting(bench: Bench, worker: str) -> Reconciler:
         bench.clock,
         lease=LEASE,
         renew_interval=RENEW,
-        alone=lambda cursor: not sessions.has_others(cursor, worker),
+        alone=alone or (lambda cursor: not sessions.has_others(cursor, worker)),
     )
 
 
@@ -186,6 +186,25 @@ def test_a_worker_that_ran_while_redis_was_emptied_waits_for_what_it_states_itse
     assert bench.claimed() == []
 
 
+def test_a_step_that_cannot_ask_for_other_workers_is_repeated(bench: Bench) -> None:
+    """Else the generation would count as seen, and nobody would ever mark it as synced."""
+    bench.insert_many(10)
+    asked = []
+
+    def alone(cursor: Cursor) -> bool:
+        asked.append(cursor)
+        if len(asked) == 1:
+            raise StoreUnavailable("PostgreSQL does not answer.")
+        return True
+
+    reconciler = starting(bench, "test", alone)
+    with pytest.raises(StoreUnavailable):
+        reconciler.step()
+    bench.steps(reconciler)
+    assert bench.broker.generation([bench.database.tag]).synced == frozenset({bench.database.tag.hex()})
+    assert bench.claimed() == list(range(1, 11))
+
+
 def test_redis_emptied_in_the_middle_of_a_rebuild_begins_again(bench: Bench) -> None:
     bench.insert_many(1200)
     bench.steps()
@@ -203,7 +222,7 @@ def test_redis_emptied_in_the_middle_of_a_rebuild_begins_again(bench: Bench) -> 
     thread = MaintenanceThread([bench.reconciler])
     thread.start()
     wait_until(lambda: bench.broker.generation().number and len(published) == 2, "the second generation")
-    wait_until(lambda: bench.reconciler._build_at is not None, "the second wait")
+    wait_until(lambda: bench.reconciler._contents.build_at is not None, "the second wait")
     bench.clock.advance(GRACE * RENEW)
     wait_until(lambda: bench.broker.generation([bench.database.tag]).synced, "the second build")
     assert thread.stop()
@@ -216,7 +235,7 @@ def test_a_second_reconciler_finds_the_generation_built(bench: Bench) -> None:
     assert len(bench.claimed()) == 10
     other = bench.another()
     assert bench.steps(other) == 1
-    assert other._build_at is None
+    assert other._contents.build_at is None
     assert bench.claimed() == []
 
 
@@ -269,13 +288,13 @@ def test_old_chunks_are_compared_in_rotation(bench: Bench, monkeypatch: pytest.M
 
     bench.reconciler._broker.published = note  # type: ignore[method-assign]
     looks: list[int] = []
-    look = bench.reconciler._publish_overdue
+    look = bench.reconciler._overdue.publish
 
     def note_look(cursor: Any) -> None:
         looks.append(len(compared))
         look(cursor)
 
-    monkeypatch.setattr(bench.reconciler, "_publish_overdue", note_look)
+    monkeypatch.setattr(bench.reconciler._overdue, "publish", note_look)
     for _ in range(7):
         bench.steps()
     assert compared == [5, 0, 5, 1, 5, 2, 5, 3, 5, 4, 5, 0, 5, 1]
@@ -365,7 +384,7 @@ def test_a_reference_that_was_found_again_is_missed_anew(bench: Bench) -> None:
 
 
 def test_overdue_rows_are_looked_for_in_laps(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sidestream.maintenance.reconciler.OVERDUE_LOT", 10)
+    monkeypatch.setattr("sidestream.maintenance.overdue_rows.OVERDUE_LOT", 10)
     bench.insert_many(25)
     bench.build()
     with bench.redis.client() as client:
