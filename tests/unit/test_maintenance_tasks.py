@@ -8,14 +8,21 @@ from typing import Any
 
 import pytest
 
-from sidestream.broker.protocol import Generation
+from sidestream.broker.protocol import Delivery, Generation, Lease
 from sidestream.clock import SystemClock
 from sidestream.job.durations import parse_duration
+from sidestream.job.job import MAX_CRASHES
+from sidestream.job.reference import Reference, direct_reference, row_reference
+from sidestream.job.states import State
+from sidestream.job.uuids import new_uuid
+from sidestream.maintenance import verdicts
 from sidestream.maintenance.generation import Contents, follow
 from sidestream.maintenance.lease_reclaimer import LeaseReclaimer
 from sidestream.maintenance.reconciler import Reconciler, rotate
 from sidestream.maintenance.retention import RetentionTask
+from sidestream.maintenance.verdicts import Verdict
 from sidestream.settings import Settings
+from sidestream.store.compare_and_set import CasResult
 
 NOTHING: Any = None
 """Servers that are not asked."""
@@ -59,6 +66,46 @@ class TestSettings:
 
     def test_a_short_lease_is_looked_for_more_often(self) -> None:
         assert [reclaimer(lease=lease).every for lease in (1.0, 4.0, 15.0)] == [0.25, 1.0, 1.0]
+
+
+ROW = row_reference(b"database", 7, "act", None)
+DIRECT = direct_reference(new_uuid(), "act", None)
+
+
+def delivery(reference: Reference, crashes: int = 0) -> Delivery:
+    return Delivery(reference.pack(), "lane", Lease(b"entry", "us", 2), 0, crashes=crashes)
+
+
+class TestVerdicts:
+    @pytest.mark.parametrize("running", [None, frozenset(), frozenset({DIRECT.pack()})])
+    def test_a_delivery_that_cannot_be_read_is_given_back(self, running: frozenset[bytes] | None) -> None:
+        assert verdicts.without_row(delivery(DIRECT), None, running) is Verdict.GIVE_BACK
+
+    @pytest.mark.parametrize("running", [None, frozenset(), frozenset({ROW.pack()})])
+    def test_a_row_is_charged_first(self, running: frozenset[bytes] | None) -> None:
+        assert verdicts.without_row(delivery(ROW), ROW, running) is None
+
+    def test_a_direct_job_that_did_not_run_is_not_charged(self) -> None:
+        assert verdicts.without_row(delivery(DIRECT, MAX_CRASHES - 1), DIRECT, frozenset()) is Verdict.GIVE_BACK
+
+    @pytest.mark.parametrize("running", [None, frozenset({DIRECT.pack()})])
+    def test_a_direct_job_that_may_have_run_fails_with_its_last_crash(self, running: frozenset[bytes] | None) -> None:
+        found = [verdicts.without_row(delivery(DIRECT, crashes), DIRECT, running) for crashes in range(MAX_CRASHES)]
+        assert found == [Verdict.CHARGE_CRASH] * (MAX_CRASHES - 1) + [Verdict.FAIL]
+
+    @pytest.mark.parametrize(
+        ("written", "verdict"),
+        [
+            (CasResult(applied=True, state=State.PENDING), Verdict.GIVE_BACK),
+            (CasResult(applied=False, state=State.PENDING), Verdict.GIVE_BACK),  # charged by another worker
+            (CasResult(applied=False, state=State.PENDING, locked=True), None),
+            (CasResult(applied=True, state=State.FAILED), Verdict.SETTLE),
+            (CasResult(applied=False, state=State.DONE), Verdict.SETTLE),
+            (CasResult(applied=False, state=None), Verdict.SETTLE),
+        ],
+    )
+    def test_a_row_that_ended_is_settled(self, written: CasResult, verdict: Verdict | None) -> None:
+        assert verdicts.of_row(written) is verdict
 
 
 class TestGeneration:

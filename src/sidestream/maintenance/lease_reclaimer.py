@@ -15,8 +15,6 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from enum import Enum
 
 from sidestream.broker.protocol import Broker, Delivery
 from sidestream.clock import Clock
@@ -26,48 +24,14 @@ from sidestream.job.job import MAX_CRASHES
 from sidestream.job.observer import JobFailure
 from sidestream.job.outcome import Release
 from sidestream.job.reference import Reference
-from sidestream.maintenance.store_connection import Cursor, StoreConnection
+from sidestream.maintenance.store_connection import StoreConnection
 from sidestream.maintenance.task import check_times
-from sidestream.store import deaths, sessions
+from sidestream.maintenance.verdicts import Taken, Verdict, charge_rows, give_back, without_row
 
 log = logging.getLogger(__name__)
 
 MOST_PAGES = 10
 """Most pages (of up to 100 deliveries) that one step takes over."""
-
-
-def _nobody(owner: str) -> bool:
-    """Without announcements, count every worker whose lease ran out as dead."""
-    return False
-
-
-def _always() -> bool:
-    """Whoever is alone looks at every step."""
-    return True
-
-
-class Verdict(Enum):
-    """What to do with a delivery in the broker, once its row is written."""
-
-    GIVE_BACK = "give back"
-    CHARGE_CRASH = "give back with a crash"
-    FAIL = "fail"
-    SETTLE = "settle"
-
-
-@dataclass(slots=True, eq=False)
-class Taken:
-    """A delivery that we took over."""
-
-    delivery: Delivery
-    #: None when its bytes cannot be read.
-    reference: Reference | None
-    #: Who lost it.
-    owner: str
-    #: Monotonic time at which we took it.
-    since: float
-    #: Decided once, however often the broker call has to be repeated.
-    verdict: Verdict | None = None
 
 
 class LeaseReclaimer:
@@ -88,8 +52,8 @@ class LeaseReclaimer:
         worker: str,
         lanes: Sequence[str],
         dead_workers: Callable[[str], frozenset[bytes] | None],
-        alive: Callable[[str], bool] = _nobody,
-        turn: Callable[[], bool] = _always,
+        alive: Callable[[str], bool] = lambda owner: False,
+        turn: Callable[[], bool] = lambda: True,
         lease: float = 15.0,
         grace: float = 7.0,
         on_failed: Callable[[JobFailure], None] = lambda failure: None,
@@ -99,10 +63,10 @@ class LeaseReclaimer:
 
         Args:
             broker: The one with leases.
+            store: Where the rows are; None for a worker without a database.
             clock: Of this host.
             worker: Who takes over.
             lanes: Which lanes are checked.
-            store: Where the rows are; None for a worker without a database.
             dead_workers: The references that the slots of a dead worker name as running, or None when nobody here
                 can read its slots (another host, or lost with the power).
             alive: Whether a worker is still announced. A claim whose answer got lost leaves deliveries that their
@@ -160,14 +124,17 @@ class LeaseReclaimer:
             raise trouble
         return more
 
+    def _keep(self) -> None:
+        """Renew what we still hold, so that nobody takes it over from us."""
+        if self._taken:
+            lost = set(self._broker.renew(self._worker, [one.delivery.lease for one in self._taken]))
+            # What is not decided is decided all the same: whoever has it now knows nothing of its first owner.
+            self._taken = [one for one in self._taken if one.verdict is None or one.delivery.lease not in lost]
+
     def _take_over(self) -> bool:
         """Reclaim one page; return whether there is another."""
-        found = self._broker.reclaim(
-            self._worker,
-            self._lanes,
-            lease_ms=int(self._lease * 1000),
-            grace_ms=round(self._grace * 1000),
-        )
+        lease_ms, grace_ms = int(self._lease * 1000), round(self._grace * 1000)
+        found = self._broker.reclaim(self._worker, self._lanes, lease_ms=lease_ms, grace_ms=grace_ms)
         if found.deliveries:
             crash_point("reclaim.claimed")
         for owner, jobs in Counter(owner for _, owner in found.deliveries).items():
@@ -180,13 +147,6 @@ class LeaseReclaimer:
         now = self._clock.monotonic()
         self._taken += [Taken(delivery, _read(delivery), owner, now) for delivery, owner in found.deliveries]
         return found.more
-
-    def _keep(self) -> None:
-        """Renew what we still hold, so that nobody takes it over from us."""
-        if self._taken:
-            lost = set(self._broker.renew(self._worker, [one.delivery.lease for one in self._taken]))
-            # What is not decided is decided all the same: whoever has it now knows nothing of its first owner.
-            self._taken = [one for one in self._taken if one.verdict is None or one.delivery.lease not in lost]
 
     def _deal(self) -> StoreError | None:
         """Decide, write down and give back as far as the servers answer; return what PostgreSQL refused with."""
@@ -204,46 +164,22 @@ class LeaseReclaimer:
     def _decide(self, owner: str, lost: Sequence[Taken]) -> None:
         """Give each of these, which ``owner`` lost, its verdict; leave it without one if it has to wait."""
         if owner == self._worker:
-            _all(lost, Verdict.GIVE_BACK)
+            give_back(lost)
             return
         if self._alive(owner):
             # An announcement may outlast its worker a little; a whole lease on, the worker lives.
             patience = self._clock.monotonic() - self._lease
-            _all([one for one in lost if one.since <= patience], Verdict.GIVE_BACK)
+            give_back(one for one in lost if one.since <= patience)
             return
         running = self._dead_workers(owner)
-        of_rows = []
         for one in lost:
-            if one.reference is None:
-                one.verdict = Verdict.GIVE_BACK
-            elif one.reference.direct:
-                one.verdict = _direct_verdict(one.delivery, running)
-            else:
-                of_rows.append(one)
-        if of_rows:
-            self._decide_rows(owner, of_rows, running)
-
-    def _decide_rows(self, owner: str, lost: Sequence[Taken], running: frozenset[bytes] | None) -> None:
-        """Free the rows of a dead worker and write down which of them may have killed it."""
+            one.verdict = without_row(one.delivery, one.reference, running)
+        of_rows = [one for one in lost if one.verdict is None]
         if self._store is None:
-            _all(lost, Verdict.GIVE_BACK)
-            return
-        with self._store.cursor("ending the sessions of a dead worker") as cursor:
-            gone, _ = sessions.terminate_worker(cursor, owner)
-        if not gone:
-            raise StoreError(f"A PostgreSQL session of the dead worker {owner} does not end; it is ended again.")
-        ran = [one for one in lost if running is None or one.delivery.reference in running]
-        failed: list[JobFailure] = []
-        if ran:
-            with self._store.transaction("charging the jobs of a dead worker") as cursor:
-                if not deaths.lock(cursor, owner):
-                    raise StoreError(f"The jobs of the dead worker {owner} are being charged by another worker.")
-                verdicts = [(one, _charge(cursor, one, failed)) for one in ran]
-            for one, verdict in verdicts:
-                one.verdict = verdict
-            for failure in failed:
+            give_back(of_rows)
+        elif of_rows:
+            for failure in charge_rows(self._store, owner, of_rows, running):
                 self._on_failed(failure)
-        _all([one for one in lost if one not in ran], Verdict.GIVE_BACK)
 
     def _apply(self, one: Taken) -> None:
         """Apply the verdict in the broker; a lease that was lost meanwhile ends elsewhere."""
@@ -266,28 +202,3 @@ def _read(delivery: Delivery) -> Reference | None:
     except WireError as error:
         log.warning("A delivery is given back unread: %s", error, extra={"action": "reclaim_unread"})
         return None
-
-
-def _charge(cursor: Cursor, one: Taken, failed: list[JobFailure]) -> Verdict | None:
-    """Write to the row what its owner's death means; None when another session holds the row for now."""
-    assert one.reference is not None
-    # The sessions of its owner are gone: the attempts that are read now are those that it was started with.
-    written = deaths.charge(cursor, one.reference.id, one.owner, failed)
-    if written.locked:
-        return None
-    return Verdict.SETTLE if written.terminal or written.missing else Verdict.GIVE_BACK
-
-
-def _direct_verdict(delivery: Delivery, running: frozenset[bytes] | None) -> Verdict:
-    """A direct job has no row to be suspected in: each delivery counts that may have run when its worker died.
-
-    One that was charged twice runs as an accused job does, so that a bystander is not there at the third death.
-    """
-    if running is not None and delivery.reference not in running:
-        return Verdict.GIVE_BACK
-    return Verdict.FAIL if delivery.crashes + 1 >= MAX_CRASHES else Verdict.CHARGE_CRASH
-
-
-def _all(some: Sequence[Taken], verdict: Verdict) -> None:
-    for one in some:
-        one.verdict = verdict

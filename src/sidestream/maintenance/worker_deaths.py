@@ -70,10 +70,7 @@ class WorkerDeaths:
         here = self._dead_here()
         self._charged &= here.keys()
         for worker in here.keys() - self._charged:
-            with self._store.cursor("ending the sessions of a dead worker") as cursor:
-                gone, _ = sessions.terminate_worker(cursor, worker)
-            if not gone:
-                raise StoreError(f"A PostgreSQL session of the dead worker {worker} does not end; it is ended again.")
+            end_sessions(self._store, worker)
             if self._charge(worker, here[worker]):
                 self._charged.add(worker)
 
@@ -102,6 +99,14 @@ class WorkerDeaths:
         except BrokerError as error:
             log.debug("PostgreSQL alone tells whether %s lives: %s", worker, error)
             return False
+
+
+def end_sessions(store: StoreConnection, worker: str) -> None:
+    """End the sessions of a dead worker, so that its rows are free; raise StoreError while one does not end."""
+    with store.cursor("ending the sessions of a dead worker") as cursor:
+        gone, _ = sessions.terminate_worker(cursor, worker)
+    if not gone:
+        raise StoreError(f"A PostgreSQL session of the dead worker {worker} does not end; it is ended again.")
 
 
 def _rows(references: Iterable[bytes], database: bytes) -> list[int]:
