@@ -45,7 +45,6 @@ class Shop:
         self._options = WorkerOptions(
             worker="lesson",
             lanes=(lane(database.tag, "default"), lane(NO_TAG8, "default")),
-            database=database.tag.hex(),
             run_folder=tmp_path,
         )
 

@@ -71,7 +71,7 @@ def test_a_job_postponed_by_a_duplicate_between_claim_and_start_lets_the_next_of
     verdict = verdict_of(found, Reference.unpack(delivery.reference), run_alone=False)
     assert isinstance(verdict, Release)
     assert (verdict.reason, verdict.unstarted) == (Reason(ReasonCode.NOT_DUE), True)
-    state = WorkerState(WorkerOptions("worker", tuple(lanes), tag(dsn).hex(), tmp_path, children=1))
+    state = WorkerState(WorkerOptions("worker", tuple(lanes), tmp_path, children=1))
     outcome_writer = OutcomeWriter(state, lambda: psycopg.connect(dsn, autocommit=True))
     outcome_writer.reported(delivery, JobReport(0, verdict, -1)).apply(broker, delivery)
     assert claimed(broker, dsn) == [second]
@@ -130,7 +130,7 @@ def test_a_job_that_an_action_replaces_does_not_block_its_key(
     with jobs.transaction(connection) as tx:
         tx.enqueue("plan")
     call = PythonExecutor(actions, dsn=dsn, signer=None, application_name=lambda slot: f"test/{slot}")
-    options = WorkerOptions("worker", (lane(tag(dsn), "default"),), tag(dsn).hex(), tmp_path)
+    options = WorkerOptions("worker", (lane(tag(dsn), "default"),), tmp_path)
     worker = EmbeddedWorker(broker, call, options, lambda: psycopg.connect(dsn, autocommit=True))
     worker.run_until_idle()
     worker.close()

@@ -64,7 +64,7 @@ def _outcome_writer(database: str, folder: Path) -> Iterator[tuple[psycopg.Conne
         with look.transaction(), look.cursor() as cursor:
             known = schema.install(cursor)
             [stored] = outcomes.insert(cursor, [Job("test.act")])
-        state = WorkerState(WorkerOptions("me", (lane(known.tag, "default"),), "00", folder, children=1))
+        state = WorkerState(WorkerOptions("me", (lane(known.tag, "default"),), folder, children=1))
         outcome_writer = OutcomeWriter(state, lambda: psycopg.connect(database, autocommit=True))
         yield look, outcome_writer, stored.reference(known)
         outcome_writer.close()
@@ -130,7 +130,7 @@ def test_a_failure_ends_a_lone_start(lone: Lone) -> None:
 
 
 def test_a_direct_job_that_snoozes_with_the_reason_paused_is_counted(tmp_path: Path) -> None:
-    outcome_writer = OutcomeWriter(WorkerState(WorkerOptions("me", ("lane",), "00", tmp_path, children=1)), None)
+    outcome_writer = OutcomeWriter(WorkerState(WorkerOptions("me", ("lane",), tmp_path, children=1)), None)
     reference = direct_reference(UUID(int=1), "test.act", None).pack()
     for word in (ReasonCode.UPGRADING, ReasonCode.UNROUTED):
         snooze = Release(Reason(ReasonCode.SNOOZED, {"seconds": 60, "message": word.value}), 60_000)

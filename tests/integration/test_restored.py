@@ -85,7 +85,7 @@ def test_a_reference_from_before_a_restore_runs_nothing_and_the_row_s_own_is_pub
 ) -> None:
     job = enqueue(connection, jobs, "ship")
     application.somebody.execute(RESTORED)
-    options = WorkerOptions("worker", (lane(tag(dsn), "default"),), tag(dsn).hex(), tmp_path)
+    options = WorkerOptions("worker", (lane(tag(dsn), "default"),), tmp_path)
     worker = EmbeddedWorker(broker, application.call, options, lambda: psycopg.connect(dsn, autocommit=True))
     assert [outcome for _, outcome in worker.run_until_idle()] == [Done()]
     assert application.ran == []

@@ -95,7 +95,7 @@ class Recorder:
 def parts(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[SimpleNamespace]:
     """A collector over a zygote whose children die of their first batch."""
     zygote = getattr(request, "param", FAKE_ZYGOTE)
-    state = WorkerState(WorkerOptions("me", ("lane",), "00", tmp_path, children=1))
+    state = WorkerState(WorkerOptions("me", ("lane",), tmp_path, children=1))
     slots, descriptor = Slots.create(tmp_path / "slots", 1)
     recorder = Recorder()
     pool = ProcessPool(state, slots, descriptor, [sys.executable, "-c", zygote], b"orders")
@@ -170,7 +170,7 @@ def test_the_batch_of_a_dead_child_is_returned_once(parts: SimpleNamespace) -> N
         child.batch, child.deliveries = 1, [job]
         parts.state.draining = True  # what comes back stays where it can be seen
         # Both tidings of the death lie in the collector's sockets before it can look at either.
-        wire.send_batch(child.end, wire.Batch(1, [wire.Item(job.reference, None, 0, 0, False)]))
+        wire.send_batch(child.end, wire.Batch(1, [wire.Item(job.reference, None, 0, False)]))
         with subprocess.Popen(["sleep", "0.3"]):
             pass
     with parts.state.changed:
@@ -199,7 +199,7 @@ def test_a_replacement_child_is_reserved_for_a_suspect_reported_later(
             parts.slots.start(child.slot, 0, time.monotonic(), killed.reference)
             child.batch, child.deliveries = 1, [killed]
             state.backlog.append(other)
-            wire.send_batch(child.end, wire.Batch(1, [wire.Item(killed.reference, None, 0, 0, False)]))
+            wire.send_batch(child.end, wire.Batch(1, [wire.Item(killed.reference, None, 0, False)]))
         assert parts.recorder.heard.wait(20)
         with state.lock:
             [(told, (delivery, *_))] = parts.recorder.told
@@ -226,7 +226,7 @@ def test_a_job_that_began_when_its_child_was_killed_for_another_is_innocent(
             parts.slots.start(child.slot, 1, time.monotonic(), jobs[1].reference)
             child.batch, child.deliveries = 1, list(jobs)
             child.kill_reason, child.killed_for = KillReason.LIMIT, None if meant is None else jobs[meant].reference
-            wire.send_batch(child.end, wire.Batch(1, [wire.Item(one.reference, None, 0, 0, False) for one in jobs]))
+            wire.send_batch(child.end, wire.Batch(1, [wire.Item(one.reference, None, 0, False) for one in jobs]))
         with state.changed:
             assert state.changed.wait_for(lambda: len(parts.recorder.told) == 2, 20)
             [(first, (done,)), (second, (interrupted, _, _, kill_reason, _))] = parts.recorder.told

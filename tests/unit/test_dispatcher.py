@@ -49,7 +49,7 @@ class Floor:
     """A dispatcher with two children that are busy, and jobs in its backlog."""
 
     def __init__(self, folder: Path) -> None:
-        self.state = state = WorkerState(WorkerOptions("me", ("lane",), "00", folder, children=2))
+        self.state = state = WorkerState(WorkerOptions("me", ("lane",), folder, children=2))
         self.claims = Claims()
         self.released: list[Delivery] = []
         self.lone: list[Delivery] = []

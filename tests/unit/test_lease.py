@@ -46,7 +46,7 @@ class Away(MemoryBroker):
 
 
 def renewer_of(broker: Broker, folder: Path) -> tuple[LeaseRenewer, WorkerState]:
-    state = WorkerState(WorkerOptions("me", ("00" * 8 + ":default",), "00" * 8, folder))
+    state = WorkerState(WorkerOptions("me", ("00" * 8 + ":default",), folder))
     state.actions = {TAG: ActionFacts("a", TAG, None, RetryPolicy())}
     state.announced = False
     slots, descriptor = Slots.create(folder / "slots", 1)

@@ -85,7 +85,7 @@ class Desk:
     """A settler at work in its thread."""
 
     def __init__(self, folder: Path) -> None:
-        self.state = WorkerState(WorkerOptions("me", ("lane",), "00", folder, children=1))
+        self.state = WorkerState(WorkerOptions("me", ("lane",), folder, children=1))
         self.redis, self.outcome_writer = Redis(), Books()
         self.sent: list[Delivery] = []
         self.settler = Settler(

@@ -27,7 +27,7 @@ class Look:
     """A timeout monitor over the states of two children; the first one has run a job for a second."""
 
     def __init__(self, folder: Path) -> None:
-        self.state = WorkerState(WorkerOptions("me", ("lane",), "00", folder, children=2))
+        self.state = WorkerState(WorkerOptions("me", ("lane",), folder, children=2))
         slots, descriptor = Slots.create(folder / "slots", 2)
         os.close(descriptor)
         self.released: list[Delivery] = []

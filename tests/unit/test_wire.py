@@ -13,7 +13,7 @@ from sidestream.worker import wire
 
 def test_a_batch_arrives_whole() -> None:
     ours, theirs = wire.pair()
-    sent = wire.Batch(3, [wire.Item(b"\x01ref", None, 0, 0, False), wire.Item(b"\x02ref", b"s1.k.m.{}", 2, 1, True)])
+    sent = wire.Batch(3, [wire.Item(b"\x01ref", None, 0, False), wire.Item(b"\x02ref", b"s1.k.m.{}", 2, True)])
     with ours, theirs:
         wire.send_batch(ours, sent)
         assert wire.read_batch(wire.receive(theirs)) == sent
@@ -51,7 +51,7 @@ def test_a_closed_side_is_seen_as_the_end() -> None:
 def test_the_largest_batch_fits_one_packet() -> None:
     ours, theirs = wire.pair()
     sent = wire.Batch(
-        1, [wire.Item(b"r" * 41, b"x" * 66_000, 0, 0, False), wire.Item(b"r", b"y" * wire.BATCH_BYTES, 0, 0, False)]
+        1, [wire.Item(b"r" * 41, b"x" * 66_000, 0, False), wire.Item(b"r", b"y" * wire.BATCH_BYTES, 0, False)]
     )
     with ours, theirs:
         wire.send_batch(ours, sent)

@@ -43,9 +43,8 @@ class ScratchShard:
         """
         probe(self._connection)
         self._had_library = self._has_library()
-        seen = RedisInspector(self._connection).overview()
-        held = sum(depth.leased for depth in seen.lanes)
-        ready = sum(depth.ready for depth in seen.lanes)
+        lanes = RedisInspector(self._connection).lanes()
+        held, ready = sum(depth.leased for depth in lanes), sum(depth.ready for depth in lanes)
         if not held and not ready:
             return None
         return f"{ready:,} jobs are ready and {held:,} are leased to workers"

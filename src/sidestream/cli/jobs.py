@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -12,9 +12,6 @@ from sidestream.cli.output import print_json, print_line, print_table
 from sidestream.errors import InvalidJob
 from sidestream.job.reason import Reason
 from sidestream.job.states import State
-
-if TYPE_CHECKING:
-    pass
 
 MOST = 1000
 """Most jobs that one page shows."""

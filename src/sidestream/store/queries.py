@@ -1,4 +1,4 @@
-"""Read jobs: chunks for the reconciler, overdue rows, counts and pages. No query here locks a row or waits for one."""
+"""Read jobs: chunks for the reconciler, overdue rows and pages. No query here locks a row or waits for one."""
 
 # ruff: noqa: S608  (every statement is made of this package's constants; values are bound)
 
@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import Any
 from uuid import UUID
 
 from sidestream.job.states import State
@@ -69,16 +69,6 @@ _OVERDUE = f"""
     WHERE j.state = 'pending' AND j.id > %(after)s::bigint
     AND j.run_at < {UTC_NOW} - %(older)s::float8 * interval '1 second'
     ORDER BY j.id LIMIT %(limit)s::integer"""
-# Returns one row per queue. Index: sidestream_job_due and sidestream_job_ended.
-_COUNTS = f"""
-    SELECT queue, count(*) FILTER (WHERE state = 'pending' AND run_at <= {UTC_NOW}) AS due,
-           count(*) FILTER (WHERE state = 'pending' AND run_at > {UTC_NOW} AND attempts = 0) AS scheduled,
-           count(*) FILTER (WHERE state = 'pending' AND run_at > {UTC_NOW} AND attempts > 0) AS retrying,
-           count(*) FILTER (WHERE state = 'failed') AS failed, count(*) FILTER (WHERE state = 'cancelled') AS cancelled
-    FROM (SELECT queue, state, run_at, attempts FROM sidestream_job WHERE state = 'pending'
-          UNION ALL
-          SELECT queue, state, run_at, attempts FROM sidestream_job WHERE state IN ('failed', 'cancelled')) counted
-    GROUP BY queue ORDER BY queue"""
 # By field of Row: its column.
 _COLUMNS = {
     "id": "j.id",
@@ -112,40 +102,6 @@ _SELECT = f"SELECT {', '.join(f'{column} AS {name}' for name, column in _COLUMNS
 _PAGE = f"{_SELECT} FROM sidestream_job j WHERE /* conditions */ ORDER BY j.id DESC LIMIT %(limit)s::integer"
 # Returns one row and its payload. Index: the primary key.
 _JOB = f"{_SELECT}, j.payload FROM sidestream_job j WHERE j.id = %(id)s::bigint"
-# Returns the pending jobs whose newest attempt row is a start. Index: sidestream_attempt_started, because there are few
-# starts, and most pending jobs have no attempt row.
-_RUNNING = """
-    SELECT j.id, j.action, j.queue, a.worker, a.slot, a.at
-    FROM sidestream_attempt a JOIN sidestream_job j ON j.id = a.job_id AND j.state = 'pending'
-    WHERE a.event = 'started'
-    AND NOT EXISTS (SELECT FROM sidestream_attempt later WHERE later.job_id = a.job_id AND later.id > a.id)
-    ORDER BY a.id LIMIT %(limit)s::integer"""
-
-
-class Running(NamedTuple):
-    """A job that a worker recorded as started, and not as ended."""
-
-    id: int
-    action: str
-    queue: str
-    worker: str
-    slot: int
-    #: Aware, UTC.
-    at: datetime
-
-
-class QueueCounts(NamedTuple):
-    """Number of rows of a queue by state; done ones are not counted, because there may be millions."""
-
-    queue: str
-    #: Pending and due.
-    due: int
-    #: Pending, not due, never attempted.
-    scheduled: int
-    #: Pending, not due, attempted before.
-    retrying: int
-    failed: int
-    cancelled: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,12 +180,6 @@ def overdue(cur: Cursor, older_than_s: float, after_id: int = 0, limit: int = 50
     return [read_job_row(row) for row in rows if row.id is not None]
 
 
-def counts(cur: Cursor) -> list[QueueCounts]:
-    """Return the counts of every queue that has pending, failed or cancelled rows, by name."""
-    cur.execute(_COUNTS)
-    return [QueueCounts(**row._asdict()) for row in fetch_all(cur)]
-
-
 def page(
     cur: Cursor,
     state: State | str | None = None,
@@ -262,15 +212,6 @@ def page(
         {**wanted, "before": before_id, "limit": limit, "only": None if only is None else list(only)},
     )
     return [_row(found) for found in fetch_all(cur)]
-
-
-def running(cur: Cursor, limit: int = 1000) -> list[Running]:
-    """Return up to ``limit`` pending jobs whose newest attempt row is a start, oldest start first.
-
-    Workers write that row for jobs that run alone or for long; only the broker knows the short ones.
-    """
-    cur.execute(_RUNNING, {"limit": limit})
-    return [Running(**{**row._asdict(), "at": aware(row.at)}) for row in fetch_all(cur)]
 
 
 def job(cur: Cursor, id: int) -> tuple[Row, str, list[Attempt]] | None:  # noqa: A002

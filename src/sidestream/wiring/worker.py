@@ -356,7 +356,6 @@ class Worker:
         return WorkerOptions(
             worker=self._name,
             lanes=self._lanes,
-            database=(NO_TAG8 if self._database is None else self._database.tag).hex(),
             run_folder=self._folder.path,
             children=settings.children,
             lease=settings.lease,

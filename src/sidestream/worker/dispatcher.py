@@ -287,7 +287,7 @@ class Dispatcher:
             # Its attempt row records that it runs alone; a later row would hide that when the worker dies.
             child.recorded = (child.batch, 0)
         self._slots.assign(child.slot, child.batch, len(batch))
-        items = [wire.Item(d.reference, d.payload, d.attempts, d.crashes, run_alone) for d in batch]
+        items = [wire.Item(d.reference, d.payload, d.attempts, run_alone) for d in batch]
         try:
             wire.send_batch(child.end, wire.Batch(child.batch, items))
         except OSError:

@@ -16,8 +16,6 @@ class WorkerOptions:
     worker: str
     #: The lanes that are served (see :func:`sidestream.broker.protocol.lane`).
     lanes: tuple[str, ...]
-    #: 16 hex digits of the database's tag; the lanes of follow-up jobs begin with it.
-    database: str
     #: Folder of this supervisor alone: slots and lock file.
     run_folder: Path
     #: Child processes.

@@ -34,7 +34,6 @@ class Item(NamedTuple):
     reference: bytes
     payload: bytes | None
     attempts: int
-    crashes: int
     #: The job runs alone, its attempt row is already written: it may be run although it is a suspect.
     run_alone: bool
 

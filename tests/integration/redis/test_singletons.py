@@ -136,7 +136,7 @@ def test_the_depth_counts_it(two: RedisBroker, redis_server: RedisServer) -> Non
     two.publish([B2, C])
     connection = RedisConnection(redis_server.url)
     try:
-        assert [one.ready for one in RedisInspector(connection).overview().lanes] == [4]
+        assert [one.ready for one in RedisInspector(connection).lanes()] == [4]
     finally:
         connection.close()
 

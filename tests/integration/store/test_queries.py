@@ -173,23 +173,6 @@ def test_among_many_rows_every_step_stays_small(a: Session) -> None:
     assert max(touched["acquire, free"], touched["overdue, none"], touched["page, failed"]) < 40, str(touched)
 
 
-def test_counts_say_how_a_queue_stands(a: Session) -> None:
-    later = datetime.now(UTC) + timedelta(hours=1)
-    for _ in range(3):
-        a.one()
-    a.one(run_at=later)
-    retrying, dead, cancelled, done = (a.one() for _ in range(4))
-    assert outcomes.fail_attempt(a.cur, retrying, 0, 60, "It failed.").applied
-    assert outcomes.fail_job(a.cur, dead, 0, "It can never work.").applied
-    assert control.cancel(a.cur, cancelled).applied
-    a.done(done)
-    a.one(queue="another")
-    assert queries.counts(a.cur) == [
-        queries.QueueCounts("another", 1, 0, 0, 0, 0),
-        queries.QueueCounts("default", 3, 1, 1, 1, 1),
-    ]
-
-
 def test_a_page_is_narrowed_down_and_goes_on(a: Session, b: Session) -> None:
     jobs = [a.one(queue="a" if number % 2 else "b", key="k") for number in range(6)]
     a.done(jobs[0])

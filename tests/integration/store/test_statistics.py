@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from sidestream.errors import InvalidJob
-from sidestream.store import attempts, outcomes, queries, statistics
+from sidestream.store import outcomes, statistics
 from tests.integration.store.sessions import Session
 
 
@@ -55,14 +55,3 @@ def test_rate_and_latencies_are_of_what_was_done_lately(a: Session) -> None:
 def test_statistics_by_something_else_are_refused(a: Session) -> None:
     with pytest.raises(InvalidJob, match="by 'colour' are not known; expected queue, group, action"):
         statistics.statistics(a.cur, "colour")  # type: ignore[arg-type]
-
-
-def test_running_jobs_are_those_whose_newest_attempt_row_says_started(a: Session) -> None:
-    first, second, failed, ended = (a.one() for _ in range(4))
-    for job in (first, second, failed, ended):
-        attempts.record(a.cur, job, "host/1", 3, "started", 'running|{"seconds": 0.5}')
-    attempts.record(a.cur, failed, "host/1", 3, "failed", "It failed.")
-    a.done(ended)
-    found = queries.running(a.cur)
-    assert [(one.id, one.worker, one.slot) for one in found] == [(first, "host/1", 3), (second, "host/1", 3)]
-    assert len(queries.running(a.cur, limit=1)) == 1

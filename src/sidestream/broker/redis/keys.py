@@ -9,11 +9,6 @@ PREFIX = "sidestream:{s0}:"
 """The prefix of the first shard. The hash tag between the braces keeps all keys of a shard in one Cluster slot."""
 
 
-def meta(prefix: str) -> str:
-    """HASH: generation, format, last lease token, times, synced databases, versions of rules."""
-    return f"{prefix}meta"
-
-
 def lanes(prefix: str) -> str:
     """HASH lane -> the number that other keys contain instead of it."""
     return f"{prefix}lanes"
@@ -32,11 +27,6 @@ def flow(prefix: str, pool: str, flow: bytes) -> bytes:
 def singletons(prefix: str, pool: str) -> str:
     """HASH flow -> first-ready time in ms and the member, for flows with one job beside other flows."""
     return f"{prefix}singletons:{pool}"
-
-
-def delayed(prefix: str, lane_number: str, priority: int) -> str:
-    """ZSET reference -> due time in ms."""
-    return f"{prefix}delayed:{lane_number}:{priority}"
 
 
 def leased(prefix: str, lane: str) -> str:
@@ -67,8 +57,3 @@ def direct(prefix: str) -> str:
 def failed(prefix: str) -> str:
     """HASH uuid (16 bytes) -> MessagePack of a failed direct job."""
     return f"{prefix}failed"
-
-
-def quarantine(prefix: str) -> str:
-    """LIST of the last 1,000 foreign or truncated entries that were found in our keys."""
-    return f"{prefix}quarantine"
