@@ -10,17 +10,18 @@ import selectors
 import signal
 import socket
 import time
-from collections.abc import Callable, Collection, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Collection
 
-from sidestream.broker.protocol import Delivery, Publication
+from sidestream.broker.protocol import Delivery
 from sidestream.crashpoints import crash_point
 from sidestream.executors.protocol import ActionFacts
 from sidestream.worker import wire
 from sidestream.worker.dispatcher import Dispatcher
 from sidestream.worker.pool import ProcessPool
+from sidestream.worker.settler import Settler
 from sidestream.worker.slots import Reading, Slots
 from sidestream.worker.state import RECOVERY, ChildState, KillReason, WorkerState
+from sidestream.worker.timeout_monitor import TimeoutMonitor
 from sidestream.worker.zygote import facts_from_wire, kill_group
 
 log = logging.getLogger(__name__)
@@ -35,32 +36,6 @@ MAX_LOADS = 3
 """Number of zygotes that may die in a row before they are ready; then the worker ends."""
 
 
-class SettlerCalls(Protocol):
-    """The calls from the collector to the settler; none of them waits."""
-
-    def done(self, deliveries: list[Delivery]) -> None:
-        """Settle deliveries that are done."""
-        ...
-
-    def job_report(self, delivery: Delivery, job_report: wire.JobReport) -> None:
-        """Settle a delivery that ended in another way, as its report says."""
-        ...
-
-    def crashed(
-        self, delivery: Delivery, reading: Reading, slot: int, kill_reason: KillReason | None, how: str
-    ) -> None:
-        """Settle a delivery whose child ended while it ran."""
-        ...
-
-    def release(self, deliveries: list[Delivery]) -> None:
-        """Release deliveries of which it is unknown whether they ended; their rows decide."""
-        ...
-
-    def follow_ups(self, jobs: Sequence[Publication]) -> None:
-        """Publish follow-up jobs; the transaction that wrote their rows is committed."""
-        ...
-
-
 class Collector:
     """The thread that reads every socket of the supervisor."""
 
@@ -70,8 +45,8 @@ class Collector:
         pool: ProcessPool,
         slots: Slots,
         dispatcher: Dispatcher,
-        settler: SettlerCalls,
-        timeout_monitor: Any,
+        settler: Settler,
+        timeout_monitor: TimeoutMonitor,
         *,
         on_actions: Callable[[], None] = lambda: None,
     ) -> None:

@@ -8,11 +8,11 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from typing import Protocol
 
 from sidestream.broker.protocol import Delivery
 from sidestream.job.reference import action_of
 from sidestream.worker.pool import ProcessPool
+from sidestream.worker.settler import Settler
 from sidestream.worker.slots import Reading, Slots
 from sidestream.worker.state import ChildState, KillReason, WorkerState
 
@@ -20,18 +20,6 @@ log = logging.getLogger(__name__)
 
 SHOWN_AFTER = 0.5
 """A job that runs longer than this many seconds gets an attempt row, so that pages can show it as running."""
-
-
-class Recording(Protocol):
-    """What the timeout monitor reports to the settler."""
-
-    def started(self, delivery: Delivery, slot: int, seconds: float) -> None:
-        """This job has been running for so long."""
-        ...
-
-    def release(self, deliveries: list[Delivery]) -> None:
-        """Nobody here has time for these."""
-        ...
 
 
 class TimeoutMonitor:
@@ -42,7 +30,7 @@ class TimeoutMonitor:
         state: WorkerState,
         pool: ProcessPool,
         slots: Slots,
-        settler: Recording,
+        settler: Settler,
         *,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
