@@ -67,7 +67,7 @@ class Crowd:
 
     def wait(self, name: str) -> None:
         """Let a worker wait for jobs: as a claim does, but for the blocked read itself."""
-        block_ms, found = self._functions.claim(7500, name, 1, 0, WAIT_MS, self.lanes[name])
+        block_ms, found = self._functions.call("claim", 7500, name, 1, 0, WAIT_MS, b"", 0, *self.lanes[name])
         assert block_ms == WAIT_MS, (block_ms, found)
 
     def job(self, *, key: str | None = None, due: int = 0) -> Publication:

@@ -100,7 +100,7 @@ def cancel(settings: Settings, uuid: UUID) -> bool:
 def retry_failed(settings: Settings, uuid: UUID) -> bool:
     """Retry a failed direct job, due now; False when it is not among the failed."""
     with _broker(settings) as broker:
-        return FailedDirectJobs(broker).retry_failed([uuid]) == 1
+        return broker.retry_failed([uuid]) == 1
 
 
 def error_groups(settings: Settings, only: Filter) -> list[DirectGroup]:
@@ -126,12 +126,11 @@ def error_groups(settings: Settings, only: Filter) -> list[DirectGroup]:
 def change_failed(settings: Settings, only: Filter, *, again: bool) -> Iterator[int]:
     """Retry the failed direct jobs that fit, or forget them; give how many it were after each lot."""
     with _broker(settings) as broker:
-        failed = FailedDirectJobs(broker)
         # All are read before the first is changed: one that dies again meanwhile is left.
-        uuids = [one.uuid for one in failed if _fits(one, only)]
+        uuids = [one.uuid for one in FailedDirectJobs(broker) if _fits(one, only)]
         for at in range(0, len(uuids), LOT):
             lot = uuids[at : at + LOT]
-            yield failed.retry_failed(lot) if again else failed.delete_failed(lot)
+            yield broker.retry_failed(lot) if again else broker.delete_failed(lot)
 
 
 def merged(rows: list[ErrorGroup], direct: list[DirectGroup]) -> list[ErrorGroup | DirectGroup]:

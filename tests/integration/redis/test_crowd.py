@@ -44,7 +44,7 @@ class Crowd:
         self.again(name, children)
 
     def again(self, name: str, children: int = 1) -> None:
-        assert self.functions.claim(7500, name, children, 0, 1000, self.lanes[name]) == (1000, [])
+        assert self.functions.call("claim", 7500, name, children, 0, 1000, b"", 0, *self.lanes[name]) == [1000, []]
 
     def handed(self, name: str) -> list[int]:
         """Return the ids of the jobs that were handed to a worker, and let it end them."""

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
+from hashlib import sha1
+from typing import Any, TypeVar
+from uuid import UUID
 
 from sidestream.broker.protocol import (
     Capability,
@@ -25,7 +27,8 @@ from sidestream.broker.redis.connection import FunctionMissing, NotReady, RedisC
 from sidestream.broker.redis.entries import TOKEN_SIZE, EntryReader
 from sidestream.broker.redis.functions import Functions
 from sidestream.broker.redis.probe import information, probe
-from sidestream.errors import BrokerUnavailable, StaleGeneration
+from sidestream.broker.redis.rules_wire import pack_rules
+from sidestream.errors import BrokerUnavailable, FormatUnknown, StaleGeneration
 from sidestream.job.outcome import Release
 from sidestream.job.rules import Rules
 
@@ -87,11 +90,11 @@ class RedisBroker:
     def probe(self) -> None:
         """Check that this server may be used; raise BrokerUnavailable or BrokerUnsuitable with the reason."""
         probe(self.connection)
-        self._functions.read_generation()  # report missing rights to load or call functions now, not at the first job
+        self._read_generation()  # report missing rights to load or call functions now, not at the first job
 
     def generation(self, databases: Sequence[bytes] = ()) -> Generation:
         """See :meth:`Broker.generation`."""
-        number, synced = self._functions.read_generation([database.hex() for database in databases])
+        number, synced = self._read_generation(databases)
         fields = information(self.connection, "server", "replication")
         if self._functions.generation != str(number):
             self._received.clear()  # tokens start anew
@@ -101,45 +104,49 @@ class RedisBroker:
 
     def begin_generation(self, databases: Sequence[bytes] = ()) -> Generation:
         """See :meth:`Broker.begin_generation`."""
-        self._functions.begin()
+        self._functions.call("begin")
         return self.generation(databases)
 
     def mark_synced(self, database: bytes) -> None:
         """See :meth:`Broker.mark_synced`."""
-        self._functions.synced(database.hex())
+        self._functions.call("mark_synced", database.hex())
 
     def configure(self, database: bytes, rules: Rules) -> bool:
         """See :meth:`Broker.configure`."""
-        return self._functions.configure(database.hex(), rules)
+        packed = pack_rules(rules)
+        digest = sha1(packed, usedforsecurity=False).hexdigest()[:12]
+        return bool(self._functions.call("configure", database.hex(), rules.version, digest, packed)[0])
 
     def announce(
         self, worker: str, lanes: Sequence[str], info: str, ttl_ms: int, actions: frozenset[bytes] | None = None
     ) -> None:
         """See :meth:`Broker.announce`."""
-        self._functions.announce(worker, info, ttl_ms, lanes, actions)
+        tags = sorted(actions or ())
+        digest = "" if actions is None else sha1(b"".join(tags), usedforsecurity=False).hexdigest()
+        self._functions.call("announce", worker, info, ttl_ms, digest, len(tags), *tags, *lanes)
 
     def withdraw(self, worker: str) -> None:
         """See :meth:`Broker.withdraw`."""
-        self._functions.withdraw(worker)
+        self._functions.call("withdraw", worker)
 
     def is_alive(self, worker: str) -> bool:
         """Return whether a worker is announced now, by the server's clock."""
-        return self._functions.alive(worker)
+        return bool(self._functions.call("alive", worker)[0])
 
     def take_turn(self, task: str, worker: str, seconds: float) -> bool:
         """Return whether ``worker`` has the turn for ``task``: it had the last turn, or that one expired.
 
         No other worker then has the turn for ``seconds``. This only saves effort: two workers may do a task at once.
         """
-        return self._functions.take_turn(task, worker, round(seconds * 1000))
+        return bool(self._functions.call("take_turn", task, worker, round(seconds * 1000))[0])
 
     def give_turn_back(self, task: str, worker: str) -> None:
         """Let another worker have the turn for ``task`` at once; without effect if this worker does not have it."""
-        self._functions.take_turn(task, worker, 0)
+        self._functions.call("take_turn", task, worker, 0)
 
     def publish(self, jobs: Sequence[Publication], *, force: bool = False) -> int:
         """See :meth:`Broker.publish`; many jobs go in chunks, so after an error the first ones may be published."""
-        return sum(self._functions.publish(chunk, force) for chunk in _chunks(jobs))
+        return sum(int(self._functions.call("publish", *_published(chunk, force))[0]) for chunk in _chunks(jobs))
 
     def get_ready(self) -> None:
         """See :meth:`AtOnce.get_ready`."""
@@ -148,7 +155,7 @@ class RedisBroker:
     def publish_at_once(self, jobs: Sequence[Publication], seconds: float) -> bool:
         """See :meth:`AtOnce.publish_at_once`."""
         try:
-            self._functions.publish_at_once(jobs, seconds)
+            self._functions.call_at_once("publish", *_published(jobs, force=False), seconds=seconds)
         except (NotReady, FunctionMissing, StaleGeneration):
             return False
         return True
@@ -172,16 +179,12 @@ class RedisBroker:
     def _claim(self, worker: str, lanes: Sequence[str], free: int, prefetch: int, wait_ms: int) -> list[Delivery]:
         deadline = time.monotonic() + wait_ms / 1000
         while True:
-            lost_at = self._lost_at.get(worker)
-            block_ms, words = self._functions.claim(
-                self._half_lease,
-                worker,
-                free,
-                prefetch,
-                wait_ms,
-                lanes,
-                received=b"" if lost_at is None else self._received.get(worker, FIRST_TOKEN),
-                lost_ms=0 if lost_at is None else round((time.monotonic() - lost_at) * 1000) + ROUNDING_MS,
+            received, lost_ms = b"", 0
+            if (lost_at := self._lost_at.get(worker)) is not None:  # jobs that were leased since then come first
+                received = self._received.get(worker, FIRST_TOKEN)
+                lost_ms = round((time.monotonic() - lost_at) * 1000) + ROUNDING_MS
+            block_ms, words = self._functions.call(
+                "claim", self._half_lease, worker, free, prefetch, wait_ms, received, lost_ms, *lanes
             )
             self._lost_at.pop(worker, None)
             if words or not block_ms:
@@ -195,7 +198,8 @@ class RedisBroker:
         """See :meth:`Broker.renew`."""
         lost = [lease for lease in leases if lease.worker != worker]
         for chunk in _chunks([lease for lease in leases if lease.worker == worker]):
-            lost += (chunk[at - 1] for at in self._functions.renew(self._half_lease, chunk))
+            positions = self._functions.call("renew", self._half_lease, *(lease.entry for lease in chunk))
+            lost += (chunk[at - 1] for at in positions)
         return lost
 
     def settle(self, deliveries: Sequence[Delivery]) -> list[Lease]:
@@ -208,7 +212,8 @@ class RedisBroker:
                 if entries is None:
                     entries = by_lane[delivery.lane] = []
                 entries.append(delivery.lease.entry)
-            positions = self._functions.settle(by_lane)
+            sections = (word for lane, entries in by_lane.items() for word in (lane, len(entries), *entries))
+            positions = self._functions.call("settle", *sections)
             if positions:
                 order = [entry for entries in by_lane.values() for entry in entries]
                 gone = {order[position - 1] for position in positions}
@@ -217,64 +222,105 @@ class RedisBroker:
 
     def release(self, delivery: Delivery, release: Release) -> int:
         """See :meth:`Broker.release`."""
-        return self._functions.release(delivery, release)
+        reply = self._functions.call(
+            "release",
+            delivery.lease.entry,
+            delivery.lane,
+            delivery.ready_ms,
+            "" if release.delay_ms is None else release.delay_ms,
+            "" if release.blocked_by is None else release.blocked_by,
+            int(release.charge_attempt),
+            int(release.charge_crash),
+            int(release.count),
+            int(release.unstarted),
+        )
+        return int(reply[0])
 
     def fail(self, delivery: Delivery, error: str) -> bool:
         """See :meth:`Broker.fail`."""
-        return self._functions.fail(delivery, error)
+        return bool(self._functions.call("fail", delivery.lease.entry, delivery.lane, error)[0])
 
-    def retry_failed(self, uuids: Sequence[bytes]) -> int:
-        """Make failed direct jobs pending; see :class:`~sidestream.broker.redis.failed.FailedDirectJobs`."""
-        return self._functions.retry_failed(uuids)
+    def retry_failed(self, uuids: Sequence[UUID]) -> int:
+        """Make a few hundred failed direct jobs pending, due now, with their counts reset; return how many there were.
 
-    def delete_failed(self, uuids: Sequence[bytes]) -> int:
-        """Delete failed direct jobs."""
-        return self._functions.delete_failed(uuids)
+        :class:`~sidestream.broker.redis.failed.FailedDirectJobs` lists them.
+        """
+        return int(self._functions.call("retry_failed", *(one.bytes for one in uuids))[0])
+
+    def delete_failed(self, uuids: Sequence[UUID]) -> int:
+        """Delete a few hundred failed direct jobs; return how many there were."""
+        return int(self._functions.call("delete_failed", *(one.bytes for one in uuids))[0])
 
     def reclaim(self, worker: str, lanes: Sequence[str], *, lease_ms: int, grace_ms: int) -> Reclaimed:
         """See :meth:`Broker.reclaim`."""
-        more, found = self._functions.reclaim(worker, lease_ms, grace_ms, lanes)
+        more, *found = self._functions.call("reclaim", worker, lease_ms, grace_ms, *lanes)
         taken: list[tuple[Delivery, str]] = []
         for *words, count, loser in found:
             taken += ((delivery, loser.decode()) for delivery in self._reader.deliveries(words, worker, count))
-        return Reclaimed(taken, more)
+        return Reclaimed(taken, bool(more))
 
     def reassert(self, worker: str, deliveries: Sequence[Delivery]) -> list[Delivery]:
         """See :meth:`Broker.reassert`."""
         ours: list[Delivery] = []
         for chunk in _chunks(deliveries):
-            for position, entry in self._functions.reassert(worker, chunk):
+            words: list[Any] = [worker]
+            for reference, lane, _, ready_ms, payload, attempts, crashes, releases, priority in chunk:
+                words += (reference, lane, priority, ready_ms, payload or b"", attempts, crashes, releases)
+            for position, entry in self._functions.call("reassert", *words):
                 ours.append(chunk[position - 1]._replace(lease=Lease(entry, worker, 1)))
         return ours
 
     def published(self, database: bytes, chunk: int) -> bytes:
         """See :meth:`Broker.published`."""
-        return self._functions.published(database, chunk)
+        bitmap: bytes = self._functions.call("published", database, chunk)[0]
+        return bitmap
 
     def locate(self, jobs: Sequence[Publication]) -> list[Place]:
         """See :meth:`Broker.locate`."""
-        return [_PLACES[number] for chunk in _chunks(jobs) for number in self._functions.locate(chunk)[::2]]
+        return [_PLACES[number] for number, _ in self._locate(jobs)]
 
     def delayed_until(self, jobs: Sequence[Publication]) -> list[int]:
         """See :meth:`Broker.delayed_until`."""
-        return [until for chunk in _chunks(jobs) for until in self._functions.locate(chunk)[1::2]]
+        return [until for _, until in self._locate(jobs)]
 
     def explain(self, job: Publication) -> Explanation:
         """See :meth:`Broker.explain`."""
-        place, scope, until, rank, worker, holders = self._functions.explain(job)
+        place, scope, until, rank, worker, *holders = self._functions.call("explain", *_where(job))
         return Explanation(_PLACES[place], scope.decode(), tuple(holders), until, worker.decode(), rank)
 
     def reprioritize(self, job: Publication, priority: int) -> bool:
         """See :meth:`Broker.reprioritize`."""
-        return self._functions.reprioritize(job, priority)
+        return bool(self._functions.call("reprioritize", *_where(job), priority)[0])
 
     def discard(self, job: Publication) -> bool:
         """See :meth:`Broker.discard`."""
-        return self._functions.discard(job)
+        return bool(self._functions.call("discard", *_where(job))[0])
 
     def close(self) -> None:
         """See :meth:`Broker.close`."""
         self.connection.close()
+
+    def _read_generation(self, databases: Sequence[bytes] = ()) -> tuple[int, frozenset[str]]:
+        """Return the number of the generation, and which of the databases are synced in it (16 hex digits each).
+
+        Raises:
+            FormatUnknown: Another release wrote it, in a format that this one does not know.
+        """
+        names = [database.hex() for database in databases]
+        number, found, known, *synced = self._functions.call("generation", *names)
+        if int(number) and found != known:
+            raise FormatUnknown(
+                f"Redis holds contents of format {found.decode() or 'none'}, and this release of Sidestream knows "
+                f"format {known.decode()}. Nothing is read or written here until all processes are of one release and "
+                "Redis was emptied (FLUSHALL); jobs that have a row are then published again."
+            )
+        return int(number), frozenset(name for name, is_synced in zip(names, synced, strict=True) if is_synced)
+
+    def _locate(self, jobs: Sequence[Publication]) -> Iterator[tuple[int, int]]:
+        """Yield for each job a place number (``lua/shared/find.lua``) and the ms until which it is delayed, or 0."""
+        for chunk in _chunks(jobs):
+            found = self._functions.call("locate", *(word for job in chunk for word in _where(job)))
+            yield from zip(found[::2], found[1::2], strict=True)
 
     def _wait(self, worker: str, free: int, block_ms: int) -> list[Delivery]:
         seconds = block_ms / 1000
@@ -287,3 +333,32 @@ class RedisBroker:
 def _chunks(items: Sequence[Item]) -> Iterator[Sequence[Item]]:
     for start in range(0, len(items), CHUNK):
         yield items[start : start + CHUNK]
+
+
+def _where(job: Publication) -> tuple[bytes, str, int]:
+    """Return the arguments by which ``lua/shared/find.lua`` finds a job."""
+    return job.reference, job.lane, job.priority
+
+
+def _published(jobs: Sequence[Publication], force: bool) -> Iterator[Any]:
+    """Return the arguments of ``publish`` after its clock."""
+    by_lane: dict[str, list[Any]] = {}
+    for reference, lane, due_ms, payload, attempted, priority, edited, withdrawn in jobs:
+        words = by_lane.get(lane)
+        if words is None:
+            words = by_lane[lane] = []
+        words += (reference, priority, due_ms, _mode(attempted, edited, withdrawn), payload or b"")
+    yield int(force)
+    for lane, words in by_lane.items():
+        yield lane
+        yield len(words) // 5
+        yield from words
+
+
+def _mode(attempted: bool, edited: bool, withdrawn: bool) -> str:
+    """Return the mode of a publication, as ``lua/publish.lua`` lists them."""
+    if withdrawn:
+        return "withdrawn"
+    if edited:
+        return "edited_attempted" if attempted else "edited"
+    return "attempted" if attempted else "new"

@@ -55,5 +55,5 @@ class EntryReader:
             else:
                 quarantine.append(element)
         if quarantine:
-            self._functions.quarantine(quarantine)
+            self._functions.call("quarantine", *quarantine)
         return self.deliveries(words, worker)

@@ -1,8 +1,8 @@
-"""List, retry and delete failed direct jobs; failed rows are in PostgreSQL."""
+"""List failed direct jobs; failed rows are in PostgreSQL."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -55,14 +55,6 @@ class FailedDirectJobs:
         """Return one of them; None if it is not there."""
         packed = self._broker.connection.run("HGET", keys.failed(self._broker.prefix), uuid.bytes)
         return None if packed is None else _read(uuid.bytes, packed)
-
-    def retry_failed(self, uuids: Sequence[UUID]) -> int:
-        """Make a few hundred pending, due now, with their counts reset; return how many were found."""
-        return self._broker.retry_failed([one.bytes for one in uuids])
-
-    def delete_failed(self, uuids: Sequence[UUID]) -> int:
-        """Delete a few hundred; return how many were found."""
-        return self._broker.delete_failed([one.bytes for one in uuids])
 
 
 def _read(uuid: bytes, packed: bytes) -> FailedDirectJob:
