@@ -107,7 +107,7 @@ def test_the_version_is_told(run: Run) -> None:
     ("words", "said"),
     [
         (["enqueue", "a", "--arg", "el"], "--arg 'el' is not JSON"),
-        (["enqueue", "a", "--arg", "NaN"], "--arg NaN is not JSON"),
+        (["enqueue", "a", "--arg", "NaN"], "not JSON: expected a finite number"),
         (["enqueue", "a", "--kwarg", "lang"], "not of the form NAME=JSON"),
         (["enqueue", "a", "--kwarg", "1x=2"], "not of the form NAME=JSON"),
         (["enqueue", "a", "--kwarg", "lang=el"], "--kwarg lang 'el' is not JSON"),

@@ -9,10 +9,12 @@ import typer
 from sidestream.cli import rule
 from sidestream.cli.options import AsJson, Note
 from sidestream.cli.statistics import list_statistics
+from sidestream.job.rules import Pause
 
 action = typer.Typer(no_args_is_help=True, help="List, pause or resume actions.")
 
 Name = Annotated[str, typer.Argument(metavar="ACTION", help="Name of the action.")]
+Group = Annotated[str | None, typer.Option(help="Only jobs of this group.")]
 
 
 @action.command("list")
@@ -26,13 +28,11 @@ def action_pause(
     context: typer.Context,
     name: Name,
     *,
-    group: Annotated[str | None, typer.Option(help="Only jobs of this group.")] = None,
+    group: Group = None,
     note: Note = None,
     as_json: AsJson = False,
 ) -> None:
     """Let no more jobs of the action start; running jobs continue."""
-    from sidestream.job.rules import Pause
-
     rule.pause(context, Pause(action=name, group=group), note, as_json=as_json)
 
 
@@ -41,10 +41,8 @@ def action_resume(
     context: typer.Context,
     name: Name,
     *,
-    group: Annotated[str | None, typer.Option(help="Only jobs of this group.")] = None,
+    group: Group = None,
     as_json: AsJson = False,
 ) -> None:
     """Let the jobs of a paused action start again."""
-    from sidestream.job.rules import Pause
-
     rule.resume(context, Pause(action=name, group=group), as_json=as_json)

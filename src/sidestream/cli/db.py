@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 
 from sidestream.cli.options import AsJson, options_of
-from sidestream.cli.output import complain, print_json, print_line
+from sidestream.cli.output import answer, complain, print_json
 from sidestream.errors import ForeignDatabase, SchemaMismatch
 
 db = typer.Typer(no_args_is_help=True, help="Create, upgrade, adopt or check the tables in PostgreSQL.")
@@ -19,10 +19,11 @@ def db_init(context: typer.Context, *, as_json: AsJson = False) -> None:
 
     with store_cursor(options_of(context).settings()) as cursor:
         database = schema.install(cursor)
-    if as_json:
-        print_json({"database": database.uuid, "version": schema.SCHEMA_VERSION})
-    else:
-        print_line(f"The tables exist and have version {schema.SCHEMA_VERSION}; this database is {database.uuid}.")
+    answer(
+        {"database": database.uuid, "version": schema.SCHEMA_VERSION},
+        f"The tables exist and have version {schema.SCHEMA_VERSION}; this database is {database.uuid}.",
+        as_json=as_json,
+    )
 
 
 @db.command("upgrade")
@@ -33,12 +34,10 @@ def db_upgrade(context: typer.Context, *, as_json: AsJson = False) -> None:
 
     with store_cursor(options_of(context).settings()) as cursor:
         before, after = schema.upgrade(cursor)
-    if as_json:
-        print_json({"from": before, "version": after})
-    elif before == after:
-        print_line(f"The tables have version {after} already; there is nothing to do.")
-    else:
-        print_line(f"The tables are upgraded from version {before} to version {after}.")
+    sentence = f"The tables are upgraded from version {before} to version {after}."
+    if before == after:
+        sentence = f"The tables have version {after} already; there is nothing to do."
+    answer({"from": before, "version": after}, sentence, as_json=as_json)
 
 
 @db.command("adopt")
@@ -50,10 +49,8 @@ def db_adopt(context: typer.Context, *, as_json: AsJson = False) -> None:
     settings = options_of(context).settings()
     with store_cursor(settings) as cursor:
         database = schema.adopt(cursor, settings.instance)
-    if as_json:
-        print_json({"database": database.uuid})
-    else:
-        print_line(f"This database is now {database.uuid}; a running worker restarts within seconds.")
+    sentence = f"This database is now {database.uuid}; a running worker restarts within seconds."
+    answer({"database": database.uuid}, sentence, as_json=as_json)
 
 
 @db.command("check")
@@ -72,11 +69,10 @@ def db_check(context: typer.Context, *, as_json: AsJson = False) -> None:
         else:
             complain(str(error))
         raise typer.Exit(1) from error
-    if as_json:
-        print_json({"ok": True, "database": found.uuid, "version": found.version, "instance": found.instance})
-        return
     instance = "has no instance name" if found.instance is None else f"is of the instance {found.instance!r}"
-    print_line(
+    answer(
+        {"ok": True, "database": found.uuid, "version": found.version, "instance": found.instance},
         f"The tables have version {found.version} and every required column; this database is {found.uuid}, {instance} "
-        "and is not a copy."
+        "and is not a copy.",
+        as_json=as_json,
     )

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NoReturn
 from uuid import UUID
 
-from sidestream.cli.output import fail, print_facts, print_json, print_line
+from sidestream.cli.output import answer, fail, print_facts, print_json
 from sidestream.errors import InvalidJob
 
 if TYPE_CHECKING:
@@ -57,10 +57,7 @@ def change(settings: Settings, uuid: UUID, verb: str, *, as_json: bool) -> None:
         refused = f"The direct job {uuid} has not failed; list failed jobs with 'sidestream failed list'."
     if not done:
         fail(refused)
-    if as_json:
-        print_json({"id": str(uuid), "done": True, "answer": words})
-    else:
-        print_line(f"The direct job {uuid} {words}.")
+    answer({"id": uuid, "done": True, "answer": words}, f"The direct job {uuid} {words}.", as_json=as_json)
 
 
 def _found(settings: Settings, uuid: UUID) -> DirectJob | FailedDirectJob:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 from uuid import UUID
 
 import typer
 
 from sidestream.cli.options import AsJson, actions_of, options_of, seconds
-from sidestream.cli.output import print_json, print_line
+from sidestream.cli.output import answer
 from sidestream.errors import InvalidJob
 
 DIRECT_TIMEOUT = 5.0
@@ -69,12 +69,12 @@ def enqueue(
         "limit": limit,
         "unique": unique,
         "unique_until": unique_until,
-        "unique_for": seconds("--unique-for", unique_for),
+        "unique_for": unique_for and seconds("--unique-for", unique_for),
         "on_conflict": on_conflict,
-        "delay": seconds("--delay", delay),
+        "delay": delay and seconds("--delay", delay),
         "run_at": run_at,
         "time_zone": time_zone,
-        "expires_in": seconds("--expires-in", expires_in),
+        "expires_in": expires_in and seconds("--expires-in", expires_in),
         "expires_at": expires_at,
     }
     if uuid is not None and not direct:
@@ -90,27 +90,17 @@ def enqueue(
                 with transaction:
                     made = transaction.enqueue(action, args, kwargs, **options)
                 published = transaction.published
-    if as_json:
-        print_json({"id": made, "published": published})
-    elif published:
-        print_line(f"Enqueued job {made}.")
-    else:
-        print_line(f"Enqueued job {made}; Redis has not answered yet, so a worker will find it in PostgreSQL.")
+    later = "" if published else "; Redis has not answered yet, so a worker will find it in PostgreSQL"
+    answer({"id": made, "published": published}, f"Enqueued job {made}{later}.", as_json=as_json)
 
 
 def _json(option: str, text: str) -> Any:
     try:
-        return json.loads(text, parse_constant=lambda name: _no_number(option, name))
-    except InvalidJob:
-        raise
+        return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise InvalidJob(
             f"{option} {text!r:.60} is not JSON ({error}); a text needs its own quotes, for example '\"el\"'."
         ) from error
-
-
-def _no_number(option: str, name: str) -> NoReturn:
-    raise InvalidJob(f"{option} {name} is not JSON; expected a finite number.")
 
 
 def _pair(text: str) -> tuple[str, Any]:

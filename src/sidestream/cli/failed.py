@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sidestream.cli.options import AsJson, options_of, who
-from sidestream.cli.output import complain, fail, print_json, print_line, print_table
+from sidestream.cli.output import answer, complain, fail, print_json, print_line, print_table
 from sidestream.errors import BrokerError, SettingsError
 
 if TYPE_CHECKING:
@@ -186,9 +186,6 @@ def _filter(error: str | None, action: str | None, queue: str | None, group: str
 
 
 def _tell(count: int, key: str, one: str, many: str, *, as_json: bool) -> None:
-    if as_json:
-        print_json({key: count})
-    elif not count:
+    if not count and not as_json:
         fail("No failed job matches; list them with 'sidestream failed list'.")
-    else:
-        print_line(f"{count} job{'' if count == 1 else 's'} {one if count == 1 else many}.")
+    answer({key: count}, f"1 job {one}." if count == 1 else f"{count} jobs {many}.", as_json=as_json)

@@ -7,11 +7,12 @@ from typing import Annotated
 
 import typer
 
-from sidestream.cli.options import AsJson, Note, who
-from sidestream.cli.output import fail, print_json, print_line
-from sidestream.cli.rule import limit_facts, limit_words, list_rules, with_rules
+from sidestream.cli.options import AsJson, Note, options_of, who
+from sidestream.cli.output import answer, fail
+from sidestream.cli.rule import limit_facts, limit_words, list_rules
 from sidestream.errors import SettingsError
 from sidestream.job.durations import UNITS, parse_duration
+from sidestream.job.rules import Limit, Scope
 
 limit = typer.Typer(no_args_is_help=True, help="Limit how many jobs run at once, and how many start in a time.")
 
@@ -36,32 +37,29 @@ def limit_set(
     as_json: AsJson = False,
 ) -> None:
     """Set or replace a limit."""
-    from sidestream.job.rules import Limit
+    from sidestream.admin import rules
 
     kind, name = _scope(scope)
     wanted = Limit(concurrency, None if rate is None else _rate(rate), burst)
-    with_rules(context, lambda cursor, rules: rules.set_limit(cursor, kind, name, wanted, by=who(), note=note))
-    if as_json:
-        print_json({"scope": kind, "name": name, **limit_facts(wanted)})
-    else:
-        print_line(f"Limited: {scope} to {limit_words(wanted)}.")
+    rules.set_limit(options_of(context).settings(), kind, name, wanted, by=who(), note=note)
+    facts = {"scope": kind, "name": name, **limit_facts(wanted)}
+    answer(facts, f"Limited: {scope} to {limit_words(wanted)}.", as_json=as_json)
 
 
 @limit.command("remove")
 def limit_remove(context: typer.Context, scope: Limited, *, as_json: AsJson = False) -> None:
     """Remove a limit."""
+    from sidestream.admin import rules
+
     kind, name = _scope(scope)
-    if not with_rules(context, lambda cursor, rules: rules.remove_limit(cursor, kind, name)):
+    if not rules.remove_limit(options_of(context).settings(), kind, name):
         fail(f"There is no limit of {scope}; list the limits with 'sidestream limit list'.")
-    if as_json:
-        print_json({"scope": kind, "name": name, "removed": True})
-    else:
-        print_line(f"No longer limited: {scope}.")
+    answer({"scope": kind, "name": name, "removed": True}, f"No longer limited: {scope}.", as_json=as_json)
 
 
 def _scope(text: str) -> tuple[str, str]:
     kind, colon, name = text.partition(":")
-    if kind not in ("global", "queue", "action", "key") or (kind == "global") == bool(colon):
+    if kind not in set(Scope) or (kind == Scope.GLOBAL) == bool(colon):
         raise SettingsError(
             f"{text!r:.80} is not a scope of a limit; expected global, queue:NAME, action:NAME or key:RULE."
         )

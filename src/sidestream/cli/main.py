@@ -15,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from sidestream.cli import action, aging, bench, db, enqueue, failed, group, job, jobs, limit, queue, rule, worker
+from sidestream.cli import action, aging, bench, db, enqueue, failed, job, jobs, limit, queue, rule, worker
 from sidestream.cli.options import GlobalOptions
 from sidestream.cli.output import EXIT_FAULT, complain, exit_code
 from sidestream.errors import ApplicationError, SidestreamError
@@ -32,7 +32,7 @@ app.command("jobs")(jobs.jobs)
 app.add_typer(job.job, name="job")
 app.add_typer(failed.failed, name="failed")
 app.add_typer(queue.queue, name="queue")
-app.add_typer(group.group, name="group")
+app.add_typer(queue.group, name="group")
 app.add_typer(action.action, name="action")
 app.add_typer(limit.limit, name="limit")
 app.add_typer(aging.aging, name="aging")

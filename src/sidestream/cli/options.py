@@ -90,10 +90,8 @@ def parse_job_id(text: str) -> int | UUID:
         ) from None
 
 
-def seconds(option: str, text: str | None) -> float | None:
+def seconds(option: str, text: str) -> float:
     """Return the duration that an option gives, in seconds; raise :class:`~sidestream.errors.SettingsError`."""
-    if text is None:
-        return None
     try:
         return parse_duration(text)
     except ValueError as error:

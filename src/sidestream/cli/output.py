@@ -53,6 +53,14 @@ def print_line(text: str) -> None:
     typer.echo(show(text))
 
 
+def answer(facts: object, sentence: str, *, as_json: bool) -> None:
+    """Print what a command did or found: ``facts`` as one line of JSON, or a sentence for people."""
+    if as_json:
+        print_json(facts)
+    else:
+        print_line(sentence)
+
+
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """Print a table for people; a narrow terminal wraps cells, a pipe does not."""
     from rich.console import Console

@@ -1,52 +1,58 @@
-"""``sidestream queue``: list, pause, resume or weight queues."""
+"""``sidestream queue`` and ``sidestream group``: list, pause, resume or weight queues or groups."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from sidestream.cli import rule
-from sidestream.cli.options import NEGATIVE, AsJson, Note
+from sidestream.cli.options import NEGATIVE, AsJson, Note, options_of, who
+from sidestream.cli.output import answer
 from sidestream.cli.statistics import list_statistics
+from sidestream.job.rules import Pause
 
-queue = typer.Typer(no_args_is_help=True, help="List, pause, resume or weight queues.")
-
-Name = Annotated[str, typer.Argument(metavar="QUEUE", help="Name of the queue.")]
-
-
-@queue.command("list")
-def queue_list(context: typer.Context, *, as_json: AsJson = False) -> None:
-    """Count the jobs of each queue by status, with their age and latencies."""
-    list_statistics(context, "queue", as_json=as_json)
+Weight = Annotated[
+    float | None, typer.Argument(metavar="[WEIGHT]", help="0.01 to 1000, default 1; without it, show the weight.")
+]
 
 
-@queue.command("pause")
-def queue_pause(context: typer.Context, name: Name, *, note: Note = None, as_json: AsJson = False) -> None:
-    """Let no more jobs of the queue start; running jobs continue."""
-    from sidestream.job.rules import Pause
+def _commands(kind: Literal["queue", "group"], name_help: str) -> typer.Typer:
+    """Return the commands of queues or groups."""
+    commands = typer.Typer(no_args_is_help=True, help=f"List, pause, resume or weight {kind}s.")
+    of_name = typer.Argument(metavar=kind.upper(), help=name_help)
 
-    rule.pause(context, Pause(queue=name), note, as_json=as_json)
+    @commands.command("list", help=f"Count the jobs of each {kind} by status, with their age and latencies.")
+    def list_all(context: typer.Context, *, as_json: AsJson = False) -> None:
+        list_statistics(context, kind, as_json=as_json)
+
+    @commands.command("pause", help=f"Let no more jobs of the {kind} start; running jobs continue.")
+    def pause(context: typer.Context, name: str = of_name, *, note: Note = None, as_json: AsJson = False) -> None:
+        rule.pause(context, Pause(**{kind: name}), note, as_json=as_json)
+
+    @commands.command("resume", help=f"Let the jobs of a paused {kind} start again.")
+    def resume(context: typer.Context, name: str = of_name, *, as_json: AsJson = False) -> None:
+        rule.resume(context, Pause(**{kind: name}), as_json=as_json)
+
+    @commands.command(
+        "weight", context_settings=NEGATIVE, help=f"Set the scheduling weight of a {kind} (default 1), or show it."
+    )
+    def weight(
+        context: typer.Context,
+        name: str = of_name,
+        weight: Weight = None,
+        *,
+        note: Note = None,
+        as_json: AsJson = False,
+    ) -> None:
+        from sidestream.admin import rules
+
+        found = rules.weigh(options_of(context).settings(), kind, name, weight, by=who(), note=note)
+        facts = {"kind": kind, "name": name, "weight": found}
+        answer(facts, f"The {kind} {name} has weight {found:g}.", as_json=as_json)
+
+    return commands
 
 
-@queue.command("resume")
-def queue_resume(context: typer.Context, name: Name, *, as_json: AsJson = False) -> None:
-    """Let the jobs of a paused queue start again."""
-    from sidestream.job.rules import Pause
-
-    rule.resume(context, Pause(queue=name), as_json=as_json)
-
-
-@queue.command("weight", context_settings=NEGATIVE)
-def queue_weight(
-    context: typer.Context,
-    name: Name,
-    weight: Annotated[
-        float | None, typer.Argument(metavar="[WEIGHT]", help="0.01 to 1000, default 1; without it, show the weight.")
-    ] = None,
-    *,
-    note: Note = None,
-    as_json: AsJson = False,
-) -> None:
-    """Set the scheduling weight of a queue (default 1), or show it."""
-    rule.weigh(context, "queue", name, weight, note, as_json=as_json)
+queue = _commands("queue", "Name of the queue.")
+group = _commands("group", "Name of the group, for example company:2.")

@@ -1,17 +1,13 @@
-"""``sidestream rule``: list every pause, limit and weight; and what the commands that set them share.
-
-Rules are rows in PostgreSQL. The maintenance of every worker sees a change within half a second.
-"""
+"""``sidestream rule``: list every pause, limit and weight; and what the commands that set them share."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
 from sidestream.cli.options import AsJson, options_of, who
-from sidestream.cli.output import fail, print_json, print_line, print_table
+from sidestream.cli.output import answer, fail, print_json, print_line, print_table
 from sidestream.job.durations import format_duration
 
 if TYPE_CHECKING:
@@ -29,7 +25,9 @@ def rule_list(context: typer.Context, *, as_json: AsJson = False) -> None:
 
 def list_rules(context: typer.Context, kinds: tuple[str, ...], *, as_json: bool) -> None:
     """Print the rules of these kinds."""
-    found = [one for one in with_rules(context, lambda cursor, rules: rules.entries(cursor)) if one.kind in kinds]
+    from sidestream.admin import rules
+
+    found = rules.entries(options_of(context).settings(), kinds)
     if as_json:
         print_json({"rules": [_plain(one) for one in found]})
     elif not found:
@@ -41,49 +39,22 @@ def list_rules(context: typer.Context, kinds: tuple[str, ...], *, as_json: bool)
         )
 
 
-def with_rules(context: typer.Context, change: Callable[[Any, Any], Any]) -> Any:
-    """Return what ``change`` returns, called with a cursor and :mod:`sidestream.store.rules`."""
-    from sidestream.store import rules
-    from sidestream.wiring.client import store_cursor
-
-    with store_cursor(options_of(context).settings()) as cursor:
-        return change(cursor, rules)
-
-
 def pause(context: typer.Context, what: Pause, note: str | None, *, as_json: bool) -> None:
     """Pause ``what`` and say so."""
-    with_rules(context, lambda cursor, rules: rules.pause(cursor, what, by=who(), note=note))
-    if as_json:
-        print_json({"paused": _named(what)})
-    else:
-        print_line(f"Paused: {_words(what)}. Workers follow within a second; running jobs continue.")
+    from sidestream.admin import rules
+
+    rules.pause(options_of(context).settings(), what, by=who(), note=note)
+    sentence = f"Paused: {_words(what)}. Workers follow within a second; running jobs continue."
+    answer({"paused": _named(what)}, sentence, as_json=as_json)
 
 
 def resume(context: typer.Context, what: Pause, *, as_json: bool) -> None:
     """Remove the pause of ``what`` and say so, or end the command because there is none."""
-    if not with_rules(context, lambda cursor, rules: rules.resume(cursor, what)):
+    from sidestream.admin import rules
+
+    if not rules.resume(options_of(context).settings(), what):
         fail(f"There is no pause of {_words(what)}; list the pauses with 'sidestream rule list'.")
-    if as_json:
-        print_json({"resumed": _named(what)})
-    else:
-        print_line(f"Resumed: {_words(what)}.")
-
-
-def weigh(
-    context: typer.Context, kind: str, name: str, weight: float | None, note: str | None, *, as_json: bool
-) -> None:
-    """Set the weight of a queue or group, where 1 removes the rule, or show it."""
-    if weight is None:
-        found = with_rules(context, lambda cursor, rules: rules.read(cursor))
-        weight = (found.queue_weights if kind == "queue" else found.group_weights).get(name, 1.0)
-    elif weight == 1:
-        with_rules(context, lambda cursor, rules: rules.remove_weight(cursor, kind, name))
-    else:
-        with_rules(context, lambda cursor, rules: rules.set_weight(cursor, kind, name, weight, by=who(), note=note))
-    if as_json:
-        print_json({"kind": kind, "name": name, "weight": weight})
-    else:
-        print_line(f"The {kind} {name} has weight {weight:g}.")
+    answer({"resumed": _named(what)}, f"Resumed: {_words(what)}.", as_json=as_json)
 
 
 def limit_facts(found: Limit) -> dict[str, object]:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import typer
 
 from sidestream.cli.options import options_of
 from sidestream.cli.output import print_json, print_line, print_table
+from sidestream.job.rules import Pause
 
-if TYPE_CHECKING:
-    from sidestream.job.rules import Rules
+_COLUMNS = ("DUE", "SCHEDULED", "RETRYING", "FAILED", "OLDEST", "DONE/MIN", "WAIT P50", "P95", "RUN P50", "P95")
 
 
 def list_statistics(context: typer.Context, by: Literal["queue", "group", "action"], *, as_json: bool) -> None:
@@ -22,27 +22,15 @@ def list_statistics(context: typer.Context, by: Literal["queue", "group", "actio
 
     with store_cursor(options_of(context).settings()) as cursor:
         found = statistics(cursor, by)
-        paused = _paused(rules.read(cursor))
-    lines = [{**asdict(one), "paused": (by, one.name) in paused} for one in found]
+        pauses = rules.read(cursor).pauses
+    lines = [{**asdict(one), "paused": bool(one.name) and Pause(**{by: one.name}) in pauses} for one in found]
     if as_json:
         print_json({f"{by}s": [{by: line.pop("name"), **line} for line in lines]})
     elif not lines:
         print_line(f"No {by} has jobs that are pending, failed, cancelled or recently done.")
     else:
         print_table(
-            (
-                by.upper(),
-                "DUE",
-                "SCHEDULED",
-                "RETRYING",
-                "FAILED",
-                "OLDEST",
-                "DONE/MIN",
-                "WAIT P50",
-                "P95",
-                "RUN P50",
-                "P95",
-            ),
+            (by.upper(), *_COLUMNS),
             [
                 (
                     (line["name"] or "(none)") + (" (paused)" if line["paused"] else ""),
@@ -54,19 +42,6 @@ def list_statistics(context: typer.Context, by: Literal["queue", "group", "actio
                 for line in lines
             ],
         )
-
-
-def _paused(found: Rules) -> set[tuple[str, str]]:
-    """Return what is paused entirely, as (kind, name)."""
-    names: set[tuple[str, str]] = set()
-    for one in found.pauses:
-        if one.queue is not None:
-            names.add(("queue", one.queue))
-        elif one.action is not None and one.group is None:
-            names.add(("action", one.action))
-        elif one.group is not None and one.action is None:
-            names.add(("group", one.group))
-    return names
 
 
 def _span(seconds: float | None) -> str:
