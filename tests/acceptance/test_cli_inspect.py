@@ -139,7 +139,7 @@ def test_the_status_says_what_a_pending_job_waits_for(ready: Run, database: str,
     expected = ["waiting", "blocked", "scheduled", "paused", "paused", "limited", "unrouted", "retrying"]
     assert statuses() == expected
     assert [answer(ready("job", "show", str(n), "--json"))["status"] for n in range(1, 9)] == expected
-    without_redis = ["waiting", "waiting", "scheduled", "paused", "paused", "waiting", "waiting", "retrying"]
+    without_redis = ["waiting", "blocked", "scheduled", "paused", "paused", "limited", "waiting", "retrying"]
     assert statuses("--redis-url", "redis://127.0.0.1:1/0") == without_redis
 
 

@@ -10,7 +10,7 @@ import typer
 
 from sidestream.cli import direct_job
 from sidestream.cli.options import NEGATIVE, AsJson, JobId, options_of, parse_job_id
-from sidestream.cli.output import fail, print_facts, print_json, print_line, print_table, show
+from sidestream.cli.output import answer, fail, print_facts, print_json, print_line, print_table, show
 from sidestream.job.reason import Reason
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ job = typer.Typer(no_args_is_help=True, help="Show, explain or change one job.")
 def job_show(context: typer.Context, job_id: JobId, *, as_json: AsJson = False) -> None:
     """Show one job with its arguments and recorded attempts."""
     from sidestream.admin.statuses import statuses
-    from sidestream.store import locks, queries, rules
+    from sidestream.store import queries
     from sidestream.wiring.client import store_cursor
 
     named, settings = parse_job_id(job_id), options_of(context).settings()
@@ -33,17 +33,12 @@ def job_show(context: typer.Context, job_id: JobId, *, as_json: AsJson = False) 
         return direct_job.show(settings, named, as_json=as_json)
     with store_cursor(settings) as cursor:
         found = queries.job(cursor, named)
-        running, entries = locks.running_jobs(cursor, [named]), rules.entries(cursor)
+        status = statuses(settings, cursor, [] if found is None else [found[0]])
     if found is None:
         _missing(named)
     row, payload, attempts = found
     arguments = json.loads(payload)
-    facts = {
-        **asdict(row),
-        "status": statuses(settings, [row], running, entries)[named],
-        "args": arguments["args"],
-        "kwargs": arguments["kwargs"],
-    }
+    facts = {**asdict(row), "status": status[named], "args": arguments["args"], "kwargs": arguments["kwargs"]}
     reason = None if row.reason is None else Reason.parse(row.reason)
     if as_json:
         facts["reason"] = None if reason is None else asdict(reason)
@@ -72,10 +67,7 @@ def job_why(context: typer.Context, job_id: JobId, *, as_json: AsJson = False) -
     sentence = why_waiting(settings, named) if isinstance(named, int) else direct_job.why(settings, named)
     if sentence is None:
         _missing(job_id)
-    if as_json:
-        print_json({"id": named if isinstance(named, int) else str(named), "why": sentence})
-    else:
-        print_line(sentence)
+    answer({"id": named, "why": sentence}, sentence, as_json=as_json)
 
 
 @job.command("cancel")
@@ -119,10 +111,7 @@ def job_priority(
     if not written.applied:
         _answer(written, named, "priority")
     reprioritize(settings, named)
-    if as_json:
-        print_json({"id": named, "priority": priority})
-    else:
-        print_line(f"Job {named} has priority {priority}.")
+    answer({"id": named, "priority": priority}, f"Job {named} has priority {priority}.", as_json=as_json)
 
 
 def _change(context: typer.Context, job_id: str, verb: Verb, *, as_json: bool) -> None:
@@ -137,18 +126,15 @@ def _change(context: typer.Context, job_id: str, verb: Verb, *, as_json: bool) -
     with store_cursor(settings) as cursor:
         written = change(cursor, named)
         found = queries.job(cursor, named) if verb == "retry" and written.applied else None
-    answer = _answer(written, named, verb)
+    said = _answer(written, named, verb)
     if found is not None and not found[0].due:
-        answer = (
+        said = (
             f"Job {named} is pending again and scheduled for {show(found[0].run_at)} UTC, as before; 'sidestream job "
             f"run-now {named}' makes it due now."
         )
     if written.applied:
         sync_to_broker(settings, [named], waiting=verb != "cancel")
-    if as_json:
-        print_json({"id": named, "done": written.applied, "answer": str(written)})
-    else:
-        print_line(answer)
+    answer({"id": named, "done": written.applied, "answer": str(written)}, said, as_json=as_json)
     return None
 
 

@@ -34,7 +34,7 @@ def jobs(
     """List jobs, newest first."""
     from sidestream.admin.statuses import statuses
     from sidestream.job.names import check_action, check_group, check_key, check_queue, fit_key
-    from sidestream.store import locks, queries, rules
+    from sidestream.store import locks, queries
     from sidestream.wiring.client import store_cursor
 
     if state is not None and state not in {known.value for known in State}:
@@ -59,9 +59,7 @@ def jobs(
             limit=limit,
             only=locks.all_running_jobs(cursor) if running else None,
         )
-        runs = locks.running_jobs(cursor, [row.id for row in found if row.state is State.PENDING])
-        entries = rules.entries(cursor)
-    status = statuses(settings, found, runs, entries)
+        status = statuses(settings, cursor, found)
     if as_json:
         print_json(
             {"jobs": [{**asdict(row), "status": status[row.id], "reason": _reason(row.reason)} for row in found]}
