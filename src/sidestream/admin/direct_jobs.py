@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from uuid import UUID
@@ -140,12 +140,9 @@ def merged(rows: list[ErrorGroup], direct: list[DirectGroup]) -> list[ErrorGroup
 
 @contextmanager
 def _broker(settings: Settings) -> Iterator[RedisBroker]:
-    broker = build_broker(settings)
-    try:
+    with closing(build_broker(settings)) as broker:
         broker.generation()
         yield broker
-    finally:
-        broker.close()
 
 
 def _publication(uuid: UUID, job: Job) -> Publication:

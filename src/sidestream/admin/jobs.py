@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 
 from sidestream.admin.diagnosis import diagnose
 from sidestream.admin.diagnosis_text import render
 from sidestream.broker.protocol import Broker, Explanation, Place, lane
-from sidestream.broker.redis.inspect import RedisInspector
+from sidestream.broker.redis.inspect import AnnouncedWorker, RedisInspector
 from sidestream.errors import BrokerError
 from sidestream.relay.publications import publication_of
 from sidestream.relay.queue import CHUNK_SIZE
@@ -54,13 +55,10 @@ def why_waiting(settings: Settings, job_id: int) -> str | None:
         return None
     explanation, serving, busy = None, None, None
     try:
-        broker = build_broker(settings)
-        try:
+        with closing(build_broker(settings)) as broker:
             begun = broker.generation().number  # a Redis that no worker has met yet has none, and answers
             explanation = broker.explain(publication_of(facts.job, database)) if begun else Explanation(Place.NOWHERE)
             found = RedisInspector(broker.connection).workers()
-        finally:
-            broker.close()
         now_ms, own = time.time() * 1000, f"{database.tag.hex()}:"
         serving = [
             [name.removeprefix(own) for name in worker.lanes if name.startswith(own)]
@@ -86,14 +84,10 @@ def _busy(announced: Sequence[str]) -> tuple[int, int] | None:
     return (min(running, children), children) if children else None
 
 
-def announced_workers(settings: Settings) -> Sequence[tuple[str, tuple[str, ...], str, int]]:
-    """Return (name, lanes, info as JSON, Unix milliseconds until which it holds) of each worker that Redis knows."""
-    broker = build_broker(settings)
-    try:
-        found = RedisInspector(broker.connection).workers()
-        return [(one.worker, one.lanes, one.info, one.until_ms) for one in found]
-    finally:
-        broker.close()
+def announced_workers(settings: Settings) -> Sequence[AnnouncedWorker]:
+    """Return the workers that Redis knows."""
+    with closing(build_broker(settings)) as broker:
+        return RedisInspector(broker.connection).workers()
 
 
 def _sync(settings: Settings, database: schema.Database, jobs: Sequence[JobRow], *, waiting: bool) -> bool:
@@ -111,13 +105,10 @@ def _sync(settings: Settings, database: schema.Database, jobs: Sequence[JobRow],
 
 def _tell(settings: Settings, tell: Callable[[Broker], object]) -> bool:
     try:
-        broker = build_broker(settings)
-        try:
+        with closing(build_broker(settings)) as broker:
             if not broker.generation().number:
                 return False  # emptied: the reconciler builds it anew
             tell(broker)
-        finally:
-            broker.close()
     except BrokerError:
         return False
     return True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any, Self
 
 import psycopg
@@ -84,10 +84,8 @@ def store_connection(settings: Settings, name: str = "sidestream/cli") -> Iterat
             "No database is configured; pass --database-url or set SIDESTREAM_DATABASE_URL, for example postgresql:///shop."
         )
     connection: psycopg.Connection[Any] = adapter.connect(url, name, autocommit=False)
-    try:
+    with closing(connection):
         yield connection
-    finally:
-        connection.close()
 
 
 @contextmanager
