@@ -1,40 +1,41 @@
 """Background jobs for Odoo on Redis. The names in ``__all__`` are public; everything else may change.
 
-Each name is imported at first use, so that importing the package is cheap.
+Each name but the errors is imported at first use, so that importing the package is cheap.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from sidestream.errors import (
+    ActionError,
+    BrokerError,
+    BrokerFull,
+    BrokerUnavailable,
+    BrokerUnsuitable,
+    CommitRefused,
+    DuplicateAction,
+    ForeignDatabase,
+    FormatUnknown,
+    GiveUp,
+    InvalidJob,
+    InvalidName,
+    LockLost,
+    PayloadNotJson,
+    PayloadTooLarge,
+    SchemaMismatch,
+    SettingsError,
+    SidestreamError,
+    Snooze,
+    SoftLimitExceeded,
+    StoreError,
+    StoreUnavailable,
+    UnknownAction,
+    UnsupportedOption,
+)
+
 if TYPE_CHECKING:
     from sidestream.admin.jobs import sync_to_broker, why_waiting
     from sidestream.client import Transaction
-    from sidestream.errors import (
-        ActionError,
-        BrokerError,
-        BrokerFull,
-        BrokerUnavailable,
-        BrokerUnsuitable,
-        CommitRefused,
-        DuplicateAction,
-        ForeignDatabase,
-        FormatUnknown,
-        GiveUp,
-        InvalidJob,
-        InvalidName,
-        LockLost,
-        PayloadNotJson,
-        PayloadTooLarge,
-        SchemaMismatch,
-        SettingsError,
-        SidestreamError,
-        Snooze,
-        SoftLimitExceeded,
-        StoreError,
-        StoreUnavailable,
-        UnknownAction,
-        UnsupportedOption,
-    )
     from sidestream.executors.odoo.model_action import ModelAction, declared
     from sidestream.executors.python.actions import Action, Actions
     from sidestream.executors.python.context import Context
@@ -54,63 +55,30 @@ if TYPE_CHECKING:
     from sidestream.store.statuses import pending_statuses
     from sidestream.wiring.client import Jobs
 
-_HOMES = {
-    "Action": "sidestream.executors.python.actions",
-    "ActionError": "sidestream.errors",
-    "Actions": "sidestream.executors.python.actions",
-    "BrokerError": "sidestream.errors",
-    "BrokerFull": "sidestream.errors",
-    "BrokerUnavailable": "sidestream.errors",
-    "BrokerUnsuitable": "sidestream.errors",
-    "CommitRefused": "sidestream.errors",
-    "Context": "sidestream.executors.python.context",
-    "DuplicateAction": "sidestream.errors",
-    "ForeignDatabase": "sidestream.errors",
-    "FormatUnknown": "sidestream.errors",
-    "GIVE_UP": "sidestream.job.retry",
-    "GiveUp": "sidestream.errors",
-    "InvalidJob": "sidestream.errors",
-    "InvalidName": "sidestream.errors",
-    "JOB_OPTIONS": "sidestream.job.options",
-    "Job": "sidestream.job.job",
-    "JobFailure": "sidestream.job.observer",
-    "Jobs": "sidestream.wiring.client",
-    "LockLost": "sidestream.errors",
-    "ModelAction": "sidestream.executors.odoo.model_action",
-    "PayloadNotJson": "sidestream.errors",
-    "PayloadTooLarge": "sidestream.errors",
-    "RetryPolicy": "sidestream.job.retry",
-    "SchemaMismatch": "sidestream.errors",
-    "Settings": "sidestream.settings",
-    "SettingsError": "sidestream.errors",
-    "SidestreamError": "sidestream.errors",
-    "Snooze": "sidestream.errors",
-    "SoftLimitExceeded": "sidestream.errors",
-    "State": "sidestream.job.states",
-    "Status": "sidestream.job.states",
-    "StoreError": "sidestream.errors",
-    "StoreUnavailable": "sidestream.errors",
-    "Transaction": "sidestream.client",
-    "Unique": "sidestream.job.job",
-    "UnknownAction": "sidestream.errors",
-    "UnsupportedOption": "sidestream.errors",
-    "adopt": "sidestream.store.schema",
-    "build_job": "sidestream.job.building",
-    "cancel": "sidestream.store.control",
-    "declared": "sidestream.executors.odoo.model_action",
-    "sync_to_broker": "sidestream.admin.jobs",
-    "identify": "sidestream.store.schema",
-    "install": "sidestream.store.schema",
-    "prune": "sidestream.store.retention",
-    "render_template": "sidestream.job.template",
-    "retry": "sidestream.store.control",
-    "run_now": "sidestream.store.control",
-    "redact_payload": "sidestream.redaction",
-    "redact_text": "sidestream.redaction",
-    "running_jobs": "sidestream.store.locks",
-    "pending_statuses": "sidestream.store.statuses",
-    "why_waiting": "sidestream.admin.jobs",
+_LAZY = {
+    "admin.jobs": ("sync_to_broker", "why_waiting"),
+    "client": ("Transaction",),
+    "executors.odoo.model_action": ("ModelAction", "declared"),
+    "executors.python.actions": ("Action", "Actions"),
+    "executors.python.context": ("Context",),
+    "job.building": ("build_job",),
+    "job.job": ("Job", "Unique"),
+    "job.observer": ("JobFailure",),
+    "job.options": ("JOB_OPTIONS",),
+    "job.retry": ("GIVE_UP", "RetryPolicy"),
+    "job.states": ("State", "Status"),
+    "job.template": ("render_template",),
+    "redaction": ("redact_payload", "redact_text"),
+    "settings": ("Settings",),
+    "store.control": ("cancel", "retry", "run_now"),
+    "store.locks": ("running_jobs",),
+    "store.retention": ("prune",),
+    "store.schema": ("adopt", "identify", "install"),
+    "store.statuses": ("pending_statuses",),
+    "wiring.client": ("Jobs",),
 }
+"""The names that are imported at first use, by their modules."""
+_HOMES = {name: f"sidestream.{module}" for module, names in _LAZY.items() for name in names}
 
 __all__ = [
     "GIVE_UP",
