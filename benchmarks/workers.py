@@ -28,7 +28,8 @@ from sidestream.job.reference import NO_TAG8, row_reference
 from sidestream.job.rules import Rules
 from sidestream.maintenance.store_connection import StoreConnection
 from sidestream.maintenance.task import MaintenanceThread
-from sidestream.store import adapter, outcomes, schema
+from sidestream.store import adapter, schema
+from sidestream.store.insert import insert
 from sidestream.wiring.worker import make_maintenance_tasks
 from sidestream.worker.run_dir import DeadWorkers
 
@@ -201,7 +202,7 @@ def _overdue(workers: int, seconds: float) -> list[Row]:
         with psycopg.connect(world.dsn, autocommit=True) as connection, connection.cursor() as cursor:
             database = schema.identify(cursor)
             for _ in range(0, OVERDUE, 1000):
-                outcomes.insert(cursor, [Job("bench.noop") for _ in range(1000)])
+                insert(cursor, [Job("bench.noop") for _ in range(1000)])
             cursor.execute("UPDATE sidestream_job SET run_at = run_at - interval '1 hour'")
             cursor.execute("VACUUM ANALYZE sidestream_job")
         with tended(world, database, workers):

@@ -32,8 +32,9 @@ from sidestream.job.reference import NO_TAG8, direct_reference
 from sidestream.job.uuids import new_uuid
 from sidestream.relay.publications import publications_of
 from sidestream.relay.relay import Relay
-from sidestream.store import outcomes, schema
+from sidestream.store import schema
 from sidestream.store.adapter import translate
+from sidestream.store.insert import insert
 
 _IN_ERROR = 3
 """``transaction_status`` of psycopg 3 and psycopg2 after a failed statement: such a commit is silently a rollback."""
@@ -149,7 +150,7 @@ class Client:
                 database = schema.identify(cursor, allow_copy=True)
                 if not database.copied:  # somebody may adopt a copy while this process runs
                     self._databases[connection] = database
-            stored = outcomes.insert(cursor, jobs)
+            stored = insert(cursor, jobs)
         crash_point("enqueue.inserted")
         if database.copied:  # the jobs wait until somebody adopts this database
             return Inserted([row.id for row in stored], [])

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from sidestream.admin import direct_jobs
+from sidestream.broker.redis.failed import FailedDirectJob
 from tests.acceptance.rig import Rig, open_folder
 from tests.support.servers import PostgresServer, RedisServer
 
@@ -51,9 +52,9 @@ def test_a_job_that_only_snoozes_fails_with_the_reason(rig: Rig) -> None:
 
 def test_a_direct_job_that_only_snoozes_fails_too(rig: Rig) -> None:
     uuid = rig.jobs.enqueue_direct("snooze.for.ever")
-    rig.until(lambda: isinstance(direct_jobs.find(rig.settings, uuid), direct_jobs.FailedDirectJob))
+    rig.until(lambda: isinstance(direct_jobs.find(rig.settings, uuid), FailedDirectJob))
     found = direct_jobs.find(rig.settings, uuid)
-    assert isinstance(found, direct_jobs.FailedDirectJob)
+    assert isinstance(found, FailedDirectJob)
     assert found.error == "It snoozed more than 2 times; the last reason: the courier is closed"
     assert (found.attempts, found.job and found.job.action) == (0, "snooze.for.ever")
 

@@ -15,7 +15,8 @@ from sidestream.job.names import tag
 from sidestream.job.outcome import Release
 from sidestream.job.reference import Reference
 from sidestream.job.rules import Limit, Pause, Rules, Scope
-from sidestream.store import outcomes, rules
+from sidestream.store import rules
+from sidestream.store.insert import insert
 from tests.contract.benches import PostgresBench
 
 
@@ -29,7 +30,7 @@ def own(database: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[PostgresBenc
 
 def put(own: PostgresBench, *jobs: Job) -> list[Publication]:
     with own.connection.cursor() as cursor:
-        stored = outcomes.insert(cursor, jobs)
+        stored = insert(cursor, jobs)
     return [Publication(job.reference(own.identity), lane(own.database, job.queue)) for job in stored]
 
 

@@ -13,8 +13,9 @@ from sidestream.job.job import Job
 from sidestream.maintenance.cancellations import CancellationTask
 from sidestream.maintenance.retention import RetentionTask
 from sidestream.maintenance.store_connection import StoreConnection
-from sidestream.store import attempts, control, outcomes, schema
+from sidestream.store import attempts, control, schema
 from sidestream.store.adapter import connect
+from sidestream.store.insert import insert
 from tests.support.servers import PostgresServer
 
 DAY = 86_400
@@ -42,7 +43,7 @@ class Bench:
 
     def insert(self, count: int = 1) -> list[int]:
         with self.connection.cursor() as cursor:
-            return [stored.id for stored in outcomes.insert(cursor, [Job("act")] * count)]
+            return [stored.id for stored in insert(cursor, [Job("act")] * count)]
 
     def run(self, row_id: int) -> psycopg.Connection[Any]:
         """Hold the row as a job that runs does."""

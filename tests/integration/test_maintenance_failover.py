@@ -19,8 +19,9 @@ from sidestream.errors import BrokerUnavailable, StaleGeneration
 from sidestream.job.job import Job
 from sidestream.job.reference import Reference
 from sidestream.job.rules import Rules
-from sidestream.store import outcomes, schema
+from sidestream.store import schema
 from sidestream.store.adapter import connect
+from sidestream.store.insert import insert
 from tests.support.servers import RedisServer
 
 TIMEOUT = 2.0
@@ -55,7 +56,7 @@ class Bench:
 
     def insert(self, count: int, *, publish: bool = False) -> list[int]:
         with self.connection.cursor() as cursor:
-            stored = outcomes.insert(cursor, [Job("act")] * count)
+            stored = insert(cursor, [Job("act")] * count)
         if publish:
             self.broker.publish([Publication(job.reference(self.database), self.lanes[0]) for job in stored])
         return [job.id for job in stored]

@@ -18,7 +18,8 @@ from sidestream.job.outcome import Release, Retry
 from sidestream.job.reason import Reason, ReasonCode
 from sidestream.job.reference import direct_reference
 from sidestream.job.retry import RetryPolicy
-from sidestream.store import outcomes, schema
+from sidestream.store import schema
+from sidestream.store.insert import insert
 from sidestream.worker.options import WorkerOptions
 from sidestream.worker.outcome_writer import OutcomeWriter
 from sidestream.worker.settlement import Settlement
@@ -63,7 +64,7 @@ def _outcome_writer(database: str, folder: Path) -> Iterator[tuple[psycopg.Conne
     with psycopg.connect(database, autocommit=True) as look:
         with look.transaction(), look.cursor() as cursor:
             known = schema.install(cursor)
-            [stored] = outcomes.insert(cursor, [Job("test.act")])
+            [stored] = insert(cursor, [Job("test.act")])
         state = WorkerState(WorkerOptions("me", (lane(known.tag, "default"),), folder, children=1))
         outcome_writer = OutcomeWriter(state, lambda: psycopg.connect(database, autocommit=True))
         yield look, outcome_writer, stored.reference(known)

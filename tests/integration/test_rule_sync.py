@@ -19,8 +19,9 @@ from sidestream.maintenance.expiry import ExpiryTask
 from sidestream.maintenance.rule_sync import RuleSync
 from sidestream.maintenance.store_connection import StoreConnection
 from sidestream.maintenance.task import MaintenanceThread
-from sidestream.store import outcomes, rules, schema
+from sidestream.store import rules, schema
 from sidestream.store.adapter import connect
+from sidestream.store.insert import insert
 from tests.support.servers import RedisServer
 
 
@@ -59,7 +60,7 @@ class Bench:
         return broker
 
     def put(self, *jobs: Job) -> list[Publication]:
-        stored = outcomes.insert(self.cursor, jobs)
+        stored = insert(self.cursor, jobs)
         published = [Publication(job.reference(self.database), self.lane, priority=job.priority) for job in stored]
         self.worker.generation()
         self.worker.publish(published)

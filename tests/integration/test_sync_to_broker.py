@@ -14,7 +14,8 @@ from sidestream.broker.protocol import Place, Publication, lane
 from sidestream.broker.redis.broker import RedisBroker
 from sidestream.job.job import Job
 from sidestream.job.rules import Rules
-from sidestream.store import adapter, control, outcomes, schema
+from sidestream.store import adapter, control, schema
+from sidestream.store.insert import insert
 from sidestream.wiring.client import build_broker
 from tests.support.servers import RedisServer
 
@@ -42,9 +43,7 @@ def test_many_jobs_take_one_connection_to_each_server(
     assert settings.database_url is not None
     with psycopg.connect(settings.database_url, autocommit=True) as connection, connection.cursor() as cursor:
         database = schema.identify(cursor)
-        stored = outcomes.insert(
-            cursor, [Job("act", run_at=datetime.now(UTC) + timedelta(minutes=10)) for _ in range(JOBS)]
-        )
+        stored = insert(cursor, [Job("act", run_at=datetime.now(UTC) + timedelta(minutes=10)) for _ in range(JOBS)])
         broker = build_broker(settings)
         published = [Publication(job.reference(database), lane(database.tag, "default"), job.due_ms) for job in stored]
         begin(broker, database.tag)

@@ -12,7 +12,7 @@ import psycopg
 import pytest
 
 from sidestream.job.job import Job
-from sidestream.store import outcomes
+from sidestream.store.insert import insert
 from tests.odoo.browser import Session
 from tests.odoo.conftest import CHAOS
 from tests.support.odoo import DATABASE, OdooWorld
@@ -72,7 +72,7 @@ def test_uninstallation_waits_for_jobs_that_are_enqueued_meanwhile(world: OdooWo
     waits = "SELECT count(*) FROM pg_locks WHERE relation = 'sidestream_job'::regclass AND NOT granted"
     with world.connect() as look, world.connect() as somebody, ThreadPoolExecutor(1) as pool:
         with somebody.transaction(), somebody.cursor() as cursor:
-            [stored] = outcomes.insert(cursor, [Job("chaos.probe.add")])
+            [stored] = insert(cursor, [Job("chaos.probe.add")])
             said = pool.submit(user.fails, "ir.module.module", "button_immediate_uninstall", [module])
             deadline = time.monotonic() + 60
             while look.execute(waits).fetchone() != (1,) and not said.done():

@@ -25,32 +25,8 @@ from sidestream.store import rules
 from sidestream.store.bulk import LOT, ErrorGroup, Filter
 from sidestream.wiring.client import build_broker, store_cursor, store_url
 
-__all__ = (
-    "DirectGroup",
-    "DirectJob",
-    "FailedDirectJob",
-    "cancel",
-    "change_failed",
-    "error_groups",
-    "find",
-    "merged",
-    "retry_failed",
-)
-
 MOST_ACTIONS = 10
 """Most actions that are named of jobs whose errors are alike."""
-
-
-@dataclass(frozen=True, slots=True)
-class DirectGroup:
-    """Failed direct jobs whose errors are alike; as :class:`~sidestream.store.bulk.ErrorGroup`, but named by a uuid."""
-
-    error_group: str
-    count: int
-    actions: tuple[str, ...]
-    newest_id: UUID
-    newest_error: str
-    newest_at: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +41,10 @@ class DirectJob:
     why: str
 
 
-def find(settings: Settings, uuid: UUID) -> DirectJob | FailedDirectJob | None:
+Found = DirectJob | FailedDirectJob
+
+
+def find(settings: Settings, uuid: UUID) -> Found | None:
     """Return a direct job; None when Redis holds none of that id (it is done, discarded, or never was)."""
     with _broker(settings) as broker:
         failed = FailedDirectJobs(broker).get(uuid)
@@ -103,7 +82,7 @@ def retry_failed(settings: Settings, uuid: UUID) -> bool:
         return broker.retry_failed([uuid]) == 1
 
 
-def error_groups(settings: Settings, only: Filter) -> list[DirectGroup]:
+def error_groups(settings: Settings, only: Filter) -> list[ErrorGroup]:
     """Return the failed direct jobs by what their errors share, the most frequent first."""
     groups: dict[str, list[FailedDirectJob]] = {}
     with _broker(settings) as broker:
@@ -119,7 +98,7 @@ def error_groups(settings: Settings, only: Filter) -> list[DirectGroup]:
         names = sorted(counts, key=lambda name: (-counts[name], name))[:MOST_ACTIONS]
         newest = max(members, key=lambda one: one.at_ms)
         at = datetime.fromtimestamp(newest.at_ms / 1000, UTC)
-        found.append(DirectGroup(shared, len(members), tuple(names), newest.uuid, newest.error, at))
+        found.append(ErrorGroup(shared, len(members), tuple(names), newest.uuid, newest.error, at))
     return sorted(found, key=lambda group: (-group.count, group.error_group))
 
 
@@ -131,11 +110,6 @@ def change_failed(settings: Settings, only: Filter, *, again: bool) -> Iterator[
         for at in range(0, len(uuids), LOT):
             lot = uuids[at : at + LOT]
             yield broker.retry_failed(lot) if again else broker.delete_failed(lot)
-
-
-def merged(rows: list[ErrorGroup], direct: list[DirectGroup]) -> list[ErrorGroup | DirectGroup]:
-    """Return both, the most frequent first; direct jobs and rows of one error stay two lines."""
-    return sorted([*rows, *direct], key=lambda group: -group.count)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from sidestream.cli.output import answer, fail, print_facts, print_json
 from sidestream.errors import InvalidJob
 
 if TYPE_CHECKING:
-    from sidestream.admin.direct_jobs import DirectJob, FailedDirectJob
+    from sidestream.admin.direct_jobs import Found
     from sidestream.settings import Settings
 
 _SHOWN = ("action", "queue", "key", "group", "limit", "priority", "run_at", "expires_at", "args", "kwargs")
@@ -28,14 +28,14 @@ def show(settings: Settings, uuid: UUID, *, as_json: bool) -> None:
 
 def why(settings: Settings, uuid: UUID) -> str:
     """Return the sentence that explains why it waits or how it ended."""
-    from sidestream.admin.direct_jobs import FailedDirectJob
+    from sidestream.admin.direct_jobs import DirectJob
 
     found = _found(settings, uuid)
-    if isinstance(found, FailedDirectJob):
-        error = found.error.strip().partition("\n")[0].rstrip(".") or "unknown"
-        at = f"{_at(found):%Y-%m-%d %H:%M:%S} UTC"
-        return f"The direct job {uuid} does not wait: it failed at {at}, and its last error was: {error}."
-    return found.why
+    if isinstance(found, DirectJob):
+        return found.why
+    error = found.error.strip().partition("\n")[0].rstrip(".") or "unknown"
+    at = f"{_at(found.at_ms):%Y-%m-%d %H:%M:%S} UTC"
+    return f"The direct job {uuid} does not wait: it failed at {at}, and its last error was: {error}."
 
 
 def refuse(uuid: UUID, verb: str) -> NoReturn:
@@ -60,7 +60,7 @@ def change(settings: Settings, uuid: UUID, verb: str, *, as_json: bool) -> None:
     answer({"id": uuid, "done": True, "answer": words}, f"The direct job {uuid} {words}.", as_json=as_json)
 
 
-def _found(settings: Settings, uuid: UUID) -> DirectJob | FailedDirectJob:
+def _found(settings: Settings, uuid: UUID) -> Found:
     from sidestream.admin.direct_jobs import find
 
     found = find(settings, uuid)
@@ -69,22 +69,22 @@ def _found(settings: Settings, uuid: UUID) -> DirectJob | FailedDirectJob:
     return found
 
 
-def _facts(found: DirectJob | FailedDirectJob) -> dict[str, Any]:
-    from sidestream.admin.direct_jobs import FailedDirectJob
+def _facts(found: Found) -> dict[str, Any]:
+    from sidestream.admin.direct_jobs import DirectJob
 
-    facts: dict[str, Any] = {
-        "id": str(found.uuid),
-        "state": "failed" if isinstance(found, FailedDirectJob) else "pending",
-    }
-    if isinstance(found, FailedDirectJob):
-        facts |= {"error": found.error, "ended_at": _at(found), "attempts": found.attempts, "crashes": found.crashes}
+    if isinstance(found, DirectJob):
+        facts: dict[str, Any] = {"state": "pending", "place": str(found.place.value), "why": found.why}
     else:
-        facts |= {"place": str(found.place.value), "why": found.why}
-    if found.job is not None:
-        job = asdict(found.job)
-        facts |= {name: job[name] for name in _SHOWN}
-    return facts
+        facts = {
+            "state": "failed",
+            "error": found.error,
+            "ended_at": _at(found.at_ms),
+            "attempts": found.attempts,
+            "crashes": found.crashes,
+        }
+    job = {} if found.job is None else asdict(found.job)
+    return {"id": str(found.uuid), **facts, **{name: job[name] for name in _SHOWN if name in job}}
 
 
-def _at(failed: FailedDirectJob) -> datetime:
-    return datetime.fromtimestamp(failed.at_ms / 1000, UTC)
+def _at(ms: int) -> datetime:
+    return datetime.fromtimestamp(ms / 1000, UTC)

@@ -13,7 +13,6 @@ from sidestream.cli.output import answer, complain, fail, print_json, print_line
 from sidestream.errors import BrokerError, SettingsError
 
 if TYPE_CHECKING:
-    from sidestream.admin.direct_jobs import DirectGroup
     from sidestream.settings import Settings
     from sidestream.store.bulk import Filter
 
@@ -36,18 +35,17 @@ def failed_list(
     as_json: AsJson = False,
 ) -> None:
     """List failed jobs grouped by error, the most frequent first."""
-    from sidestream.admin.direct_jobs import error_groups, merged
+    from sidestream.admin.direct_jobs import error_groups
     from sidestream.store import bulk
     from sidestream.wiring.client import store_cursor, store_url
 
-    settings, only, rows = options_of(context).settings(), _filter(None, action, queue, group), []
+    settings, only, found = options_of(context).settings(), _filter(None, action, queue, group), []
     if store_url(settings) is not None:
         with store_cursor(settings) as cursor:
-            rows = bulk.error_groups(cursor, only)
-    direct: list[DirectGroup] = []
+            found += bulk.error_groups(cursor, only)
     with _without_redis(settings):
-        direct = error_groups(settings, only)
-    found = merged(rows, direct)
+        found += error_groups(settings, only)
+    found.sort(key=lambda one: -one.count)
     if as_json:
         print_json(
             {

@@ -16,7 +16,7 @@ from psycopg.rows import Row
 
 from sidestream.errors import CommitRefused
 from sidestream.executors.protocol import Conflict, SessionLost, Uncertain
-from sidestream.store import acquire, schema, sessions
+from sidestream.store import acquire, locks, schema, sessions
 from sidestream.store.adapter import CONFLICTS, SESSION_ENDS, connect, sqlstate, translate
 
 T = TypeVar("T")
@@ -264,7 +264,7 @@ class Session:
     def try_lock(self, lock: bytes) -> bool:
         """Take a session-level advisory lock named by 8 bytes, without waiting; False when another session has it."""
         self.connection  # noqa: B018  # opens it
-        return self.guarded(lambda: acquire.lock_tag(self.cursor, lock))
+        return self.guarded(lambda: locks.lock_tag(self.cursor, lock))
 
     def try_locks(self, locks: Sequence[bytes]) -> bool:
         """Take all of ``locks`` or none; return False when another session has one of them."""
@@ -284,7 +284,7 @@ class Session:
         if self._connection is None or self.broken:
             return
         try:
-            acquire.unlock_tag(self.cursor, lock)
+            locks.unlock_tag(self.cursor, lock)
         except psycopg.Error:
             self.close()
 

@@ -26,29 +26,7 @@ from sidestream.job.reason import Reason, ReasonCode
 from sidestream.job.states import State
 from sidestream.store.compare_and_set import UTC_NOW, compare_and_set, write
 from sidestream.store.cursor import Cursor, fetch_ids, fetch_one, fetch_value
-from sidestream.store.locks import job_lock, lock_tag, running_between, unlock_tag
-
-__all__ = [
-    "AcquireResult",
-    "Acquired",
-    "Blocked",
-    "Cancelled",
-    "Cancelling",
-    "Locked",
-    "Missing",
-    "NotDue",
-    "Superseded",
-    "Terminal",
-    "acquire_job",
-    "expired",
-    "has_predecessor",
-    "inbox_has",
-    "job_lock",
-    "lock_tag",
-    "precedes",
-    "state_when_unlocked",
-    "unlock_tag",
-]
+from sidestream.store.locks import running_between
 
 _DUE = f"run_at <= {UTC_NOW} + interval '1 second'"
 """A job may be acquired up to a second early, because the clocks of Redis and PostgreSQL differ."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from uuid import UUID
 
 from sidestream.errors import InvalidJob
 from sidestream.job.reason import Reason, ReasonCode
@@ -48,8 +49,8 @@ class ErrorGroup:
     count: int
     #: Their actions, at most ten, the most frequent first.
     actions: Sequence[str]
-    #: The newest of them: its id, its complete error, and when it ended (aware, UTC).
-    newest_id: int
+    #: The newest of them: its id (of a direct job its uuid), its complete error, and when it ended (aware, UTC).
+    newest_id: int | UUID
     newest_error: str
     newest_at: datetime
 

@@ -16,8 +16,6 @@ from sidestream.job.states import State
 from sidestream.store.compare_and_set import UTC_NOW, CasResult, compare_and_set, write
 from sidestream.store.cursor import Cursor, aware, fetch_all
 
-__all__ = ["CasResult", "Request", "cancel", "carry_out", "handled", "pending", "retry", "run_now", "set_priority"]
-
 _CANCELLED = f"state = 'cancelled', ended_at = {UTC_NOW}, reason = NULL"
 # Cancels a pending row, unless it is locked. Index: the primary key (as for every compare-and-set).
 _CANCEL = compare_and_set(_CANCELLED, "state = 'pending'")

@@ -12,23 +12,6 @@ from sidestream.job.job import ACCUSED_AFTER
 from sidestream.job.reason import Reason
 from sidestream.store.compare_and_set import UTC_NOW, CasResult, compare_and_set, storable, write
 from sidestream.store.cursor import Cursor
-from sidestream.store.insert import insert, insert_done
-from sidestream.store.job_row import JobRow
-
-__all__ = [
-    "AGE_CAP",
-    "CasResult",
-    "JobRow",
-    "count_releases",
-    "crash",
-    "fail_attempt",
-    "fail_job",
-    "finish",
-    "insert",
-    "insert_done",
-    "snooze",
-    "suspect",
-]
 
 AGE_CAP = 24 * 3600.0
 """Seconds after its first counted release for which a job may be released again."""

@@ -24,6 +24,7 @@ from sidestream.job.reference import Reference
 from sidestream.job.retry import RetryPolicy
 from sidestream.store import attempts, bulk, control, outcomes, sessions
 from sidestream.store.adapter import ADMIN_SHUTDOWN, CRASH_SHUTDOWN, translate
+from sidestream.store.compare_and_set import CasResult
 from sidestream.worker import wire
 from sidestream.worker.job_log import attempt_line, failed_line, job_id, queue_of
 from sidestream.worker.options import application_name
@@ -175,7 +176,7 @@ class OutcomeWriter:
                 return Settlement(fail=f"It snoozed more than {cap} times; the last reason: {message}")
             return Settlement(release=outcome)
 
-        def write(cursor: Any) -> outcomes.CasResult:
+        def write(cursor: Any) -> CasResult:
             written = outcomes.snooze(cursor, reference.id, seen, delay, outcome.reason, cap)
             if written.applied:
                 self._insert(cursor, reference, -1, "released", outcome.reason.stored())
@@ -198,7 +199,7 @@ class OutcomeWriter:
             return self._charge_direct(delivery, error)
         alone = reference.id in self._alone
 
-        def write(cursor: Any) -> outcomes.CasResult:
+        def write(cursor: Any) -> CasResult:
             if alone:
                 written = outcomes.crash(cursor, reference.id, seen, error, MAX_CRASHES, with_host=True)
             else:
@@ -270,7 +271,7 @@ class OutcomeWriter:
                 return Settlement(fail=outcome.error, detail=outcome.detail)
             return Settlement(release=Release(delay_ms=delay_ms, count=False, charge_attempt=True))
 
-        def write(cursor: Any) -> outcomes.CasResult:
+        def write(cursor: Any) -> CasResult:
             if isinstance(outcome, Retry):
                 written = outcomes.fail_attempt(cursor, reference.id, seen, outcome.delay, outcome.error)
             else:
@@ -304,7 +305,7 @@ class OutcomeWriter:
             self._end_alone(reference, reason)
             return Settlement(release=Release(reason))
 
-        def write(cursor: Any) -> outcomes.CasResult:
+        def write(cursor: Any) -> CasResult:
             most = self._policy(reference).max_attempts
             written = outcomes.crash(cursor, reference.id, reading.attempts_seen, error, MAX_CRASHES, max_attempts=most)
             if written.applied:
@@ -323,15 +324,15 @@ class OutcomeWriter:
             return Settlement(fail=error)
         return Settlement(release=Release(count=False, charge_crash=True))
 
-    def _charge(self, reference: Reference, write: Callable[[Any], outcomes.CasResult]) -> outcomes.CasResult:
+    def _charge(self, reference: Reference, write: Callable[[Any], CasResult]) -> CasResult:
         """Write the end of an attempt with its attempt row, which also ends a lone start."""
-        written: outcomes.CasResult = self._run(write)
+        written: CasResult = self._run(write)
         if written.applied:
             self._alone.discard(reference.id)
         return written
 
     def _report(
-        self, delivery: Delivery, written: outcomes.CasResult, error: str, traceback: str = "", *, ended: str = ""
+        self, delivery: Delivery, written: CasResult, error: str, traceback: str = "", *, ended: str = ""
     ) -> None:
         """Log an attempt whose process did not report how it ``ended``, and report a job that has failed."""
         if not written.applied:
@@ -360,7 +361,7 @@ class OutcomeWriter:
         return Settlement()
 
     @staticmethod
-    def _settlement(written: outcomes.CasResult, delay_ms: int) -> Settlement:
+    def _settlement(written: CasResult, delay_ms: int) -> Settlement:
         if written.locked:
             raise RowBusy
         if written.terminal or written.missing:

@@ -18,8 +18,9 @@ from sidestream.job.rules import Rules
 from sidestream.job.uuids import new_uuid
 from sidestream.maintenance.lease_reclaimer import LeaseReclaimer
 from sidestream.maintenance.store_connection import StoreConnection
-from sidestream.store import attempts, outcomes, queries, schema
+from sidestream.store import attempts, queries, schema
 from sidestream.store.adapter import connect
+from sidestream.store.insert import insert
 from tests.support.clock import ManualClock
 from tests.support.servers import RedisServer
 
@@ -73,7 +74,7 @@ class Bench:
 
     def insert(self, count: int = 1) -> list[int]:
         with self.connection.cursor() as cursor:
-            ids = [stored.id for stored in outcomes.insert(cursor, [Job("act")] * count)]
+            ids = [stored.id for stored in insert(cursor, [Job("act")] * count)]
         self.broker.publish([Publication(self.reference(row_id), self.lanes[0]) for row_id in ids])
         return ids
 

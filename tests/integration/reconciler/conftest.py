@@ -20,8 +20,9 @@ from sidestream.job.reference import Reference, row_reference
 from sidestream.job.rules import Rules
 from sidestream.maintenance.reconciler import GRACE, Reconciler
 from sidestream.maintenance.store_connection import StoreConnection
-from sidestream.store import outcomes, schema
+from sidestream.store import schema
 from sidestream.store.adapter import connect
+from sidestream.store.insert import insert
 from tests.support.clock import ManualClock
 from tests.support.servers import RedisServer
 
@@ -59,7 +60,7 @@ class Bench:
 
     def insert(self, *jobs: Job) -> list[int]:
         with self.connection.cursor() as cursor:
-            return [stored.id for stored in outcomes.insert(cursor, jobs or [Job("act")])]
+            return [stored.id for stored in insert(cursor, jobs or [Job("act")])]
 
     def insert_many(self, count: int, *, first: int = 1) -> None:
         """Insert pending rows with ids from ``first`` on, that were due an hour ago."""

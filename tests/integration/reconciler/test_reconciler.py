@@ -20,7 +20,8 @@ from sidestream.job.outcome import Release
 from sidestream.maintenance.reconciler import GRACE, Reconciler
 from sidestream.maintenance.store_connection import Cursor, StoreConnection
 from sidestream.maintenance.task import MaintenanceThread
-from sidestream.store import job_row, outcomes, queries, sessions
+from sidestream.store import job_row, queries, sessions
+from sidestream.store.insert import insert
 from tests.integration.reconciler.conftest import LEASE, RENEW, TIMEOUT, Bench, wait_until
 from tests.support.servers import PostgresServer
 
@@ -52,7 +53,7 @@ def test_an_id_that_commits_after_a_higher_one_is_found(bench: Bench) -> None:
     bench.build()
     slow = bench.connect()
     with slow.transaction(), slow.cursor() as cursor:
-        [low] = outcomes.insert(cursor, [Job("act")])
+        [low] = insert(cursor, [Job("act")])
         [high] = bench.insert()
         assert low.id < high
         bench.steps()

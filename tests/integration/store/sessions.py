@@ -13,6 +13,7 @@ import psycopg2
 from sidestream.job.job import Job
 from sidestream.store import acquire, candidates, outcomes
 from sidestream.store.cursor import Cursor
+from sidestream.store.insert import insert
 from sidestream.store.job_row import JobRow
 
 T = TypeVar("T")
@@ -63,7 +64,7 @@ class Session:
         self.execute("ROLLBACK")
 
     def insert(self, *jobs: Job) -> list[JobRow]:
-        return outcomes.insert(self.cur, jobs)
+        return insert(self.cur, jobs)
 
     def one(self, **options: Any) -> int:
         """Insert one job and return its id."""

@@ -20,7 +20,7 @@ from sidestream.errors import LockLost
 from sidestream.job.job import Job
 from sidestream.job.names import tag
 from sidestream.job.states import State
-from sidestream.store import acquire, attempts, control, outcomes
+from sidestream.store import acquire, attempts, control, locks, outcomes
 from sidestream.store.adapter import LOCK_NOT_AVAILABLE, SERIALIZATION_FAILURE, sqlstate
 from tests.integration.store.sessions import ERRORS, Session, beside, until_waiting
 
@@ -232,27 +232,27 @@ def test_an_acquired_job_sees_what_its_predecessor_did(a: Session, b: Session) -
 
 
 def test_the_keys_lock_outlives_transactions_and_dies_with_its_session(a: Session, b: Session) -> None:
-    assert acquire.lock_tag(a.cur, tag("k", 8))
-    assert not acquire.lock_tag(b.cur, tag("k", 8))
-    assert acquire.lock_tag(b.cur, tag("another", 8))
+    assert locks.lock_tag(a.cur, tag("k", 8))
+    assert not locks.lock_tag(b.cur, tag("k", 8))
+    assert locks.lock_tag(b.cur, tag("another", 8))
     a.begin()
     a.value("SELECT 1")
     a.commit()
     a.begin()
     a.rollback()
-    assert not acquire.lock_tag(b.cur, tag("k", 8))
+    assert not locks.lock_tag(b.cur, tag("k", 8))
     b.value("SELECT pg_terminate_backend(%(pid)s, 5000)", {"pid": a.pid})
-    assert acquire.lock_tag(b.cur, tag("k", 8))
-    assert acquire.unlock_tag(b.cur, tag("k", 8))
+    assert locks.lock_tag(b.cur, tag("k", 8))
+    assert locks.unlock_tag(b.cur, tag("k", 8))
 
 
 def test_a_key_is_unlocked_by_its_holder_alone(a: Session, b: Session) -> None:
-    assert acquire.lock_tag(a.cur, tag("k", 8))
+    assert locks.lock_tag(a.cur, tag("k", 8))
     b.execute("SET client_min_messages = error")
-    assert not acquire.unlock_tag(b.cur, tag("k", 8))
-    assert acquire.unlock_tag(a.cur, tag("k", 8))
-    assert acquire.lock_tag(b.cur, b"\xff" * 8)  # tags above 2**63 are numbers below zero
-    assert acquire.unlock_tag(b.cur, b"\xff" * 8)
+    assert not locks.unlock_tag(b.cur, tag("k", 8))
+    assert locks.unlock_tag(a.cur, tag("k", 8))
+    assert locks.lock_tag(b.cur, b"\xff" * 8)  # tags above 2**63 are numbers below zero
+    assert locks.unlock_tag(b.cur, b"\xff" * 8)
 
 
 def test_overlapping_transactions_have_no_order(a: Session, b: Session) -> None:

@@ -16,6 +16,7 @@ from sidestream.job.reason import Reason, ReasonCode
 from sidestream.job.reference import Reference
 from sidestream.job.states import State
 from sidestream.store import acquire, attempts, control, outcomes, queries, retention, schema
+from sidestream.store.insert import insert, insert_done
 from tests.integration.store.conftest import Connect
 from tests.integration.store.sessions import Session, due_jobs
 
@@ -166,14 +167,14 @@ def test_an_inbox_row_is_written_once(a: Session) -> None:
     uuid = uuid4()
     job = Job("act.one", (1,), uuid=uuid, attempts=2, crashes=1)
     assert not acquire.inbox_has(a.cur, uuid)
-    assert outcomes.insert_done(a.cur, job)
-    assert not outcomes.insert_done(a.cur, job)
+    assert insert_done(a.cur, job)
+    assert not insert_done(a.cur, job)
     assert acquire.inbox_has(a.cur, uuid)
     assert a.all("SELECT uuid::text, state, attempts, crashes, ended_at IS NOT NULL FROM sidestream_job") == [
         (str(uuid), "done", 2, 1, True)
     ]
     with pytest.raises(InvalidJob, match="uuid"):
-        outcomes.insert_done(a.cur, Job("act.one"))
+        insert_done(a.cur, Job("act.one"))
 
 
 def test_a_persons_retry_forgives_but_keeps_the_mark(a: Session) -> None:
@@ -282,7 +283,7 @@ def test_the_sessions_time_zone_changes_nothing(connect: Connect, zone: str) -> 
         moments = [row.created_at, row.ended_at or now, *(event.at for event in events)]
         assert all(abs(moment - now) < minute for moment in moments)
     inbox = Job("act.one", uuid=uuid4())
-    assert outcomes.insert_done(a.cur, inbox)
+    assert insert_done(a.cur, inbox)
     a.done(a.one())
     [(spread,)] = a.all("SELECT max(ended_at) - min(ended_at) FROM sidestream_job")
     assert spread < minute
@@ -327,7 +328,7 @@ def test_each_way_to_insert_links_a_job_to_each_record_once(
     a: Session, records: tuple[int, ...], unique: Unique | None, more: int
 ) -> None:
     about = Job("test.act", unique=unique, records=("sale.order", records))
-    stored, *_ = outcomes.insert(a.cur, [about, *[Job("test.act", records=("sale.order", (7,)))] * more])
+    stored, *_ = insert(a.cur, [about, *[Job("test.act", records=("sale.order", (7,)))] * more])
     links = everything(a, f"SELECT record_id FROM sidestream_job_record WHERE job_id = {stored.id} ORDER BY record_id")
     assert [one for (one,) in links] == sorted(set(records))
     [(total,)] = everything(a, "SELECT count(*) FROM sidestream_job_record")
@@ -336,7 +337,7 @@ def test_each_way_to_insert_links_a_job_to_each_record_once(
 
 def test_jobs_of_one_call_are_linked_to_records_of_their_own_models(a: Session) -> None:
     about = [("sale.order", (5, 6)), ("res.partner", (5,)), None, ("sale.order", (5,))]
-    stored = outcomes.insert(a.cur, [Job("test.act", records=records) for records in about])
+    stored = insert(a.cur, [Job("test.act", records=records) for records in about])
     links = everything(a, "SELECT model, record_id, job_id FROM sidestream_job_record ORDER BY job_id, record_id")
     first, second, _, last = (one.id for one in stored)
     assert links == [
@@ -346,14 +347,14 @@ def test_jobs_of_one_call_are_linked_to_records_of_their_own_models(a: Session) 
 
 def test_a_duplicate_that_is_about_other_records_links_them_to_the_job_that_is_there(a: Session) -> None:
     for record in (5, 6, 6):
-        [stored] = outcomes.insert(a.cur, [Job("test.act", unique=Unique("once"), records=("sale.order", (record,)))])
+        [stored] = insert(a.cur, [Job("test.act", unique=Unique("once"), records=("sale.order", (record,)))])
     links = everything(a, "SELECT record_id, job_id FROM sidestream_job_record ORDER BY record_id")
     assert links == [(5, stored.id), (6, stored.id)]
 
 
 def test_a_job_is_found_by_its_records_until_it_is_pruned(a: Session) -> None:
     about = Job("test.act", company_id=3, user_id=7, context='{"lang": "fr_FR"}', records=("sale.order", (5, 6, 5)))
-    stored, other = outcomes.insert(a.cur, [about, Job("test.act")])
+    stored, other = insert(a.cur, [about, Job("test.act")])
     links = everything(a, "SELECT model, record_id, job_id FROM sidestream_job_record ORDER BY record_id")
     assert links == [("sale.order", 5, stored.id), ("sale.order", 6, stored.id)]
     kept = everything(a, "SELECT company_id, user_id, context FROM sidestream_job ORDER BY id")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sidestream.store import acquire, attempts, diagnosis, locks, outcomes
+from sidestream.store import attempts, diagnosis, locks, outcomes
 from tests.integration.store.sessions import Session
 
 
@@ -38,10 +38,10 @@ def test_to_look_keeps_nobody_from_it(a: Session, b: Session) -> None:
 
 def test_it_runs_between_two_of_its_transactions(a: Session, b: Session) -> None:
     job = a.one()
-    lock = acquire.job_lock(job)
-    assert acquire.lock_tag(a.cur, lock)
+    lock = locks.job_lock(job)
+    assert locks.lock_tag(a.cur, lock)
     assert locks.running_jobs(b.cur, [job]) == {job}
-    acquire.unlock_tag(a.cur, lock)
+    locks.unlock_tag(a.cur, lock)
     assert locks.running_jobs(b.cur, [job]) == set()
 
 

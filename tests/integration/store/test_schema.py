@@ -13,7 +13,8 @@ import pytest
 
 from sidestream.errors import ForeignDatabase, SchemaMismatch, SettingsError, StoreError, StoreUnavailable
 from sidestream.job.job import Job
-from sidestream.store import acquire, adapter, outcomes, schema
+from sidestream.store import acquire, adapter, schema
+from sidestream.store.insert import insert
 from tests.integration.store.conftest import Connect
 from tests.integration.store.sessions import (
     ERRORS,
@@ -48,7 +49,7 @@ def test_missing_tables_are_one_sentence_and_the_transaction_survives(fresh: Con
         schema.identify(session.cur)
     assert session.value("SELECT 1") == 1
     with pytest.raises(ERRORS) as caught:
-        outcomes.insert(session.cur, [Job("test.act")])
+        insert(session.cur, [Job("test.act")])
     assert isinstance(adapter.translate(caught.value, "enqueue a job"), SchemaMismatch)
 
 
@@ -275,9 +276,9 @@ def test_an_adopted_database_keeps_the_idempotency_keys_of_the_jobs_that_are_in_
     """A courier that was called before the move must not ship again; a copy's later job 3 is not the original's."""
     session = fresh()
     first = schema.install(session.cur)
-    outcomes.insert(session.cur, [Job("act"), Job("act")])
+    insert(session.cur, [Job("act"), Job("act")])
     second = schema.adopt(session.cur)
-    outcomes.insert(session.cur, [Job("act")])
+    insert(session.cur, [Job("act")])
     third = schema.adopt(session.cur)
     assert schema.identify(session.cur) == third
     assert [third.origin_of(one) for one in (1, 2, 3, 4)] == [first.uuid, first.uuid, second.uuid, third.uuid]

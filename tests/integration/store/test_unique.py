@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from sidestream.job.job import Job, Unique
-from sidestream.store import acquire, outcomes, retention
+from sidestream.store import acquire, locks, outcomes, retention
 from sidestream.store.job_row import JobRow
 from tests.integration.store.conftest import Connect
 from tests.integration.store.sessions import Session
@@ -201,13 +201,13 @@ def test_with_keys_of_their_own_the_new_one_still_waits_for_the_active_one(
 @pytest.mark.parametrize("conflict", STRATEGIES)
 def test_a_job_between_two_of_its_transactions_runs(a: Session, b: Session, conflict: str) -> None:
     first = put(a, "started", conflict, 1)
-    lock = acquire.job_lock(first.id)
-    assert acquire.lock_tag(a.cur, lock)  # a three-step job in its second step: nobody has its row
+    lock = locks.job_lock(first.id)
+    assert locks.lock_tag(a.cur, lock)  # a three-step job in its second step: nobody has its row
     second = put(b, "started", conflict, 2)
     assert not second.existed
     assert isinstance(b.acquire_row(second.id), acquire.Acquired)
     b.rollback()
-    acquire.unlock_tag(a.cur, lock)
+    locks.unlock_tag(a.cur, lock)
 
 
 @pytest.mark.parametrize("conflict", STRATEGIES)
@@ -216,12 +216,12 @@ def test_a_duplicate_leaves_the_row_of_a_job_between_its_transactions_alone(
     a: Session, b: Session, until: str, conflict: str
 ) -> None:
     first = put(a, until, conflict, 1)
-    lock = acquire.job_lock(first.id)
-    assert acquire.lock_tag(a.cur, lock)
+    lock = locks.job_lock(first.id)
+    assert locks.lock_tag(a.cur, lock)
     b.begin()
     put(b, until, conflict, 2)  # its transaction is not over
     assert isinstance(acquire.acquire_job(a.cur, first.id, attempts_seen=0), acquire.Acquired)
-    acquire.unlock_tag(a.cur, lock)
+    locks.unlock_tag(a.cur, lock)
     b.rollback()
 
 
@@ -235,11 +235,11 @@ def test_a_duplicate_that_starts_leaves_the_row_of_a_job_between_its_transaction
     second = put(b, "started", conflict, 2)  # the two do not see each other
     a.commit()
     b.commit()
-    lock = acquire.job_lock(first.id)
-    assert acquire.lock_tag(a.cur, lock)
+    lock = locks.job_lock(first.id)
+    assert locks.lock_tag(a.cur, lock)
     b.acquire_row(second.id)
     assert isinstance(acquire.acquire_job(a.cur, first.id, attempts_seen=0), acquire.Acquired)
-    acquire.unlock_tag(a.cur, lock)
+    locks.unlock_tag(a.cur, lock)
     b.rollback()
 
 

@@ -21,6 +21,7 @@ from sidestream.job.reason import Reason, ReasonCode
 from sidestream.job.states import State
 from sidestream.store import acquire, control, outcomes, queries, sessions
 from sidestream.store.adapter import SERIALIZATION_FAILURE, sqlstate
+from sidestream.store.insert import insert_done
 from tests.integration.store.conftest import Connect
 from tests.integration.store.sessions import ERRORS, Session, beside, due_jobs, until_busy, until_gone, until_waiting
 
@@ -263,9 +264,9 @@ def test_two_deliveries_of_a_direct_job_commit_one_effect(a: Session, b: Session
     for session in (a, b):
         session.begin()
         assert not acquire.inbox_has(session.cur, DIRECT)
-    assert outcomes.insert_done(a.cur, job)
+    assert insert_done(a.cur, job)
     b.execute("SET lock_timeout = '20s'")
-    second = beside(lambda: outcomes.insert_done(b.cur, job))
+    second = beside(lambda: insert_done(b.cur, job))
     until_waiting(a, b.pid)
     a.commit()
     error = second.exception(20)
@@ -273,4 +274,4 @@ def test_two_deliveries_of_a_direct_job_commit_one_effect(a: Session, b: Session
     assert sqlstate(error) == SERIALIZATION_FAILURE
     b.rollback()
     assert acquire.inbox_has(b.cur, DIRECT)
-    assert not outcomes.insert_done(b.cur, job)
+    assert not insert_done(b.cur, job)

@@ -40,6 +40,7 @@ from sidestream.job.reference import Reference
 from sidestream.relay.publications import publications_of
 from sidestream.store import acquire, outcomes
 from sidestream.store.acquire import AcquireResult
+from sidestream.store.insert import insert, insert_done
 
 log = logging.getLogger(__name__)
 
@@ -126,7 +127,7 @@ class PythonExecutor:
         if body.job.id is not None:
             row_id = body.job.id
             session.guarded(lambda: outcomes.finish(session.cursor, row_id))
-        elif not session.guarded(lambda: outcomes.insert_done(session.cursor, body.job)):
+        elif not session.guarded(lambda: insert_done(session.cursor, body.job)):
             session.rollback()  # another delivery of this direct job has committed its effect
             return
         crash_point("child.written")
@@ -306,7 +307,7 @@ class PythonExecutor:
         check_arguments(action, args, kwargs)
         defaults = declared.job_options(args, kwargs, given)
         job = build_job(action, args, kwargs, now=datetime.now(UTC), defaults=defaults, **options)
-        [stored] = session.guarded(lambda: outcomes.insert(session.cursor, [job]))
+        [stored] = session.guarded(lambda: insert(session.cursor, [job]))
         acquired.follow_ups += publications_of([stored], [job], session.database)
         return stored.id
 
