@@ -39,7 +39,8 @@ def failed_list(
     from sidestream.store import bulk
     from sidestream.wiring.client import store_cursor, store_url
 
-    settings, only, found = options_of(context).settings(), _filter(None, action, queue, group), []
+    settings, only = options_of(context).settings(), _filter(None, action, queue, group)
+    found: list[bulk.ErrorGroup] = []
     if store_url(settings) is not None:
         with store_cursor(settings) as cursor:
             found += bulk.error_groups(cursor, only)
