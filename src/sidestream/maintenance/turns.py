@@ -8,7 +8,6 @@ step at once do no harm.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
 from typing import Protocol
 
 from sidestream.errors import BrokerError, StoreError
@@ -33,12 +32,12 @@ class Turns(Protocol):
 class Turn:
     """One worker's claim to one task."""
 
-    def __init__(self, turns: Turns, task: str, worker: str, seconds: float) -> None:
-        """Take nothing yet; a turn is kept for ``seconds``."""
+    def __init__(self, turns: Turns, task: str, worker: str, every: float) -> None:
+        """Take nothing yet; ``every``: the task's seconds between two steps."""
         self._turns = turns
         self._task = task
         self._worker = worker
-        self._seconds = seconds
+        self._seconds = 2 * every + SLACK
 
     def take(self) -> bool:
         """Return whether the task is ours; it is when nobody can be asked."""
@@ -55,12 +54,12 @@ class Turn:
 class InTurn:
     """A task whose steps one worker does for all that have the same task."""
 
-    def __init__(self, task: MaintenanceTask, turn: Callable[[str, float], Turn]) -> None:
-        """``turn`` makes the claim to the task of a name, kept for so many seconds."""
+    def __init__(self, task: MaintenanceTask, turn: Turn) -> None:
+        """``turn`` is this worker's claim to ``task``."""
         self.name = task.name
         self.every = task.every
         self._task = task
-        self._turn = turn(task.name, kept_for(task.every))
+        self._turn = turn
 
     def step(self) -> bool:
         """Do the step unless it is another worker's; see :class:`~sidestream.maintenance.task.MaintenanceTask`."""
@@ -72,8 +71,3 @@ class InTurn:
             with contextlib.suppress(BrokerError):  # then it runs out
                 self._turn.give_back()
             raise
-
-
-def kept_for(every: float) -> float:
-    """Return the seconds for which a turn is kept that is taken ``every`` so many."""
-    return 2 * every + SLACK

@@ -45,7 +45,7 @@ from sidestream.maintenance.retention import RetentionTask
 from sidestream.maintenance.rule_sync import RuleSync
 from sidestream.maintenance.store_connection import Cursor, StoreConnection
 from sidestream.maintenance.task import MaintenanceTask, MaintenanceThread
-from sidestream.maintenance.turns import InTurn, Turn, kept_for
+from sidestream.maintenance.turns import InTurn, Turn
 from sidestream.maintenance.worker_deaths import WorkerDeaths
 from sidestream.settings import Settings
 from sidestream.store import adapter, deaths, schema, sessions
@@ -275,7 +275,7 @@ class Worker:
         if self._store is None or self._database is None:
             return None
         served = f"{WorkerDeaths.name} {self._database.tag.hex()}"
-        self._turns.append(Turn(self._maintenance_broker, served, self._name, kept_for(WorkerDeaths.every)))
+        self._turns.append(Turn(self._maintenance_broker, served, self._name, WorkerDeaths.every))
         found = WorkerDeaths(
             self._store,
             dead_here=self._dead_workers.unclean,
@@ -421,8 +421,8 @@ def make_maintenance_tasks(
     clock, grace, direct = SystemClock(), owners_grace(settings.renew_interval), settings.odoo_config is None
     served = " ".join(sorted(lanes))
 
-    def turn(task: str, seconds: float) -> Turn:
-        turns.append(Turn(broker, task, worker, seconds))
+    def turn(task: str, every: float) -> Turn:
+        turns.append(Turn(broker, task, worker, every))
         return turns[-1]
 
     reclaimer = LeaseReclaimer(
@@ -433,7 +433,7 @@ def make_maintenance_tasks(
         lanes=lanes,
         dead_workers=dead_workers.running,
         alive=broker.is_alive,
-        turn=turn(f"{LeaseReclaimer.name} {served}", kept_for(LeaseReclaimer.every)).take,
+        turn=turn(f"{LeaseReclaimer.name} {served}", LeaseReclaimer.every).take,
         lease=settings.lease,
         grace=grace,
         on_failed=on_failed,
@@ -463,6 +463,6 @@ def make_maintenance_tasks(
         ExpiryTask(broker, store),
         RetentionTask(store, done_retention=settings.done_retention, failed_retention=settings.failed_retention),
     ]
-    maintenance += [InTurn(task, lambda name, seconds: turn(f"{name} {tended}", seconds)) for task in shared]
+    maintenance += [InTurn(task, turn(f"{task.name} {tended}", task.every)) for task in shared]
     maintenance += [worker_deaths] if worker_deaths is not None else []
     return [*maintenance, CancellationTask(store, stop_running=stop_running), IdentityCheck(store, on_adopted)]
