@@ -1,6 +1,5 @@
 """Implement ``records.enqueue(**options).method(*args)``: insert rows in this transaction, publish after its commit."""
 
-import inspect
 import json
 import logging
 import sys
@@ -10,7 +9,6 @@ import weakref
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from datetime import UTC, datetime
-from functools import lru_cache
 from pathlib import Path
 
 import pytz
@@ -28,6 +26,7 @@ from sidestream import (
     Unique,
     UnknownAction,
     UnsupportedOption,
+    bind_arguments,
     build_job,
     declared,
     render_template,
@@ -142,7 +141,7 @@ class Enqueuer:
 
         def enqueue(*args, **kwargs):
             _unused(records.env.cr).pop(self.__mark, None)
-            _check_arguments(records, method, args, kwargs)
+            bind_arguments(f"{records._name}.{method}", getattr(type(records), method), args, kwargs)
             return _enqueue(records, method, action, args, kwargs, dict(options))
 
         return enqueue
@@ -164,18 +163,6 @@ def _unused(cr):
                     )
 
     return unused
-
-
-def _check_arguments(records, method, args, kwargs):
-    try:
-        _signature(getattr(type(records), method)).bind(records, *args, **kwargs)
-    except TypeError as error:
-        raise InvalidJob(f"The arguments for {records._name}.{method} do not fit the method: {error}.") from None
-
-
-@lru_cache(maxsize=4096)
-def _signature(function):
-    return inspect.signature(function)
 
 
 def _refusal(records, method):

@@ -36,6 +36,7 @@ from sidestream.errors import (
 if TYPE_CHECKING:
     from sidestream.admin.jobs import sync_to_broker, why_waiting
     from sidestream.client import Transaction
+    from sidestream.executors.declaration import bind_arguments
     from sidestream.executors.odoo.model_action import ModelAction, declared
     from sidestream.executors.python.actions import Action, Actions
     from sidestream.executors.python.context import Context
@@ -58,6 +59,7 @@ if TYPE_CHECKING:
 _LAZY = {
     "admin.jobs": ("sync_to_broker", "why_waiting"),
     "client": ("Transaction",),
+    "executors.declaration": ("bind_arguments",),
     "executors.odoo.model_action": ("ModelAction", "declared"),
     "executors.python.actions": ("Action", "Actions"),
     "executors.python.context": ("Context",),
@@ -121,6 +123,7 @@ __all__ = [
     "UnknownAction",
     "UnsupportedOption",
     "adopt",
+    "bind_arguments",
     "build_job",
     "cancel",
     "declared",

@@ -82,7 +82,7 @@ def bind_arguments(
     if signature is None:
         return None
     try:
-        return signature.bind(None, *args, **kwargs)  # None: the context
+        return signature.bind(None, *args, **kwargs)  # None: the context, or self
     except TypeError as error:
         raise InvalidJob(
             f"The arguments of action {action!r} do not match its function: {error}; expected "
