@@ -17,7 +17,6 @@
         "views/sidestream_job_views.xml",
         "views/res_company_views.xml",
     ],
-    "pre_init_hook": "pre_init_hook",
     "uninstall_hook": "uninstall_hook",
     "application": True,
 }

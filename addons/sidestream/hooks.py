@@ -1,11 +1,4 @@
-"""Create and remove the engine's tables, which the models only show."""
-
-from sidestream import install
-
-
-def pre_init_hook(env):
-    """Create the engine's tables before Odoo loads their models."""
-    install(env.cr._obj)
+"""Remove the engine's tables, which the models only show."""
 
 
 def uninstall_hook(env):

@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from sidestream.store.control import cancel, retry, run_now
     from sidestream.store.locks import running_jobs
     from sidestream.store.retention import prune
-    from sidestream.store.schema import adopt, identify, install
+    from sidestream.store.schema import adopt, identify, install, upgrade
     from sidestream.store.statuses import pending_statuses
     from sidestream.wiring.client import Jobs
 
@@ -75,7 +75,7 @@ _LAZY = {
     "store.control": ("cancel", "retry", "run_now"),
     "store.locks": ("running_jobs",),
     "store.retention": ("prune",),
-    "store.schema": ("adopt", "identify", "install"),
+    "store.schema": ("adopt", "identify", "install", "upgrade"),
     "store.statuses": ("pending_statuses",),
     "wiring.client": ("Jobs",),
 }
@@ -138,6 +138,7 @@ __all__ = [
     "run_now",
     "running_jobs",
     "sync_to_broker",
+    "upgrade",
     "why_waiting",
 ]
 

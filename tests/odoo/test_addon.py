@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from sidestream.store import schema
 from tests.support.odoo import ADDONS, DATABASE, OdooWorld, odoo_command
 from tests.support.server_process import ServerFailed, free_port
 
@@ -65,6 +67,27 @@ def test_a_neutralized_copy_runs_nothing_and_has_its_own_identity(world: OdooWor
         _odoo(world, "neutralize")
         assert look.execute("SELECT DISTINCT state FROM sidestream_job").fetchall() == [("cancelled",)]
         assert look.execute("SELECT database_uuid FROM sidestream_meta").fetchone() != before
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.usefixtures("log")  # which ran "-u" with tables that are current
+def test_upgrading_the_addon_upgrades_the_tables(world: OdooWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next release of the engine, whose tables have one more column, is made of this one as Python starts."""
+    newer = schema.SCHEMA_VERSION + 1
+    change = {newer: "ALTER TABLE sidestream_job ADD COLUMN later text"}
+    folder = world.folder / "newer"
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(
+        f"from sidestream.store import schema\nschema.SCHEMA_VERSION = {newer}\nschema.UPGRADES = {change!r}\n"
+    )
+    with world.connect() as look:
+        version = "SELECT version FROM sidestream_meta"
+        assert look.execute(version).fetchone() == (schema.SCHEMA_VERSION,)
+        paths = [str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]
+        monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
+        world.install("sidestream", upgrade=True)
+        assert look.execute(version).fetchone() == (newer,)
+        look.execute("SELECT later FROM sidestream_job")
 
 
 @pytest.mark.timeout(300)

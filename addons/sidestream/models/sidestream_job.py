@@ -3,7 +3,18 @@ import logging
 import threading
 from datetime import UTC, datetime, timedelta
 
-from sidestream import SidestreamError, cancel, declared, pending_statuses, retry, run_now, sync_to_broker, why_waiting
+from sidestream import (
+    SidestreamError,
+    cancel,
+    declared,
+    install,
+    pending_statuses,
+    retry,
+    run_now,
+    sync_to_broker,
+    upgrade,
+    why_waiting,
+)
 from sidestream.job.reason import ReasonCode
 
 from odoo import api, fields, models
@@ -477,11 +488,10 @@ class SidestreamJob(models.Model):
 
     # -- hooks -----------------------------------------------------------------------------------------------------
 
-    def _on_failed(self):
-        """Override this hook to react when a job fails for good; only a person's retry runs it again.
-
-        It is called at most once per failure, as the superuser, in its own transaction, after the failure is committed.
-        """
+    def init(self):
+        """Create the engine's tables, or upgrade them to this release; Odoo calls it at ``-i`` and ``-u``."""
+        install(self.env.cr._obj)
+        upgrade(self.env.cr._obj)
 
     def _register_hook(self):
         """Forget what is known of the tables after an installation or upgrade, here or by another process."""

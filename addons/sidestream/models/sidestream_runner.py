@@ -11,7 +11,7 @@ UNREAD = object()
 
 
 class SidestreamRunner(models.Model):
-    """The methods that a worker calls to run a job."""
+    """The methods that a worker calls to run a job, or when it has failed."""
 
     _inherit = "sidestream.job"
 
@@ -124,3 +124,9 @@ class SidestreamRunner(models.Model):
     def _sidestream_idempotency_key(self, job_id, call=""):
         """Return the idempotency key of an external call, which is the same on every attempt of the job."""
         return f"{identify(self.env.cr._obj, allow_copy=True).origin_of(job_id)}:{job_id}:{call}"
+
+    def _on_failed(self):
+        """Override this hook to react when a job fails for good; only a person's retry runs it again.
+
+        It is called at most once per failure, as the superuser, in its own transaction, after the failure is committed.
+        """
