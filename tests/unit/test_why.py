@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import ast
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from uuid import UUID
 
 import pytest
 
-from sidestream.admin.diagnosis import diagnose
-from sidestream.admin.diagnosis_text import render
+from sidestream.admin.diagnosis import Code, diagnose
+from sidestream.admin.diagnosis_text import _TEXTS, render
 from sidestream.broker.protocol import Explanation, Place
 from sidestream.job.reason import Reason, ReasonCode
 from sidestream.job.reference import direct_reference, row_reference
@@ -19,6 +21,7 @@ from sidestream.store.diagnosis import JobDiagnosis
 from sidestream.store.job_row import JobRow
 from sidestream.store.rules import Entry
 
+ADDON_MESSAGES = Path(__file__).parents[2] / "addons/sidestream/messages.py"
 NOW = datetime(2030, 1, 2, 12, tzinfo=UTC)
 NOON, ONE = "2030-01-02 12:00:00 UTC", "2030-01-02 13:00:00 UTC"
 ONE_MS = int((NOW + timedelta(hours=1)).timestamp() * 1000)
@@ -245,3 +248,13 @@ def test_an_overdue_retry_names_no_past_moment(
 def test_an_error_is_shown_without_its_secrets() -> None:
     failed = replace(READY, state=State.FAILED, ended_at=NOW, error="GET /?token=hunter2 failed")
     assert why(failed, [], None, None).endswith("its last error was: GET /?token=*** failed.")
+
+
+def test_the_command_line_and_the_addon_render_every_code() -> None:
+    assert list(_TEXTS) == list(Code)
+    tree = ast.parse(ADDON_MESSAGES.read_text())  # to import it takes Odoo
+    [table] = [
+        one.value for one in tree.body if isinstance(one, ast.Assign) and ast.unparse(one.targets[0]) == "DIAGNOSES"
+    ]
+    assert isinstance(table, ast.Dict)
+    assert [ast.literal_eval(key) for key in table.keys if key is not None] == list(Code)

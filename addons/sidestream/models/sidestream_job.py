@@ -25,7 +25,7 @@ from odoo.tools import SQL
 from ..action import labels
 from ..enqueue import forget, settings_of
 from ..fields import Duration, JobState, RedactedArguments, RedactedText
-from ..messages import error_message, format_span, reason_message, status_message
+from ..messages import diagnosis_message, error_message, format_span, reason_message, status_message
 
 _logger = logging.getLogger(__name__)
 
@@ -416,10 +416,11 @@ class SidestreamJob(models.Model):
         if not self.env.user.has_group("sidestream.group_sidestream_manager"):
             raise AccessError(self.env._("The answer names other jobs, so only managers of background jobs see it."))
         try:
-            sentence = why_waiting(settings_of(self.env.cr.dbname), self.id)
+            diagnosis = why_waiting(settings_of(self.env.cr.dbname), self.id)
         except SidestreamError as error:
             raise UserError(str(error)) from error
-        return self._notification(sentence or self.env._("This job no longer exists."), sticky=True)
+        message = diagnosis_message(self.env, diagnosis) if diagnosis else self.env._("This job no longer exists.")
+        return self._notification(message, sticky=True)
 
     def action_open_records(self):
         """Open the record, or the records, that the job is about."""

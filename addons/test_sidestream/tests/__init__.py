@@ -1,1 +1,11 @@
-from . import test_access, test_arguments, test_enqueue, test_environment, test_module, test_rpc, test_status, test_trap
+from . import (
+    test_access,
+    test_arguments,
+    test_diagnosis,
+    test_enqueue,
+    test_environment,
+    test_module,
+    test_rpc,
+    test_status,
+    test_trap,
+)

@@ -1,23 +1,15 @@
-"""A diagnosis as one English sentence."""
+"""A diagnosis as one English sentence, for the command line."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any
+from uuid import UUID
 
-from sidestream.admin.diagnosis import Code, Diagnosis
-from sidestream.errors import WireError
+from sidestream.admin.diagnosis import Code, Diagnosis, shorten
 from sidestream.job.reason import Reason
-from sidestream.job.reference import Reference
 from sidestream.job.rules import Scope
-from sidestream.redaction import redact_text
-from sidestream.store.rules import Entry
-
-MOST_HOLDERS = 3
-"""How many holders of a limit a sentence names."""
-ERROR_SHOWN = 200
-"""Longest piece of an error in a sentence, in characters."""
 
 
 def render(subject: str, diagnosis: Diagnosis) -> str:
@@ -30,37 +22,27 @@ def _ended(params: Mapping[str, Any]) -> str:
 
 
 def _cancelled(params: Mapping[str, Any]) -> str:
-    because = f", because: {_short(str(params['reason']))}" if params["reason"] is not None else ""
+    because = f", because: {shorten(str(params['reason']))}" if params["reason"] is not None else ""
     return f"does not wait: it was cancelled{_ended(params)}{because}"
 
 
 def _retrying(params: Mapping[str, Any]) -> str:
     times = "once" if params["failures"] == 1 else f"{params['failures']} times"
-    return (
-        f"failed {times} and is tried again at {_moment(params['at'])}, and its last error was: "
-        f"{_short(params['error'])}"
-    )
+    error = params["error"] or "not told"
+    return f"failed {times} and is tried again at {_moment(params['at'])}, and its last error was: {error}"
 
 
 def _snoozed(params: Mapping[str, Any]) -> str:
     reason: Reason | None = params["reason"]
     message = None if reason is None else str(reason.params.get("message", reason))
-    return f"snoozed itself until {_moment(params['at'])}, because: {_short(message)}"
+    return f"snoozed itself until {_moment(params['at'])}, because: {shorten(message) or 'not told'}"
 
 
 def _paused(params: Mapping[str, Any]) -> str:
-    entry: Entry = params["entry"]
-    pause = entry.pause
-    assert pause is not None
-    if pause.queue is not None:
-        what = f"the queue {pause.queue!r}"
-    elif pause.action is not None:
-        what = f"the action {pause.action!r}" + (f" of the group {pause.group!r}" if pause.group is not None else "")
-    else:
-        what = f"the group {pause.group!r}"
-    by = f" by {entry.changed_by}" if entry.changed_by else ""
-    note = f" ({entry.note})" if entry.note else ""
-    return f"waits because {what} was paused{by} at {_moment(entry.changed_at)}{note}"
+    what = " of ".join(f"the {one} {params[one]!r}" for one in ("queue", "action", "group") if params[one] is not None)
+    by = f" by {params['by']}" if params["by"] else ""
+    note = f" ({params['note']})" if params["note"] else ""
+    return f"waits because {what} was paused{by} at {_moment(params['at'])}{note}"
 
 
 def _free(params: Mapping[str, Any]) -> str:
@@ -69,7 +51,7 @@ def _free(params: Mapping[str, Any]) -> str:
 
 
 def _last_error(params: Mapping[str, Any]) -> str:
-    return f"; last error: {_short(params['error'])}" if params["error"] else ""
+    return f"; last error: {params['error']}" if params["error"] else ""
 
 
 def _ready(params: Mapping[str, Any]) -> str:
@@ -87,7 +69,7 @@ def _delayed(params: Mapping[str, Any]) -> str:
 
 def _limited(params: Mapping[str, Any]) -> str:
     most = f" of {params['concurrency']}" if params["concurrency"] is not None else ""
-    holders = _names(params["holders"])
+    holders = _names(params)
     return f"waits for the limit{most} of {_scope(params)}" + (f", which is used up by {holders}" if holders else "")
 
 
@@ -101,35 +83,27 @@ def _scope(params: Mapping[str, Any]) -> str:
     return f"{words[params['scope']]} {params['name']!r}" if params["scope"] in words else "everything"
 
 
-def _names(holders: Sequence[bytes]) -> str:
-    names = [_name(one) for one in holders[:MOST_HOLDERS]]
-    if len(holders) > MOST_HOLDERS:
-        names.append(f"{len(holders) - MOST_HOLDERS} more")
+def _names(params: Mapping[str, Any]) -> str:
+    names = [_name(one) for one in params["holders"]]
+    if params["more"]:
+        names.append(f"{params['more']} more")
     return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1] if names else ""
 
 
-def _name(raw: bytes) -> str:
-    try:
-        reference = Reference.unpack(raw)
-    except WireError:
+def _name(holder: int | UUID | None) -> str:
+    if holder is None:
         return "a job of another release"
-    return f"the direct job {reference.uuid}" if reference.direct else f"job {reference.id}"
+    return f"job {holder}" if isinstance(holder, int) else f"the direct job {holder}"
 
 
 def _moment(when: datetime) -> str:
     return f"{when:%Y-%m-%d %H:%M:%S} UTC"
 
 
-def _short(text: str | None) -> str:
-    """Return the first line of an error, cut to what a sentence may hold and without secrets."""
-    line = redact_text(next(iter((text or "").strip().splitlines()), "").rstrip(".")) or "not told"
-    return line if len(line) <= ERROR_SHOWN else line[: ERROR_SHOWN - 1] + "…"
-
-
 _TEXTS: dict[Code, Callable[[Mapping[str, Any]], str]] = {
     Code.DONE: lambda p: f"does not wait: it was done{_ended(p)}",
     Code.FAILED: lambda p: (
-        f"does not wait: it failed for good{_ended(p)}, and its last error was: {_short(p['error'])}"
+        f"does not wait: it failed for good{_ended(p)}, and its last error was: {p['error'] or 'not told'}"
     ),
     Code.CANCELLED: _cancelled,
     Code.CANCELLING: lambda p: "is being cancelled: a person asked for it, and its worker has not carried it out yet",
@@ -153,7 +127,7 @@ _TEXTS: dict[Code, Callable[[Mapping[str, Any]], str]] = {
         f"is set aside because its {p['scope']} was paused; it comes back by itself within seconds"
     ),
     Code.UNROUTED: lambda p: f"waits until a worker is started that knows the action {p['action']!r}",
-    Code.BEHIND_KEY: lambda p: f"waits behind {_names(p['holders']) or 'another job'} with the same key {p['key']!r}",
+    Code.BEHIND_KEY: lambda p: f"waits behind {_names(p) or 'another job'} with the same key {p['key']!r}",
     Code.READY: _ready,
     Code.DUE: lambda p: f"{_free(p)}{_last_error(p)}",
     Code.DELAYED: _delayed,

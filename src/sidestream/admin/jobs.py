@@ -7,8 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
 
-from sidestream.admin.diagnosis import diagnose
-from sidestream.admin.diagnosis_text import render
+from sidestream.admin.diagnosis import Diagnosis, diagnose
 from sidestream.broker.protocol import Broker, Explanation, Place, lane
 from sidestream.broker.redis.inspect import AnnouncedWorker, RedisInspector
 from sidestream.errors import BrokerError
@@ -47,8 +46,8 @@ def reprioritize(settings: Settings, job_id: int) -> bool:
     return _tell(settings, lambda broker: [broker.reprioritize(one, one.priority) for one in publications])
 
 
-def why_waiting(settings: Settings, job_id: int) -> str | None:
-    """Return the sentence that says why a row's job waits or how it ended; None when there is no such row."""
+def why_waiting(settings: Settings, job_id: int) -> Diagnosis | None:
+    """Return why a row's job waits or how it ended; None when there is no such row."""
     with store_cursor(settings) as cursor:
         database, facts, entries = schema.identify(cursor), diagnosis.diagnose(cursor, job_id), rules.entries(cursor)
     if facts is None:
@@ -68,8 +67,8 @@ def why_waiting(settings: Settings, job_id: int) -> str | None:
         wanted = lane(database.tag, facts.job.queue)
         busy = _busy([one.info for one in found if one.until_ms > now_ms and wanted in one.lanes])
     except BrokerError:
-        explanation = None  # the sentence says that it is away
-    return render(f"Job {job_id}", diagnose(facts, entries, explanation, serving, busy))
+        explanation = None  # the diagnosis says that it is away
+    return diagnose(facts, entries, explanation, serving, busy)
 
 
 def _busy(announced: Sequence[str]) -> tuple[int, int] | None:

@@ -61,10 +61,15 @@ def job_show(context: typer.Context, job_id: JobId, *, as_json: AsJson = False) 
 @job.command("why")
 def job_why(context: typer.Context, job_id: JobId, *, as_json: AsJson = False) -> None:
     """Explain in one sentence why a job waits, or how it ended."""
+    from sidestream.admin.diagnosis_text import render
     from sidestream.admin.jobs import why_waiting
 
     named, settings = parse_job_id(job_id), options_of(context).settings()
-    sentence = why_waiting(settings, named) if isinstance(named, int) else direct_job.why(settings, named)
+    if isinstance(named, int):
+        diagnosis = why_waiting(settings, named)
+        sentence = None if diagnosis is None else render(f"Job {named}", diagnosis)
+    else:
+        sentence = direct_job.why(settings, named)
     if sentence is None:
         _missing(job_id)
     answer({"id": named, "why": sentence}, sentence, as_json=as_json)
