@@ -17,7 +17,7 @@ labels: dict[str, list[Any]] = {}
 def action(
     function: Callable[..., Any] | None = None, /, *, public: bool = False, **options: Any
 ) -> Callable[..., Any]:
-    """Declare a model's method as an action: ``@action`` or ``@action(queue="pdf", key="carrier:{carrier_id}")``.
+    """Declare a method as an action: ``@action`` or ``@action(key="carrier:{carrier_id}")``.
 
     The method is ``@api.private`` unless ``public=True``, which is meant for a method that is also a button. Such a
     call runs in the caller's request and ignores key, limit, queue and uniqueness.

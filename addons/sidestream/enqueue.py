@@ -1,4 +1,4 @@
-"""Implement ``records.enqueue(**options).method(*args)``: insert rows in this transaction, publish after its commit."""
+"""Implement ``records.enqueue(**options).method(*args)``; publish after the commit."""
 
 import json
 import logging
@@ -45,7 +45,7 @@ UNUSED = "sidestream.unused"
 
 
 class _Inline:
-    """A value that JSON cannot express, so that a context that arrives over RPC cannot bypass ordering and limits."""
+    """A value that JSON cannot express, so that no context that arrives over RPC contains it."""
 
     def __repr__(self):
         return "INLINE"
@@ -69,7 +69,7 @@ _jobs = {}
 
 
 def jobs_of(database):
-    """Return this process's :class:`sidestream.Jobs` of a database; it connects at the first job."""
+    """Return this process's ``Jobs`` of a database; it connects at the first job."""
     with _lock:
         found = _jobs.get(database)
         if found is None:
@@ -94,7 +94,7 @@ def forget(database):
 
 
 def settings_of(database):
-    """Return the settings of this database from Odoo's configuration file, or else from the environment.
+    """Return the settings of this database from Odoo's configuration file or the environment.
 
     If they name no PostgreSQL server, use the one of this Odoo, which its command line may have set.
     """
@@ -110,7 +110,7 @@ def settings_of(database):
 
 
 class Enqueuer:
-    """The result of ``records.enqueue()``. Its methods are the declared actions of the records' model."""
+    """The result of ``records.enqueue()``; its methods are the actions of the model."""
 
     __slots__ = ("__mark", "__options", "__records", "__weakref__")  # an action may have any other name
 
@@ -212,7 +212,7 @@ def _parts(records, split):
 
 
 def _call_inline(records, method, action, args, kwargs, split):
-    """Run the action in the caller's transaction, with the user, rights and arguments that the job would have.
+    """Run the action in the caller's transaction, with the user and arguments of the job.
 
     An action that commits in parts only flushes, because the caller's own work must not be committed yet.
     """
@@ -227,7 +227,7 @@ def _call_inline(records, method, action, args, kwargs, split):
 
 
 def _inline_env(env, action):
-    """Return an environment with the user, the companies and the context of a job, in this transaction."""
+    """Return an environment with the user, companies and context of a job."""
     user_id = _user_id(env, action)
     context = _context(env, user_id)
     context.pop("company", None)  # the first allowed company, or else the user's own
@@ -242,7 +242,7 @@ def _encoded(args, kwargs):
 
 @contextmanager
 def one_transaction(cr, action):
-    """Outside a worker, replace the ``cr.commit()`` of an action that commits in parts by a flush."""
+    """Replace ``cr.commit()`` of an action with partial commits by a flush, outside a worker."""
     if action is None or action.commits != "relock":
         yield
         return
@@ -319,7 +319,7 @@ def _build(records, method, action, args, kwargs, options):
 
 
 def _context(env, user_id):
-    """Return the valid language, time zone and companies, from which a worker rebuilds the environment.
+    """Return the valid language, time zone and companies for the worker's environment.
 
     The context may come from any RPC caller, so unknown values are left out.
     """
@@ -338,7 +338,7 @@ def _context(env, user_id):
 
 
 def _allowed_companies(env, user_id):
-    """Return the ids of the companies to work in as that user, the main one first; empty means all of the user's."""
+    """Return the ids of the user's companies to work in, the main one first; empty means all."""
     allowed = [one for one in env.context.get("allowed_company_ids") or () if isinstance(one, int)]
     if user_id == env.uid and (allowed or user_id != SUPERUSER_ID):
         return allowed
@@ -364,7 +364,7 @@ def _user_id(env, action):
 
 
 def _declared_options(records, action, given):
-    """Return the options that the declaration sets for a job on ``records`` and that the call does not set."""
+    """Return the options of the declaration that the call does not set, for ``records``."""
     company = records.env.company.id
     found = {"queue": action.queue, "priority": action.priority, "expires_in": action.expires_in}
     for name in ("key", "limit", "group"):

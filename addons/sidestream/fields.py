@@ -22,7 +22,7 @@ class JobState(fields.Selection):
 
 
 class Duration(fields.Float):
-    """The hours between two columns of the row, computed by PostgreSQL, so that lists can be sorted by it."""
+    """The hours between two columns, computed by PostgreSQL so that lists can be sorted by it."""
 
     start = end = None
 
@@ -36,7 +36,7 @@ class Duration(fields.Float):
 
 
 class RedactedText(fields.Text):
-    """A text that is shown without the values that look like secrets, such as an error or a traceback."""
+    """A text, such as an error or traceback, shown without values that look like secrets."""
 
     def convert_to_record(self, value, record):
         found = super().convert_to_record(value, record)
@@ -44,7 +44,7 @@ class RedactedText(fields.Text):
 
 
 class RedactedArguments(fields.Text):
-    """A job's arguments without those that look like secrets. A positional argument has its parameter's name."""
+    """A job's arguments by parameter name, shown without values that look like secrets."""
 
     def convert_to_record(self, value, record):
         found = super().convert_to_record(value, record)

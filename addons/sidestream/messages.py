@@ -1,4 +1,4 @@
-"""What people read of errors, reasons, diagnoses and durations, in their own language."""
+"""Render errors, reasons, diagnoses and durations in the reader's language."""
 
 import re
 from datetime import UTC, timedelta
@@ -17,18 +17,18 @@ EXCEPTION = re.compile(r"[A-Z][a-z0-9]*[A-Z][A-Za-z0-9]*")
 
 
 def error_message(error):
-    """Return an error as the user's own dialog would have shown it, without the exception's name."""
+    """Return an error as Odoo's dialog would show it, without the exception's name."""
     kind, colon, text = (error or "").partition(": ")
     return text if colon and EXCEPTION.fullmatch(kind) else kind + colon + text
 
 
 def reason_message(env, stored):
-    """Return why a job waits, why its worker released it, or why it was cancelled, from its stored reason."""
+    """Return the stored reason why a job waits, was released or was cancelled, as a sentence."""
     if not stored:
         return False
     reason = Reason.parse(stored)
     messages = {
-        ReasonCode.LOCKED: lambda: env._("Its row is locked: somebody edits it, or it runs elsewhere"),
+        ReasonCode.LOCKED: lambda: env._("Its row is locked: a user is editing it, or it runs elsewhere"),
         ReasonCode.BLOCKED: lambda: env._("An earlier job with the same ordering key must end first"),
         ReasonCode.CONFLICT: lambda: env._("Other users changed the same records at the same time; it is retried"),
         ReasonCode.STOPPING: lambda: env._("Its worker restarts"),

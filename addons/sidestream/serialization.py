@@ -1,4 +1,4 @@
-"""Convert a job's arguments to JSON and back; values that JSON lacks become {"$": kind, ...}."""
+"""Convert a job's arguments to JSON and back; other values become {"$": kind, ...}."""
 
 from datetime import date, datetime
 from decimal import Decimal
@@ -13,7 +13,7 @@ KIND = "$"
 
 
 def encode(value, where="arguments"):
-    """Return ``value`` as JSON values; raise :class:`sidestream.InvalidJob` if it cannot be stored."""
+    """Return ``value`` as JSON values; raise InvalidJob if it cannot be stored."""
     if isinstance(value, Markup):  # before str, of which it is a subclass
         return {KIND: "markup", "value": str(value)}
     if value is None or isinstance(value, bool | int | float | str):

@@ -1,4 +1,4 @@
-"""Background jobs for Odoo on Redis. The names in ``__all__`` are public; everything else may change.
+"""Run background jobs for Odoo and Python. Only the names in ``__all__`` are public.
 
 Each name but the errors is imported at first use, so that importing the package is cheap.
 """

@@ -54,7 +54,7 @@ class Declared(Protocol):
         ...
 
     def job_options(self, args: Sequence[Any], kwargs: Mapping[str, Any], given: Collection[str]) -> JobOptions:
-        """Return the options of a job with these arguments, without the options in ``given``, which its call sets."""
+        """Return the action's options for these arguments, without those that the call sets."""
         ...
 
 
@@ -96,7 +96,7 @@ class Client:
         direct_timeout: float = 1.0,
         clock: Clock | None = None,
     ) -> None:
-        """Publish through ``relay``, and sign direct jobs with ``signer()``, which is called for the first one.
+        """Publish through ``relay``, and sign direct jobs with ``signer()``.
 
         With ``actions``, only declared actions are accepted. ``direct_timeout``: seconds that :meth:`enqueue_direct`
         waits for the broker by default.
@@ -138,7 +138,7 @@ class Client:
         return self.insert(connection, [job]).ids[0]
 
     def insert(self, connection: Any, jobs: Sequence[Job]) -> Inserted:
-        """Insert ``jobs`` with one statement; for callers that commit and then call :meth:`hand_over`."""
+        """Insert ``jobs`` with one statement; commit, then call :meth:`hand_over`."""
         for job in jobs:
             check_job(job)
         if not jobs:
@@ -224,7 +224,7 @@ class Client:
         return build_job(name, args, kwargs, now=self._clock.now(), defaults=defaults, **options)
 
     def forget_databases(self) -> None:
-        """Identify the database of each connection again, because the tables were removed or reinstalled."""
+        """Identify each connection's database again, after the tables were removed or reinstalled."""
         self._databases.clear()
 
     def close(self, timeout: float = 1.0) -> None:
@@ -286,7 +286,7 @@ class Transaction:
         return self._insert([job])[0]
 
     def enqueue_many(self, jobs: Iterable[Job]) -> list[int]:
-        """Insert the ``jobs``, made with :meth:`Client.job`, with one statement, and return their ids in order."""
+        """Insert jobs of :meth:`Client.job` with one statement; return their ids in order."""
         return self._insert(list(jobs))
 
     def _insert(self, jobs: list[Job]) -> list[int]:
@@ -327,7 +327,7 @@ def _cursor(connection: Any) -> Iterator[Any]:
 
 
 def _refuse_unsuitable(connection: Any) -> None:
-    """Raise :class:`~sidestream.errors.SettingsError` unless jobs can be inserted in the connection's transaction."""
+    """Raise SettingsError unless jobs can be inserted in the connection's transaction."""
     commit = getattr(connection, "commit", None)
     if commit is None or not hasattr(connection, "autocommit") or inspect.iscoroutinefunction(commit):
         raise SettingsError(

@@ -1,4 +1,4 @@
-"""The clock that parts of the engine receive, so that tests can move time.
+"""Define the clock that components receive, so that tests can move time.
 
 Stored and compared times are aware datetimes in UTC; durations are seconds (float) unless a name ends in ``_ms``.
 """

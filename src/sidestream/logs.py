@@ -1,4 +1,4 @@
-"""Format log lines: text for people, or one JSON object per line whose ``action`` names the event."""
+"""Format log lines as text, or as JSON objects whose ``action`` names the event."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _job: tuple[object, object] = (None, None)
 
 
 class JsonLines(logging.Formatter):
-    """Format a record as one line of JSON with ``at`` (UTC), ``level``, ``logger``, ``message`` and its extras.
+    """Format a record as a line of JSON, with ``at`` in UTC and its extra fields.
 
     Values that look like secrets are redacted.
     """
@@ -82,7 +82,7 @@ def set_up_logging(level: str, style: Literal["text", "json"], *, quiet_jobs: bo
 
 
 class JobFilter(logging.Filter):
-    """Add ``job_id`` and ``job_action`` of the running job to each record; None while no job runs."""
+    """Add ``job_id`` and ``job_action`` of the running job (or None) to each record."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Let every record pass, and keep attributes that it already has."""
@@ -93,7 +93,7 @@ class JobFilter(logging.Filter):
 
 
 def mark_records() -> None:
-    """Add the running job to the records of every handler of the root logger, including the application's."""
+    """Add the running job to the records of every handler of the root logger."""
     for handler in logging.getLogger().handlers:
         handler.addFilter(JobFilter())
 
@@ -112,7 +112,7 @@ def shown_url(url: str) -> str:
 
 
 def shown_database(url: str) -> str:
-    """Return the server and name of the database that a libpq URL or connection string names, without secrets."""
+    """Return the server and name of a database from its URL, without secrets."""
     if "://" in url:
         return shown_url(url)
     words = dict(re.findall(r"(\w+)\s*=\s*('(?:[^'\\]|\\.)*'|\S+)", url))

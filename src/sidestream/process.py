@@ -51,7 +51,7 @@ class Account:
 
 
 def account_of(uid: int) -> Account:
-    """Return the user with the id ``uid``; its name is the id if the password database does not have it."""
+    """Return the user with the id ``uid``; an unknown one has the id as its name."""
     try:
         return account(pwd.getpwuid(uid).pw_name)
     except KeyError:
@@ -59,7 +59,7 @@ def account_of(uid: int) -> Account:
 
 
 def account(name: str) -> Account:
-    """Return the user ``name``; raise :class:`~sidestream.errors.SettingsError` when this machine has none."""
+    """Return the user ``name``; raise SettingsError if there is none."""
     try:
         entry = pwd.getpwnam(name)
     except KeyError:
@@ -69,7 +69,7 @@ def account(name: str) -> Account:
 
 
 def reaches(who: Account, path: Path) -> bool:
-    """Return whether ``who`` may enter every folder above ``path`` and read it (and execute it, if anybody may).
+    """Return whether ``who`` may reach and read ``path`` (and execute it, if anyone may).
 
     Checks mode bits (https://man7.org/linux/man-pages/man7/path_resolution.7.html), not access control lists.
     """
@@ -100,7 +100,7 @@ def _permits(who: Account, status: os.stat_result, wanted: int) -> bool:
 
 
 def acting_as(who: Account | None, act: Callable[[], T]) -> T:
-    """Call ``act`` as the user ``who``, in a child process unless that is the current user, and return its result.
+    """Call ``act`` as ``who``, in a child process unless that is the current user.
 
     This way root itself does not work in a user's folder, which may contain links to any place.
 
@@ -163,7 +163,7 @@ def _answer_of(pid: int, end: socket.socket) -> dict[str, Any]:
 
 
 def open_folder(path: Path, owner: Account) -> int:
-    """Open the folder ``path`` as root, and return a descriptor; do not follow links that other users can make.
+    """Open the folder ``path`` as root, without following links that other users can make.
 
     Creates missing folders: root creates them below its own folders (the last one for ``owner``), and a user below
     that user's folders.
@@ -219,7 +219,7 @@ def _make_below(folder: int, name: str, owner: Account | None) -> None:
 
 
 def hand_over(folder: int, owner: Account, names: Callable[[str], bool] = lambda name: True) -> None:
-    """Transfer the open folder and everything below it to ``owner``, as root, without following links.
+    """Transfer the open folder and its contents to ``owner``, without following links.
 
     Works from the top down, so that the previous owner cannot change what comes next. Skips links, sockets and files
     with several names, which may belong to anybody.
@@ -259,7 +259,7 @@ def become(who: Account) -> None:
 
 
 def drop_privileges(user: str | None, data_dir: Path) -> None:
-    """As root, become ``user`` permanently, with that user's environment; otherwise, or with None, do nothing.
+    """Become ``user`` permanently if this process is root; do nothing with None.
 
     Args:
         user: The unprivileged user to become.
@@ -299,7 +299,7 @@ def drop_privileges(user: str | None, data_dir: Path) -> None:
 
 
 def die_with_parent(parent: int, signum: int = signal.SIGKILL) -> None:
-    """Let the kernel send ``signum`` to this process when its parent ends; ``parent`` is the pid before the fork.
+    """Let the kernel send ``signum`` to this process when its parent, ``parent``, ends.
 
     https://man7.org/linux/man-pages/man2/PR_SET_PDEATHSIG.2const.html: the "parent" is the *thread* that forked, so
     fork from a thread that lives as long as the process. A change of user clears the setting. If the parent ended
@@ -368,7 +368,7 @@ def set_session_nice(value: int) -> None:
 
 
 def use_idle_cpu_only() -> None:
-    """Run this process and its children only while no other process of the session needs the processor.
+    """Run this process and its children only while the other processes of the session are idle.
 
     A nice process keeps the processor for a few milliseconds when another process wakes up; this one yields it
     immediately. https://man7.org/linux/man-pages/man7/sched.7.html (SCHED_IDLE)
@@ -377,7 +377,7 @@ def use_idle_cpu_only() -> None:
 
 
 def check_idle_cpu_only() -> None:
-    """Raise :class:`~sidestream.errors.SettingsError` if :func:`use_idle_cpu_only` would fail in a child."""
+    """Raise SettingsError if :func:`use_idle_cpu_only` would fail in a child."""
     pid = os.fork()  # in a child, because an unprivileged process cannot undo it
     if pid == 0:
         try:
@@ -390,7 +390,7 @@ def check_idle_cpu_only() -> None:
 
 
 def check_nice(value: int) -> None:
-    """Raise :class:`~sidestream.errors.SettingsError` if setting the niceness ``value`` would fail in a child."""
+    """Raise SettingsError if setting the niceness ``value`` would fail in a child."""
     current = os.getpriority(os.PRIO_PROCESS, 0)
     if value < current:
         set_nice(value)

@@ -1,4 +1,4 @@
-"""Redact likely secrets (password, token, authorization, secret, api_key) and strip control characters."""
+"""Redact likely secrets, and remove control characters."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def redact(value: Any) -> Any:
 
 
 def redact_arguments(args: Sequence[Any], names: Sequence[str] = ()) -> list[Any]:
-    """Redact positional arguments; ``names`` are their parameter names, as far as they are known."""
+    """Redact positional arguments; ``names`` are their known parameter names."""
     return [
         HIDDEN if at < len(names) and is_secret(names[at]) and one is not None else redact(one)
         for at, one in enumerate(args)

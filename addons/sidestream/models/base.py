@@ -8,7 +8,7 @@ class Base(models.AbstractModel):
 
     @api.private
     def enqueue(self, **options):
-        """Return an enqueuer that runs this recordset's actions as jobs: ``records.enqueue().action(*args)``.
+        """Return an enqueuer of this recordset's actions: ``records.enqueue().action(*args)``.
 
         The job exists if, and only if, this transaction commits. It runs as the current user, in the current company,
         language and time zone, and never as superuser unless the action declares it. Calling the action returns the

@@ -12,7 +12,7 @@ class IrModuleModule(models.Model):
         return result
 
     def _sidestream_check_no_pending_jobs(self):
-        """Refuse to remove the tables while they hold pending jobs; also called just before their removal."""
+        """Refuse to remove the tables while jobs are pending; also called just before the removal."""
         count = self.env["sidestream.job"].sudo().search_count([("state", "=", "pending")])
         if count:
             raise UserError(

@@ -54,7 +54,7 @@ DISTINCT_ACTIONS = """
 
 
 def _sync(database, job_ids, waiting):
-    """Pass a person's request on to Redis at once. Without this, workers find it in the rows within seconds."""
+    """Send a person's request to Redis now; otherwise workers find it in the rows in seconds."""
     try:
         sync_to_broker(settings_of(database), job_ids, waiting=waiting)
     except Exception:
@@ -184,7 +184,7 @@ class SidestreamJob(models.Model):
             job.message = job._message_for(since.get(job.id))
 
     def _pending_statuses(self):
-        """Return {id: status} of the pending jobs, and {id: start} of those that run and have a start on record."""
+        """Return {id: status} of the pending jobs, and {id: start} of those with a recorded start."""
         ids = [job.id for job in self if job.state == "pending"]
         if not ids or not _is_replica(self.env.cr):
             return self._read_statuses(self.env.cr, ids)
@@ -205,7 +205,7 @@ class SidestreamJob(models.Model):
         return found, {job_id: at for job_id, event, at in cr.fetchall() if event == "started"}
 
     def _message_for(self, since):
-        """Return the details of the job's status. Times are relative: the browser's clock shows the other columns."""
+        """Return the details of the job's status, with relative times."""
         error = error_message(self.error) if self.attempts > self.forgiven else False
         if self.status == "failed":
             return error_message(self.error)
@@ -229,7 +229,7 @@ class SidestreamJob(models.Model):
         return bool(self.run_at) and self.run_at > _now() + EARLY
 
     def _parameter_names(self):
-        """Return the names of the parameters that get the job's positional arguments, its records first."""
+        """Return the parameter names of the job's positional arguments, its records first."""
         model, _, method = (self.action or "").rpartition(".")
         function = getattr(type(self.env[model]), method, None) if model in self.env else None
         return list(inspect.signature(function).parameters) if callable(function) else []
@@ -269,7 +269,7 @@ class SidestreamJob(models.Model):
         return Domain("action", "in", [action for (action,) in self.env.cr.fetchall() if wanted(action)])
 
     def _search_records(self, operator, value):
-        """Find the jobs of records with such a name, among the models that have jobs and that the user may read."""
+        """Find the jobs of records with such a name, among the models that the user may read."""
         if operator not in ("in", "ilike", "like", "=ilike", "=like"):
             return NotImplemented
         values = value if operator == "in" else [value]
@@ -305,7 +305,7 @@ class SidestreamJob(models.Model):
 
     @api.model
     def _of_records(self, records):
-        """Return the newest jobs that are about these records and that the user may see, at most a thousand."""
+        """Return up to 1,000 of the newest jobs of these records that the user may see."""
         if not records.ids:
             return self.browse()
         links = SQL(
@@ -325,7 +325,7 @@ class SidestreamJob(models.Model):
 
     @api.model
     def _in_all_companies(self, model):
-        """Return the model in all of the user's companies: a list of jobs is not limited to the selected ones."""
+        """Return the model in all of the user's companies, not only in the selected ones."""
         companies = dict.fromkeys([*self.env.companies.ids, *self.env.user._get_company_ids()])
         return self.env[model].with_context(allowed_company_ids=list(companies))
 
@@ -390,7 +390,7 @@ class SidestreamJob(models.Model):
     # -- buttons ---------------------------------------------------------------------------------------------------
 
     def action_retry(self):
-        """Retry failed or cancelled jobs; one that was cancelled before its scheduled time keeps that time."""
+        """Retry failed or cancelled jobs; one that was cancelled before its time keeps that time."""
         answer = self._request(retry, waiting=True)
         scheduled = [job.id for job in self if job.state == "pending" and job._is_early()]
         if answer is not True or not scheduled:
@@ -410,7 +410,7 @@ class SidestreamJob(models.Model):
         return self._request(run_now, waiting=True)
 
     def action_why(self):
-        """Explain why the job waits, or how it ended, from its row, the rules, other jobs and the workers."""
+        """Explain in one sentence why the job waits, or how it ended."""
         self.ensure_one()
         self.check_access("read")
         if not self.env.user.has_group("sidestream.group_sidestream_manager"):
@@ -490,11 +490,11 @@ class SidestreamJob(models.Model):
     # -- hooks -----------------------------------------------------------------------------------------------------
 
     def init(self):
-        """Create the engine's tables, or upgrade them to this release; Odoo calls it at ``-i`` and ``-u``."""
+        """Create or upgrade the engine's tables; Odoo calls this at ``-i`` and ``-u``."""
         install(self.env.cr._obj)
         upgrade(self.env.cr._obj)
 
     def _register_hook(self):
-        """Forget what is known of the tables after an installation or upgrade, here or by another process."""
+        """Read the tables' version again after an installation or upgrade by any process."""
         super()._register_hook()
         forget(self.env.cr.dbname)

@@ -45,7 +45,7 @@ class SidestreamRunner(models.Model):
 
     @api.model
     def _sidestream_user(self, user_id, active):
-        """Return the user that a job runs as; raise GiveUp if there is none or the user was deleted or archived."""
+        """Return the user that a job runs as; raise GiveUp without an active one."""
         if not user_id:  # not enqueued by Odoo, so run_as, key and limit of its action were not applied
             raise GiveUp(self.env._("This job has no user to run as. Enqueue it in Odoo with records.enqueue()."))
         user = self.env["res.users"].browse(user_id)
@@ -96,7 +96,7 @@ class SidestreamRunner(models.Model):
 
     @api.model
     def _sidestream_companies(self, user, company_id, allowed):
-        """Return the ids of the companies to run in, the main one first; raise GiveUp without access."""
+        """Return the ids of the companies to run in, main one first; raise GiveUp without access."""
         if not company_id and not allowed:
             return []
         needed = list(allowed or [company_id])
@@ -122,7 +122,7 @@ class SidestreamRunner(models.Model):
 
     @api.model
     def _sidestream_idempotency_key(self, job_id, call=""):
-        """Return the idempotency key of an external call, which is the same on every attempt of the job."""
+        """Return the idempotency key of an external call, the same on every attempt."""
         return f"{identify(self.env.cr._obj, allow_copy=True).origin_of(job_id)}:{job_id}:{call}"
 
     def _on_failed(self):

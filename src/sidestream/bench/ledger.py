@@ -58,7 +58,7 @@ class Ledger:
         return float(_TIME.unpack_from(self._map, self.size + _TIME.size * number)[0])
 
     def wait(self, numbers: range, seconds: float, check: Callable[[], None]) -> int:
-        """Wait up to ``seconds`` for ``numbers`` and return how many ran; ``check`` may raise in the meantime."""
+        """Wait up to ``seconds`` for ``numbers``; return how many ran. ``check`` may raise."""
         until = time.monotonic() + seconds
         while (done := self.ran(numbers)) < len(numbers) and time.monotonic() < until:
             check()

@@ -190,7 +190,7 @@ def _enqueue_direct(bench: Bench) -> tuple[list[float], range]:
 
 
 def _enqueue_rows(bench: Bench, connection: psycopg.Connection[Any]) -> list[Row]:
-    """Enqueue the rows of the drain: some one by one with a row of the application, the others in batches."""
+    """Enqueue the rows to run: some with a row of the application each, the others in batches."""
     single = bench.rows[: min(TRANSACTIONS, len(bench.rows) // 2)]
     inserted, together = [], []
     with connection.cursor() as cursor:
@@ -220,7 +220,7 @@ def _enqueue_rows(bench: Bench, connection: psycopg.Connection[Any]) -> list[Row
 
 
 def _drained(bench: Bench, what: str, numbers: range, check: Callable[[], None]) -> Row:
-    """Wait until the worker has run ``numbers``, and return the rate between the first start and the last."""
+    """Wait until ``numbers`` have run; return the rate from the first start to the last."""
     _await_first(bench, numbers, check)
     done = bench.ledger.wait(numbers, STAGE_LIMIT, check)
     if done < min(FEWEST, len(numbers)):

@@ -120,7 +120,7 @@ def run_worker() -> None:
 
 
 def _worker_settings(settings: Settings, redis_url: str, url: str | None, key: str, folder: Path) -> dict[str, object]:
-    """Return the settings of the benchmark's worker: the user's, with its own application, servers and queue."""
+    """Return the user's settings with the benchmark's application, servers and queue."""
     kept = settings.model_dump(mode="json", exclude={"signing_keys"})
     return kept | {
         "redis_url": redis_url,
@@ -138,7 +138,7 @@ def _worker_settings(settings: Settings, redis_url: str, url: str | None, key: s
 
 @contextmanager
 def _schema(url: str) -> Iterator[tuple[str, psycopg.Connection[Any]]]:
-    """Create the schema; yield the server's description and a connection whose search path is that schema."""
+    """Create the schema; yield the server's description and a connection that uses the schema."""
     owner: psycopg.Connection[Any] = adapter.connect(url, APPLICATION_NAME, autocommit=True)
     try:
         with closing(owner), owner.cursor() as cursor:

@@ -1,4 +1,4 @@
-"""A separate Redis shard for ``sidestream bench``, on a server that real jobs use.
+"""Use a separate Redis shard for ``sidestream bench``, on a server that real jobs use.
 
 The benchmark writes only keys with :data:`PREFIX`, and removes them before and after. It also removes the function
 library at the end, if the server did not have it before and no worker uses it.
@@ -30,7 +30,7 @@ class ScratchShard:
     """The shard, from :meth:`acquire` to :meth:`release`."""
 
     def __init__(self, connection: RedisConnection) -> None:
-        """Prepare without a request."""
+        """Prepare the shard without a request to the server."""
         self._run = connection.run
         self._connection = connection
         self._token: bytes | None = None

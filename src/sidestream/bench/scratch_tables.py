@@ -36,7 +36,7 @@ def url_of(url: str) -> str:
 
 
 def create(cur: Cursor) -> None:
-    """Create the schema with all tables; the session of ``cur`` (autocommit) locks out other benchmarks.
+    """Create the schema and its tables; the session of ``cur`` locks out other benchmarks.
 
     Raises:
         BenchRefused: Another benchmark runs, the role may not create a schema, or another schema has that name.

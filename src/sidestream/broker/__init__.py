@@ -1,1 +1,1 @@
-"""Order and lease jobs: which worker gets which reference, and for how long. PostgreSQL has the final say."""
+"""Order jobs and lease their references to workers."""

@@ -1,4 +1,4 @@
-"""Combine two brokers: the primary (Redis) while it answers, the fallback (PostgreSQL) while it does not.
+"""Use the primary broker (Redis) while it answers, and the fallback (PostgreSQL) otherwise.
 
 Each delivery belongs to the broker that handed it out; leases of the fallback start with
 :data:`~sidestream.broker.protocol.FALLBACK_PREFIX`. Only claims move to the fallback. Every other call that concerns
@@ -64,12 +64,12 @@ class Fallback(Broker, Protocol):
     """A broker that hands out jobs while the primary is away."""
 
     def count_others(self, held: Callable[[], Sequence[Delivery]]) -> None:
-        """Let concurrency limits count what this process holds from the primary (``held``), and hand out none of it."""
+        """Let limits count what this process holds from the primary (``held``); claim none of it."""
         ...
 
 
 class FailoverBroker:
-    """Claims from ``primary`` while it is healthy and from ``fallback`` otherwise. See :class:`Broker` for each method.
+    """Claims from ``primary`` while it answers and from ``fallback`` otherwise.
 
     BrokerUnavailable from any call of the primary marks it away; so do BrokerFull and BrokerUnsuitable from a claim.
 
@@ -190,7 +190,7 @@ class FailoverBroker:
     def claim(
         self, worker: str, lanes: Sequence[str], *, free: int, prefetch: int = 0, wait_ms: int = 0
     ) -> list[Delivery]:
-        """Claim from the primary if it is in use, else from the fallback; without one, raise the primary's error.
+        """Claim from the broker in use; without a fallback, raise the primary's error.
 
         Raises:
             StaleGeneration: Also when the primary is back and does not know yet what the fallback handed out.
@@ -214,7 +214,7 @@ class FailoverBroker:
         return self._take_in(found, self._from_fallback, self._from_primary)
 
     def renew(self, worker: str, leases: Sequence[Lease]) -> list[Lease]:
-        """Renew each with its broker; those of the fallback are renewed even if the primary then raises."""
+        """Renew each lease with its broker, those of the fallback first."""
         theirs = [lease for lease in leases if lease.entry.startswith(FALLBACK_PREFIX)]
         ours = leases if not theirs else [lease for lease in leases if not lease.entry.startswith(FALLBACK_PREFIX)]
         lost: list[Lease] = []
@@ -232,7 +232,7 @@ class FailoverBroker:
         return lost
 
     def settle(self, deliveries: Sequence[Delivery]) -> list[Lease]:
-        """Settle each with its broker; those of the fallback are settled even if the primary then raises."""
+        """Settle each delivery with its broker, those of the fallback first."""
         theirs = [delivery for delivery in deliveries if from_fallback(delivery)]
         ours = deliveries if not theirs else [delivery for delivery in deliveries if not from_fallback(delivery)]
         lost: list[Lease] = []
@@ -261,7 +261,7 @@ class FailoverBroker:
         return self._ask(lambda: self._primary.reclaim(worker, lanes, lease_ms=lease_ms, grace_ms=grace_ms))
 
     def reassert(self, worker: str, deliveries: Sequence[Delivery]) -> list[Delivery]:
-        """Reassert all in the primary: jobs of the fallback belong to the primary from then on, unless it refuses them.
+        """Restate all leases in the primary, also those of the fallback unless it refuses them.
 
         A job that ended under a lease of the primary, and was claimed from the fallback since, is reasserted after the
         primary has received that end.

@@ -1,4 +1,4 @@
-"""Count limits in one process: the holders of slots, and the tokens in buckets, for one database.
+"""Count slots and rate tokens of limits in one process, for one database.
 
 The memory broker keeps its limits here, and the PostgreSQL broker those of its own worker while Redis is away.
 """
@@ -49,12 +49,12 @@ class Gates:
                 self._keys[tag(name, 4)] = limit
 
     def of_queue(self, queue: str) -> tuple[Gate, ...]:
-        """Return the limits that every job of ``queue`` must pass: the global one, then that of the queue."""
+        """Return the limits of every job of ``queue``: the global one, then that of the queue."""
         gate = self._queues.get(queue)
         return (*self._global, gate) if gate else self._global
 
     def of_job(self, reference: bytes) -> tuple[Gate, ...]:
-        """Return the limits of the packed ``reference`` itself: that of its action, then that of its limit key."""
+        """Return the limits of the packed ``reference``: of its action, then of its limit key."""
         found = []
         if self._actions and (gate := self._actions.get(action_of(reference))):
             found.append(gate)
@@ -81,7 +81,7 @@ class Limiter:
         self._buckets: dict[Count, tuple[float, int, float, int]] = {}
 
     def closed(self, gates: Sequence[Gate], now_ms: int) -> Gate | None:
-        """Return the first of ``gates`` that is closed now, concurrency before rate; None if all are open."""
+        """Return the first closed gate of ``gates``, concurrency before rate, or None."""
         for gate in gates:
             if self.room(gate) == 0:
                 return gate

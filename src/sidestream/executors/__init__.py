@@ -1,1 +1,1 @@
-"""Run jobs. Each executor owns the transaction that commits the effect of an action together with "done"."""
+"""Run jobs in transactions that commit the effect of an action together with "done"."""

@@ -1,4 +1,4 @@
-"""Acquire a row: the locks that it needs, and the meaning of the store's answer, for both executors."""
+"""Acquire a row with its locks, and interpret the store's answer, for both executors."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def session_locks(ref: Reference, *, between_transactions: bool) -> list[bytes]:
 
 
 def verdict_of(found: acquire.AcquireResult, ref: Reference, *, run_alone: bool) -> Verdict | None:
-    """Return why the job cannot run now, or None if it can; a suspect runs only when ``run_alone``.
+    """Return why the job cannot run now, or None; an accused job needs ``run_alone``.
 
     A database that was restored in place gives old ids to new jobs. A reference from before the restore names another
     action or key than the row does. It is settled, and the reconciler publishes the row's own reference.
@@ -75,7 +75,7 @@ def commit_cancellation(found: acquire.AcquireResult, commit: Callable[[], None]
 
 
 def acquire_again(attempt: Callable[[], acquire.AcquireResult], rollback: Callable[[], None]) -> acquire.AcquireResult:
-    """Call ``attempt`` until the job's row is no longer locked, for at most ``ROW_TIMEOUT`` seconds.
+    """Call ``attempt`` until the row is not locked, for at most ``ROW_TIMEOUT`` seconds.
 
     The job has made its external call or committed a part, and failing because of a short edit would repeat it.
 
@@ -98,7 +98,7 @@ def acquire_again(attempt: Callable[[], acquire.AcquireResult], rollback: Callab
 
 
 def check_still_held(job: acquire.Acquired | Job, found: acquire.AcquireResult) -> None:
-    """Raise :class:`~sidestream.errors.LockLost` unless the job was acquired again between its transactions."""
+    """Raise LockLost unless the job was acquired again between its transactions."""
     if not isinstance(found, acquire.Acquired) or (found.action, found.key) != (job.action, job.key):
         raise LockLost(
             f"Job {job.id} was lost between two of its transactions ({type(found).__name__}); the rest of it did not "

@@ -48,7 +48,7 @@ def check_limits(what: str, soft: object, hard: object) -> None:
 
 
 def check_function(action: str, function: object, *, what: str = "function", given: int | None = None) -> None:
-    """Raise :class:`~sidestream.errors.SettingsError` when ``function`` cannot run as the action's ``what``.
+    """Raise SettingsError if ``function`` cannot run as the action's ``what``.
 
     ``given``: number of arguments after the context; None when the job determines it.
     """
@@ -74,7 +74,7 @@ def check_function(action: str, function: object, *, what: str = "function", giv
 def bind_arguments(
     action: str, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> inspect.BoundArguments | None:
-    """Bind the arguments of a call to the function's parameters; None when its signature is unknown.
+    """Bind a call's arguments to the function's parameters; None if its signature is unknown.
 
     Raises :class:`~sidestream.errors.InvalidJob` when they do not match.
     """
@@ -122,7 +122,7 @@ def signature_of(function: Callable[..., Any]) -> inspect.Signature | None:
 
 
 def _kind_of(function: Callable[..., Any]) -> str | None:
-    """Return the kind of a function whose body does not run when it is called; None for a plain function."""
+    """Return the kind of a function that does not run when called; None for a plain one."""
     for candidate in (function, getattr(function, "__call__", None)):  # noqa: B004  # the method itself is wanted
         if inspect.iscoroutinefunction(candidate):
             return "an async function"
@@ -145,7 +145,7 @@ def _takes_context(signature: inspect.Signature) -> bool:
 
 
 def check_fields(action: str, what: str, template: Text, function: Callable[..., Any]) -> None:
-    """Raise :class:`~sidestream.errors.SettingsError` when ``template`` names an unknown argument of ``function``."""
+    """Raise SettingsError if ``template`` names an unknown argument of ``function``."""
     if not isinstance(template, str):
         return
     known = _arguments(function)
@@ -158,7 +158,7 @@ def check_fields(action: str, what: str, template: Text, function: Callable[...,
 
 
 class Arguments:
-    """The arguments of one call, by name. Raises :class:`~sidestream.errors.InvalidJob` when they do not match."""
+    """The arguments of one call, by name. Raises InvalidJob if they do not match."""
 
     def __init__(self, action: str, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]):
         self._action = action
@@ -168,7 +168,7 @@ class Arguments:
         self._by_name: dict[str, Any] | None = None
 
     def text(self, what: str, template: Text) -> str | None:
-        """Render ``template`` for this call; raise :class:`~sidestream.errors.InvalidJob` when that fails."""
+        """Render ``template`` for this call; raise InvalidJob if that fails."""
         if template is None or isinstance(template, str):
             return template and render_template(
                 f"{what} of action {self._action!r}", template, lambda field: self._value(what, template, field)

@@ -1,4 +1,4 @@
-"""The executor protocol: load the application once, and own the transaction that commits the effect of a job.
+"""Define the executor protocol: load the application, and own the job's transaction.
 
 The zygote calls :meth:`Executor.load` and forks; each child calls :meth:`Executor.begin`, then for each job::
 
@@ -65,11 +65,11 @@ class Conflict(Exception):
 
 
 class ApplicationNotReady(Exception):
-    """Raised by load: the application cannot be loaded until somebody else has finished; call load again soon."""
+    """Raised by load: another process is changing the application; call load again soon."""
 
 
 class Uncertain(Exception):
-    """Raised by commit: the outcome of the commit is unknown; :meth:`Executor.verify` determines it."""
+    """Raised by commit: its outcome is unknown; :meth:`Executor.verify` determines it."""
 
     def __init__(self, message: str, code: str = "") -> None:
         super().__init__(message)
@@ -78,7 +78,7 @@ class Uncertain(Exception):
 
 
 class SessionLost(StoreUnavailable):
-    """Raised by run and commit: the PostgreSQL session of an acquired job ended. The job may be the cause."""
+    """Raised by run and commit: the session of an acquired job ended, perhaps because of it."""
 
     def __init__(self, message: str, code: str = "") -> None:
         super().__init__(message)
@@ -130,7 +130,7 @@ class Executor(Protocol):
         ...
 
     def begin(self, slot: int) -> None:
-        """Prepare to run jobs in this process, the child in ``slot``. Nothing may be connected before the fork."""
+        """Prepare to run jobs in the child ``slot``. Nothing may be connected before the fork."""
         ...
 
     def acquire(self, reference: bytes, payload: bytes | None, *, attempts: int, run_alone: bool) -> Acquired | Verdict:
@@ -146,11 +146,11 @@ class Executor(Protocol):
         ...
 
     def commit(self, acquired: Acquired) -> None:
-        """Write "done" and commit. Raises :class:`Conflict` or :class:`Uncertain`, or the error of a hook."""
+        """Write "done" and commit. Raises Conflict, Uncertain, or the error of a hook."""
         ...
 
     def verify(self, acquired: Acquired) -> bool:
-        """After :class:`Uncertain`, end the old session and return whether the row, once unlocked, is terminal."""
+        """End the old session after Uncertain, and return whether the unlocked row has ended."""
         ...
 
     def reset(self) -> None:
@@ -167,7 +167,7 @@ class Executor(Protocol):
         ...
 
     def job_failed(self, failure: JobFailure) -> None:
-        """Call the application's failure hooks, in a process that runs no jobs, once the row is failed."""
+        """Call the application's failure hooks for a failed row, in a process that runs no jobs."""
         ...
 
     def close(self) -> None:

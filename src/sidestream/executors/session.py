@@ -28,7 +28,7 @@ VERIFY_TIMEOUT = 5.0
 
 _ORM_PREFIXES = ('SELECT "', 'UPDATE "', 'INSERT INTO "', 'DELETE FROM "')
 _LONG = 500
-"""Length from which a statement that begins like the ORM's is not searched: nobody writes such a statement by hand."""
+"""Length from which a statement that begins like the ORM's is not searched: no person writes one."""
 _PLAIN = frozenset({"SELECT", "UPDATE", "INSERT", "DELETE", "SAVEPO", "RELEAS", "ROLLBA"})
 """First six letters of the statements that change the session only through a function that they call."""
 _COMMENT = re.compile(r"--[^\n]*|/\*.*?\*/", re.DOTALL)
@@ -67,7 +67,7 @@ def leaves_state(query: Any, cursor: Any = None) -> bool:
 
 
 def _search(text: str) -> bool:
-    """Search each statement; a semicolon inside a literal only makes its rest a statement of its own."""
+    """Search each statement, also the rest of one after a semicolon inside a literal."""
     if any(_CHANGES_SESSION.match(statement.strip()) for statement in _COMMENT.sub(" ", text).split(";")):
         return True
     if _SESSION_LOCK.search(text):
@@ -152,7 +152,7 @@ class GuardedConnection(psycopg.Connection[tuple[Any, ...]]):
 
 
 class Session:
-    """A connection that is opened at first use and on which transactions are begun and ended explicitly."""
+    """A connection that is opened at first use, with explicit transactions."""
 
     def __init__(self, dsn: str, application_name: str, on_backend: Callable[[int], None]) -> None:
         self._dsn = dsn
@@ -167,7 +167,7 @@ class Session:
 
     @property
     def connection(self) -> GuardedConnection:
-        """The connection, opened at first use; raises :class:`StoreUnavailable` or :class:`SchemaMismatch`."""
+        """Return the connection, opened at first use; raise StoreUnavailable or SchemaMismatch."""
         if self._connection is None:
             connection = connect(self._dsn, self._application_name, autocommit=True, connection_class=GuardedConnection)
             self._connection, self._cursor = connection, psycopg.Cursor(connection)
@@ -203,14 +203,14 @@ class Session:
         return self._connection is not None and (self._connection.closed or self._connection.broken)
 
     def guarded(self, statement: Callable[[], T]) -> T:
-        """Run a statement; turn conflicts and lost connections into :class:`Conflict` and :class:`SessionLost`."""
+        """Run a statement; raise Conflict or SessionLost for conflicts and lost connections."""
         try:
             return statement()
         except psycopg.Error as error:
             raise self.explain(error) from error
 
     def explain(self, error: psycopg.Error) -> Exception:
-        """Return what ``error`` means to the runner: a conflict, a lost session, or the error itself."""
+        """Return ``error`` as Conflict or SessionLost, or unchanged."""
         if sqlstate(error) in CONFLICTS:
             return Conflict(str(error).strip())
         if self.broken:
@@ -218,7 +218,7 @@ class Session:
         return error
 
     def _on_notice(self, notice: psycopg.errors.Diagnostic) -> None:
-        """Note why the server is about to end this session, which it announces in a warning and not in an error."""
+        """Record why the server is about to end this session, which it announces in a warning."""
         if notice.sqlstate in SESSION_ENDS:
             self.end_code = notice.sqlstate
 
@@ -262,7 +262,7 @@ class Session:
         return True
 
     def try_lock(self, lock: bytes) -> bool:
-        """Take a session-level advisory lock named by 8 bytes, without waiting; False when another session has it."""
+        """Take the advisory lock of an 8-byte tag without waiting; False if another session has it."""
         self.connection  # noqa: B018  # opens it
         return self.guarded(lambda: locks.lock_tag(self.cursor, lock))
 
@@ -295,7 +295,7 @@ class Session:
         )
 
     def done_after_lost_commit(self, uuid: Any) -> bool:
-        """Do the same as :meth:`state_after_lost_commit` for a direct job: return whether its inbox row exists."""
+        """Return whether the row of a direct job exists after a lost commit."""
         return self._after_lost_commit(lambda cursor: acquire.inbox_has(cursor, uuid))
 
     def _after_lost_commit(self, read: Callable[[psycopg.Cursor[tuple[Any, ...]]], T]) -> T:
@@ -310,7 +310,7 @@ class Session:
         return self.guarded(terminate_and_read)
 
     def close_if_changed(self) -> None:
-        """After a job, close a connection whose session it changed, so that the next job has a new one."""
+        """Close the connection after a job that changed its session; the next job has a new one."""
         if self._connection is not None and self._connection.changed:
             self.close()
 

@@ -1,4 +1,4 @@
-"""Three-step actions: read in one transaction, call outside any, write and commit "done" in another.
+"""Run three-step actions: read in one transaction, call outside any, write in another.
 
 Use them for slow API calls: no row is locked and no snapshot is held while the remote service works.
 """

@@ -1,1 +1,1 @@
-"""Values only: what a job, its reference and its outcome are. No input or output happens in this room."""
+"""Define jobs, references and outcomes as values, without input or output."""

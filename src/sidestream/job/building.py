@@ -1,4 +1,4 @@
-"""From what a caller asked for to a checked :class:`~sidestream.job.job.Job`: options are looked at in one place."""
+"""Build a checked job from the arguments and options of a call."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def build_job(
 
 
 def check_arguments(action: str, args: object, kwargs: object) -> None:
-    """Raise :class:`~sidestream.errors.InvalidJob` when these are no arguments, whatever the action takes."""
+    """Raise InvalidJob if these cannot be the arguments of any action."""
     if type(args) is not tuple and (isinstance(args, str | bytes | Mapping) or not isinstance(args, Sequence)):
         raise InvalidJob(f"args={args!r:.60} for action {action!r:.80}: expected a list or a tuple; write args=[...].")
     if kwargs is not None and not isinstance(kwargs, Mapping):
@@ -80,7 +80,7 @@ def check_arguments(action: str, args: object, kwargs: object) -> None:
 
 
 def check_job(job: Job) -> Job:
-    """Return ``job`` if it may be enqueued as it stands (names, aware moments, no row yet), else raise."""
+    """Return ``job`` if it may be enqueued (names, aware moments, no row yet), else raise."""
     check_action(job.action)
     check_queue(job.queue)
     if job.key is not None:
@@ -122,7 +122,7 @@ def merged(defaults: Mapping[str, Any] | None, options: Mapping[str, Any]) -> di
 
 
 def _fitted(wanted: dict[str, Any]) -> dict[str, Any]:
-    """Return the options with each key, group, limit and unique text in a form that may be stored."""
+    """Return the options with each key, group, limit and unique text as it may be stored."""
     for name, fit in (("key", fit_key), ("group", fit_key), ("limit", fit_limit), ("unique", fit_key)):
         if name in wanted:
             given = wanted[name]

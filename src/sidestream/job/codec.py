@@ -111,7 +111,7 @@ class Signer:
     """
 
     def __init__(self, keys: Sequence[tuple[str, bytes]]) -> None:
-        """Take ``keys`` as (key id, secret) pairs; raise :class:`~sidestream.errors.SettingsError` if one is unfit."""
+        """Use ``keys``, pairs of key id and secret; raise SettingsError if one is unfit."""
         if not keys:
             raise SettingsError("No signing key is given; set signing_keys to key-id:secret.")
         self._keys: dict[bytes, bytes] = {}
@@ -134,7 +134,7 @@ class Signer:
         return f"Signer({', '.join(key_id.decode() for key_id in self._keys)})"  # never the secrets
 
     def seal(self, job: Job, enqueued_ms: int, uuid: UUID | None = None) -> bytes:
-        """Return the signed bytes of the direct job ``job``, enqueued at ``enqueued_ms``; ``uuid`` if it names none."""
+        """Return the signed bytes of a direct job; ``uuid`` is used if ``job`` has none."""
         named = uuid or job.uuid
         if named is None:
             raise InvalidJob(f"The job of action {job.action!r} has no uuid; only a direct job is signed.")
@@ -161,7 +161,7 @@ class Signer:
         return b"%b.%b.%b.%b" % (_PREFIX, self._first, self._mac(self._keys[self._first], body), body)
 
     def open(self, raw: bytes, uuid: UUID | None = None) -> Envelope:
-        """Verify and read what :meth:`seal` wrote; ``uuid`` is the one that its reference names, if there is one.
+        """Verify and read what :meth:`seal` wrote; ``uuid`` is that of its reference, if any.
 
         Raises :class:`~sidestream.errors.BadSignature`, :class:`~sidestream.errors.UnknownVersion` and, for bytes that
         never were an envelope, :class:`~sidestream.errors.BadReference`.
@@ -189,7 +189,7 @@ class Signer:
 
 
 def peek(raw: bytes) -> Job:
-    """Read what :meth:`Signer.seal` wrote without looking at its signature: to show it to people, never to run it.
+    """Read what :meth:`Signer.seal` wrote without verifying it: to show it, never to run it.
 
     Raises as :meth:`Signer.open` does.
     """

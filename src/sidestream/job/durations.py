@@ -1,4 +1,4 @@
-"""Durations as people write them: ``15s``, ``200ms``, ``2m``, ``30d``, or a number of seconds."""
+"""Parse and format durations: ``15s``, ``200ms``, ``2m``, ``30d``, or a number of seconds."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _TEXT = re.compile(r"\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*([a-z]*)\s
 
 
 def parse_duration(value: object) -> float:
-    """Return the seconds that a text or a number means; raise :class:`ValueError` for anything else."""
+    """Return the seconds of a text or a number; raise ValueError for anything else."""
     if isinstance(value, str):
         found = _TEXT.fullmatch(value)
         unit = UNITS.get(found[2] or "s") if found else None
@@ -41,7 +41,7 @@ def parse_duration(value: object) -> float:
 
 
 def format_duration(seconds: float) -> str:
-    """Return a text that :func:`parse_duration` reads, in the largest unit that needs no fraction."""
+    """Return the text of a duration in the largest unit that needs no fraction."""
     for unit in ("d", "h", "m"):
         if seconds >= UNITS[unit] and seconds % UNITS[unit] == 0:
             return f"{seconds / UNITS[unit]:.0f}{unit}"

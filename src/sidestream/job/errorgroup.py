@@ -18,7 +18,7 @@ _PARTS = (
 
 
 def error_group(error: str) -> str:
-    """Return what errors like ``error`` share: its first line, ids and numbers stripped; never empty.
+    """Return the first line of ``error`` without ids and numbers; never empty.
 
     Failed jobs are counted, acquired again and discarded by it.
     """

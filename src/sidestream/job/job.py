@@ -37,7 +37,7 @@ class Unique:
 
 
 def is_accused(suspects: int) -> bool:
-    """Whether a row with these ``suspects`` is run alone: it ran during several deaths, or was charged with one."""
+    """Return whether the job runs alone: it is accused, or was charged with a death (below 0)."""
     return suspects < 0 or suspects >= ACCUSED_AFTER
 
 

@@ -1,4 +1,4 @@
-"""When: delays, moments with and without a time zone, and the moment after which the job is no longer needed.
+"""Compute due and expiry times from delays, moments and time zones.
 
 A moment without an offset is read from a clock on the wall in ``time_zone``. Twice a year such a clock is odd:
 
@@ -17,7 +17,7 @@ from sidestream.errors import InvalidJob
 
 
 def seconds_of(action: str, name: str, value: object, *, least: str = "0 or more") -> float:
-    """Return the seconds of the option ``name`` (seconds or a timedelta); ``least`` is "0 or more" or "above 0"."""
+    """Return the seconds of the option ``name``; ``least`` is "0 or more" or "above 0"."""
     seconds: object = value.total_seconds() if isinstance(value, timedelta) else value
     if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not math.isfinite(seconds):
         raise _wrong(action, name, value, f"expected seconds, {least}")
@@ -29,7 +29,7 @@ def seconds_of(action: str, name: str, value: object, *, least: str = "0 or more
 def due_of(
     action: str, now: datetime, run_at: object, delay: object, time_zone: object, local: str | None
 ) -> datetime | None:
-    """Return when the job is due, aware, in UTC; None means at once. ``local``: see :func:`moment_of`."""
+    """Return the due time in UTC, or None for now. ``local``: see :func:`moment_of`."""
     if run_at is not None and delay is not None:
         raise InvalidJob(f"run_at and delay are both given for action {action!r:.80}; give one of them.")
     if run_at is not None:

@@ -1,4 +1,4 @@
-"""Which names a queue, an action and a key may have, and the short tags that stand for them in Redis."""
+"""Check the names of queues, actions and keys, and compute their tags."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def check_action(name: str) -> str:
 
 
 def check_key(key: str) -> str:
-    """Return ``key`` if it is 1 to 200 characters without control characters, else raise :class:`InvalidName`."""
+    """Return ``key`` if it is 1 to 200 printable characters, else raise InvalidName."""
     return _check_text("key", key)
 
 
@@ -43,7 +43,7 @@ def check_group(group: str) -> str:
 
 
 def fit_key(text: T) -> T | str:
-    """Return a key, group or unique text that may be stored: one that is too long or not printable, as its hash.
+    """Return a key, group or unique text, hashed if it is too long or not printable.
 
     Such texts are made of what users wrote, and no user's request is to fail because of it. What is no text, or empty,
     is returned as it is, for its check to refuse.
@@ -55,7 +55,7 @@ def fit_key(text: T) -> T | str:
 
 
 def fit_limit(limit: T) -> T | str:
-    """Return a limit key that may be stored: as :func:`fit_key` does, with the name of its rule unchanged."""
+    """Return a limit key, whose value is hashed as by :func:`fit_key`."""
     if not isinstance(limit, str) or fit_key(limit) == limit:
         return limit
     rule, colon, value = limit.partition(":")
@@ -64,7 +64,7 @@ def fit_limit(limit: T) -> T | str:
 
 
 def check_limit(limit: str) -> str:
-    """Return the limit key ``limit`` if it is ``rule`` or ``rule:value``, the rule named like a queue, else raise."""
+    """Return ``limit`` if it is ``rule`` or ``rule:value``, else raise InvalidName."""
     _check("limit rule", limit_rule(_check_text("limit", limit)))
     return limit
 
@@ -77,12 +77,12 @@ def check_priority(priority: object) -> int:
 
 
 def check_rule(name: str) -> str:
-    """Return ``name`` if a limit rule may have it (the part of a limit key before its colon), else raise."""
+    """Return ``name`` if a limit rule may have it, else raise InvalidName."""
     return _check("limit rule", name)
 
 
 def check_unique(text: str) -> str:
-    """Return ``text`` if it may identify duplicates: 1 to 200 printable characters; else raise :class:`InvalidName`."""
+    """Return ``text`` if it is 1 to 200 printable characters, else raise InvalidName."""
     return _check_text("unique", text)
 
 

@@ -1,4 +1,4 @@
-"""What observers learn about jobs as they run and fail: for the failure hook and for tools that report errors."""
+"""Let failure hooks and error reporting observe jobs as they run and fail."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class JobFailure:
 
 
 class JobObserver:
-    """Observe every attempt in the process that makes it; see :data:`observers`. An exception out of it is logged."""
+    """Observe every attempt in its process; exceptions are logged (:data:`observers`)."""
 
     def attempt(self, run: JobRun) -> AbstractContextManager[object]:
         """Return a context in which the attempt runs."""
@@ -46,7 +46,7 @@ class JobObserver:
         """The attempt raised ``error``; ``final``: the job ends as failed. Called in the attempt's context."""
 
     def job_failed(self, failure: JobFailure) -> None:
-        """The job's row says that it failed. Called in a process of its own, whatever ended the job."""
+        """Observe a job whose row is failed, in a separate process, whatever ended the job."""
 
     def close(self) -> None:
         """Handle the end of the process that ran attempts or received failures."""

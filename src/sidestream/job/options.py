@@ -1,4 +1,4 @@
-"""What a call may ask of its job beside the arguments: the options, once, and the refusal of every other word."""
+"""Define the options of a job in one place, and refuse every other one."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ LATER_OPTIONS = frozenset({"after", "batch", "batch_size", "cron", "graph", "lis
 
 
 def refuse_unknown(action: str, names: Iterable[str]) -> None:
-    """Raise :class:`~sidestream.errors.UnsupportedOption` for the first of ``names`` that is no option."""
+    """Raise UnsupportedOption for the first of ``names`` that is no option."""
     unknown = sorted(set(names).difference(JOB_OPTIONS))
     if not unknown:
         return

@@ -1,4 +1,4 @@
-"""Why the engine released or ended a job: a code with parameters, rendered where a person reads it.
+"""Name the reasons why a job is released or ended: codes with parameters.
 
 The column ``reason`` of a job, and the ``detail`` of an attempt that did not fail, hold one as text: the code alone
 (``locked``), or the code, a bar and its parameters as a JSON object (``replaced|{"by": 8}``). Whoever shows it calls
@@ -51,7 +51,7 @@ class ReasonCode(StrEnum):
 
 
 _ENGLISH = {
-    ReasonCode.LOCKED: "another session holds its row: it runs elsewhere, or somebody edits it",
+    ReasonCode.LOCKED: "another session holds its row: it runs elsewhere, or a person edits it",
     ReasonCode.BLOCKED: "an earlier job with the same key comes first",
     ReasonCode.NOT_DUE: "it is not due yet",
     ReasonCode.UNROUTED: "no worker here knows its action",

@@ -92,7 +92,7 @@ class Reference:
 def row_reference(
     database: bytes, row_id: int, action: str, key: str | None, group: str | None = None, limit: str | None = None
 ) -> Reference:
-    """Return the reference of the row ``row_id`` in the database whose 8-byte tag is ``database``."""
+    """Return the reference of the row ``row_id`` in the database with this 8-byte tag."""
     return Reference(database, row_id, None, tag(action, 4), group_tag(group), _key_tag(key), limit_tag(limit))
 
 
@@ -114,7 +114,7 @@ def group_tag(group: str | None) -> bytes:
 
 
 def limit_tag(limit: str | None) -> bytes:
-    """Return the 12 bytes that stand for a limit key, the first 4 for its rule; empty when there is none."""
+    """Return the 12-byte tag of a limit key, whose first 4 bytes are its rule's; else empty."""
     return tag(limit_rule(limit), 4) + tag(limit, 8) if limit else b""
 
 

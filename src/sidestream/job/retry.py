@@ -86,7 +86,7 @@ class RetryPolicy:
         after: float | None = None,
         chance: Callable[[], float] = random.random,
     ) -> Retry | Fail:
-        """Return what follows when attempt number ``attempt`` (1 is the first) failed with ``error``.
+        """Return the outcome after attempt ``attempt`` (1 is the first) failed with ``error``.
 
         ``after``: seconds that the failure itself asked for (see :func:`sidestream.job.retry_after.retry_after`).
         """
@@ -111,7 +111,7 @@ GIVE_UP = RetryPolicy(max_attempts=1)
 
 
 def policy_of(action: str, given: object) -> RetryPolicy:
-    """Return the policy that a declaration means: one, or a dictionary of exception classes and policies."""
+    """Return the policy of a declaration: a policy, or policies by exception class."""
     if isinstance(given, RetryPolicy):
         return given
     if isinstance(given, Mapping):

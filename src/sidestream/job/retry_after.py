@@ -1,4 +1,4 @@
-"""How long a failure itself asks us to wait: ``retry_after`` on the exception, or HTTP's ``Retry-After``.
+"""Read the delay that an exception requests: ``retry_after``, or HTTP's ``Retry-After``.
 
 https://www.rfc-editor.org/rfc/rfc9110#name-retry-after: seconds, or a date.
 """
@@ -13,7 +13,7 @@ HEADER = "Retry-After"
 
 
 def retry_after(error: BaseException, now: datetime) -> float | None:
-    """Return the seconds (0 or more) that ``error`` asks for; None when it asks for none, or for what is no time.
+    """Return the seconds (0 or more) that ``error`` requests; None if it requests no valid time.
 
     Looked at, in this order: ``error.retry_after`` (seconds, a timedelta, or the header's text), the headers of
     ``error.response`` (requests, httpx), ``error.headers`` (urllib). Raises nothing: all of it is foreign.

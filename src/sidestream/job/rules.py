@@ -1,4 +1,4 @@
-"""The rules of a database: what is paused, limited and weighted, as values. Their truth is in PostgreSQL.
+"""Define the rules of a database as values: pauses, limits, weights and aging.
 
 Every worker gives the newest version to the broker, so that one change there governs every host.
 """
@@ -21,7 +21,7 @@ MIN_WEIGHT = 0.01
 
 
 class Scope(StrEnum):
-    """What a limit counts: everything of the database, or one queue, action, or value of a limit key."""
+    """The scope of a limit: the database, a queue, an action, or each value of a limit key."""
 
     GLOBAL = "global"
     QUEUE = "queue"
@@ -51,7 +51,7 @@ class Limit:
 
 @dataclass(frozen=True, slots=True)
 class Pause:
-    """What is paused: a queue, an action, a group, or an action of a group. Exactly these combinations."""
+    """The scope of a pause: a queue, an action, a group, or an action of a group."""
 
     queue: str | None = None
     action: str | None = None

@@ -1,4 +1,4 @@
-"""Texts with fields in braces (``courier:{carrier_id}``): the key, limit, group and unique that a declaration gives."""
+"""Render the templates of declarations, such as ``courier:{carrier_id}``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From the options about duplicates to one :class:`~sidestream.job.job.Unique`, and its check."""
+"""Build and check a ``Unique`` from the options about duplicates."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from sidestream.store.schema import Database
 def publication_of(
     row: JobRow, database: Database, *, due_ms: int | None = None, edited: bool = False, withdrawn: bool = False
 ) -> Publication:
-    """Return what to publish for a row of ``database``, due at ``due_ms`` or else when the row says."""
+    """Return the publication of a row, due at ``due_ms`` or else at the row's time."""
     return Publication(
         row.reference(database),
         lane(database.tag, row.queue),

@@ -1,4 +1,4 @@
-"""The queues that callers share with the relay's thread, and what an error means to the waiting callers."""
+"""Queue publications for the relay's thread, and report errors to waiting callers."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def take_chunk(state: RelayState) -> list[Item]:
 
 
 def return_chunk(state: RelayState, chunk: list[Item], error: BrokerError, *, sent: bool) -> None:
-    """After an error, keep the rows (unless they cause it) and report it to the callers of direct jobs."""
+    """Keep the rows after an error that they do not cause, and report it for direct jobs."""
     if chunk and chunk[0][0].payload is None:
         if isinstance(error, RelayFault):
             state.dropped += len(chunk)

@@ -199,7 +199,7 @@ class Relay:
     def _at_once(
         self, state: RelayState, publications: Sequence[Publication], seconds: float
     ) -> Literal[True] | BrokerUnavailable | None:
-        """Publish in the caller's thread if nobody else publishes and nothing is queued.
+        """Publish in the caller's thread if no other thread publishes and nothing is queued.
 
         Returns True on success, the error when the broker is unavailable (which opens the breaker), and None when the
         relay's thread has to publish, which is harmless to repeat.

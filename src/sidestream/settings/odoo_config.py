@@ -1,4 +1,4 @@
-"""Read Odoo's configuration file: the address of PostgreSQL, and the section ``[sidestream]``.
+"""Read PostgreSQL's address and the section ``[sidestream]`` from Odoo's configuration file.
 
 This module does not import odoo, because the supervisor and the command line read the file too. See
 https://www.odoo.com/documentation/19.0/developer/reference/cli.html#configuration-file
@@ -19,7 +19,7 @@ _NONE = ("", "False", "None")
 
 
 def settings_section(path: Path) -> dict[str, Any]:
-    """Return the section ``[sidestream]``; raise :class:`SettingsError` when the file is unreadable."""
+    """Return the section ``[sidestream]``; raise SettingsError if the file is unreadable."""
     parser = _parse(path)
     return dict(parser[SECTION]) if parser.has_section(SECTION) else {}
 

@@ -256,7 +256,7 @@ class _FileSource(PydanticBaseSettingsSource):
         raise NotImplementedError
 
     def __call__(self) -> dict[str, Any]:
-        """Return the file's values; raise :class:`~sidestream.errors.SettingsError` when it cannot be read."""
+        """Return the file's values; raise SettingsError if it cannot be read."""
         odoo = self.current_state.get("odoo_config")
         named = os.environ.get(CONFIG_VARIABLE)
         if odoo not in (None, "none"):

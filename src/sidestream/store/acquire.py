@@ -33,7 +33,7 @@ _DUE = f"run_at <= {UTC_NOW} + interval '1 second'"
 
 
 def precedes(job: str) -> str:
-    """Return the condition that the row ``before`` precedes the row ``job`` in the order of its key (promise 4).
+    """Return the SQL condition that the row ``before`` precedes ``job`` in its key (promise 4).
 
     "Due" has the same tolerance for both; otherwise a job that is acquired early could pass an earlier one.
     """
@@ -47,7 +47,7 @@ def has_predecessor(job: str) -> str:
 
 
 def expired(job: str) -> str:
-    """Return the condition that the start deadline of the row ``job`` has passed and it never started."""
+    """Return the SQL condition that ``job`` has expired without a start."""
     return f"({job}.expires_at <= {UTC_NOW} AND {job}.attempts = 0)"
 
 
@@ -146,7 +146,7 @@ class Acquired:
     payload: str
     queue: str
     key: str | None
-    #: Starts that failed or crashed before: the mark for every compare-and-set that may follow.
+    #: Failed attempts and crashes so far, which every later compare-and-set compares.
     attempts: int
     #: How many of them a person's retry forgave: a retry policy counts ``attempts - forgiven``.
     forgiven: int
@@ -261,7 +261,7 @@ def _acquired(row: Sequence[Any]) -> Acquired:
 
 
 def _why_not(cur: Cursor, row_id: int, attempts_seen: int | None) -> AcquireResult | None:
-    """Return why the row was not acquired; None when it may be locked, or has duplicates that do not prevent it."""
+    """Return why the row was not acquired; None if it may be locked, or duplicates allow it."""
     cur.execute(_WHY_NOT, {"id": row_id})
     row = fetch_one(cur)
     if row is None:
@@ -321,7 +321,7 @@ def _statement(again: bool, prefetch: tuple[str, ...]) -> str:
 
 
 def state_when_unlocked(cur: Cursor, id: int, *, timeout: float) -> State | None:  # noqa: A002
-    """Wait until no other session holds the row, at most ``timeout`` seconds, and return its state; None when missing.
+    """Wait up to ``timeout`` seconds for the row's lock; return its state, None if missing.
 
     Call it after a commit that got no reply: a plain read may return "pending" while the old backend still commits. It
     raises the driver's 55P03 after ``timeout``. Later statements of the same transaction keep that lock timeout.
@@ -332,6 +332,6 @@ def state_when_unlocked(cur: Cursor, id: int, *, timeout: float) -> State | None
 
 
 def inbox_has(cur: Cursor, uuid: UUID) -> bool:
-    """Return whether the direct job ``uuid`` ended in this database: its effect or its failure is committed."""
+    """Return whether the effect or the failure of the direct job ``uuid`` is committed here."""
     cur.execute(_INBOX_HAS, {"uuid": str(uuid)})
     return bool(fetch_value(cur))

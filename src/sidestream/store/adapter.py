@@ -68,7 +68,7 @@ _Connection = TypeVar("_Connection", bound="psycopg.Connection[Any]")
 
 
 def server_options(given: str) -> str:
-    """Return the command-line options of our sessions, with those that the operator gives in between.
+    """Return the command-line options of a session, including those of the operator.
 
     What is given wins over ours, but for the time-outs of an idle session, which are always off. For a driver that
     reads them from PGOPTIONS, too.
@@ -80,16 +80,16 @@ def server_options(given: str) -> str:
 
 
 class BoundedConnection(psycopg.Connection[Any]):
-    """A connection that is dropped when the server, or a pooler before it, does not answer in time.
+    """A connection that is dropped if the server or a pooler does not answer in time.
 
-    No setting does this: a server's own timeout is not heard of, and the peer's kernel acknowledges what nobody reads.
+    No setting does this: a server cannot report its timeout, and the peer's kernel acknowledges unread bytes.
     """
 
     #: Seconds that one exchange may take.
     answer = ANSWER
 
     def wait(self, gen: Any, *args: Any, **options: Any) -> Any:
-        """Carry out ``gen``; raise OperationalError when that takes too long. The connection is closed then."""
+        """Run ``gen``; close the connection and raise OperationalError if that takes too long."""
         try:
             return super().wait(_until(gen, time.monotonic() + self.answer), *args, **options)
         except _Unanswered as error:
@@ -102,7 +102,7 @@ class _Unanswered(Exception):
 
 
 def _until(gen: Generator[Any, Any, Any], deadline: float) -> Generator[Any, Any, Any]:
-    """Pass on what ``gen`` waits for; psycopg looks in on it several times a second, whether something came or not."""
+    """Pass on what ``gen`` waits for, and check the deadline several times a second."""
     try:
         wanted = next(gen)
         while True:
@@ -115,7 +115,7 @@ def _until(gen: Generator[Any, Any, Any], deadline: float) -> Generator[Any, Any
 
 
 def connect_bounded(dsn: str, application_name: str, *, answer: float = ANSWER) -> psycopg.Connection[Any]:
-    """Open an autocommit connection on which no statement takes longer than ``answer`` seconds; see :func:`connect`.
+    """Open an autocommit connection whose statements take at most ``answer`` seconds.
 
     The server cancels it a little before (unless ``dsn`` sets a statement_timeout), or the connection is dropped.
     """
@@ -137,7 +137,7 @@ def sqlstate(error: BaseException) -> str | None:
 
 
 def translate(error: Exception, doing: str) -> StoreError:
-    """Return what a driver's ``error`` means, for you to raise; ``doing`` says in a few words what failed."""
+    """Return the StoreError to raise for a driver's ``error``; ``doing`` names what failed."""
     if isinstance(error, StoreError):
         return error
     code = sqlstate(error)
@@ -159,7 +159,7 @@ def translate(error: Exception, doing: str) -> StoreError:
 
 
 def _advice(refusal: str) -> str:
-    """Return what to do about a connection that PostgreSQL refused with this text (without "FATAL:")."""
+    """Return the advice for a connection that PostgreSQL refused with this text."""
     if re.match(r"role .* does not exist", refusal):
         return (
             "name a role that exists: postgresql://role@host/database. Where the URL names none, it is the system user "
@@ -181,7 +181,7 @@ def connect(
     connect_timeout: int = CONNECT_TIMEOUT,
     statement_timeout: float | None = None,
 ) -> _Connection:
-    """Open a psycopg 3 connection on which a vanished peer is noticed by both sides; what ``dsn`` says itself wins.
+    """Open a psycopg 3 connection on which both sides detect a lost peer; ``dsn`` has priority.
 
     ``connect_timeout``: seconds for each address; ``statement_timeout``: seconds after which the server cancels a
     statement. Needs PostgreSQL 14 or later, reached directly or through a pooler in
@@ -190,7 +190,7 @@ def connect(
 
     Raises:
         SettingsError: ``application_name`` is too long, or ``dsn`` cannot be read.
-        StoreUnavailable: Nobody answers there, or does not let us in.
+        StoreUnavailable: No server answers, or it refuses the connection.
     """
     if len(application_name.encode()) > NAME_LIMIT:
         raise SettingsError(

@@ -1,4 +1,4 @@
-"""The attempt rows of a job: insert-only rows that workers write for everything but an ordinary "done".
+"""Insert the attempt rows that workers write for everything except an ordinary "done".
 
 They never touch the job's row, so they do not wait for a running job, and a running job does not wait for them.
 """

@@ -106,7 +106,7 @@ def error_groups(cur: Cursor, only: Filter = Filter(), limit: int = 100) -> list
 
 
 def retry_failed(cur: Cursor, only: Filter, *, limit: int = LOT, after_id: int = 0) -> list[JobRow]:
-    """Retry up to ``limit`` failed jobs, due now, with their failures forgiven; return them by id.
+    """Retry up to ``limit`` failed jobs now, forgive their failures, and return them by id.
 
     Repeat with ``after_id`` of the last one until fewer than ``limit`` are returned. Jobs that fail again meanwhile are
     then not retried twice.

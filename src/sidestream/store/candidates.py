@@ -1,4 +1,4 @@
-"""Find the jobs that could be acquired now, for a worker while Redis is away. The query locks no row."""
+"""Find the jobs that could be acquired now, while Redis is unavailable. Locks no row."""
 
 # ruff: noqa: S608  (every statement is made of this package's constants; values are bound)
 
@@ -88,7 +88,7 @@ def candidates(
     passed_over: PassedOver = PassedOver(),
     aging: float = DEFAULT_AGING,
 ) -> list[Candidate]:
-    """Return up to ``limit`` of each queue in order of priority, and as many aged ones, without the ``excluded`` ids.
+    """Return up to ``limit`` jobs per queue by priority, and as many aged ones.
 
     Within a priority the oldest due job is first, then the lowest id; aged jobs are ordered by time alone. Running jobs
     are included; :func:`~sidestream.store.acquire.acquire_job` decides. Jobs behind an earlier job of their key are

@@ -84,7 +84,7 @@ def write(
 
 
 def compare_and_set(assignments: str, condition: str, also: str = "") -> str:
-    """Return an UPDATE of the row ``%(id)s`` that never waits: it skips a row that another session has locked.
+    """Return an UPDATE of the row ``%(id)s`` that skips it if another session has locked it.
 
     PostgreSQL checks ``condition`` on the newest version of the row once it has the lock. ``also``: another part of the
     WITH, which writes something else for the id in ``mine``. The index is the primary key.

@@ -1,4 +1,4 @@
-"""Change one job as a person requests: cancel, retry, run now, set its priority. Never wait for its row.
+"""Cancel, retry, run now or prioritize one job for a person, without waiting for its row.
 
 A locked row belongs to a running job, which may take an hour. A cancel that cannot be written at once becomes a control
 row. Workers read it, and do not acquire a job that has an unhandled one.
@@ -87,7 +87,7 @@ class Request:
 
 
 def cancel(cur: Cursor, id: int) -> CasResult:  # noqa: A002
-    """Cancel a pending job, or request it: ``locked`` means that a control row was written and a worker has to act.
+    """Cancel a pending job; ``locked`` means that it runs and a cancel request was written.
 
     A job that commits its effect first stays done.
     """
@@ -98,7 +98,7 @@ def cancel(cur: Cursor, id: int) -> CasResult:  # noqa: A002
 
 
 def retry(cur: Cursor, id: int) -> CasResult:  # noqa: A002
-    """Retry a failed or cancelled job, due now, with its failures forgiven; ``superseded``: it is pending already.
+    """Retry a failed or cancelled job now; ``superseded`` means that it is pending already.
 
     A job that was cancelled before it was due, and never started, keeps its time. A retried job keeps its id, but jobs
     with the same key may have passed it.
@@ -107,14 +107,14 @@ def retry(cur: Cursor, id: int) -> CasResult:  # noqa: A002
 
 
 def run_now(cur: Cursor, id: int) -> CasResult:  # noqa: A002
-    """Make a pending job due now; ``locked`` means that another session holds it, so it most likely runs."""
+    """Make a pending job due now; ``locked`` means that it most likely runs."""
     return write(cur, _RUN_NOW, {"id": id})
 
 
 def set_priority(cur: Cursor, id: int, priority: int) -> CasResult:  # noqa: A002
-    """Set the priority of a pending job, 0 (first) to 9; ``locked`` means that another session holds it.
+    """Set the priority of a pending job, 0 (first) to 9; ``locked`` if another session holds it.
 
-    Tell the broker as well (:meth:`~sidestream.broker.protocol.Broker.move`); the row alone counts while Redis is away.
+    Also call the broker's ``reprioritize``. While Redis is unavailable, the row alone counts.
     """
     return write(cur, _PRIORITY, {"id": id, "priority": check_priority(priority)})
 

@@ -31,7 +31,7 @@ _WORKERS = "SELECT name FROM sidestream_worker ORDER BY name"
 
 
 def enter(cur: Cursor, worker: str) -> None:
-    """Record that ``worker`` lives as long as this session; repeat it in each new session until :func:`leave`."""
+    """Record that ``worker`` lives as long as this session; repeat it in each new session."""
     wait_for_tag(cur, _lock(worker))
     cur.execute(_ENTER, {"name": worker})
 
@@ -50,12 +50,12 @@ def without_lock(cur: Cursor) -> list[str]:
 
 
 def lock(cur: Cursor, worker: str) -> bool:
-    """Reserve the charging of ``worker``'s jobs for this transaction; False when it lives or another session has it."""
+    """Reserve the charging of ``worker``'s jobs; False if it lives or another session has it."""
     return lock_tag_in_transaction(cur, _lock(worker))
 
 
 def charge(cur: Cursor, job_id: int, worker: str, failed: list[JobFailure] | None = None) -> CasResult:
-    """Charge one job for the death of ``worker``, once. Call it under :func:`lock`, when its sessions have ended.
+    """Charge one job once for the death of ``worker``, under :func:`lock`.
 
     If the job fails, it is appended to ``failed``.
     """
@@ -81,7 +81,7 @@ def charge(cur: Cursor, job_id: int, worker: str, failed: list[JobFailure] | Non
 
 
 def charge_all(cur: Cursor, worker: str, job_ids: Iterable[int], failed: list[JobFailure] | None = None) -> bool:
-    """Charge these jobs and all that ``worker`` started and did not end; False when some rows are locked.
+    """Charge these jobs and all that ``worker`` was running; False if some rows are locked.
 
     Call it in a transaction, and repeat it after False. After True, the worker has no row. Jobs that fail are appended
     to ``failed``.

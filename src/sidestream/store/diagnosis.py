@@ -95,7 +95,7 @@ def diagnose(cur: Cursor, id: int) -> JobDiagnosis | None:  # noqa: A002
 
 
 def first_of_keys(cur: Cursor, ids: Iterable[int], limit: int) -> set[int]:
-    """Return which of these pending rows, the first ``limit`` by id, no earlier row with the same key blocks."""
+    """Return up to ``limit`` of these rows, by id, that no earlier row of their key blocks."""
     cur.execute(_FIRST_OF_KEYS, {"ids": list(ids), "limit": limit})
     return fetch_ids(cur)
 

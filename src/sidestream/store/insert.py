@@ -1,4 +1,4 @@
-"""Insert jobs and their links to records: one statement for one job, two for any number of jobs about one model."""
+"""Insert jobs and their links to records, with one or two statements."""
 
 # ruff: noqa: S608  (every statement is made of this package's constants; values are bound)
 
@@ -59,7 +59,7 @@ _INSERT_DONE = """
 
 
 def insert(cur: Cursor, jobs: Sequence[Job]) -> list[JobRow]:
-    """Insert ``jobs`` as pending rows and return them in the same order; new rows have ascending ids.
+    """Insert ``jobs`` as pending rows with ascending ids; return them in the same order.
 
     It does not wait for other transactions, except for one that links the same record to the same existing row. A
     rollback of the caller's transaction or savepoint removes the rows. A job with a
@@ -96,7 +96,7 @@ def insert(cur: Cursor, jobs: Sequence[Job]) -> list[JobRow]:
 
 
 def insert_done(cur: Cursor, job: Job) -> bool:
-    """Write the direct ``job`` as done, in the transaction of its effect; False when its uuid exists already.
+    """Insert a direct job as done, in the transaction of its effect; False if its row exists.
 
     The row makes the effect of a direct job happen once (promise 3): on False, roll the effect back. It waits for a
     transaction that is writing the same uuid; at REPEATABLE READ the driver then raises 40001.
@@ -169,7 +169,7 @@ def _aware(run_at: datetime) -> datetime:
 def _insert_one(
     names: tuple[str, ...], records: tuple[str, tuple[int, ...]] | None
 ) -> tuple[str, dict[str, str | int | list[int]]]:
-    """Return the statement for one job with these columns, and the parameters for its links to records."""
+    """Return the statement for one job, and the parameters for its links to records."""
     if records is None or not records[1]:
         return _insert_alone(names), {}
     model, ids = records
@@ -187,7 +187,7 @@ def _insert_alone(names: tuple[str, ...]) -> str:
 
 @cache
 def _insert_linked(names: tuple[str, ...], record: str) -> str:
-    """Return the statement that also links the job to records, which saves the caller a round trip."""
+    """Return the statement that also links the job to records, to save a round trip."""
     return f"""
         WITH job AS ({_insert_alone(names)}),
         linked AS (INSERT INTO sidestream_job_record (model, record_id, job_id)

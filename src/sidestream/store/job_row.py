@@ -71,7 +71,7 @@ class JobRow:
 
     @property
     def attempted(self) -> bool:
-        """Whether it was started before: such a job keeps its place in its key's order while it waits."""
+        """Return whether it was started before, so that it keeps its place in its key."""
         return self.attempts > 0 or self.snoozes > 0
 
     def reference(self, database: Database) -> bytes:

@@ -36,12 +36,12 @@ _STARTED = """
 
 
 def job_lock(row_id: int) -> bytes:
-    """Return the lock of the job itself, which a job with several transactions holds until it ends."""
+    """Return the lock of a job, which one with several transactions holds until it ends."""
     return tag(f"job {row_id}", 8)
 
 
 def lock_tag(cur: Cursor, lock: bytes) -> bool:
-    """Take a session-level advisory lock of 8 bytes without waiting; False when another session holds it."""
+    """Take a session-level advisory lock without waiting; False if another session holds it."""
     cur.execute("SELECT pg_try_advisory_lock(%(lock)s::bigint)", {"lock": _number(lock)})
     return bool(fetch_value(cur))
 
@@ -70,13 +70,13 @@ def unlock_tag(cur: Cursor, lock: bytes) -> bool:
 
 
 def running_between(cur: Cursor, row_ids: Iterable[int]) -> set[int]:
-    """Return which of these jobs are between two of their transactions: they run, but hold no row lock."""
+    """Return which of these jobs run between two transactions, without a row lock."""
     held = held_tags(cur)
     return {row_id for row_id in row_ids if job_lock(row_id) in held} if held else set()
 
 
 def running_jobs(cur: Cursor, row_ids: Iterable[int]) -> set[int]:
-    """Return which of these pending jobs run: a child holds their rows, or they are between two transactions.
+    """Return which of these pending jobs run, in or between their transactions.
 
     It takes no lock, so no worker finds a row locked. A row that the caller's own transaction holds does not count.
     """
@@ -89,7 +89,7 @@ def running_jobs(cur: Cursor, row_ids: Iterable[int]) -> set[int]:
 
 
 def all_running_jobs(cur: Cursor) -> set[int]:
-    """Return every pending job that runs now, as :func:`running_jobs` does; it reads all pending rows."""
+    """Return every pending job that runs now; this reads all pending rows."""
     cur.execute(_ALL_ROWS_HELD)
     found = fetch_ids(cur)
     cur.execute(_STARTED)

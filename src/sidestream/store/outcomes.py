@@ -98,7 +98,7 @@ _COUNT_RELEASES = compare_and_set(
 
 
 def finish(cur: Cursor, id: int) -> None:  # noqa: A002
-    """Write "done" in the transaction in which :func:`~sidestream.store.acquire.acquire_job` locked the row.
+    """Write "done" in the transaction that acquired the row.
 
     Raises:
         LockLost: That transaction has ended, or the row is not pending. Roll back; nothing may be committed.
@@ -112,7 +112,7 @@ def finish(cur: Cursor, id: int) -> None:  # noqa: A002
 
 
 def fail_attempt(cur: Cursor, id: int, attempts_seen: int, delay_s: float, error: str) -> CasResult:  # noqa: A002
-    """Charge a failed attempt; the job is due again in ``delay_s`` seconds and still blocks later jobs of its key."""
+    """Charge a failed attempt; the job, due in ``delay_s`` seconds, still blocks its key."""
     parameters = {"id": id, "seen": attempts_seen, "delay": delay_s, "error": storable(error)}
     return write(cur, _FAIL_ATTEMPT, parameters, attempts_seen=attempts_seen)
 
@@ -164,7 +164,7 @@ def snooze(
     reason: Reason,
     cap: int,
 ) -> CasResult:
-    """Delay the job because its action requested it; no attempt is charged, and it still blocks later jobs of its key.
+    """Delay the job as its action requested, without a charge; it still blocks its key.
 
     The row counts the snoozes; the job fails when it was snoozed ``cap`` times before.
     """
@@ -183,7 +183,7 @@ def snooze(
 
 
 def suspect(cur: Cursor, id: int, attempts_seen: int) -> CasResult:  # noqa: A002
-    """Record that the job ran when its worker or host died; no attempt is charged. The second time accuses it."""
+    """Record that the job ran when its worker or host died; the second time, it is accused."""
     return write(cur, _SUSPECT, {"id": id, "seen": attempts_seen}, attempts_seen=attempts_seen)
 
 

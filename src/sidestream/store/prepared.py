@@ -3,15 +3,15 @@
 psycopg 3 does this by itself; psycopg2, which is Odoo's, sends every statement as new text, and PostgreSQL parses and
 plans it anew for each job. https://www.postgresql.org/docs/current/sql-prepare.html
 
-What makes a prepared statement go stale, and what happens then:
+What invalidates a prepared statement, and what happens then:
 
-- DDL, a changed ``search_path``, fresh statistics: PostgreSQL plans anew by itself.
-- A column that is read got another type ("cached plan must not change result type"), or somebody said DEALLOCATE or
-  DISCARD: :class:`PlanGone`. The transaction is over; the next ones send plain text for a while (an action that says
-  DISCARD would meet the same again), then everything is prepared anew under new names.
-- A table that grew a thousandfold since it was planned, before PostgreSQL counted it again: an execution that took
-  longer than :data:`SLOW` makes PostgreSQL plan everything anew, but for :data:`REPLAN_PAUSE` only once, because on a
-  busy machine much is slow that was planned well.
+- After DDL, a changed ``search_path`` or fresh statistics, PostgreSQL plans it again by itself.
+- If a column has another type ("cached plan must not change result type"), or after DEALLOCATE or DISCARD,
+  :class:`PlanGone` is raised and the transaction has ended. The next transactions send plain text for a while, because
+  an action that runs DISCARD would cause the error again. Then all statements are prepared under new names.
+- If a table grew a thousandfold before PostgreSQL counted it again, the plan may be unsuitable. An execution that takes
+  longer than :data:`SLOW` makes PostgreSQL plan all statements again, at most once in :data:`REPLAN_PAUSE`, because on
+  a busy machine well-planned statements are slow too.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _numbers = itertools.count(1)
 
 
 class PlanGone(Exception):
-    """A prepared statement is no longer what it was; the transaction has to be run again from its start."""
+    """A prepared statement is invalid; the transaction must be run again from its start."""
 
 
 class _Numbered(NamedTuple):
@@ -59,7 +59,7 @@ class Prepared:
         self._replanned = 0.0
 
     def execute(self, statement: str, parameters: dict[str, Any]) -> None:
-        """Execute a statement whose parameters carry casts (``%(id)s::bigint``); raises :class:`PlanGone`."""
+        """Execute a statement whose parameters have casts (``%(id)s::bigint``); raises PlanGone."""
         if self._plain:
             self._plain -= 1
             self._cursor.execute(statement, parameters)
@@ -107,7 +107,7 @@ class Prepared:
 
 @cache
 def _numbered(statement: str) -> _Numbered:
-    """Return the statement with ``$1`` for its first parameter, and the parameters' names in that order."""
+    """Return the statement with ``$1``, ``$2``, ..., and the names of its parameters."""
     names: list[str] = []
 
     def number(found: re.Match[str]) -> str:

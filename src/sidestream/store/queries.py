@@ -1,4 +1,4 @@
-"""Read jobs: chunks for the reconciler, overdue rows and pages. No query here locks a row or waits for one."""
+"""Read jobs: chunks for the reconciler, overdue rows and pages. Locks no row."""
 
 # ruff: noqa: S608  (every statement is made of this package's constants; values are bound)
 
@@ -149,7 +149,7 @@ class Row:
 def unpublished(
     cur: Cursor, chunk: int, known: bytes, after_id: int = 0, until: datetime | None = None, limit: int = 500
 ) -> list[JobRow]:
-    """Return up to ``limit`` pending rows of the chunk whose bit in ``known`` is unset, with ids above ``after_id``.
+    """Return up to ``limit`` pending rows of the chunk whose bit in ``known`` is unset.
 
     The chunk begins with the id ``chunk * CHUNK``. Read ``known`` from the broker before this call: a bit that is read
     later may belong to a row that ended in between. It has the most significant bit first, and may be shorter than the
@@ -167,7 +167,7 @@ def pending_chunks(cur: Cursor) -> list[int]:
 
 
 def overdue(cur: Cursor, older_than_s: float, after_id: int = 0, limit: int = 500) -> list[JobRow]:
-    """Return up to ``limit`` pending rows due for over ``older_than_s`` seconds, with ids above ``after_id``, by id.
+    """Return up to ``limit`` pending rows due for over ``older_than_s`` seconds, by id.
 
     It stays fast with a million scheduled jobs and with a million overdue ones.
     """
@@ -215,7 +215,7 @@ def page(
 
 
 def job(cur: Cursor, id: int) -> tuple[Row, str, list[Attempt]] | None:  # noqa: A002
-    """Return one row, its payload (JSON) and its attempts, oldest first; None when there is no such row."""
+    """Return one row, its payload (JSON) and its attempts, oldest first, or None."""
     cur.execute(_JOB, {"id": id})
     found = fetch_one(cur)
     return None if found is None else (_row(found), found.payload, of_job(cur, id))

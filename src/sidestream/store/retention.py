@@ -35,7 +35,7 @@ _PRUNE = f"""
 
 
 def prune(cur: Cursor, done_retention: float, failed_retention: float | None, limit: int) -> int:
-    """Delete up to ``limit`` rows, with their attempts, and return how many; repeat while it returns ``limit``.
+    """Delete up to ``limit`` rows; return how many. Repeat while it returns ``limit``.
 
     Done and cancelled jobs go ``done_retention`` seconds after their end, failed ones after ``failed_retention``
     (None keeps them forever). Pending jobs stay, and so do those whose unique window is not over. Locked rows are
@@ -48,7 +48,7 @@ def prune(cur: Cursor, done_retention: float, failed_retention: float | None, li
 
 
 def _first_younger(cur: Cursor, age: float) -> int:
-    """Return the id below which rows were created over ``age`` seconds ago, except for overlapping transactions."""
+    """Return the id below which rows were created over ``age`` seconds ago, approximately."""
     cur.execute(_RANGE)
     low, high = fetch_one(cur)
     while low < high:

@@ -1,4 +1,4 @@
-"""Read and change the rules of a database: pauses, limits, weights and aging, with who set them and why.
+"""Read and change the rules of a database, with author, time and note.
 
 A change and its version commit together. The maintenance sees the version and sends the rules to the broker. Two people
 who change rules at the same time wait for each other; no job waits for them.
@@ -112,7 +112,7 @@ def entries(cur: Cursor) -> list[Entry]:
 def set_limit(
     cur: Cursor, scope: Scope | str, name: str, limit: Limit, *, by: str | None = None, note: str | None = None
 ) -> int:
-    """Limit everything (``name`` ""), a queue, an action, or each value of a limit key's rule; return the version.
+    """Limit everything, a queue, an action or each value of a limit key; return the version.
 
     Raises :class:`~sidestream.errors.SettingsError` and :class:`~sidestream.errors.InvalidName`.
     """

@@ -79,7 +79,7 @@ class Database:
 
 
 def install(cur: Cursor) -> Database:
-    """Create the tables and indexes unless they exist, and return the database; the caller commits.
+    """Create the tables and indexes unless they exist; return the database. The caller commits.
 
     Raises:
         SchemaMismatch: The tables exist, but this release cannot use them.
@@ -92,7 +92,7 @@ def install(cur: Cursor) -> Database:
 
 
 def upgrade(cur: Cursor) -> tuple[int, int]:
-    """Upgrade the tables to this release's version, and return the versions before and after; the caller commits.
+    """Upgrade the tables; return the versions before and after. The caller commits.
 
     Raises:
         SchemaMismatch: The tables are missing, or of a release that this one cannot use.
@@ -138,7 +138,7 @@ def _declared_columns() -> Iterator[tuple[str, str]]:
 
 
 def adopt(cur: Cursor, instance: str | None = None) -> Database:
-    """Give a copied, restored or moved database an identity of its own, so that its jobs run; the caller commits.
+    """Give a copied or moved database a new identity, so that its jobs run; the caller commits.
 
     Existing jobs keep their idempotency keys.
 

@@ -26,7 +26,7 @@ CREATE TABLE sidestream_job (
     error           text,                   -- of the last failure, for people
     reason          text,                   -- why it was last released or cancelled: a code, or code|{parameters} (job/reason.py)
     company_id      integer,
-    user_id         integer,                -- whom it runs as
+    user_id         integer,                -- the user that it runs as
     context         text,
     priority        smallint NOT NULL DEFAULT 5 CHECK (priority BETWEEN 0 AND 9),  -- 0 first
     group_name      text COLLATE "C",       -- unchangeable: the tenant

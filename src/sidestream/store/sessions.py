@@ -56,7 +56,7 @@ def has_others(cur: Cursor, worker: str) -> bool:
 
 
 def terminate_worker(cur: Cursor, worker: str, *, patience: float = PATIENCE_EACH) -> tuple[bool, int]:
-    """End every session named ``sidestream/<worker>/...`` except this one, waiting ``patience`` seconds for each.
+    """End every other session of ``worker``, waiting up to ``patience`` seconds for each.
 
     Returns whether all are gone, and how many there were.
     """

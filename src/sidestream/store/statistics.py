@@ -1,4 +1,4 @@
-"""Counts, ages and latencies by queue, group and action, for pages and commands. No query here locks a row."""
+"""Read counts, ages and latencies by queue, group and action, without locking rows."""
 
 # ruff: noqa: S608  (every statement is made of this package's constants; values are bound)
 
@@ -73,7 +73,7 @@ class Statistics:
 
 
 def statistics(cur: Cursor, by: By, window: float = WINDOW) -> list[Statistics]:
-    """Return the statistics of each queue, group or action that has pending, failed, cancelled or just done jobs.
+    """Return statistics by queue, group or action of pending, failed, cancelled, recent jobs.
 
     Rates and latencies are of the last ``window`` seconds, as far as the newest 20,000 rows reach back.
     """

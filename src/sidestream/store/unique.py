@@ -1,4 +1,4 @@
-"""Handle unique jobs when they are inserted: find duplicates, and return, replace or cancel them.
+"""Find duplicates when unique jobs are inserted, and return, replace or cancel them.
 
 No call waits for another transaction. It looks up what the caller's snapshot shows and skips locked rows. Duplicates of
 overlapping transactions, which could not see each other, are resolved when one of them starts (see
@@ -122,7 +122,7 @@ class Plan:
 
 
 def key_of(job: Job) -> str | None:
-    """Return the key of the job's row: jobs that replace each other until they are done run one after the other."""
+    """Return the row's key; jobs that replace each other until done share one."""
     wanted = job.unique
     if job.key is not None or wanted is None or wanted.until == "started" or wanted.on_conflict == "return":
         return job.key
@@ -143,7 +143,7 @@ def look_up(cur: Cursor, jobs: Sequence[Job], rows: Sequence[Values]) -> Plan:
 
 
 def carry_out(cur: Cursor, plan: Plan, fresh: Sequence[JobRow]) -> list[JobRow]:
-    """Cancel the rows that the ``fresh`` rows (of ``plan.new``) replace, and return the row of each job of the call."""
+    """Cancel the rows that the ``fresh`` rows replace; return the row of each job of the call."""
     rows = dict(zip(plan.new, fresh, strict=True))
     for at, waiting in plan.replaced.items():
         rows[at] = _cancel(cur, waiting, rows[at])
@@ -185,7 +185,7 @@ def _within_call(plan: Plan) -> dict[int, Unique]:
 
 
 def _find(cur: Cursor, wanted: Mapping[int, Unique]) -> tuple[dict[int, list[_Found]], bool]:
-    """Return the duplicates that the snapshot shows, by position, and whether it may be older than now."""
+    """Return the duplicates in the snapshot by position, and whether it may be outdated."""
     positions = list(wanted)
     uniques = [wanted[at] for at in positions]
     windows = [float(one.seconds) if one.until == "window" else None for one in uniques]
@@ -231,7 +231,7 @@ def _decide(
 
 
 def _replace(cur: Cursor, plan: Plan, at: int, waiting: list[JobRow]) -> None:
-    """Let the first that waits take over, or cancel all that wait; without any, the new one runs after the running."""
+    """Change the first waiting job, or cancel all waiting ones in favor of the new job."""
     job, row = plan.jobs[at], plan.rows[at]
     assert job.unique is not None
     if job.unique.on_conflict == "replace":
@@ -255,7 +255,7 @@ def _take_over(cur: Cursor, row_id: int, values: Values) -> JobRow | None:
 
 
 def _lock(cur: Cursor, statement: str, ids: Iterable[int], *, guarded: bool) -> tuple[set[int], set[int]]:
-    """Lock the pending rows of ``ids`` that no session holds; return them, and those that changed since."""
+    """Lock the pending rows of ``ids`` that are not locked; return them and changed ones."""
     wanted = sorted(set(ids))
     if not wanted:
         return set(), set()

@@ -1,4 +1,4 @@
-"""Build the parts of a client from the settings: broker, relay, signer and store connections."""
+"""Build the components of a client from the settings."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Jobs(Client):
 
     @classmethod
     def reading(cls, read: Callable[[], Settings]) -> Self:
-        """Return Jobs that read their settings in the relay's thread, and again while they are wrong.
+        """Return Jobs that read their settings in the relay's thread, again while they are wrong.
 
         For applications whose users must not see errors in the settings: their jobs are rows, which workers find.
         """
@@ -40,7 +40,7 @@ class Jobs(Client):
         return jobs
 
     def __init__(self, settings: Settings | None = None, *, actions: Actions | None = None) -> None:
-        """Use ``settings`` (None: environment and settings file), and check names against ``actions`` if given."""
+        """Use ``settings`` (None: environment and settings file), and check names in ``actions``."""
         chosen = settings or Settings()
         super().__init__(
             Relay(lambda: build_broker(chosen), wait=chosen.publish_timeout),
@@ -69,7 +69,7 @@ def build_broker(settings: Settings, *, prefix: str = PREFIX) -> RedisBroker:
 
 
 def store_url(settings: Settings) -> str | None:
-    """Return the URL of the store's database, from the settings or Odoo's configuration; None without either."""
+    """Return the database URL from the settings or Odoo's configuration, or None."""
     if settings.database_url is not None or settings.odoo_config is None or settings.odoo_database is None:
         return settings.database_url
     return make_conninfo(**database_parameters(settings.odoo_config, settings.odoo_database))
@@ -77,7 +77,7 @@ def store_url(settings: Settings) -> str | None:
 
 @contextmanager
 def store_connection(settings: Settings, name: str = "sidestream/cli") -> Iterator[psycopg.Connection[Any]]:
-    """Connect to the store's database with the application name ``name``; close at the end of the block."""
+    """Connect to the store's database as ``name``, and close at the end of the block."""
     url = store_url(settings)
     if url is None:
         raise SettingsError(

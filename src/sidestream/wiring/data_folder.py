@@ -24,7 +24,7 @@ _NAMES = ("run", KEY_FILE, "users.lock", embedded.SOCKET)
 
 
 def owner_of(settings: Settings, *, worker: bool = False) -> Account | None:
-    """Return the user to work as in the data folder, or None for the current user; create the folder if missing.
+    """Return the data folder's user, or None for the current one; create a missing folder.
 
     Args:
         settings: The folder, and the user that a worker started by root becomes.
@@ -106,7 +106,7 @@ def stop_server(settings: Settings) -> bool:
 
 
 def signing_keys(settings: Settings) -> Sequence[tuple[str, bytes]]:
-    """Return the signing keys of the settings, or the key in the data folder, which is created when missing."""
+    """Return the signing keys of the settings, or the data folder's key; create a missing one."""
     if settings.signing_keys:
         return settings.signing_keys
     owner = owner_of(settings)

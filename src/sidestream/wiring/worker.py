@@ -80,13 +80,13 @@ class EmbeddedServerTask:
         self._settings = settings
 
     def step(self) -> bool:
-        """Start the server unless its lock is held; see :class:`~sidestream.maintenance.task.MaintenanceTask`."""
+        """Start the server unless its lock is held; see ``MaintenanceTask``."""
         embedded.ensure(self._settings.data_dir)
         return False
 
 
 class DeadWorkersTask:
-    """Ends the processes of dead workers on this host, and removes their folders when they are no longer needed."""
+    """Kills the processes of dead workers on this host, and later removes their folders."""
 
     name = "dead workers' folders"
     every = 1.0
@@ -104,7 +104,7 @@ class DeadWorkersTask:
 
 
 class Worker:
-    """A worker with the given settings: a supervisor and its maintenance. ``prefix`` is that of its Redis keys."""
+    """A worker: a supervisor and its maintenance. ``prefix`` is that of its Redis keys."""
 
     def __init__(self, settings: Settings, *, prefix: str = PREFIX) -> None:
         if settings.app is None and settings.odoo_config is None:
@@ -206,7 +206,7 @@ class Worker:
         return self._supervisor.replaced
 
     def _begin(self) -> None:
-        """After the application is loaded, log what is served, run missed failure hooks and start maintenance."""
+        """Log what is served, run missed failure hooks and start maintenance, after the load."""
         self._log_start()
         failed, self._failed_early = self._failed_early, None
         for failure in failed or ():
@@ -290,7 +290,7 @@ class Worker:
         return found
 
     def _await_store(self) -> schema.Database | None:
-        """Wait until PostgreSQL answers, because it may start after the worker, and identify the database."""
+        """Wait until PostgreSQL answers, and identify the database."""
         troubles, pause = Troubles(log), SHORTEST_PAUSE
         while True:
             try:

@@ -1,4 +1,4 @@
-"""Build the executor of a zygote. This module is small because every start of a zygote imports it."""
+"""Build the executor of a zygote, which imports this module at every start."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from sidestream.worker.options import application_name
 
 
 def run_zygote() -> None:
-    """Run the zygote; its orders come over the inherited control socket, whose descriptors are in ``sys.argv``."""
+    """Run the zygote on the inherited descriptors in ``sys.argv``."""
     control = socket.socket(fileno=int(sys.argv[1]))
     packed, application = msgpack.unpackb(control.recv(1 << 16))
     app, odoo_config, odoo_database, database_tag, dsn, keys, folder, log_level, log_format, quiet_jobs = application

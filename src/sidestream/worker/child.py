@@ -1,4 +1,4 @@
-"""The child: receives a batch, runs its jobs one after another, reports. It has no Redis connection.
+"""Run batches of jobs in a child, one job at a time, without a Redis connection.
 
 It dies with the zygote (parent death signal) and with the supervisor (end of file on its socket). What it started dies
 with it: it leads a process group of its own, which the supervisor, or the zygote in its place, kills.
@@ -34,7 +34,7 @@ MEMORY_EVERY = 64
 
 @dataclass(frozen=True, slots=True)
 class ChildLimits:
-    """When a child asks to be replaced."""
+    """The conditions under which a child asks to be replaced."""
 
     #: Jobs; None means never.
     max_jobs: int | None

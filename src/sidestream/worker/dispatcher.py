@@ -137,7 +137,7 @@ class Dispatcher:
         self._release([delivery])
 
     def wake(self) -> None:
-        """Wake the claiming thread if it can claim. Call it under the state's lock, after handing out."""
+        """Wake the claiming thread if it can claim. Needs the state's lock, after handing out."""
         if self._state.draining or self._wanted() is not None:
             self._state.changed.notify_all()
 

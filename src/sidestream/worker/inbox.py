@@ -32,7 +32,7 @@ class Inbox(Generic[T]):
         return self._entries.empty()
 
     def take(self, patience: float | None, gather: Callable[[], float]) -> list[T]:
-        """Return what came, in its order; empty when nothing does within ``patience`` seconds (None: for ever).
+        """Return the entries in order; empty if none comes in ``patience`` seconds (None: no limit).
 
         The first entry ends the wait. Unless one is urgent, ``gather()`` seconds more are waited for others.
         """

@@ -1,4 +1,4 @@
-"""One log line for each attempt at a job, in the process that made it, and the calls of observers.
+"""Log one line for each attempt in the process that ran it, and call observers.
 
 The logger is ``sidestream.jobs``; ``quiet_jobs`` silences it. Each record says in its extras what its text says.
 """
@@ -123,7 +123,7 @@ def failed_line(failure: JobFailure) -> None:
 
 
 def observed(call: Any, *arguments: Any, **named: Any) -> None:
-    """Call an observer, or a hook of the application; an exception is logged and has no other effect."""
+    """Call an observer or a hook of the application, and log its exceptions."""
     try:
         call(*arguments, **named)
     except Exception:

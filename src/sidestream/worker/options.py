@@ -45,5 +45,5 @@ class WorkerOptions:
 
 
 def application_name(worker: str, slot: int | str) -> str:
-    """Return the application name of a session of ``worker``, by which the lease reclaimer finds it."""
+    """Return the application name by which the lease reclaimer finds a session of ``worker``."""
     return f"sidestream/{worker}/{slot}"

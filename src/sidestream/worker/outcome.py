@@ -1,4 +1,4 @@
-"""From what an action raised to how its delivery ends: pure, so that policies are tested as arithmetic."""
+"""Compute the outcome from the exception of an action, without side effects."""
 
 from __future__ import annotations
 

@@ -334,7 +334,7 @@ class OutcomeWriter:
     def _report(
         self, delivery: Delivery, written: CasResult, error: str, traceback: str = "", *, ended: str = ""
     ) -> None:
-        """Log an attempt whose process did not report how it ``ended``, and report a job that has failed."""
+        """Log an attempt whose process did not report its end, and report a failed job."""
         if not written.applied:
             return
         failure = self.failure_of(delivery, written.attempts, error, traceback)
@@ -385,7 +385,7 @@ class OutcomeWriter:
         attempts.record(cursor, reference.id, self._state.options.worker, slot, event, detail)
 
     def _run(self, statement: Callable[[Any], Any]) -> Any:
-        """Run ``statement`` in its own transaction; raise StoreUnavailable when PostgreSQL does not answer."""
+        """Run ``statement`` in a separate transaction; raise StoreUnavailable without an answer."""
         if self._connect is None:
             raise StoreUnavailable(
                 "This worker has no database to write a job's outcome to; set SIDESTREAM_DATABASE_URL."

@@ -33,7 +33,7 @@ CONFLICT_WAIT = 0.05
 
 
 class SoftLimit:
-    """Raises :class:`~sidestream.errors.SoftLimitExceeded` in the main thread when the time is over (SIGALRM)."""
+    """Raises SoftLimitExceeded in the main thread when the time is over (SIGALRM)."""
 
     def __init__(self) -> None:
         self._armed = False
@@ -79,7 +79,7 @@ class Runner:
         run_alone: bool,
         on_acquired: Callable[[Acquired], None],
     ) -> tuple[Outcome, Acquired | None]:
-        """Run the job once; return its outcome and, when it was acquired, what was acquired. Raises nothing."""
+        """Run the job once; return its outcome, and what was acquired if it was. Raises nothing."""
         self.error = None
         for attempt in range(1, CONFLICT_TRIES + 1):
             try:

@@ -14,7 +14,7 @@ BACK = Release(count=False)
 
 @dataclass(frozen=True, slots=True)
 class Settlement:
-    """One decision about an ended delivery. Without arguments: back to its place, nothing counted."""
+    """One decision about an ended delivery. The default releases it and counts nothing."""
 
     #: It is over: forget it.
     settle: bool = False
@@ -30,7 +30,7 @@ class Settlement:
     run_again: bool = False
 
     def apply(self, broker: Broker, delivery: Delivery) -> int:
-        """Call ``broker``; return how often the delivery was released when that counts, else 0. Raises BrokerError."""
+        """Call ``broker``; return the number of counted releases, else 0. Raises BrokerError."""
         if self.settle:
             crash_point("settle.before_broker")
             broker.settle([delivery])

@@ -140,17 +140,17 @@ class Supervisor:
             raise SidestreamError(f"The worker ended because {self._state.fault}; this is a fault in Sidestream.")
 
     def replace(self) -> None:
-        """End as after a first signal, so that another supervisor of this process goes on with a new identity."""
+        """Drain, so that another supervisor in this process continues with a new identity."""
         if not self._replace:
             log.warning(
-                "This database was adopted; the worker lets its jobs end and begins anew.", extra={"action": "adopted"}
+                "This database was adopted; the worker finishes its jobs and starts again.", extra={"action": "adopted"}
             )
         self._replace = True
         self._signalled.set()
 
     @property
     def replaced(self) -> bool:
-        """Whether it ended for that, and nobody asked the process to stop; signals have their usual meaning then."""
+        """Return whether it ended because of :meth:`replace`, without a signal."""
         if not self._replace or self._signals:
             return False
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
@@ -178,7 +178,7 @@ class Supervisor:
             self._threads[name].join(STOP_PATIENCE)
 
     def stop(self) -> None:
-        """Drain: no more claims; wait for running jobs at most ``drain_timeout`` (a second signal ends the wait)."""
+        """Claim no more jobs; wait up to ``drain_timeout``, or a second signal, for running jobs."""
         if self._is_loaded:
             log.info("Draining: no more jobs are claimed, running ones end.", extra={"action": "drain"})
         with self._state.changed:
@@ -235,7 +235,7 @@ class Supervisor:
         self.failed(failure)
 
     def stop_running(self, job_id: int) -> bool:
-        """Kill the child that runs the row ``job_id`` here because a person cancelled it; False when none does."""
+        """Kill the child that runs the cancelled row ``job_id``; False if none here does."""
         with self._state.lock:
             for child in self._state.children.values():
                 running = self._slots.read(child.slot)

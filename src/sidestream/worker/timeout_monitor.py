@@ -1,4 +1,4 @@
-"""Look at what runs: hard limits, stalled batches, and jobs that run long enough to be shown as running.
+"""Enforce hard limits, recall stalled batches, and record jobs that run for a while.
 
 Called by the collector about every 50 ms, under the state's lock; reads shared memory only.
 """

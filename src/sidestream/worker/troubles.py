@@ -1,4 +1,4 @@
-"""Log what does not work when that begins and when it ends, instead of at every try."""
+"""Log a trouble when it begins and when it ends, instead of at every attempt."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 
 
 class Troubles:
-    """The troubles of one thread, each told once."""
+    """The troubles of one thread, each logged once."""
 
     def __init__(self, log: logging.Logger) -> None:
         self._log = log

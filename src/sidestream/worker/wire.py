@@ -75,7 +75,7 @@ class Report(NamedTuple):
 
 
 class BadPacket(Exception):
-    """A message is cut off or is none of ours: what its sender said is lost, and what it says next may be too."""
+    """A message is truncated or foreign, and later messages of its sender may be lost too."""
 
 
 Part = TypeVar("Part")

@@ -1,4 +1,4 @@
-"""The zygote: loads the application once, then only forks children and tells which of them ended.
+"""Load the application once, then only fork children and report their ends.
 
 1. receives its orders from the supervisor (:class:`Orders`);
 2. loads the application, as soon as that is possible, and reports the actions it found;
@@ -294,7 +294,7 @@ def kill_group(leader: int) -> None:
 
 
 def serve(control: socket.socket, slots_descriptor: int, orders: Orders, make: Callable[[], Executor]) -> None:
-    """Run the zygote of ``orders`` over inherited descriptors, with the executor that ``make`` makes."""
+    """Run the zygote of ``orders`` over inherited descriptors, with the executor of ``make``."""
     os.environ[FAMILY] = orders.worker
     for signum in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signum, signal.SIG_IGN)  # the supervisor decides; its death is seen as end of file

@@ -27,7 +27,7 @@ from sidestream.job.rules import Rules
 
 
 class MemoryBroker:
-    """Implement :class:`~sidestream.broker.protocol.Broker` in memory; leases end with the process."""
+    """A broker in memory, whose leases end with the process."""
 
     capabilities = frozenset(Capability) - {Capability.LEASES, Capability.SHARED}
 

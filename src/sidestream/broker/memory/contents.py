@@ -72,7 +72,7 @@ class Parked(Pool):
     """The jobs that are parked for one reason."""
 
     def __init__(self, name: str, place: Place, database: str, scope: str, sample: Job) -> None:
-        """Begin empty; ``name`` orders pools that are due at the same time, ``sample`` is the first job parked here."""
+        """Create an empty pool; ``sample`` is its first job, and ``name`` orders pools due together."""
         super().__init__()
         self.name, self.place, self.database, self.scope, self.sample = name, place, database, scope, sample
 
@@ -94,7 +94,7 @@ class Governing:
 
 
 class Contents:
-    """All jobs, each in one place (:class:`~sidestream.broker.protocol.Place`). The caller holds the lock."""
+    """All jobs, each in one place. The caller holds the lock."""
 
     def __init__(self, now: Callable[[], int], first_token: int = 0) -> None:
         """Begin empty; ``now`` returns Unix ms, tokens continue after ``first_token``."""

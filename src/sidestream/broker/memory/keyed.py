@@ -35,7 +35,7 @@ class KeyedJobs:
             self._enqueue_behind(job)
 
     def requeue(self, job: Job, until_ms: int) -> None:
-        """Place a released job: it stays the head unless a job with a smaller id is behind it by now."""
+        """Place a released job, which stays the head unless a job with a smaller id is behind it."""
         first = self._first_behind(job.key) if job.key else None
         if job.key and first and _rank(first) < _rank(job) and self.head(job) is job:
             self._enqueue_behind(job)
@@ -44,7 +44,7 @@ class KeyedJobs:
             self.enqueue(job, until_ms)
 
     def run_as_head(self, job: Job) -> None:
-        """Make a running job the head: a job that replaced it goes behind it, unless that one runs too."""
+        """Make a running job the head again, unless the job that replaced it runs too."""
         head = self.head(job)
         if job.key is None or (head and head is not job and head.place is Place.LEASED):
             return

@@ -1,4 +1,4 @@
-"""Park jobs that wait for a limit, a pause or a worker that knows their action; unpark them in bounded batches."""
+"""Park jobs that are limited, paused or unrouted, and wake them in bounded batches."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _A_SECOND = 1000
 
 
 class Reason(NamedTuple):
-    """Why a job may not run now, and the pool in which it waits; without a pool, its whole lane waits."""
+    """The reason why a job may not run now, and its pool; without a pool, its lane waits."""
 
     scope: str
     place: Place = Place.LIMITED
@@ -35,7 +35,7 @@ class Parking:
         self._contents = contents
 
     def configure(self, database: str, rules: Rules) -> bool:
-        """Put rules in force and recount the slots; return False if rules at least as new are in force."""
+        """Put rules in force and recount the slots; False if rules at least as new are in force."""
         contents = self._contents
         old = contents.rules.get(database)
         if old and old.rules.version >= rules.version:
@@ -53,7 +53,7 @@ class Parking:
         return True
 
     def check_all(self, database: str) -> None:
-        """Run the timers that are due, then let the next claims check every parked pool of a database."""
+        """Run the due timers, then let the next claims check every parked pool of a database."""
         self.run_timers()
         for pool in self._contents.parked.values():
             if pool.database == database and pool.place is not Place.UNROUTED:
@@ -78,7 +78,7 @@ class Parking:
         return Reason(scope.value, Place.LIMITED, pool, until)
 
     def counted(self, job: Job, reason: Reason | None) -> bool:
-        """Return whether a job that may run, or only waits for a limit, has limits: it is then not prefetched."""
+        """Return whether a job has limits and is therefore not prefetched."""
         if reason and reason.place is not Place.LIMITED:
             return False
         return bool(self._contents.rules[job.database].gates.of(job.queue, job.reference))

@@ -1,4 +1,4 @@
-"""Pools of jobs that are served fairly by group (decision 0006), on sorted sets like those of Redis."""
+"""Serve pools of jobs fairly by group (decision 0006), with sorted sets like those of Redis."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def flow_of(priority: int, group: bytes) -> Flow:
 
 
 class SortedSet:
-    """Hold members in the order of their scores, ties in the order of the members, as a Redis sorted set does."""
+    """A sorted set as in Redis: members ordered by score, then by member."""
 
     def __init__(self) -> None:
         """Begin empty."""
@@ -54,7 +54,7 @@ class SortedSet:
         return self._scores.get(member)
 
     def first(self, minimum: float = 0) -> tuple[float, bytes] | None:
-        """Return score and member of the first one whose score is at least ``minimum``; None if there is none."""
+        """Return the first (score, member) with a score of at least ``minimum``, or None."""
         return next(self._order.irange((minimum, b"")), None)
 
     def last(self) -> tuple[float, bytes] | None:

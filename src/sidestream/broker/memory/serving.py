@@ -1,4 +1,4 @@
-"""Pick the next jobs: lanes by weight, the flows of each lane in turn, the oldest job of a flow (decision 0006)."""
+"""Pick the next jobs: lanes by weight, their flows in turn, oldest first (decision 0006)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Serving:
         self.opens_ms = 0
 
     def pick(self, lanes: Sequence[str], free: int, prefetch: int, known: frozenset[bytes] | None) -> list[Job]:
-        """Take up to ``free`` jobs, then ``prefetch`` more up to the first that has a key or a limit."""
+        """Take up to ``free`` jobs, then up to ``prefetch`` more until one has a key or a limit."""
         picked: list[Job] = []
         parked = self.opens_ms = 0
         open_lanes = [lane for lane in lanes if self._served(lane)]
@@ -86,7 +86,7 @@ class Serving:
             self.opens_ms = min(self.opens_ms or at_ms, at_ms)
 
     def promote(self, lane: str) -> list[Job]:
-        """Remove up to 100 due jobs from the delayed jobs of a lane, lower priority numbers first, and return them."""
+        """Remove and return up to 100 due delayed jobs of a lane, lower priority numbers first."""
         found: list[Job] = []
         for priority in range(10):
             delayed = self._contents.delayed[lane, priority]

@@ -1,4 +1,4 @@
-"""Use PostgreSQL as the broker while Redis is away: slower, with the same promises.
+"""Use PostgreSQL as the broker while Redis is unavailable: slower, with the same promises.
 
 The rows themselves are the queue. A claim reads candidates without locks, in READ COMMITTED. The statement that
 acquires a row locks it, and the lock is the lease: it ends with the session of its holder. A claim leaves out what this
@@ -75,12 +75,12 @@ class _Held:
 
 
 class PostgresBroker:
-    """Implement :class:`~sidestream.broker.protocol.Broker` for rows; its leases need no reclaim."""
+    """A broker that claims rows; its leases need no reclaim."""
 
     capabilities = frozenset({Capability.SHARED, Capability.PRIORITIES, Capability.PAUSES})
 
     def __init__(self, connect: Callable[[], psycopg.Connection[Any]], database: schema.Database) -> None:
-        """Serve the rows of ``database``; ``connect`` opens an autocommit connection, or raises StoreUnavailable."""
+        """Serve the rows of ``database``; ``connect`` opens an autocommit connection."""
         self._connect = connect
         self._database = database
         self._connection: psycopg.Connection[Any] | None = None
@@ -99,7 +99,7 @@ class PostgresBroker:
         self._closed = False
 
     def count_others(self, held: Callable[[], Sequence[Delivery]]) -> None:
-        """Let concurrency limits also count the jobs that ``held`` returns, and hand out none of them.
+        """Let concurrency limits also count the jobs that ``held`` returns; claim none of them.
 
         ``held`` is called before each query for jobs.
         """
@@ -120,7 +120,7 @@ class PostgresBroker:
         self._check()
 
     def configure(self, database: bytes, rules: Rules) -> bool:
-        """See :meth:`Broker.configure`; the table of rules is read as well, and the higher version is in force."""
+        """See :meth:`Broker.configure`; of these rules and the table's, the newer are in force."""
         self._check()
         if database != self._database.tag:
             return False
@@ -143,7 +143,7 @@ class PostgresBroker:
             self._known.pop(worker, None)
 
     def publish(self, jobs: Sequence[Publication], *, force: bool = False) -> int:
-        """See :meth:`Broker.publish`; the rows are there already, so waiting claims of this process query again."""
+        """See :meth:`Broker.publish`; the rows exist, so this only wakes waiting claims here."""
         self._check()
         if any(Reference.unpack(job.reference).direct for job in jobs):
             raise CapabilityMissing("PostgreSQL carries no direct jobs; they wait until Redis answers again.")
@@ -211,7 +211,7 @@ class PostgresBroker:
         raise CapabilityMissing("PostgreSQL carries no direct jobs, so none can be failed here.")
 
     def reclaim(self, worker: str, lanes: Sequence[str], *, lease_ms: int, grace_ms: int) -> Reclaimed:
-        """See :meth:`Broker.reclaim`; a lock ends with its session, which makes the row claimable again."""
+        """See :meth:`Broker.reclaim`; nothing to do, because a lock ends with its session."""
         self._check()
         return Reclaimed([], more=False)
 
@@ -274,7 +274,7 @@ class PostgresBroker:
             raise BrokerUnavailable("The PostgreSQL broker was closed; create a new one.")
 
     def _take(self, worker: str, lanes: dict[str, str], free: int, prefetch: int) -> list[Delivery]:
-        """Select and hold up to so many jobs; query again while a limit admits fewer than were found."""
+        """Select and hold up to that many jobs; query again while limits refuse some."""
         found: list[Delivery] = []
         for _ in range(MOST_QUERIES):
             wanted = free + prefetch - len(found)
@@ -305,7 +305,7 @@ class PostgresBroker:
     def _grant(
         self, worker: str, lanes: dict[str, str], jobs: Sequence[JobRow], found: list[Delivery], free: int
     ) -> bool:
-        """Hold ``jobs``; return whether one was refused for a reason that the next query takes into account."""
+        """Hold ``jobs``; return whether one was refused, so that another query may find more."""
         refused = False
         known = self._known.get(worker)
         for job in jobs:
@@ -421,7 +421,7 @@ def _place_of(
     database: schema.Database,
     put_off: float,
 ) -> Explanation:
-    """Return where it waits: the first that applies of its time, a pause, its action, its key and a limit.
+    """Return the place of a row: the first that applies of time, pause, action, key and limit.
 
     ``known``: the actions of each worker of this process. ``put_off``: seconds for which it is left out here.
     """

@@ -1,4 +1,4 @@
-"""Select the candidates from PostgreSQL that go next, by the rules, as far as one worker can tell.
+"""Select the next candidates by the rules, as far as one worker knows them.
 
 Priorities, aging, weights of queues and pauses follow the rules. Limits hold among the jobs of this process alone:
 while Redis is away, nothing counts the jobs of all workers. The caller holds the lock.
@@ -54,7 +54,7 @@ class Selector:
         ]
 
     def passed_over(self, known: Collection[bytes] | None) -> PassedOver:
-        """Return what must not be handed out now; ``known``: tags of the worker's actions, None: all."""
+        """Return what may not be claimed now; ``known``: tags of the worker's actions, None: all."""
         pauses, limits, now = self.rules.pauses, self.rules.limits, _now_ms()
         actions = {pause.action for pause in pauses if pause.action is not None and pause.group is None}
         actions |= {
@@ -73,7 +73,7 @@ class Selector:
         )
 
     def in_turn(self, found: Sequence[Candidate], limit: int) -> list[JobRow]:
-        """Return the candidates in the order of their turns: queues by weight, aged jobs every second turn."""
+        """Return the candidates in order: queues by weight, aged jobs every second turn."""
         lines: dict[str, tuple[list[JobRow], list[JobRow]]] = defaultdict(lambda: ([], []))
         for one in reversed(found):
             lines[one.job.queue][one.aged].append(one.job)
@@ -126,7 +126,7 @@ class Selector:
         return self._limiter.holders(gate)
 
     def opens_ms(self, gate: Gate) -> int:
-        """Return when the rate limit has its next token; 0 if no rate closes the gate, or it never has one."""
+        """Return when the rate limit has its next token; 0 without one or without such a limit."""
         return 0 if self._limiter.room(gate) == 0 else self._limiter.open_ms(gate, _now_ms())
 
     def _full_keys(self, now: int) -> list[str]:

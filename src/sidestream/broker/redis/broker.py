@@ -88,7 +88,7 @@ class RedisBroker:
         self._lost_at: dict[str, float] = {}
 
     def probe(self) -> None:
-        """Check that this server may be used; raise BrokerUnavailable or BrokerUnsuitable with the reason."""
+        """Check the server; raise BrokerUnavailable or BrokerUnsuitable with the reason."""
         probe(self.connection)
         self._read_generation()  # report missing rights to load or call functions now, not at the first job
 
@@ -134,18 +134,18 @@ class RedisBroker:
         return bool(self._functions.call("alive", worker)[0])
 
     def take_turn(self, task: str, worker: str, seconds: float) -> bool:
-        """Return whether ``worker`` has the turn for ``task``: it had the last turn, or that one expired.
+        """Take the turn for ``task`` unless another worker has it; return whether it was taken.
 
         No other worker then has the turn for ``seconds``. This only saves effort: two workers may do a task at once.
         """
         return bool(self._functions.call("take_turn", task, worker, round(seconds * 1000))[0])
 
     def give_turn_back(self, task: str, worker: str) -> None:
-        """Let another worker have the turn for ``task`` at once; without effect if this worker does not have it."""
+        """Give back the turn for ``task`` if ``worker`` has it."""
         self._functions.call("take_turn", task, worker, 0)
 
     def publish(self, jobs: Sequence[Publication], *, force: bool = False) -> int:
-        """See :meth:`Broker.publish`; many jobs go in chunks, so after an error the first ones may be published."""
+        """See :meth:`Broker.publish`; jobs are sent in chunks, so an error may come after some."""
         return sum(int(self._functions.call("publish", *_published(chunk, force))[0]) for chunk in _chunks(jobs))
 
     def get_ready(self) -> None:
@@ -241,7 +241,7 @@ class RedisBroker:
         return bool(self._functions.call("fail", delivery.lease.entry, delivery.lane, error)[0])
 
     def retry_failed(self, uuids: Sequence[UUID]) -> int:
-        """Make a few hundred failed direct jobs pending, due now, with their counts reset; return how many there were.
+        """Retry a few hundred failed direct jobs now, with their counts reset; return how many.
 
         :class:`~sidestream.broker.redis.failed.FailedDirectJobs` lists them.
         """
@@ -301,7 +301,7 @@ class RedisBroker:
         self.connection.close()
 
     def _read_generation(self, databases: Sequence[bytes] = ()) -> tuple[int, frozenset[str]]:
-        """Return the number of the generation, and which of the databases are synced in it (16 hex digits each).
+        """Return the generation's number, and the synced ones of ``databases`` (16 hex digits each).
 
         Raises:
             FormatUnknown: Another release wrote it, in a format that this one does not know.
@@ -317,7 +317,7 @@ class RedisBroker:
         return int(number), frozenset(name for name, is_synced in zip(names, synced, strict=True) if is_synced)
 
     def _locate(self, jobs: Sequence[Publication]) -> Iterator[tuple[int, int]]:
-        """Yield for each job a place number (``lua/shared/find.lua``) and the ms until which it is delayed, or 0."""
+        """Yield each job's place number (``lua/shared/find.lua``) and the end of its delay, or 0."""
         for chunk in _chunks(jobs):
             found = self._functions.call("locate", *(word for job in chunk for word in _where(job)))
             yield from zip(found[::2], found[1::2], strict=True)

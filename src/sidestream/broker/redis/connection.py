@@ -55,7 +55,7 @@ class RedisConnection:
     """Sends the commands of this package: one URL, any number of threads."""
 
     def __init__(self, url: str, timeout: float = 1.0) -> None:
-        """Prepare connections to ``url`` (``redis://``, ``rediss://`` or ``unix://``); connect later.
+        """Prepare connections to ``url`` (``redis://``, ``rediss://``, ``unix://``); connect later.
 
         Args:
             url: Where the server is.
@@ -120,7 +120,7 @@ class RedisConnection:
         self._ready = connection
 
     def run_at_once(self, *command: Any, seconds: float) -> Any:
-        """Send one command over the connection that :meth:`get_ready` opened; for one thread at a time.
+        """Send a command over the connection of :meth:`get_ready`; for one thread at a time.
 
         No name is resolved and nothing is connected, so it takes at most ``seconds``, if the command is of a few KiB.
 
@@ -144,7 +144,7 @@ class RedisConnection:
             raise
 
     def close(self) -> None:
-        """Close every connection; later commands raise :class:`~sidestream.errors.BrokerUnavailable`."""
+        """Close every connection; later commands raise BrokerUnavailable."""
         self._closed = True
         ready, self._ready = self._ready, None
         if ready is not None:

@@ -1,4 +1,4 @@
-"""Start the embedded Redis server if no URL is configured: one server per data folder, whatever process dies.
+"""Start the embedded Redis server, one per data folder, if no URL is configured.
 
 1. ``redis.lock`` is locked (flock) through a descriptor that the server inherits: lock held means server alive. No pid
    is ever trusted, and a killed server frees the lock with its last descriptor.
@@ -77,7 +77,7 @@ def program_for(who: Account) -> Callable[[Path], Path]:
 
 
 def carried(binary: Path, who: Account) -> Callable[[Path], Path]:
-    """Return what gives ``who`` the program ``binary``: itself, or a copy in a folder of ``who``.
+    """Return a function that gives ``who`` the program ``binary``, or a copy that it can run.
 
     Libraries beside it are copied too.
     """
@@ -188,7 +188,7 @@ def join(data_dir: Path) -> Tenant:
 def stop(data_dir: Path, *, timeout: float = 10.0) -> bool:
     """Stop the folder's server cleanly, if there is one; return whether there was.
 
-    One that somebody starts meanwhile, a process that enqueues, goes on.
+    A server that an enqueuing process starts meanwhile is not stopped.
 
     Raises:
         BrokerUnavailable: It does not end within ``timeout`` seconds.
@@ -209,7 +209,7 @@ def stop(data_dir: Path, *, timeout: float = 10.0) -> bool:
 
 
 def foreign_server(uid: int) -> tuple[Path, str | None] | None:
-    """Return the folder of an embedded server that another user than ``uid`` runs on this host, and whose it is.
+    """Return the folder and owner of another user's embedded server on this host.
 
     The kernel lists every listening socket (https://man7.org/linux/man-pages/man5/proc_net.5.html), also those in
     folders that are closed to us; whose those are is unknown: None.
@@ -248,7 +248,7 @@ def _prepare(data_dir: Path) -> None:
 
 
 def remedy(data_dir: Path) -> str:
-    """Return the advice for a data folder that cannot be used; it names the owner if that is another user."""
+    """Return the advice for a data folder that cannot be used, with its owner's name."""
     try:
         owner = data_dir.stat().st_uid
     except OSError:
@@ -264,7 +264,7 @@ def remedy(data_dir: Path) -> str:
 
 @contextmanager
 def _lock_if_free(data_dir: Path) -> Iterator[int | None]:
-    """Return a descriptor that holds ``redis.lock``, or None if a server (or its starter) holds it."""
+    """Lock ``redis.lock`` and return its descriptor; None if a server or its starter holds it."""
     lock = os.open(data_dir / "redis.lock", os.O_RDWR)
     try:
         try:
@@ -278,7 +278,7 @@ def _lock_if_free(data_dir: Path) -> Iterator[int | None]:
 
 
 def _launch(data_dir: Path, lock: int, binary: Path) -> None:
-    """Start the server detached, the locked descriptor its own; who comes next learns the socket from the lock file."""
+    """Start the server detached, with the locked descriptor; the lock file names its socket."""
     socket = _choose_socket(data_dir)
     if _listens(socket):
         raise SettingsError(
@@ -319,7 +319,7 @@ def _choose_socket(data_dir: Path) -> Path:
     folder.mkdir(mode=0o700, exist_ok=True)
     found = folder.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != uid or found.st_mode & 0o077:
-        raise SettingsError(f"The folder {folder} for the server's socket belongs to somebody else; remove it.")
+        raise SettingsError(f"The folder {folder} for the server's socket belongs to another user; remove it.")
     return folder / socket.name
 
 

@@ -1,4 +1,4 @@
-"""Turn the answers of claims and hand-offs into deliveries; this is the hot path of every claim."""
+"""Turn the answers of claims and hand-offs into deliveries (hot path)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ TOKEN_SIZE = 16
 
 
 class EntryReader:
-    """Reads what ``grant`` in ``lua/shared/lease.lua`` wrote, and puts foreign bytes into quarantine."""
+    """Reads entries of ``grant`` (``lua/shared/lease.lua``) and quarantines foreign bytes."""
 
     def __init__(self, functions: Functions) -> None:
         """Read entries of the shard of ``functions``."""
@@ -21,7 +21,7 @@ class EntryReader:
         self._lanes: dict[bytes, str] = {}
 
     def deliveries(self, words: Sequence[bytes], worker: str, count: int = 1) -> list[Delivery]:
-        """Return a delivery, handed out ``count`` times, for each entry, meta and payload (or b"") in ``words``."""
+        """Return a delivery for each entry, meta and payload (or b"") in ``words``."""
         found: list[Delivery] = []
         names = self._lanes
         each = iter(words)

@@ -81,7 +81,7 @@ class Functions:
     """Calls the functions of one shard with one generation number."""
 
     def __init__(self, connection: RedisConnection, prefix: str, clock_ms: Callable[[], int] | None = None) -> None:
-        """Bind the functions to ``connection`` and ``prefix``; ``clock_ms`` replaces the server's time in tests."""
+        """Bind the functions to a connection and a prefix; tests replace the time by ``clock_ms``."""
         self._connection = connection
         self._prefix = prefix
         self._clock_ms = clock_ms
@@ -107,7 +107,7 @@ class Functions:
         return _answer_of(reply)
 
     def call_at_once(self, name: str, *words: Any, seconds: float) -> list[Any]:
-        """Do as :meth:`call`, but as :meth:`RedisConnection.run_at_once` does and without loading the library."""
+        """Do as :meth:`call` over the open connection, without loading the library."""
         try:
             reply = self._connection.run_at_once(*self._command(name, *words), seconds=seconds)
         except CommandForbidden as error:
@@ -115,7 +115,7 @@ class Functions:
         return _answer_of(reply)
 
     def _not_allowed(self, error: CommandForbidden) -> BrokerUnsuitable:
-        """Return an error that names the forbidden command; Redis names only the line where it stopped."""
+        """Return an error that names the forbidden command, which Redis does not name."""
         found = re.search(r"the '([^']+)' command", str(error))
         line = re.search(r"@user_function:\s*(\d+)", str(error))
         commands = [found[1].upper()] if found else _commands_at(int(line[1])) if line else []

@@ -49,7 +49,7 @@ class RedisInspector:
         return tuple(self._depth(name.decode(), number.decode()) for name, number in sorted(numbers.items()))
 
     def workers(self) -> tuple[AnnouncedWorker, ...]:
-        """Return the announced workers, by name; an expired announcement stays for a while, with its time."""
+        """Return the announced workers by name, including recently expired ones."""
         announced = _pairs(self._connection.run("HGETALL", keys.info(self._prefix)))
         found = []
         expiries = self._connection.run("ZRANGE", keys.workers(self._prefix), 0, -1, "WITHSCORES")

@@ -1,4 +1,4 @@
-"""Name the keys that Python reads in Redis: one function per key, all below the shard's prefix.
+"""Name the Redis keys that Python reads: one function per key, with the shard's prefix.
 
 The Redis functions build the same names in ``lua/shared/``. ``docs/reference/keys.md`` describes all keys.
 """
@@ -15,7 +15,7 @@ def lanes(prefix: str) -> str:
 
 
 def schedule(prefix: str, pool: str) -> str:
-    """ZSET flow (priority, group tag) -> priority x 2^40 + virtual time of the group: the flows that a pool serves."""
+    """ZSET flow -> priority x 2^40 + virtual time of its group: the flows that a pool serves."""
     return f"{prefix}schedule:{pool}"
 
 
@@ -25,7 +25,7 @@ def flow(prefix: str, pool: str, flow: bytes) -> bytes:
 
 
 def singletons(prefix: str, pool: str) -> str:
-    """HASH flow -> first-ready time in ms and the member, for flows with one job beside other flows."""
+    """HASH flow -> first-ready time in ms and member, for flows with one job."""
     return f"{prefix}singletons:{pool}"
 
 

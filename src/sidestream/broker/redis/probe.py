@@ -35,7 +35,7 @@ def probe(connection: RedisConnection) -> None:
 
 
 def information(connection: RedisConnection, *sections: str) -> dict[str, str]:
-    """Return these sections of INFO (https://redis.io/docs/latest/commands/info/) as one dictionary."""
+    """Return these sections of INFO as one dictionary."""
     text: bytes = connection.run("INFO", *sections)
     pairs = (line.partition(":") for line in text.decode(errors="replace").splitlines() if not line.startswith("#"))
     return {name: value for name, colon, value in pairs if colon}

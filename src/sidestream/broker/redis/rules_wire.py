@@ -1,4 +1,4 @@
-"""Pack the rules of a database for ``lua/shared/rules.lua``, with actions, groups and limit rules as tags."""
+"""Pack the rules of a database for ``lua/shared/rules.lua``, with tags instead of names."""
 
 from __future__ import annotations
 

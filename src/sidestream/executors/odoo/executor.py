@@ -1,4 +1,4 @@
-"""Run declared methods of Odoo models. This is the only module of the engine that imports odoo.
+"""Run declared methods of Odoo models. No other package of the engine imports odoo.
 
 A job runs in these steps:
 
@@ -75,7 +75,7 @@ ZYGOTE = "sidestream/zygote"
 
 @contextlib.contextmanager
 def _preserve_module_states() -> Iterator[None]:
-    """Keep Odoo from resetting the states of modules when a load fails; another process may be changing them."""
+    """Keep Odoo from resetting module states when a load fails; another process may change them."""
     reset = odoo.modules.loading.reset_modules_state
     odoo.modules.loading.reset_modules_state = lambda database: None
     try:
@@ -103,7 +103,7 @@ class Body:
 
 
 class OdooExecutor:
-    """Runs declared methods of models. :class:`~sidestream.executors.protocol.Executor` documents each method."""
+    """Runs declared methods of models; see the executor protocol for each method."""
 
     def __init__(
         self, config: Path, database: str, *, database_tag: bytes, dsn: str, application_name: Callable[[int], str]
@@ -188,7 +188,7 @@ class OdooExecutor:
             with _preserve_module_states():
                 return Registry(self._database)
         except Exception as error:
-            self._check_modules()  # somebody may have begun to change them
+            self._check_modules()  # another process may have begun to change them
             if is_raised_in("odoo.addons", error):
                 raise application_error(f"An addon in the database {self._database!r}", error) from error
             first = next(iter(str(error).strip().splitlines()), type(error).__name__)
@@ -330,7 +330,7 @@ class OdooExecutor:
         self._lock_session.close()
 
     def _committed(self, body: Body) -> None:
-        """Run the hooks after a commit. The effect is committed, so an error here must not cause a retry."""
+        """Run the hooks after a commit; an error here must not cause a retry."""
         try:
             self._odoo.committed()
         except Exception:
@@ -378,7 +378,7 @@ class OdooExecutor:
         return session.guarded(lambda: acquire.acquire_job(session.store, row_id, prefetch=self._prefetch[name]))
 
     def _check_registry(self, prefetched: prefetch.Prefetched) -> Release | None:
-        """Check for changes by other processes: a new registry, invalid caches, modules being installed."""
+        """Check for a new registry, invalid caches and modules that are being installed."""
         if prefetched.modules_change:
             return Release(Reason(ReasonCode.UPGRADING), UPGRADE_DELAY_MS)
         registry = self._registry

@@ -84,7 +84,7 @@ class Guard:
             raise self._refusal(verb)
 
     def check_execute(self) -> None:
-        """Raise :class:`~sidestream.errors.CommitRefused` between the transactions of a three-step action."""
+        """Raise CommitRefused between the transactions of a three-step action."""
         if self._outside:
             raise CommitRefused(
                 f"The action {self.action!r} used the database in its second step, which runs outside any transaction; "
@@ -100,7 +100,7 @@ class Guard:
 
 @cache
 def guarded_class(cursor_class: type) -> type:
-    """Return a subclass of ``cursor_class`` that asks the guard before execute, commit, rollback and close."""
+    """Return a subclass that calls the guard before execute, commit, rollback and close."""
 
     class GuardedCursor(cursor_class):  # type: ignore[misc]  # its class is Odoo's
         """Odoo's cursor with a guard."""

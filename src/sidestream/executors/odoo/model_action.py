@@ -1,4 +1,4 @@
-"""The options of ``@action`` on a method of an Odoo model, and the search for declared methods in a registry.
+"""Define the options of ``@action``, and find declared methods in a registry.
 
 The addon creates these values and the Odoo executor collects them. This module does not import odoo.
 """

@@ -1,4 +1,4 @@
-"""Check whether the registry of an Odoo database may be loaded: no module is being installed, upgraded or removed.
+"""Check that no module is being changed, so that the registry may be loaded.
 
 Loading a registry continues an interrupted upgrade, and a failed load resets the states of modules. Both would
 interfere with the process that upgrades. This module does not import odoo.

@@ -39,7 +39,7 @@ class Prefetched(NamedTuple):
 
 
 def expressions(caches: Sequence[str], table: str | None) -> tuple[str, ...]:
-    """Return the SQL expressions to read for a job on records of ``table`` (None: do not check them)."""
+    """Return the SQL expressions for a job on records of ``table`` (None: do not check them)."""
     return (
         MODULES_CHANGE,
         USER_ACTIVE,

@@ -91,7 +91,7 @@ class OdooSession:
         return self._store
 
     def guarded(self, statement: Callable[[], T]) -> T:
-        """Run a statement; turn conflicts and lost connections into :class:`Conflict` and :class:`SessionLost`."""
+        """Run a statement; raise Conflict or SessionLost for conflicts and lost connections."""
         try:
             return statement()
         except (self._conflict, PlanGone) as error:
@@ -100,7 +100,7 @@ class OdooSession:
             raise self._explain(error) from error
 
     def commit(self) -> None:
-        """Commit what was flushed, without hooks; raise :class:`Conflict`, or :class:`Uncertain` without a reply."""
+        """Commit what was flushed, without hooks; raise Conflict, or Uncertain without a reply."""
         cnx = self._cr._cnx
         try:
             cnx.commit()
@@ -144,7 +144,7 @@ class OdooSession:
         self._close_if_changed()
 
     def _close_if_changed(self) -> None:
-        """After a job, drop a connection whose session it changed, so that the next job in this child has a new one.
+        """Drop the connection after a job that changed its session; the next job has a new one.
 
         Odoo's pool resets a connection whenever it is borrowed. Here a new connection is cheaper: a reset would cost
         every job a round trip, and would discard our prepared statements. A job that commits in parts, or that has
@@ -177,7 +177,7 @@ class OdooSession:
         return error
 
     def _reason(self, error: Exception) -> str:
-        """Return the SQLSTATE with which the session ended; psycopg2 keeps only the text of the server's warnings.
+        """Return the SQLSTATE with which the session ended, from the text of the warnings.
 
         If the server does not speak English, the reason stays unknown and the job becomes a suspect.
         """

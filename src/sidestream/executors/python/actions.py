@@ -94,7 +94,7 @@ class Action:
         return self.function if self.steps is None else self.steps.read
 
     def job_options(self, args: Sequence[Any], kwargs: Mapping[str, Any], given: Collection[str]) -> JobOptions:
-        """Return the options of a job with these arguments, without the options in ``given``, which its call sets.
+        """Return the action's options for these arguments, without those that the call sets.
 
         Raises :class:`~sidestream.errors.InvalidJob` when the arguments do not match the function, or when a template
         cannot be rendered.
@@ -117,7 +117,7 @@ OPTIONS = tuple(one.name for one in fields(Action) if one.name not in ("name", "
 
 
 class Actions:
-    """A set of declared actions. Create one in your module and pass it to the worker as ``module:attribute``."""
+    """A set of declared actions, which a worker receives as ``module:attribute``."""
 
     def __init__(self) -> None:
         self._by_name: dict[str, Action] = {}
@@ -136,7 +136,7 @@ class Actions:
         return hook
 
     def action(self, name: str, **options: Any) -> Callable[[Function], Function]:
-        """Declare the decorated function as the action ``name``; ``options`` are the fields of :class:`Action`.
+        """Declare the function as the action ``name`` with the fields of :class:`Action`.
 
         ``unique="text"`` accepts ``unique_until``, ``unique_for`` and ``on_conflict`` as in a call.
 
@@ -181,7 +181,7 @@ class Actions:
         self._by_tag[tag(action.name, 4)] = action
 
     def get(self, name: str) -> Action:
-        """Return the action ``name``; raise :class:`~sidestream.errors.UnknownAction` when it is not declared."""
+        """Return the action ``name``; raise UnknownAction if it is not declared."""
         try:
             return self._by_name[name]
         except KeyError:

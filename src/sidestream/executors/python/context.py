@@ -1,4 +1,4 @@
-"""The object that an action receives: its job, its guarded connection, and what it may do with both."""
+"""Give an action its job, its guarded connection and follow-up jobs."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Context:
 
     @contextmanager
     def outside(self) -> Iterator[None]:
-        """Withhold the connection during the middle step of a three-step action, which has no transaction."""
+        """Withhold the connection during the call of a three-step action."""
         connection, self._connection, self._cursor = self._connection, None, None
         try:
             yield
@@ -69,7 +69,7 @@ class Context:
             self._connection = connection
 
     def idempotency_key(self, call: str = "") -> str:
-        """Return the key to send with the external call named ``call``; it is the same on every attempt of this job."""
+        """Return the idempotency key of the external call ``call``, the same on every attempt."""
         return f"{self._origin}:{self.uuid or self.job_id}:{call}"
 
     def enqueue(
@@ -79,7 +79,7 @@ class Context:
         kwargs: Mapping[str, Any] | None = None,
         **options: Unpack[JobOptions],
     ) -> int:
-        """Enqueue a follow-up job in this job's transaction and return its id; it exists if and only if this is done.
+        """Enqueue a follow-up job, which exists if and only if this job is done; return its id.
 
         The options are those of :class:`~sidestream.job.options.JobOptions`.
         """
@@ -88,7 +88,7 @@ class Context:
         return self._enqueue(action, args, kwargs or {}, options)
 
     def commit(self) -> None:
-        """Commit the work so far, then lock and check the job again (``commits="relock"`` actions only).
+        """Commit the work so far, then lock and check the job again (``commits="relock"``).
 
         Committed work stays when the job fails later: promise 3 then holds once per committed part. Raises
         :class:`~sidestream.errors.LockLost` when another worker has taken the job over, and

@@ -1,4 +1,4 @@
-"""Run plain Python functions, whose effects go to the PostgreSQL database that holds the rows.
+"""Run Python functions, whose effects go to the database that holds the rows.
 
 A row's job runs in these steps:
 
@@ -62,7 +62,7 @@ class Body:
 
 
 class PythonExecutor:
-    """Runs declared Python functions. :class:`~sidestream.executors.protocol.Executor` documents each method."""
+    """Runs declared Python functions; see the executor protocol for each method."""
 
     stale = False
 
