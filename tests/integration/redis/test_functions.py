@@ -87,7 +87,6 @@ def test_publish_row(broker: RedisBroker, client: redis.Redis) -> None:
     assert list(found["heads"].values()) == [row(7, "k").reference + keyed_entry]
     (line,) = (value for name, value in found.items() if name.startswith("key:"))
     assert line == {row(8, "k").reference + keyed_entry: 8}
-    assert found["behind"] == {LANE.encode(): b"1"}
     assert bits(client) == 4
     assert client.hgetall(f"{P}lanes") == {LANE.encode(): b"1"}
     assert client.zrange(f"{P}schedule:r1", 0, -1, withscores=True) == [(FLOW, 5 * 2.0**40)]

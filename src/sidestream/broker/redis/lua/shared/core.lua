@@ -3,12 +3,12 @@
 -- KEYS[1] is the prefix, ARGV[1] the caller's generation number, ARGV[2] a test's clock in Unix ms, or '' for the
 -- server's own clock. In the functions' headers, "builds" lists the keys that a function touches; JOBS stands for
 -- lanes, lanes:<db>, schedule:<pool>, flow:<pool>:<flow>, singletons:<pool>, delayed:<lane number>:<priority>, heads,
--- behind, key:<db>:<tag>, leases, leased:<lane>, attempts, direct, rules, slots:<db>:<limit>, buckets, refills, timers,
+-- key:<db>:<tag>, leases, leased:<lane>, attempts, direct, rules, slots:<db>:<limit>, buckets, refills, timers,
 -- lane_clock, parked, unrouted, worker_actions, worker_actions:<digest>, idle, idle:<lane>, handoff:<worker> and
 -- quarantine: the keys that a job can pass through. docs/reference/keys.md describes all of them.
 local OK, STALE_GENERATION = 0, 1
 local KEYS, ARGV, call, sub, byte, NOW, NOW_TEXT
-local P, META, LANES, DIRECT, ATTEMPTS, FAILED, HEADS, BEHIND, LEASES, IDLE, WORKERS, INFO, TASKS, QUARANTINE
+local P, META, LANES, DIRECT, ATTEMPTS, FAILED, HEADS, LEASES, IDLE, WORKERS, INFO, TASKS, QUARANTINE
 local RULES, BUCKETS, TIMERS, LANE_CLOCK, WORKER_ACTIONS, PARKED, UNROUTED_SET, REFILLS
 
 -- Kinds: the first character of a pool's name, of a task in timers, of a limit's name, and of what a paused pool holds.
@@ -35,7 +35,7 @@ local function begin_call(keys, argv)
   if P ~= KEYS[1] then
     P = KEYS[1]
     META, LANES, DIRECT, ATTEMPTS, FAILED = P .. 'meta', P .. 'lanes', P .. 'direct', P .. 'attempts', P .. 'failed'
-    HEADS, BEHIND, LEASES = P .. 'heads', P .. 'behind', P .. 'leases'
+    HEADS, LEASES = P .. 'heads', P .. 'leases'
     IDLE, WORKERS, INFO, TASKS = P .. 'idle', P .. 'workers', P .. 'info', P .. 'tasks'
     QUARANTINE = P .. 'quarantine'
     RULES, BUCKETS, TIMERS, LANE_CLOCK = P .. 'rules', P .. 'buckets', P .. 'timers', P .. 'lane_clock'

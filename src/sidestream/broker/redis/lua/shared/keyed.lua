@@ -1,6 +1,6 @@
 -- Order by key. heads: key field -> the only job of the key that may run. key:<db>:<kind><tag>: the jobs behind the head,
 -- by row id (direct jobs: by first-ready time). Both hold keyed entries: "<reference><ready_ms> <due_ms> <priority>
--- <lane>". behind: lane -> how many of its jobs are behind a head. Rows and direct jobs have separate heads.
+-- <lane>". Rows and direct jobs have separate heads.
 local key_field, behind_key, rank, keyed_entry, read_head, enqueue_behind, remove_behind, promote_head, enqueue_keyed,
   requeue_keyed, pass_key_on, find_behind
 do
@@ -33,15 +33,9 @@ function read_head(reference)
 end
 
 function enqueue_behind(job)
-  if call('ZADD', behind_key(job.reference), rank(job.reference, job.ready), job.bytes) == 1 then
-    call('HINCRBY', BEHIND, job.lane, 1)
-  end
+  call('ZADD', behind_key(job.reference), rank(job.reference, job.ready), job.bytes)
 end
-function remove_behind(job)
-  local removed = call('ZREM', behind_key(job.reference), job.bytes)
-  if removed == 1 and call('HINCRBY', BEHIND, job.lane, -1) <= 0 then call('HDEL', BEHIND, job.lane) end
-  return removed
-end
+function remove_behind(job) return call('ZREM', behind_key(job.reference), job.bytes) end
 local function become_head(job, hold)
   call('HSET', HEADS, key_field(job.reference), job.bytes)
   place(job.reference, job.lane, job.priority, job.ready, hold or job.due)
