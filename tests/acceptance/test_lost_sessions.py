@@ -82,7 +82,8 @@ def test_a_slow_job_outlasts_the_idle_time_outs_of_the_server(rig: Rig) -> None:
     """Its session sets them to 0, and keeps what the operator asked for with PGOPTIONS."""
     file = _file(rig)
     name = rig.look.info.dbname
-    for setting in ("idle_in_transaction_session_timeout", "idle_session_timeout"):
+    newer = ["transaction_timeout"] if rig.look.info.server_version >= 170_000 else []
+    for setting in ("idle_in_transaction_session_timeout", "idle_session_timeout", *newer):
         rig.look.execute(f"ALTER DATABASE {name} SET {setting} = '300ms'")
     try:
         rig.start(PGOPTIONS="-c work_mem=7MB -c idle_in_transaction_session_timeout=200ms")

@@ -32,7 +32,7 @@ SESSION_ENDS = frozenset({ADMIN_SHUTDOWN, CRASH_SHUTDOWN})
 # Connection exceptions, wrong password or role, missing database, no resources, shut down or terminated by an
 # administrator, an error in the system below PostgreSQL.
 _UNAVAILABLE_CLASSES = ("08", "28", "3D", "53", "58")
-_UNAVAILABLE = frozenset({*SESSION_ENDS, "57P03", "57P05", "25P03", "25006"})
+_UNAVAILABLE = frozenset({*SESSION_ENDS, "57P03", "57P05", "25P03", "25P04", "25006"})
 # Undefined table, column, function: our tables are gone or of another release.
 _MISMATCH = frozenset({"42P01", "42703", "42883"})
 # Both drivers raise these, without a code, for a server that is not there or a connection that is closed.
@@ -55,7 +55,12 @@ _OPTIONS = {
 
 # Whatever the server, its role, its database or the operator's own options say: a job may take its time between two
 # statements, and one whose session is ended for that would call others again and again.
-_ALWAYS = {"idle_in_transaction_session_timeout": "0", "idle_session_timeout": "0"}
+_ALWAYS = ("-c idle_in_transaction_session_timeout=0", "-c idle_session_timeout=0")
+_TRANSACTION_TIMEOUT = "-c transaction_timeout=0"
+_HAS_TRANSACTION_TIMEOUT = 170_000
+"""The first server version that has this option; an older server refuses a session that names it."""
+_server_versions: dict[str, int] = {}
+"""Version of the server that answered last, by the URL: it has to be known before a session names its options."""
 
 ANSWER = 10.0
 """Seconds after which a worker's own statement is given up, and its connection with it."""
@@ -67,16 +72,23 @@ _SERVER_SHARE = 0.8
 _Connection = TypeVar("_Connection", bound="psycopg.Connection[Any]")
 
 
-def server_options(given: str) -> str:
+def server_options(given: str, version: int) -> str:
     """Return the command-line options of a session, including those of the operator.
 
-    What is given wins over ours, but for the time-outs of an idle session, which are always off. For a driver that
-    reads them from PGOPTIONS, too.
+    What is given wins over ours, but for the time-outs of a session between two statements, which are always off. For
+    a driver that reads them from PGOPTIONS, too. ``version``: of the server (170002 for 17.2), or 0 if it is unknown.
     """
     ours = (f"-c {name}={value}" for name, value in _OPTIONS.items() if name not in given)
-    always = [f"-c {name}={value}" for name, value in _ALWAYS.items()]
-    kept = given.strip().removesuffix(" ".join(always)).strip()  # they may have been added before
-    return " ".join([*ours, *([kept] if kept else []), *always])
+    kept = given.strip()
+    for option in (_TRANSACTION_TIMEOUT, *reversed(_ALWAYS)):  # they may have been added before
+        kept = kept.removesuffix(option).strip()
+    newer = [_TRANSACTION_TIMEOUT] if version >= _HAS_TRANSACTION_TIMEOUT else []
+    return " ".join([*ours, *([kept] if kept else []), *_ALWAYS, *newer])
+
+
+def server_version(dsn: str) -> int:
+    """Return the version of the server (170002 for 17.2) that this process reached last at ``dsn``, or 0."""
+    return _server_versions.get(dsn, 0)
 
 
 class BoundedConnection(psycopg.Connection[Any]):
@@ -202,12 +214,22 @@ def connect(
         # Neither the text nor its cause is shown: it may hold a password.
         raise SettingsError("The database URL cannot be read; expected postgresql://user@host:port/database.") from None
     # Named here, options in the URL would hide those of the environment, which libpq reads when there are none.
-    options = server_options(str(wanted.get("options") or os.environ.get("PGOPTIONS", "")))
-    if statement_timeout is not None and "statement_timeout" not in options:
-        options = f"-c statement_timeout={round(statement_timeout * 1000)} {options}"
+    given = str(wanted.get("options") or os.environ.get("PGOPTIONS", ""))
+    if statement_timeout is not None and "statement_timeout" not in given:
+        given = f"-c statement_timeout={round(statement_timeout * 1000)} {given}"
     defaults: dict[str, Any] = {**_KEEPALIVE, "connect_timeout": connect_timeout, "tcp_user_timeout": 10_000}
-    conninfo = make_conninfo(**{**defaults, **wanted, "options": options, "application_name": application_name})
+
+    def open_for(version: int) -> _Connection:
+        own = {"options": server_options(given, version), "application_name": application_name}
+        return connection_class.connect(make_conninfo(**{**defaults, **wanted, **own}), autocommit=autocommit)
+
+    known = _server_versions.pop(dsn, 0)  # forgotten if the server refuses: it may be an older one now
     try:
-        return connection_class.connect(conninfo, autocommit=autocommit)
+        connection = open_for(known)
+        found = _server_versions[dsn] = connection.info.server_version
+        if known < _HAS_TRANSACTION_TIMEOUT <= found:
+            connection.close()
+            connection = open_for(found)
     except psycopg.Error as error:
         raise translate(error, "connecting") from error
+    return connection

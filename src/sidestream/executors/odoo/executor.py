@@ -59,7 +59,7 @@ from sidestream.job.reference import Reference
 from sidestream.process import share_memory
 from sidestream.store import acquire, outcomes, sessions
 from sidestream.store.acquire import AcquireResult
-from sidestream.store.adapter import UNDEFINED_TABLE, server_options, sqlstate
+from sidestream.store.adapter import UNDEFINED_TABLE, server_options, server_version, sqlstate
 
 log = logging.getLogger(__name__)
 
@@ -181,8 +181,8 @@ class OdooExecutor:
     def _load_registry(self) -> Any:
         arguments = ["-c", str(self._config), "-d", self._database, "--no-http"]
         odoo.tools.config.parse_config(arguments, setup_logging=False)
+        self._check_modules()  # also learns the server's version
         self._connect_as(ZYGOTE)
-        self._check_modules()
         try:
             load_server_wide_modules()
             with _preserve_module_states():
@@ -216,11 +216,10 @@ class OdooExecutor:
         conflict = odoo.exceptions.ConcurrencyError
         self._odoo = OdooSession(self._registry, self._tag, lambda pid: self.on_backend(pid), conflict)
 
-    @staticmethod
-    def _connect_as(name: str) -> None:
+    def _connect_as(self, name: str) -> None:
         odoo.tools.config["db_app_name"] = name
         # libpq reads it for every connection of this process, so that the backend of a vanished worker ends soon.
-        os.environ["PGOPTIONS"] = server_options(os.environ.get("PGOPTIONS", ""))
+        os.environ["PGOPTIONS"] = server_options(os.environ.get("PGOPTIONS", ""), server_version(self._dsn))
 
     # -- each job ------------------------------------------------------------------------------------------------
 
