@@ -137,6 +137,27 @@ def test_jobs_of_several_actions_go_to_workers_that_know_them(crowd: Crowd) -> N
     assert (crowd.handed("a"), crowd.handed("b")) == ([2, 4], [1, 3, 5])
 
 
+def test_few_of_many_idle_workers_wake_for_a_delayed_job(crowd: Crowd, clock: Clock) -> None:
+    """All others would claim in the same millisecond, and find nothing."""
+    crowd.broker.publish([job(1, due=clock.ms + 300)])
+
+    def claim(name: str) -> tuple[int, int]:
+        block, granted = crowd.functions.call("claim", 7500, name, 1, 0, 1000, b"", 0, LANE)
+        return block, len(granted)
+
+    names = [f"w{number}" for number in range(CROWD)]
+    awake = [name for name in names if claim(name) == (300, 0)]
+    assert awake == names[:4]
+    crowd.broker.publish([job(2)])
+    crowd.lanes["w0"] = (LANE,)
+    assert crowd.handed("w0") == [2]
+    assert claim("w0") == (300, 0), "it was busy and takes its place again"
+    clock.ms += 300
+    took = crowd.commands(lambda: [claim(name) for name in awake])
+    assert crowd.broker.locate([job(1)]) == [Place.LEASED]
+    assert took < CROWD, "fewer commands than there are idle workers"
+
+
 def test_a_slot_of_a_global_limit_goes_to_an_idle_worker_of_another_queue(crowd: Crowd) -> None:
     crowd.broker.configure(DB, Rules(1, limits={(Scope.GLOBAL, ""): Limit(concurrency=1)}))
     crowd.broker.publish([job(1)])

@@ -47,7 +47,10 @@ if granted[1] or wait == 0 or free == 0 then return {OK, 0, granted} end
 local block = math.min(wait, LONGEST_BLOCK)
 for _, lane in ipairs(lanes) do
   local due = next_due(lane)
-  if due then block = math.max(1, math.min(block, due - NOW)) end
+  -- Not if enough idle workers of the lane wake by then: the first one promotes the job and hands it off.
+  if due and due - NOW < block and call('ZCOUNT', idle_key(lane), NOW_TEXT, digits(due)) < MOST_AWAKE then
+    block = math.max(1, due - NOW)
+  end
 end
 local waking = tonumber(call('ZRANGE', TIMERS, 0, 0, 'WITHSCORES')[2])
 if waking then block = math.max(1, math.min(block, waking - NOW)) end

@@ -2,6 +2,7 @@
 -- and its lanes, one per line; and in idle:<lane>, scored by until_ms, for each lane. A function that makes a job ready
 -- leases the next ready jobs of the lane to the idle workers, no more than they have free children. An element of the list
 -- is an entry, its meta, a line feed and the payload.
+local MOST_AWAKE = 4 -- idle workers that wake for a delayed job: more than one, as some may die or get other jobs before
 local LONGEST_BLOCK = 1000 -- ms; a longer wait was announced before the server's clock was set back
 local function read_idle(text)
   local children, until_ms, names = string.match(text or '', '^(%d+) (%d+)\n(.+)$')
