@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import Any
+from uuid import UUID
 
 import pytest
 import redis
@@ -12,7 +13,8 @@ from sidestream.broker.protocol import Place, Publication, Reclaimed, lane
 from sidestream.broker.redis.broker import RedisBroker
 from sidestream.broker.redis.functions import Functions
 from sidestream.job.names import tag
-from sidestream.job.reference import Reference, row_reference
+from sidestream.job.outcome import Release
+from sidestream.job.reference import Reference, direct_reference, row_reference
 from sidestream.job.rules import Limit, Pause, Rules, Scope
 from tests.integration.redis.conftest import DB, Clock
 
@@ -216,6 +218,23 @@ def test_announcements_expire_although_the_clock_was_set_back(crowd: Crowd, cloc
     assert crowd.broker.is_alive("failed")
     clock.ms += 15_001
     assert not crowd.broker.is_alive("failed")
+
+
+def test_a_released_direct_job_keeps_its_delay_although_the_clock_was_set_back(crowd: Crowd, clock: Clock) -> None:
+    """A moment that its caller named stays what it is: the new time is the right one."""
+    retried, scheduled = (
+        Publication(direct_reference(UUID(int=n), "act", None, DB).pack(), LANE, due, b"signed")
+        for n, due in ((1, 0), (2, clock.ms + 5000))
+    )
+    crowd.broker.publish([retried, scheduled])
+    (held,) = crowd.broker.claim(MINE, [LANE], free=1)
+    crowd.broker.release(held, Release(delay_ms=2000, count=False, charge_attempt=True))
+    clock.ms -= HOUR
+    assert crowd.broker.claim(MINE, [LANE], free=1) == []
+    clock.ms += 2000
+    assert [one.reference for one in crowd.broker.claim(MINE, [LANE], free=2)] == [retried.reference]
+    found = crowd.broker.explain(scheduled)
+    assert (found.place, found.until_ms) == (Place.DELAYED, scheduled.due_ms)
 
 
 def test_a_rate_goes_on_although_the_clock_was_set_back(crowd: Crowd, clock: Clock) -> None:
