@@ -58,6 +58,21 @@ def test_a_crash_counts_among_the_attempts_that_a_job_has(database: str, tmp_pat
     assert row == ("failed", RetryPolicy().max_attempts, 1, True)
 
 
+def test_a_hard_limit_counts_only_the_attempts_since_a_person_retried_the_job(database: str, tmp_path: Path) -> None:
+    with _outcome_writer(database, tmp_path) as (look, outcome_writer, reference):
+        delivery = Delivery(reference, "lane", Lease(b"1", "me", 1), 0)
+        look.execute("UPDATE sidestream_job SET attempts = 5, forgiven = 5")
+        policy = RetryPolicy()
+        for seen in range(5, 5 + policy.max_attempts):
+            running = Reading(0, True, 1.0, 0, seen, 1, 1, reference)
+            settlement = outcome_writer.crashed(delivery, running, 0, KillReason.LIMIT, "killed")
+            if seen == 5:
+                assert (settlement.release.delay_ms or 0) <= 1000 * policy.first_delay
+                assert look.execute("SELECT state FROM sidestream_job").fetchone() == ("pending",)
+        row = look.execute("SELECT state, attempts, forgiven FROM sidestream_job").fetchone()
+    assert (row, settlement) == (("failed", 10, 5), Settlement(settle=True))
+
+
 @contextmanager
 def _outcome_writer(database: str, folder: Path) -> Iterator[tuple[psycopg.Connection[Any], OutcomeWriter, bytes]]:
     """Yield a connection to the database, an outcome writer on it, and the reference of a job in it."""

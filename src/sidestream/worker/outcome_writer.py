@@ -22,7 +22,7 @@ from sidestream.job.outcome import Fail, Outcome, Release, Retry
 from sidestream.job.reason import Reason, ReasonCode
 from sidestream.job.reference import Reference
 from sidestream.job.retry import RetryPolicy
-from sidestream.store import attempts, bulk, control, outcomes, sessions
+from sidestream.store import attempts, bulk, control, outcomes, queries, sessions
 from sidestream.store.adapter import ADMIN_SHUTDOWN, CRASH_SHUTDOWN, translate
 from sidestream.store.compare_and_set import CasResult
 from sidestream.worker import wire
@@ -290,12 +290,16 @@ class OutcomeWriter:
         limit = self._state.options.hard_limit
         if facts is not None and facts.hard_limit is not None:
             limit = facts.hard_limit
-        policy = self._policy(reference)
-        seen = delivery.attempts if reference.direct else reading.attempts_seen
-        if seen < 0:
-            return self._uncharged(reference, _killed(KillReason.LIMIT))  # the row was not acquired: nothing ran
+        seen, forgiven = delivery.attempts, 0
+        if not reference.direct:
+            seen = reading.attempts_seen
+            if seen < 0:
+                return self._uncharged(reference, _killed(KillReason.LIMIT))  # the row was not acquired: nothing ran
+            found = self._run(lambda cursor: queries.job(cursor, reference.id))
+            forgiven = found[0].forgiven if found else 0
         error = f"It ran longer than its hard limit of {limit:g} s and was killed."
-        return self._failure(delivery, reference, policy.decide(seen + 1, error), seen, "timeout")
+        outcome = self._policy(reference).decide(seen - forgiven + 1, error)
+        return self._failure(delivery, reference, outcome, seen, "timeout")
 
     def _crash(self, delivery: Delivery, reference: Reference, reading: Reading, slot: int, error: str) -> Settlement:
         if reference.direct:
