@@ -139,6 +139,32 @@ def test_a_lone_job_whose_child_died_uncharged_is_ended_in_its_rows(
     assert Reason.parse(last[0]).code in (ReasonCode.KILLED, ReasonCode.UNACQUIRED, ReasonCode.UNREPORTED)
 
 
+def test_a_lone_start_says_how_many_attempts_the_job_has(lone: Lone) -> None:
+    """Whoever charges the death of the worker may not know the action."""
+    (detail,) = lone.look.execute("SELECT detail FROM sidestream_attempt").fetchone() or (None,)
+    assert Reason.parse(detail) == Reason(ReasonCode.ALONE, {"max_attempts": RetryPolicy().max_attempts})
+
+
+def test_a_lost_session_counts_among_the_attempts_of_a_job_that_runs_alone(lone: Lone) -> None:
+    most = RetryPolicy().max_attempts
+    lone.look.execute("UPDATE sidestream_job SET attempts = %s", [most - 1])
+    lost = Release(Reason(ReasonCode.SESSION_LOST, {"sqlstate": "", "error": "gone"}), None)
+    assert lone.outcome_writer.reported(lone.delivery, JobReport(0, lost, most - 1)) == Settlement(settle=True)
+    assert lone.look.execute("SELECT state, attempts FROM sidestream_job").fetchone() == ("failed", most)
+
+
+def test_a_crash_counts_among_the_attempts_of_a_direct_job(tmp_path: Path) -> None:
+    outcome_writer = OutcomeWriter(WorkerState(WorkerOptions("me", ("lane",), tmp_path, children=1)), None)
+    reference = direct_reference(UUID(int=1), "test.act", None).pack()
+    running = Reading(0, True, 1.0, 0, 0, 1, 1, reference)
+    most = RetryPolicy().max_attempts
+    last, earlier = (
+        Delivery(reference, "lane", Lease(b"1", "me", 1), 0, attempts=attempts) for attempts in (most - 1, most - 2)
+    )
+    assert outcome_writer.crashed(earlier, running, 0, None, "killed").release.charge_crash
+    assert outcome_writer.crashed(last, running, 0, None, "killed").fail == "It crashed: killed."
+
+
 def test_a_failure_ends_a_lone_start(lone: Lone) -> None:
     lone.outcome_writer.reported(lone.delivery, JobReport(0, Retry(0.0, "no stock"), 0))
     lone.outcome_writer.reported(lone.delivery, JobReport(0, Release(Reason(ReasonCode.LOCKED)), -1))

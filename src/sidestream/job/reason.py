@@ -43,7 +43,7 @@ class ReasonCode(StrEnum):
     DISCARDED = "discarded"  # by (a person's name), where it is known
     NEUTRALIZED = "neutralized"  # its database is a neutralized copy
     # -- of an attempt row
-    ALONE = "alone"  # it started, with no other job on this worker
+    ALONE = "alone"  # it started, with no other job on this worker; max_attempts (of its action's policy)
     RUNNING = "running"  # it had run for a while; seconds
     WORKER_DIED = "worker_died"  # the worker died while the job ran there
     # -- of whoever writes rows without this module

@@ -68,7 +68,8 @@ def charge(cur: Cursor, job_id: int, worker: str, failed: list[JobFailure] | Non
         return CasResult(applied=False, state=row.state, attempts=row.attempts)
     if _ran_alone(ours):
         error = f"It crashed: the worker {worker} died while it ran there alone."
-        written = outcomes.crash(cur, job_id, row.attempts, error, MAX_CRASHES, with_host=True)
+        most = int(ours[-1].reason.params.get("max_attempts", outcomes.NO_MOST))
+        written = outcomes.crash(cur, job_id, row.attempts, error, MAX_CRASHES, max_attempts=most, with_host=True)
         event = Event.CRASHED
     else:
         written = outcomes.suspect(cur, job_id, row.attempts)

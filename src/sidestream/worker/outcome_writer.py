@@ -135,7 +135,10 @@ class OutcomeWriter:
         """Write that this job has run for ``seconds``."""
         reference = Reference.unpack(delivery.reference)
         if not reference.direct and self._connect is not None:
-            reason = Reason(ReasonCode.RUNNING, {"seconds": round(seconds, 1)}) if seconds else Reason(ReasonCode.ALONE)
+            # Whoever charges the death of this worker may not know the action.
+            most = self._policy(reference).max_attempts
+            alone = Reason(ReasonCode.ALONE, {"max_attempts": most})
+            reason = Reason(ReasonCode.RUNNING, {"seconds": round(seconds, 1)}) if seconds else alone
             self._record(reference, slot, "started", reason.stored())
             if seconds:
                 self._alone.discard(reference.id)  # others run beside it
@@ -201,7 +204,10 @@ class OutcomeWriter:
 
         def write(cursor: Any) -> CasResult:
             if alone:
-                written = outcomes.crash(cursor, reference.id, seen, error, MAX_CRASHES, with_host=True)
+                most = self._policy(reference).max_attempts
+                written = outcomes.crash(
+                    cursor, reference.id, seen, error, MAX_CRASHES, max_attempts=most, with_host=True
+                )
             else:
                 written = outcomes.suspect(cursor, reference.id, seen)
             if written.applied:
@@ -302,15 +308,15 @@ class OutcomeWriter:
         return self._failure(delivery, reference, outcome, seen, "timeout")
 
     def _crash(self, delivery: Delivery, reference: Reference, reading: Reading, slot: int, error: str) -> Settlement:
+        most = self._policy(reference).max_attempts
         if reference.direct:
-            return self._charge_direct(delivery, error)
+            return self._charge_direct(delivery, error, most)
         if reading.attempts_seen < 0:
             reason = Reason(ReasonCode.UNACQUIRED)
             self._end_alone(reference, reason)
             return Settlement(release=Release(reason))
 
         def write(cursor: Any) -> CasResult:
-            most = self._policy(reference).max_attempts
             written = outcomes.crash(cursor, reference.id, reading.attempts_seen, error, MAX_CRASHES, max_attempts=most)
             if written.applied:
                 self._insert(cursor, reference, slot, "crashed", error)
@@ -321,10 +327,10 @@ class OutcomeWriter:
         settlement = self._settlement(written, 0)
         return replace(settlement, run_again=True) if settlement.release.charge_attempt else settlement
 
-    def _charge_direct(self, delivery: Delivery, error: str) -> Settlement:
-        """Charge a direct job: the broker counts its crashes."""
+    def _charge_direct(self, delivery: Delivery, error: str, max_attempts: int = outcomes.NO_MOST) -> Settlement:
+        """Charge a direct job: the broker counts its crashes. Without ``max_attempts``, it may not be the cause."""
         self._log_attempt(self.failure_of(delivery, delivery.attempts + 1, error), "crashed")
-        if delivery.crashes + 1 >= MAX_CRASHES:
+        if delivery.crashes + 1 >= MAX_CRASHES or delivery.attempts + 1 >= max_attempts:
             return Settlement(fail=error)
         return Settlement(release=Release(count=False, charge_crash=True))
 

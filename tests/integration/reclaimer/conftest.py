@@ -13,6 +13,7 @@ from sidestream.broker.failover import owners_grace
 from sidestream.broker.protocol import Delivery, Publication, lane
 from sidestream.broker.redis.broker import RedisBroker
 from sidestream.job.job import Job
+from sidestream.job.reason import Reason, ReasonCode
 from sidestream.job.reference import NO_TAG8, Reference, direct_reference, row_reference
 from sidestream.job.rules import Rules
 from sidestream.job.uuids import new_uuid
@@ -119,10 +120,11 @@ class Bench:
         with self.connection.cursor() as cursor:
             attempts.record(cursor, row_id, worker, 0, "started", 'running|{"seconds": 0.5}')
 
-    def start_alone(self, row_id: int, worker: str = DEAD) -> None:
+    def start_alone(self, row_id: int, worker: str = DEAD, max_attempts: int = 5) -> None:
         """What a worker writes before it runs a job alone."""
+        reason = Reason(ReasonCode.ALONE, {"max_attempts": max_attempts})
         with self.connection.cursor() as cursor:
-            attempts.record(cursor, row_id, worker, 0, "started", "alone")
+            attempts.record(cursor, row_id, worker, 0, "started", reason.stored())
 
     def claimable(self) -> list[int]:
         return [Reference.unpack(delivery.reference).id for delivery in self.claim("next")]

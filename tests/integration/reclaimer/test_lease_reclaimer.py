@@ -93,6 +93,21 @@ def test_a_job_that_kills_its_host_runs_at_most_three_times(bench: Bench) -> Non
     assert bench.broker.published(bench.database.tag, 0).strip(b"\0") == b"", "settled, not only dead"
 
 
+@pytest.mark.parametrize(("failed", "max_attempts"), [(0, 1), (0, 2), (4, 5)])
+def test_a_job_that_kills_its_host_gets_no_more_attempts_than_its_action_allows(
+    bench: Bench, failed: int, max_attempts: int
+) -> None:
+    [row_id] = bench.insert()
+    bench.connection.execute("UPDATE sidestream_job SET attempts = %s", [failed])
+    for death in range(max_attempts - failed):
+        assert [d.reference for d in bench.claim(f"host-{death}")] == [bench.reference(row_id)]
+        bench.start_alone(row_id, f"host-{death}", max_attempts)
+        bench.run_out()
+    row = bench.row(row_id)
+    assert (row.state, row.attempts) == ("failed", max_attempts)
+    assert bench.claimable() == []
+
+
 def test_a_job_that_kills_its_host_among_others_ends_with_the_third_death_and_they_are_not_charged(
     bench: Bench,
 ) -> None:

@@ -38,6 +38,25 @@ def test_the_lone_start_of_a_worker_that_is_neither_announced_nor_locked_is_char
         assert (charges(bench.row(row_id)), looking.found) == ((1, 1, -1), True)
 
 
+@pytest.mark.parametrize(("failed", "max_attempts"), [(0, 1), (0, 2), (4, 5)])
+def test_a_job_that_kills_its_host_gets_no_more_attempts_than_its_action_allows(
+    bench: Bench, failed: int, max_attempts: int
+) -> None:
+    [row_id] = bench.insert()
+    bench.connection.execute("UPDATE sidestream_job SET attempts = %s", [failed])
+    looking = WorkerDeaths(bench.store, dead_here=dict, announced=bench.announced.__contains__)
+    deaths_seen = 0
+    while bench.row(row_id).state == "pending":
+        deaths_seen += 1
+        with bench.session(f"host-{deaths_seen}") as session, session.cursor() as cursor:
+            deaths.enter(cursor, f"host-{deaths_seen}")
+            bench.start_alone(row_id, f"host-{deaths_seen}", max_attempts)
+        _until_silent(bench, f"host-{deaths_seen}")
+        looking.step()
+    row = bench.row(row_id)
+    assert (row.state, row.attempts, deaths_seen) == ("failed", max_attempts, max_attempts - failed)
+
+
 def test_what_a_dead_worker_started_among_others_is_suspected_while_redis_is_away(bench: Bench) -> None:
     def unknown(worker: str) -> bool:
         raise BrokerUnavailable("away")
