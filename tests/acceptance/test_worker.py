@@ -107,9 +107,12 @@ def test_a_job_lost_after_a_part_is_not_written_even_if_the_action_swallows_the_
     file = shared.log.with_name("go-on")
     job = shared.enqueue("relock.heedless", str(file))
     shared.until(lambda: shared.look.execute(TAKEN, (job,)).fetchone() == (True,))
-    change = "UPDATE sidestream_job SET attempts = attempts + 1 WHERE id = %s"
+    # A waiter for the table's lock is granted it by the commit itself; one for the row's could come after the relock.
+    change = (
+        f"LOCK sidestream_job IN EXCLUSIVE MODE; UPDATE sidestream_job SET attempts = attempts + 1 WHERE id = {job}"
+    )
     with psycopg.connect(shared.dsn, autocommit=True, application_name="somebody") as other:
-        waiting = threading.Thread(target=other.execute, args=(change, (job,)))
+        waiting = threading.Thread(target=other.execute, args=(change,))
         waiting.start()
         shared.until(lambda: shared.look.execute(SOMEBODY_WAITS).fetchone() == (1,))
         file.touch()
