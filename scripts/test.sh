@@ -4,8 +4,9 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 NO_TESTS=5 # pytest's exit code when nothing was selected
-ENGINE=(-n 3 --dist worksteal)
-ODOO=(-n 2 --dist loadfile --no-loadscope-reorder) # a file's tests share one Odoo
+# More processes than cores: many tests mostly wait. tests/conftest.py and tests/odoo/conftest.py order the tests.
+ENGINE=(-n 4 --dist worksteal)
+ODOO=(-n 3 --dist loadfile --no-loadscope-reorder) # a file's tests share one Odoo
 
 run() {
     .venv/bin/python -m pytest -q "$@"

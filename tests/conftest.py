@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +16,26 @@ os.environ.setdefault("SIDESTREAM_USER", worker_user())  # for the commands that
 _numbers = itertools.count(1)
 _emptied: list[str] = []
 """Databases that a test has used and that were emptied again."""
+
+_WAITING = Path(__file__).parent / "acceptance"
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let every xdist worker begin with files of tests that mostly wait, and end with the many short ones.
+
+    ``--dist worksteal`` gives each worker an equal part of the list, whose end is what others take over.
+    """
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    waiting = [item for item in items if _WAITING in item.path.parents]
+    short = iter([item for item in items if _WAITING not in item.path.parents])
+    files = [list(tests) for _, tests in itertools.groupby(waiting, key=lambda item: item.path)]
+    part = len(items) // workers
+    dealt: list[pytest.Item] = []
+    for worker in range(workers):
+        begun = list(itertools.chain.from_iterable(files[worker::workers]))
+        dealt += [*begun, *itertools.islice(short, max(0, part - len(begun)))]
+    items[:] = [*dealt, *short]
 
 
 @pytest.fixture(scope="session")

@@ -15,8 +15,8 @@ from tests.support.server_process import ServerFailed
 
 HERE = Path(__file__).parent
 CHAOS = HERE / "addons"
-LONGEST_FIRST = ("screens", "modules", "searches", "executor", "addon", "kills", "killed_child")
-"""The longest files, which start first because two processes share the files (`make test`)."""
+LONGEST_FIRST = ("screens", "modules", "executor", "addon", "child_session", "killed_child", "kills", "searches")
+"""The longest files, which start first because three processes share the files (`make test`)."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
