@@ -1,9 +1,9 @@
 """Measure jobs per second, each with its effect and "done" in one PostgreSQL transaction.
 
-Ours: the worker with two children drains rows that were enqueued before. Theirs: two bare loops that are told the ids,
-with the store's own opening statement and update, the same table and indexes, the same effect and commit; they have no
-queue, no lease, no retry and no limit, so nobody would notice if one died. Rates are taken between the first and the
-last job's stamp.
+A worker with two children runs rows that were enqueued before. It is compared with two bare loops that receive the ids
+and use the store's own acquire statement and update, the same table and indexes, and the same effect and commit. The
+loops have no queue, lease, retry or limit, so the jobs of a dead loop do not run again. Rates are taken between the
+stamps of the first and the last job.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
 """Compare the cost of a job in a real Odoo with OCA's queue_job, and with no queue at all.
 
-Ours: ``records.enqueue().method()`` and a worker with two children. Theirs: ``records.with_delay().method()`` and a
-prefork server with two HTTP workers and channels root:2. The limit: two bare loops that are told the ids, with the
-store's own opening statement over the same table, the run-as environment, the method, "done" and one commit. All three
-call the same methods in the same database and stamp the same ledger.
+Sidestream: ``records.enqueue().method()`` and a worker with two children. OCA: ``records.with_delay().method()`` and a
+prefork server with two HTTP workers and channels root:2. The limit of the machine: two bare loops that receive the ids,
+with the store's own acquire statement, the job's environment, the method, "done" and one commit. All three call the
+same methods in the same database and write to the same ledger.
 
-On a crash: ours runs a job again unless its effect is committed, and effect and "done" are one transaction, so the
-effect happens once. OCA commits "started" first, then effect and "done" together; a failed job is found ten seconds
-later. A bare loop that dies is noticed by nobody.
+After a crash, Sidestream runs a job again unless its effect is committed; effect and "done" are one transaction, so the
+effect happens once. OCA commits "started" first, then effect and "done" together; it finds a failed job ten seconds
+later. The jobs of a dead bare loop do not run again.
 """
 
 from __future__ import annotations

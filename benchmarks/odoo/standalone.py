@@ -127,7 +127,7 @@ class Process:
         return times
 
     def loop(self, model, method, pairs):
-        """Do each (job, record): the store's own opening statement, run-as environment, method, done, commit."""
+        """Do each (job, record): the store's own acquire statement, run-as environment, method, done, commit."""
         cr = self.cr
         cr.commit()
         raw = cr._obj  # noqa: SLF001  # psycopg2's cursor, as the executor has it

@@ -1,4 +1,4 @@
-"""Leases, counts and order, seen from outside; these tests catch the planted bugs of ``make mutants``."""
+"""Leases, counts and order, seen from outside; these tests detect mutants of ``make mutants``."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_a_direct_job_of_a_killed_child_is_not_lost(world: World) -> None:
     world.wait_for("SELECT count(*) = 1 FROM ledger WHERE token = 'direct'")
 
 
-def test_a_late_failure_does_not_reopen_a_done_job(world: World) -> None:
+def test_a_late_failure_does_not_make_a_done_job_pending(world: World) -> None:
     """A worker stands still before it writes a failure; another one finishes the job; then it goes on."""
     late, other = world.workers
     late.extra["SIDESTREAM_CRASH_AT"] = "settle.before_store:1"

@@ -1,9 +1,9 @@
-"""``make mutants``: plant one bug at a time in a copy of the source; the tests named for it must fail within a minute.
+"""Add one known bug at a time to a copy of the source; the tests that are named for it must fail within a minute.
 
-1. The unpatched copy passes all these tests, so that a failure below is the bug's.
-2. For each mutant: a fresh copy, ``git apply`` (one that does not apply fails the run), its tests.
+1. The unpatched copy must pass all these tests, so that the bug causes every later failure.
+2. For each mutant, the patch is applied to a fresh copy and its tests run. A patch that does not apply fails the run.
 
-The tests see the copy through PYTHONPATH, in pytest's own process and in every worker that they start.
+The tests use the copy through PYTHONPATH, in pytest's process and in every worker that they start.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from sidestream.process import die_with_parent
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 LIMIT = 60.0
-"""Seconds in which a mutant must be caught."""
+"""Seconds within which the tests must find a mutant."""
 ODOO_LIMIT = 180.0
-"""The same where a real Odoo has to be set up first."""
+"""The same for tests that set up a real Odoo first."""
 TESTS_FAILED = 1
 """pytest's exit code for "some tests failed"; 2 and more mean that it could not even run them."""
 
 
 class Mutant(NamedTuple):
-    """One planted bug."""
+    """One known bug, and the tests that must find it."""
 
-    #: Name of the patch without its suffix, and what it plants.
+    #: Name of the patch without its suffix.
     name: str
-    #: The tests that must catch it.
+    #: The tests that must find it.
     tests: tuple[str, ...]
-    #: Seconds in which it must be caught.
+    #: Seconds within which they must find it.
     limit: float = LIMIT
 
 
@@ -48,7 +48,7 @@ _SESSIONS = "tests/acceptance/test_lost_sessions.py::"
 _RACES = "tests/integration/store/test_acquire_races.py::"
 MUTANTS = (
     Mutant("acknowledge-before-commit", (f"{_LEASES}test_a_direct_job_of_a_killed_child_is_not_lost",)),
-    Mutant("failure-without-compare-and-set", (f"{_LEASES}test_a_late_failure_does_not_reopen_a_done_job",)),
+    Mutant("failure-without-compare-and-set", (f"{_LEASES}test_a_late_failure_does_not_make_a_done_job_pending",)),
     Mutant(
         "no-predecessor-check",
         (f"{_RACES}test_a_pending_predecessor_blocks_whatever_the_locks_say",),

@@ -49,7 +49,7 @@ def test_a_transaction_that_commits_late_is_found_below_ids_that_were_compared(a
 
 
 @pytest.mark.parametrize("write", ["fail_attempt", "fail_job", "crash", "suspect"])
-def test_nothing_reopens_or_charges_a_job_that_is_done(a: Session, b: Session, write: str) -> None:
+def test_a_done_job_is_neither_made_pending_nor_charged(a: Session, b: Session, write: str) -> None:
     job = a.one()
     a.done(job)
     before = b.row(job, "*")

@@ -301,7 +301,7 @@ class RedisBroker:
         self.connection.close()
 
     def _read_generation(self, databases: Sequence[bytes] = ()) -> tuple[int, frozenset[str]]:
-        """Return the generation's number, and the synced ones of ``databases`` (16 hex digits each).
+        """Return the generation's number, and which databases are synced (16 hex digits each).
 
         Raises:
             FormatUnknown: Another release wrote it, in a format that this one does not know.
