@@ -12,45 +12,13 @@ import os
 import signal
 import socket
 
-POINTS: tuple[str, ...] = (
-    "enqueue.inserted",
-    "enqueue.committed",
-    "relay.before_publish",
-    "relay.published",
-    "supervisor.claimed",
-    "supervisor.dispatched",
-    "supervisor.collected",
-    "settle.before_store",
-    "settle.stored",
-    "settle.before_broker",
-    "settle.settled",
-    "release.before",
-    "release.released",
-    "renew.before",
-    "renew.renewed",
-    "crash.noticed",
-    "crash.recorded",
-    "reclaim.claimed",
-    "reclaim.released",
-    "reconcile.before_publish",
-    "reconcile.published",
-    "zygote.forked",
-    "child.received",
-    "child.acquired",
-    "child.ran",
-    "child.written",
-    "child.committed",
-    "child.reported",
-)
-"""Every named point, in the order in which a job passes them."""
-
 _name, _, _nth = os.environ.get("SIDESTREAM_CRASH_AT", "").partition(":")
 _every = int(_nth or 1) if _name else 0
 _passages = 0
 
 
 def crash_point(name: str) -> None:
-    """Stop here if the harness requests it; ``name`` is one of :data:`POINTS`."""
+    """Stop here if the harness requests it; ``tests/chaos/points.py`` lists the names."""
     if _every and name == _name:
         _stop()
 

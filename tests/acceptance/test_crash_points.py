@@ -10,9 +10,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from sidestream.crashpoints import POINTS
 from tests.chaos.campaign import Campaign
-from tests.chaos.points import plan
+from tests.chaos.points import POINTS, plan
 from tests.chaos.programs import Launcher
 from tests.chaos.world import World
 

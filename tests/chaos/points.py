@@ -5,8 +5,37 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from sidestream.crashpoints import POINTS
-
+POINTS: tuple[str, ...] = (
+    "enqueue.inserted",
+    "enqueue.committed",
+    "relay.before_publish",
+    "relay.published",
+    "supervisor.claimed",
+    "supervisor.dispatched",
+    "supervisor.collected",
+    "settle.before_store",
+    "settle.stored",
+    "settle.before_broker",
+    "settle.settled",
+    "release.before",
+    "release.released",
+    "renew.before",
+    "renew.renewed",
+    "crash.noticed",
+    "crash.recorded",
+    "reclaim.claimed",
+    "reclaim.released",
+    "reconcile.before_publish",
+    "reconcile.published",
+    "zygote.forked",
+    "child.received",
+    "child.acquired",
+    "child.ran",
+    "child.written",
+    "child.committed",
+    "child.reported",
+)
+"""Every named point, in the order in which a job passes them."""
 TARGETS = ("child", "zygote", "supervisor", "all", "postgres", "redis")
 """Who is killed at a point, by SIGKILL. ``all`` is every process of every supervisor at once, as a power cut would."""
 PRODUCER = "producer"

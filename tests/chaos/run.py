@@ -19,11 +19,10 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict
 from typing import Any
 
-from sidestream.crashpoints import POINTS
 from sidestream.process import die_with_parent
 from tests.chaos import away, sharing
 from tests.chaos.campaign import Campaign, Result, sequence
-from tests.chaos.points import PRODUCER, TARGETS, plan
+from tests.chaos.points import POINTS, PRODUCER, TARGETS, plan
 from tests.chaos.programs import ROOT, Launcher
 from tests.chaos.world import World
 
