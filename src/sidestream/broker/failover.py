@@ -154,15 +154,12 @@ class FailoverBroker:
         return self._outage is None
 
     def generation(self, databases: Sequence[bytes] = ()) -> Generation:
-        """Ask the primary."""
         return self._ask(lambda: self._primary.generation(databases))
 
     def begin_generation(self, databases: Sequence[bytes] = ()) -> Generation:
-        """Ask the primary."""
         return self._ask(lambda: self._primary.begin_generation(databases))
 
     def mark_synced(self, database: bytes) -> None:
-        """Ask the primary."""
         self._ask(lambda: self._primary.mark_synced(database))
 
     def configure(self, database: bytes, rules: Rules) -> bool:
@@ -180,7 +177,6 @@ class FailoverBroker:
         self._ask(lambda: self._primary.announce(worker, lanes, info, ttl_ms, actions))
 
     def withdraw(self, worker: str) -> None:
-        """Ask the primary."""
         self._ask(lambda: self._primary.withdraw(worker))
 
     def publish(self, jobs: Sequence[Publication], *, force: bool = False) -> int:
@@ -282,15 +278,12 @@ class FailoverBroker:
         return again + [delivery for delivery in theirs if delivery.reference not in taken]
 
     def published(self, database: bytes, chunk: int) -> bytes:
-        """Ask the primary."""
         return self._ask(lambda: self._primary.published(database, chunk))
 
     def locate(self, jobs: Sequence[Publication]) -> list[Place]:
-        """Ask the primary."""
         return self._ask(lambda: self._primary.locate(jobs))
 
     def delayed_until(self, jobs: Sequence[Publication]) -> list[int]:
-        """Ask the primary."""
         return self._ask(lambda: self._primary.delayed_until(jobs))
 
     def explain(self, job: Publication) -> Explanation:
@@ -304,7 +297,6 @@ class FailoverBroker:
         return self._ask(lambda: self._primary.reprioritize(job, priority))
 
     def discard(self, job: Publication) -> bool:
-        """Ask the primary."""
         return self._ask(lambda: self._primary.discard(job))
 
     def close(self) -> None:

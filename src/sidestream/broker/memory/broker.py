@@ -52,7 +52,6 @@ class MemoryBroker:
         self._closed = False
 
     def generation(self, databases: Sequence[bytes] = ()) -> Generation:
-        """See :meth:`Broker.generation`."""
         self._check_open()
         contents = self._server.life.contents
         self._number = contents.number
@@ -60,7 +59,6 @@ class MemoryBroker:
         return Generation(self._number, "memory", synced)
 
     def begin_generation(self, databases: Sequence[bytes] = ()) -> Generation:
-        """See :meth:`Broker.begin_generation`."""
         self._check_open()
         with self._server.changed:
             contents = self._server.life.contents
@@ -68,13 +66,11 @@ class MemoryBroker:
         return self.generation(databases)
 
     def mark_synced(self, database: bytes) -> None:
-        """See :meth:`Broker.mark_synced`."""
         with self._locked() as life:
             life.contents.synced.add(database.hex())
             life.parking.check_all(database.hex())
 
     def configure(self, database: bytes, rules: Rules) -> bool:
-        """See :meth:`Broker.configure`."""
         with self._locked() as life:
             return life.parking.configure(database.hex(), rules)
 
@@ -89,19 +85,16 @@ class MemoryBroker:
                 life.contents.worker_actions[worker] = actions
 
     def withdraw(self, worker: str) -> None:
-        """See :meth:`Broker.withdraw`."""
         with self._locked() as life:
             life.contents.worker_actions.pop(worker, None)
 
     def publish(self, jobs: Sequence[Publication], *, force: bool = False) -> int:
-        """See :meth:`Broker.publish`."""
         with self._locked() as life:
             return sum(self._publish(life, job, force) for job in jobs)
 
     def claim(
         self, worker: str, lanes: Sequence[str], *, free: int, prefetch: int = 0, wait_ms: int = 0
     ) -> list[Delivery]:
-        """See :meth:`Broker.claim`."""
         deadline = time.monotonic() + wait_ms / 1000
         with self._server.changed:
             while True:
@@ -114,7 +107,6 @@ class MemoryBroker:
                 self._server.changed.wait(min(rest, self._until_due(life, lanes)))
 
     def renew(self, worker: str, leases: Sequence[Lease]) -> list[Lease]:
-        """See :meth:`Broker.renew`."""
         with self._locked() as life:
             life.contents.beat(self._half_lease)
             held = {job.lease: job for lane in life.contents.leased for job in _leased_in(life, lane)}
@@ -127,7 +119,6 @@ class MemoryBroker:
             return lost
 
     def settle(self, deliveries: Sequence[Delivery]) -> list[Lease]:
-        """See :meth:`Broker.settle`."""
         with self._locked() as life:
             ended, lost = [], []
             for delivery in deliveries:
@@ -141,7 +132,6 @@ class MemoryBroker:
             return lost
 
     def release(self, delivery: Delivery, release: Release) -> int:
-        """See :meth:`Broker.release`."""
         with self._locked() as life:
             job = _held_as(life, delivery)
             if job is None:
@@ -167,7 +157,6 @@ class MemoryBroker:
             return job.releases
 
     def fail(self, delivery: Delivery, error: str) -> bool:
-        """See :meth:`Broker.fail`."""
         with self._locked() as life:
             job = _held_as(life, delivery)
             if job is None:
@@ -179,7 +168,6 @@ class MemoryBroker:
             return True
 
     def reclaim(self, worker: str, lanes: Sequence[str], *, lease_ms: int, grace_ms: int) -> Reclaimed:
-        """See :meth:`Broker.reclaim`."""
         with self._locked() as life:
             life.contents.beat(self._half_lease)
             now, gap = self._now(), life.contents.gap_ms
@@ -194,28 +182,23 @@ class MemoryBroker:
             return Reclaimed(taken, more=len(late) > BATCH)
 
     def reassert(self, worker: str, deliveries: Sequence[Delivery]) -> list[Delivery]:
-        """See :meth:`Broker.reassert`."""
         with self._locked() as life:
             return [ours for one in deliveries if (ours := self._reassert(life, worker, one))]
 
     def published(self, database: bytes, chunk: int) -> bytes:
-        """See :meth:`Broker.published`."""
         with self._locked() as life:
             return life.contents.published(database, chunk)
 
     def locate(self, jobs: Sequence[Publication]) -> list[Place]:
-        """See :meth:`Broker.locate`."""
         with self._locked() as life:
             found = (life.contents.jobs.get(job.reference) for job in jobs)
             return [job.place if job else Place.NOWHERE for job in found]
 
     def delayed_until(self, jobs: Sequence[Publication]) -> list[int]:
-        """See :meth:`Broker.delayed_until`."""
         found = [self.explain(job) for job in jobs]
         return [one.until_ms if one.place is Place.DELAYED else 0 for one in found]
 
     def explain(self, job: Publication) -> Explanation:
-        """See :meth:`Broker.explain`."""
         with self._locked() as life:
             found = life.contents.jobs.get(job.reference)
             if found is None:
@@ -231,7 +214,6 @@ class MemoryBroker:
             return life.parking.explain(found)
 
     def reprioritize(self, job: Publication, priority: int) -> bool:
-        """See :meth:`Broker.reprioritize`."""
         with self._locked() as life:
             found = life.contents.jobs.get(job.reference)
             if found is None or found.place is Place.LEASED:
@@ -240,7 +222,6 @@ class MemoryBroker:
             return True
 
     def discard(self, job: Publication) -> bool:
-        """See :meth:`Broker.discard`."""
         with self._locked() as life:
             found = life.contents.jobs.get(job.reference)
             if found is None or found.place is Place.LEASED:
@@ -250,7 +231,6 @@ class MemoryBroker:
             return True
 
     def close(self) -> None:
-        """See :meth:`Broker.close`."""
         with self._server.changed:
             self._closed = True
             self._server.changed.notify_all()

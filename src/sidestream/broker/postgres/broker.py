@@ -112,7 +112,6 @@ class PostgresBroker:
         return Generation(1, self._database.uuid.hex, frozenset({own.hex()} if own in databases else ()))
 
     def begin_generation(self, databases: Sequence[bytes] = ()) -> Generation:
-        """See :meth:`Broker.begin_generation`."""
         return self.generation(databases)
 
     def mark_synced(self, database: bytes) -> None:
@@ -137,7 +136,6 @@ class PostgresBroker:
             self._changed.notify_all()
 
     def withdraw(self, worker: str) -> None:
-        """See :meth:`Broker.withdraw`."""
         self._check()
         with self._changed:
             self._known.pop(worker, None)
@@ -175,7 +173,6 @@ class PostgresBroker:
             return [lease for lease in leases if lease.worker != worker or lease not in held]
 
     def settle(self, deliveries: Sequence[Delivery]) -> list[Lease]:
-        """See :meth:`Broker.settle`."""
         self._check()
         with self._changed:
             lost = []
@@ -216,7 +213,6 @@ class PostgresBroker:
         return Reclaimed([], more=False)
 
     def reassert(self, worker: str, deliveries: Sequence[Delivery]) -> list[Delivery]:
-        """See :meth:`Broker.reassert`."""
         self._check()
         with self._changed:
             held = self._held
@@ -227,11 +223,9 @@ class PostgresBroker:
         raise CapabilityMissing("PostgreSQL keeps no published bits: the rows themselves are the queue.")
 
     def locate(self, jobs: Sequence[Publication]) -> list[Place]:
-        """See :meth:`Broker.locate`."""
         return [self.explain(job).place for job in jobs]
 
     def delayed_until(self, jobs: Sequence[Publication]) -> list[int]:
-        """See :meth:`Broker.delayed_until`."""
         found = [self.explain(job) for job in jobs]
         return [one.until_ms if one.place is Place.DELAYED else 0 for one in found]
 
@@ -262,7 +256,6 @@ class PostgresBroker:
         return job.reference not in self._held
 
     def close(self) -> None:
-        """See :meth:`Broker.close`."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()

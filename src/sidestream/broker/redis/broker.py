@@ -93,7 +93,6 @@ class RedisBroker:
         self._read_generation()  # report missing rights to load or call functions now, not at the first job
 
     def generation(self, databases: Sequence[bytes] = ()) -> Generation:
-        """See :meth:`Broker.generation`."""
         number, synced = self._read_generation(databases)
         fields = information(self.connection, "server", "replication")
         if self._functions.generation != str(number):
@@ -103,16 +102,13 @@ class RedisBroker:
         return Generation(number, f"{fields.get('run_id', '')}/{fields.get('master_replid', '')}", synced)
 
     def begin_generation(self, databases: Sequence[bytes] = ()) -> Generation:
-        """See :meth:`Broker.begin_generation`."""
         self._functions.call("begin")
         return self.generation(databases)
 
     def mark_synced(self, database: bytes) -> None:
-        """See :meth:`Broker.mark_synced`."""
         self._functions.call("mark_synced", database.hex())
 
     def configure(self, database: bytes, rules: Rules) -> bool:
-        """See :meth:`Broker.configure`."""
         packed = pack_rules(rules)
         digest = sha1(packed, usedforsecurity=False).hexdigest()[:12]
         return bool(self._functions.call("configure", database.hex(), rules.version, digest, packed)[0])
@@ -120,13 +116,11 @@ class RedisBroker:
     def announce(
         self, worker: str, lanes: Sequence[str], info: str, ttl_ms: int, actions: frozenset[bytes] | None = None
     ) -> None:
-        """See :meth:`Broker.announce`."""
         tags = sorted(actions or ())
         digest = "" if actions is None else sha1(b"".join(tags), usedforsecurity=False).hexdigest()
         self._functions.call("announce", worker, info, ttl_ms, digest, len(tags), *tags, *lanes)
 
     def withdraw(self, worker: str) -> None:
-        """See :meth:`Broker.withdraw`."""
         self._functions.call("withdraw", worker)
 
     def is_alive(self, worker: str) -> bool:
@@ -149,11 +143,9 @@ class RedisBroker:
         return sum(int(self._functions.call("publish", *_published(chunk, force))[0]) for chunk in _chunks(jobs))
 
     def get_ready(self) -> None:
-        """See :meth:`AtOnce.get_ready`."""
         self.connection.get_ready()
 
     def publish_at_once(self, jobs: Sequence[Publication], seconds: float) -> bool:
-        """See :meth:`AtOnce.publish_at_once`."""
         try:
             self._functions.call_at_once("publish", *_published(jobs, force=False), seconds=seconds)
         except (NotReady, FunctionMissing, StaleGeneration):
@@ -195,7 +187,6 @@ class RedisBroker:
                 return deliveries
 
     def renew(self, worker: str, leases: Sequence[Lease]) -> list[Lease]:
-        """See :meth:`Broker.renew`."""
         lost = [lease for lease in leases if lease.worker != worker]
         for chunk in _chunks([lease for lease in leases if lease.worker == worker]):
             positions = self._functions.call("renew", self._half_lease, *(lease.entry for lease in chunk))
@@ -203,7 +194,6 @@ class RedisBroker:
         return lost
 
     def settle(self, deliveries: Sequence[Delivery]) -> list[Lease]:
-        """See :meth:`Broker.settle`."""
         lost: list[Lease] = []
         for chunk in _chunks(deliveries):
             by_lane: dict[str, list[bytes]] = {}
@@ -221,7 +211,6 @@ class RedisBroker:
         return lost
 
     def release(self, delivery: Delivery, release: Release) -> int:
-        """See :meth:`Broker.release`."""
         reply = self._functions.call(
             "release",
             delivery.lease.entry,
@@ -237,7 +226,6 @@ class RedisBroker:
         return int(reply[0])
 
     def fail(self, delivery: Delivery, error: str) -> bool:
-        """See :meth:`Broker.fail`."""
         return bool(self._functions.call("fail", delivery.lease.entry, delivery.lane, error)[0])
 
     def retry_failed(self, uuids: Sequence[UUID]) -> int:
@@ -252,7 +240,6 @@ class RedisBroker:
         return int(self._functions.call("delete_failed", *(one.bytes for one in uuids))[0])
 
     def reclaim(self, worker: str, lanes: Sequence[str], *, lease_ms: int, grace_ms: int) -> Reclaimed:
-        """See :meth:`Broker.reclaim`."""
         more, *found = self._functions.call("reclaim", worker, lease_ms, grace_ms, *lanes)
         taken: list[tuple[Delivery, str]] = []
         for *words, count, loser in found:
@@ -260,7 +247,6 @@ class RedisBroker:
         return Reclaimed(taken, bool(more))
 
     def reassert(self, worker: str, deliveries: Sequence[Delivery]) -> list[Delivery]:
-        """See :meth:`Broker.reassert`."""
         ours: list[Delivery] = []
         for chunk in _chunks(deliveries):
             words: list[Any] = [worker]
@@ -271,33 +257,26 @@ class RedisBroker:
         return ours
 
     def published(self, database: bytes, chunk: int) -> bytes:
-        """See :meth:`Broker.published`."""
         bitmap: bytes = self._functions.call("published", database, chunk)[0]
         return bitmap
 
     def locate(self, jobs: Sequence[Publication]) -> list[Place]:
-        """See :meth:`Broker.locate`."""
         return [_PLACES[number] for number, _ in self._locate(jobs)]
 
     def delayed_until(self, jobs: Sequence[Publication]) -> list[int]:
-        """See :meth:`Broker.delayed_until`."""
         return [until for _, until in self._locate(jobs)]
 
     def explain(self, job: Publication) -> Explanation:
-        """See :meth:`Broker.explain`."""
         place, scope, until, rank, worker, *holders = self._functions.call("explain", *_where(job))
         return Explanation(_PLACES[place], scope.decode(), tuple(holders), until, worker.decode(), rank)
 
     def reprioritize(self, job: Publication, priority: int) -> bool:
-        """See :meth:`Broker.reprioritize`."""
         return bool(self._functions.call("reprioritize", *_where(job), priority)[0])
 
     def discard(self, job: Publication) -> bool:
-        """See :meth:`Broker.discard`."""
         return bool(self._functions.call("discard", *_where(job))[0])
 
     def close(self) -> None:
-        """See :meth:`Broker.close`."""
         self.connection.close()
 
     def _read_generation(self, databases: Sequence[bytes] = ()) -> tuple[int, frozenset[str]]:
