@@ -1,41 +1,4 @@
-"""Every error that Sidestream raises on purpose, in one tree.
-
-::
-
-    SidestreamError
-    ├── SettingsError           a setting is missing, malformed or contradicts another
-    ├── InvalidJob              what the caller asked for cannot become a job (also a ValueError)
-    │   ├── PayloadTooLarge     the encoded arguments pass 64 KiB
-    │   ├── PayloadNotJson      an argument is not JSON
-    │   ├── InvalidName         a queue, action or key name with characters that are not allowed
-    │   ├── UnknownAction       nobody declared that action
-    │   ├── DuplicateAction     two functions declared the same action
-    │   └── UnsupportedOption   an option that does not exist
-    ├── WireError               bytes in Redis that Sidestream did not write, or cannot read
-    │   ├── BadReference        truncated or foreign reference
-    │   ├── BadSignature        a direct job whose signature does not verify
-    │   └── UnknownVersion      written by an unknown release
-    ├── BrokerError
-    │   ├── BrokerUnavailable   no answer: refused, timed out, unresolvable, frozen
-    │   ├── BrokerUnsuitable    it answers, but must not be used: version, eviction policy, read-only, rights
-    │   │   └── FormatUnknown   the contents of Redis have a format that this release does not know
-    │   ├── BrokerFull          it answers, but has no memory left for writes
-    │   ├── StaleGeneration     Redis was emptied or replaced since the caller read its generation
-    │   └── CapabilityMissing   this broker does not support that (for example direct jobs in PostgreSQL)
-    ├── BenchRefused            the benchmark would disturb real jobs, or cannot run
-    ├── StoreError
-    │   ├── StoreUnavailable    PostgreSQL does not answer or dropped the connection
-    │   ├── ForeignDatabase     a copy that nobody has adopted, or not the worker's database; its jobs do not run
-    │   └── SchemaMismatch      the tables of Sidestream are missing or belong to another release
-    └── ActionError             raised inside a running job
-        ├── GiveUp              another attempt would not help: the job fails
-        ├── Snooze              the job is due again later, and no attempt is charged
-        ├── SoftLimitExceeded   the job's soft time limit passed
-        ├── CommitRefused       an action committed or rolled back without declaring it
-        └── LockLost            after a commit, another worker has taken the job over
-
-The first line of each docstring is the default message.
-"""
+"""Every error that Sidestream raises on purpose. The first line of each docstring is the default message."""
 
 from __future__ import annotations
 
@@ -109,11 +72,17 @@ class BrokerError(SidestreamError):
 
 
 class BrokerUnavailable(BrokerError):
-    """The broker does not answer."""
+    """The broker does not answer.
+
+    Its address does not resolve, it refuses the connection, or no answer comes in time.
+    """
 
 
 class BrokerUnsuitable(BrokerError):
-    """The broker answers but must not be used."""
+    """The broker answers but must not be used.
+
+    Its version, eviction policy, role or access rights do not allow it.
+    """
 
 
 class FormatUnknown(BrokerUnsuitable):
@@ -129,7 +98,7 @@ class StaleGeneration(BrokerError):
 
 
 class CapabilityMissing(BrokerError):
-    """This broker does not have that capability."""
+    """This broker does not have that capability, for example direct jobs in PostgreSQL."""
 
 
 class BenchRefused(SidestreamError):
