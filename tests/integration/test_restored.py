@@ -23,6 +23,7 @@ from sidestream.maintenance.store_connection import StoreConnection
 from sidestream.store import queries
 from sidestream.worker.options import WorkerOptions
 from sidestream.worker.runner import Runner
+from sidestream.worker.wire import Item
 from tests.integration.test_client import tag
 from tests.support.embedded_worker import EmbeddedWorker
 
@@ -52,7 +53,7 @@ class Application:
         self.call.begin(0)
 
     def run(self, reference: bytes) -> Outcome:
-        return Runner(self.call).run(reference, None, attempts=0, run_alone=False, on_acquired=lambda acquired: None)[0]
+        return Runner(self.call).run(Item(reference, None, 0, run_alone=False), lambda acquired: None)[0]
 
     def row(self, row_id: int) -> tuple[Any, ...]:
         with self.somebody.cursor() as cursor:

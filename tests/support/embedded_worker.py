@@ -67,13 +67,8 @@ class EmbeddedWorker:
     def run_one(self, delivery: Delivery, *, run_alone: bool = False) -> Outcome:
         """Run one claimed delivery and settle it."""
         seen: list[Acquired] = []
-        outcome, acquired = self._runner.run(
-            delivery.reference,
-            delivery.payload,
-            attempts=delivery.attempts,
-            run_alone=run_alone,
-            on_acquired=seen.append,
-        )
+        item = wire.Item(delivery.reference, delivery.payload, delivery.attempts, run_alone)
+        outcome, acquired = self._runner.run(item, seen.append)
         if isinstance(outcome, Done):
             self._publish(acquired)
             Settlement(settle=True).apply(self._broker, delivery)

@@ -14,6 +14,7 @@ from sidestream.job.outcome import Done, Fail, Outcome, Release, Retry
 from sidestream.job.reason import Reason, ReasonCode
 from sidestream.job.retry import RetryPolicy
 from sidestream.worker.runner import CONFLICT_TRIES, Runner
+from sidestream.worker.wire import Item
 
 
 class ScriptedExecutor:
@@ -58,6 +59,9 @@ class ScriptedExecutor:
         self._step("close")
 
 
+ITEM = Item(b"ref", None, 0, run_alone=False)
+
+
 def raising(error: BaseException) -> Callable[[], Any]:
     def step() -> None:
         raise error
@@ -68,7 +72,7 @@ def raising(error: BaseException) -> Callable[[], Any]:
 def run(executor: ScriptedExecutor) -> Outcome:
     runner = Runner(executor, pause=lambda seconds: None)
     runner.soft_limit.install()
-    return runner.run(b"ref", None, attempts=0, run_alone=False, on_acquired=lambda acquired: None)[0]
+    return runner.run(ITEM, lambda acquired: None)[0]
 
 
 def test_done_after_run_and_commit() -> None:
@@ -146,7 +150,7 @@ def test_the_soft_limit_does_not_reach_the_next_job() -> None:
     executor.acquired.soft_limit = 0.02
     runner = Runner(executor)
     runner.soft_limit.install()
-    runner.run(b"ref", None, attempts=0, run_alone=False, on_acquired=lambda acquired: None)
+    runner.run(ITEM, lambda acquired: None)
     executor.acquired.soft_limit = None
     executor.steps["run"] = lambda: time.sleep(0.05)
-    assert runner.run(b"ref", None, attempts=0, run_alone=False, on_acquired=lambda acquired: None)[0] == Done()
+    assert runner.run(ITEM, lambda acquired: None)[0] == Done()

@@ -101,9 +101,7 @@ class Child:
     def _one(self, index: int, item: wire.Item, started: float) -> bool:
         """Run one job; return whether to report its outcome at once (everything but done)."""
         self._attempts_seen, self._reference = -1, item.reference
-        outcome, acquired = self._runner.run(
-            item.reference, item.payload, attempts=item.attempts, run_alone=item.run_alone, on_acquired=self._acquired
-        )
+        outcome, acquired = self._runner.run(item, self._acquired)
         self._slots.stop(self._slot)
         seconds = time.monotonic() - started
         self._count(item.reference, seconds)

@@ -23,6 +23,7 @@ from sidestream.executors.protocol import Acquired, Conflict, Executor, Uncertai
 from sidestream.job.outcome import Done, Outcome, Release
 from sidestream.job.reason import Reason, ReasonCode
 from sidestream.worker.outcome import outcome_of
+from sidestream.worker.wire import Item
 
 log = logging.getLogger(__name__)
 
@@ -70,20 +71,12 @@ class Runner:
         #: What the last attempt raised.
         self.error: BaseException | None = None
 
-    def run(
-        self,
-        reference: bytes,
-        payload: bytes | None,
-        *,
-        attempts: int,
-        run_alone: bool,
-        on_acquired: Callable[[Acquired], None],
-    ) -> tuple[Outcome, Acquired | None]:
+    def run(self, item: Item, on_acquired: Callable[[Acquired], None]) -> tuple[Outcome, Acquired | None]:
         """Run the job once; return its outcome, and what was acquired if it was. Raises nothing."""
         self.error = None
         for attempt in range(1, CONFLICT_TRIES + 1):
             try:
-                return self._once(reference, payload, attempts=attempts, run_alone=run_alone, on_acquired=on_acquired)
+                return self._once(item, on_acquired)
             except Conflict as conflict:
                 log.info("A job met a conflict (try %s): %s", attempt, conflict, extra={"action": "job_conflict"})
                 if attempt < CONFLICT_TRIES:
@@ -91,18 +84,10 @@ class Runner:
                     self._pause(random.uniform(0, CONFLICT_WAIT))
         return Release(Reason(ReasonCode.CONFLICT), None), None
 
-    def _once(
-        self,
-        reference: bytes,
-        payload: bytes | None,
-        *,
-        attempts: int,
-        run_alone: bool,
-        on_acquired: Callable[[Acquired], None],
-    ) -> tuple[Outcome, Acquired | None]:
+    def _once(self, item: Item, on_acquired: Callable[[Acquired], None]) -> tuple[Outcome, Acquired | None]:
         executor = self._executor
         try:
-            acquired = executor.acquire(reference, payload, attempts=attempts, run_alone=run_alone)
+            acquired = executor.acquire(item.reference, item.payload, attempts=item.attempts, run_alone=item.run_alone)
         except StoreError as error:
             executor.reset()
             # Nothing is written into a copy, not even how often its jobs were released.
