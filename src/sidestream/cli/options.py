@@ -6,9 +6,9 @@ import getpass
 import os
 import socket
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 from uuid import UUID
 
 import typer
@@ -48,14 +48,8 @@ class GlobalOptions:
 
         if self.config is not None:
             os.environ["SIDESTREAM_CONFIG"] = self.config  # where Settings looks, and what child processes inherit
-        given: dict[str, Any] = {
-            "database_url": self.database_url,
-            "redis_url": self.redis_url,
-            "app": self.app,
-            "odoo_config": self.odoo_config,
-            "odoo_database": self.odoo_database,
-        }
-        given |= of_the_command
+        given = {**asdict(self), **of_the_command}
+        del given["config"]
         return Settings(**{name: value for name, value in given.items() if value is not None})
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, Self, TypeVar
 
 import psycopg
@@ -261,32 +262,24 @@ class Session:
             return False
         return True
 
-    def try_lock(self, lock: bytes) -> bool:
-        """Take the advisory lock of an 8-byte tag without waiting; False if another session has it."""
-        self.connection  # noqa: B018  # opens it
-        return self.guarded(lambda: locks.lock_tag(self.cursor, lock))
-
-    def try_locks(self, locks: Sequence[bytes]) -> bool:
-        """Take all of ``locks`` or none; return False when another session has one of them."""
-        for position, lock in enumerate(locks):
-            if not self.try_lock(lock):
-                self.unlock_all(locks[:position])
+    def try_locks(self, wanted: Sequence[bytes]) -> bool:
+        """Take session-level advisory locks of 8 bytes without waiting; False and none when another session has one."""
+        for position, lock in enumerate(wanted):
+            self.connection  # noqa: B018  # opens it
+            if not self.guarded(partial(locks.lock_tag, self.cursor, lock)):
+                self.unlock_all(wanted[:position])
                 return False
         return True
 
-    def unlock_all(self, locks: Sequence[bytes]) -> None:
-        """Free each of ``locks``."""
-        for lock in locks:
-            self.unlock(lock)
-
-    def unlock(self, lock: bytes) -> None:
-        """Free a lock of :meth:`try_lock`; a lost session has freed it already."""
-        if self._connection is None or self.broken:
-            return
-        try:
-            locks.unlock_tag(self.cursor, lock)
-        except psycopg.Error:
-            self.close()
+    def unlock_all(self, held: Sequence[bytes]) -> None:
+        """Free locks of :meth:`try_locks`; a lost session has freed them already."""
+        for lock in held:
+            if self._connection is None or self.broken:
+                return
+            try:
+                locks.unlock_tag(self.cursor, lock)
+            except psycopg.Error:
+                self.close()
 
     def state_after_lost_commit(self, row_id: int) -> str | None:
         """End the session whose commit got no reply, then read the row's state with a waiting lock."""

@@ -7,7 +7,7 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from sidestream.broker.protocol import Publication
-from sidestream.errors import BrokerError, BrokerUnavailable, CapabilityMissing
+from sidestream.errors import BrokerError, CapabilityMissing
 from sidestream.job.reference import Reference
 
 CHUNK_SIZE = 500
@@ -79,11 +79,6 @@ def return_chunk(state: RelayState, chunk: list[Item], error: BrokerError, *, se
         for publication, ticket in state.direct:
             ticket.error = direct_error(error, publication, sent=False)
         state.direct.clear()
-
-
-def timeout_error(seconds: float) -> BrokerUnavailable:
-    """Return the error for a broker that did not answer within ``seconds``."""
-    return BrokerUnavailable(f"The broker did not answer within {seconds:g} s.")
 
 
 def direct_error(error: BrokerError, publication: Publication, *, sent: bool) -> BrokerError:

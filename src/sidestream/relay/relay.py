@@ -42,7 +42,6 @@ from sidestream.relay.queue import (
     has_work,
     return_chunk,
     take_chunk,
-    timeout_error,
 )
 
 KEPT_LIMIT = 10_000
@@ -183,7 +182,8 @@ class Relay:
                     self._open_breaker(state, f"it did not answer within {timeout:g} s")
                 if not ticket.taken:
                     state.direct.remove(item)
-                raise direct_error(timeout_error(timeout), publication, sent=ticket.taken)
+                why = BrokerUnavailable(f"The broker did not answer within {timeout:g} s.")
+                raise direct_error(why, publication, sent=ticket.taken)
         if ticket.error is not None:
             raise ticket.error
 

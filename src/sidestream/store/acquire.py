@@ -16,7 +16,7 @@ once: no earlier job with the same key is pending, and the effects of all earlie
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cache
 from typing import Any
 from uuid import UUID
@@ -66,24 +66,45 @@ _FOLDABLE = f"""(j.unique_key IS NOT NULL AND (
         OR EXISTS (SELECT FROM sidestream_job other WHERE {_PENDING_BEFORE})
         OR EXISTS (SELECT FROM sidestream_job other WHERE {_IN_WINDOW_BEFORE})))"""
 _PREFETCH = "/* prefetch */"
+
+
+@dataclass(frozen=True, slots=True)
+class Acquired:
+    """This session holds the row until the transaction ends."""
+
+    id: int
+    action: str
+    #: JSON, for :func:`sidestream.job.codec.decode_payload`.
+    payload: str
+    queue: str
+    key: str | None
+    #: Failed attempts and crashes so far, which every later compare-and-set compares.
+    attempts: int
+    #: How many of them a person's retry forgave: a retry policy counts ``attempts - forgiven``.
+    forgiven: int
+    #: How many killed their process.
+    crashes: int
+    #: Deaths of its host that it may have caused; -1 when it was charged with one. Unless it is 0, run the job alone.
+    suspects: int
+    #: The PostgreSQL process that holds the lock.
+    backend_pid: int
+    #: The user that it runs as, and its context (JSON).
+    user_id: int | None = None
+    context: str | None = None
+    priority: int = DEFAULT_PRIORITY
+    group: str | None = None
+    limit: str | None = None
+    #: Who requested it, if that is not the user that it runs as.
+    requested_by: int | None = None
+    #: The values of ``prefetch``.
+    prefetched: tuple[Any, ...] = ()
+
+
 # By field of Acquired: its column.
-_COLUMNS = {
-    "id": "id",
-    "action": "action",
-    "payload": "payload",
-    "queue": "queue",
-    "key": "key",
-    "attempts": "attempts",
-    "forgiven": "forgiven",
-    "crashes": "crashes",
-    "suspects": "suspects",
+_COLUMNS = {one.name: one.name for one in fields(Acquired) if one.name != "prefetched"} | {
     "backend_pid": "pg_backend_pid()",
-    "user_id": "user_id",
-    "context": "context",
-    "priority": "priority",
     "group": "group_name",
     "limit": "limit_key",
-    "requested_by": "requested_by",
 }
 _ACQUIRED = f"""
     -- "sidestream.job" lasts as long as this transaction, and finish() requires it. MATERIALIZED, because it must not
@@ -134,38 +155,6 @@ _STATE_WHEN_UNLOCKED = """
 
 # Returns whether a direct job ended. Index: sidestream_job_uuid.
 _INBOX_HAS = "SELECT EXISTS (SELECT FROM sidestream_job WHERE uuid = %(uuid)s::uuid AND state <> 'pending')"
-
-
-@dataclass(frozen=True, slots=True)
-class Acquired:
-    """This session holds the row until the transaction ends."""
-
-    id: int
-    action: str
-    #: JSON, for :func:`sidestream.job.codec.decode_payload`.
-    payload: str
-    queue: str
-    key: str | None
-    #: Failed attempts and crashes so far, which every later compare-and-set compares.
-    attempts: int
-    #: How many of them a person's retry forgave: a retry policy counts ``attempts - forgiven``.
-    forgiven: int
-    #: How many killed their process.
-    crashes: int
-    #: Deaths of its host that it may have caused; -1 when it was charged with one. Unless it is 0, run the job alone.
-    suspects: int
-    #: The PostgreSQL process that holds the lock.
-    backend_pid: int
-    #: The user that it runs as, and its context (JSON).
-    user_id: int | None = None
-    context: str | None = None
-    priority: int = DEFAULT_PRIORITY
-    group: str | None = None
-    limit: str | None = None
-    #: Who requested it, if that is not the user that it runs as.
-    requested_by: int | None = None
-    #: The values of ``prefetch``.
-    prefetched: tuple[Any, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

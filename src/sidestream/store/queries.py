@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -69,39 +69,6 @@ _OVERDUE = f"""
     WHERE j.state = 'pending' AND j.id > %(after)s::bigint
     AND j.run_at < {UTC_NOW} - %(older)s::float8 * interval '1 second'
     ORDER BY j.id LIMIT %(limit)s::integer"""
-# By field of Row: its column.
-_COLUMNS = {
-    "id": "j.id",
-    "uuid": "j.uuid::text",
-    "action": "j.action",
-    "queue": "j.queue",
-    "key": "j.key",
-    "state": "j.state",
-    "created_at": "j.created_at",
-    "run_at": "j.run_at",
-    "ended_at": "j.ended_at",
-    "attempts": "j.attempts",
-    "forgiven": "j.forgiven",
-    "crashes": "j.crashes",
-    "suspects": "j.suspects",
-    "releases": "j.releases",
-    "error": "j.error",
-    "reason": "j.reason",
-    "due": f"j.run_at <= {UTC_NOW}",
-    "cancelling": "EXISTS (SELECT FROM sidestream_control c WHERE c.job_id = j.id AND c.handled_at IS NULL)",
-    "priority": "j.priority",
-    "group": "j.group_name",
-    "limit": "j.limit_key",
-    "unique": "j.unique_key",
-    "snoozes": "j.snoozes",
-    "started_at": "j.started_at",
-    "error_group": "j.error_group",
-}
-_SELECT = f"SELECT {', '.join(f'{column} AS {name}' for name, column in _COLUMNS.items())}"
-# Returns rows, newest first. Index: the primary key; of a state the index of that state.
-_PAGE = f"{_SELECT} FROM sidestream_job j WHERE /* conditions */ ORDER BY j.id DESC LIMIT %(limit)s::integer"
-# Returns one row and its payload. Index: the primary key.
-_JOB = f"{_SELECT}, j.payload FROM sidestream_job j WHERE j.id = %(id)s::bigint"
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +111,22 @@ class Row:
     started_at: datetime | None
     #: Of a failed job: the group of jobs with similar errors.
     error_group: str | None
+
+
+# By field of Row: its column.
+_COLUMNS = {one.name: f"j.{one.name}" for one in fields(Row)} | {
+    "uuid": "j.uuid::text",
+    "due": f"j.run_at <= {UTC_NOW}",
+    "cancelling": "EXISTS (SELECT FROM sidestream_control c WHERE c.job_id = j.id AND c.handled_at IS NULL)",
+    "group": "j.group_name",
+    "limit": "j.limit_key",
+    "unique": "j.unique_key",
+}
+_SELECT = f"SELECT {', '.join(f'{column} AS {name}' for name, column in _COLUMNS.items())}"
+# Returns rows, newest first. Index: the primary key; of a state the index of that state.
+_PAGE = f"{_SELECT} FROM sidestream_job j WHERE /* conditions */ ORDER BY j.id DESC LIMIT %(limit)s::integer"
+# Returns one row and its payload. Index: the primary key.
+_JOB = f"{_SELECT}, j.payload FROM sidestream_job j WHERE j.id = %(id)s::bigint"
 
 
 def unpublished(

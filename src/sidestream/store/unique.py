@@ -20,6 +20,7 @@ from sidestream.job.reason import Reason, ReasonCode
 from sidestream.store.adapter import SERIALIZATION_FAILURE, sqlstate
 from sidestream.store.compare_and_set import UTC_NOW
 from sidestream.store.cursor import Cursor, fetch_all, fetch_ids, fetch_one
+from sidestream.store.diagnosis import pending_among
 from sidestream.store.job_row import OF_J, JobRow, read_job_row
 from sidestream.store.locks import running_between
 
@@ -55,8 +56,6 @@ _LOCK = """
 # A job that waits does not start before the caller's transaction ends, so that it sees what the caller wrote.
 _SHARE = _LOCK.format(strength="SHARE")
 _MINE = _LOCK.format(strength="NO KEY UPDATE")
-# Returns which of these rows are pending. Index: the primary key.
-_STILL_PENDING = "SELECT id FROM sidestream_job WHERE id = ANY (%(ids)s::bigint[]) AND state = 'pending'"
 # Writes a new job's values to a pending row that the caller has locked, and returns it. Index: the primary key.
 _TAKE_OVER = f"""
     UPDATE sidestream_job j SET payload = %(payload)s::text, run_at = coalesce(%(run_at)s::timestamp, {UTC_NOW}),
@@ -273,8 +272,7 @@ def _lock(cur: Cursor, statement: str, ids: Iterable[int], *, guarded: bool) -> 
                 locked |= got
     passed_over = [one for one in wanted if one not in locked and one not in changed]
     if passed_over:  # a session holds them, or (at READ COMMITTED) they ended just now
-        cur.execute(_STILL_PENDING, {"ids": passed_over})
-        changed |= set(passed_over) - fetch_ids(cur)
+        changed |= set(passed_over) - pending_among(cur, passed_over)
     return locked, changed
 
 

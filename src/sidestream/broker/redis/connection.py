@@ -29,6 +29,7 @@ from redis.exceptions import TimeoutError as TimedOut
 from redis.retry import Retry
 
 from sidestream.errors import BrokerError, BrokerFull, BrokerUnavailable, BrokerUnsuitable, SettingsError
+from sidestream.logs import shown_url
 
 _SCHEMES = ("redis", "rediss", "unix")
 _WAITING = ("MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "BUSY", "NOREPLICAS", "LOADING")
@@ -66,9 +67,9 @@ class RedisConnection:
         """
         if urlsplit(url).scheme not in _SCHEMES:
             raise SettingsError(
-                f"The Redis URL {shown(url)!r} is not usable: expected redis://, rediss:// or unix://; correct it."
+                f"The Redis URL {shown_url(url)!r} is not usable: expected redis://, rediss:// or unix://; correct it."
             )
-        self.url = shown(url)
+        self.url = shown_url(url)
         self.timeout = timeout
         self._closed = False
         self._ready: ConnectionInterface | None = None
@@ -169,12 +170,6 @@ class RedisConnection:
         if str(error).startswith(_FORBIDDEN):
             return CommandForbidden(str(error))
         return translate(error, self.url)
-
-
-def shown(url: str) -> str:
-    """Return ``url`` without its password and its options, for messages."""
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
 def translate(error: Exception, url: str) -> BrokerError:
