@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
 from sidestream.errors import GiveUp, InvalidJob, SettingsError
-from sidestream.job.job import Unique
+from sidestream.job import uniqueness
+from sidestream.job.job import DEFAULT_PRIORITY, DEFAULT_QUEUE, Unique
+from sidestream.job.moments import seconds_of
+from sidestream.job.names import check_priority, check_queue
+from sidestream.job.retry import RetryPolicy, policy_of
 from sidestream.job.template import fields_of, render_template
-from sidestream.job.uniqueness import SHORT_FORMS, with_key
+from sidestream.job.uniqueness import SHORT_FORMS
 
 Text = str | Callable[..., str | None] | None
 """A text with the function's arguments in braces, a function of the arguments, or None."""
@@ -25,6 +30,59 @@ _OTHER_NAMES = {
     "soft_time_limit": "soft_limit=...",
     "time_limit": "hard_limit=...",
 }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ActionOptions:
+    """How the jobs of a declared action may run; the same for functions and for methods of models.
+
+    A text may name, in braces, arguments of the function or fields of the method's record ("order:{order_id}"). A
+    function instead of a text receives the arguments, or the recordset.
+    """
+
+    #: Queue of its jobs, unless the call names another one.
+    queue: str = DEFAULT_QUEUE
+    #: 0 (first) to 9 within the queue.
+    priority: int = DEFAULT_PRIORITY
+    #: Ordering key of its jobs: a text, or a function; None: no order.
+    key: Text = None
+    #: Limit key of its jobs, in the same form: ``rule`` or ``rule:value`` ("courier:{carrier_id}").
+    limit: Text = None
+    #: Fairness group of its jobs (the tenant), in the same form; None: in Odoo, the company in which it is enqueued.
+    group: Text = None
+    #: Key that makes a second job a duplicate, in the same form, or a :class:`~sidestream.job.job.Unique` with one.
+    unique: Unique | str | Callable[..., Unique | str | None] | None = None
+    #: Seconds after its due time at which a job that has not started is cancelled; None means never.
+    expires_in: float | None = None
+    #: The policy for failed attempts, or one for each class of exceptions.
+    retry: RetryPolicy = field(default_factory=RetryPolicy)
+    #: Seconds until :class:`~sidestream.errors.SoftLimitExceeded` is raised inside the job; None means never.
+    soft_limit: float | None = None
+    #: Seconds until the job's process is killed; None means the worker's own limit.
+    hard_limit: float | None = None
+    #: "forbid": commit and rollback are refused. "relock": a commit locks and checks the job again. A function calls
+    #: ``context.commit()``, a method ``self.env.cr.commit()``.
+    commits: Literal["forbid", "relock"] = "forbid"
+
+    def check(self, name: str, what: str, *, three_step: bool) -> None:
+        """Raise :class:`~sidestream.errors.SettingsError` or InvalidName when an option of ``what`` is wrong."""
+        check_queue(self.queue)
+        check_priority(self.priority)
+        object.__setattr__(self, "retry", policy_of(name, self.retry))
+        if self.expires_in is not None:
+            seconds_of(name, "expires_in", self.expires_in, least="above 0")
+        if isinstance(self.unique, Unique):
+            uniqueness.check(name, self.unique)
+        check_limits(what, self.soft_limit, self.hard_limit)
+        if self.commits not in ("forbid", "relock"):
+            raise SettingsError(f"commits={self.commits!r} of {what}: expected 'forbid' or 'relock'.")
+        if three_step and self.commits == "relock":
+            raise SettingsError(f"commits='relock' of {what}, which has three steps: its steps commit; leave it out.")
+
+    def templates(self) -> Iterator[tuple[str, object]]:
+        """Yield the option and what it holds for each that may be a text."""
+        unique = self.unique.key if isinstance(self.unique, Unique) else self.unique
+        yield from (("key", self.key), ("limit", self.limit), ("group", self.group), ("unique", unique))
 
 
 def check_options(action: str, options: Iterable[str], known: Collection[str]) -> None:
@@ -144,15 +202,15 @@ def _takes_context(signature: inspect.Signature) -> bool:
     return named or (isinstance(annotation, str) and annotation.strip("'\"").rpartition(".")[2] == "Context")
 
 
-def check_fields(action: str, what: str, template: Text, function: Callable[..., Any]) -> None:
+def check_fields(action: str, what: str, template: object, function: Callable[..., Any]) -> None:
     """Raise SettingsError if ``template`` names an unknown argument of ``function``."""
     if not isinstance(template, str):
         return
     known = _arguments(function)
-    for field in fields_of(f"{what} of action {action!r}", template):
-        if known is not None and field not in known:
+    for name in fields_of(f"{what} of action {action!r}", template):
+        if known is not None and name not in known:
             raise SettingsError(
-                f"The {what} {template!r:.80} of action {action!r} names {field!r}, which is not an argument of it; "
+                f"The {what} {template!r:.80} of action {action!r} names {name!r}, which is not an argument of it; "
                 f"its arguments are {', '.join(known) or 'none'}."
             )
 
@@ -175,12 +233,12 @@ class Arguments:
             )
         return template(*self._args, **self._kwargs)
 
-    def unique(self, unique: Unique | Text) -> Unique | str | None:
+    def unique(self, unique: Unique | str | Callable[..., Unique | str | None] | None) -> Unique | str | None:
         """Return the uniqueness of this call."""
         if isinstance(unique, Unique):
             key = self.text("unique", unique.key)
-            return None if key is None else with_key(unique, key)
-        return self.text("unique", unique)
+            return None if key is None else replace(unique, key=key)
+        return unique(*self._args, **self._kwargs) if callable(unique) else self.text("unique", unique)
 
     def _value(self, what: str, template: str, field: str) -> str:
         if self._by_name is None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from sidestream.errors import InvalidJob
@@ -76,11 +75,6 @@ def declared_unique(action: str, options: Mapping[str, Any]) -> dict[str, Any]:
     if len(rest) != len(options):
         rest["unique"] = unique_of(action, options)
     return rest
-
-
-def with_key(unique: Unique, key: str) -> Unique:
-    """Return the same policy for another text."""
-    return replace(unique, key=key)
 
 
 def _policy(action: str, name: str, value: object, known: tuple[str, ...]) -> InvalidJob:

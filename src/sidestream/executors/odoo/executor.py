@@ -224,7 +224,6 @@ class OdooExecutor:
     # -- each job ------------------------------------------------------------------------------------------------
 
     def acquire(self, reference: bytes, payload: bytes | None, *, attempts: int, run_alone: bool) -> Acquired | Verdict:
-        """Lock the job and read it."""
         try:
             ref = Reference.unpack(reference)
         except WireError as error:
@@ -268,7 +267,6 @@ class OdooExecutor:
         return acquired
 
     def run(self, acquired: Acquired) -> None:
-        """Call the method, or its three steps."""
         with self._humanized_errors(acquired.body):
             self._odoo.guarded(lambda: self._call(acquired))
         crash_point("child.ran")
@@ -289,7 +287,6 @@ class OdooExecutor:
         self._committed(body)
 
     def verify(self, acquired: Acquired) -> bool:
-        """Determine whether the commit that got no reply succeeded."""
         session, lost = self._lock_session, self._odoo.backend
         self._odoo.drop()
 
@@ -301,12 +298,10 @@ class OdooExecutor:
         return session.guarded(read)
 
     def reset(self) -> None:
-        """Roll back, or drop the cursor when that fails."""
         self._odoo.guard.end()
         self._odoo.rollback()
 
     def release_locks(self, acquired: Acquired) -> None:
-        """Free the job's locks."""
         self._lock_session.unlock_all(acquired.body.locks)
 
     @property
@@ -324,7 +319,6 @@ class OdooExecutor:
             log.exception("A failure hook failed.", extra={"action": "failure_hook_failed"})
 
     def close(self) -> None:
-        """Close the connections."""
         self._odoo.drop()
         self._lock_session.close()
 

@@ -8,16 +8,13 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Callable, Generator, Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from sidestream.errors import ActionError, InvalidName, SettingsError
-from sidestream.executors.declaration import check_limits
+from sidestream.executors.declaration import ActionOptions
 from sidestream.job import uniqueness
-from sidestream.job.job import DEFAULT_PRIORITY, DEFAULT_QUEUE, Unique
-from sidestream.job.moments import seconds_of
-from sidestream.job.names import check_action, check_priority, check_queue, tag
-from sidestream.job.retry import RetryPolicy, policy_of
+from sidestream.job.names import check_action, tag
 from sidestream.job.template import fields_of
 
 log = logging.getLogger(__name__)
@@ -28,62 +25,26 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True, slots=True)
-class ModelAction:
+class ModelAction(ActionOptions):
     """A declared method of a model and how it may run."""
 
-    #: Queue of its jobs, unless the call names another one.
-    queue: str = DEFAULT_QUEUE
-    #: Ordering key of its jobs: text with fields of the record in braces ("carrier:{carrier_id}"), or a function of the
-    #: recordset; None: no order.
-    key: str | Callable[[Any], str | None] | None = None
-    #: Limit key of its jobs, in the same form: ``rule`` or ``rule:value`` ("courier:{carrier_id}").
-    limit: str | Callable[[Any], str | None] | None = None
-    #: Fairness group of its jobs (the tenant), in the same form; None: the company in which the job is enqueued.
-    group: str | Callable[[Any], str | None] | None = None
-    #: Key that makes a second job a duplicate, in the same form, or a :class:`~sidestream.job.job.Unique` with one.
-    unique: Unique | str | Callable[[Any], Unique | str | None] | None = None
-    #: 0 (first) to 9 within the queue.
-    priority: int = DEFAULT_PRIORITY
-    #: Seconds after its due time at which a job that has not started is cancelled; None means never.
-    expires_in: float | None = None
     #: "user": the user who enqueued it, without superuser rights; "superuser"; or the xml id of a service user.
     run_as: str = "user"
-    #: The policy for failed attempts, or one for each class of exceptions.
-    retry: RetryPolicy = field(default_factory=RetryPolicy)
-    #: Seconds until :class:`~sidestream.errors.SoftLimitExceeded` is raised inside the job; None means never.
-    soft_limit: float | None = None
-    #: Seconds until the job's process is killed; None means the worker's own limit.
-    hard_limit: float | None = None
-    #: "forbid": commit and rollback are refused. "relock": ``self.env.cr.commit()`` commits, locks and checks again.
-    commits: Literal["forbid", "relock"] = "forbid"
     #: The method is a generator; the function that it yields is called with an idempotency key outside any transaction.
     three_step: bool = False
     #: Name for people: text, or Odoo's lazy translation; None: derived from the method's name.
     label: Any = None
 
     def __post_init__(self) -> None:
-        check_queue(self.queue)
-        check_priority(self.priority)
-        object.__setattr__(self, "retry", policy_of("@action", self.retry))
-        if self.expires_in is not None:
-            seconds_of("@action", "expires_in", self.expires_in, least="above 0")
-        if isinstance(self.unique, Unique):
-            uniqueness.check("@action", self.unique)
-        for what in ("key", "limit", "group", "unique"):
-            given = getattr(self, what)
-            template = given.key if isinstance(given, Unique) else given
+        self.check("@action", "an action", three_step=self.three_step)
+        for option, template in self.templates():
             if isinstance(template, str):
-                fields_of(f"{what} of an @action", template)
-        if self.commits not in ("forbid", "relock"):
-            raise SettingsError(f"commits={self.commits!r} of an action: expected 'forbid' or 'relock'.")
-        if self.three_step and self.commits == "relock":
-            raise SettingsError("A three-step action cannot declare commits='relock': its steps commit.")
+                fields_of(f"{option} of an @action", template)
         if self.run_as not in ("user", "superuser") and "." not in self.run_as:
             raise SettingsError(
                 f"run_as={self.run_as!r} of an action: expected 'user', 'superuser' or the xml id of a user "
                 "(module.name)."
             )
-        check_limits("an action", self.soft_limit, self.hard_limit)
 
     @classmethod
     def of(cls, **options: Any) -> ModelAction:

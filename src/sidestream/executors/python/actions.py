@@ -4,81 +4,55 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from typing import Any, Literal, TypeVar
+from dataclasses import dataclass, fields
+from typing import Any, TypeVar
 
 from sidestream.errors import DuplicateAction, SettingsError, UnknownAction
 from sidestream.executors.application_fault import application_error
-from sidestream.executors.declaration import Arguments, Text, check_fields, check_function, check_limits, check_options
-from sidestream.executors.three_step import ThreeSteps
-from sidestream.job.job import DEFAULT_PRIORITY, DEFAULT_QUEUE, Unique
-from sidestream.job.moments import seconds_of
-from sidestream.job.names import check_action, check_priority, check_queue, tag
+from sidestream.executors.declaration import ActionOptions, Arguments, check_fields, check_function, check_options
+from sidestream.job.names import check_action, tag
 from sidestream.job.observer import JobFailure
 from sidestream.job.options import JobOptions
-from sidestream.job.retry import RetryPolicy, policy_of
-from sidestream.job.uniqueness import check, declared_unique
+from sidestream.job.uniqueness import declared_unique
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 FailureHook = TypeVar("FailureHook", bound=Callable[[JobFailure], object])
 
 
 @dataclass(frozen=True, slots=True)
-class Action:
+class ThreeSteps:
+    """The functions of a three-step action: read in one transaction, call outside any, write "done" in another.
+
+    It is for slow API calls: no row is locked and no snapshot is held while the remote service works.
+    """
+
+    #: ``read(context, *args, **kwargs)`` in a first transaction; returns the data for the call. It may not write.
+    read: Callable[..., Any]
+    #: ``call(context, request)`` outside any transaction; send ``context.idempotency_key(...)`` with it.
+    call: Callable[..., Any]
+    #: ``write(context, request, answer)`` in the transaction that commits "done".
+    write: Callable[..., None]
+
+
+@dataclass(frozen=True, slots=True)
+class Action(ActionOptions):
     """A declared function and how it may run."""
 
     #: The name that rows and references carry.
     name: str
     #: Called as ``function(context, *args, **kwargs)``.
     function: Callable[..., Any]
-    #: The policy for failed attempts, or one for each class of exceptions.
-    retry: RetryPolicy = field(default_factory=RetryPolicy)
-    #: Seconds until :class:`~sidestream.errors.SoftLimitExceeded` is raised inside the job; None means never.
-    soft_limit: float | None = None
-    #: Seconds until the job's process is killed; None means the worker's own limit.
-    hard_limit: float | None = None
-    #: "forbid": commit and rollback are refused. "relock": ``context.commit()`` commits, locks and checks again.
-    commits: Literal["forbid", "relock"] = "forbid"
-    #: Queue of its jobs, unless the call names another one.
-    queue: str = DEFAULT_QUEUE
     #: Whether the action needs the database; a direct job of an action that does not runs without one.
     database: bool = True
     #: Set for a three-step action; ``function`` is then its last step.
     steps: ThreeSteps | None = None
-    #: 0 (first) to 9 within the queue.
-    priority: int = DEFAULT_PRIORITY
-    #: Ordering key of its jobs: a text with arguments in braces ("order:{order_id}"), or a function of the arguments.
-    key: Text = None
-    #: Limit key of its jobs, in the same form: ``rule`` or ``rule:value`` ("courier:{carrier_id}").
-    limit: Text = None
-    #: Fairness group of its jobs (the tenant), in the same form.
-    group: Text = None
-    #: Key that makes a second job a duplicate, in the same form, or a :class:`~sidestream.job.job.Unique` with one.
-    unique: Unique | Text = None
-    #: Seconds after its due time at which a job that has not started is cancelled; None means never.
-    expires_in: float | None = None
 
     def __post_init__(self) -> None:
         check_action(self.name)
         self._check_functions()
-        check_queue(self.queue)
-        check_priority(self.priority)
-        object.__setattr__(self, "retry", policy_of(self.name, self.retry))
-        if self.expires_in is not None:
-            seconds_of(self.name, "expires_in", self.expires_in, least="above 0")
-        if isinstance(self.unique, Unique):
-            check(self.name, self.unique)
-        for what in ("key", "limit", "group"):
-            check_fields(self.name, what, getattr(self, what), self.called)
-        unique = self.unique.key if isinstance(self.unique, Unique) else self.unique
-        check_fields(self.name, "unique", unique, self.called)
-        check_limits(f"action {self.name!r}", self.soft_limit, self.hard_limit)
-        if self.steps is not None and self.commits == "relock":
-            raise SettingsError(
-                f"The three-step action {self.name!r} cannot declare commits='relock': its steps commit."
-            )
-        if self.commits not in ("forbid", "relock"):
-            raise SettingsError(f"commits={self.commits!r} of action {self.name!r}: expected 'forbid' or 'relock'.")
+        self.check(self.name, f"action {self.name!r}", three_step=self.steps is not None)
+        for option, template in self.templates():
+            check_fields(self.name, option, template, self.called)
 
     def _check_functions(self) -> None:
         if self.steps is None:
@@ -112,7 +86,7 @@ class Action:
         return found
 
 
-OPTIONS = tuple(one.name for one in fields(Action) if one.name not in ("name", "function", "steps"))
+OPTIONS = (*(one.name for one in fields(ActionOptions)), "database")
 """The options of a declaration."""
 
 
@@ -165,7 +139,7 @@ class Actions:
         write: Callable[..., Any],
         **options: Any,
     ) -> None:
-        """Declare a three-step action (see :class:`~sidestream.executors.three_step.ThreeSteps`)."""
+        """Declare a three-step action (see :class:`ThreeSteps`)."""
         check_options(name, options, OPTIONS)
         self.add(Action(name, write, steps=ThreeSteps(read, call, write), **declared_unique(name, options)))
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -45,20 +46,18 @@ from sidestream.store.insert import insert, insert_done
 log = logging.getLogger(__name__)
 
 
+@dataclass(slots=True)
 class Body:
     """The state of an acquired job from acquire to commit."""
 
-    __slots__ = ("action", "context", "job", "locks", "parts", "transaction")
-
-    def __init__(self, action: Action, job: Job, locks: list[bytes], *, transaction: bool) -> None:
-        self.action = action
-        self.job = job
-        #: Session-level locks to free after the attempt.
-        self.locks = locks
-        self.parts = PartialCommits()
-        #: Whether the action runs in a database transaction.
-        self.transaction = transaction
-        self.context: Context
+    action: Action
+    job: Job
+    #: Session-level locks to free after the attempt.
+    locks: list[bytes]
+    #: Whether the action runs in a database transaction.
+    transaction: bool
+    parts: PartialCommits = field(default_factory=PartialCommits)
+    context: Context = field(init=False)
 
 
 class PythonExecutor:
@@ -98,7 +97,6 @@ class PythonExecutor:
             self._session = Session(self._dsn, self._application_name(slot), lambda pid: self.on_backend(pid))
 
     def acquire(self, reference: bytes, payload: bytes | None, *, attempts: int, run_alone: bool) -> Acquired | Verdict:
-        """Lock the job and read it."""
         try:
             ref = Reference.unpack(reference)
         except WireError as error:
@@ -111,14 +109,12 @@ class PythonExecutor:
         return self._acquire_row(ref, action, run_alone)
 
     def run(self, acquired: Acquired) -> None:
-        """Call the action, or its three steps."""
         body: Body = acquired.body
         guarded = self._session.guarded if self._session is not None and body.transaction else _plainly
         guarded(lambda: self._call(body))
         crash_point("child.ran")
 
     def commit(self, acquired: Acquired) -> None:
-        """Write "done" and commit."""
         body: Body = acquired.body
         session = self._session
         if session is None or not body.transaction:
@@ -135,7 +131,6 @@ class PythonExecutor:
         crash_point("child.committed")
 
     def verify(self, acquired: Acquired) -> bool:
-        """Determine whether the commit that got no reply succeeded."""
         body: Body = acquired.body
         assert self._session is not None  # only the commit of a session is uncertain
         if body.job.id is not None:
@@ -143,7 +138,6 @@ class PythonExecutor:
         return self._session.done_after_lost_commit(body.job.uuid)
 
     def reset(self) -> None:
-        """Roll back, or drop the connection when that fails."""
         if self._session is not None:
             self._session.rollback()
 
@@ -159,7 +153,6 @@ class PythonExecutor:
         return bool(self._actions.failure_hooks)
 
     def job_failed(self, failure: JobFailure) -> None:
-        """Call the application's failure hooks."""
         for hook in self._actions.failure_hooks:
             try:
                 hook(failure)
@@ -167,7 +160,6 @@ class PythonExecutor:
                 log.exception("A failure hook failed.", extra={"action": "failure_hook_failed"})
 
     def close(self) -> None:
-        """Close the connection."""
         if self._session is not None:
             self._session.close()
 
@@ -293,12 +285,7 @@ class PythonExecutor:
         check_still_held(body.job, found)
 
     def _enqueue(
-        self,
-        acquired: Acquired,
-        action: str,
-        args: Sequence[Any],
-        kwargs: Mapping[str, Any],
-        options: JobOptions,
+        self, acquired: Acquired, action: str, args: Sequence[Any], kwargs: Mapping[str, Any], options: JobOptions
     ) -> int:
         declared = self._actions.get(action)
         session = self._session
