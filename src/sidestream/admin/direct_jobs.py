@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -91,10 +92,7 @@ def error_groups(settings: Settings, only: Filter) -> list[ErrorGroup]:
                 groups.setdefault(error_group(failed.error), []).append(failed)
     found = []
     for shared, members in groups.items():
-        counts: dict[str, int] = {}
-        for one in members:
-            if one.job is not None:
-                counts[one.job.action] = counts.get(one.job.action, 0) + 1
+        counts = Counter(one.job.action for one in members if one.job is not None)
         names = sorted(counts, key=lambda name: (-counts[name], name))[:MOST_ACTIONS]
         newest = max(members, key=lambda one: one.at_ms)
         at = datetime.fromtimestamp(newest.at_ms / 1000, UTC)

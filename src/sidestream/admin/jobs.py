@@ -15,7 +15,6 @@ from sidestream.relay.publications import publication_of
 from sidestream.relay.queue import CHUNK_SIZE
 from sidestream.settings import Settings
 from sidestream.store import diagnosis, job_row, rules, schema
-from sidestream.store.job_row import JobRow
 from sidestream.wiring.client import build_broker, store_cursor
 
 
@@ -28,14 +27,16 @@ def sync_to_broker(settings: Settings, job_ids: Sequence[int], *, waiting: bool)
     """
     with store_cursor(settings) as cursor:
         database, found = schema.identify(cursor), job_row.find_all(cursor, job_ids)
-    return _sync(settings, database, found, waiting=waiting)
+    publications = [publication_of(row, database) for row in found]
 
+    def tell(broker: Broker) -> None:
+        for publication in publications:
+            broker.discard(publication)
+        if waiting:
+            for at in range(0, len(publications), CHUNK_SIZE):
+                broker.publish(publications[at : at + CHUNK_SIZE])
 
-def sync_all_to_broker(settings: Settings, jobs: Sequence[JobRow], *, waiting: bool) -> bool:
-    """Do as :func:`sync_to_broker` for rows that were read after the change."""
-    with store_cursor(settings) as cursor:
-        database = schema.identify(cursor)
-    return _sync(settings, database, jobs, waiting=waiting)
+    return _tell(settings, tell)
 
 
 def reprioritize(settings: Settings, job_id: int) -> bool:
@@ -87,19 +88,6 @@ def announced_workers(settings: Settings) -> Sequence[AnnouncedWorker]:
     """Return the workers that Redis knows."""
     with closing(build_broker(settings)) as broker:
         return RedisInspector(broker.connection).workers()
-
-
-def _sync(settings: Settings, database: schema.Database, jobs: Sequence[JobRow], *, waiting: bool) -> bool:
-    publications = [publication_of(row, database) for row in jobs]
-
-    def tell(broker: Broker) -> None:
-        for publication in publications:
-            broker.discard(publication)
-        if waiting:
-            for at in range(0, len(publications), CHUNK_SIZE):
-                broker.publish(publications[at : at + CHUNK_SIZE])
-
-    return _tell(settings, tell)
 
 
 def _tell(settings: Settings, tell: Callable[[Broker], object]) -> bool:

@@ -64,14 +64,11 @@ def aging(settings: Settings) -> float:
         return rules.read(cursor).aging
 
 
-def set_aging(settings: Settings, seconds: float, *, by: str, note: str | None) -> None:
-    """Set the priority aging time."""
+def set_aging(settings: Settings, seconds: float | None, *, by: str, note: str | None = None) -> float:
+    """Set the priority aging time (None: the default), and return it."""
     with store_cursor(settings) as cursor:
+        if seconds is None:
+            rules.remove_aging(cursor)
+            return DEFAULT_AGING
         rules.set_aging(cursor, seconds, by=by, note=note)
-
-
-def reset_aging(settings: Settings) -> float:
-    """Return to the default priority aging time, and return it."""
-    with store_cursor(settings) as cursor:
-        rules.remove_aging(cursor)
-    return DEFAULT_AGING
+        return seconds

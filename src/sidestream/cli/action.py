@@ -25,24 +25,13 @@ def action_list(context: typer.Context, *, as_json: AsJson = False) -> None:
 
 @action.command("pause")
 def action_pause(
-    context: typer.Context,
-    name: Name,
-    *,
-    group: Group = None,
-    note: Note = None,
-    as_json: AsJson = False,
+    context: typer.Context, name: Name, *, group: Group = None, note: Note = None, as_json: AsJson = False
 ) -> None:
     """Let no more jobs of the action start; running jobs continue."""
     rule.pause(context, Pause(action=name, group=group), note, as_json=as_json)
 
 
 @action.command("resume")
-def action_resume(
-    context: typer.Context,
-    name: Name,
-    *,
-    group: Group = None,
-    as_json: AsJson = False,
-) -> None:
+def action_resume(context: typer.Context, name: Name, *, group: Group = None, as_json: AsJson = False) -> None:
     """Let the jobs of a paused action start again."""
     rule.resume(context, Pause(action=name, group=group), as_json=as_json)

@@ -32,8 +32,7 @@ def aging_set(
     """Set the priority aging time."""
     from sidestream.admin import rules
 
-    found = seconds("TIME", time)
-    rules.set_aging(options_of(context).settings(), found, by=who(), note=note)
+    found = rules.set_aging(options_of(context).settings(), seconds("TIME", time), by=who(), note=note)
     _tell(found, as_json=as_json)
 
 
@@ -42,7 +41,7 @@ def aging_reset(context: typer.Context, *, as_json: AsJson = False) -> None:
     """Return to the default priority aging time."""
     from sidestream.admin import rules
 
-    _tell(rules.reset_aging(options_of(context).settings()), as_json=as_json)
+    _tell(rules.set_aging(options_of(context).settings(), None, by=who()), as_json=as_json)
 
 
 def _tell(found: float, *, as_json: bool) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -27,12 +27,7 @@ Everything = Annotated[bool, typer.Option("--all", help="All failed jobs; requir
 
 @failed.command("list")
 def failed_list(
-    context: typer.Context,
-    *,
-    action: Action = None,
-    queue: Queue = None,
-    group: Group = None,
-    as_json: AsJson = False,
+    context: typer.Context, *, action: Action = None, queue: Queue = None, group: Group = None, as_json: AsJson = False
 ) -> None:
     """List failed jobs grouped by error, the most frequent first."""
     from sidestream.admin.direct_jobs import error_groups
@@ -71,53 +66,37 @@ def failed_list(
         )
 
 
-@failed.command("retry")
-def failed_retry(
-    context: typer.Context,
-    *,
-    error: Error = None,
-    action: Action = None,
-    queue: Queue = None,
-    group: Group = None,
-    everything: Everything = False,
-    as_json: AsJson = False,
-) -> None:
-    """Retry failed jobs now, with all their attempts."""
+def _add_command(name: str, about: str, *, again: bool) -> None:
+    """Add the command that retries or discards failed jobs."""
+
+    @failed.command(name, help=about)
+    def change(
+        context: typer.Context,
+        *,
+        error: Error = None,
+        action: Action = None,
+        queue: Queue = None,
+        group: Group = None,
+        everything: Everything = False,
+        as_json: AsJson = False,
+    ) -> None:
+        only = _narrowed(error, action, queue, group, everything=everything)
+        count = _in_batches(context, only, again=again) + _direct(context, only, again=again)
+        if not count and not as_json:
+            fail("No failed job matches; list them with 'sidestream failed list'.")
+        jobs, verb = ("1 job", "is") if count == 1 else (f"{count} jobs", "are")
+        done = "pending again and due now" if again else "cancelled"
+        answer({"retried" if again else "discarded": count}, f"{jobs} {verb} {done}.", as_json=as_json)
+
+
+_add_command("retry", "Retry failed jobs now, with all their attempts.", again=True)
+_add_command("discard", "Mark failed jobs as cancelled, and remove failed direct jobs.", again=False)
+
+
+def _in_batches(context: typer.Context, only: Filter, *, again: bool) -> int:
+    """Retry or discard one batch of rows after another, each in its own transaction; return how many."""
+    from sidestream.admin.jobs import sync_to_broker
     from sidestream.store import bulk
-
-    only = _narrowed(error, action, queue, group, everything=everything)
-    count = _in_batches(context, lambda cursor, after: bulk.retry_failed(cursor, only, after_id=after), waiting=True)
-    count += _direct(context, only, again=True)
-    _tell(count, "retried", "is pending again and due now", "are pending again and due now", as_json=as_json)
-
-
-@failed.command("discard")
-def failed_discard(
-    context: typer.Context,
-    *,
-    error: Error = None,
-    action: Action = None,
-    queue: Queue = None,
-    group: Group = None,
-    everything: Everything = False,
-    as_json: AsJson = False,
-) -> None:
-    """Mark failed jobs as cancelled, and remove failed direct jobs."""
-    from sidestream.store import bulk
-
-    only = _narrowed(error, action, queue, group, everything=everything)
-    by = who()
-    count = _in_batches(
-        context, lambda cursor, after: bulk.discard_failed(cursor, only, by=by, after_id=after), waiting=False
-    )
-    count += _direct(context, only, again=False)
-    _tell(count, "discarded", "is cancelled", "are cancelled", as_json=as_json)
-
-
-def _in_batches(context: typer.Context, change: Callable[[Any, int], list[Any]], *, waiting: bool) -> int:
-    """Change one batch after another, each in its own transaction, and synchronize Redis."""
-    from sidestream.admin.jobs import sync_all_to_broker
-    from sidestream.store.bulk import LOT
     from sidestream.wiring.client import store_cursor, store_url
 
     settings = options_of(context).settings()
@@ -126,11 +105,14 @@ def _in_batches(context: typer.Context, change: Callable[[Any, int], list[Any]],
     count, after = 0, 0
     while True:
         with store_cursor(settings) as cursor:
-            batch = change(cursor, after)
+            if again:
+                batch = bulk.retry_failed(cursor, only, after_id=after)
+            else:
+                batch = bulk.discard_failed(cursor, only, by=who(), after_id=after)
         count += len(batch)
-        if batch and waiting:  # Redis holds nothing of a failed job
-            sync_all_to_broker(settings, batch, waiting=True)
-        if len(batch) < LOT:
+        if batch and again:  # Redis holds nothing of a failed job
+            sync_to_broker(settings, [row.id for row in batch], waiting=True)
+        if len(batch) < bulk.LOT:
             return count
         after = batch[-1].id
 
@@ -182,9 +164,3 @@ def _filter(error: str | None, action: str | None, queue: str | None, group: str
         None if queue is None else check_queue(queue),
         None if group is None else check_group(group),
     )
-
-
-def _tell(count: int, key: str, one: str, many: str, *, as_json: bool) -> None:
-    if not count and not as_json:
-        fail("No failed job matches; list them with 'sidestream failed list'.")
-    answer({key: count}, f"1 job {one}." if count == 1 else f"{count} jobs {many}.", as_json=as_json)

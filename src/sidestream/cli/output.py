@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import typer
 
@@ -44,7 +44,11 @@ def complain(sentence: str) -> None:
 
 def print_json(value: object) -> None:
     """Print ``value`` as one line of JSON without secrets; times are ISO 8601 in UTC."""
-    text = json.dumps(redact(value), ensure_ascii=False, default=_plain)
+    text = json.dumps(
+        redact(value),
+        ensure_ascii=False,
+        default=lambda one: one.isoformat() if isinstance(one, datetime) else str(one),
+    )
     typer.echo(CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text))  # JSON itself escapes only the first 32
 
 
@@ -96,9 +100,3 @@ def show(value: object) -> str:
     if isinstance(value, datetime):
         return value.strftime("%Y-%m-%d %H:%M:%S")
     return printable(str(redact(value)))
-
-
-def _plain(value: Any) -> str:
-    if isinstance(value, datetime):
-        return value.isoformat()
-    return str(value)
