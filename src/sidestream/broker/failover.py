@@ -12,8 +12,9 @@ import logging
 import threading
 from collections.abc import Callable, Sequence
 from datetime import datetime
-from typing import NamedTuple, Protocol, TypeVar
+from typing import NamedTuple, TypeVar
 
+from sidestream.broker.postgres.broker import PostgresBroker
 from sidestream.broker.protocol import (
     FALLBACK_PREFIX,
     Broker,
@@ -60,14 +61,6 @@ class Outage(NamedTuple):
     reason: str
 
 
-class Fallback(Broker, Protocol):
-    """A broker that hands out jobs while the primary is away."""
-
-    def count_others(self, held: Callable[[], Sequence[Delivery]]) -> None:
-        """Let limits count what this process holds from the primary (``held``); claim none of it."""
-        ...
-
-
 class FailoverBroker:
     """Claims from ``primary`` while it answers and from ``fallback`` otherwise.
 
@@ -81,7 +74,7 @@ class FailoverBroker:
     def __init__(
         self,
         primary: Broker,
-        fallback: Fallback | None,
+        fallback: PostgresBroker | None,
         clock: Clock,
         *,
         probe_every: float = PROBE_EVERY,

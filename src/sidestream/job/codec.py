@@ -138,7 +138,7 @@ class Signer:
         named = uuid or job.uuid
         if named is None:
             raise InvalidJob(f"The job of action {job.action!r} has no uuid; only a direct job is signed.")
-        # CasResult by hand up to "at": the names have no character that JSON escapes.
+        # Written by hand up to "at": the names have no character that JSON escapes.
         head = (
             f'{{"id":"{named.hex}","action":"{check_action(job.action)}","queue":"{check_queue(job.queue)}",'
             f'"key":{"null" if job.key is None else _encode(check_key(job.key))},'

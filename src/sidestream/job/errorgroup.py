@@ -20,7 +20,7 @@ _PARTS = (
 def error_group(error: str) -> str:
     """Return the first line of ``error`` without ids and numbers; never empty.
 
-    Failed jobs are counted, acquired again and discarded by it.
+    Failed jobs are counted, retried and discarded by it.
     """
     first = next((line for line in error.splitlines() if line.strip()), "")
     text = " ".join(first.split())

@@ -63,8 +63,6 @@ _RETRY = compare_and_set(RETRIED, "state IN ('failed', 'cancelled')", REQUESTS_H
 _PRIORITY = compare_and_set("priority = %(priority)s::smallint", "state = 'pending'")
 # Makes a pending row due, unless it is locked.
 _RUN_NOW = compare_and_set(f"run_at = least(j.run_at, {UTC_NOW})", "state = 'pending'")
-
-
 # Returns the unhandled requests with their jobs' states, oldest first. Index: the primary keys; the table is small.
 _REQUESTS = """
     SELECT c.id, c.job_id, c.request, c.asked_at, j.state
@@ -114,7 +112,7 @@ def run_now(cur: Cursor, id: int) -> CasResult:  # noqa: A002
 def set_priority(cur: Cursor, id: int, priority: int) -> CasResult:  # noqa: A002
     """Set the priority of a pending job, 0 (first) to 9; ``locked`` if another session holds it.
 
-    Also call the broker's ``reprioritize``. While Redis is unavailable, the row alone counts.
+    Tell the broker as well (``Broker.reprioritize``); the row alone counts while Redis is unavailable.
     """
     return write(cur, _PRIORITY, {"id": id, "priority": check_priority(priority)})
 

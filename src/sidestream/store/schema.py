@@ -27,17 +27,18 @@ _INSTALLED = "SELECT to_regclass('sidestream_meta') IS NOT NULL"
 # https://www.postgresql.org/docs/current/functions-info.html#FUNCTIONS-PG-CONTROL-SYSTEM
 _HOME = """(SELECT system_identifier || '/' || d.oid FROM pg_control_system(), pg_database d
             WHERE d.datname = current_database())"""
-# ruff: noqa: S608  (made of this room's own constants)
+# ruff: noqa: S608  (made of this package's constants)
 # Returns the one row. "usable_from" is read through JSON, because tables from before the first release do not have it.
 _META = f"""
     SELECT version, (to_jsonb(m) ->> 'usable_from')::integer AS usable_from, database_uuid::text AS uuid,
            home = {_HOME} AS at_home, former
     FROM sidestream_meta m"""
-# Returns the operator's name for this installation.
 _UPGRADED = "UPDATE sidestream_meta SET version = %(version)s::integer"
+# Returns the (table, column) pairs of these tables that exist.
 _COLUMNS = """SELECT attrelid::regclass::text, attname FROM pg_attribute
     WHERE attrelid = ANY (ARRAY(SELECT to_regclass(name) FROM unnest(%(tables)s::text[]) name))
     AND attnum > 0 AND NOT attisdropped"""
+# Returns the operator's name for this installation.
 _INSTANCE = "SELECT instance FROM sidestream_meta"
 # Writes where the database is now, and its name.
 _SETTLE = f"UPDATE sidestream_meta SET home = {_HOME}, instance = %(instance)s::text"

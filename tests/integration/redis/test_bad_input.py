@@ -11,9 +11,10 @@ import pytest
 import redis
 
 from sidestream.broker.redis.broker import RedisBroker
-from sidestream.broker.redis.connection import RedisConnection, shown
+from sidestream.broker.redis.connection import RedisConnection
 from sidestream.errors import BrokerFull, BrokerUnavailable, BrokerUnsuitable, SettingsError
 from sidestream.job.outcome import Release
+from sidestream.logs import shown_url
 from tests.integration.redis.conftest import DB, Clock, ready
 from tests.integration.redis.test_functions import DELAYED, FLOW, LANE, READY, P, claimed, direct, row
 from tests.support.servers import RedisServer, has_redis7
@@ -288,4 +289,4 @@ class TestServers:
         assert "pw" not in str(caught.value)
 
     def test_the_password_is_never_shown(self) -> None:
-        assert shown("redis://user:secret@host:1/0?password=secret") == "redis://host:1/0"
+        assert shown_url("redis://user:secret@host:1/0?password=secret") == "redis://host:1/0"

@@ -32,11 +32,7 @@ class MemoryBroker:
     capabilities = frozenset(Capability) - {Capability.LEASES, Capability.SHARED}
 
     def __init__(
-        self,
-        *,
-        lease_ms: int = 15_000,
-        clock_ms: Callable[[], int] | None = None,
-        server: MemoryServer | None = None,
+        self, *, lease_ms: int = 15_000, clock_ms: Callable[[], int] | None = None, server: MemoryServer | None = None
     ) -> None:
         """Begin empty, or share the contents of ``server``.
 

@@ -75,11 +75,7 @@ class RedisConnection:
         self._ready: ConnectionInterface | None = None
         try:
             self._pool = ConnectionPool.from_url(
-                url,
-                protocol=2,
-                socket_timeout=timeout,
-                socket_connect_timeout=timeout,
-                retry=Retry(NoBackoff(), 0),
+                url, protocol=2, socket_timeout=timeout, socket_connect_timeout=timeout, retry=Retry(NoBackoff(), 0)
             )
         except ValueError as error:
             raise SettingsError(f"The Redis URL {self.url!r} is not usable: {error}; correct redis_url.") from error
