@@ -126,7 +126,7 @@ class SidestreamRunner(models.Model):
         return f"{identify(self.env.cr._obj, allow_copy=True).origin_of(job_id)}:{job_id}:{call}"
 
     def _on_failed(self):
-        """Override this hook to react when a job fails for good; only a person's retry runs it again.
+        """Override this hook to react when a job has failed; only a person's retry runs it again.
 
         It is called at most once per failure, as the superuser, in its own transaction, after the failure is committed.
         """

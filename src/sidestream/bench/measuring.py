@@ -1,4 +1,4 @@
-"""Measure round trips, the cost of enqueueing, throughput, and the latency of an idle worker.
+"""Measure round trips, the cost of enqueuing, throughput, and the latency of an idle worker.
 
 Every stage has a time limit, so that the benchmark takes under a minute on servers of any speed. A stage that reaches
 its limit reports what it has measured by then.

@@ -98,7 +98,7 @@ FALLBACK_PREFIX = b"pg:"
 
 
 def from_fallback(delivery: Delivery) -> bool:
-    """Return whether the PostgreSQL broker leased this delivery, which then settles without Redis."""
+    """Return whether the PostgreSQL broker leased this delivery, so it settles without Redis."""
     return delivery.lease.entry.startswith(FALLBACK_PREFIX)
 
 
@@ -298,7 +298,7 @@ class AtOnce(Protocol):
         ...
 
     def publish_at_once(self, jobs: Sequence[Publication], seconds: float) -> bool:
-        """Publish a few small jobs within ``seconds``; False if the caller must use :meth:`Broker.publish`.
+        """Publish a few small jobs within ``seconds``; False if the caller must use ``publish``.
 
         Together they may have a few KiB. Resolves no name and opens no connection. Only one thread may call it at a
         time. Raises :class:`~sidestream.errors.BrokerUnavailable` without an answer in time, and the other errors of

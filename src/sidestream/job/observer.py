@@ -43,7 +43,7 @@ class JobObserver:
         return nullcontext()
 
     def attempt_failed(self, run: JobRun, error: BaseException, *, final: bool) -> None:
-        """The attempt raised ``error``; ``final``: the job ends as failed. Called in the attempt's context."""
+        """Observe that the attempt raised ``error``, in its context; ``final``: the job has failed."""
 
     def job_failed(self, failure: JobFailure) -> None:
         """Observe a job whose row is failed, in a separate process, whatever ended the job."""

@@ -166,7 +166,7 @@ class Terminal:
 
 @dataclass(frozen=True, slots=True)
 class Cancelled:
-    """It expired or is a duplicate, and this transaction cancelled it. Commit, then settle the delivery."""
+    """This transaction cancelled an expired or duplicate job. Commit, then settle the delivery."""
 
     #: For people; the row has it too.
     reason: Reason
@@ -174,7 +174,7 @@ class Cancelled:
 
 @dataclass(frozen=True, slots=True)
 class Missing:
-    """There is no such row: its transaction was rolled back, or it was deleted. Settle the delivery."""
+    """The row does not exist: it was rolled back or deleted. Settle the delivery."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +202,7 @@ class Cancelling:
 
 @dataclass(frozen=True, slots=True)
 class Superseded:
-    """Only when acquired again: another session charged an attempt meanwhile, so the caller lost the job."""
+    """Another session charged an attempt between two transactions; the caller lost the job."""
 
     attempts: int
 

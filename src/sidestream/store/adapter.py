@@ -87,7 +87,7 @@ def server_options(given: str, version: int) -> str:
 
 
 def server_version(dsn: str) -> int:
-    """Return the version of the server (170002 for 17.2) that this process reached last at ``dsn``, or 0."""
+    """Return the version of the last server reached at ``dsn`` (170002 for 17.2), or 0."""
     return _server_versions.get(dsn, 0)
 
 

@@ -1,4 +1,4 @@
-"""Renew the leases of a worker, announce the worker, and restate its leases after an emptied Redis.
+"""Renew a worker's leases, announce the worker, and restate leases in a new generation.
 
 This runs in a separate thread, so that no job, slow write or blocked claim can delay a renewal.
 """
@@ -142,7 +142,7 @@ class LeaseRenewer:
         self._broker_informed(actions)
 
     def _broker_informed(self, actions: frozenset[bytes] | None = None) -> None:
-        """Allow claims: the broker knows ``actions``, or is unavailable and learns them later (None)."""
+        """Allow claims: the broker knows ``actions``, or (None) is unavailable and learns them."""
         with self._state.changed:
             if not self._state.announced and actions in (None, self._state.actions.keys()):
                 self._state.announced = True

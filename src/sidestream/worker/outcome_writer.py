@@ -328,7 +328,7 @@ class OutcomeWriter:
         return replace(settlement, run_again=True) if settlement.release.charge_attempt else settlement
 
     def _charge_direct(self, delivery: Delivery, error: str, max_attempts: int = outcomes.NO_MOST) -> Settlement:
-        """Charge a direct job: the broker counts its crashes. Without ``max_attempts``, it may not be the cause."""
+        """Charge a direct job with a crash, which the broker counts; fail it at its maximum."""
         self._log_attempt(self.failure_of(delivery, delivery.attempts + 1, error), "crashed")
         if delivery.crashes + 1 >= MAX_CRASHES or delivery.attempts + 1 >= max_attempts:
             return Settlement(fail=error)

@@ -1,4 +1,4 @@
-"""Start, stop and kill the zygote and its children, and open descriptors that signal their ends."""
+"""Start, stop and kill the zygote and its children, and signal their ends by descriptors."""
 
 from __future__ import annotations
 

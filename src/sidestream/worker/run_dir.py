@@ -119,7 +119,7 @@ class DeadWorkers:
         return {worker: dead.running for worker, dead in self._found.items() if dead.unclean}
 
     def tidy(self, kept: float, clear_since: float | None) -> None:
-        """Remove folders whose leases have all been taken over, ``kept`` seconds after they were found.
+        """Remove folders ``kept`` seconds after they were found, when their leases were taken over.
 
         Takeovers must have been possible for as long: ``clear_since`` is the monotonic time since which they were never
         suspended, or None if they are suspended now. Until then, the slots show which leased jobs did not run.
