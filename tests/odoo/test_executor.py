@@ -337,11 +337,13 @@ def test_a_reference_to_another_database_is_kept_and_not_run(shop: Shop) -> None
     with shop.world.connect() as connection:
         database = schema.identify(connection.cursor())
     broker = RedisBroker(shop.world.redis_url(), lease_ms=3000)
-    broker.generation()
+    deadline = time.monotonic() + 20
+    while not broker.generation().number:  # until the worker begins one
+        assert time.monotonic() < deadline, "no generation began"
+        time.sleep(0.05)
     foreign = row_reference(bytes(8), 1, "chaos.probe.add", None).pack()
     broker.publish([Publication(foreign, lane(database.tag, "default"))])
     with redis.Redis.from_url(shop.world.redis_url()) as client:
-        deadline = time.monotonic() + 20
         while not client.hexists(f"{keys.PREFIX}attempts", foreign):
             assert time.monotonic() < deadline, "it was not released"
             time.sleep(0.05)
