@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -66,21 +65,18 @@ def why_waiting(settings: Settings, job_id: int) -> Diagnosis | None:
             if worker.until_ms > now_ms
         ]
         wanted = lane(database.tag, facts.job.queue)
-        busy = _busy([one.info for one in found if one.until_ms > now_ms and wanted in one.lanes])
+        busy = _busy([one for one in found if one.until_ms > now_ms and wanted in one.lanes])
     except BrokerError:
         explanation = None  # the diagnosis says that it is away
     return diagnose(facts, entries, explanation, serving, busy)
 
 
-def _busy(announced: Sequence[str]) -> tuple[int, int] | None:
+def _busy(announced: Sequence[AnnouncedWorker]) -> tuple[int, int] | None:
     """Return how many children of the workers that announced this run a job, and how many there are; None: unknown."""
-    running, children = 0, 0
-    for info in announced:
-        try:
-            facts = json.loads(info)
-            running, children = running + int(facts["running"]), children + int(facts["children"])
-        except (ValueError, TypeError, KeyError):
-            return None  # a worker of another release
+    try:
+        running, children = (sum(int(one.info[name]) for one in announced) for name in ("running", "children"))
+    except (ValueError, TypeError, KeyError):
+        return None  # a worker of another release
     return (min(running, children), children) if children else None
 
 

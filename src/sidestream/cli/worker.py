@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from datetime import UTC, datetime
@@ -114,13 +113,7 @@ def worker_quiet(
         print_line(f"{others} {'was' if others == 1 else 'were'} {'working' if resume else 'quiet'} already.")
 
 
-def _facts(name: str, lanes: tuple[str, ...], info: str, until_ms: int) -> dict[str, Any]:
-    try:
-        facts = json.loads(info)
-    except ValueError:
-        facts = {}
-    if not isinstance(facts, dict):
-        facts = {}
+def _facts(name: str, lanes: tuple[str, ...], facts: dict[str, Any], until_ms: int) -> dict[str, Any]:
     now = time.time()
     alive = until_ms > now * 1000
     state = "draining" if facts.get("draining") else "quiet" if facts.get("quiet") else "working"

@@ -25,7 +25,7 @@ def test_every_figure(broker: RedisBroker, client: redis.Redis) -> None:
     broker.claim("w2", [LANE], free=1)
     inspector = RedisInspector(broker.connection)
     assert inspector.lanes() == (LaneDepth(LANE, ready=1, leased=3),)
-    assert inspector.workers() == (AnnouncedWorker("w1", (LANE,), '{"host": "a"}', START + 5000),)
+    assert inspector.workers() == (AnnouncedWorker("w1", (LANE,), {"host": "a"}, START + 5000),)
     assert client.lrange(f"{P}quarantine", 0, -1) == [b"hello"]
 
 

@@ -5,7 +5,8 @@ The figures come from several commands, so they may differ by a few jobs while w
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import json
+from typing import Any, NamedTuple
 
 from sidestream.broker.redis import keys
 from sidestream.broker.redis.connection import RedisConnection
@@ -29,8 +30,8 @@ class AnnouncedWorker(NamedTuple):
 
     worker: str
     lanes: tuple[str, ...]
-    #: JSON, as it announced it.
-    info: str
+    #: What it announced for people; empty if that cannot be read.
+    info: dict[str, Any]
     #: Unix milliseconds at which the announcement expires.
     until_ms: int
 
@@ -56,8 +57,8 @@ class RedisInspector:
         for worker, until in _pairs(expiries).items():
             lanes, _, info = announced.get(worker, b"\n").decode(errors="replace").partition("\n")
             name = worker.decode(errors="replace")
-            found.append(AnnouncedWorker(name, tuple(lanes.split()), info, int(float(until))))
-        return tuple(sorted(found))
+            found.append(AnnouncedWorker(name, tuple(lanes.split()), _object(info), int(float(until))))
+        return tuple(sorted(found, key=lambda one: one.worker))
 
     def _depth(self, lane: str, number: str) -> LaneDepth:
         run, prefix = self._connection.run, self._prefix
@@ -69,6 +70,14 @@ class RedisInspector:
             for flow, only in zip(flows, single, strict=True)
         )
         return LaneDepth(lane, ready, run("ZCARD", keys.leased(prefix, lane)))
+
+
+def _object(text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _pairs(flat: list[bytes]) -> dict[bytes, bytes]:
