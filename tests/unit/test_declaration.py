@@ -86,7 +86,7 @@ def test_every_way_to_name_the_context_is_accepted() -> None:
 
     for function in (plain, annotated, quoted, unused, nameless, anything, Callables().method, print):
         actions.action(function.__name__)(function)
-    assert len(actions) == 8
+    assert len(list(actions)) == 8
 
 
 @pytest.mark.parametrize(

@@ -80,10 +80,7 @@ _ENGLISH = {
     ReasonCode.WORKER_DIED: "its worker died while it ran there",
     ReasonCode.TEXT: "{text}",
 }
-_ENGLISH_BARE = {
-    ReasonCode.FOREIGN: "it belongs to another database",
-    ReasonCode.DISCARDED: "discarded",
-}
+_ENGLISH_BARE = {ReasonCode.FOREIGN: "it belongs to another database", ReasonCode.DISCARDED: "discarded"}
 """Of codes whose parameters may be missing."""
 
 

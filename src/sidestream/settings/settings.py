@@ -15,12 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, ByteSize, Field, ValidationError, field_validator, model_validator
-from pydantic_settings import (
-    BaseSettings,
-    NoDecode,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
-)
+from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from sidestream.errors import InvalidName, SettingsError
 from sidestream.job.durations import format_duration, parse_duration
@@ -115,8 +110,7 @@ class Settings(BaseSettings):
     hard_limit: Annotated[Duration, Field(gt=0, description="Time after which a running job is killed.")] = 1800.0
     nice: Annotated[int, Field(ge=-20, le=19, description="Niceness of the children.")] = 10
     idle_cpu_only: Annotated[
-        bool,
-        Field(description="Run the children, and the programs that they start, only when the processor is idle."),
+        bool, Field(description="Run the children, and the programs that they start, only when the processor is idle.")
     ] = False
     child_max_jobs: Annotated[int, Field(ge=1, description="Jobs after which a child is replaced.")] = 10_000
     child_max_memory: Annotated[

@@ -5,16 +5,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
-from functools import cache, lru_cache
-from typing import Any, NamedTuple
+from datetime import datetime
+from functools import cache
+from typing import Any
 
 from sidestream.errors import InvalidJob
 from sidestream.job.codec import encode_payload
 from sidestream.job.job import DEFAULT_PRIORITY, Job
 from sidestream.store import unique
 from sidestream.store.compare_and_set import UTC_NOW
-from sidestream.store.cursor import Cursor, naive
+from sidestream.store.cursor import Cursor, aware, fetch_all, naive
 from sidestream.store.job_row import JobRow
 
 CONTEXT_LIMIT = 16 * 1024
@@ -142,28 +142,13 @@ def _insert(cur: Cursor, jobs: Sequence[Job], rows: Sequence[unique.Values]) -> 
             job.action,
             job.queue,
             row.key,
-            _aware(inserted.run_at),
+            aware(inserted.run_at),
             priority=job.priority,
             group=job.group,
             limit=job.limit,
         )
-        for inserted, job, row in zip(map(_Inserted._make, cur.fetchall()), jobs, rows, strict=True)
+        for inserted, job, row in zip(fetch_all(cur), jobs, rows, strict=True)
     ]
-
-
-class _Inserted(NamedTuple):
-    """What every INSERT here returns."""
-
-    id: int
-    run_at: datetime
-
-
-_RETURNED = ", ".join(_Inserted._fields)
-
-
-@lru_cache(maxsize=16)  # most jobs of a call have the same time
-def _aware(run_at: datetime) -> datetime:
-    return run_at.replace(tzinfo=UTC)
 
 
 def _insert_one(
@@ -182,7 +167,7 @@ def _insert_one(
 def _insert_alone(names: tuple[str, ...]) -> str:
     """Return the statement for one job with these columns; the others have their defaults."""
     values = ", ".join(f"%({name})s::{_COLUMNS[name]}" for name in names)
-    return f"INSERT INTO sidestream_job ({', '.join(names)}) VALUES ({values}) RETURNING {_RETURNED}"
+    return f"INSERT INTO sidestream_job ({', '.join(names)}) VALUES ({values}) RETURNING id, run_at"
 
 
 @cache
@@ -192,7 +177,7 @@ def _insert_linked(names: tuple[str, ...], record: str) -> str:
         WITH job AS ({_insert_alone(names)}),
         linked AS (INSERT INTO sidestream_job_record (model, record_id, job_id)
                    SELECT %(model)s::text, {record}, id FROM job)
-        SELECT {_RETURNED} FROM job"""
+        SELECT id, run_at FROM job"""
 
 
 @cache
@@ -208,7 +193,7 @@ def _insert_many(shared: tuple[str, ...], differing: tuple[str, ...]) -> str:
     return f"""
         INSERT INTO sidestream_job ({", ".join((*shared, *differing))}) SELECT {", ".join(values)}
         FROM unnest({arrays}) WITH ORDINALITY AS new ({", ".join(differing)}, place)
-        ORDER BY place RETURNING {_RETURNED}"""
+        ORDER BY place RETURNING id, run_at"""
 
 
 def _row(job: Job) -> unique.Values:

@@ -25,14 +25,7 @@ from sidestream.broker.redis import embedded
 from sidestream.broker.redis.broker import RedisBroker
 from sidestream.broker.redis.keys import PREFIX
 from sidestream.clock import SystemClock
-from sidestream.errors import (
-    BrokerError,
-    BrokerUnavailable,
-    FormatUnknown,
-    SettingsError,
-    StoreError,
-    StoreUnavailable,
-)
+from sidestream.errors import BrokerError, BrokerUnavailable, FormatUnknown, SettingsError, StoreError, StoreUnavailable
 from sidestream.job.observer import JobFailure
 from sidestream.job.reference import NO_TAG8
 from sidestream.logs import shown_database, shown_url

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from sidestream.errors import SettingsError
-
 
 @dataclass(frozen=True, slots=True)
 class WorkerOptions:
@@ -36,12 +34,6 @@ class WorkerOptions:
     recovery_period: float = 60.0
     #: Whether the last supervisor on this host ended uncleanly.
     after_unclean_end: bool = False
-
-    def __post_init__(self) -> None:
-        if self.children < 1:
-            raise SettingsError(f"children={self.children} is not allowed: a worker needs at least 1.")
-        if not self.lanes:
-            raise SettingsError("A worker needs at least one queue to serve.")
 
 
 def application_name(worker: str, slot: int | str) -> str:

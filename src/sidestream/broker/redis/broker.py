@@ -198,10 +198,7 @@ class RedisBroker:
         for chunk in _chunks(deliveries):
             by_lane: dict[str, list[bytes]] = {}
             for delivery in chunk:
-                entries = by_lane.get(delivery.lane)
-                if entries is None:
-                    entries = by_lane[delivery.lane] = []
-                entries.append(delivery.lease.entry)
+                by_lane.setdefault(delivery.lane, []).append(delivery.lease.entry)
             sections = (word for lane, entries in by_lane.items() for word in (lane, len(entries), *entries))
             positions = self._functions.call("settle", *sections)
             if positions:
@@ -323,9 +320,7 @@ def _published(jobs: Sequence[Publication], force: bool) -> Iterator[Any]:
     """Return the arguments of ``publish`` after its clock."""
     by_lane: dict[str, list[Any]] = {}
     for reference, lane, due_ms, payload, attempted, priority, edited, withdrawn in jobs:
-        words = by_lane.get(lane)
-        if words is None:
-            words = by_lane[lane] = []
+        words = by_lane.setdefault(lane, [])
         words += (reference, priority, due_ms, _mode(attempted, edited, withdrawn), payload or b"")
     yield int(force)
     for lane, words in by_lane.items():

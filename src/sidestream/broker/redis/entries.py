@@ -31,15 +31,9 @@ class EntryReader:
             if lane is None:
                 lane = names[name] = name.decode()
             lease = Lease(entry, worker, count)
-            if counts:
-                attempts, crashes, releases = map(int, counts)
-                found.append(
-                    Delivery(
-                        entry[16:], lane, lease, int(ready), payload or None, attempts, crashes, releases, int(priority)
-                    )
-                )
-            else:
-                found.append(Delivery(entry[16:], lane, lease, int(ready), payload or None, 0, 0, 0, int(priority)))
+            attempts, crashes, releases = map(int, counts) if counts else (0, 0, 0)
+            numbers = (attempts, crashes, releases, int(priority))
+            found.append(Delivery(entry[TOKEN_SIZE:], lane, lease, int(ready), payload or None, *numbers))
         return found
 
     def handed(self, elements: Sequence[bytes], worker: str) -> list[Delivery]:

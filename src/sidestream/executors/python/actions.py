@@ -166,14 +166,8 @@ class Actions:
         """Return the action whose 4-byte tag a reference carries, or None."""
         return self._by_tag.get(action_tag)
 
-    def __contains__(self, name: object) -> bool:
-        return name in self._by_name
-
     def __iter__(self) -> Iterator[Action]:
         return iter(self._by_name.values())
-
-    def __len__(self) -> int:
-        return len(self._by_name)
 
 
 def load_actions(path: str) -> Actions:
@@ -183,10 +177,6 @@ def load_actions(path: str) -> Actions:
     :class:`~sidestream.errors.ApplicationError` when the module's own code raises an error.
     """
     module_name, _, attribute = path.partition(":")
-    if not module_name or not attribute:
-        raise SettingsError(
-            f"The application {path!r} is not of the form module:attribute, for example myapp.jobs:actions."
-        )
     try:
         module = importlib.import_module(module_name)
     except KeyboardInterrupt:
