@@ -119,7 +119,7 @@ def test_the_bare_decorator_is_refused() -> None:
     [
         ({"retries": 3}, r"no option 'retries' .* write retry=RetryPolicy\(max_attempts=...\)"),
         ({"timeout": 3}, "no option 'timeout' .* write soft_limit"),
-        ({"colour": "red"}, "no option 'colour' .* expected queue, priority, key, limit, group"),
+        ({"colour": "red"}, "no option 'colour' .* expected queue, key, limit, group, unique, priority"),
         ({"function": plain}, "no option 'function'"),
     ],
 )

@@ -42,8 +42,6 @@ class ActionOptions:
 
     #: Queue of its jobs, unless the call names another one.
     queue: str = DEFAULT_QUEUE
-    #: 0 (first) to 9 within the queue.
-    priority: int = DEFAULT_PRIORITY
     #: Ordering key of its jobs: a text, or a function; None: no order.
     key: Text = None
     #: Limit key of its jobs, in the same form: ``rule`` or ``rule:value`` ("courier:{carrier_id}").
@@ -52,6 +50,8 @@ class ActionOptions:
     group: Text = None
     #: Key that makes a second job a duplicate, in the same form, or a :class:`~sidestream.job.job.Unique` with one.
     unique: Unique | str | Callable[..., Unique | str | None] | None = None
+    #: 0 (first) to 9 within the queue.
+    priority: int = DEFAULT_PRIORITY
     #: Seconds after its due time at which a job that has not started is cancelled; None means never.
     expires_in: float | None = None
     #: The policy for failed attempts, or one for each class of exceptions.
