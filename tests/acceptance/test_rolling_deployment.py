@@ -5,10 +5,12 @@ from __future__ import annotations
 import psycopg
 
 from sidestream import Jobs
-from sidestream.broker.redis.keys import PREFIX, meta
+from sidestream.broker.redis.keys import PREFIX
 from sidestream.store import schema
 from tests.acceptance.rig import Rig
 from tests.support.servers import RedisServer
+
+META = f"{PREFIX}meta"
 
 
 def upgrade_tables(rig: Rig, *, usable_from: int) -> None:
@@ -41,11 +43,11 @@ def test_enqueuers_and_workers_go_on_with_newer_tables(rig: Rig) -> None:
 
 def test_a_worker_waits_while_redis_holds_another_format(rig: Rig, redis_server: RedisServer) -> None:
     with redis_server.client() as client:
-        client.hset(meta(PREFIX), mapping={"gen": "1", "token": "1", "format": "99"})
+        client.hset(META, mapping={"gen": "1", "token": "1", "format": "99"})
         rig.start()
         job = rig.enqueue("note", "waits")
         rig.until(lambda: "contents of format 99" in rig.log.read_text())
-        assert client.hgetall(meta(PREFIX)) == {b"gen": b"1", b"token": b"1", b"format": b"99"}, "left as it was"
+        assert client.hgetall(META) == {b"gen": b"1", b"token": b"1", b"format": b"99"}, "left as it was"
         assert rig.job(job).state == "pending"
         client.flushall()
     assert rig.ends(job).state == "done"
@@ -55,7 +57,7 @@ def test_a_running_worker_waits_when_redis_gets_another_format(rig: Rig, redis_s
     rig.start()
     assert rig.ends(rig.enqueue("note", "before")).state == "done"
     with redis_server.client() as client:
-        client.hset(meta(PREFIX), "format", "99")
+        client.hset(META, "format", "99")
         job = rig.enqueue("note", "waits")
         rig.until(lambda: "contents of format 99" in rig.log.read_text())
         assert rig.job(job).state == "pending"
