@@ -127,7 +127,7 @@ def background(shop: Shop) -> tuple[list[float], list[Sample], list[int], float]
 def table(figures: dict[str, float], proof: Proof, samples: dict[str, int]) -> Table:
     """Return the table of the results."""
     shown = Table(title="Confirm a quotation: ship it, invoice it")
-    for column in ("", "Odoo alone", "all inline", "with Sidestream"):
+    for column in ("", "without shipping and invoicing", "all of it in the user's request", "with Sidestream"):
         shown.add_column(column)
     shown.add_row(
         "the user waits for Confirm (median of ten)",
@@ -136,7 +136,7 @@ def table(figures: dict[str, float], proof: Proof, samples: dict[str, int]) -> T
         f"{figures['background_s']:.2f} s",
     )
     shown.add_row(
-        "a colleague opens the stock screen (p95; of Odoo alone while it is idle)",
+        "a colleague opens the stock screen (p95; first column: idle)",
         f"{figures['stock_p95_idle_ms']:.0f} ms",
         f"{figures['stock_p95_inline_ms']:.0f} ms",
         f"{figures['stock_p95_background_ms']:.0f} ms",

@@ -122,7 +122,7 @@ class Shop:
         return time.monotonic() - began
 
     def mode(self, mode: str) -> None:
-        """Set what Confirm does: "off" (Odoo alone), "inline", or "background"."""
+        """Set what Confirm does: "off" (without shipping and invoicing), "inline", or "background"."""
         self.user.call("ir.config_parameter", "set_param", "sidestream_demo.mode", "off" if mode == "off" else "on")
         companies = self.user.call("res.company", "search", [])
         self.user.call("res.company", "write", companies, {"sidestream_enabled": mode != "inline"})
