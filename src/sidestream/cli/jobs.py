@@ -68,7 +68,7 @@ def jobs(
         print_line("No jobs.")
     else:
         print_table(
-            ("ID", "STATUS", "QUEUE", "ACTION", "KEY", "DUE (UTC)", "ATTEMPTS", "DETAIL"),
+            ("ID", "STATUS", "QUEUE", "ACTION", "KEY", "DUE (UTC)", "FAILED ATTEMPTS", "DETAIL"),
             [
                 (
                     row.id,
@@ -77,7 +77,7 @@ def jobs(
                     row.action,
                     row.key,
                     row.run_at,
-                    row.attempts - row.forgiven,
+                    row.attempts,
                     "cancellation requested"
                     if row.cancelling
                     else _first_line(row.error or (row.reason and str(Reason.parse(row.reason)))),

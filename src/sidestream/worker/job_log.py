@@ -104,7 +104,7 @@ def attempt_line(
 def failed_line(failure: JobFailure) -> None:
     """Log that a job ended as failed."""
     _jobs.error(
-        "Job %s %s has failed (attempts %s, queue %s): %s",
+        "Job %s %s has failed (failed attempts %s, queue %s): %s",
         failure.id,
         failure.action,
         failure.attempts,
