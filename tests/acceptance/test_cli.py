@@ -202,6 +202,25 @@ def test_the_tables_are_made_once(run: Run, database: str) -> None:
     assert f"version {schema.SCHEMA_VERSION}" in run("db", "init").stdout
 
 
+def test_the_instance_name_is_recorded_where_the_operator_sets_it(
+    run: Run, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run("db", "init")
+    monkeypatch.setenv("SIDESTREAM_INSTANCE", "production")
+    assert "of the instance 'production'" in run("db", "init").stdout
+    monkeypatch.delenv("SIDESTREAM_INSTANCE")
+    assert "of the instance 'production'" in run("db", "init").stdout, "without a name, the recorded one is kept"
+    refused(run("db", "check"), 1, "belongs to the instance 'production', and this worker has no name")
+    monkeypatch.setenv("SIDESTREAM_INSTANCE", "staging")
+    refused(run("db", "init"), 3, "belongs to the instance 'production'")
+    assert "of the instance 'staging'" in run("db", "adopt").stdout
+    assert answer(run("db", "check", "--json"))["instance"] == "staging"
+    for wrong in ("a\x1bb", "line\nbreak"):
+        monkeypatch.setenv("SIDESTREAM_INSTANCE", wrong)
+        refused(run("db", "init"), 2, "(printable characters)")
+        refused(run("db", "check"), 2, "(printable characters)")
+
+
 def test_a_job_is_enqueued_and_published(ready: Run, database: str, redis_server: RedisServer) -> None:
     done = ready(
         "enqueue", "invoice.print", "--arg", "42", "--arg", '"x"', "--kwarg", 'lang="el"', "--kwarg", "copies=2",
@@ -365,15 +384,17 @@ def test_a_frozen_postgresql_is_code_3(ready: Run, postgres: PostgresServer) -> 
 def test_the_tables_are_checked(ready: Run, database: str, monkeypatch: pytest.MonkeyPatch) -> None:
     found = answer(ready("db", "check", "--json"))
     assert (found["ok"], found["version"], found["instance"]) == (True, schema.SCHEMA_VERSION, None)
-    assert ready("db", "check").stdout.endswith("has no instance name and is not a copy.\n")
+    assert "only an instance name detects a physical copy" in ready("db", "check").stdout
     monkeypatch.setenv("SIDESTREAM_INSTANCE", "production")
     assert answer(ready("db", "check", "--json"))["instance"] is None, "a check changes nothing"
+    assert "and none is recorded: set SIDESTREAM_INSTANCE" in ready("db", "check").stdout
     execute(database, "UPDATE sidestream_meta SET instance = 'staging'")
     refused(
         ready("db", "check"), 1, "belongs to the instance 'staging', and this worker is of the instance 'production'"
     )
     monkeypatch.setenv("SIDESTREAM_INSTANCE", "staging")
     assert answer(ready("db", "check", "--json"))["instance"] == "staging"
+    assert "workers with another instance name, or none, refuse it and its copies" in ready("db", "check").stdout
     execute(database, "ALTER TABLE sidestream_rule DROP COLUMN note; ALTER TABLE sidestream_job DROP COLUMN reason")
     refused(ready("db", "check"), 1, "lack sidestream_job.reason, sidestream_rule.note;")
     execute(database, "UPDATE sidestream_meta SET instance = NULL, home = 'elsewhere'")

@@ -32,5 +32,10 @@ def test_a_worker_of_another_instance_refuses_a_base_backup(rig: Rig, postgres: 
     assert refused.returncode != 0
     assert "belongs to the instance 'production', and this worker is of the instance 'staging'" in refused.stderr
     assert rig.job(job).state == "pending"
+    variables = rig.variables | {"SIDESTREAM_INSTANCE": "production"}
+    checked = subprocess.run(
+        [COMMAND, "db", "check"], cwd=ROOT, env=variables, text=True, capture_output=True, timeout=60, check=True
+    )
+    assert "workers with another instance name, or none, refuse it and its copies" in checked.stdout
     rig.start(SIDESTREAM_INSTANCE="production")
     assert rig.ends(job).state == "done"

@@ -13,17 +13,15 @@ db = typer.Typer(no_args_is_help=True, help="Create, upgrade, adopt or check the
 
 @db.command("init")
 def db_init(context: typer.Context, *, as_json: AsJson = False) -> None:
-    """Create the tables unless they exist."""
+    """Create the tables unless they exist, and record the instance name if one is set."""
     from sidestream.store import schema
     from sidestream.wiring.client import store_cursor
 
-    with store_cursor(options_of(context).settings()) as cursor:
-        database = schema.install(cursor)
-    answer(
-        {"database": database.uuid, "version": schema.SCHEMA_VERSION},
-        f"The tables exist and have version {schema.SCHEMA_VERSION}; this database is {database.uuid}.",
-        as_json=as_json,
-    )
+    settings = options_of(context).settings()
+    with store_cursor(settings) as cursor:
+        database = schema.install(cursor, settings.instance)
+    sentence = f"The tables exist and have version {schema.SCHEMA_VERSION}; this database is {database}."
+    answer({"database": database.uuid, "version": schema.SCHEMA_VERSION}, sentence, as_json=as_json)
 
 
 @db.command("upgrade")
@@ -49,7 +47,7 @@ def db_adopt(context: typer.Context, *, as_json: AsJson = False) -> None:
     settings = options_of(context).settings()
     with store_cursor(settings) as cursor:
         database = schema.adopt(cursor, settings.instance)
-    sentence = f"This database is now {database.uuid}; a running worker restarts within seconds."
+    sentence = f"This database is now {database}; a running worker restarts within seconds."
     answer({"database": database.uuid}, sentence, as_json=as_json)
 
 
@@ -69,10 +67,14 @@ def db_check(context: typer.Context, *, as_json: AsJson = False) -> None:
         else:
             complain(str(error))
         raise typer.Exit(1) from error
-    instance = "has no instance name" if found.instance is None else f"is of the instance {found.instance!r}"
+    copies = "workers with another instance name, or none, refuse it and its copies"
+    if found.instance is None:
+        copies = (
+            "it shows no sign of a copy by template, dump or restore; only an instance name detects a physical copy "
+            "(base backup, snapshot), and none is recorded: set SIDESTREAM_INSTANCE and run: sidestream db init"
+        )
     answer(
         {"ok": True, "database": found.uuid, "version": found.version, "instance": found.instance},
-        f"The tables have version {found.version} and every required column; this database is {found.uuid}, {instance} "
-        "and is not a copy.",
+        f"The tables have version {found.version} and every required column; this database is {found}; {copies}",
         as_json=as_json,
     )

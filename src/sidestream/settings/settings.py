@@ -77,9 +77,10 @@ class Settings(BaseSettings):
     instance: Annotated[
         str | None,
         Field(
-            min_length=1,
+            pattern=r"^\P{C}+$",
             max_length=100,
-            description="Your name for this installation; workers with another name, or none, do not run its jobs.",
+            description="Your name for this installation (printable characters); workers with another name, or none, "
+            "do not run its jobs.",
         ),
     ] = None
     app: Annotated[str | None, Field(description="Where the actions are declared, as module:attribute.")] = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from importlib.resources import files
 from uuid import UUID
 
@@ -31,15 +31,13 @@ _HOME = """(SELECT system_identifier || '/' || d.oid FROM pg_control_system(), p
 # Returns the one row. "usable_from" is read through JSON, because tables from before the first release do not have it.
 _META = f"""
     SELECT version, (to_jsonb(m) ->> 'usable_from')::integer AS usable_from, database_uuid::text AS uuid,
-           home = {_HOME} AS at_home, former
+           home = {_HOME} AS at_home, instance, former
     FROM sidestream_meta m"""
 _UPGRADED = "UPDATE sidestream_meta SET version = %(version)s::integer"
 # Returns the (table, column) pairs of these tables that exist.
 _COLUMNS = """SELECT attrelid::regclass::text, attname FROM pg_attribute
     WHERE attrelid = ANY (ARRAY(SELECT to_regclass(name) FROM unnest(%(tables)s::text[]) name))
     AND attnum > 0 AND NOT attisdropped"""
-# Returns the operator's name for this installation.
-_INSTANCE = "SELECT instance FROM sidestream_meta"
 # Writes where the database is now, and its name.
 _SETTLE = f"UPDATE sidestream_meta SET home = {_HOME}, instance = %(instance)s::text"
 # Writes the one row.
@@ -58,12 +56,15 @@ class Database:
     uuid: UUID
     #: Of the tables.
     version: int = field(default=SCHEMA_VERSION, compare=False)
-    #: The operator's name for the installation, as :func:`check` found it.
-    instance: str | None = None
+    #: The operator's name for the installation.
+    instance: str | None = field(default=None, compare=False)
     #: It is a copy, or was restored elsewhere, and nobody adopted it yet: none of its jobs may run.
     copied: bool = False
     #: For each adoption, oldest first: the last job before it, and the uuid until then.
     former: tuple[tuple[int, UUID], ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.uuid}" + (f" of the instance {self.instance!r}" if self.instance else "")
 
     @property
     def tag(self) -> bytes:
@@ -79,17 +80,20 @@ class Database:
         return next((uuid for last, uuid in self.former if job_id <= last), self.uuid)
 
 
-def install(cur: Cursor) -> Database:
+def install(cur: Cursor, instance: str | None = None) -> Database:
     """Create the tables and indexes unless they exist; return the database. The caller commits.
+
+    A given ``instance``, the operator's name for this installation, is recorded as :func:`settle_in` does it.
 
     Raises:
         SchemaMismatch: The tables exist, but this release cannot use them.
+        ForeignDatabase: It belongs to another instance, or a name is given and it is a copy.
     """
     cur.execute("SELECT pg_advisory_xact_lock(%(lock)s::bigint)", {"lock": _INSTALL_LOCK})
     if not installed(cur):
         cur.execute(files(__package__).joinpath("schema.sql").read_text(encoding="utf-8"))
         cur.execute(_INSTALL, {"version": SCHEMA_VERSION})
-    return identify(cur, allow_copy=True)
+    return identify(cur, allow_copy=True) if instance is None else settle_in(cur, instance)
 
 
 def upgrade(cur: Cursor) -> tuple[int, int]:
@@ -115,10 +119,9 @@ def check(cur: Cursor, instance: str | None) -> Database:
         ForeignDatabase: It is a copy that nobody adopted, or belongs to another instance.
     """
     cur.execute("SAVEPOINT sidestream_check")
-    found = settle_in(cur, instance)
+    settle_in(cur, instance)
     cur.execute("ROLLBACK TO SAVEPOINT sidestream_check")
-    cur.execute(_INSTANCE)
-    named = fetch_value(cur)
+    found = identify(cur, allow_copy=True)
     wanted = set(_declared_columns())
     cur.execute(_COLUMNS, {"tables": sorted({table for table, _ in wanted})})
     missing = sorted(f"{table}.{column}" for table, column in wanted - set(cur.fetchall()))
@@ -127,7 +130,7 @@ def check(cur: Cursor, instance: str | None) -> Database:
             f"The Sidestream tables have version {found.version} but lack {', '.join(missing)}; restore them from a "
             "backup, or create them in an empty database: sidestream db init"
         )
-    return replace(found, instance=named)
+    return found
 
 
 def _declared_columns() -> Iterator[tuple[str, str]]:
@@ -170,8 +173,7 @@ def settle_in(cur: Cursor, instance: str | None) -> Database:
         ForeignDatabase: It is a copy that nobody adopted, or belongs to another instance.
     """
     found = identify(cur, allow_copy=True)
-    cur.execute(_INSTANCE)
-    named = fetch_value(cur)
+    named = found.instance
     if named is None:
         identify(cur)
         if instance is not None:
@@ -216,13 +218,8 @@ def identify(cur: Cursor, *, allow_copy: bool = False) -> Database:
             "This database is a copy, or was restored elsewhere: its pending jobs may be running at the original. "
             "To cancel them here, run Odoo's neutralize on it; to let them run here, run: sidestream db adopt"
         )
-    former = tuple(_former(one) for one in meta.former.split())
-    return Database(UUID(meta.uuid), version=meta.version, copied=not meta.at_home, former=former)
-
-
-def _former(word: str) -> tuple[int, UUID]:
-    uuid, _, last = word.partition(":")
-    return int(last), UUID(uuid)
+    former = tuple((int(last), UUID(uuid)) for uuid, _, last in (one.partition(":") for one in meta.former.split()))
+    return Database(UUID(meta.uuid), meta.version, meta.instance, copied=not meta.at_home, former=former)
 
 
 def installed(cur: Cursor) -> bool:
