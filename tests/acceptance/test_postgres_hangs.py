@@ -49,6 +49,42 @@ def test_a_worker_whose_postgresql_never_answers_leaves_its_jobs_to_another_one(
     assert "AttributeError" not in said
 
 
+RUNNING = [("until", None), ("until", "k"), ("relock.heedless", None), ("until", None)]
+"""Actions and keys of the jobs that run when it stops answering: with a key, and with a lock between transactions."""
+
+
+@pytest.mark.timeout(240)
+def test_the_jobs_that_ran_when_postgresql_stopped_answering_run_elsewhere(rig: Rig) -> None:
+    limits = {"SIDESTREAM_HARD_LIMIT": str(HARD_LIMIT), "SIDESTREAM_LEASE": str(LEASE)}
+    file = rig.folder / "go on"
+    with pooler_before(rig.dsn) as (pooler, url):
+        hung = rig.start(**limits, SIDESTREAM_CHILDREN=str(len(RUNNING)), SIDESTREAM_DATABASE_URL=url)
+        jobs = [rig.enqueue(action, str(file), key=key) for action, key in RUNNING]
+        rig.until(lambda: len(_held(rig)) == len(RUNNING))
+        pooler.freeze()
+        began = time.monotonic()
+        held = _held(rig)
+        rig.until(lambda: rig.log.read_bytes().count(b"runs longer than its hard limit") >= len(RUNNING), PATIENCE)
+        file.touch()
+        rig.start(**limits)
+        unfinished = "SELECT NOT EXISTS (SELECT FROM sidestream_job WHERE state = 'pending')"
+        bound = HARD_LIMIT + UNWRITTEN + 2 * LEASE + PATIENCE
+        rig.until(lambda: rig.look.execute(unfinished).fetchone() == (True,), bound)
+        print(f"{len(RUNNING)} jobs were done {time.monotonic() - began:.1f} s after PostgreSQL stopped answering")
+        assert {rig.job(job).state for job in jobs} == {"done"}
+        assert {(rig.job(job).crashes, rig.job(job).suspects) for job in jobs} == {(0, 0)}
+        assert sorted(rig.effects()) == ["first", "later 0", "later 1", "waited", "waited", "waited"]
+        assert not held & _held(rig)
+        assert hung.poll() is None
+
+
+def _held(rig: Rig) -> set[int]:
+    """Return the sessions in which a job has written."""
+    query = """SELECT pid FROM pg_stat_activity
+               WHERE application_name ~ '^sidestream/.+/[0-9]+$' AND backend_xid IS NOT NULL"""
+    return {pid for (pid,) in rig.look.execute(query)}
+
+
 FAILING = 10
 
 

@@ -3,7 +3,7 @@
 For each delivery whose lease ran out:
 
 1. find its owner: this worker (the answer was lost, or it was frozen), another announced worker, or a dead one;
-2. end the sessions that a dead worker left in PostgreSQL, so that its rows are free;
+2. end the sessions that a dead worker left in PostgreSQL, or those in which another one ran it, so that rows are free;
 3. charge the row of a job that ran there: a crash when it ran alone, a suspicion when it may have been the cause;
 4. only then release the delivery, or settle it when its row has ended.
 
@@ -26,7 +26,7 @@ from sidestream.job.outcome import Release
 from sidestream.job.reference import Reference
 from sidestream.maintenance.store_connection import StoreConnection
 from sidestream.maintenance.task import check_times
-from sidestream.maintenance.verdicts import Taken, Verdict, charge_rows, give_back, without_row
+from sidestream.maintenance.verdicts import Taken, Verdict, charge_rows, end_runs, give_back, without_row
 
 log = logging.getLogger(__name__)
 
@@ -139,9 +139,9 @@ class LeaseReclaimer:
             crash_point("reclaim.claimed")
         for owner, jobs in Counter(owner for _, owner in found.deliveries).items():
             log.warning(
-                "%s jobs are taken over from the worker %s: their leases ran out.",
-                jobs,
+                "Taken over from the worker %s, because the leases ran out: %s.",
                 owner,
+                "1 job" if jobs == 1 else f"{jobs} jobs",
                 extra={"action": "jobs_taken_over", "owner": owner, "jobs": jobs},
             )
         now = self._clock.monotonic()
@@ -169,7 +169,12 @@ class LeaseReclaimer:
         if self._alive(owner):
             # An announcement may outlast its worker a little; a whole lease on, the worker lives.
             patience = self._clock.monotonic() - self._lease
-            give_back(one for one in lost if one.since <= patience)
+            since = [one for one in lost if one.since <= patience]
+            if self._store is not None and since:
+                # Unless it has got a lease anew, as after an outage of Redis, it has killed what ran under the old one.
+                gone = self._broker.renew(self._worker, [one.delivery.lease for one in since])
+                end_runs(self._store, owner, [one for one in since if one.delivery.lease not in gone])
+            give_back(since)
             return
         running = self._dead_workers(owner)
         for one in lost:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -10,11 +11,14 @@ from sidestream.broker.protocol import Delivery
 from sidestream.errors import StoreError
 from sidestream.job.job import MAX_CRASHES
 from sidestream.job.observer import JobFailure
-from sidestream.job.reference import Reference
+from sidestream.job.reference import NO_TAG8, Reference
 from sidestream.maintenance.store_connection import StoreConnection
 from sidestream.maintenance.worker_deaths import end_sessions
-from sidestream.store import deaths
+from sidestream.store import deaths, sessions
 from sidestream.store.compare_and_set import CasResult
+from sidestream.store.locks import job_lock
+
+log = logging.getLogger(__name__)
 
 
 class Verdict(Enum):
@@ -45,6 +49,20 @@ def give_back(some: Iterable[Taken]) -> None:
     """Decide that no job of these is charged."""
     for one in some:
         one.verdict = Verdict.GIVE_BACK
+
+
+def end_runs(store: StoreConnection, owner: str, lost: Sequence[Taken]) -> None:
+    """End the sessions in which a live worker ran these rows, so that they are free; raise StoreError.
+
+    It has killed their children or is about to: at their hard limit, or because it lost their leases. But it may not
+    reach PostgreSQL to end their sessions, which then hold the row, the key, or the lock between two transactions.
+    """
+    with store.cursor("ending the sessions of lost jobs") as cursor:
+        for reference in [one.reference for one in lost if one.reference is not None and not one.reference.direct]:
+            locks = [job_lock(reference.id), reference.key] if reference.key != NO_TAG8 else [job_lock(reference.id)]
+            if sessions.terminate_holders(cursor, owner, reference.id, locks):
+                said = "The worker %s no longer runs job %s; its PostgreSQL session was ended."
+                log.warning(said, owner, reference.id, extra={"action": "session_ended", "job_id": reference.id})
 
 
 def charge_rows(

@@ -15,6 +15,12 @@ _HELD = """
     SELECT (classid::bigint << 32) | objid::bigint FROM pg_locks
     WHERE locktype = 'advisory' AND granted AND objsubid = 1
     AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"""
+# Returns the sessions that hold the row of a job, or one of these advisory locks. Index: the primary key.
+HOLDERS = """
+    SELECT pid FROM pg_locks WHERE granted AND CASE locktype
+        WHEN 'transactionid' THEN mode = 'ExclusiveLock'
+            AND transactionid = (SELECT xmax FROM sidestream_job WHERE id = %(id)s::bigint)
+        WHEN 'advisory' THEN objsubid = 1 AND (classid::bigint << 32) | objid::bigint = ANY (%(locks)s::bigint[]) END"""
 # Returns which of these pending rows a child of a worker has locked. Index: the primary key. A transaction that locks
 # a row writes its number into xmax, and holds a lock on that number until it ends. An enqueuer that looks for
 # duplicates does so too, but only the sessions of workers' children, which are named sidestream/<worker>/<slot>, run
@@ -42,19 +48,19 @@ def job_lock(row_id: int) -> bytes:
 
 def lock_tag(cur: Cursor, lock: bytes) -> bool:
     """Take a session-level advisory lock without waiting; False if another session holds it."""
-    cur.execute("SELECT pg_try_advisory_lock(%(lock)s::bigint)", {"lock": _number(lock)})
+    cur.execute("SELECT pg_try_advisory_lock(%(lock)s::bigint)", {"lock": number(lock)})
     return bool(fetch_value(cur))
 
 
 def lock_tag_in_transaction(cur: Cursor, lock: bytes) -> bool:
     """Take the lock as :func:`lock_tag` does, until the transaction ends."""
-    cur.execute("SELECT pg_try_advisory_xact_lock(%(lock)s::bigint)", {"lock": _number(lock)})
+    cur.execute("SELECT pg_try_advisory_xact_lock(%(lock)s::bigint)", {"lock": number(lock)})
     return bool(fetch_value(cur))
 
 
 def wait_for_tag(cur: Cursor, lock: bytes) -> None:
     """Take the lock as :func:`lock_tag` does, but wait until no other session holds it."""
-    cur.execute("SELECT pg_advisory_lock(%(lock)s::bigint)", {"lock": _number(lock)})
+    cur.execute("SELECT pg_advisory_lock(%(lock)s::bigint)", {"lock": number(lock)})
 
 
 def held_tags(cur: Cursor) -> set[bytes]:
@@ -65,7 +71,7 @@ def held_tags(cur: Cursor) -> set[bytes]:
 
 def unlock_tag(cur: Cursor, lock: bytes) -> bool:
     """Release what :func:`lock_tag` took; False when this session did not hold it."""
-    cur.execute("SELECT pg_advisory_unlock(%(lock)s::bigint)", {"lock": _number(lock)})
+    cur.execute("SELECT pg_advisory_unlock(%(lock)s::bigint)", {"lock": number(lock)})
     return bool(fetch_value(cur))
 
 
@@ -96,5 +102,6 @@ def all_running_jobs(cur: Cursor) -> set[int]:
     return running_jobs(cur, found | fetch_ids(cur))
 
 
-def _number(lock: bytes) -> int:
+def number(lock: bytes) -> int:
+    """Return the number under which PostgreSQL knows a lock."""
     return int.from_bytes(lock, "big", signed=True)

@@ -1,4 +1,4 @@
-"""End the PostgreSQL sessions of dead workers, so that a lock does not outlive its worker.
+"""End the PostgreSQL sessions of workers that died or lost a job, so that a lock does not outlive its owner.
 
 A backend that executes a statement notices the death of its client late, or never when the client's host is gone.
 Ending it is always safe: its transaction is committed or not, and the row shows which. It needs the workers' role.
@@ -7,9 +7,13 @@ https://www.postgresql.org/docs/current/functions-admin.html#FUNCTIONS-ADMIN-SIG
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from datetime import datetime
+from types import MappingProxyType
+from typing import Any
 
 from sidestream.store.cursor import Cursor, fetch_one, fetch_value
+from sidestream.store.locks import HOLDERS, number
 
 PATIENCE = 5.0
 """Seconds to wait for one backend to end."""
@@ -55,14 +59,24 @@ def has_others(cur: Cursor, worker: str) -> bool:
     return bool(fetch_value(cur))
 
 
+def terminate_holders(cur: Cursor, worker: str, job_id: int, locks: Sequence[bytes]) -> int:
+    """End the sessions of ``worker`` that hold the row of a job or one of its session ``locks``; return how many."""
+    held = {"id": job_id, "locks": [number(lock) for lock in locks]}
+    return _terminate(cur, worker, f"pid IN ({HOLDERS})", PATIENCE_EACH, held)[1]
+
+
 def terminate_worker(cur: Cursor, worker: str, *, patience: float = PATIENCE_EACH) -> tuple[bool, int]:
     """End every other session of ``worker``, waiting up to ``patience`` seconds for each.
 
     Returns whether all are gone, and how many there were.
     """
-    cur.execute(
-        _TERMINATE + "starts_with(application_name, %(prefix)s::text)",
-        {"prefix": f"sidestream/{worker}/", "patience": int(patience * 1000)},
-    )
+    return _terminate(cur, worker, "true", patience)
+
+
+def _terminate(
+    cur: Cursor, worker: str, which: str, patience: float, parameters: Mapping[str, Any] = MappingProxyType({})
+) -> tuple[bool, int]:
+    named = {"prefix": f"sidestream/{worker}/", "patience": int(patience * 1000), **parameters}
+    cur.execute(f"{_TERMINATE} starts_with(application_name, %(prefix)s::text) AND {which}", named)
     ended = fetch_one(cur)
     return bool(ended.gone), ended.found

@@ -36,7 +36,7 @@ from sidestream.maintenance.lease_reclaimer import LeaseReclaimer
 from sidestream.maintenance.reconciler import Reconciler
 from sidestream.maintenance.retention import RetentionTask
 from sidestream.maintenance.rule_sync import RuleSync
-from sidestream.maintenance.store_connection import Cursor, StoreConnection
+from sidestream.maintenance.store_connection import StoreConnection
 from sidestream.maintenance.task import MaintenanceTask, MaintenanceThread
 from sidestream.maintenance.turns import InTurn, Turn
 from sidestream.maintenance.worker_deaths import WorkerDeaths
@@ -59,6 +59,8 @@ BANNER_ACTIONS = 20
 """Most actions named in the first log line."""
 SHORTEST_PAUSE, LONGEST_PAUSE = 0.25, 10.0
 """Shortest and longest seconds between two attempts to connect to PostgreSQL at the start."""
+YIELDING = 6.0
+"""Seconds of which a worker that cannot write its outcomes asks for its turn in one: the turn runs out in between."""
 EMBEDDED_INTERVAL = 1.0
 """Seconds between two checks of the embedded server."""
 
@@ -140,11 +142,9 @@ class Worker:
             self._primary, self._fallback(), SystemClock(), longest_pause=settings.renew_interval
         )
         self._maintenance_broker = self._redis_broker()
-        self._store = (
-            None
-            if self._database is None
-            else StoreConnection(self._connector("maintenance", adapter.ANSWER_AT_LENGTH), on_open=self._enter)
-        )
+        if self._database is not None:
+            connect = self._connector("maintenance", adapter.ANSWER_AT_LENGTH)
+            self._store = StoreConnection(connect, on_open=lambda cursor: deaths.enter(cursor, self._name))
         self._turns: list[Turn] = []
         self._failed_early: list[JobFailure] | None = []
         self._dead_workers = DeadWorkers(settings.data_dir)
@@ -171,6 +171,7 @@ class Worker:
                 database=self._database,
                 dead_workers=self._dead_workers,
                 stop_running=self._supervisor.stop_running,
+                writes=self._supervisor.writes,
                 on_adopted=self._supervisor.replace,
                 on_failed=self._failed,
                 on_direct_failed=self._supervisor.delivery_failed,
@@ -222,7 +223,7 @@ class Worker:
             "actions": shown,
         }
         log.info(
-            "Worker %s serves %s with %s children (Sidestream %s, user %s, database %s, Redis %s, %s actions: %s).",
+            "Worker %s serves %s (children: %s, Sidestream %s, user %s, database %s, Redis %s, actions (%s): %s).",
             *facts.values(),
             extra={"action": "worker_started", **facts},
         )
@@ -245,9 +246,6 @@ class Worker:
             with contextlib.suppress(BrokerError):  # the turns expire
                 for turn in self._turns:
                     turn.give_back()
-
-    def _enter(self, cursor: Cursor) -> None:
-        deaths.enter(cursor, self._name)
 
     def _leave_store(self) -> None:
         """Record in PostgreSQL that nothing of this worker runs any more."""
@@ -401,6 +399,7 @@ def make_maintenance_tasks(
     database: schema.Database | None,
     dead_workers: DeadWorkers,
     stop_running: Callable[[int], bool],
+    writes: Callable[[], bool] = lambda: True,
     on_adopted: Callable[[], None],
     turns: list[Turn],
     worker_deaths: WorkerDeaths | None = None,
@@ -418,6 +417,7 @@ def make_maintenance_tasks(
         turns.append(Turn(broker, task, worker, every))
         return turns[-1]
 
+    reclaims = turn(f"{LeaseReclaimer.name} {served}", LeaseReclaimer.every)
     reclaimer = LeaseReclaimer(
         broker,
         store,
@@ -426,7 +426,8 @@ def make_maintenance_tasks(
         lanes=lanes,
         dead_workers=dead_workers.running,
         alive=broker.is_alive,
-        turn=turn(f"{LeaseReclaimer.name} {served}", LeaseReclaimer.every).take,
+        # What a worker cannot write, another one takes over: it also ends the sessions that hold the rows.
+        turn=lambda: (writes() or time.monotonic() % YIELDING < 1) and reclaims.take(),
         lease=settings.lease,
         grace=grace,
         on_failed=on_failed,

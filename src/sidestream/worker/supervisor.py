@@ -24,6 +24,7 @@ import psycopg
 from sidestream.broker.protocol import Broker, Delivery
 from sidestream.errors import BrokerError, SettingsError, SidestreamError
 from sidestream.job.observer import JobFailure
+from sidestream.job.reference import Reference
 from sidestream.worker.collector import Collector
 from sidestream.worker.dispatcher import Dispatcher
 from sidestream.worker.job_log import failed_line
@@ -222,6 +223,10 @@ class Supervisor:
         with self._state.lock:
             return sorted(facts.name for facts in self._state.actions.values())
 
+    def writes(self) -> bool:
+        """Return whether PostgreSQL accepts what this worker writes."""
+        return not self._state.unwritten
+
     def failed(self, failure: JobFailure) -> None:
         """Log a failed job and call the application's failure hooks."""
         failed_line(failure)
@@ -242,7 +247,7 @@ class Supervisor:
                 if not running.running or running.batch != child.batch:
                     continue
                 for delivery in child.deliveries[child.reported :]:
-                    if running.reference == delivery.reference and _row_id(delivery.reference) == job_id:
+                    if running.reference == delivery.reference and Reference.unpack(delivery.reference).id == job_id:
                         self._pool.kill(child, KillReason.CANCELLED, delivery.reference)
                         return True
         return False
@@ -284,7 +289,3 @@ class Supervisor:
     def _on_quiet(self, signum: int, frame: FrameType | None) -> None:
         set_quiet(self._options.run_folder, quiet=not is_quiet(self._options.run_folder))
         self._signalled.set()
-
-
-def _row_id(reference: bytes) -> int:
-    return int.from_bytes(reference[9:17], "big") if reference[0] in (1, 3) else 0

@@ -9,7 +9,8 @@ from sidestream.errors import StoreError, StoreUnavailable
 from sidestream.job.job import MAX_CRASHES
 from sidestream.job.reference import Reference
 from sidestream.store import attempts, deaths
-from tests.integration.reclaimer.conftest import DEAD, RENEW, US, Bench, charges
+from sidestream.store.locks import job_lock, number, running_jobs
+from tests.integration.reclaimer.conftest import DEAD, LEASE, RENEW, US, Bench, charges
 from tests.support.servers import PostgresServer
 
 
@@ -181,6 +182,35 @@ def test_a_supervisor_that_is_announced_keeps_its_sessions(bench: Bench) -> None
     other.close()
 
 
+@pytest.mark.parametrize("holds", ["row", "lock"])
+def test_the_session_in_which_an_announced_supervisor_ran_a_lost_job_is_ended(bench: Bench, holds: str) -> None:
+    """It killed the child at the hard limit, or for the lost lease, and does not reach PostgreSQL."""
+    lost, other = bench.insert(2)
+    alive = "host-3-alive"
+    [delivery, kept] = bench.claim(alive)
+    bench.announced.add(alive)
+    sessions = {row_id: bench.session(alive) for row_id in (lost, other)}
+    for row_id, session in sessions.items():
+        if holds == "row":
+            session.execute("BEGIN")
+            session.execute("SELECT FROM sidestream_job WHERE id = %s FOR NO KEY UPDATE", (row_id,))
+        else:
+            session.execute("SELECT pg_advisory_lock(%s)", (number(job_lock(row_id)),))
+    for _ in range(40):
+        bench.clock.advance(LEASE / 15)
+        assert bench.broker.renew(alive, [kept.lease]) == []
+        bench.step()
+    assert Reference.unpack(delivery.reference).id == lost
+    assert bench.claimable() == [lost]
+    with bench.connection.cursor() as cursor:
+        assert running_jobs(cursor, [lost, other]) == {other}
+    with pytest.raises(psycopg.OperationalError):
+        sessions[lost].execute("SELECT 1")
+    sessions[other].execute("SELECT 1")
+    sessions[other].close()
+    assert charges(bench.row(lost)) == (0, 0, 0)
+
+
 def test_an_announcement_that_runs_out_meanwhile_tells_that_it_is_dead(bench: Bench) -> None:
     [row_id] = bench.insert()
     bench.claim(DEAD)
@@ -226,8 +256,8 @@ def test_a_death_is_charged_once_whoever_finds_out_first(bench: Bench) -> None:
     [row_id] = bench.insert()
     bench.claim(DEAD)
     with bench.connection.transaction(), bench.connection.cursor() as cursor:
-        assert deaths.charge_all(cursor, DEAD, [row_id])
-        assert deaths.charge_all(cursor, DEAD, [row_id])
+        assert deaths.charge_all(cursor, DEAD, [row_id]) is False, "it has no row"
+        assert deaths.charge_all(cursor, DEAD, [row_id]) is False, "it has no row"
     bench.run_out()
     assert (bench.row(row_id).suspects, bench.row(row_id).attempts) == (1, 0)
     assert len(bench.claim(DEAD)) == 1
