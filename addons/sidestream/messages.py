@@ -43,7 +43,7 @@ def reason_message(env, stored):
         ReasonCode.REPLACED: lambda: env._("Replaced by job %s", reason.params["by"]),
         ReasonCode.NEUTRALIZED: lambda: env._("Cancelled in a neutralized copy of the database"),
         ReasonCode.ALONE: lambda: env._("Runs alone, because its last worker died"),
-        ReasonCode.RUNNING: lambda: env._("It had run for %s s", reason.params["seconds"]),
+        ReasonCode.RUNNING: lambda: env._("It had started %s s earlier", reason.params["seconds"]),
         ReasonCode.WORKER_DIED: lambda: env._("Its worker died while it ran"),
     }
     return messages[reason.code]() if reason.code in messages else str(reason)
@@ -93,6 +93,7 @@ DIAGNOSES = {
     "cancelling": lambda env, params: env._("Its cancellation was requested. A worker carries it out within seconds"),
     "expiring": lambda env, params: env._("It had to start by %(at)s, so it is about to be cancelled", **params),
     "running": lambda env, params: env._("Running on worker %(worker)s since %(at)s", **params),
+    "held": lambda env, params: env._("Running, or its database session has not ended"),
     "retrying": lambda env, params: env._("Retries on %(at)s. Failed attempts: %(failures)s", **params),
     "snoozed": lambda env, params: env._("It asked to run again on %(at)s", **params),
     "scheduled": lambda env, params: env._("Scheduled for %(at)s", **params),
@@ -117,7 +118,7 @@ DIAGNOSES = {
         'An earlier job with the same ordering key "%(key)s" must end first', **params
     ),
     "ready": lambda env, params: env._(
-        'Waits for a free worker. Jobs of its group and priority before it in the queue "%(queue)s": %(rank)s', **params
+        'Waits for a free worker. Jobs of its priority before it in the queue "%(queue)s": %(rank)s', **params
     ),
     "due": lambda env, params: env._("Waits for a free worker"),
     "delayed": lambda env, params: (

@@ -91,3 +91,21 @@ def test_the_first_worker_on_a_fresh_redis_starts_jobs_immediately(rig: Rig, red
     serves = time.monotonic()
     rig.ends(job_id)
     assert time.monotonic() - serves < 2.5
+    assert b"Redis was emptied" not in rig.log.read_bytes()
+
+
+def test_a_killed_worker_is_silent_at_once(rig: Rig) -> None:
+    """PostgreSQL ends its lock with its process; its announcement lasts a lease longer."""
+    worker = rig.start(SIDESTREAM_CHILDREN="1", SIDESTREAM_RENEW_INTERVAL="3", SIDESTREAM_LEASE="60")
+    inside(rig, rig.folder)
+    waiting = rig.enqueue("note")
+    [listed] = cli(rig, "worker", "list")["workers"]
+    assert listed["state"] == "working"
+    worker.kill()
+    worker.wait()
+    killed = time.monotonic()
+    rig.until(lambda: cli(rig, "worker", "list")["workers"][0]["state"] == "silent", 30)
+    print(f"silent after {time.monotonic() - killed:.1f} s")
+    assert cli(rig, "worker", "list")["workers"][0]["jobs"] == []
+    why = cli(rig, "job", "why", str(waiting))["why"]
+    assert why == f"Job {waiting} waits because no worker that is alive serves the queue 'default'."

@@ -79,6 +79,11 @@ FROM_ROW: list[tuple[JobDiagnosis, list[Entry], str]] = [
         f"was to be started by {NOON} and was not: it is about to be cancelled.",
     ),
     (replace(READY, started_by="w1", started_at=NOW), [], f"runs on w1 since {NOON}."),
+    (
+        replace(EARLY, running=True),
+        [],
+        "runs, or its session in PostgreSQL has not ended: it holds the row or the key.",
+    ),
     (EARLY, [], f"is scheduled for {ONE}."),
     (
         replace(EARLY, job=replace(EARLY.job, attempts=3), forgiven=1, error="Boom"),

@@ -117,7 +117,7 @@ class TestAccess(JobCase):
         happened = (
             ("failed", "UserError: No courier: there\nTraceback ...\n  ask: Contact somebody.", "No courier: there"),
             ("started", "alone", "Runs alone, because its last worker died"),
-            ("started", 'running|{"seconds": 12.0}', "It had run for 12.0 s"),
+            ("started", 'running|{"seconds": 12.0}', "It had started 12.0 s earlier"),
             ("released", "stopping", "Its worker restarts"),
             ("released", 'snoozed|{"seconds": 60, "message": "no bank"}', "Snoozed for 60 s: no bank"),
             ("crashed", "It crashed: killed by SIGKILL.", "It crashed: killed by SIGKILL."),

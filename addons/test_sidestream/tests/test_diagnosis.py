@@ -25,6 +25,7 @@ CASES = (
     (Code.CANCELLING, {}, "Its cancellation was requested. A worker carries it out within seconds"),
     (Code.EXPIRING, NOON, "It had to start by 02/01/2030 12:00:00 PM, so it is about to be cancelled"),
     (Code.RUNNING, NOON | {"worker": "w1"}, "Running on worker w1 since 02/01/2030 12:00:00 PM"),
+    (Code.HELD, {}, "Running, or its database session has not ended"),
     (
         Code.RETRYING,
         NOON | {"failures": 2, "error": None},
@@ -95,7 +96,7 @@ CASES = (
         Code.READY,
         {"rank": 3, "queue": "mail", "busy": (2, 2), "error": "Boom"},
         (
-            'Waits for a free worker. Jobs of its group and priority before it in the queue "mail": 3. '
+            'Waits for a free worker. Jobs of its priority before it in the queue "mail": 3. '
             "Busy child processes: 2 of 2. Last error: Boom"
         ),
     ),

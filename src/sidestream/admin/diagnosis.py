@@ -46,6 +46,7 @@ class Code(StrEnum):
     CANCELLING = "cancelling"
     EXPIRING = "expiring"  # at
     RUNNING = "running"  # worker, at
+    HELD = "held"
     RETRYING = "retrying"  # failures, at, error
     SNOOZED = "snoozed"  # at, reason
     SCHEDULED = "scheduled"  # at
@@ -62,7 +63,7 @@ class Code(StrEnum):
     UNPAUSING = "unpausing"  # scope (see Explanation)
     UNROUTED = "unrouted"  # action
     BEHIND_KEY = "behind_key"  # holders, more, key
-    READY = "ready"  # rank, queue, busy, error
+    READY = "ready"  # rank, queue, group, busy, error
     DUE = "due"  # busy, error
     DELAYED = "delayed"  # at, reason
     UNPUBLISHED = "unpublished"
@@ -141,6 +142,8 @@ def diagnose_row(facts: JobDiagnosis, entries: Iterable[Entry]) -> Diagnosis | N
         return Diagnosis(Code.EXPIRING, {"at": facts.expires_at})
     if facts.started_by is not None and facts.started_at is not None:
         return Diagnosis(Code.RUNNING, {"worker": facts.started_by, "at": facts.started_at})
+    if facts.running:
+        return Diagnosis(Code.HELD)
     if facts.early:
         return _diagnose_early(facts)
     paused = _diagnose_pause(job, entries)
@@ -207,7 +210,7 @@ def _diagnose_place(
         case Place.DELAYED:
             return Diagnosis(Code.DELAYED, {"at": _time(found.until_ms), "reason": facts.reason})
         case Place.READY:
-            return Diagnosis(Code.READY, {"rank": found.rank, "queue": job.queue, **waits})
+            return Diagnosis(Code.READY, {"rank": found.rank, "queue": job.queue, "group": job.group, **waits})
         case _:
             return Diagnosis(Code.UNPUBLISHED)
 

@@ -55,10 +55,11 @@ def _last_error(params: Mapping[str, Any]) -> str:
 
 
 def _ready(params: Mapping[str, Any]) -> str:
-    queue, free, error = f"the queue {params['queue']!r}", _free(params), _last_error(params)
-    if params["rank"]:
-        return f"{free} behind {params['rank']} other jobs of its group and priority in {queue}{error}"
-    return f"is the next of its group and priority in {queue} and {free}{error}"
+    line = f"{'its group and priority' if params['group'] else 'its priority'} in the queue {params['queue']!r}"
+    free, rank, error = _free(params), params["rank"], _last_error(params)
+    if rank:
+        return f"{free} behind {rank} other job{'' if rank == 1 else 's'} of {line}{error}"
+    return f"is the next of {line} and {free}{error}"
 
 
 def _delayed(params: Mapping[str, Any]) -> str:
@@ -109,6 +110,7 @@ _TEXTS: dict[Code, Callable[[Mapping[str, Any]], str]] = {
     Code.CANCELLING: lambda p: "is being cancelled: a person asked for it, and its worker has not carried it out yet",
     Code.EXPIRING: lambda p: f"was to be started by {_moment(p['at'])} and was not: it is about to be cancelled",
     Code.RUNNING: lambda p: f"runs on {p['worker']} since {_moment(p['at'])}",
+    Code.HELD: lambda p: "runs, or its session in PostgreSQL has not ended: it holds the row or the key",
     Code.RETRYING: _retrying,
     Code.SNOOZED: _snoozed,
     Code.SCHEDULED: lambda p: f"is scheduled for {_moment(p['at'])}",

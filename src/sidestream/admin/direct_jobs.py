@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -12,11 +11,11 @@ from uuid import UUID
 
 from sidestream.admin.diagnosis import diagnose_direct
 from sidestream.admin.diagnosis_text import render
+from sidestream.admin.jobs import live_workers, served_queues
 from sidestream.broker.protocol import Explanation, Place, Publication, lane
 from sidestream.broker.redis import keys
 from sidestream.broker.redis.broker import RedisBroker
 from sidestream.broker.redis.failed import FailedDirectJob, FailedDirectJobs
-from sidestream.broker.redis.inspect import RedisInspector
 from sidestream.job.codec import peek, to_ms
 from sidestream.job.errorgroup import error_group
 from sidestream.job.job import Job
@@ -56,15 +55,11 @@ def find(settings: Settings, uuid: UUID) -> Found | None:
             return None
         job = peek(payload)
         explanation = broker.explain(_publication(uuid, job)) if broker.generation().number else None
-        workers = RedisInspector(broker.connection).workers()
+        serving = served_queues(live_workers(settings, broker), lane(NO_TAG8, ""))
     entries = []
     if store_url(settings) is not None:
         with store_cursor(settings) as cursor:
             entries = rules.entries(cursor)
-    now, own = time.time() * 1000, lane(NO_TAG8, "")
-    serving = [
-        [name.removeprefix(own) for name in one.lanes if name.startswith(own)] for one in workers if one.until_ms > now
-    ]
     place = explanation.place if explanation is not None else Place.NOWHERE
     diagnosis = diagnose_direct(job, entries, explanation or Explanation(place), serving)
     return DirectJob(uuid, job, place, render(f"The direct job {uuid}", diagnosis))

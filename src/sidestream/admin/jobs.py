@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing, suppress
 
 from sidestream.admin.diagnosis import Diagnosis, diagnose
 from sidestream.broker.protocol import Broker, Explanation, Place, lane
+from sidestream.broker.redis.broker import RedisBroker
 from sidestream.broker.redis.inspect import AnnouncedWorker, RedisInspector
-from sidestream.errors import BrokerError
+from sidestream.errors import BrokerError, StoreError
 from sidestream.relay.publications import publication_of
 from sidestream.relay.queue import CHUNK_SIZE
 from sidestream.settings import Settings
-from sidestream.store import diagnosis, job_row, rules, schema
-from sidestream.wiring.client import build_broker, store_cursor
+from sidestream.store import deaths, diagnosis, job_row, rules, schema
+from sidestream.wiring.client import build_broker, store_cursor, store_url
 
 
 def sync_to_broker(settings: Settings, job_ids: Sequence[int], *, waiting: bool) -> bool:
@@ -57,15 +58,10 @@ def why_waiting(settings: Settings, job_id: int) -> Diagnosis | None:
         with closing(build_broker(settings)) as broker:
             begun = broker.generation().number  # a Redis that no worker has met yet has none, and answers
             explanation = broker.explain(publication_of(facts.job, database)) if begun else Explanation(Place.NOWHERE)
-            found = RedisInspector(broker.connection).workers()
-        now_ms, own = time.time() * 1000, f"{database.tag.hex()}:"
-        serving = [
-            [name.removeprefix(own) for name in worker.lanes if name.startswith(own)]
-            for worker in found
-            if worker.until_ms > now_ms
-        ]
+            found = live_workers(settings, broker)
+        serving = served_queues(found, lane(database.tag, ""))
         wanted = lane(database.tag, facts.job.queue)
-        busy = _busy([one for one in found if one.until_ms > now_ms and wanted in one.lanes])
+        busy = _busy([one for one in found if wanted in one.lanes])
     except BrokerError:
         explanation = None  # the diagnosis says that it is away
     return diagnose(facts, entries, explanation, serving, busy)
@@ -80,10 +76,30 @@ def _busy(announced: Sequence[AnnouncedWorker]) -> tuple[int, int] | None:
     return (min(running, children), children) if children else None
 
 
-def announced_workers(settings: Settings) -> Sequence[AnnouncedWorker]:
-    """Return the workers that Redis knows."""
-    with closing(build_broker(settings)) as broker:
-        return RedisInspector(broker.connection).workers()
+def announced_workers(settings: Settings, broker: RedisBroker) -> Sequence[AnnouncedWorker]:
+    """Return the workers that Redis knows; those that PostgreSQL knows to be dead have expired.
+
+    A worker of this database holds a lock there, which ends with its process.
+    """
+    found = RedisInspector(broker.connection).workers()
+    if found and store_url(settings) is not None:
+        with suppress(StoreError), store_cursor(settings) as cursor:  # else Redis alone tells
+            own = lane(schema.identify(cursor, allow_copy=True).tag, "")
+            mine = {one.worker for one in found if any(name.startswith(own) for name in one.lanes)}
+            dead = mine - deaths.living(cursor, mine)
+            found = tuple(one._replace(until_ms=0) if one.worker in dead else one for one in found)
+    return found
+
+
+def live_workers(settings: Settings, broker: RedisBroker) -> list[AnnouncedWorker]:
+    """Return the announced workers that live."""
+    now_ms = time.time() * 1000
+    return [one for one in announced_workers(settings, broker) if one.until_ms > now_ms]
+
+
+def served_queues(workers: Iterable[AnnouncedWorker], own: str) -> list[list[str]]:
+    """Return for each worker the queues whose lanes begin with ``own``."""
+    return [[name.removeprefix(own) for name in one.lanes if name.startswith(own)] for one in workers]
 
 
 def _tell(settings: Settings, tell: Callable[[Broker], object]) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -49,8 +50,11 @@ def worker_run(
 def worker_list(context: typer.Context, *, as_json: AsJson = False) -> None:
     """List the workers that announced themselves to Redis, and the jobs that each runs."""
     from sidestream.admin.jobs import announced_workers
+    from sidestream.wiring.client import build_broker
 
-    found = [_facts(*one) for one in announced_workers(options_of(context).settings())]
+    settings = options_of(context).settings()
+    with closing(build_broker(settings)) as broker:
+        found = [_facts(*one) for one in announced_workers(settings, broker)]
     if as_json:
         print_json({"workers": found})
         return
@@ -132,6 +136,6 @@ def _facts(name: str, lanes: tuple[str, ...], facts: dict[str, Any], until_ms: i
                 "since": datetime.fromtimestamp(job.get("since", now), UTC),
                 "seconds": round(max(0.0, now - job.get("since", now)), 1),
             }
-            for job in facts.get("jobs", [])
+            for job in (facts.get("jobs", []) if alive else [])
         ],
     }

@@ -91,7 +91,7 @@ class WorkerDeaths:
             self._on_failed(failure)
         if charged:
             log.info("The worker %s died; what it ran is noted.", worker, extra={"action": "worker_death_charged"})
-        return charged
+        return charged is not None
 
     def _is_announced(self, worker: str) -> bool:
         try:

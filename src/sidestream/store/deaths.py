@@ -25,7 +25,7 @@ WORKER_DIED = Reason(ReasonCode.WORKER_DIED)
 
 # Writes the row of a worker. Waits for a session that writes the same one.
 _ENTER = "INSERT INTO sidestream_worker (name) VALUES (%(name)s::text) ON CONFLICT DO NOTHING"
-_LEAVE = "DELETE FROM sidestream_worker WHERE name = %(name)s::text"
+_LEAVE = "DELETE FROM sidestream_worker WHERE name = %(name)s::text RETURNING true"
 # Returns the names of all workers; the table is small.
 _WORKERS = "SELECT name FROM sidestream_worker ORDER BY name"
 
@@ -36,17 +36,23 @@ def enter(cur: Cursor, worker: str) -> None:
     cur.execute(_ENTER, {"name": worker})
 
 
-def leave(cur: Cursor, worker: str) -> None:
-    """Delete ``worker``: it stopped and left no job, or all its jobs are charged."""
+def leave(cur: Cursor, worker: str) -> bool:
+    """Delete ``worker``: it stopped and left no job, or all its jobs are charged. Return whether it was there."""
     cur.execute(_LEAVE, {"name": worker})
+    return cur.fetchone() is not None
 
 
 def without_lock(cur: Cursor) -> list[str]:
     """Return the workers that have a row and hold no lock."""
     cur.execute(_WORKERS)
     names = [name for (name,) in cur.fetchall()]
-    held = held_tags(cur) if names else set()
-    return [name for name in names if _lock(name) not in held]
+    return sorted({*names} - living(cur, names))
+
+
+def living(cur: Cursor, names: Iterable[str]) -> set[str]:
+    """Return which of these workers hold their locks."""
+    held = held_tags(cur)
+    return {name for name in names if _lock(name) in held}
 
 
 def lock(cur: Cursor, worker: str) -> bool:
@@ -81,19 +87,17 @@ def charge(cur: Cursor, job_id: int, worker: str, failed: list[JobFailure] | Non
     return written
 
 
-def charge_all(cur: Cursor, worker: str, job_ids: Iterable[int], failed: list[JobFailure] | None = None) -> bool:
-    """Charge these jobs and all that ``worker`` was running; False if some rows are locked.
+def charge_all(cur: Cursor, worker: str, job_ids: Iterable[int], failed: list[JobFailure] | None = None) -> bool | None:
+    """Charge these jobs and all that ``worker`` was running; None if some rows are locked.
 
-    Call it in a transaction, and repeat it after False. After True, the worker has no row. Jobs that fail are appended
-    to ``failed``.
+    Call it in a transaction, and repeat it after None. Otherwise the worker has no row any more; False if it had none
+    before. Jobs that fail are appended to ``failed``.
     """
     if not lock(cur, worker):
-        return False
+        return None
     started = attempts.unfinished(cur, worker)
     waits = [job_id for job_id in sorted({*job_ids, *started}) if charge(cur, job_id, worker, failed).locked]
-    if not waits:
-        leave(cur, worker)
-    return not waits
+    return None if waits else leave(cur, worker)
 
 
 def _ran_alone(ours: list[Attempt]) -> bool:

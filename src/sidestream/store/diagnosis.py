@@ -66,6 +66,8 @@ class JobDiagnosis:
     now: datetime
     #: The earliest pending job with its key that blocks it.
     before: JobRow | None
+    #: A session of a worker's child holds it, as :func:`~sidestream.store.locks.running_jobs` says.
+    running: bool = False
 
 
 def diagnose(cur: Cursor, id: int) -> JobDiagnosis | None:  # noqa: A002
@@ -75,7 +77,7 @@ def diagnose(cur: Cursor, id: int) -> JobDiagnosis | None:  # noqa: A002
     if row is None:
         return None
     # Without a running job, its worker released it or died, and wrote nothing more.
-    runs = row.started_by is not None and bool(running_jobs(cur, [id]))
+    runs = row.state == State.PENDING and bool(running_jobs(cur, [id]))
     return JobDiagnosis(
         job=read_job_row(row),
         state=State(row.state),
@@ -91,6 +93,7 @@ def diagnose(cur: Cursor, id: int) -> JobDiagnosis | None:  # noqa: A002
         started_at=aware(row.started_at) if runs else None,
         now=aware(row.now),
         before=None if row.before_id is None else read_job_row(row, prefix="before_"),
+        running=runs,
     )
 
 

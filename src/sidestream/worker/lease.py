@@ -53,6 +53,8 @@ class LeaseRenewer:
         self._announce_due = False
         self._stopped = False
         self._away = False
+        #: Whether Redis has answered before.
+        self._met = False
         #: Monotonic time since which a held job neither runs nor waits to run here, by reference.
         self._ended: dict[bytes, float] = {}
 
@@ -106,7 +108,7 @@ class LeaseRenewer:
             crash_point("renew.before")
             lost = self._broker.renew(options.worker, leases) if leases else []
             crash_point("renew.renewed")
-            self._away = False
+            self._away, self._met = False, True
         except StaleGeneration:
             self._stale_generation = True
             return
@@ -162,11 +164,12 @@ class LeaseRenewer:
                     if delivery.reference in state.held:
                         state.held[delivery.reference] = delivery
         self._stale_generation = False
-        log.warning(
-            "Redis was emptied, replaced or unavailable; the leases of %s jobs were restated.",
-            len(renewed),
-            extra={"action": "reasserted"},
-        )
+        if held or self._met:  # else this worker is the first that meets this Redis
+            log.warning(
+                "Redis was emptied, replaced or unavailable; leases that were restated: %s.",
+                len(renewed),
+                extra={"action": "reasserted"},
+            )
 
     def _drop(self, lost: list[Lease]) -> None:
         """Handle lost leases: kill the jobs that run under them and drop those that wait."""
