@@ -139,6 +139,15 @@ def test_a_lone_job_whose_child_died_uncharged_is_ended_in_its_rows(
     assert Reason.parse(last[0]).code in (ReasonCode.KILLED, ReasonCode.UNACQUIRED, ReasonCode.UNREPORTED)
 
 
+def test_a_job_whose_process_was_ended_by_sigterm_has_a_log_line(lone: Lone, caplog: pytest.LogCaptureFixture) -> None:
+    reading = Reading(0, True, 1.0, 0, 0, 0, 1, lone.delivery.reference)
+    how = "its process was killed by SIGTERM"
+    with caplog.at_level("WARNING", "sidestream.jobs"):
+        lone.outcome_writer.crashed(lone.delivery, reading, 0, KillReason.TERMINATED, how)
+    [line] = [record.message for record in caplog.records if record.name == "sidestream.jobs"]
+    assert line.endswith(f": released (attempt 1, queue default): {how}; it returns to the queue")
+
+
 def test_a_lone_start_says_how_many_attempts_the_job_has(lone: Lone) -> None:
     """Whoever charges the death of the worker may not know the action."""
     (detail,) = lone.look.execute("SELECT detail FROM sidestream_attempt").fetchone() or (None,)

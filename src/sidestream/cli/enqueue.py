@@ -12,6 +12,8 @@ from sidestream.cli.options import AsJson, actions_of, options_of, seconds
 from sidestream.cli.output import answer
 from sidestream.errors import InvalidJob
 
+ANSWER = 1.0
+"""Seconds that Redis has to answer: longer than a request may take, because this process first has to connect."""
 DIRECT_TIMEOUT = 5.0
 """Seconds that --direct waits for Redis: longer than a request may, because the embedded server may have to start."""
 
@@ -81,7 +83,8 @@ def enqueue(
         raise InvalidJob("--id is for --direct jobs; a row's id comes from the database.")
     made: object
     published = True
-    with Jobs(settings, actions=actions_of(settings)) as client:
+    patient = settings.model_copy(update={"publish_timeout": max(settings.publish_timeout, ANSWER)})
+    with Jobs(patient, actions=actions_of(settings)) as client:
         if direct:
             made = client.enqueue_direct(action, args, kwargs, id=_uuid(uuid), timeout=DIRECT_TIMEOUT, **options)
         else:
@@ -90,7 +93,7 @@ def enqueue(
                 with transaction:
                     made = transaction.enqueue(action, args, kwargs, **options)
                 published = transaction.published
-    later = "" if published else "; Redis has not answered yet, so a worker will find it in PostgreSQL"
+    later = "" if published else "; Redis did not answer in time, so a worker finds it in PostgreSQL within seconds"
     answer({"id": made, "published": published}, f"Enqueued job {made}{later}.", as_json=as_json)
 
 

@@ -12,6 +12,7 @@ from sidestream.cli import direct_job
 from sidestream.cli.options import NEGATIVE, AsJson, JobId, options_of, parse_job_id
 from sidestream.cli.output import answer, fail, print_facts, print_json, print_line, print_table, show
 from sidestream.job.reason import Reason
+from sidestream.job.states import State
 
 if TYPE_CHECKING:
     from sidestream.store.compare_and_set import CasResult
@@ -39,6 +40,7 @@ def job_show(context: typer.Context, job_id: JobId, *, as_json: AsJson = False) 
     row, payload, attempts = found
     arguments = json.loads(payload)
     facts = {**asdict(row), "status": status[named], "args": arguments["args"], "kwargs": arguments["kwargs"]}
+    facts |= {"due": row.due and row.state is State.PENDING, "suspects": max(row.suspects, 0)}  # -1: see schema.sql
     reason = None if row.reason is None else Reason.parse(row.reason)
     if as_json:
         facts["reason"] = None if reason is None else asdict(reason)

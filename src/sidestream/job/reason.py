@@ -44,7 +44,7 @@ class ReasonCode(StrEnum):
     NEUTRALIZED = "neutralized"  # its database is a neutralized copy
     # -- of an attempt row
     ALONE = "alone"  # it started, with no other job on this worker; max_attempts (of its action's policy)
-    RUNNING = "running"  # it had run for a while; seconds
+    RUNNING = "running"  # it had started before this was written; seconds
     WORKER_DIED = "worker_died"  # the worker died while the job ran there
     # -- of whoever writes rows without this module
     TEXT = "text"  # text
@@ -76,7 +76,7 @@ _ENGLISH = {
     ReasonCode.DISCARDED: "discarded by {by}",
     ReasonCode.NEUTRALIZED: "its database is a neutralized copy",
     ReasonCode.ALONE: "alone",
-    ReasonCode.RUNNING: "it had run for {seconds:.1f} s",
+    ReasonCode.RUNNING: "it had started {seconds:.1f} s earlier",
     ReasonCode.WORKER_DIED: "its worker died while it ran there",
     ReasonCode.TEXT: "{text}",
 }

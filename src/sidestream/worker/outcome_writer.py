@@ -125,6 +125,8 @@ class OutcomeWriter:
             case KillReason.TERMINATED:
                 # Counted as a release with growing delays, so a job that signals itself fails in the end.
                 alone = self._end_alone(reference, _killed(kill_reason))
+                seen = delivery.attempts if reference.direct else max(reading.attempts_seen, 0)
+                self._log_attempt(self.failure_of(delivery, seen + 1, f"{how}; it returns to the queue"), "released")
                 return self._release(delivery, reference, Release(_killed(kill_reason), None), alone=alone)
             case None:
                 return self._crash(delivery, reference, reading, slot, f"It crashed: {how}.")
@@ -211,13 +213,8 @@ class OutcomeWriter:
             else:
                 written = outcomes.suspect(cursor, reference.id, seen)
             if written.applied:
-                self._insert(
-                    cursor,
-                    reference,
-                    -1,
-                    "crashed" if alone else "released",
-                    error if alone else outcome.reason.stored(),
-                )
+                event, detail = ("crashed", error) if alone else ("released", outcome.reason.stored())
+                self._insert(cursor, reference, -1, event, detail)
             return written
 
         written = self._charge(reference, write)

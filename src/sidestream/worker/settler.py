@@ -217,34 +217,30 @@ class Settler:
             if task.line in self._aside:
                 self._set_aside(task)
                 continue
+            waited, task.busy, task.refused = task.busy, 0.0, None
             try:
                 self._write(task)
+                continue
             except RowBusy:
-                task.refused = None
                 # A terminated session ends within milliseconds; if it does not, other tasks do not wait for it.
-                task.busy = min(max(BUSY_AFTER, 2 * task.busy), AGAIN_AFTER)
+                task.busy = min(max(BUSY_AFTER, 2 * waited), AGAIN_AFTER)
                 self._again_at = min(self._again_at, time.monotonic() + task.busy)
-                self._set_aside(task)
             except StaleGeneration:
                 self._on_stale_generation()
-                task.refused, task.busy = None, 0.0
-                self._set_aside(task)
             except StoreError as error:
                 self._troubles.met("write_again", "Cannot write %s to PostgreSQL, retrying: %s", task.what, error)
-                task.refused, task.busy = error, 0.0
-                self._set_aside(task)
+                task.refused = error
             except BrokerError as error:
                 # Other tasks may concern only rows, or deliveries of another broker. One log line covers all failures.
                 self._troubles.met("tell_again", "Cannot report %s to the broker, retrying: %s", task.what, error)
-                task.refused, task.busy = None, 0.0
-                self._set_aside(task)
+            self._set_aside(task)
         self._update_unwritten()
 
     def _update_unwritten(self) -> None:
         """Stop claiming rows while PostgreSQL is unavailable here; other workers may reach it."""
         refused = [task.refused for tasks in self._aside.values() for task in tasks if task.refused is not None]
         if not refused:
-            self._troubles.over("write_again", "Outcomes are written again")
+            self._troubles.over("write_again", "Outcomes are written")
         unwritten = any(isinstance(error, StoreUnavailable) for error in refused)
         if unwritten != self._state.unwritten:
             with self._state.changed:
@@ -264,7 +260,7 @@ class Settler:
         if task.settlement is not None and task.delivery is not None:
             self._apply(task.delivery, task.settlement)
             if not from_fallback(task.delivery):
-                self._troubles.over("tell_again", "Outcomes reach the broker again")
+                self._troubles.over("tell_again", "Outcomes reach the broker")
 
     def _settle(self) -> None:
         done, self._done = self._done, []
@@ -291,7 +287,7 @@ class Settler:
                 self._troubles.met("settle_again", "Cannot settle deliveries, retrying: %s", error)
                 return done
             if not from_fallback(batch[0]):
-                self._troubles.over("settle_again", "Deliveries are settled again")
+                self._troubles.over("settle_again", "Deliveries are settled")
             crash_point("settle.settled")
             done = done[SETTLE_MOST:]
         return done
