@@ -145,9 +145,9 @@ class Settings(BaseSettings):
         ),
     ]
     log_level: Annotated[
-        Literal["debug", "info", "warning", "error"], Field(description="Lowest level that is logged.")
+        Literal["debug", "info", "warning", "error"], Field(description="Lowest level: debug, info, warning, error.")
     ] = "info"
-    log_format: Annotated[Literal["text", "json"], Field(description="Format of a log line.")] = "text"
+    log_format: Annotated[Literal["text", "json"], Field(description="Format of a log line: text or json.")] = "text"
 
     quiet_jobs: Annotated[bool, Field(description="Log no line for the end of a job or an attempt.")] = False
 
