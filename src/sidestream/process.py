@@ -258,20 +258,30 @@ def become(who: Account) -> None:
     os.setuid(who.uid)
 
 
-def drop_privileges(user: str | None, data_dir: Path) -> None:
+def drop_privileges(user: str | None, data_dir: Path, *, required: bool = False) -> None:
     """Become ``user`` permanently if this process is root; do nothing with None.
 
     Args:
         user: The unprivileged user to become.
+        required: Whether to raise if this process is neither root nor ``user``.
         data_dir: The user's data folder. It becomes the home of a user who has none, and is set as
             ``SIDESTREAM_DATA_DIR`` for child processes, which would otherwise look for it below that home.
 
     Raises:
-        SettingsError: The user does not exist, is root itself, or cannot read the code that this process runs.
+        SettingsError: The user does not exist, is root itself, cannot read the code that this process runs, or is
+            ``required`` and not this process's.
     """
-    if user is None or os.geteuid() != 0:
+    own = os.geteuid()
+    if user is None or (own != 0 and not required):
         return
     who = account(user)
+    if own not in (0, who.uid):
+        raise SettingsError(
+            f"A worker of the account {account_of(own).name!r} cannot become the user {user!r}; start it as that user "
+            "or as root, or leave the setting user (SIDESTREAM_USER) out."
+        )
+    if own != 0:
+        return
     if who.uid == 0:
         raise SettingsError(f"The user {user!r} is root; choose an unprivileged user.")
     for what, code in (

@@ -167,6 +167,17 @@ def test_a_drop_that_cannot_work_is_refused(before: str, user: str, said: str) -
     assert said in python(f"{before}try: {drop}\nexcept SettingsError as error: print(error)")
 
 
+@as_root
+@pytest.mark.parametrize(
+    ("user", "said"),
+    [("root", "account 'nobody' cannot become the user 'root'; start it"), ("nobody", "ok")],
+)
+def test_an_unprivileged_worker_cannot_become_another_user(user: str, said: str) -> None:
+    drop = f"process.drop_privileges({user!r}, Path('/'), required=True)"
+    become = "process.become(process.account('nobody'))"
+    assert said in python(f"{become}\ntry: {drop}; print('ok')\nexcept SettingsError as error: print(error)")
+
+
 def test_without_a_user_privileges_are_kept() -> None:
     assert python("process.drop_privileges(None, Path('/')); print(os.geteuid())") == str(os.geteuid())
 

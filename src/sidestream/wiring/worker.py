@@ -113,7 +113,7 @@ class Worker:
         self._prefix = prefix
         self._store_url = store_url(settings)
         owner_of(settings, worker=True)
-        process.drop_privileges(settings.user, settings.data_dir)
+        process.drop_privileges(settings.user, settings.data_dir, required="user" in settings.model_fields_set)
         self._keys = signing_keys(settings)
         process.check_nice(settings.nice)
         if settings.idle_cpu_only:
