@@ -151,19 +151,28 @@ def test_a_stale_generation_is_not_an_outage(caplog: pytest.LogCaptureFixture) -
     assert caplog.records == []
 
 
-def test_a_bug_in_a_task_is_logged_and_the_task_continues(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_bug_in_a_task_is_logged_once_and_the_task_continues(caplog: pytest.LogCaptureFixture) -> None:
     task, bug = Told(), ZeroDivisionError("bug")
-    with running(task) as thread:
-        task.answers.put(bug)
+    with caplog.at_level(logging.INFO), running(task) as thread:
+        for answer in (bug, ZeroDivisionError("bug"), ZeroDivisionError("other"), IDLE, IDLE, bug):
+            task.began.get(timeout=PATIENCE)
+            thread.poke("urgent")
+            task.answers.put(answer)
         task.began.get(timeout=PATIENCE)
-        thread.poke("urgent")
         task.answers.put(IDLE)
-        task.began.get(timeout=PATIENCE)
-    [record] = caplog.records
+    records = [*caplog.records]
     caplog.clear()
-    assert record.exc_info is not None
-    assert record.exc_info[1] is bug
-    assert record.getMessage() == "The maintenance task 'urgent' failed; it runs again at its next turn: bug"
+    assert records[0].exc_info is not None
+    assert records[0].exc_info[1] is bug
+    failed = "The maintenance task 'urgent' failed and is repeated at its usual times: "
+    works = "The maintenance task 'urgent' works again."
+    assert [record.getMessage() for record in records] == [
+        failed + "bug",
+        failed + "other",
+        works,
+        failed + "bug",
+        works,
+    ]
 
 
 @pytest.mark.parametrize("every", [0.0, -1.0, math.inf, math.nan])

@@ -47,7 +47,8 @@ class MaintenanceThread:
     """Runs each task when it is due, one at a time.
 
     A server that is away (any BrokerError or StoreError) is logged once when the first task meets it, and once when
-    the last one that met it works again; meanwhile each is tried at its usual times. Other errors are logged each time.
+    the last one that met it works again; meanwhile each is tried at its usual times. Another error of a task is logged
+    when it first occurs and when the task works again.
     """
 
     def __init__(self, maintenance: Sequence[MaintenanceTask]) -> None:
@@ -60,6 +61,8 @@ class MaintenanceThread:
         self._due = dict.fromkeys(self._maintenance, time.monotonic())
         #: Which tasks meet an outage now, by the server that is away.
         self._meeting: dict[str, set[str]] = {"broker": set(), "store": set()}
+        #: The error that each task failed with last.
+        self._failing: dict[str, str] = {}
         self._thread = threading.Thread(target=self._run, name="sidestream-maintenance", daemon=True)
 
     def start(self) -> None:
@@ -112,13 +115,15 @@ class MaintenanceThread:
             self._met(task.name, "store" if isinstance(error, StoreError) else "broker", error)
             return False
         except Exception as error:  # a bug in one task must not stop the others
-            log.error(
-                "The maintenance task %r failed; it runs again at its next turn: %s",
-                task.name,
-                error,
-                exc_info=error,
-                extra={"action": "maintenance_failed"},
-            )
+            if self._failing.get(task.name) != (said := repr(error)):
+                self._failing[task.name] = said
+                log.error(
+                    "The maintenance task %r failed and is repeated at its usual times: %s",
+                    task.name,
+                    error,
+                    exc_info=error,
+                    extra={"action": "maintenance_failed"},
+                )
             return False
         self._worked(task.name)
         return more
@@ -136,6 +141,8 @@ class MaintenanceThread:
             )
 
     def _worked(self, name: str) -> None:
+        if self._failing.pop(name, None):
+            log.info("The maintenance task %r works again.", name, extra={"action": "maintenance_works"})
         for server, names in self._meeting.items():
             if name in names:
                 names.discard(name)
