@@ -112,9 +112,22 @@ def test_the_version_is_told(run: Run) -> None:
         (["enqueue", "a", "--kwarg", "1x=2"], "not of the form NAME=JSON"),
         (["enqueue", "a", "--kwarg", "lang=el"], "--kwarg lang 'el' is not JSON"),
         (["enqueue", "a", "--run-at", "tomorrow"], "expected ISO 8601"),
-        (["enqueue", "a", "--run-at", "2026-12-24T18:00:00"], "has no time zone"),
+        (["enqueue", "a", "--run-at", "2026-12-24T18:00:00"], "(--time-zone), or add an offset such as +00:00"),
+        (
+            ["enqueue", "a", "--expires-at", "9999-12-31T23:59:59"],
+            "(--time-zone), or add an offset such as +00:00",
+        ),
+        (["enqueue", "a", "--delay", "99999999999999d"], "--delay '99999999999999d' is wrong: expected 0s to 36600d"),
+        (
+            ["enqueue", "a", "--key", ""],
+            "The key '' is not allowed: expected 1 to 200 printable characters; leave it out",
+        ),
+        (
+            ["enqueue", "a", "--priority", "abc"],
+            "Invalid value for '--priority': 'abc'; expected 0 to 9; see 'sidestream",
+        ),
         (["enqueue", "a", "--run-at", "2026-12-24T18:00:00Z", "--delay", "1"], "give one of them"),
-        (["enqueue", "a", "--delay=-1"], "expected seconds, 0 or more"),
+        (["enqueue", "a", "--delay=-1"], "--delay '-1' is wrong: expected 0s to 36600d"),
         (["enqueue", "a", "--delay", "5 parsecs"], "--delay '5 parsecs' is wrong: expected a duration such as 15s"),
         (["enqueue", "a", "--expires-in", "soon"], "--expires-in 'soon' is wrong: expected a duration"),
         (["enqueue", "a", "--id", "x"], "--id is for --direct jobs"),
@@ -124,13 +137,31 @@ def test_the_version_is_told(run: Run) -> None:
         (["enqueue", "a", "--queue", "a b"], "queue name 'a b' is not allowed"),
         (["enqueue", "a", "--arg", json.dumps("x" * 66_000)], "larger than 64 KiB|more than 65536"),
         (["jobs", "--state", "closed"], "is not a state; expected pending, done, failed, cancelled"),
-        (["jobs", "--limit", "0"], "expected 1 to 1000"),
+        (["jobs", "--limit", "0"], "Invalid value for '--limit': '0'; expected 1 to 1000"),
+        (["jobs", "--limit", "abc"], "Invalid value for '--limit': 'abc'; expected 1 to 1000"),
+        (["jobs", "--before", "99999999999999999999999"], "'--before': '99999999999999999999999'; expected 1 to 9223"),
+        (["jobs", "--before", "9" * 5000], "expected 1 to 9223"),
+        (["jobs", "--before", "-5"], "'--before': '-5'; expected 1 to 9223"),
         (["jobs", "--queue", "a b"], "queue name 'a b' is not allowed"),
         (["job", "show", "0"], "is not the id of a job"),
+        (["job", "show", "9" * 5000], "is not the id of a job"),
+        *(
+            (["job", verb, "-1"], "'-1' is not the id of a job")
+            for verb in ("show", "why", "cancel", "retry", "run-now")
+        ),
+        (["job", "priority", "1", "abc"], "Invalid value for 'PRIORITY': 'abc'; expected 0 to 9"),
+        (["queue", "weight", "default", "abc"], "Invalid value for '[WEIGHT]': 'abc'; expected 0.01 to 1000"),
+        (["worker", "run", "--children", "abc"], "Invalid value for '--children': 'abc'; expected 1 to 1024"),
+        (["bench", "--jobs", "1"], "Invalid value for '--jobs': '1'; expected 100 to 100000"),
         (["--app", "nothing.here:actions", "enqueue", "a"], "cannot be imported"),
         (["--app", "nothing", "enqueue", "a"], "module:attribute"),
         (["--config", "nowhere.toml", "jobs"], "nowhere.toml does not exist"),
         (["--redis-url", "http://x", "jobs"], "redis://"),
+        (["--redis-url", "redis://127.0.0.1:abc", "jobs"], "expected a port from 0 to 65535"),
+        (["--database-url", "", "jobs"], "The setting database_url is wrong"),
+        (["--app", "", "jobs"], "module:attribute"),
+        (["--database-url", "postgresql://127.0.0.1:999999/x", "jobs"], 'invalid port number: "999999"); correct it'),
+        (["--database-url", "postgresql://127.0.0.1/x?sslmode=no", "jobs"], 'invalid sslmode value: "no"); correct it'),
     ],
 )
 def test_wrong_input_is_one_sentence_and_code_2(ready: Run, words: list[str], said: str) -> None:
@@ -140,13 +171,43 @@ def test_wrong_input_is_one_sentence_and_code_2(ready: Run, words: list[str], sa
 
 
 @pytest.mark.parametrize(
-    "words", [["nonsense"], ["job", "show"], ["job", "show", "five"], ["jobs", "--limit", "x"], ["jobs", "--what"]]
+    ("words", "said"),
+    [
+        (["nonsense"], "No such command 'nonsense'; see 'sidestream --help'."),
+        (["job", "show"], "Missing argument 'ID'; see 'sidestream job show --help'."),
+        (["jobs", "--what"], "No such option: --what"),
+        (["jobs", "--limit"], "Option '--limit' requires an argument; see 'sidestream --help'."),
+        (["jobs", "more"], "Got unexpected extra argument(s) (more); see 'sidestream jobs --help'."),
+    ],
 )
-def test_a_wrong_command_line_is_code_2_without_a_traceback(run: Run, words: list[str]) -> None:
+def test_a_wrong_command_line_is_one_sentence_and_code_2(run: Run, words: list[str], said: str) -> None:
     done = run(*words)
-    assert done.returncode == 2
-    assert "Traceback" not in done.stderr
-    assert done.stderr
+    refused(done, 2, said)
+    assert done.stdout == ""
+
+
+@pytest.mark.parametrize("words", [[], ["job"]])
+def test_a_command_without_a_verb_shows_its_help(run: Run, words: list[str]) -> None:
+    done = run(*words)
+    assert (done.returncode, done.stderr) == (2, "")
+    assert "Usage: sidestream" in done.stdout
+
+
+@pytest.mark.parametrize("words", [["jobs"], ["jobs", "--json"], ["--help"], ["--version"]])
+def test_output_that_cannot_be_written_is_one_sentence_and_code_1(ready: Run, words: list[str]) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run([SIDESTREAM, *words], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    refused(Finished(done.returncode, "", done.stderr), 1, "The output cannot be written (No space left on device)")
+
+
+def test_a_worker_does_not_wait_for_a_database_url_that_can_never_work(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "app.py").write_text("from sidestream import Actions\nactions = Actions()\n")
+    words = ["--database-url", "postgresql://127.0.0.1:999999/x", "--app", "app:actions", "worker", "run"]
+    environment = {name: value for name, value in os.environ.items() if name != "SIDESTREAM_CONFIG"}
+    done = subprocess.run(
+        [SIDESTREAM, *words], env=environment, capture_output=True, text=True, check=False, timeout=60
+    )
+    refused(Finished(done.returncode, done.stdout, done.stderr), 2, 'invalid port number: "999999"); correct it')
 
 
 def test_no_database_is_named(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -182,6 +243,11 @@ def test_a_redis_that_is_not_there_leaves_the_row(ready: Run) -> None:
 
 def test_a_direct_job_without_redis_is_code_3(ready: Run) -> None:
     refused(ready("--redis-url", "redis://127.0.0.1:1/0", "enqueue", "a", "--direct"), 3, "was not enqueued")
+
+
+def test_a_redis_without_the_database_number_is_code_3(ready: Run, redis_server: RedisServer) -> None:
+    done = ready("--redis-url", f"{redis_server.url}?db=99", "enqueue", "a", "--direct")
+    refused(done, 3, "DB index is out of range; lower the number at the end of redis_url")
 
 
 def test_an_unsuitable_redis_is_code_3(ready: Run, redis_server: RedisServer) -> None:

@@ -103,8 +103,8 @@ def test_a_waiting_job_gets_another_priority(ready: Run, database: str, redis_se
     broker.close()
     assert [(Reference.unpack(one.reference).id, one.priority) for one in first] == [(job, 0)]
     refused(ready("job", "priority", "99", "1"), 1, "There is no job 99")
-    refused(ready("job", "priority", str(job), "10"), 2, "priority 10 is not allowed")
-    refused(ready("job", "priority", str(job), "-1"), 2, "priority -1 is not allowed")
+    refused(ready("job", "priority", str(job), "10"), 2, "'PRIORITY': '10'; expected 0 to 9")
+    refused(ready("job", "priority", str(job), "-1"), 2, "'PRIORITY': '-1'; expected 0 to 9")
 
 
 def test_without_workers_there_is_nothing_to_list_or_quiet(ready: Run) -> None:
@@ -121,15 +121,22 @@ def test_without_workers_there_is_nothing_to_list_or_quiet(ready: Run) -> None:
         (("limit", "set", "mail", "--concurrency", "1"), "'mail' is not a scope of a limit"),
         (("limit", "set", "global:x", "--concurrency", "1"), "is not a scope of a limit"),
         (("limit", "set", "queue:a b", "--concurrency", "1"), "queue name 'a b'"),
-        (("limit", "set", "global"), "needs concurrency=, rate=, or both"),
-        (("limit", "set", "global", "--concurrency", "-1"), "concurrency=-1 is not allowed"),
-        (("limit", "set", "global", "--rate", "-1"), "rate=-1.0 is not allowed"),
-        (("limit", "set", "global", "--rate", "fast"), "'fast' is not a rate; expected starts per second"),
+        (("limit", "set", "global"), "needs a concurrency, a rate or both"),
+        (("limit", "set", "global", "--concurrency", "-1"), "'--concurrency': '-1'; expected 0 to 2147483647"),
+        (("limit", "set", "global", "--rate", "-1"), "'-1' is not a rate; expected 0 (none), or starts per second"),
+        (
+            ("limit", "set", "global", "--rate", "1e300"),
+            "'1e300' is not a rate; expected 0 (none), or starts per second",
+        ),
+        (("limit", "set", "global", "--rate", "1e-300"), "'1e-300' is not a rate"),
+        (("limit", "set", "global", "--rate", "1", "--burst", "99999999999999"), "expected 1 to 2147483647"),
+        (("limit", "set", "global", "--rate", "fast"), "'fast' is not a rate; expected 0 (none), or starts per second"),
         (("limit", "set", "global", "--rate", "1/week"), "'1/week' is not a rate"),
-        (("limit", "set", "global", "--rate", "1", "--burst", "0"), "burst=0 is not allowed"),
-        (("queue", "weight", "a", "-1"), "weight -1.0 of the queue 'a' is not allowed"),
-        (("queue", "weight", "a", "0"), "to stop the queue, pause it"),
-        (("aging", "set", "-5"), "aging=-5.0 is not allowed"),
+        (("limit", "set", "global", "--rate", "1", "--burst", "0"), "'--burst': '0'; expected 1 to 2147483647"),
+        (("queue", "weight", "a", "-1"), "'[WEIGHT]': '-1'; expected 0.01 to 1000"),
+        (("queue", "weight", "a", "0"), "'[WEIGHT]': '0'; expected 0.01 to 1000"),
+        (("aging", "set", "-5"), "TIME '-5' is wrong: expected 0s to 365d"),
+        (("aging", "set", "99999999999999999d"), "TIME '99999999999999999d' is wrong: expected 0s to 365d"),
         (("aging", "set", "late"), "TIME 'late' is wrong: expected a duration"),
     ],
 )

@@ -172,6 +172,38 @@ def test_a_change_takes_effect_on_two_hosts_within_a_second(bench: Bench) -> Non
     assert min(took) < 1.0
 
 
+@pytest.mark.parametrize(
+    ("numbers", "problem"),
+    [
+        (
+            "('aging', 'global', '', NULL, NULL, 8.64e21)",
+            "The aging of global: has no effect: aging=8.64e+21 is not allowed",
+        ),
+        ("('limit', 'queue', 'a', 1e300, 1, NULL)", "The limit of queue:a has no effect: rate=1e+300 is not allowed"),
+        ("('limit', 'queue', 'a b', 1, 1, NULL)", None),
+        ("('pause', 'queue', 'a b', NULL, NULL, NULL)", "The pause of queue:a b has no effect: The queue name 'a b'"),
+    ],
+)
+def test_a_stored_rule_out_of_range_is_skipped_and_logged_once(
+    bench: Bench, caplog: pytest.LogCaptureFixture, numbers: str, problem: str | None
+) -> None:
+    bench.cursor.execute(
+        f"INSERT INTO sidestream_rule (kind, scope, name, rate, burst, seconds) VALUES {numbers}"  # a constant
+    )
+    bench.worker.begin_generation()
+    rule_sync = bench.rule_sync()
+    rules.pause(bench.cursor, Pause(queue="default"))
+    for _ in range(3):
+        rule_sync.step()
+        rule_sync._steps = 10**6  # the rules are given again although they did not change
+    warned = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert [one.startswith(problem or "-") for one in warned] == ([] if problem is None else [True])
+    bench.put(Job("a"))
+    assert bench.claim() == []
+    [entry] = [entry for entry in rules.entries(bench.cursor) if entry.kind != "pause" or entry.name != "default"]
+    assert (entry.problem is None) == (problem is None)
+
+
 def test_a_limit_set_in_the_table_is_the_brokers(bench: Bench) -> None:
     rule_sync = bench.rule_sync()
     rule_sync.step()

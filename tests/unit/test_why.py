@@ -46,12 +46,12 @@ def why(
 def pause(what: Pause, **options: str | None) -> Entry:
     scope = "queue" if what.queue else "action" if what.action else "group"
     name = what.queue or what.action or ""
-    return Entry("pause", scope, name, what.group or "", None, None, what, None, options.get("note"),
+    return Entry("pause", scope, name, what.group or "", None, None, what, None, None, options.get("note"),
                  options.get("by"), NOW)  # fmt: skip
 
 
 def limit(scope: str, name: str, value: Limit) -> Entry:
-    return Entry("limit", scope, name, "", value, None, None, None, None, None, NOW)
+    return Entry("limit", scope, name, "", value, None, None, None, None, None, None, NOW)
 
 
 OTHER = pause(Pause(queue="default"))

@@ -6,9 +6,10 @@ from typing import Annotated
 
 import typer
 
-from sidestream.cli.options import NEGATIVE, AsJson, Note, options_of, seconds, who
+from sidestream.cli.options import NEGATIVE, AsJson, Note, cursor_of, seconds, who
 from sidestream.cli.output import answer
 from sidestream.job.durations import format_duration
+from sidestream.job.rules import DEFAULT_AGING, MAX_AGING
 
 aging = typer.Typer(no_args_is_help=True, help="Show or set the priority aging time.")
 
@@ -16,9 +17,10 @@ aging = typer.Typer(no_args_is_help=True, help="Show or set the priority aging t
 @aging.command("show")
 def aging_show(context: typer.Context, *, as_json: AsJson = False) -> None:
     """Show the time after which a ready job of lower priority gets every second turn of its queue."""
-    from sidestream.admin import rules
+    from sidestream.store import rules
 
-    _tell(rules.aging(options_of(context).settings()), as_json=as_json)
+    with cursor_of(context) as cursor:
+        _tell(rules.read(cursor).aging, as_json=as_json)
 
 
 @aging.command("set", context_settings=NEGATIVE)
@@ -30,18 +32,22 @@ def aging_set(
     as_json: AsJson = False,
 ) -> None:
     """Set the priority aging time."""
-    from sidestream.admin import rules
+    from sidestream.store import rules
 
-    found = rules.set_aging(options_of(context).settings(), seconds("TIME", time), by=who(), note=note)
+    found = seconds("TIME", time, MAX_AGING)
+    with cursor_of(context) as cursor:
+        rules.set_aging(cursor, found, by=who(), note=note)
     _tell(found, as_json=as_json)
 
 
 @aging.command("reset")
 def aging_reset(context: typer.Context, *, as_json: AsJson = False) -> None:
     """Return to the default priority aging time."""
-    from sidestream.admin import rules
+    from sidestream.store import rules
 
-    _tell(rules.set_aging(options_of(context).settings(), None, by=who()), as_json=as_json)
+    with cursor_of(context) as cursor:
+        rules.remove_aging(cursor)
+    _tell(DEFAULT_AGING, as_json=as_json)
 
 
 def _tell(found: float, *, as_json: bool) -> None:

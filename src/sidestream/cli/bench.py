@@ -5,10 +5,11 @@ from __future__ import annotations
 import signal
 import sys
 import time
+from typing import Annotated
 
 import typer
 
-from sidestream.cli.options import AsJson, options_of
+from sidestream.cli.options import AsJson, Children, number, options_of
 from sidestream.cli.output import complain, print_json, print_line, print_table
 
 LEAST = 100
@@ -18,10 +19,8 @@ MOST = 100_000
 def bench(
     context: typer.Context,
     *,
-    jobs: int = typer.Option(
-        10_000, min=LEAST, max=MOST, help="Number of direct jobs; a fifth as many transactional ones."
-    ),
-    children: int = typer.Option(None, help="Number of child processes (SIDESTREAM_CHILDREN)."),
+    jobs: Annotated[int, number(LEAST, MOST, "Number of direct jobs; a fifth as many transactional ones.")] = 10_000,
+    children: Children = None,
     anyway: bool = typer.Option(False, "--anyway", help="Measure even while real jobs are ready or running."),
     as_json: AsJson = False,
 ) -> None:

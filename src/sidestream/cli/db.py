@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from sidestream.cli.options import AsJson, options_of
+from sidestream.cli.options import AsJson, cursor_of, options_of
 from sidestream.cli.output import answer, complain, print_json
 from sidestream.errors import ForeignDatabase, SchemaMismatch
 
@@ -15,10 +15,9 @@ db = typer.Typer(no_args_is_help=True, help="Create, upgrade, adopt or check the
 def db_init(context: typer.Context, *, as_json: AsJson = False) -> None:
     """Create the tables unless they exist, and record the instance name if one is set."""
     from sidestream.store import schema
-    from sidestream.wiring.client import store_cursor
 
     settings = options_of(context).settings()
-    with store_cursor(settings) as cursor:
+    with cursor_of(context, settings) as cursor:
         database = schema.install(cursor, settings.instance)
     sentence = f"The tables exist and have version {schema.SCHEMA_VERSION}; this database is {database}."
     answer({"database": database.uuid, "version": schema.SCHEMA_VERSION}, sentence, as_json=as_json)
@@ -28,9 +27,8 @@ def db_init(context: typer.Context, *, as_json: AsJson = False) -> None:
 def db_upgrade(context: typer.Context, *, as_json: AsJson = False) -> None:
     """Upgrade the tables to this release's version."""
     from sidestream.store import schema
-    from sidestream.wiring.client import store_cursor
 
-    with store_cursor(options_of(context).settings()) as cursor:
+    with cursor_of(context) as cursor:
         before, after = schema.upgrade(cursor)
     sentence = f"The tables are upgraded from version {before} to version {after}."
     if before == after:
@@ -42,10 +40,9 @@ def db_upgrade(context: typer.Context, *, as_json: AsJson = False) -> None:
 def db_adopt(context: typer.Context, *, as_json: AsJson = False) -> None:
     """Let a copied, restored or moved database run its pending jobs here, under a new identity."""
     from sidestream.store import schema
-    from sidestream.wiring.client import store_cursor
 
     settings = options_of(context).settings()
-    with store_cursor(settings) as cursor:
+    with cursor_of(context, settings) as cursor:
         database = schema.adopt(cursor, settings.instance)
     sentence = f"This database is now {database}; a running worker restarts within seconds."
     answer({"database": database.uuid}, sentence, as_json=as_json)
@@ -55,11 +52,10 @@ def db_adopt(context: typer.Context, *, as_json: AsJson = False) -> None:
 def db_check(context: typer.Context, *, as_json: AsJson = False) -> None:
     """Check whether a worker with these settings can run the jobs of the database."""
     from sidestream.store import schema
-    from sidestream.wiring.client import store_cursor
 
     settings = options_of(context).settings()
     try:
-        with store_cursor(settings) as cursor:
+        with cursor_of(context, settings) as cursor:
             found = schema.check(cursor, settings.instance)
     except (SchemaMismatch, ForeignDatabase) as error:
         if as_json:

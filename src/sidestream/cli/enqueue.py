@@ -8,7 +8,7 @@ from uuid import UUID
 
 import typer
 
-from sidestream.cli.options import AsJson, actions_of, options_of, seconds
+from sidestream.cli.options import AsJson, actions_of, number, options_of, seconds
 from sidestream.cli.output import answer
 from sidestream.errors import InvalidJob
 
@@ -28,7 +28,7 @@ def enqueue(
     key: Annotated[
         str | None, typer.Option(help="Ordering key: jobs with the same key run one at a time, in order.")
     ] = None,
-    priority: Annotated[int | None, typer.Option(help="0 (first) to 9; default: the action's, else 5.")] = None,
+    priority: Annotated[int | None, number(0, 9, "0 (first) to 9; default: the action's, else 5.")] = None,
     group: Annotated[str | None, typer.Option(help="Fairness group, for example a tenant.")] = None,
     limit: Annotated[str | None, typer.Option(help="Limit key: RULE or RULE:VALUE.")] = None,
     unique: Annotated[

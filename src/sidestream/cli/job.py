@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 import typer
 
 from sidestream.cli import direct_job
-from sidestream.cli.options import NEGATIVE, AsJson, JobId, options_of, parse_job_id
+from sidestream.cli.options import NEGATIVE, AsJson, JobId, cursor_of, number, options_of, parse_job_id
 from sidestream.cli.output import answer, fail, print_facts, print_json, print_line, print_table, show
 from sidestream.job.reason import Reason
 from sidestream.job.states import State
@@ -22,17 +22,16 @@ Verb = Literal["cancel", "retry", "run-now", "priority"]
 job = typer.Typer(no_args_is_help=True, help="Show, explain or change one job.")
 
 
-@job.command("show")
+@job.command("show", context_settings=NEGATIVE)
 def job_show(context: typer.Context, job_id: JobId, *, as_json: AsJson = False) -> None:
     """Show one job with its arguments and recorded attempts."""
     from sidestream.admin.statuses import statuses
     from sidestream.store import queries
-    from sidestream.wiring.client import store_cursor
 
     named, settings = parse_job_id(job_id), options_of(context).settings()
     if not isinstance(named, int):
         return direct_job.show(settings, named, as_json=as_json)
-    with store_cursor(settings) as cursor:
+    with cursor_of(context, settings) as cursor:
         found = queries.job(cursor, named)
         status = statuses(settings, cursor, [] if found is None else [found[0]])
     if found is None:
@@ -60,7 +59,7 @@ def job_show(context: typer.Context, job_id: JobId, *, as_json: AsJson = False) 
     return None
 
 
-@job.command("why")
+@job.command("why", context_settings=NEGATIVE)
 def job_why(context: typer.Context, job_id: JobId, *, as_json: AsJson = False) -> None:
     """Explain in one sentence why a job waits, or how it ended."""
     from sidestream.admin.diagnosis_text import render
@@ -77,43 +76,33 @@ def job_why(context: typer.Context, job_id: JobId, *, as_json: AsJson = False) -
     answer({"id": named, "why": sentence}, sentence, as_json=as_json)
 
 
-@job.command("cancel")
-def job_cancel(context: typer.Context, job_id: JobId, *, as_json: AsJson = False) -> None:
-    """Cancel a pending job; its worker stops it if it is running."""
-    _change(context, job_id, "cancel", as_json=as_json)
+def _add_command(verb: Verb, about: str) -> None:
+    @job.command(verb, context_settings=NEGATIVE, help=about)
+    def change(context: typer.Context, job_id: JobId, *, as_json: AsJson = False) -> None:
+        _change(context, job_id, verb, as_json=as_json)
 
 
-@job.command("retry")
-def job_retry(context: typer.Context, job_id: JobId, *, as_json: AsJson = False) -> None:
-    """Retry a failed or cancelled job now, or at its scheduled time."""
-    _change(context, job_id, "retry", as_json=as_json)
-
-
-@job.command("run-now")
-def job_run_now(context: typer.Context, job_id: JobId, *, as_json: AsJson = False) -> None:
-    """Make a pending job due now."""
-    _change(context, job_id, "run-now", as_json=as_json)
+_add_command("cancel", "Cancel a pending job; its worker stops it if it is running.")
+_add_command("retry", "Retry a failed or cancelled job now, or at its scheduled time.")
+_add_command("run-now", "Make a pending job due now.")
 
 
 @job.command("priority", context_settings=NEGATIVE)
 def job_priority(
     context: typer.Context,
     job_id: JobId,
-    priority: Annotated[int, typer.Argument(metavar="PRIORITY", help="0 (first) to 9.")],
+    priority: Annotated[int, number(0, 9, "0 (first) to 9.", "PRIORITY")],
     *,
     as_json: AsJson = False,
 ) -> None:
     """Change the priority of a pending job."""
     from sidestream.admin.jobs import reprioritize
-    from sidestream.job.names import check_priority
     from sidestream.store import control
-    from sidestream.wiring.client import store_cursor
 
     named, settings = parse_job_id(job_id), options_of(context).settings()
-    check_priority(priority)
     if not isinstance(named, int):
         direct_job.refuse(named, "priority")
-    with store_cursor(settings) as cursor:
+    with cursor_of(context, settings) as cursor:
         written = control.set_priority(cursor, named, priority)
     if not written.applied:
         _answer(written, named, "priority")
@@ -124,13 +113,12 @@ def job_priority(
 def _change(context: typer.Context, job_id: str, verb: Verb, *, as_json: bool) -> None:
     from sidestream.admin.jobs import sync_to_broker
     from sidestream.store import control, queries
-    from sidestream.wiring.client import store_cursor
 
     named, settings = parse_job_id(job_id), options_of(context).settings()
     if not isinstance(named, int):
         return direct_job.change(settings, named, verb, as_json=as_json)
     change = {"cancel": control.cancel, "retry": control.retry, "run-now": control.run_now}[verb]
-    with store_cursor(settings) as cursor:
+    with cursor_of(context, settings) as cursor:
         written = change(cursor, named)
         found = queries.job(cursor, named) if verb == "retry" and written.applied else None
     said = _answer(written, named, verb)

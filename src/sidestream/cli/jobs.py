@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from sidestream.cli.options import AsJson, options_of
+from sidestream.cli.options import LARGEST_ID, AsJson, cursor_of, number, options_of
 from sidestream.cli.output import print_json, print_line, print_table
 from sidestream.errors import InvalidJob
 from sidestream.job.reason import Reason
@@ -27,15 +27,14 @@ def jobs(
     key: Annotated[str | None, typer.Option(help="Only this key.")] = None,
     running: Annotated[bool, typer.Option("--running", help="Only running jobs.")] = False,
     error: Annotated[str | None, typer.Option(help="Only this error, as 'sidestream failed list' shows it.")] = None,
-    limit: Annotated[int, typer.Option(help=f"Maximum number of jobs, up to {MOST}.")] = 20,
-    before: Annotated[int | None, typer.Option(help="Only ids below this one: the last id of the page before.")] = None,
+    limit: Annotated[int, number(1, MOST, f"Maximum number of jobs, up to {MOST}.")] = 20,
+    before: Annotated[int | None, number(1, LARGEST_ID, "Only ids below this, the last of the page before.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """List jobs, newest first."""
     from sidestream.admin.statuses import statuses
     from sidestream.job.names import check_action, check_group, check_key, check_queue, fit_key
     from sidestream.store import locks, queries
-    from sidestream.wiring.client import store_cursor
 
     if state is not None and state not in {known.value for known in State}:
         raise InvalidJob(f"--state {state!r:.40} is not a state; expected {', '.join(State)}.")
@@ -43,10 +42,8 @@ def jobs(
     for given, check in ((queue, check_queue), (action, check_action), (group, check_group), (key, check_key)):
         if given is not None:
             check(given)
-    if not 1 <= limit <= MOST:
-        raise InvalidJob(f"--limit {limit} is not allowed; expected 1 to {MOST}.")
     settings = options_of(context).settings()
-    with store_cursor(settings) as cursor:
+    with cursor_of(context, settings) as cursor:
         found = queries.page(
             cursor,
             state=state,

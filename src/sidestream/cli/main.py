@@ -17,7 +17,7 @@ import typer
 
 from sidestream.cli import action, aging, bench, db, enqueue, failed, job, jobs, limit, queue, rule, worker
 from sidestream.cli.options import GlobalOptions
-from sidestream.cli.output import EXIT_FAULT, complain, exit_code
+from sidestream.cli.output import EXIT_FAULT, EXIT_INPUT, complain, exit_code
 from sidestream.errors import ApplicationError, SidestreamError
 
 app = typer.Typer(
@@ -74,14 +74,7 @@ def global_options(
 ) -> None:
     """Background jobs for Odoo on Redis. Global options come before the command's name."""
     del show_version  # its callback did the work
-    context.obj = GlobalOptions(
-        database_url=database_url,
-        redis_url=redis_url,
-        app=application,
-        config=config,
-        odoo_config=odoo_config,
-        odoo_database=odoo_database,
-    )
+    context.obj = GlobalOptions(database_url, redis_url, application, config, odoo_config, odoo_database)
 
 
 def main() -> None:
@@ -89,17 +82,34 @@ def main() -> None:
     # Commands print their results; only the worker writes a log, and sets up its own handlers.
     logging.getLogger("sidestream").addHandler(logging.NullHandler())
     try:
-        app()
+        code: int | None = app(standalone_mode=False)
     except SidestreamError as error:
         if isinstance(error, ApplicationError):
             traceback.print_exception(error.__cause__)
         complain(str(error))
-        sys.exit(exit_code(error))
-    except Exception as error:  # noqa: BLE001  # our own fault: one sentence, the traceback on demand
-        if os.environ.get("SIDESTREAM_LOG_LEVEL") == "debug":
-            traceback.print_exc()
-        complain(
-            f"This is a fault in Sidestream ({type(error).__name__}: {error}); "
-            "set SIDESTREAM_LOG_LEVEL=debug to see where."
-        )
-        sys.exit(EXIT_FAULT)
+        code = exit_code(error)
+    except Exception as error:  # noqa: BLE001  # one sentence; for a fault of our own, the traceback on demand
+        code = EXIT_FAULT
+        if hasattr(error, "format_message") and hasattr(error, "ctx"):  # Typer's, about the command line
+            code = EXIT_INPUT
+            if said := error.format_message():  # otherwise help was printed
+                complain(f"{said.rstrip('.')}; see '{error.ctx.command_path if error.ctx else 'sidestream'} --help'.")
+        elif not (isinstance(error, OSError) and _output_lost()):  # it said so
+            if os.environ.get("SIDESTREAM_LOG_LEVEL") == "debug":
+                traceback.print_exc()
+            complain(
+                f"This is a fault in Sidestream ({type(error).__name__}: {error}); "
+                "set SIDESTREAM_LOG_LEVEL=debug to see where."
+            )
+    sys.exit(EXIT_FAULT if _output_lost() else code)
+
+
+def _output_lost() -> bool:
+    """Return whether results could not be written to stdout, and say so."""
+    try:
+        print(end="", flush=True)  # noqa: T201  # unlike sys.stdout.flush(), also without a stdout
+    except OSError as error:
+        complain(f"The output cannot be written ({error.strerror}); free space, or write it somewhere else.")
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python tries again at its end
+        return True
+    return False

@@ -6,19 +6,21 @@ import getpass
 import os
 import socket
 import sys
+from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 from uuid import UUID
 
 import typer
 
-from sidestream.errors import InvalidJob, SettingsError
-from sidestream.job.durations import parse_duration
+from sidestream.errors import LONGEST_SNOOZE, InvalidJob, SettingsError
+from sidestream.job.durations import format_duration, parse_duration
 
 if TYPE_CHECKING:
     from sidestream.executors.python.actions import Actions
     from sidestream.settings import Settings
+    from sidestream.store.cursor import Cursor
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one line of JSON.")]
 """The option that every command has."""
@@ -26,6 +28,7 @@ JobId = Annotated[str, typer.Argument(metavar="ID", help="Number of a job, or uu
 Note = Annotated[str | None, typer.Option(help="Reason that is shown with the rule.")]
 NEGATIVE = {"ignore_unknown_options": True}
 """Context settings with which -1 is read as a number, and refused as one."""
+LARGEST_ID = (1 << 63) - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +76,7 @@ def actions_of(settings: Settings) -> Actions | None:
 
 def parse_job_id(text: str) -> int | UUID:
     """Return a job's number or a direct job's uuid; raise :class:`~sidestream.errors.InvalidJob` for other texts."""
-    if text.isascii() and text.isdigit() and 0 < int(text) < 1 << 63:
+    if text.isascii() and text.isdigit() and len(text) < 20 and 0 < int(text) <= LARGEST_ID:
         return int(text)
     try:
         return UUID(text)
@@ -84,12 +87,36 @@ def parse_job_id(text: str) -> int | UUID:
         ) from None
 
 
-def seconds(option: str, text: str) -> float:
+def cursor_of(context: typer.Context, settings: Settings | None = None) -> AbstractContextManager[Cursor]:
+    """Open a cursor on the database of the settings; commit at the end of the block unless it raises."""
+    from sidestream.wiring.client import store_cursor
+
+    return store_cursor(settings or options_of(context).settings())
+
+
+def number(least: float, most: float, about: str, argument: str | None = None) -> Any:
+    """Return Typer's option, or the argument with this metavar, for a number of the type of ``least``."""
+
+    def parse(text: str) -> float:
+        with suppress(ValueError):
+            if least <= (found := type(least)(text)) <= most:
+                return found
+        raise typer.BadParameter(f"{str(text)!r:.40}; expected {least} to {most}")
+
+    if argument is not None:
+        return typer.Argument(metavar=argument, parser=parse, help=about)
+    return typer.Option(parser=parse, help=about)
+
+
+def seconds(option: str, text: str, most: float = LONGEST_SNOOZE) -> float:
     """Return the duration that an option gives, in seconds; raise :class:`~sidestream.errors.SettingsError`."""
     try:
-        return parse_duration(text)
+        found = parse_duration(text)
     except ValueError as error:
         raise SettingsError(f"{option} {text!r:.40} is wrong: {error}.") from None
+    if not 0 <= found <= most:
+        raise SettingsError(f"{option} {text!r:.40} is wrong: expected 0s to {format_duration(most)}.")
+    return found
 
 
 def who() -> str:
@@ -99,3 +126,6 @@ def who() -> str:
     except (KeyError, OSError):  # a number without an account
         name = str(os.getuid())
     return f"{name}@{socket.gethostname()}"
+
+
+Children = Annotated[int | None, number(1, 1024, "Number of child processes (SIDESTREAM_CHILDREN).")]

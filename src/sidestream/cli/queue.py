@@ -7,14 +7,13 @@ from typing import Annotated, Literal
 import typer
 
 from sidestream.cli import rule
-from sidestream.cli.options import NEGATIVE, AsJson, Note, options_of, who
+from sidestream.cli.options import NEGATIVE, AsJson, Note, cursor_of, number, who
 from sidestream.cli.output import answer
 from sidestream.cli.statistics import list_statistics
-from sidestream.job.rules import Pause
+from sidestream.job.rules import DEFAULT_WEIGHT, MAX_WEIGHT, MIN_WEIGHT, Pause
 
-Weight = Annotated[
-    float | None, typer.Argument(metavar="[WEIGHT]", help="0.01 to 1000, default 1; without it, show the weight.")
-]
+_WEIGHT = number(MIN_WEIGHT, MAX_WEIGHT, "0.01 to 1000, default 1; without it, show the weight.", "[WEIGHT]")
+Weight = Annotated[float | None, _WEIGHT]
 
 
 def _commands(kind: Literal["queue", "group"], name_help: str) -> typer.Typer:
@@ -45,11 +44,19 @@ def _commands(kind: Literal["queue", "group"], name_help: str) -> typer.Typer:
         note: Note = None,
         as_json: AsJson = False,
     ) -> None:
-        from sidestream.admin import rules
+        from sidestream.store import rules
 
-        found = rules.weigh(options_of(context).settings(), kind, name, weight, by=who(), note=note)
-        facts = {"kind": kind, "name": name, "weight": found}
-        answer(facts, f"The {kind} {name} has weight {found:g}.", as_json=as_json)
+        with cursor_of(context) as cursor:
+            if weight is None:
+                found = rules.read(cursor)
+                weights = found.queue_weights if kind == "queue" else found.group_weights
+                weight = weights.get(name, DEFAULT_WEIGHT)
+            elif weight == DEFAULT_WEIGHT:
+                rules.remove_weight(cursor, kind, name)
+            else:
+                rules.set_weight(cursor, kind, name, weight, by=who(), note=note)
+        facts = {"kind": kind, "name": name, "weight": weight}
+        answer(facts, f"The {kind} {name} has weight {weight:g}.", as_json=as_json)
 
     return commands
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import typer
 
-from sidestream.cli.options import AsJson, options_of, who
+from sidestream.cli.options import AsJson, cursor_of, who
 from sidestream.cli.output import answer, fail, print_json, print_line, print_table
 from sidestream.job.durations import format_duration
 
@@ -25,9 +26,10 @@ def rule_list(context: typer.Context, *, as_json: AsJson = False) -> None:
 
 def list_rules(context: typer.Context, kinds: tuple[str, ...], *, as_json: bool) -> None:
     """Print the rules of these kinds."""
-    from sidestream.admin import rules
+    from sidestream.store import rules
 
-    found = rules.entries(options_of(context).settings(), kinds)
+    with cursor_of(context) as cursor:
+        found = [entry for entry in rules.entries(cursor) if entry.kind in kinds]
     if as_json:
         print_json({"rules": [_plain(one) for one in found]})
     elif not found:
@@ -41,25 +43,23 @@ def list_rules(context: typer.Context, kinds: tuple[str, ...], *, as_json: bool)
 
 def pause(context: typer.Context, what: Pause, note: str | None, *, as_json: bool) -> None:
     """Pause ``what`` and say so."""
-    from sidestream.admin import rules
+    from sidestream.store import rules
 
-    rules.pause(options_of(context).settings(), what, by=who(), note=note)
+    with cursor_of(context) as cursor:
+        rules.pause(cursor, what, by=who(), note=note)
     sentence = f"Paused: {_words(what)}. Workers follow within a second; running jobs continue."
     answer({"paused": _named(what)}, sentence, as_json=as_json)
 
 
 def resume(context: typer.Context, what: Pause, *, as_json: bool) -> None:
     """Remove the pause of ``what`` and say so, or end the command because there is none."""
-    from sidestream.admin import rules
+    from sidestream.store import rules
 
-    if not rules.resume(options_of(context).settings(), what):
+    with cursor_of(context) as cursor:
+        resumed = rules.resume(cursor, what)
+    if not resumed:
         fail(f"There is no pause of {_words(what)}; list the pauses with 'sidestream rule list'.")
     answer({"resumed": _named(what)}, f"Resumed: {_words(what)}.", as_json=as_json)
-
-
-def limit_facts(found: Limit) -> dict[str, object]:
-    """Return a limit as JSON has it."""
-    return {"concurrency": found.concurrency, "rate": found.rate, "burst": found.burst}
 
 
 def limit_words(found: Limit) -> str:
@@ -80,12 +80,14 @@ def _words(what: Pause) -> str:
 
 
 def _of(entry: Entry) -> str:
-    if entry.kind == "pause" and entry.pause is not None:
+    if entry.pause is not None:
         return _words(entry.pause)
     return ":".join(filter(None, (entry.scope, entry.name or entry.group)))
 
 
 def _is(entry: Entry) -> str:
+    if entry.problem is not None:
+        return entry.problem
     if entry.limit is not None:
         return limit_words(entry.limit)
     if entry.weight is not None:
@@ -99,9 +101,10 @@ def _plain(entry: Entry) -> dict[str, object]:
         "scope": entry.scope,
         "name": entry.name or None,
         "group": entry.group or None,
-        **({} if entry.limit is None else limit_facts(entry.limit)),
+        **({} if entry.limit is None else asdict(entry.limit)),
         **({} if entry.weight is None else {"weight": entry.weight}),
         **({} if entry.seconds is None else {"seconds": entry.seconds}),
+        **({} if entry.problem is None else {"problem": entry.problem}),
         "note": entry.note,
         "by": entry.changed_by,
         "since": entry.changed_at,

@@ -7,7 +7,7 @@ from typing import Literal
 
 import typer
 
-from sidestream.cli.options import options_of
+from sidestream.cli.options import cursor_of
 from sidestream.cli.output import print_json, print_line, print_table
 from sidestream.job.rules import Pause
 
@@ -18,9 +18,8 @@ def list_statistics(context: typer.Context, by: Literal["queue", "group", "actio
     """Print one line for each queue, group or action that has jobs: counts, age and latencies."""
     from sidestream.store import rules
     from sidestream.store.statistics import statistics
-    from sidestream.wiring.client import store_cursor
 
-    with store_cursor(options_of(context).settings()) as cursor:
+    with cursor_of(context) as cursor:
         found = statistics(cursor, by)
         pauses = rules.read(cursor).pauses
     lines = [{**asdict(one), "paused": bool(one.name) and Pause(**{by: one.name}) in pauses} for one in found]

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sidestream.cli.options import AsJson, options_of
+from sidestream.cli.options import AsJson, Children, options_of
 from sidestream.cli.output import fail, print_json, print_line, print_table
 from sidestream.errors import SettingsError
 
@@ -22,7 +22,7 @@ worker = typer.Typer(no_args_is_help=True, help="Run, list or quiet workers.")
 def worker_run(
     context: typer.Context,
     queues: str = typer.Option(None, help="Queues to serve, comma-separated (SIDESTREAM_QUEUES)."),
-    children: int = typer.Option(None, help="Number of child processes (SIDESTREAM_CHILDREN)."),
+    children: Children = None,
     quiet_jobs: bool = typer.Option(
         False, "--quiet-jobs", help="Log no line for the end of a job (SIDESTREAM_QUIET_JOBS)."
     ),

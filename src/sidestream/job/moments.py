@@ -96,7 +96,7 @@ def no_zone(action: str, name: str, moment: datetime) -> InvalidJob:
     """Return the error for a moment without a time zone."""
     return InvalidJob(
         f"{name}={moment.isoformat()} for action {action!r:.80} has no time zone; give time_zone='Europe/Brussels' or "
-        "the like, or make it aware, for example with tzinfo=timezone.utc."
+        "the like (--time-zone), or add an offset such as +00:00 (to a datetime: tzinfo=timezone.utc)."
     )
 
 

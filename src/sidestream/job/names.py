@@ -101,7 +101,7 @@ def _check_text(kind: str, text: object) -> str:
     if not isinstance(text, str) or not 0 < len(text) <= KEY_LIMIT or not text.isprintable():
         raise InvalidName(
             f"The {kind} {text!r:.80} is not allowed: expected 1 to {KEY_LIMIT} printable characters; "
-            "shorten it, for example to an id."
+            + ("shorten it, for example to an id." if text else "leave it out.")
         )
     return text
 

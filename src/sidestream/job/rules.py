@@ -5,7 +5,6 @@ Every worker gives the newest version to the broker, so that one change there go
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -16,8 +15,13 @@ from sidestream.job.names import check_action, check_group, check_queue
 DEFAULT_AGING = 600.0
 """Seconds for which a job may be ready before every second turn belongs to such as it."""
 DEFAULT_WEIGHT = 1.0
-MAX_WEIGHT = 1000.0
+MAX_WEIGHT = 1000
 MIN_WEIGHT = 0.01
+MAX_AGING = 365 * 86_400.0
+MIN_RATE, MAX_RATE = 1e-8, 1e6
+"""Smallest and largest rate above 0: one start in three years, a million in a second."""
+MAX_COUNT = 2**31 - 1
+"""Largest concurrency and burst; PostgreSQL stores them as integers."""
 
 
 class Scope(StrEnum):
@@ -41,12 +45,13 @@ class Limit:
     burst: int = 1
 
     def __post_init__(self) -> None:
-        if self.concurrency is not None and self.concurrency < 0:
-            raise SettingsError(f"concurrency={self.concurrency} is not allowed: expected 0 (none) or more.")
-        if self.rate is not None and (not math.isfinite(self.rate) or self.rate < 0):
-            raise SettingsError(f"rate={self.rate} is not allowed: expected starts a second, 0 (none) or more.")
-        if self.burst < 1:
-            raise SettingsError(f"burst={self.burst} is not allowed: expected 1 or more.")
+        if self.concurrency is not None and not 0 <= self.concurrency <= MAX_COUNT:
+            raise SettingsError(f"concurrency={self.concurrency} is not allowed: expected 0 (none) to {MAX_COUNT}.")
+        if self.rate and not MIN_RATE <= self.rate <= MAX_RATE:
+            expected = f"expected starts a second, 0 (none) or {MIN_RATE:g} to {MAX_RATE:.0f}"
+            raise SettingsError(f"rate={self.rate:g} is not allowed: {expected}.")
+        if not 1 <= self.burst <= MAX_COUNT:
+            raise SettingsError(f"burst={self.burst} is not allowed: expected 1 to {MAX_COUNT}.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,10 +90,12 @@ class Rules:
     group_weights: Mapping[str, float] = field(default_factory=dict)
     #: By scope and name: ("global", ""), ("queue", name), ("action", name), ("key", name of the limit rule).
     limits: Mapping[tuple[Scope, str], Limit] = field(default_factory=dict)
+    #: A sentence about each stored rule that is out of range and has no effect.
+    skipped: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if not math.isfinite(self.aging) or self.aging < 0:
-            raise SettingsError(f"aging={self.aging} is not allowed: expected seconds, 0 or more.")
+        if not 0 <= self.aging <= MAX_AGING:
+            raise SettingsError(f"aging={self.aging:g} is not allowed: expected seconds, 0 to {MAX_AGING:.0f}.")
         for kind, weights in (("queue", self.queue_weights), ("group", self.group_weights)):
             for name, weight in weights.items():
                 check_weight(kind, name, weight)
@@ -96,7 +103,7 @@ class Rules:
 
 def check_weight(kind: str, name: str, weight: float) -> float:
     """Return ``weight`` if it may be one, else raise :class:`~sidestream.errors.SettingsError`."""
-    if not math.isfinite(weight) or not MIN_WEIGHT <= weight <= MAX_WEIGHT:
+    if not MIN_WEIGHT <= weight <= MAX_WEIGHT:
         raise SettingsError(
             f"The weight {weight!r} of the {kind} {name!r} is not allowed: expected {MIN_WEIGHT:g} to "
             f"{MAX_WEIGHT:g}; to stop the {kind}, pause it."

@@ -55,6 +55,8 @@ class RuleSync:
             self._broker.configure(database, wanted)
         if self._given is None or self._given[2] != wanted.version:
             log.info("The rules of version %s govern.", wanted.version, extra={"action": "rules_given"})
+            for sentence in wanted.skipped:
+                log.warning("%s", sentence, extra={"action": "rule_skipped"})
         self._given, self._steps = (found.number, found.run_id, wanted.version), 0
         return False
 

@@ -13,6 +13,7 @@ import re
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import BeforeValidator, ByteSize, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
@@ -67,7 +68,8 @@ class Settings(BaseSettings):
         Field(repr=False, description="Redis to use (redis://, rediss:// or unix://); none starts an embedded one."),
     ] = None
     database_url: Annotated[
-        str | None, Field(repr=False, description="PostgreSQL database that holds the jobs, as a libpq URL.")
+        str | None,
+        Field(min_length=1, repr=False, description="PostgreSQL database that holds the jobs, as a libpq URL."),
     ] = None
     odoo_config: Annotated[
         Path | None,
@@ -213,12 +215,16 @@ class Settings(BaseSettings):
     def _check_redis_url(cls, value: str | None) -> str | None:
         if value is not None and not value.startswith(("redis://", "rediss://", "unix://")):
             raise ValueError("expected a URL that begins with redis://, rediss:// or unix://")
+        try:
+            urlsplit(value or "").port  # noqa: B018  # raises
+        except ValueError:  # its text may hold a part of the password
+            raise ValueError("expected a port from 0 to 65535, and special characters of the password as %XX") from None
         return value
 
     @field_validator("app")
     @classmethod
     def _check_app(cls, value: str | None) -> str | None:
-        module, colon, attribute = (value or "a:b").partition(":")
+        module, colon, attribute = ("a:b" if value is None else value).partition(":")
         if not (module and colon and attribute):
             raise ValueError("expected module:attribute, for example myapp.jobs:actions")
         return value

@@ -231,5 +231,7 @@ def connect(
             connection.close()
             connection = open_for(found)
     except psycopg.Error as error:
+        if wrong := re.search(r"(invalid (port number|\S+ value|integer value)|could not match \d+).*", str(error)):
+            raise SettingsError(f"The database URL cannot be used ({wrong[0]}); correct it.") from None
         raise translate(error, "connecting") from error
     return connection

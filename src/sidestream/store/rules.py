@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sidestream.errors import SettingsError
+from sidestream.errors import InvalidName, SettingsError
 from sidestream.job.names import check_action, check_group, check_queue, check_rule
 from sidestream.job.rules import Limit, Pause, Rules, Scope, check_weight
 from sidestream.store.compare_and_set import UTC_NOW, storable
@@ -54,7 +54,6 @@ _REMOVE = f"""
     WHERE kind = %(kind)s::text AND scope = %(scope)s::text AND name = %(name)s::text AND group_name = %(group)s::text
     RETURNING id"""
 _NOTHING = dict.fromkeys(("concurrency", "rate", "burst", "weight", "seconds", "note", "by"))
-_INTEGER = 2**31 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,12 +69,14 @@ class Entry:
     name: str
     #: "" where there is none.
     group: str
-    #: Exactly one of the four is set.
+    #: Exactly one of limit, weight, pause, seconds and problem is set.
     limit: Limit | None
     weight: float | None
     pause: Pause | None
     #: Of the aging, in seconds.
     seconds: float | None
+    #: Why the rule has no effect: its stored numbers are out of range.
+    problem: str | None
     note: str | None
     changed_by: str | None
     #: Aware, UTC.
@@ -100,6 +101,7 @@ def read(cur: Cursor) -> Rules:
         queue_weights={name: weight for (scope, name), weight in weights.items() if scope == "queue"},
         group_weights={name: weight for (scope, name), weight in weights.items() if scope == "group"},
         limits=limits,
+        skipped=tuple(one.problem for one in rules if one.problem is not None),
         **({"aging": aging[0]} if aging else {}),
     )
 
@@ -118,10 +120,8 @@ def set_limit(
     """
     place = _limited(scope, name)
     if limit.concurrency is None and limit.rate is None:
-        raise SettingsError("A limit needs concurrency=, rate=, or both; to lift one, remove it.")
-    if limit.concurrency is not None and limit.concurrency > _INTEGER:
-        raise SettingsError(f"concurrency={limit.concurrency} is not allowed: expected at most {_INTEGER}.")
-    values = {"concurrency": limit.concurrency, "rate": limit.rate, "burst": min(limit.burst, _INTEGER)}
+        raise SettingsError("A limit needs a concurrency, a rate or both; to lift one, remove it.")
+    values = {"concurrency": limit.concurrency, "rate": limit.rate, "burst": limit.burst}
     return _put(cur, {**place, **values}, by, note)
 
 
@@ -215,20 +215,21 @@ def _read(cur: Cursor) -> tuple[int, list[Entry]]:
 
 
 def _entry(row: Any) -> Entry:
-    paused = None
-    if row.kind == "pause":
-        queue = row.scope == "queue"
-        paused = Pause(row.name, None, None) if queue else Pause(None, row.name or None, row.group_name or None)
-    return Entry(
-        kind=row.kind,
-        scope=row.scope,
-        name=row.name,
-        group=row.group_name,
-        limit=Limit(row.concurrency, row.rate, row.burst or 1) if row.kind == "limit" else None,
-        weight=row.weight,
-        pause=paused,
-        seconds=row.seconds,
-        note=row.note,
-        changed_by=row.changed_by,
-        changed_at=aware(row.changed_at),
-    )
+    limit = weight = paused = seconds = problem = None
+    try:
+        if row.kind == "limit":
+            limit = Limit(row.concurrency, row.rate, row.burst or 1)
+        elif row.kind == "weight":
+            weight = check_weight(row.scope, row.name or row.group_name, row.weight)
+        elif row.kind == "aging":
+            seconds = Rules(aging=row.seconds).aging
+        elif row.scope == "queue":
+            paused = Pause(row.name)
+        else:
+            paused = Pause(None, row.name or None, row.group_name or None)
+    except (SettingsError, InvalidName) as error:
+        # One bad rule does not keep the others from taking effect.
+        problem = f"The {row.kind} of {row.scope}:{row.name or row.group_name} has no effect: {error}"
+    place = (row.kind, row.scope, row.name, row.group_name)
+    told = (row.note, row.changed_by, aware(row.changed_at))
+    return Entry(*place, limit, weight, paused, seconds, problem, *told)

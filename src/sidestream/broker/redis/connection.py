@@ -194,6 +194,10 @@ def translate(error: Exception, url: str) -> BrokerError:
         return BrokerUnsuitable(f"Redis at {url} is a read-only replica: {said}; name its primary in redis_url.")
     if isinstance(error, AskError) or code == "CROSSSLOT":
         return BrokerUnsuitable(f"Redis at {url} is one node of a cluster: {said}; name a single server in redis_url.")
+    if said == "DB index is out of range":
+        return BrokerUnsuitable(
+            f"Redis at {url} has no database of that number: {said}; lower the number at the end of redis_url."
+        )
     if code == "MISCONF":
         return BrokerUnsuitable(
             f"Redis at {url} cannot write its data to disk: {said}; free space or correct its folder."
