@@ -245,7 +245,7 @@ def test_why_a_direct_job_waits_and_how_it_is_cancelled(ready: Run, direct_jobs:
     assert why(first) == "waits because no worker that is alive serves the queue 'default'."
     assert why(later).startswith("is scheduled for ")
     broker.announce("w1", DIRECT_LANES, "{}", 60_000)
-    assert why(first) == "is the next of its group and priority in the queue 'default' and waits for a free worker."
+    assert why(first) == "is the next of its priority in the queue 'default' and waits for a free worker."
     assert why(second) == f"waits behind the direct job {first} with the same key 'k'."
     assert ready("action", "pause", "mail.send").returncode == 0
     assert why(second).startswith("waits because the action 'mail.send' was paused by ")

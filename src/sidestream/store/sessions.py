@@ -7,9 +7,8 @@ https://www.postgresql.org/docs/current/functions-admin.html#FUNCTIONS-ADMIN-SIG
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import datetime
-from types import MappingProxyType
 from typing import Any
 
 from sidestream.store.cursor import Cursor, fetch_one, fetch_value
@@ -61,8 +60,8 @@ def has_others(cur: Cursor, worker: str) -> bool:
 
 def terminate_holders(cur: Cursor, worker: str, job_id: int, locks: Sequence[bytes]) -> int:
     """End the sessions of ``worker`` that hold the row of a job or one of its session ``locks``; return how many."""
-    held = {"id": job_id, "locks": [number(lock) for lock in locks]}
-    return _terminate(cur, worker, f"pid IN ({HOLDERS})", PATIENCE_EACH, held)[1]
+    locked = [number(lock) for lock in locks]
+    return _terminate(cur, worker, PATIENCE_EACH, f"pid IN ({HOLDERS})", id=job_id, locks=locked)[1]
 
 
 def terminate_worker(cur: Cursor, worker: str, *, patience: float = PATIENCE_EACH) -> tuple[bool, int]:
@@ -70,13 +69,11 @@ def terminate_worker(cur: Cursor, worker: str, *, patience: float = PATIENCE_EAC
 
     Returns whether all are gone, and how many there were.
     """
-    return _terminate(cur, worker, "true", patience)
+    return _terminate(cur, worker, patience, "true")
 
 
-def _terminate(
-    cur: Cursor, worker: str, which: str, patience: float, parameters: Mapping[str, Any] = MappingProxyType({})
-) -> tuple[bool, int]:
-    named = {"prefix": f"sidestream/{worker}/", "patience": int(patience * 1000), **parameters}
+def _terminate(cur: Cursor, worker: str, patience: float, which: str, **named: Any) -> tuple[bool, int]:
+    named |= {"prefix": f"sidestream/{worker}/", "patience": int(patience * 1000)}
     cur.execute(f"{_TERMINATE} starts_with(application_name, %(prefix)s::text) AND {which}", named)
     ended = fetch_one(cur)
     return bool(ended.gone), ended.found
