@@ -99,6 +99,7 @@ class ApplicationChanged(BaseException):
 
 
 _MESSAGE = "sidestream_message"
+_MESSAGE_LIMIT = 16_000
 
 
 def set_message(error: BaseException, message: str) -> None:
@@ -107,8 +108,12 @@ def set_message(error: BaseException, message: str) -> None:
 
 
 def message_of(error: BaseException) -> str:
-    """Return the message of an exception for people, in one line."""
-    return " ".join(str(getattr(error, _MESSAGE, error)).split())
+    """Return the message of an exception for people, in one line, whatever its ``__str__`` does."""
+    try:
+        text = str(getattr(error, _MESSAGE, error))
+    except BaseException as fault:  # noqa: BLE001  # a method of a foreign class
+        text = f"its text cannot be read ({type(fault).__name__})"
+    return " ".join(text[:_MESSAGE_LIMIT].split())
 
 
 class Executor(Protocol):

@@ -23,11 +23,11 @@ def outcome_of(error: BaseException, acquired: Acquired) -> Outcome:
     if isinstance(error, SessionLost):
         return Release(Reason(ReasonCode.SESSION_LOST, {"sqlstate": error.code, "error": str(error)}), None)
     if isinstance(error, StoreError | LockLost):
-        return Release(Reason(ReasonCode.LOST, {"error": str(error)[:ERROR_LIMIT]}), None)
+        return Release(Reason(ReasonCode.LOST, {"error": message_of(error)[:ERROR_LIMIT]}), None)
     if isinstance(error, ApplicationChanged):
         return error.release
     if isinstance(error, GiveUp):
-        return Fail(redact_text(" ".join(str(error).split()))[:ERROR_LIMIT], detail_of(error))
+        return Fail(redact_text(message_of(error))[:ERROR_LIMIT], detail_of(error))
     if isinstance(error, Snooze):
         message = redact_text(error.reason)[:ERROR_LIMIT]
         return Release(
@@ -52,4 +52,8 @@ def one_line(error: BaseException, acquired: Acquired) -> str:
 
 def detail_of(error: BaseException) -> str:
     """Return the traceback without what looks like a secret, cut to its end."""
-    return redact_text("".join(traceback.format_exception(error))[-DETAIL_LIMIT:])
+    try:
+        text = "".join(traceback.format_exception(error))
+    except Exception as fault:  # noqa: BLE001  # for example a RecursionError: groups within groups
+        text = f"{type(error).__name__}: its traceback cannot be shown ({type(fault).__name__})"
+    return redact_text(text[-DETAIL_LIMIT:])

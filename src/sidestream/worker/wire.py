@@ -92,7 +92,7 @@ def pair() -> tuple[socket.socket, socket.socket]:
 
 def send(end: socket.socket, message: object) -> None:
     """Send one message; raise OSError when the other side has ended or does not read."""
-    end.send(msgpack.packb(message))
+    end.send(msgpack.packb(message, unicode_errors="backslashreplace"))  # errors may hold lone surrogates
 
 
 def receive(end: socket.socket) -> Any:
