@@ -14,6 +14,7 @@ from sidestream.job.observer import JobFailure
 
 actions = Actions()
 log = logging.getLogger("shop")
+print("printed at the start", end="; ")
 
 if dsn := os.environ.get("TEST_SENTRY_DSN"):
     import sentry_sdk
@@ -26,6 +27,12 @@ if dsn := os.environ.get("TEST_SENTRY_DSN"):
 @actions.action("shop.note")
 def note(context: Context) -> None:
     log.info("a line of the job's own")
+
+
+@actions.action("shop.print")
+def print_lines(context: Context) -> None:
+    print("printed by a job")
+    print("the end of it", end="")
 
 
 @actions.action("shop.fail", retry=RetryPolicy(max_attempts=2, first_delay=0.01, jitter=0))
@@ -56,6 +63,7 @@ def broken_hook(failure: JobFailure) -> None:
 @actions.on_failure
 def hook(failure: JobFailure) -> None:
     log.info("hook called")
+    print("printed by a hook")
     told = os.environ.get("TEST_HOOK_FILE")
     if told:
         with Path(told).open("a") as file:

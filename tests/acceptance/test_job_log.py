@@ -92,7 +92,7 @@ def test_the_first_line_says_what_runs_where_without_passwords(rig: Rig) -> None
     assert line["database"].startswith("postgresql://")
     assert line["queues"] == "default"
     assert "shop.note" in line["actions"]
-    assert line["action_count"] == 5
+    assert line["action_count"] == 6
 
 
 def test_text_lines_name_the_job_of_its_own_lines(rig: Rig) -> None:
@@ -101,6 +101,19 @@ def test_text_lines_name_the_job_of_its_own_lines(rig: Rig) -> None:
     rig.until(lambda: f"Job {job} shop.note: done after " in rig.log.read_text())
     [own] = [line for line in rig.log.read_text().splitlines() if "a line of the job's own" in line]
     assert own.endswith(f" INFO    [job {job} shop.note] a line of the job's own")
+
+
+def test_what_actions_and_failure_hooks_print_arrives_in_a_file_once(rig: Rig) -> None:
+    worker = rig.start(**APP, PYTHONUNBUFFERED="")
+    for action in ("shop.print", "shop.give_up", "shop.die"):
+        rig.ends(rig.enqueue(action))
+    rig.until(lambda: rig.log.read_text().count("printed by a hook") == 2)
+    rig.ends(rig.enqueue("shop.print"))
+    assert rig.log.read_text().count("printed by a job\n") == 2, "each line at once: a child may be killed"
+    worker.terminate()
+    worker.wait(20)
+    assert rig.log.read_text().count("printed at the start") == 1
+    assert "the end of it" in rig.log.read_text()
 
 
 def test_quiet_jobs_silences_every_line_about_a_jobs_end(rig: Rig) -> None:

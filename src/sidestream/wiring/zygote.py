@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import socket
 import sys
 from collections.abc import Callable
@@ -26,6 +27,8 @@ def run_zygote() -> None:
     app, odoo_config, odoo_database, database_tag, dsn, keys, folder, log_level, log_format, quiet_jobs = application
     orders = zygote.Orders(*packed)
     set_up_logging(log_level, log_format, quiet_jobs=quiet_jobs)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # what a killed child has printed to a file or pipe is there
     if folder not in sys.path:
         sys.path.insert(0, folder)
     name = partial(application_name, orders.worker)

@@ -11,7 +11,9 @@ import os
 import resource
 import socket
 import time
+from contextlib import suppress
 from dataclasses import dataclass
+from typing import NoReturn
 
 from sidestream.broker.protocol import Publication
 from sidestream.crashpoints import crash_point
@@ -95,6 +97,7 @@ class Child:
             if self._one(index, item, started):
                 self._report(batch.number, index + 1, idle=False)
             upto = index + 1
+        flush_stdout()  # an idle child may be killed at any time
         self._report(batch.number, upto, idle=True)
         crash_point("child.reported")
 
@@ -139,12 +142,26 @@ class Child:
         self._job_reports, self._times, self._follow_ups = [], {}, []
 
 
-def serve(end: socket.socket, executor: Executor, slots: Slots, slot: int, limits: ChildLimits) -> None:
-    """Run a child until its supervisor ends; never returns to the zygote's code."""
+def serve(end: socket.socket, executor: Executor, slots: Slots, slot: int, limits: ChildLimits) -> NoReturn:
+    """Run a child until its supervisor ends."""
     try:
         Child(end, executor, slots, slot, limits).run()
     except BaseException:
         log.exception("The child in slot %s failed.", slot, extra={"action": "child_failed"})
     finally:
+        end()
+
+
+def end() -> NoReturn:
+    """Write out what this process logged and printed, and end it; never return to the zygote's code."""
+    try:
         logging.shutdown()
+        flush_stdout()
+    finally:
         os._exit(0)
+
+
+def flush_stdout() -> None:
+    """Write out the part of a line that was printed, if there is somebody to read it."""
+    with suppress(OSError, ValueError):
+        print(end="", flush=True)  # noqa: T201  # there may be no stdout

@@ -106,6 +106,7 @@ class Zygote:
             return
         if facts is None:
             return
+        child.flush_stdout()  # otherwise each child would print the same part of a line
         # Once it is loaded: a worker is to be ready soon. What only uses an idle processor is as nice as can be.
         set_session_nice(19 if self._orders.idle_cpu_only else self._orders.nice)
         for some in wire.chunks(facts, wire.ACTIONS_MOST):
@@ -235,8 +236,7 @@ class Zygote:
         except BaseException:
             log.exception("The failure hooks failed.", extra={"action": "failure_hook_failed"})
         finally:
-            logging.shutdown()
-            os._exit(0)
+            child.end()
 
     def _hooks_ended(self, status: int) -> None:
         if status:
