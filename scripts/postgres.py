@@ -15,7 +15,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-from sidestream.process import Account, reaches
+try:
+    from sidestream.process import Account, reaches
+except ModuleNotFoundError as error:
+    sys.exit(f"postgres: {error}; activate the virtual environment with Sidestream: source firstjob/bin/activate")
 
 sys.path.insert(1, str(Path(__file__).resolve().parents[1]))  # tests.support
 

@@ -323,7 +323,7 @@ def _cursor(connection: Any) -> Iterator[Any]:
     except SidestreamError:
         raise
     except Exception as error:
-        raise translate(error, "enqueue a job") from error
+        raise translate(error, "enqueue a job", connection) from error
 
 
 def _refuse_unsuitable(connection: Any) -> None:

@@ -42,7 +42,7 @@ def test_nobody_there(own: PostgresBench) -> None:
 
 def test_tables_that_are_gone(own: PostgresBench) -> None:
     own.connection.execute("ALTER TABLE sidestream_job RENAME TO other")
-    with pytest.raises(BrokerUnsuitable, match="db init"):
+    with pytest.raises(BrokerUnsuitable, match="db check"):
         claim(own)
 
 

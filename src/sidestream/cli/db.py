@@ -18,9 +18,13 @@ def db_init(context: typer.Context, *, as_json: AsJson = False) -> None:
 
     settings = options_of(context).settings()
     with cursor_of(context, settings) as cursor:
-        database = schema.install(cursor, settings.instance)
-    sentence = f"The tables exist and have version {schema.SCHEMA_VERSION}; this database is {database}."
-    answer({"database": database.uuid, "version": schema.SCHEMA_VERSION}, sentence, as_json=as_json)
+        created = not schema.installed(cursor)
+        found = schema.install(cursor, settings.instance)
+    sentence = f"The tables {'are created' if created else 'exist already'}, with version {found.version}"
+    if found.version < schema.SCHEMA_VERSION:
+        sentence += " (upgrade them: sidestream db upgrade)"
+    facts = {"database": found.uuid, "version": found.version, "created": created}
+    answer(facts, f"{sentence}; this database is {found}.", as_json=as_json)
 
 
 @db.command("upgrade")

@@ -22,7 +22,7 @@ from sidestream.errors import ApplicationError, SidestreamError
 
 app = typer.Typer(
     name="sidestream",
-    help="Background jobs for Odoo on Redis.",
+    help="Background jobs for Odoo and plain Python programs.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -72,7 +72,7 @@ def global_options(
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
-    """Background jobs for Odoo on Redis. Global options come before the command's name."""
+    """Background jobs for Odoo and plain Python programs. Global options come before the command's name."""
     del show_version  # its callback did the work
     context.obj = GlobalOptions(database_url, redis_url, application, config, odoo_config, odoo_database)
 

@@ -21,6 +21,7 @@ SERIALIZATION_FAILURE = "40001"
 DEADLOCK_DETECTED = "40P01"
 LOCK_NOT_AVAILABLE = "55P03"
 UNDEFINED_TABLE = "42P01"
+INSUFFICIENT_PRIVILEGE = "42501"
 CONFLICTS = frozenset({SERIALIZATION_FAILURE, DEADLOCK_DETECTED, LOCK_NOT_AVAILABLE})
 """PostgreSQL asks for another try of the same transaction."""
 
@@ -148,8 +149,8 @@ def sqlstate(error: BaseException) -> str | None:
     return code if isinstance(code, str) else None
 
 
-def translate(error: Exception, doing: str) -> StoreError:
-    """Return the StoreError to raise for a driver's ``error``; ``doing`` names what failed."""
+def translate(error: Exception, doing: str, connection: Any = None) -> StoreError:
+    """Return the StoreError to raise for a driver's ``error`` on ``connection``; ``doing`` names what failed."""
     if isinstance(error, StoreError):
         return error
     code = sqlstate(error)
@@ -166,7 +167,13 @@ def translate(error: Exception, doing: str) -> StoreError:
     if code[:2] in _UNAVAILABLE_CLASSES or code in _UNAVAILABLE:
         return StoreUnavailable(f"PostgreSQL cannot be used ({doing}): {said} (SQLSTATE {code}); it is tried again.")
     if code in _MISMATCH:
-        return SchemaMismatch(f"The Sidestream tables do not fit ({doing}): {said}; run: sidestream db init")
+        return SchemaMismatch(f"The Sidestream tables do not fit ({doing}): {said}; run: sidestream db check")
+    if code == INSUFFICIENT_PRIVILEGE:
+        user = getattr(getattr(connection, "info", None), "user", None)
+        return StoreError(
+            f"The role {f'{user!r}' if user else 'of this connection'} may not do this ({doing}): {said}; connect as "
+            "the owner of the tables, or grant it the rights (docs/howto/worker.md, PostgreSQL)."
+        )
     return StoreError(f"PostgreSQL refused ({doing}): {said} (SQLSTATE {code}).")
 
 

@@ -97,4 +97,4 @@ def store_cursor(settings: Settings) -> Iterator[psycopg.Cursor[Any]]:
                 yield cursor
             connection.commit()
         except psycopg.Error as error:
-            raise adapter.translate(error, "running a command") from error
+            raise adapter.translate(error, "running a command", connection) from error

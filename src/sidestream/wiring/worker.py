@@ -304,8 +304,11 @@ class Worker:
                     f"The addon 'sidestream' is not installed in the database {settings.odoo_database!r}; "
                     f"run: odoo -c {settings.odoo_config} -d {settings.odoo_database} -i sidestream"
                 )
-            with connection.transaction():
-                return schema.settle_in(cursor, settings.instance)
+            try:
+                with connection.transaction():
+                    return schema.settle_in(cursor, settings.instance)
+            except psycopg.Error as error:
+                raise adapter.translate(error, "starting a worker", connection) from error
 
     def _redis(self) -> RedisBroker:
         settings = self._settings

@@ -149,10 +149,10 @@ def serve(end: socket.socket, executor: Executor, slots: Slots, slot: int, limit
     except BaseException:
         log.exception("The child in slot %s failed.", slot, extra={"action": "child_failed"})
     finally:
-        end()
+        end_process()
 
 
-def end() -> NoReturn:
+def end_process() -> NoReturn:
     """Write out what this process logged and printed, and end it; never return to the zygote's code."""
     try:
         logging.shutdown()

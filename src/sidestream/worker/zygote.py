@@ -236,7 +236,7 @@ class Zygote:
         except BaseException:
             log.exception("The failure hooks failed.", extra={"action": "failure_hook_failed"})
         finally:
-            child.end()
+            child.end_process()
 
     def _hooks_ended(self, status: int) -> None:
         if status:
