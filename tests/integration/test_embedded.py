@@ -156,6 +156,22 @@ def test_the_last_one_that_leaves_cleanly_stops_it(folder: Path) -> None:
     assert servers(folder) == []
 
 
+def test_a_server_without_connections_ends(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No worker was there to stop it; its clients have closed their connections, or were killed."""
+    monkeypatch.setattr(embedded, "IDLE_INTERVAL", 0.1)
+    with redis.Redis.from_url(embedded.ensure(folder / "used")) as client:
+        client.set("kept", 1)
+        used = pid_of(embedded.ensure(folder / "used"))
+        for _ in range(2):  # the used one started earlier, and would have ended earlier
+            idle = psutil.Process(pid_of(embedded.ensure(folder / "idle")))
+            idle.wait(30)
+        assert client.info("server")["process_id"] == used
+    psutil.Process(used).wait(30)
+    monkeypatch.setattr(embedded, "IDLE_INTERVAL", 10)
+    with redis.Redis.from_url(embedded.ensure(folder / "used")) as client:
+        assert client.get("kept") == b"1"
+
+
 def test_killed_workers_leave_the_server_to_the_next(folder: Path) -> None:
     with in_another_process(folder) as worker:
         assert worker.stdout is not None

@@ -271,7 +271,9 @@ class Relay:
             state.open_since = time.monotonic()
             state.dropped = 0
             _log.warning(
-                "The broker is unavailable: %s; jobs wait in PostgreSQL.", reason, extra={"action": "relay_opened"}
+                "The broker is unavailable: %s; jobs wait in PostgreSQL.",
+                reason.rstrip("."),
+                extra={"action": "relay_opened"},
             )
         self._trim(state)
         state.changed.notify_all()

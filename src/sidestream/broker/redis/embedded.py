@@ -5,7 +5,8 @@
 2. :func:`ensure` starts a server when the lock is free, and waits for the one that is there when it is not. Of many
    callers at once exactly one gets the lock.
 3. The server is detached: it survives its starter, and the next :func:`ensure` attaches to it.
-4. Workers :func:`join`; the last one that leaves cleanly stops the server.
+4. Workers :func:`join`; the last one that leaves cleanly stops the server. Otherwise it ends when nothing has been
+   connected to it for a while: a shell that is started with it counts the connections of its socket.
 """
 
 from __future__ import annotations
@@ -40,6 +41,14 @@ SOCKET = "sidestream-redis.sock"
 """Name of the server's socket, which distinguishes it from other servers on the host."""
 SOCKET_LIMIT = 100
 """Longest socket path in bytes; the kernel takes 107 (https://man7.org/linux/man-pages/man7/unix.7.html)."""
+IDLE_INTERVAL = 10.0
+"""Seconds between two counts of the server's connections; the server ends when three counts in turn find none."""
+_END_WHEN_IDLE = """
+idle=0
+while sleep "$3" && pid=$(cat "$2") && [ "$pid" = "${first:=$pid}" ] && count=$(grep -cF " $1" /proc/net/unix); do
+    if [ "$count" = 1 ]; then idle=$((idle + 1)); else idle=0; fi  # 1: only the socket that listens
+    if [ "$idle" = 3 ]; then kill "$pid"; fi
+done"""
 _LISTENING = 0x10000
 _PAUSE = 0.02
 _ANSWER = 1.0
@@ -290,23 +299,28 @@ def _launch(data_dir: Path, lock: int, binary: Path) -> None:
     own = ["--dir", str(data_dir / "redis"), "--logfile", str(log), "--daemonize", "no", "--port", "0"]
     reach = ["--unixsocket", str(socket), "--unixsocketperm", "700", "--maxmemory-policy", "noeviction"]
     keep = ["--appendonly", "yes", "--appendfsync", "everysec", "--save", ""]
-    try:
-        launcher = subprocess.run(
-            ["setsid", "--fork", str(binary), *own, *reach, *keep],  # not our child, so it leaves no zombie
-            pass_fds=(lock,),
-            cwd=data_dir,
-            env=os.environ | ALLOCATOR,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            check=False,
-        )
-    except OSError as error:
-        raise SettingsError(
-            f"The server {binary} could not be started: {error}; install util-linux (setsid)."
-        ) from error
-    if launcher.returncode != 0:
-        raise BrokerUnavailable(f"The embedded server {binary} could not be started (exit code {launcher.returncode}).")
+    pid = str(data_dir / "redis.pid")
+    end = ["sh", "-c", _END_WHEN_IDLE, "sidestream-idle", str(socket), pid, str(IDLE_INTERVAL)]
+    for command, held in (([str(binary), *own, *reach, *keep, "--pidfile", pid], (lock,)), (end, ())):
+        try:
+            launcher = subprocess.run(
+                ["setsid", "--fork", *command],  # not our child, so it leaves no zombie
+                pass_fds=held,
+                cwd=data_dir,
+                env=os.environ | ALLOCATOR,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                check=False,
+            )
+        except OSError as error:
+            raise SettingsError(
+                f"The server {binary} could not be started: {error}; install util-linux (setsid)."
+            ) from error
+        if launcher.returncode != 0:
+            raise BrokerUnavailable(
+                f"The embedded server {binary} could not be started (exit code {launcher.returncode})."
+            )
 
 
 def _choose_socket(data_dir: Path) -> Path:
