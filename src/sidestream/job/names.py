@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from functools import lru_cache
+from functools import lru_cache, partial
 from hashlib import blake2b
 from typing import TypeVar
 
@@ -20,26 +20,6 @@ KEY_LIMIT = 200
 """Longest ordering key, group or limit key, in characters."""
 READABLE = 40
 """How many characters of a text that may not be a key remain in front of its hash, for people."""
-
-
-def check_queue(name: str) -> str:
-    """Return ``name`` if a queue may be called so, else raise :class:`InvalidName`."""
-    return _check("queue", name)
-
-
-def check_action(name: str) -> str:
-    """Return ``name`` if an action may be called so, else raise :class:`InvalidName`."""
-    return _check("action", name, ACTION_LIMIT)
-
-
-def check_key(key: str) -> str:
-    """Return ``key`` if it is 1 to 200 printable characters, else raise InvalidName."""
-    return _check_text("key", key)
-
-
-def check_group(group: str) -> str:
-    """Return ``group`` if it is 1 to 200 printable characters, else raise :class:`InvalidName`."""
-    return _check_text("group", group)
 
 
 def fit_key(text: T) -> T | str:
@@ -76,16 +56,6 @@ def check_priority(priority: object) -> int:
     return priority
 
 
-def check_rule(name: str) -> str:
-    """Return ``name`` if a limit rule may have it, else raise InvalidName."""
-    return _check("limit rule", name)
-
-
-def check_unique(text: str) -> str:
-    """Return ``text`` if it is 1 to 200 printable characters, else raise InvalidName."""
-    return _check_text("unique", text)
-
-
 def limit_rule(limit: str) -> str:
     """Return the name of the rule that a limit key belongs to: the part before its first colon."""
     return limit.partition(":")[0]
@@ -113,3 +83,13 @@ def _check(kind: str, name: object, longest: int = NAME_LIMIT) -> str:
             "not beginning with '-' or '.'; rename it."
         )
     return name
+
+
+check_queue = partial(_check, "queue")
+check_action = partial(_check, "action", longest=ACTION_LIMIT)
+check_rule = partial(_check, "limit rule")
+"""Return the name of a queue, an action or a limit rule if it is allowed, else raise :class:`InvalidName`."""
+check_key = partial(_check_text, "key")
+check_group = partial(_check_text, "group")
+check_unique = partial(_check_text, "unique")
+"""Return a key, group or unique text of 1 to 200 printable characters, else raise :class:`InvalidName`."""

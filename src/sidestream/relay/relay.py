@@ -271,9 +271,7 @@ class Relay:
             state.open_since = time.monotonic()
             state.dropped = 0
             _log.warning(
-                "The broker is unavailable: %s; jobs wait in PostgreSQL.",
-                reason.rstrip("."),
-                extra={"action": "relay_opened"},
+                "The broker is unavailable, so jobs wait in PostgreSQL: %s", reason, extra={"action": "relay_opened"}
             )
         self._trim(state)
         state.changed.notify_all()

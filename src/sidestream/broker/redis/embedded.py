@@ -1,6 +1,6 @@
 """Start the embedded Redis server, one per data folder, if no URL is configured.
 
-1. ``redis.lock`` is locked (flock) through a descriptor that the server inherits: lock held means server alive. No pid
+1. ``redis.lock`` is locked (flock) through the server's standard input: lock held means server alive. No pid
    is ever trusted, and a killed server frees the lock with its last descriptor.
 2. :func:`ensure` starts a server when the lock is free, and waits for the one that is there when it is not. Of many
    callers at once exactly one gets the lock.
@@ -43,12 +43,14 @@ SOCKET_LIMIT = 100
 """Longest socket path in bytes; the kernel takes 107 (https://man7.org/linux/man-pages/man7/unix.7.html)."""
 IDLE_INTERVAL = 10.0
 """Seconds between two counts of the server's connections; the server ends when three counts in turn find none."""
-_END_WHEN_IDLE = """
-idle=0
-while sleep "$3" && pid=$(cat "$2") && [ "$pid" = "${first:=$pid}" ] && count=$(grep -cF " $1" /proc/net/unix); do
+_RUN = """
+while sleep "$1" && kill -0 $$ && count=$(grep -cF " $2" /proc/net/unix); do
     if [ "$count" = 1 ]; then idle=$((idle + 1)); else idle=0; fi  # 1: only the socket that listens
-    if [ "$idle" = 3 ]; then kill "$pid"; fi
-done"""
+    if [ "$idle" = 3 ]; then kill $$; fi
+done </dev/null &
+shift 2
+exec "$@"
+"""
 _LISTENING = 0x10000
 _PAUSE = 0.02
 _ANSWER = 1.0
@@ -139,7 +141,7 @@ def ensure(
                 _launch(data_dir, lock, program(data_dir))
                 started = True
         socket = _socket_of(data_dir)
-        silence = _silence(socket) if socket is not None else "it is being started"
+        silence = _silence(socket) if socket is not None else BrokerUnavailable("it is being started")
         if silence is None:
             return f"unix://{socket}"
         if time.monotonic() >= deadline:
@@ -289,7 +291,7 @@ def _lock_if_free(data_dir: Path) -> Iterator[int | None]:
 def _launch(data_dir: Path, lock: int, binary: Path) -> None:
     """Start the server detached, with the locked descriptor; the lock file names its socket."""
     socket = _choose_socket(data_dir)
-    if _listens(socket):
+    if not isinstance(_silence(socket), redis.exceptions.ConnectionError):
         raise SettingsError(
             f"A server that Sidestream did not start listens on {socket}; stop it, or set redis_url or data_dir."
         )
@@ -299,28 +301,23 @@ def _launch(data_dir: Path, lock: int, binary: Path) -> None:
     own = ["--dir", str(data_dir / "redis"), "--logfile", str(log), "--daemonize", "no", "--port", "0"]
     reach = ["--unixsocket", str(socket), "--unixsocketperm", "700", "--maxmemory-policy", "noeviction"]
     keep = ["--appendonly", "yes", "--appendfsync", "everysec", "--save", ""]
-    pid = str(data_dir / "redis.pid")
-    end = ["sh", "-c", _END_WHEN_IDLE, "sidestream-idle", str(socket), pid, str(IDLE_INTERVAL)]
-    for command, held in (([str(binary), *own, *reach, *keep, "--pidfile", pid], (lock,)), (end, ())):
-        try:
-            launcher = subprocess.run(
-                ["setsid", "--fork", *command],  # not our child, so it leaves no zombie
-                pass_fds=held,
-                cwd=data_dir,
-                env=os.environ | ALLOCATOR,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                check=False,
-            )
-        except OSError as error:
-            raise SettingsError(
-                f"The server {binary} could not be started: {error}; install util-linux (setsid)."
-            ) from error
-        if launcher.returncode != 0:
-            raise BrokerUnavailable(
-                f"The embedded server {binary} could not be started (exit code {launcher.returncode})."
-            )
+    detached = ["setsid", "--fork", "sh", "-c", _RUN, "sh", str(IDLE_INTERVAL), str(socket)]
+    try:
+        launcher = subprocess.run(
+            [*detached, str(binary), *own, *reach, *keep],  # not our child, so it leaves no zombie
+            stdin=lock,
+            cwd=data_dir,
+            env=os.environ | ALLOCATOR,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            check=False,
+        )
+    except OSError as error:
+        raise SettingsError(
+            f"The server {binary} could not be started: {error}; install util-linux (setsid)."
+        ) from error
+    if launcher.returncode != 0:
+        raise BrokerUnavailable(f"The embedded server {binary} could not be started (exit code {launcher.returncode}).")
 
 
 def _choose_socket(data_dir: Path) -> Path:
@@ -355,25 +352,14 @@ def _client(socket: Path) -> redis.Redis:
     )
 
 
-def _silence(socket: Path) -> str | None:
+def _silence(socket: Path) -> Exception | None:
     """Return None if the server on ``socket`` accepts commands, else its error."""
     try:
         with _client(socket) as client:
             client.ping()
     except (redis.exceptions.RedisError, OSError) as error:
-        return str(error) or type(error).__name__
+        return error
     return None
-
-
-def _listens(socket: Path) -> bool:
-    try:
-        with _client(socket) as client:
-            client.ping()
-    except redis.exceptions.ConnectionError:
-        return False
-    except redis.exceptions.RedisError:
-        return True
-    return True
 
 
 def _ask_to_end(socket: Path) -> bool:
