@@ -7,13 +7,11 @@ with it: it leads a process group of its own, which the supervisor, or the zygot
 from __future__ import annotations
 
 import logging
-import os
 import resource
 import socket
 import time
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import NoReturn
 
 from sidestream.broker.protocol import Publication
 from sidestream.crashpoints import crash_point
@@ -140,25 +138,6 @@ class Child:
         report = wire.Report(number, upto, idle, self._job_reports, self._times, self._follow_ups, retiring, stale)
         wire.send_report(self._end, report)
         self._job_reports, self._times, self._follow_ups = [], {}, []
-
-
-def serve(end: socket.socket, executor: Executor, slots: Slots, slot: int, limits: ChildLimits) -> NoReturn:
-    """Run a child until its supervisor ends."""
-    try:
-        Child(end, executor, slots, slot, limits).run()
-    except BaseException:
-        log.exception("The child in slot %s failed.", slot, extra={"action": "child_failed"})
-    finally:
-        end_process()
-
-
-def end_process() -> NoReturn:
-    """Write out what this process logged and printed, and end it; never return to the zygote's code."""
-    try:
-        logging.shutdown()
-        flush_stdout()
-    finally:
-        os._exit(0)
 
 
 def flush_stdout() -> None:

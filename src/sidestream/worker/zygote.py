@@ -162,29 +162,34 @@ class Zygote:
             return True
         slot = int(packet)
         with socket.socket(fileno=descriptors[0]) as end:
-            pid = self._fork(end, slot)
+            pid = self._fork("child", lambda: self._be_child(end, slot))
         self._children.add(pid)
         crash_point("zygote.forked")
         self._tell(("forked", slot, pid))
         return True
 
-    def _fork(self, end: socket.socket, slot: int) -> int:
+    def _fork(self, what: str, run: Callable[[], None]) -> int:
+        """Fork a process that calls ``run``, and never returns to the loop, whose end kills the other children."""
         zygote = os.getpid()
         pid = os.fork()
         if pid:
             return pid
         try:
-            self._be_child(zygote, end, slot)
+            self._begin(zygote)
+            run()
         except BaseException:
-            log.exception("A child could not begin.", extra={"action": "child_not_begun"})
-        # Never back into the zygote's loop: its end kills the other children.
-        os._exit(1)
+            log.exception("The %s failed.", what, extra={"action": f"{what.replace(' ', '_')}_failed"})
+        finally:
+            try:
+                logging.shutdown()
+                child.flush_stdout()
+            finally:
+                os._exit(0)
 
-    def _be_child(self, zygote: int, end: socket.socket, slot: int) -> None:
-        self._begin(zygote)
+    def _be_child(self, end: socket.socket, slot: int) -> None:
         set_oom_score_adj(OOM_SCORE)
         limits = child.ChildLimits(self._orders.max_jobs, self._orders.max_memory)
-        child.serve(end, self._executor, self._slots, slot, limits)
+        child.Child(end, self._executor, self._slots, slot, limits).run()
 
     def _begin(self, zygote: int) -> None:
         """Become a process that runs the application's code, after the fork."""
@@ -218,25 +223,19 @@ class Zygote:
     def _start_hooks(self) -> None:
         if self._hook or not self._failures:
             return
-        zygote, failures, self._failures = os.getpid(), self._failures, []
-        self._hook = os.fork()
-        if self._hook:
-            return
-        try:
-            self._begin(zygote)
-            signal.signal(signal.SIGALRM, signal.SIG_DFL)
-            signal.alarm(HOOK_SECONDS)
-            mark_records()
-            for failure in failures:
-                set_job(failure.id, failure.action)
-                self._executor.job_failed(failure)
-                for observer in observers:
-                    observed(observer.job_failed, failure)
-            JobLog().close()
-        except BaseException:
-            log.exception("The failure hooks failed.", extra={"action": "failure_hook_failed"})
-        finally:
-            child.end_process()
+        failures, self._failures = self._failures, []
+        self._hook = self._fork("failure hook", lambda: self._call_hooks(failures))
+
+    def _call_hooks(self, failures: list[JobFailure]) -> None:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(HOOK_SECONDS)
+        mark_records()
+        for failure in failures:
+            set_job(failure.id, failure.action)
+            self._executor.job_failed(failure)
+            for observer in observers:
+                observed(observer.job_failed, failure)
+        JobLog().close()
 
     def _hooks_ended(self, status: int) -> None:
         if status:
