@@ -82,7 +82,7 @@ def main() -> None:
     # Commands print their results; only the worker writes a log, and sets up its own handlers.
     logging.getLogger("sidestream").addHandler(logging.NullHandler())
     try:
-        code: int | None = app(standalone_mode=False)
+        code: int | None = app(prog_name="sidestream", standalone_mode=False)
     except SidestreamError as error:
         if isinstance(error, ApplicationError):
             traceback.print_exception(error.__cause__)
