@@ -14,7 +14,8 @@ from sidestream.job.observer import JobFailure
 
 actions = Actions()
 log = logging.getLogger("shop")
-print("printed at the start", end="; ")
+if "SIDESTREAM_LOG_FORMAT" not in os.environ:  # a JSON line begins a line
+    print("printed at the start", end="; ")
 
 if dsn := os.environ.get("TEST_SENTRY_DSN"):
     import sentry_sdk
