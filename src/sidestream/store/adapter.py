@@ -167,7 +167,8 @@ def translate(error: Exception, doing: str, connection: Any = None) -> StoreErro
     if code[:2] in _UNAVAILABLE_CLASSES or code in _UNAVAILABLE:
         return StoreUnavailable(f"PostgreSQL cannot be used ({doing}): {said} (SQLSTATE {code}); it is tried again.")
     if code in _MISMATCH:
-        return SchemaMismatch(f"The Sidestream tables do not fit ({doing}): {said}; run: sidestream db check")
+        advice = "sidestream db init if there are no tables yet, else sidestream db check"
+        return SchemaMismatch(f"The Sidestream tables do not fit ({doing}): {said}; run {advice}.")
     if code == INSUFFICIENT_PRIVILEGE:
         user = getattr(getattr(connection, "info", None), "user", None)
         return StoreError(
