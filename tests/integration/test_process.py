@@ -156,7 +156,7 @@ def test_after_the_drop_home_and_data_folder_are_the_users(folder: Path) -> None
         ("", "root", "is root; choose an unprivileged user"),
         ("process.reaches = lambda who, path: False\n", "nobody", "cannot read Sidestream in"),
         (
-            "import sys; sys.base_prefix = str(Path('~root/.pyenv').expanduser())\n",
+            "import sys; process.reaches = lambda who, path: str(path) != sys.base_prefix\n",
             "nobody",
             "cannot read this Python in",
         ),
