@@ -8,7 +8,7 @@ What invalidates a prepared statement, and what happens then:
 - After DDL, a changed ``search_path`` or fresh statistics, PostgreSQL plans it again by itself.
 - If a column has another type ("cached plan must not change result type"), or after DEALLOCATE or DISCARD,
   :class:`PlanGone` is raised and the transaction has ended. The next transactions send plain text for a while, because
-  an action that runs DISCARD would cause the error again. Then all statements are prepared under new names.
+  an action that runs DEALLOCATE would cause the error again. Then all statements are prepared under new names.
 - If a table grew a thousandfold before PostgreSQL counted it again, the plan may be unsuitable. An execution that takes
   longer than :data:`SLOW` makes PostgreSQL plan all statements again, at most once in :data:`REPLAN_PAUSE`, because on
   a busy machine well-planned statements are slow too.

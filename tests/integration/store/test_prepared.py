@@ -169,10 +169,17 @@ def test_a_column_of_another_type(session: Session, cursor: Prepared) -> None:
     run(session, cursor, job_id)
 
 
-def test_a_new_column_and_a_new_index_are_nothing_to_it(session: Session, spy: Spy, cursor: Prepared) -> None:
+@pytest.mark.parametrize(
+    "change",
+    [
+        "ALTER TABLE sidestream_job ADD COLUMN extra text; CREATE INDEX ON sidestream_job (created_at)",
+        "SET search_path TO pg_catalog, public",
+    ],
+)
+def test_a_change_after_which_postgresql_plans_again(session: Session, spy: Spy, cursor: Prepared, change: str) -> None:
     for _ in range(8):
         run(session, cursor, session.one())
-    session.execute("ALTER TABLE sidestream_job ADD COLUMN extra text; CREATE INDEX ON sidestream_job (created_at)")
+    session.execute(change)
     run(session, cursor, session.one())
     assert spy.count("PREPARE") == 2
 
