@@ -16,6 +16,7 @@ from sidestream.maintenance.store_connection import StoreConnection
 from sidestream.store import attempts, control, schema
 from sidestream.store.adapter import connect
 from sidestream.store.insert import insert
+from sidestream.store.locks import job_lock, lock_tag, unlock_tag
 from tests.support.servers import PostgresServer
 
 DAY = 86_400
@@ -89,6 +90,19 @@ def test_a_running_job_is_stopped_and_then_cancelled(bench: Bench) -> None:
     assert (bench.state(row_id), bench.pending()) == ("cancelled", [])
     bench.cancellations.step()
     assert bench.stopped == [row_id], "a free row is cancelled without another kill"
+
+
+def test_a_job_between_two_of_its_transactions_is_stopped_and_then_cancelled(bench: Bench) -> None:
+    [row_id] = bench.insert()
+    with bench.connect() as child, child.cursor() as cursor:
+        assert lock_tag(cursor, job_lock(row_id))
+        bench.cancel(row_id)
+        bench.cancellations.step()
+        assert bench.stopped == [row_id]
+        assert (bench.state(row_id), bench.pending()) == ("pending", [row_id])
+        assert unlock_tag(cursor, job_lock(row_id))
+    bench.cancellations.step()
+    assert (bench.state(row_id), bench.pending()) == ("cancelled", [])
 
 
 def test_a_job_that_commits_before_its_cancellation_stays_done(bench: Bench) -> None:

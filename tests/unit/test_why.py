@@ -78,7 +78,7 @@ FROM_ROW: list[tuple[JobDiagnosis, list[Entry], str]] = [
         [],
         f"was to be started by {NOON} and was not: it is about to be cancelled.",
     ),
-    (replace(READY, started_by="w1", started_at=NOW), [], f"runs on w1 since {NOON}."),
+    (replace(READY, started_by="w1", started_at=NOW, expires_at=NOW), [], f"runs on w1 since {NOON}."),
     (
         replace(EARLY, running=True),
         [],
@@ -98,6 +98,7 @@ FROM_ROW: list[tuple[JobDiagnosis, list[Entry], str]] = [
     (
         replace(
             EARLY,
+            expires_at=NOW,
             job=replace(EARLY.job, snoozes=1),
             reason=Reason(ReasonCode.SNOOZED, {"seconds": 60, "message": "no stock"}),
         ),

@@ -138,12 +138,12 @@ def diagnose_row(facts: JobDiagnosis, entries: Iterable[Entry]) -> Diagnosis | N
         return Diagnosis(Code.CANCELLED, {"at": facts.ended_at, "reason": facts.reason})
     if facts.cancelling:
         return Diagnosis(Code.CANCELLING)
-    if facts.expires_at is not None and facts.expires_at <= facts.now and not job.attempts:
-        return Diagnosis(Code.EXPIRING, {"at": facts.expires_at})
     if facts.started_by is not None and facts.started_at is not None:
         return Diagnosis(Code.RUNNING, {"worker": facts.started_by, "at": facts.started_at})
     if facts.running:
         return Diagnosis(Code.HELD)
+    if facts.expires_at is not None and facts.expires_at <= facts.now and not job.attempted:
+        return Diagnosis(Code.EXPIRING, {"at": facts.expires_at})
     if facts.early:
         return _diagnose_early(facts)
     paused = _diagnose_pause(job, entries)

@@ -26,7 +26,7 @@ from sidestream.job.reason import Reason, ReasonCode
 from sidestream.job.states import State
 from sidestream.store.compare_and_set import UTC_NOW, compare_and_set, write
 from sidestream.store.cursor import Cursor, fetch_ids, fetch_one, fetch_value
-from sidestream.store.locks import running_between
+from sidestream.store.locks import NOT_BETWEEN, running_between
 
 _DUE = f"run_at <= {UTC_NOW} + interval '1 second'"
 """A job may be acquired up to a second early, because the clocks of Redis and PostgreSQL differ."""
@@ -48,7 +48,7 @@ def has_predecessor(job: str) -> str:
 
 def expired(job: str) -> str:
     """Return the SQL condition that ``job`` has expired without a start."""
-    return f"({job}.expires_at <= {UTC_NOW} AND {job}.attempts = 0)"
+    return f"({job}.expires_at <= {UTC_NOW} AND {job}.attempts = 0 AND {job}.snoozes = 0)"
 
 
 # Duplicates that overlapping transactions could not see of each other. A later job that replaces this one counts even
@@ -143,10 +143,10 @@ _WHY_NOT = f"""
     FROM sidestream_job j WHERE j.id = %(id)s::bigint"""
 # Cancels a pending row, unless it is locked. Index: the primary key.
 _CANCEL = compare_and_set(f"state = 'cancelled', ended_at = {UTC_NOW}, reason = %(reason)s::text", "state = 'pending'")
-# Locks pending rows FOR SHARE and returns their ids, skipping locked rows. Index: the primary key.
-_WAITING = """
-    SELECT id FROM sidestream_job WHERE id = ANY (%(ids)s::bigint[]) AND state = 'pending' ORDER BY id
-    FOR SHARE SKIP LOCKED"""
+# Locks pending rows FOR SHARE and returns their ids, skipping those of running jobs. Index: the primary key.
+_WAITING = f"""
+    SELECT id FROM sidestream_job WHERE id = ANY (%(ids)s::bigint[]) AND state = 'pending' AND {NOT_BETWEEN}
+    ORDER BY id FOR SHARE SKIP LOCKED"""
 # Waits for the row's lock up to a timeout, and returns its state. Index: the primary key. One statement, so that the
 # timeout needs no transaction and does not outlive it in autocommit mode.
 _STATE_WHEN_UNLOCKED = """
@@ -285,11 +285,9 @@ def _beside(cur: Cursor, row_id: int, until: str, before: Sequence[int], *, retu
     """Examine the pending duplicates ``before``; None when the job may run despite them."""
     if returns and until != "started":
         return None
-    # A job between two of its transactions needs its row again: this transaction, which lasts as long as its own job,
-    # must not lock it.
-    cur.execute(_WAITING, {"ids": sorted(set(before) - running_between(cur, before))})
+    cur.execute(_WAITING, {"ids": list(before)})
     waiting = fetch_ids(cur)
-    waiting -= running_between(cur, waiting)
+    waiting -= running_between(cur, waiting)  # one that got there this moment
     if returns:  # a job that runs already may not see what this job's caller wrote
         return _cancel(cur, row_id, Reason(ReasonCode.DUPLICATE, {"of": min(waiting)})) if waiting else None
     # Until a duplicate is done, this one must not run; waiting ones are cancelled at their start, because it replaces

@@ -16,6 +16,7 @@ from sidestream.store.compare_and_set import UTC_NOW, storable
 from sidestream.store.control import REQUESTS_HANDLED, RETRIED
 from sidestream.store.cursor import Cursor, aware, fetch_all
 from sidestream.store.job_row import OF_J, JobRow, read_job_row
+from sidestream.store.locks import NOT_BETWEEN
 
 LOT = 500
 """Default number of jobs per call: about 20 ms of PostgreSQL's time."""
@@ -85,9 +86,10 @@ _DISCARD = f"""{_LOT_OF_FAILED}
     UPDATE sidestream_job j SET state = 'cancelled', reason = %(reason)s::text FROM lot WHERE j.id = lot.id
     RETURNING {OF_J}"""
 # Cancels pending rows that expired and returns them. Locks them, skipping locked rows. Index: sidestream_job_expires.
+# A job that takes its lock after NOT_BETWEEN read the locks acquires its row later, and then finds that it expired.
 _EXPIRE = f"""
     WITH lot AS MATERIALIZED (
-        SELECT id FROM sidestream_job j WHERE state = 'pending' AND expires_at <= {UTC_NOW} AND {expired("j")}
+        SELECT id FROM sidestream_job j WHERE state = 'pending' AND {expired("j")} AND {NOT_BETWEEN}
         ORDER BY expires_at LIMIT %(limit)s::integer FOR NO KEY UPDATE SKIP LOCKED)
     UPDATE sidestream_job j SET state = 'cancelled', ended_at = {UTC_NOW},
         reason = format('expired|{{"expires_at": "%%s"}}', to_char(j.expires_at, 'YYYY-MM-DD HH24:MI:SS'))

@@ -15,10 +15,11 @@ from sidestream.job.names import check_priority
 from sidestream.job.states import State
 from sidestream.store.compare_and_set import UTC_NOW, CasResult, compare_and_set, write
 from sidestream.store.cursor import Cursor, aware, fetch_all
+from sidestream.store.locks import NOT_BETWEEN
 
 _CANCELLED = f"state = 'cancelled', ended_at = {UTC_NOW}, reason = NULL"
-# Cancels a pending row, unless it is locked. Index: the primary key (as for every compare-and-set).
-_CANCEL = compare_and_set(_CANCELLED, "state = 'pending'")
+# Cancels a pending row, unless it runs. Index: the primary key (as for every compare-and-set).
+_CANCEL = compare_and_set(_CANCELLED, f"state = 'pending' AND {NOT_BETWEEN}")
 # Writes a cancel request unless one is unhandled. Index: sidestream_control_pending.
 _REQUEST_CANCEL = """
     INSERT INTO sidestream_control (job_id, request) SELECT %(id)s::bigint, 'cancel'
@@ -33,7 +34,7 @@ _CARRY_OUT = f"""
         FOR NO KEY UPDATE SKIP LOCKED),
     mine AS MATERIALIZED (
         SELECT id FROM sidestream_job WHERE id = (SELECT job_id FROM asked) AND state = 'pending'
-        FOR NO KEY UPDATE SKIP LOCKED)
+        AND {NOT_BETWEEN} FOR NO KEY UPDATE SKIP LOCKED)
     UPDATE sidestream_job j SET {_CANCELLED} FROM mine WHERE j.id = mine.id RETURNING j.state, j.attempts"""
 # Marks a request as handled. Locks it, skipping locked rows. Index: the primary key.
 _HANDLE_ONE = f"""

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from sidestream.job.names import tag
 from sidestream.store.cursor import Cursor, fetch_ids, fetch_value
 
-# Returns the keys of the advisory locks that sessions of this database hold.
+# Returns the numbers of the advisory locks that sessions of this database hold.
 _HELD = """
-    SELECT (classid::bigint << 32) | objid::bigint FROM pg_locks
+    SELECT (classid::bigint << 32) | objid::bigint AS number FROM pg_locks
     WHERE locktype = 'advisory' AND granted AND objsubid = 1
     AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"""
+NOT_BETWEEN = f"id <> ALL (ARRAY(SELECT number # (1::bigint << 63) FROM ({_HELD}) held))"  # noqa: S608  # a constant
+"""The SQL condition that a row's job is not between two of its transactions, where it runs with its row unlocked."""
 # Returns the sessions that hold the row of a job, or one of these advisory locks. Index: the primary key.
 HOLDERS = """
     SELECT pid FROM pg_locks WHERE granted AND CASE locktype
@@ -42,8 +43,8 @@ _STARTED = """
 
 
 def job_lock(row_id: int) -> bytes:
-    """Return the lock of a job, which one with several transactions holds until it ends."""
-    return tag(f"job {row_id}", 8)
+    """Return the lock of a job, which one with several transactions holds until it ends: its id, the top bit set."""
+    return (row_id | 1 << 63).to_bytes(8, "big")
 
 
 def lock_tag(cur: Cursor, lock: bytes) -> bool:

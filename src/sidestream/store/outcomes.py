@@ -12,6 +12,7 @@ from sidestream.job.job import ACCUSED_AFTER
 from sidestream.job.reason import Reason
 from sidestream.store.compare_and_set import UTC_NOW, CasResult, compare_and_set, storable, write
 from sidestream.store.cursor import Cursor
+from sidestream.store.locks import NOT_BETWEEN
 
 AGE_CAP = 24 * 3600.0
 """Seconds after its first counted release for which a job may be released again."""
@@ -93,7 +94,7 @@ _COUNT_RELEASES = compare_and_set(
                             {_COUNTED}, to_char(coalesce(j.released_since, {UTC_NOW}), 'YYYY-MM-DD HH24:MI:SS'),
                             %(message)s::text)
                 ELSE j.error END""",
-    "state = 'pending'",
+    f"state = 'pending' AND {NOT_BETWEEN}",
 )
 
 

@@ -22,7 +22,7 @@ from sidestream.store.compare_and_set import UTC_NOW
 from sidestream.store.cursor import Cursor, fetch_all, fetch_ids, fetch_one
 from sidestream.store.diagnosis import pending_among
 from sidestream.store.job_row import OF_J, JobRow, read_job_row
-from sidestream.store.locks import running_between
+from sidestream.store.locks import NOT_BETWEEN, running_between
 
 PENDING_FEW = 10
 """Number of pending duplicates that are examined; only overlapping transactions create more than one."""
@@ -48,11 +48,11 @@ _LOOK_UP = f"""
             ORDER BY j.id DESC LIMIT {KEPT_FEW}) newest
          WHERE state <> 'cancelled' AND created_at > {UTC_NOW} - wanted.seconds * interval '1 second')) j
     ORDER BY wanted.place, j.id"""
-# Locks pending rows and returns their ids, skipping locked rows. Index: the primary key. At REPEATABLE READ it raises
-# 40001 when a row changed after the snapshot.
-_LOCK = """
-    SELECT id FROM sidestream_job WHERE id = ANY (%(ids)s::bigint[]) AND state = 'pending'
-    ORDER BY id FOR {strength} SKIP LOCKED"""
+# Locks pending rows and returns their ids, skipping those of running jobs. Index: the primary key. At REPEATABLE READ
+# it raises 40001 when a row changed after the snapshot.
+_LOCK = f"""
+    SELECT id FROM sidestream_job WHERE id = ANY (%(ids)s::bigint[]) AND state = 'pending' AND {NOT_BETWEEN}
+    ORDER BY id FOR {{strength}} SKIP LOCKED"""
 # A job that waits does not start before the caller's transaction ends, so that it sees what the caller wrote.
 _SHARE = _LOCK.format(strength="SHARE")
 _MINE = _LOCK.format(strength="NO KEY UPDATE")
@@ -202,11 +202,9 @@ def _decide(
 ) -> None:
     returning = [at for at in found if wanted[at].on_conflict == "return"]
     others = [at for at in found if wanted[at].on_conflict != "return"]
-    # A job between two of its transactions has left its row unlocked and needs it again: never lock that one.
-    between = running_between(cur, {one.job.id for rows in found.values() for one in rows if one.pending})
-    ids = [one.job.id for at in returning for one in found[at] if one.pending and one.job.id not in between]
+    ids = [one.job.id for at in returning for one in found[at] if one.pending]
     waiting, gone = _lock(cur, _SHARE, ids, guarded=guarded)
-    ids = [one.job.id for at in others for one in found[at] if one.pending and one.job.id not in between]
+    ids = [one.job.id for at in others for one in found[at] if one.pending]
     mine, gone_too = _lock(cur, _MINE, ids, guarded=guarded)
     gone |= gone_too
     held = waiting | mine

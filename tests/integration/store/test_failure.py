@@ -12,6 +12,7 @@ from sidestream.job.job import Job
 from sidestream.job.reason import Reason, ReasonCode
 from sidestream.store import acquire, bulk, candidates, control, outcomes, queries
 from sidestream.store.bulk import Filter
+from sidestream.store.locks import job_lock, lock_tag, unlock_tag
 from tests.integration.store.sessions import Session, due_jobs
 
 NOW = datetime.now(UTC)
@@ -111,6 +112,24 @@ def test_maintenance_cancels_expired_jobs_that_wait_and_no_others(a: Session, b:
     assert isinstance(a.acquire_row(started), acquire.Acquired), "it was started in time; a retry is no start"
     a.rollback()
     assert {row.id for row in queries.page(a.cur, "pending")} == {started, running, later, never}
+
+
+def test_a_job_between_two_of_its_transactions_does_not_expire(a: Session, b: Session) -> None:
+    job_id = a.one(expires_at=NOW - timedelta(minutes=1))
+    assert lock_tag(b.cur, job_lock(job_id))
+    assert bulk.expire(a.cur) == []
+    assert isinstance(b.acquire_row(job_id, attempts_seen=0), acquire.Acquired)
+    b.rollback()
+    assert unlock_tag(b.cur, job_lock(job_id))
+    assert [job.id for job in bulk.expire(a.cur)] == [job_id]
+
+
+def test_a_snoozed_job_was_started_and_does_not_expire(a: Session) -> None:
+    job_id = a.one(expires_at=NOW + timedelta(minutes=1))
+    assert outcomes.snooze(a.cur, job_id, 0, 0.0, SNOOZED, 9).applied
+    a.execute("UPDATE sidestream_job SET expires_at = now() - interval '1 day' WHERE id = %(id)s", {"id": job_id})
+    assert bulk.expire(a.cur) == []
+    a.hold(job_id)
 
 
 # -- snooze ----------------------------------------------------------------------------------------------------------

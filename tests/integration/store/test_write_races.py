@@ -22,6 +22,7 @@ from sidestream.job.states import State
 from sidestream.store import acquire, control, outcomes, queries, sessions
 from sidestream.store.adapter import SERIALIZATION_FAILURE, sqlstate
 from sidestream.store.insert import insert_done
+from sidestream.store.locks import job_lock, lock_tag, unlock_tag
 from tests.integration.store.conftest import Connect
 from tests.integration.store.sessions import ERRORS, Session, beside, due_jobs, until_busy, until_gone, until_waiting
 
@@ -76,6 +77,18 @@ def test_no_write_waits_for_a_job_that_runs(a: Session, b: Session, write: str) 
     assert WRITES[write](b, job, 0).locked
     assert b.row(job, "*") == before
     a.rollback()
+    assert WRITES[write](b, job, 0).applied
+
+
+@pytest.mark.parametrize("write", ["count", "cancel"])
+def test_a_job_between_two_of_its_transactions_runs(a: Session, b: Session, write: str) -> None:
+    """Its worker's own writes follow the end of its session; these two come from anywhere."""
+    job = a.one()
+    assert lock_tag(a.cur, job_lock(job))
+    before = b.row(job, "*")
+    assert WRITES[write](b, job, 0).locked
+    assert b.row(job, "*") == before
+    assert unlock_tag(a.cur, job_lock(job))
     assert WRITES[write](b, job, 0).applied
 
 
