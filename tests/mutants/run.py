@@ -62,7 +62,7 @@ MUTANTS = (
     ),
     Mutant("lost-session-not-charged", (f"{_SESSIONS}test_a_job_that_loses_its_session_each_time_fails_at_the_third",)),
     Mutant("slot-in-pieces", ("tests/unit/test_slots.py",)),
-    Mutant("limit-not-held", ("tests/acceptance/test_sharing.py",)),
+    Mutant("limit-not-held", ("tests/contract/test_brokers.py::TestConcurrency",)),
     Mutant("leases-of-the-other-broker-not-counted", ("tests/acceptance/test_limits_redis_away.py",)),
     Mutant(
         "follow-ups-in-one-packet", ("tests/acceptance/test_fan_out.py::test_a_fan_out_job_leaves_bystanders_alone",)
