@@ -29,8 +29,8 @@ HEAD = """\
 # Platforms
 
 Made by `make test-matrix`, which runs the engine's unit, contract and integration tests on each of these systems.
-Sidestream needs at least Python 3.11, PostgreSQL 14, and Redis 7.0 or any Valkey. Versions that are not in the table are not tested.
-Odoo 19 is tested on Debian 12. Skipped tests are of capabilities that a broker does not have.
+Sidestream needs at least Python 3.11, PostgreSQL 14, and Redis 7.0 or any Valkey. Versions that are not in the table
+are not tested. Odoo 19 is tested on Debian 12. Skipped tests are of capabilities that a broker does not have.
 
 | System | Python | PostgreSQL | Redis | Valkey | Tests |
 |---|---|---|---|---|---|
