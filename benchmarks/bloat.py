@@ -65,9 +65,9 @@ def main() -> None:
             Row("table a done job", figure(table / asked.jobs), "bytes"),
             Row("indexes a done job", figure(indexes / asked.jobs), "bytes"),
             Row("WAL a job (insert to done)", figure(wal / asked.jobs), "bytes"),
-            Row("failed rows at the end, of all jobs", figure(100 * dead / asked.jobs), "%"),
+            Row("dead tuples at the end, of all jobs", figure(100 * dead / asked.jobs), "%"),
             Row(
-                "most failed rows at the end of a tenth, of all jobs",
+                "most dead tuples at the end of a tenth, of all jobs",
                 figure(100 * max(s[2] for s in sizes) / asked.jobs),
                 "%",
             ),
@@ -147,7 +147,7 @@ def wait_for(ledger: Stamps, upto: int, worker: Worker) -> None:
 
 
 def look(world: World) -> tuple[int, int, int]:
-    """Return the bytes of the table and of its indexes, and the failed rows that PostgreSQL counts."""
+    """Return the bytes of the table and of its indexes, and the dead tuples that PostgreSQL counts."""
     with psycopg.connect(world.dsn or "", autocommit=True) as connection:
         table, indexes, dead = connection.execute(SIZES).fetchone() or (0, 0, 0)
     return int(table), int(indexes), int(dead or 0)
