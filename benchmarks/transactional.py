@@ -104,7 +104,7 @@ def bare_loop(world: World, ledger: Stamps, size: int) -> Drain:
 
 
 def settle_database(world: World) -> None:
-    """Give every drain the same start: no dirty pages, no failed rows, fresh statistics."""
+    """Give every drain the same start: no dirty pages, no dead tuples, fresh statistics."""
     with psycopg.connect(world.dsn or "", autocommit=True) as connection:
         connection.execute("VACUUM ANALYZE")
         connection.execute("CHECKPOINT")

@@ -286,7 +286,7 @@ def megabytes(pid: int) -> Process:
 
 
 def settle(shop: Shop) -> None:
-    """Give every measure the same start: an empty ledger, no dirty pages, no failed rows, fresh statistics."""
+    """Give every measure the same start: an empty ledger, no dirty pages, no dead tuples, fresh statistics."""
     shop.stamps.clear()
     shop.look.execute(f"VACUUM ANALYZE {TABLES}")
     shop.look.execute("CHECKPOINT")
