@@ -26,7 +26,7 @@ class Contents:
 
 
 def follow(known: Contents, found: Generation, *, synced: bool, build_at: float) -> Contents:
-    """Return what is known after a look at the generation; ``build_at``: when to compare a new one that nobody synced.
+    """Return what is known after a look at the generation; ``build_at``: when to compare one that is not synced yet.
 
     ``synced``: whether all databases that are served here are synced in it.
     """

@@ -125,7 +125,7 @@ class LeaseReclaimer:
         return more
 
     def _keep(self) -> None:
-        """Renew what we still hold, so that nobody takes it over from us."""
+        """Renew what we still hold, so that no other worker takes it over."""
         if self._taken:
             lost = set(self._broker.renew(self._worker, [one.delivery.lease for one in self._taken]))
             # What is not decided is decided all the same: whoever has it now knows nothing of its first owner.

@@ -1,4 +1,4 @@
-"""Decide what becomes of the deliveries that a dead worker lost, and charge the rows of their jobs."""
+"""Decide what happens to deliveries whose leases ran out, and charge the rows of jobs whose worker died."""
 
 from __future__ import annotations
 
@@ -110,5 +110,5 @@ def of_row(written: CasResult) -> Verdict | None:
 
 
 def may_have_run(delivery: Delivery, running: frozenset[bytes] | None) -> bool:
-    """Return whether a job may have run when its worker died; ``running`` is None when nobody can read its slots."""
+    """Return whether a job may have run when its worker died; ``running`` is None when its slots cannot be read."""
     return running is None or delivery.reference in running
