@@ -60,7 +60,7 @@ BANNER_ACTIONS = 20
 SHORTEST_PAUSE, LONGEST_PAUSE = 0.25, 10.0
 """Shortest and longest seconds between two attempts to connect to PostgreSQL at the start."""
 YIELDING = 6.0
-"""Seconds of which a worker that cannot write its outcomes asks for its turn in one: the turn runs out in between."""
+"""A worker that cannot write outcomes competes for the lease reclaimer's turn in one of so many seconds only."""
 EMBEDDED_INTERVAL = 1.0
 """Seconds between two checks of the embedded server."""
 
